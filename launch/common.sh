@@ -1,0 +1,117 @@
+# Shared by the launch scripts; sourced, not run.
+# shellcheck shell=bash
+
+say() { printf '\033[1m[%s]\033[0m %s\n' "${0##*/}" "$*" >&2; }
+
+die() {
+  printf '[%s] error: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
+
+# Prints the comment block at the top of the calling script, without the "# ".
+usage() { sed -n '2,/^[^#]/{ /^#/!q; s/^# \{0,1\}//; p; }' "$0"; }
+
+# find_python MINIMUM [MAXIMUM]: prints the path of a Python whose version is in the range and
+# that can make virtual environments. $PYTHON, when set, is the only one looked at.
+find_python() {
+  local minimum=$1 maximum=${2:-3.99} candidate found seen="" command
+  local candidates=()
+  if [[ -n "${PYTHON:-}" ]]; then
+    candidates=("$PYTHON")
+  else
+    candidates=(python3 python3.13 python3.12 python3.11 python3.14 python)
+    # Interpreters that a version manager holds but has not put on the PATH, newest first.
+    while IFS= read -r found; do
+      candidates+=("$found")
+    done < <(compgen -G "${PYENV_ROOT:-$HOME/.pyenv}/versions/3.*/bin/python3" | sort -rV)
+  fi
+  for command in "${candidates[@]}"; do
+    candidate=$(command -v "$command" 2>/dev/null) || {
+      seen+="  $command: not found"$'\n'
+      continue
+    }
+    # Running it is the only safe question: a shim may exist for a version that does not.
+    found=$("$candidate" - "$minimum" "$maximum" 2>/dev/null <<'PY'
+import sys
+
+low, high = (tuple(map(int, v.split("."))) for v in sys.argv[1:3])
+version = ".".join(map(str, sys.version_info[:3]))
+if not low <= sys.version_info[:2] <= high:
+    print(f"no: version {version}")
+else:
+    try:
+        import ensurepip, venv  # noqa: F401
+    except ImportError:
+        print("no-venv:" + sys.executable)
+    else:
+        print("yes:" + sys.executable)
+PY
+    ) || found="no: does not start"
+    case "$found" in
+      yes:*)
+        printf '%s\n' "${found#yes:}"
+        return 0
+        ;;
+      no-venv:*)
+        if have_uv; then
+          printf '%s\n' "${found#no-venv:}"
+          return 0
+        fi
+        seen+="  $candidate: has no venv module (Debian and Ubuntu: apt install python3-venv)"$'\n'
+        ;;
+      *) seen+="  $candidate: ${found#no: }"$'\n' ;;
+    esac
+  done
+  local range="$minimum or newer"
+  [[ "$maximum" == 3.99 ]] || range="$minimum to $maximum"
+  printf '[%s] no Python %s found. Looked at:\n%s' "${0##*/}" "$range" "$seen" >&2
+  printf 'Install one, or name it: PYTHON=/path/to/python3 bash %s\n' "$0" >&2
+  return 1
+}
+
+have_uv() { [[ "${JAXCLIP_NO_UV:-}" != 1 ]] && command -v uv >/dev/null 2>&1; }
+
+# sha256 of what decides the contents of an environment.
+_environment_hash() {
+  local environment=$1 extras=$2
+  {
+    cat pyproject.toml
+    printf '%s\n' "$PWD" "$environment" "$extras"
+    "$environment/bin/python" -c 'import sys; print(sys.version)'
+  } | { sha256sum 2>/dev/null || shasum -a 256; } | cut -d' ' -f1
+}
+
+# ensure_environment DIRECTORY EXTRA PYTHON_MINIMUM [PYTHON_MAXIMUM]: a virtual environment with
+# this package (editable) and its EXTRA in it. Does nothing when pyproject.toml has not changed
+# since the last time; an environment that is broken or too old is made anew. Run from the root.
+ensure_environment() {
+  local environment=$1 extra=$2 minimum=$3 maximum=${4:-3.99} stamp hash python
+  stamp="$environment/.jaxclip-$extra"
+  if [[ -x "$environment/bin/python" ]] &&
+    "$environment/bin/python" -c "import sys; sys.exit(sys.version_info[:2] < (${minimum/./, }))" \
+      2>/dev/null; then
+    hash=$(_environment_hash "$environment" "$extra")
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$hash" ]]; then
+      return 0
+    fi
+  else
+    python=$(find_python "$minimum" "$maximum") || exit 1
+    say "making $environment with $python"
+    if have_uv; then
+      uv venv --quiet --clear --python "$python" "$environment"
+    else
+      "$python" -m venv --clear "$environment"
+    fi
+    hash=$(_environment_hash "$environment" "$extra")
+  fi
+  say "installing jaxclip[$extra] into $environment (only when pyproject.toml changes)"
+  # The old stamps go first: an installation cut short must not look finished.
+  rm -f "$environment"/.jaxclip-*
+  if have_uv; then
+    uv pip install --python "$environment/bin/python" --editable ".[$extra]"
+  else
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --editable ".[$extra]"
+  fi
+  printf '%s\n' "$hash" >"$stamp"
+}

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Runs the checks: makes .venv, installs jaxclip[test], then lint, format, types, shell, tests.
+#
+#   bash launch/test.sh                       everything but the tests marked slow
+#   bash launch/test.sh tests/optim -k zclip  only pytest, with these arguments
+#   bash launch/test.sh -m slow               the slow ones
+#
+# Environment:
+#   PYTHON            the Python to make .venv with (3.11 or newer; default: looks for one)
+#   JAXCLIP_VENV      the virtual environment (default: .venv)
+#   JAXCLIP_WORKERS   processes for the tests (default: one a core, at most 4; 0: no xdist)
+#   JAXCLIP_NO_UV=1   use pip even where uv is installed
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+cd "$root"
+
+case "${1:-}" in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+esac
+
+environment=${JAXCLIP_VENV:-.venv}
+ensure_environment "$environment" test 3.11
+bin=$environment/bin
+
+if (($# > 0)); then
+  exec "$bin/python" -m pytest "$@"
+fi
+
+# Every check runs, whatever the ones before it said; what failed is repeated at the end.
+failed=()
+check() {
+  local name=$1
+  shift
+  say "$name"
+  "$@" || failed+=("$name")
+}
+check "ruff check" "$bin/ruff" check .
+check "ruff format" "$bin/ruff" format --check .
+check "mypy" "$bin/mypy"
+check "shellcheck" "$bin/shellcheck" --external-sources launch/*.sh launch/*/*.sh .ci/run
+
+workers=${JAXCLIP_WORKERS:-}
+if [[ -z "$workers" ]]; then
+  workers=$("$bin/python" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null ||
+    echo 1)
+fi
+parallel=()
+if ((workers > 1)); then
+  parallel=(--numprocesses "$workers" --dist loadfile)
+fi
+if ((${#failed[@]} > 0)); then
+  say "failed so far: ${failed[*]}"
+fi
+check "pytest" "$bin/python" -m pytest "${parallel[@]}" --durations=15
+
+if ((${#failed[@]} > 0)); then
+  die "failed: ${failed[*]}"
+fi
