@@ -1,0 +1,397 @@
+"""Checkpoints: asynchronous, all or nothing, verified before use (orbax underneath).
+
+Layout of the folder::
+
+    step_00000500/
+      state/          the arrays, written by orbax (tensorstore, OCDBT)
+      manifest.json   commits the checkpoint: digests of all files, metrics, ``extra``, tree
+
+The state is stored under plain nested names (``params/image/…``, ``opt_state/0/mu/…``), so that
+other programs, and later versions of the same optimizer, can read parts of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxclip.train import agreement, manifest, state_io, storage
+
+logger = logging.getLogger("jaxclip")
+
+_STEP_DIRECTORY = re.compile(r"step_(\d{8,})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be written or read; the message names the path and the way out."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held.
+
+    Attributes:
+      state: the state, in the structure, dtypes and shardings that were asked for.
+      step: the step it was saved at.
+      extra: what was given to :meth:`Checkpointer.save` as ``extra``.
+      metrics: what was given as ``metrics``.
+      skipped: one line for each newer checkpoint that could not be used, newest first.
+    """
+
+    state: Any
+    step: int
+    extra: dict[str, Any]
+    metrics: dict[str, float]
+    skipped: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class _Search:
+    """The search for a usable checkpoint: steps passed over, why, and how many were damaged."""
+
+    passed: list[int]
+    lines: list[str]
+    damaged: int
+
+
+class Checkpointer:
+    """Saves and restores training states in a folder.
+
+    Saving copies the arrays to the host and returns; writing, hashing, committing and the removal
+    of old checkpoints happen in the background, one save at a time. With several processes every
+    method must be called by all of them; process 0 commits and decides which step is restored.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 3,
+        keep_best: int = 1,
+        best_metric: str = "",
+        best_mode: str = "max",
+        writable: bool = True,
+    ):
+        """Open (and, if ``writable``, create and probe) the folder.
+
+        Args:
+          directory: folder of the checkpoints; ``gs://…`` works where its file system is installed.
+          keep_last: how many of the newest checkpoints stay (at least 1).
+          keep_best: how many of the best by ``best_metric`` stay as well.
+          best_metric: key of ``metrics``; empty: none is kept for being good.
+          best_mode: ``"max"`` or ``"min"``.
+          writable: False for readers, such as an evaluation beside a run: nothing is ever changed.
+
+        Raises:
+          ValueError: an option out of range.
+          CheckpointError: the folder can't be written.
+        """
+        if keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last={keep_last} must be at least 1")
+        if keep_best < 0:
+            raise ValueError(f"checkpoint.keep_best={keep_best} must not be negative")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.best_mode={best_mode!r} must be 'max' or 'min'")
+        self.directory = epath.Path(directory)
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._best_metric, self._best_mode = best_metric, best_mode
+        self._writable = writable
+        # Steps that all processes know to be on disk or on their way there.
+        self._known: set[int] = set()
+        self._thread: threading.Thread | None = None
+        self._error: tuple[int, BaseException] | None = None
+        self._orbax: ocp.AsyncCheckpointer | None = None
+        if writable and jax.process_index() == 0:
+            problem = storage.probe(self.directory)
+            if problem:
+                raise CheckpointError(problem)
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close()
+        except CheckpointError as second:  # never hide the first error behind this one
+            logger.error("%s", second)
+
+    # Saving.
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, float] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Start saving a state; returns once its arrays are copied to the host.
+
+        Args:
+          step: the number of updates done, which is also the position in the data.
+          state: pytree of arrays (typed PRNG keys included) and numbers. It may be donated to the
+            next step straight away.
+          metrics: numbers to choose the best checkpoint by.
+          extra: JSON-serialisable, for instance the configuration.
+
+        Returns:
+          True; False if this step is saved already (then only its metrics are updated).
+
+        Raises:
+          CheckpointError: an earlier save failed in the background, or this one can't start.
+          TypeError: ``extra`` is not JSON-serialisable.
+        """
+        self.wait()
+        step = int(step)
+        numbers = {key: float(value) for key, value in (metrics or {}).items()}
+        if step in self._known:
+            if numbers and jax.process_index() == 0:
+                self._update_metrics(step, numbers)
+            return False
+        json.dumps(extra)
+        tree = state_io.to_nested(state)
+        content = {
+            "step": step,
+            "metrics": storage.encode_floats(numbers),
+            "extra": dict(extra or {}),
+            "tree": state_io.describe(state),
+        }
+        target = self._path(step)
+        try:
+            if jax.process_index() == 0:
+                self._remove_unfinished()
+                self._remove(step)
+                target.mkdir(parents=True, exist_ok=True)
+            if self._orbax is None:
+                self._orbax = ocp.AsyncCheckpointer(state_io.handler(), timeout_secs=3600)
+            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree))
+        except Exception as error:
+            self._remove(step)
+            raise self._explain(step, error) from error
+        self._known.add(step)
+        self._thread = threading.Thread(
+            target=self._commit, args=(step, content), name="checkpoint_commit"
+        )
+        self._thread.start()
+        return True
+
+    def wait(self) -> None:
+        """Block until the save in the background, if any, is committed.
+
+        Raises:
+          CheckpointError: it failed; the checkpoints before it are untouched.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            step, error = self._error
+            self._error = None
+            raise self._explain(step, error) from error
+
+    def close(self) -> None:
+        """Wait for the last save and let go of orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            if self._orbax is not None:
+                self._orbax.close()
+                self._orbax = None
+
+    def _commit(self, step: int, content: dict[str, Any]) -> None:
+        """In the background: finish the arrays, write the manifest, drop old checkpoints."""
+        try:
+            assert self._orbax is not None
+            self._orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.write(self._path(step), content)
+                self._prune()
+        except BaseException as error:  # handed to the main thread by wait()
+            self._error = (step, error)
+            self._known.discard(step)
+            if jax.process_index() == 0:
+                self._remove(step)
+
+    def _update_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        content = manifest.read(self._path(step))
+        content["metrics"] = {**content["metrics"], **storage.encode_floats(metrics)}
+        manifest.put(self._path(step), content)
+
+    def _prune(self) -> None:
+        """Drop all but the newest and the best, now that a newer one is safe."""
+        keep = set(self.steps()[-self._keep_last :]) | set(self._ranked()[: self._keep_best])
+        for step in self._on_disk():
+            if step not in keep:
+                self._remove(step)
+                self._known.discard(step)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a killed process left behind."""
+        finished = set(self.steps())
+        newest = max(finished, default=-1)
+        for step in self._on_disk():
+            # A damaged manifest on the newest checkpoints is kept for a look until a newer
+            # checkpoint is committed; without a manifest there is nothing to look at.
+            unfinished = not (self._path(step) / manifest.NAME).exists()
+            if step not in finished and (unfinished or step < newest):
+                self._remove(step)
+        for entry in self.directory.iterdir():
+            if entry.name.endswith(".removed"):
+                entry.rmtree(missing_ok=True)
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint; renamed first, so that half a removal never looks like damage."""
+        path = self._path(step)
+        if jax.process_index() != 0 or not path.exists():
+            return
+        doomed = path.with_name(path.name + ".removed")
+        try:
+            doomed.rmtree(missing_ok=True)
+            path.rename(doomed)
+            doomed.rmtree(missing_ok=True)
+        except OSError as error:
+            logger.warning("old checkpoint %s can't be removed: %s", path, error)
+
+    def _explain(self, step: int, error: BaseException) -> CheckpointError:
+        """The error for a failed save, with the way out."""
+        before = [other for other in self.steps() if other != step]
+        safe = f"step {before[-1]} is the newest intact one" if before else "none is on disk yet"
+        return CheckpointError(
+            f"checkpoint of step {step} was not written to {self.directory}: "
+            f"{storage.reason(error, self.directory)}; {safe}"
+        )
+
+    # Reading.
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints, ascending (their arrays are not verified here)."""
+        return [step for step in self._on_disk() if self._manifest(step) is not None]
+
+    def best_step(self) -> int | None:
+        """The step with the best ``best_metric``, or None if none has been measured."""
+        ranked = self._ranked()
+        return ranked[0] if ranked else None
+
+    def restore_latest(self, abstract_state: Any, *, partial: bool = False) -> Restored | None:
+        """Restore the newest checkpoint that is whole, reporting each one that is not.
+
+        Args:
+          abstract_state: pytree of ``jax.ShapeDtypeStruct`` (or arrays) with the shardings wanted;
+            mesh and number of devices may differ from those of the run that saved.
+          partial: ``abstract_state`` may be a part of what was saved, for instance a dict with
+            ``params`` alone.
+
+        Returns:
+          The checkpoint, or None where no save was ever finished.
+
+        Raises:
+          CheckpointError: there are checkpoints, but each of them is damaged.
+          ValueError: the checkpoint is whole but of another state; the message names the leaves.
+        """
+        return self._restore(None, abstract_state, partial)
+
+    def restore(self, step: int, abstract_state: Any, *, partial: bool = False) -> Restored:
+        """Restore the checkpoint of one step; arguments as :meth:`restore_latest`.
+
+        Raises:
+          CheckpointError: it does not exist or is damaged.
+          ValueError: it is of another state.
+        """
+        restored = self._restore(int(step), abstract_state, partial)
+        if restored is None:
+            have = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(
+                f"no usable checkpoint of step {step} in {self.directory}; there are: {have}"
+            )
+        return restored
+
+    def _restore(self, only: int | None, abstract_state: Any, partial: bool) -> Restored | None:
+        self.wait()
+        search = _Search([], [], 0)
+        while (step := self._choose(only, search)) >= 0:
+            path = self._path(step)
+            content = manifest.read(path)
+            # Not a matter of damage: an older checkpoint of the same run would not fit either.
+            state_io.check_tree(content["tree"], abstract_state, path, partial=partial)
+            failure = ""
+            try:
+                state = state_io.restore(path / "state", abstract_state)
+            except Exception as error:
+                failure = f"{type(error).__name__}: {error}"
+            if agreement.all_agree(not failure):
+                self._known = agreement.broadcast_steps(self.steps())
+                metrics = storage.decode_floats(content["metrics"])
+                return Restored(state, step, content["extra"], metrics, tuple(search.lines))
+            search.damaged += 1
+            self._pass_over(search, step, failure or "another process could not read it")
+        damaged = int(agreement.broadcast(np.asarray(search.damaged)))
+        if damaged and only is None:
+            raise CheckpointError(
+                f"every checkpoint in {self.directory} is damaged:\n  "
+                + "\n  ".join(search.lines)
+                + "\nbring back a copy, or remove the folder to start from the beginning"
+            )
+        return None
+
+    def _choose(self, only: int | None, search: _Search) -> int:
+        """The newest whole step not yet passed over, or -1; process 0's choice for all."""
+        chosen = -1
+        if jax.process_index() == 0:
+            for step in reversed(self._on_disk()):
+                if step in search.passed or (only is not None and step != only):
+                    continue
+                try:
+                    manifest.verify(self._path(step))
+                except manifest.ManifestError as error:
+                    # One that was never finished is the trace of a kill, not of damage.
+                    search.damaged += not isinstance(error, manifest.MissingManifestError)
+                    self._pass_over(search, step, str(error))
+                    continue
+                chosen = step
+                break
+        return int(agreement.broadcast(np.asarray(chosen)))
+
+    def _pass_over(self, search: _Search, step: int, reason: str) -> None:
+        search.passed.append(step)
+        search.lines.append(f"checkpoint {self._path(step)} can't be used: {reason}")
+        logger.warning("%s; trying the one before it", search.lines[-1])
+
+    # Small parts.
+
+    def _path(self, step: int) -> epath.Path:
+        return self.directory / f"step_{step:08d}"
+
+    def _on_disk(self) -> list[int]:
+        if not self.directory.exists():
+            return []
+        found = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in self.directory.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def _manifest(self, step: int) -> dict[str, Any] | None:
+        try:
+            return manifest.read(self._path(step))
+        except manifest.ManifestError:
+            return None
+
+    def _ranked(self) -> list[int]:
+        """Steps that have the best metric, best first; of equals the earlier one."""
+        scored = []
+        for step in self.steps() if self._best_metric else []:
+            content = self._manifest(step) or {"metrics": {}}
+            value = storage.decode_floats(content["metrics"]).get(self._best_metric, math.nan)
+            if not math.isnan(value):
+                scored.append((-value if self._best_mode == "max" else value, step))
+        return [step for _, step in sorted(scored)]

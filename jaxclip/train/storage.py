@@ -1,0 +1,102 @@
+"""What can be wrong with a folder that a run writes to, said in words that help."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+
+def is_local(path: os.PathLike[str] | str) -> bool:
+    """Whether a path lies in the machine's own file system, not in an object store."""
+    return "://" not in os.fspath(path)
+
+
+def probe(directory: epath.Path) -> str:
+    """Create a folder and try to write to it.
+
+    Args:
+      directory: the folder.
+
+    Returns:
+      What is wrong, with the way out; empty where all is well.
+    """
+    name = directory / f".probe-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        name.write_text("probe")
+        name.unlink()
+    except OSError as error:
+        return f"{directory} can't be written: {reason(error, directory)}"
+    return ""
+
+
+def reason(error: BaseException, directory: epath.Path) -> str:
+    """Why writing to a folder failed and what helps, from any error on the way there."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    text = " ".join(str(link) for link in chain)
+    codes = {link.errno for link in chain if isinstance(link, OSError)}
+    # Tensorstore reports the system's error by its text alone.
+    if {errno.ENOSPC, errno.EDQUOT} & codes or os.strerror(errno.ENOSPC) in text:
+        return (
+            f"no space left on the device ({free_space(directory)}); free some, lower "
+            "checkpoint.keep_last, or choose a workdir on another disk"
+        )
+    if {errno.EACCES, errno.EPERM} & codes or os.strerror(errno.EACCES) in text:
+        return "permission denied; change the folder's owner or mode, or choose another workdir"
+    if errno.EROFS in codes or os.strerror(errno.EROFS) in text:
+        return "the file system is read-only; choose another workdir"
+    if {errno.ENOTDIR, errno.EEXIST} & codes:
+        return "a part of the path is a file, not a folder; choose another workdir"
+    return f"{type(error).__name__}: {error}"
+
+
+def free_space(directory: epath.Path) -> str:
+    """``"3.1 GB free"`` on the device of a local folder."""
+    try:
+        return f"{shutil.disk_usage(os.fspath(directory)).free / 1e9:.1f} GB free"
+    except OSError:
+        return "free space unknown"
+
+
+def encode_floats(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace NaN and infinities, which JSON lacks, by the strings ``NaN``, ``Infinity``, …."""
+    return {key: _encode(value) for key, value in values.items()}
+
+
+def decode_floats(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo :func:`encode_floats`."""
+    return {
+        key: float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+        for key, value in values.items()
+    }
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def write_json(path: os.PathLike[str] | str, content: Any) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+      TypeError: the content is not JSON-serialisable.
+      ValueError: it holds NaN or infinity (see :func:`encode_floats`).
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    target = epath.Path(path)
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(target)
