@@ -1,7 +1,13 @@
 # Shared by the launch scripts; sourced, not run.
 # shellcheck shell=bash
 
-say() { printf '\033[1m[%s]\033[0m %s\n' "${0##*/}" "$*" >&2; }
+say() {
+  if [[ -t 2 ]]; then
+    printf '\033[1m[%s]\033[0m %s\n' "${0##*/}" "$*" >&2
+  else
+    printf '[%s] %s\n' "${0##*/}" "$*" >&2
+  fi
+}
 
 die() {
   printf '[%s] error: %s\n' "${0##*/}" "$*" >&2

@@ -61,4 +61,4 @@ environment=${JAXCLIP_VENV:-.venv}
 ensure_environment "$environment" "${JAXCLIP_EXTRA:-train}" 3.11
 
 # Replaces this shell, so that Ctrl-C and kill reach the training itself.
-exec "$environment/bin/jaxclip" train --config "$config" "${workdir_arguments[@]}" "$@"
+exec "$environment/bin/jaxclip" train --config "$config" ${workdir_arguments[@]+"${workdir_arguments[@]}"} "$@"
