@@ -121,3 +121,12 @@ ensure_environment() {
   fi
   printf '%s\n' "$hash" >"$stamp"
 }
+
+# test_workers PYTHON: how many processes the tests get: $JAXCLIP_WORKERS, or one a core, at most 4.
+test_workers() {
+  if [[ -n "${JAXCLIP_WORKERS:-}" ]]; then
+    printf '%s\n' "$JAXCLIP_WORKERS"
+  else
+    "$1" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 1
+  fi
+}

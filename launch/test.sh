@@ -44,11 +44,7 @@ check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy"
 check "shellcheck" "$bin/shellcheck" --external-sources launch/*.sh launch/*/*.sh .ci/run
 
-workers=${JAXCLIP_WORKERS:-}
-if [[ -z "$workers" ]]; then
-  workers=$("$bin/python" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null ||
-    echo 1)
-fi
+workers=$(test_workers "$bin/python")
 parallel=()
 if ((workers > 1)); then
   parallel=(--numprocesses "$workers" --dist loadfile)

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs the tests of the core (optim, losses, models) on Python 3.12 or newer, which gets the newest
+# JAX, in a virtual environment of its own and without tensorflow.
+#
+#   bash launch/test_core.sh                  the tests of the core
+#   bash launch/test_core.sh tests/optim -x   pytest with these arguments
+#
+# Exits with 77 when the machine has no such Python.
+#
+# Environment:
+#   PYTHON            the Python to use (3.12 or newer; default: looks for one)
+#   JAXCLIP_CORE_VENV the virtual environment (default: .venv-core)
+#   JAXCLIP_WORKERS   processes for the tests (default: one a core, at most 4; 0: no xdist)
+#   JAXCLIP_NO_UV=1   use pip even where uv is installed
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+cd "$root"
+
+case "${1:-}" in
+  -h | --help)
+    usage
+    exit 0
+    ;;
+esac
+
+environment=${JAXCLIP_CORE_VENV:-.venv-core}
+find_python 3.12 >/dev/null || exit 77
+ensure_environment "$environment" test-core 3.12
+python=$environment/bin/python
+"$python" -c 'import sys, jax; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
+
+if (($# > 0)); then
+  exec "$python" -m pytest "$@"
+fi
+workers=$(test_workers "$python")
+parallel=()
+if ((workers > 1)); then
+  parallel=(--numprocesses "$workers" --dist loadfile)
+fi
+exec "$python" -m pytest ${parallel[@]+"${parallel[@]}"} tests/optim tests/losses tests/models
