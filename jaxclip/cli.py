@@ -1,0 +1,245 @@
+"""The ``jaxclip`` command: thin; every subcommand calls one function of the library."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_OVERRIDES = """\
+Any configuration key can be overridden on the command line:
+
+  --config.optim.learning_rate=3e-4  --config.model.image.width=256
+  --config.evaluate.zero_shot='["test_style"]'
+
+Values are Python literals; anything else is taken as a string. `--print_config` shows every key.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (2 for a mistake in what was asked)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, overrides = _take_overrides(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if overrides and not getattr(args, "takes_overrides", False):
+        parser.error(f"`jaxclip {args.command}` takes no --config.* overrides")
+    args.overrides = overrides
+    _quiet()
+    try:
+        return args.run(args)
+    except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        # A wrong request, not a bug: say what is wrong, without a page of traceback.
+        if os.environ.get("JAXCLIP_TRACEBACK"):
+            raise
+        print(f"jaxclip: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if os.environ.get("JAXCLIP_TRACEBACK") or (error.name or "").startswith("jaxclip"):
+            raise
+        print(
+            f"jaxclip: error: {error}; `jaxclip {args.command}` needs an extra: "
+            "pip install 'jaxclip[train]'",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser with all subcommands."""
+    from jaxclip import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="jaxclip",
+        description="Train, adapt and evaluate CLIP models that do not blow up.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxclip {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_data(commands)
+    _add_report(commands)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help: str, **kwargs: Any
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=kwargs.pop("description", help[0].upper() + help[1:] + "."),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **kwargs,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(
+        commands, "train", _train, "train a model, or go on training it", epilog=_OVERRIDES
+    )
+    parser.add_argument(
+        "--config", help="config file (path.py or path.py:arg); default: the workdir's own"
+    )
+    parser.add_argument("--workdir", help="folder for checkpoints, metrics and the report")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="build everything, compile, do one step on made-up data, print shapes and memory",
+    )
+    parser.add_argument(
+        "--dry_run_batch_size",
+        type=int,
+        default=None,
+        help="global batch of the dry run (default: 8 a device, at most the configured one)",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the resolved configuration and stop"
+    )
+    _add_distributed(parser)
+    parser.set_defaults(takes_overrides=True)
+
+
+def _add_distributed(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several hosts (default: found in the environment)")
+    group.add_argument("--coordinator_address", help="host:port of process 0")
+    group.add_argument("--num_processes", type=int)
+    group.add_argument("--process_id", type=int)
+
+
+def _add_eval(commands: Any) -> None:
+    parser = _command(commands, "eval", _eval, "evaluate a checkpoint of a workdir")
+    parser.add_argument("--workdir", required=True, help="workdir of a run")
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.epilog = _OVERRIDES
+    parser.set_defaults(takes_overrides=True)
+
+
+def _add_data(commands: Any) -> None:
+    parser = commands.add_parser("data", help="import image-text records, look at a data set")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    importer = _command(actions, "import", _data_import, "write a data set from your own files")
+    info = _command(actions, "info", _data_info, "show splits, sizes and examples of a data set")
+    info.add_argument("name", help='"emoji", a TFDS directory, or "webdataset:PATTERN"')
+    from jaxclip.data import import_cli
+
+    import_cli.add_arguments(importer)
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(commands, "report", _report, "write report.html of a workdir anew")
+    parser.add_argument("--workdir", required=True)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from jaxclip import config as config_lib
+
+    config = _config_of(args)
+    if args.print_config:
+        import json
+
+        print(json.dumps(config, indent=2))
+        return 0
+    from jaxclip import parallel
+
+    parallel.initialize_distributed(
+        coordinator_address=args.coordinator_address,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+    )
+    if config["compilation_cache_dir"]:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", config["compilation_cache_dir"])
+    if args.dry_run:
+        from jaxclip.train import dry_run
+
+        dry_run.dry_run(config, batch_size=args.dry_run_batch_size)
+        return 0
+    if not args.workdir:
+        raise ValueError("--workdir is missing: name a folder for checkpoints and the report")
+    from jaxclip.train import loop
+
+    for key, value in config_lib.flatten(config):
+        logging.getLogger("jaxclip").debug("%s = %r", key, value)
+    result = loop.train(config, args.workdir)
+    return 128 + result.signal if result.signal == 2 else 0
+
+
+def _config_of(args: argparse.Namespace) -> dict[str, Any]:
+    from jaxclip import config as config_lib
+    from jaxclip.train import workdir as workdir_lib
+
+    if args.config:
+        return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+    if args.workdir and os.path.exists(os.path.join(args.workdir, workdir_lib.CONFIG_FILE)):
+        return config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
+    raise ValueError(
+        "--config is missing: name a config file, or the --workdir of a run to go on with"
+    )
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from jaxclip.train import evaluation
+
+    evaluation.evaluate_workdir(args.workdir, step=args.step, overrides=args.overrides)
+    return 0
+
+
+def _data_import(args: argparse.Namespace) -> int:
+    from jaxclip.data import import_cli
+
+    return import_cli.run(args)
+
+
+def _data_info(args: argparse.Namespace) -> int:
+    from jaxclip.data import info
+
+    print(info.describe(args.name))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from jaxclip.train import report
+
+    print(report.write_report(args.workdir))
+    return 0
+
+
+def _take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate ``--config.key=value`` and ``--config.key value`` from the other arguments."""
+    rest, overrides = [], []
+    waiting: str | None = None
+    for argument in arguments:
+        if waiting is not None:
+            overrides.append(f"{waiting}={argument}")
+            waiting = None
+        elif argument.startswith("--config."):
+            key, equals, _ = argument.removeprefix("--config.").partition("=")
+            if equals:
+                overrides.append(argument.removeprefix("--config."))
+            else:
+                waiting = key
+        else:
+            rest.append(argument)
+    if waiting is not None:
+        raise SystemExit(f"jaxclip: error: --config.{waiting} has no value")
+    return rest, overrides
+
+
+def _quiet() -> None:
+    """Our own messages and warnings, none of the libraries' chatter."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("jaxclip").setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

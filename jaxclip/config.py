@@ -1,0 +1,399 @@
+"""Experiment configurations: defaults, validation, command-line overrides, JSON.
+
+A config file defines ``get_config(arg="")`` and returns a (partial) ``ml_collections.ConfigDict`` or
+a plain mapping. :func:`resolve` lays it over :func:`defaults`, expands the model preset to every one
+of its fields, and refuses what it does not know, naming the nearest key that it does. What comes out
+is a plain nested dict: the whole truth of a run, saved as ``config.json`` in its workdir, from which
+alone the run can be restarted.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Config = dict[str, Any]
+
+# Sections whose keys depend on a choice made inside them (which optimizer, which loss, …): their
+# owner checks the keys when it builds the thing, with the same nearest-name error.
+_OPEN_SECTIONS = ("optim", "loss", "tokenizer", "data", "model")
+
+# Keys that say how a run is carried out, not what it computes: they may differ on resume.
+RUNTIME_KEYS = (
+    "mesh",
+    "sharding",
+    "checkpoint",
+    "evaluate",
+    "log_every_steps",
+    "distributed",
+    "compilation_cache_dir",
+    "profile",
+    "data.prefetch",
+    "data.cache_decoded_mb",
+    "data.num_parallel_calls",
+)
+
+
+def defaults() -> Config:
+    """Every key of a configuration with its default value (a fresh copy)."""
+    return {
+        "seed": 0,
+        "total_steps": 1000,
+        "global_batch_size": 256,
+        # GradCache: embeddings of all micro-batches first, one loss, then the backward passes.
+        "num_micro_batches": 1,
+        "data": {
+            "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
+            "train_split": "train",
+            "image_size": 64,
+            "image_ops": "resize",
+            "eval_image_ops": "resize",
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+        "tokenizer": {"kind": "emoji_bpe", "path": "", "context_length": 32},
+        "model": {"preset": "tiny"},
+        "loss": {"name": "softmax"},
+        "optim": {
+            "name": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.2,
+            "clip": {"name": "none"},
+            "schedule": {"name": "cosine", "warmup_steps": 100},
+        },
+        "ema_decay": 0.0,  # 0 = no moving average of the parameters
+        "logit_scale_max": 4.605170185988092,  # ln 100, as CLIP
+        "precision": {"compute_dtype": "float32"},
+        "remat": "none",
+        "scan_layers": False,
+        "attention_implementation": None,
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "sharding": "dp",
+        # A step whose gradient is not finite changes nothing and is counted; this many in a row
+        # stop the run.
+        "max_consecutive_nonfinite": 50,
+        "checkpoint": {
+            "every_steps": 500,
+            "keep_last": 2,
+            "keep_best": 1,
+            "best_metric": "",
+            "best_mode": "max",
+        },
+        "evaluate": {
+            "every_steps": 0,  # 0 = only after the last step
+            "batch_size": 128,
+            "zero_shot": [],  # splits
+            "retrieval": [],  # splits
+            "templates": ["{}"],
+            "gallery_split": "",
+        },
+        "log_every_steps": 20,
+        "compilation_cache_dir": "",
+    }
+
+
+def load_file(spec: str | pathlib.Path) -> Config:
+    """Load ``get_config`` of a config file; ``path.py:arg`` passes ``arg`` to it.
+
+    Args:
+      spec: path of a Python file, optionally followed by ``:`` and an argument.
+
+    Returns:
+      The partial configuration as a plain nested dict.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: the file has no ``get_config`` or it does not return a mapping.
+    """
+    path, _, arg = str(spec).partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(file.name, _siblings(file), n=1)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"config file {path!r} does not exist{hint}")
+    module_spec = importlib.util.spec_from_file_location(f"jaxclip_config_{file.stem}", file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    # Config files share parts with their neighbours by `from common import …`.
+    with _on_path(file.parent.resolve()):
+        module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"config file {path!r} defines no get_config(arg='') function")
+    config = module.get_config(arg) if arg else module.get_config()
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise ValueError(
+            f"get_config of {path!r} returned {type(config).__name__}; return an "
+            "ml_collections.ConfigDict or a dict"
+        )
+    return to_plain(config)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn ConfigDicts, mappings and tuples into plain dicts and lists, recursively."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
+    """Lay a partial configuration and overrides over the defaults and check the result.
+
+    Args:
+      config: mapping with any subset of the keys of :func:`defaults`.
+      overrides: strings ``"optim.learning_rate=3e-4"``; values are Python literals, anything else
+        is taken as a string.
+
+    Returns:
+      The complete configuration, a plain nested dict.
+
+    Raises:
+      ValueError: an unknown key (naming the nearest known one), a value of the wrong type, or
+        values that do not fit together.
+    """
+    given = to_plain(config)
+    parsed = [parse_override(text) for text in overrides]
+    preset = _preset_of(given, parsed)
+    base = defaults()
+    base["model"] = _model_defaults(preset)
+    base["data"] = {**_data_defaults(), **base["data"]}
+    result = _merge(base, given, "")
+    for key, value in parsed:
+        _set(result, key, value)
+    _tie(result, given, {key for key, _ in parsed})
+    check(result)
+    return result
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``key.path=value``; the value is a Python literal where it parses as one."""
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {text!r} is not of the form key.path=value")
+    lowered = {"true": True, "false": False, "none": None}
+    if raw.lower() in lowered:
+        return key, lowered[raw.lower()]
+    try:
+        return key, to_plain(ast.literal_eval(raw))
+    except (ValueError, SyntaxError):
+        return key, raw
+
+
+def check(config: Config) -> None:
+    """Refuse values that do not fit together, before anything is built or compiled."""
+    for key in ("total_steps", "global_batch_size", "num_micro_batches", "log_every_steps"):
+        if config[key] < 1:
+            raise ValueError(f"{key}={config[key]} must be at least 1")
+    if config["global_batch_size"] % config["num_micro_batches"]:
+        raise ValueError(
+            f"num_micro_batches={config['num_micro_batches']} does not divide "
+            f"global_batch_size={config['global_batch_size']}"
+        )
+    if not 0.0 <= config["ema_decay"] < 1.0:
+        raise ValueError(f"ema_decay={config['ema_decay']} must be in [0, 1)")
+    image_size = config["data"]["image_size"]
+    patch_size = config["model"]["image"].get("patch_size")
+    if patch_size and image_size % patch_size:
+        fits = [p for p in (4, 8, 14, 16, 32) if image_size % p == 0]
+        raise ValueError(
+            f"model.image.patch_size={patch_size} does not divide data.image_size={image_size}; "
+            f"use {', '.join(map(str, fits)) or 'another image size'}"
+        )
+    mode = config["checkpoint"]["best_mode"]
+    if mode not in ("max", "min"):
+        raise ValueError(f"checkpoint.best_mode={mode!r} must be 'max' or 'min'")
+    dtype = config["precision"]["compute_dtype"]
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(
+            f"precision.compute_dtype={dtype!r}; use 'float32', 'bfloat16' or 'float16'"
+        )
+
+
+def save(config: Config, path: str | pathlib.Path) -> None:
+    """Write the configuration as JSON (sorted keys, so that files can be compared)."""
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    pathlib.Path(path).write_text(text, encoding="utf-8")
+
+
+def load(path: str | pathlib.Path) -> Config:
+    """Read a configuration written by :func:`save`."""
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Keys whose difference makes it another experiment, as ``"key: old -> new"`` lines."""
+    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
+    lines = []
+    for key in sorted(flat_old.keys() | flat_new.keys()):
+        if any(key == runtime or key.startswith(runtime + ".") for runtime in RUNTIME_KEYS):
+            continue
+        before, after = flat_old.get(key, "(unset)"), flat_new.get(key, "(unset)")
+        if before != after:
+            lines.append(f"{key}: {before!r} -> {after!r}")
+    return lines
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``("a.b", value)`` for every leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """The hint of an error: ``"; did you mean 'x'?"`` or the list of what there is."""
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not close:  # a right name in the wrong section counts as near, too
+        close = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:
+    preset = given.get("model", {}).get("preset", defaults()["model"]["preset"])
+    for key, value in parsed:
+        if key == "model.preset":
+            preset = value
+    return preset
+
+
+def _model_defaults(preset: str) -> Config:
+    from jaxclip.models import presets
+
+    return {"preset": preset, **to_plain(presets.get(preset).to_dict())}
+
+
+def _data_defaults() -> Config:
+    from jaxclip.data import pipeline
+
+    return to_plain(pipeline.DEFAULTS)
+
+
+def _merge(base: Config, given: Config, prefix: str) -> Config:
+    result = copy.deepcopy(base)
+    for key, value in given.items():
+        path = f"{prefix}{key}"
+        if key not in base and not _is_open(path):
+            known = [f"{prefix}{name}" for name in base]
+            everything = known if prefix else [*known, *(k for k, _ in flatten(base))]
+            raise ValueError(f"unknown config key {path!r}{nearest(path, everything)}")
+        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping):
+            if _replaces(base[key], value):
+                result[key] = copy.deepcopy(dict(value))
+            else:
+                result[key] = _merge(base[key], dict(value), f"{path}.")
+        else:
+            result[key] = _typed(path, base.get(key), value)
+    return result
+
+
+def _replaces(base: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """Whether a section names another algorithm, whose options must not mix with the default's."""
+    return "name" in given and "name" in base and given["name"] != base["name"] and set(base) <= {
+        "name",
+        "warmup_steps",
+    }
+
+
+def _is_open(path: str) -> bool:
+    section, _, rest = path.partition(".")
+    if section == "model":  # presets name every field of a model
+        return False
+    if section == "data":
+        return False
+    return bool(rest) and section in _OPEN_SECTIONS
+
+
+def _set(config: Config, key: str, value: Any) -> None:
+    node, parts = config, key.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        child = node.get(part) if isinstance(node, Mapping) else None
+        if child is None and _is_open(".".join(parts[: depth + 1])):
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            known = [name for name, _ in flatten(config)]
+            raise ValueError(f"unknown config key {key!r}{nearest(key, known)}")
+        node = child
+    if parts[-1] not in node and not _is_open(key):
+        known = [name for name, _ in flatten(config)]
+        raise ValueError(f"unknown config key {key!r}{nearest(key, known)}")
+    old = node.get(parts[-1])
+    if isinstance(old, Mapping) and not isinstance(value, Mapping):
+        raise ValueError(
+            f"config key {key!r} is a section; set one of its keys: "
+            f"{', '.join(f'{key}.{name}' for name in old)}"
+        )
+    node[parts[-1]] = _typed(key, old, value)
+
+
+def _typed(key: str, old: Any, value: Any) -> Any:
+    """Return ``value`` if it has the type of the default, else raise; ints pass as floats."""
+    if old is None or value is None:
+        return value
+    if isinstance(old, bool) or isinstance(value, bool):
+        if isinstance(old, bool) and isinstance(value, bool):
+            return value
+    elif isinstance(old, float) and isinstance(value, (int, float)):
+        return float(value)
+    elif isinstance(old, int) and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif isinstance(old, (str, list)) and isinstance(value, (str, list)):
+        # Operations and split lists may be written "a|b" or as a list.
+        return value
+    elif isinstance(value, type(old)):
+        return value
+    raise ValueError(
+        f"config key {key!r} wants {type(old).__name__} (as {old!r}), got "
+        f"{type(value).__name__} {value!r}"
+    )
+
+
+def _tie(config: Config, given: Config, overridden: set[str]) -> None:
+    """Values that have one home and are needed in two places."""
+    ties = (
+        ("data.image_size", "model.image.image_size"),
+        ("tokenizer.context_length", "model.text.context_length"),
+    )
+    explicit = {key for key, _ in flatten(given)} | overridden
+    for home, copy_key in ties:
+        flat = dict(flatten(config))
+        if copy_key in explicit and home not in explicit:
+            _set(config, home, flat[copy_key])
+        elif copy_key in explicit and flat[home] != flat[copy_key]:
+            raise ValueError(
+                f"{home}={flat[home]} and {copy_key}={flat[copy_key]} differ; set only {home}"
+            )
+        elif copy_key in flat:
+            _set(config, copy_key, flat[home])
+
+
+def _siblings(file: pathlib.Path) -> list[str]:
+    return [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
+
+
+class _on_path:
+    """Put a folder first on ``sys.path`` for the length of a ``with`` block."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = str(folder)
+
+    def __enter__(self) -> None:
+        import sys
+
+        sys.path.insert(0, self._folder)
+
+    def __exit__(self, *exc: object) -> None:
+        import sys
+
+        sys.path.remove(self._folder)
+        sys.modules.pop("common", None)

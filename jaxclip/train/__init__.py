@@ -1,0 +1,1 @@
+"""Training: state, one step function, the loop, checkpoints, metrics, spike watch, report."""

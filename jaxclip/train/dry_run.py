@@ -1,0 +1,97 @@
+"""``jaxclip train --dry_run``: is this configuration all right, before anything is paid for?"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip import parallel
+from jaxclip.config import Config
+from jaxclip.train import setup
+
+
+def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
+    """Build everything, compile, do one step on made-up data; print shapes and memory.
+
+    No record, vocabulary or workdir is touched. The batch is reduced to what the devices at hand
+    stand (8 examples a device) unless ``batch_size`` is given; the configured one is for
+    ``jaxclip plan``, which compiles without running.
+
+    Args:
+      config: resolved configuration.
+      batch_size: global batch size of the step.
+
+    Returns:
+      ``{"parameters", "loss", "compile_seconds", "step_seconds", "memory"}``.
+
+    Raises:
+      ValueError: a configuration that can't be built, or a loss that is not finite.
+    """
+    pieces = jax.device_count() * config["num_micro_batches"]
+    size = batch_size or min(config["global_batch_size"], 8 * pieces)
+    reduced = {**config, "global_batch_size": size}
+    experiment = setup.build(reduced)
+    _print_shapes(experiment, config["global_batch_size"])
+
+    began = time.perf_counter()
+    step = experiment.train_step.lower(
+        experiment.abstract_state, experiment.abstract_batch()
+    ).compile()
+    compile_seconds = time.perf_counter() - began
+    memory = step.memory_analysis()
+    state = experiment.init_state()
+    batch = parallel.to_global(made_up_batch(reduced), experiment.mesh)
+    began = time.perf_counter()
+    state, metrics = jax.block_until_ready(step(state, batch))
+    step_seconds = time.perf_counter() - began
+    loss = float(metrics["loss"])
+
+    result = {
+        "parameters": setup.parameter_count(state.params),
+        "loss": loss,
+        "compile_seconds": compile_seconds,
+        "step_seconds": step_seconds,
+        "memory": {
+            name: getattr(memory, f"{name}_size_in_bytes", None)
+            for name in ("argument", "output", "alias", "temp")
+        },
+    }
+    print(f"compiled in {compile_seconds:.1f} s, one step in {step_seconds:.2f} s, loss {loss:.4f}")
+    print("memory a device: " + ", ".join(f"{k} {_mib(v)}" for k, v in result["memory"].items()))
+    if not np.isfinite(loss):
+        raise ValueError(f"the loss of the first step is {loss}; check precision and initialisation")
+    return result
+
+
+def made_up_batch(config: Config) -> dict[str, np.ndarray]:
+    """This process's share of a batch of random pixels and tokens."""
+    rng = np.random.default_rng(config["seed"])
+    size = config["global_batch_size"] // jax.process_count()
+    side = config["data"]["image_size"]
+    text = config["model"]["text"]
+    length = config["tokenizer"]["context_length"]
+    tokens = rng.integers(1, text["vocab_size"], (size, length), dtype=np.int32)
+    lengths = rng.integers(2, length + 1, (size, 1))
+    return {
+        "image": rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8),
+        "text": np.where(np.arange(length) < lengths, tokens, 0).astype(np.int32),
+    }
+
+
+def _print_shapes(experiment: setup.Experiment, configured: int) -> None:
+    params = experiment.abstract_state.params
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        print(f"  {name:<60} {leaf.shape!s:<20} {leaf.sharding.spec}")
+    print(f"parameters: {setup.parameter_count(params):,}")
+    size = experiment.config["global_batch_size"]
+    note = f" (configured: {configured})" if size != configured else ""
+    batch = {k: f"{v.dtype}{list(v.shape)}" for k, v in experiment.abstract_batch().items()}
+    print(f"mesh: {dict(experiment.mesh.shape)}; batch: {batch}{note}")
+
+
+def _mib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:.1f} MiB"

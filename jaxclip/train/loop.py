@@ -1,0 +1,255 @@
+"""The training loop: a straight story from a configuration and a workdir to a report."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxclip import config as config_lib
+from jaxclip import parallel
+from jaxclip.config import Config
+from jaxclip.train import report as report_lib
+from jaxclip.train import setup
+from jaxclip.train import workdir as workdir_lib
+from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.train.metrics import MetricWriter, Progress
+from jaxclip.train.signals import StopSignals
+from jaxclip.train.state import TrainState
+
+logger = logging.getLogger("jaxclip")
+
+
+class Result(NamedTuple):
+    """How a call of :func:`train` ended.
+
+    Attributes:
+      finished: all steps are done (False: stopped by a signal, to be continued).
+      step: updates done so far.
+      signal: the signal that stopped it, or None.
+      metrics: the last evaluation.
+    """
+
+    finished: bool
+    step: int
+    signal: signal.Signals | None
+    metrics: dict[str, float]
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+def train(config: Config, workdir: str | pathlib.Path) -> Result:
+    """Train, evaluate and report, from the newest checkpoint in ``workdir`` if there is one.
+
+    Args:
+      config: resolved configuration.
+      workdir: folder for checkpoints, ``config.json``, ``metrics.jsonl``, TensorBoard events,
+        ``eval.json`` and ``report.html``; created if missing.
+
+    Returns:
+      A :class:`Result`. SIGTERM and SIGINT end the run after the step in flight with a
+      checkpoint; a second SIGINT ends it at once.
+
+    Raises:
+      workdir.WorkdirError: the workdir is unwritable or holds a run of another configuration.
+      NonFiniteError: ``max_consecutive_nonfinite`` steps in a row were not finite.
+      ValueError: a configuration that can't be built.
+    """
+    workdir = workdir_lib.prepare(config, workdir)
+    experiment = setup.build(config)
+    tokenizer = load_tokenizer(config)
+    checkpointer = Checkpointer(
+        workdir / "checkpoints",
+        keep_last=config["checkpoint"]["keep_last"],
+        keep_best=config["checkpoint"]["keep_best"],
+        best_metric=config["checkpoint"]["best_metric"],
+        best_mode=config["checkpoint"]["best_mode"],
+    )
+    with checkpointer, StopSignals() as stop:
+        state = first_state(experiment, checkpointer)
+        start = int(state.step)
+        describe(experiment, workdir, start)
+        with MetricWriter(workdir, resume_step=start) as writer:
+            run = _Run(experiment, tokenizer, checkpointer, writer, stop, workdir)
+            state = run.steps(state)
+            finished = int(state.step) >= config["total_steps"]
+            if finished:
+                run.finish(state)
+    if jax.process_index() == 0 and finished:
+        print(f"report: {report_lib.write_report(workdir)}", flush=True)
+    return Result(finished, int(state.step), stop.received, run.evaluation)
+
+
+class _Run:
+    """The moving parts of one call of :func:`train`."""
+
+    def __init__(
+        self,
+        experiment: setup.Experiment,
+        tokenizer: Any,
+        checkpointer: Checkpointer,
+        writer: MetricWriter,
+        stop: StopSignals,
+        workdir: pathlib.Path,
+    ):
+        self.experiment = experiment
+        self.config = experiment.config
+        self.tokenizer = tokenizer
+        self.checkpointer = checkpointer
+        self.writer = writer
+        self.stop = stop
+        self.workdir = workdir
+        self.evaluation: dict[str, float] = {}
+        self.last_evaluated = -1
+        self.pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
+
+    def steps(self, state: TrainState) -> TrainState:
+        """Do the remaining steps, or as many as come before a signal."""
+        config, total = self.config, self.config["total_steps"]
+        start = int(state.step)
+        if start >= total:
+            return state
+        batches = self.batches(start)
+        previous = None
+        self.progress.start(start)
+        for step in range(start + 1, total + 1):
+            state, metrics = self.experiment.train_step(state, next(batches))
+            self.pending.append((step, metrics))
+            # Run one step ahead of the device and no further: the host's memory stays flat.
+            if previous is not None:
+                jax.block_until_ready(previous)
+            previous = metrics["loss"]
+            stopping = self.stop.requested(step)
+            if step % config["log_every_steps"] == 0 or step == total or stopping:
+                self.flush()
+            evaluated = self.is_due(config["evaluate"]["every_steps"], step) and not stopping
+            if evaluated:
+                self.evaluate(state, step)
+            if self.is_due(config["checkpoint"]["every_steps"], step) or stopping or step == total:
+                self.save(state, step)
+            if stopping:
+                print(f"stopped after step {step}; the same command goes on from here", flush=True)
+                break
+        return state
+
+    def finish(self, state: TrainState) -> None:
+        """The last evaluation, unless the run was evaluated at this very step."""
+        step = int(state.step)
+        if self.last_evaluated != step:
+            self.evaluate(state, step)
+            self.save(state, step)
+
+    def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
+        """Global arrays for steps start, start + 1, …"""
+        from jaxclip.data import pipeline
+
+        host_batches = pipeline.train_iterator(
+            self.config["data"],
+            tokenizer=self.tokenizer,
+            global_batch_size=self.config["global_batch_size"],
+            seed=self.config["seed"],
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for batch in host_batches:
+            yield parallel.to_global(batch, self.experiment.mesh)
+
+    def flush(self) -> None:
+        """Fetch, write and show the metrics of the steps since the last flush."""
+        fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
+        self.pending.clear()
+        for step, metrics in fetched:
+            self.writer.write(step, {key: float(value) for key, value in metrics.items()})
+        self.progress.update(fetched)
+        step, last = fetched[-1]
+        streak, limit = int(last["nonfinite_streak"]), self.config["max_consecutive_nonfinite"]
+        if streak >= limit:
+            raise NonFiniteError(
+                f"the last {streak} gradients up to step {step} were not finite "
+                f"(max_consecutive_nonfinite={limit}); lower optim.learning_rate, set optim.clip, "
+                "or look at the data of these steps"
+            )
+
+    def evaluate(self, state: TrainState, step: int) -> None:
+        """Evaluate the averaged parameters if there are any, else the current ones."""
+        from jaxclip.evaluate import runner
+
+        with self.progress.paused("evaluating"):
+            params = state.params if state.ema_params is None else state.ema_params
+            began = time.perf_counter()
+            self.evaluation = runner.evaluate(
+                self.experiment.encode_image,
+                self.experiment.encode_text,
+                params,
+                self.config,
+                tokenizer=self.tokenizer,
+                mesh=self.experiment.mesh,
+                workdir=self.workdir,
+                step=step,
+            )
+            self.last_evaluated = step
+            seconds = time.perf_counter() - began
+            self.writer.write(step, {f"eval/{k}": v for k, v in self.evaluation.items()})
+            self.progress.show_evaluation(step, self.evaluation, seconds)
+
+    def save(self, state: TrainState, step: int) -> None:
+        fresh = self.evaluation if self.last_evaluated == step else None
+        self.checkpointer.save(step, state, metrics=fresh, extra={"config": self.config})
+
+    def is_due(self, every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+
+def first_state(experiment: setup.Experiment, checkpointer: Checkpointer) -> TrainState:
+    """The newest usable checkpoint, or a fresh state."""
+    restored = checkpointer.restore_latest(experiment.abstract_state)
+    return experiment.init_state() if restored is None else restored.state
+
+
+def load_tokenizer(config: Config) -> Any:
+    """The tokenizer of a configuration, checked against the text tower.
+
+    Raises:
+      FileNotFoundError: its vocabulary is missing.
+      ValueError: it has more tokens than the text tower embeds.
+    """
+    from jaxclip.data import tokenizers
+
+    tokenizer = tokenizers.load(config["tokenizer"])
+    embedded = config["model"]["text"]["vocab_size"]
+    if tokenizer.vocab_size > embedded:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, model.text.vocab_size={embedded}; "
+            f"set model.text.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) -> None:
+    """Print what is about to run, in a few lines."""
+    if jax.process_index() != 0:
+        return
+    config, mesh = experiment.config, experiment.mesh
+    count = setup.parameter_count(experiment.abstract_state.params)
+    clip = config["optim"].get("clip", {}).get("name", "none")
+    axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    print(
+        f"model {config['model']['preset']}: {count / 1e6:.2f} M parameters, "
+        f"compute {config['precision']['compute_dtype']}\n"
+        f"batch {config['global_batch_size']} on {mesh.size} × {mesh.devices.flat[0].device_kind}"
+        f"{f' ({axes})' if axes else ''}, {jax.process_count()} process(es)\n"
+        f"loss {config['loss']['name']}, optimizer {config['optim']['name']}, clip {clip}\n"
+        f"workdir {workdir}: "
+        + (f"going on after step {start}" if start else "a new run")
+        + f" of {config['total_steps']} steps",
+        flush=True,
+    )

@@ -1,0 +1,93 @@
+"""The training state: everything a run needs to go on, as one pytree of arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+
+
+class TrainState(NamedTuple):
+    """State of a training run, checkpointable as it is.
+
+    There is no random key in it: a step's randomness is ``fold_in(seed, step)`` and its data a
+    function of (seed, step), so the step count is the position of both.
+
+    Attributes:
+      step: int32[], updates done.
+      params: nested dict of float32 arrays.
+      opt_state: state of the optax transformation.
+      ema_params: moving average of ``params`` (same tree), or None when switched off.
+      nonfinite_count: int32[], steps skipped because their gradient was not finite.
+      nonfinite_streak: int32[], how many of the latest steps in a row were skipped.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    ema_params: Params | None
+    nonfinite_count: jax.Array
+    nonfinite_streak: jax.Array
+
+
+def create_state(
+    init: Callable[[jax.Array], Params],
+    tx: optax.GradientTransformation,
+    rng: jax.Array,
+    *,
+    with_ema: bool = False,
+) -> TrainState:
+    """Build the state before the first step; traceable, so that it can be initialised sharded.
+
+    Args:
+      init: ``rng -> params``.
+      tx: the optimizer.
+      rng: a PRNG key.
+      with_ema: keep a moving average of the parameters, starting at their initial values.
+
+    Returns:
+      A :class:`TrainState` at step 0.
+    """
+    params = init(rng)
+    # Separate buffers: the step donates its state, and one buffer can't be donated twice.
+    ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        ema_params=ema_params,
+        nonfinite_count=jnp.zeros((), jnp.int32),
+        nonfinite_streak=jnp.zeros((), jnp.int32),
+    )
+
+
+def parameter_path(path: tuple[Any, ...]) -> str:
+    """``"image/blocks_0/attention/query/kernel"`` of a key path of ``jax.tree_util``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def stop_frozen_gradients(params: Params, patterns: Sequence[str]) -> Params:
+    """Cut the gradient of parameters whose path matches, so that no backward pass is spent on them.
+
+    Args:
+      params: nested dict of arrays.
+      patterns: regular expressions, searched in paths such as ``image/blocks_0/mlp/up/kernel``.
+
+    Returns:
+      The same tree; matching leaves carry no gradient.
+    """
+    if not patterns:
+        return params
+    frozen = [re.compile(pattern) for pattern in patterns]
+
+    def cut(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        name = parameter_path(path)
+        return jax.lax.stop_gradient(leaf) if any(p.search(name) for p in frozen) else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, params)
