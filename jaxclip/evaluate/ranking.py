@@ -1,0 +1,148 @@
+"""Exact top-k search in tiles: the one place where scores are computed and compared."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+def top_k(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    *,
+    query_tile: int = 1024,
+    gallery_tile: int = 4096,
+    devices: Sequence[Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k gallery rows with the largest inner product with each query.
+
+    Never holds more than a ``query_tile`` × ``gallery_tile`` matrix of scores. Of equal scores the
+    one with the lower gallery index ranks first (as in a stable sort), whatever the tiles; a score
+    that is NaN ranks last. A model that maps everything to one point therefore scores like a
+    constant guess, not like a perfect one.
+
+    Args:
+      queries: float32[Q, D].
+      gallery: float32[G, D], G > 0.
+      k: how many, at least 1; no more than G are returned.
+      query_tile: queries handled at once, over all devices.
+      gallery_tile: gallery rows handled at once.
+      devices: devices to spread the queries over (default: all of this process).
+
+    Returns:
+      ``(scores float32[Q, min(k, G)], indices int64[Q, min(k, G)])``, best first.
+
+    Raises:
+      ValueError: shapes that do not fit, an empty gallery, or k < 1.
+    """
+    queries = np.asarray(queries, np.float32)
+    gallery = np.asarray(gallery, np.float32)
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"queries {queries.shape} and gallery {gallery.shape} must be [Q, D] and [G, D]"
+        )
+    if k < 1 or not len(gallery):
+        raise ValueError(f"k={k} of a gallery of {len(gallery)}; both must be at least 1")
+    k = min(k, len(gallery))
+    if not len(queries):
+        return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
+
+    devices = list(devices or jax.local_devices())
+    mesh = Mesh(np.array(devices), ("query",))
+    rows, replicated = NamedSharding(mesh, P("query")), NamedSharding(mesh, P())
+    # No tile larger than needed, yet the same shape for all of them: one compilation.
+    query_tile = _round_up(min(query_tile, len(queries)), len(devices))
+    gallery_tile = max(min(gallery_tile, len(gallery)), k)
+    tiles = [
+        (
+            jax.device_put(_pad(gallery[start : start + gallery_tile], gallery_tile), replicated),
+            np.int32(start),
+            np.int32(min(gallery_tile, len(gallery) - start)),
+        )
+        for start in range(0, len(gallery), gallery_tile)
+    ]
+    scores = np.empty((len(queries), k), np.float32)
+    indices = np.empty((len(queries), k), np.int64)
+    for start in range(0, len(queries), query_tile):
+        chunk = queries[start : start + query_tile]
+        on_device = jax.device_put(_pad(chunk, query_tile), rows)
+        best = (
+            jax.device_put(np.full((query_tile, k), -np.inf, np.float32), rows),
+            jax.device_put(np.full((query_tile, k), -1, np.int32), rows),
+        )
+        for tile, offset, valid in tiles:
+            best = _merge(best, on_device, tile, offset, valid, k=k)
+        stop = start + len(chunk)
+        scores[start:stop] = np.asarray(best[0])[: len(chunk)]
+        indices[start:stop] = np.asarray(best[1])[: len(chunk)]
+    return scores, indices
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def _merge(
+    best: tuple[jax.Array, jax.Array],
+    queries: jax.Array,
+    tile: jax.Array,
+    offset: jax.Array,
+    valid: jax.Array,
+    *,
+    k: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Merge a gallery tile into the running top k.
+
+    Args:
+      best: scores float32[q, k] and gallery indices int32[q, k] (-1: none yet) so far.
+      queries: float32[q, D].
+      tile: float32[g, D].
+      offset: int32[], gallery index of the tile's first row.
+      valid: int32[], how many of the tile's rows are no padding.
+      k: static.
+
+    Returns:
+      The same of the gallery up to the end of the tile.
+    """
+    scores = jnp.einsum("qd,gd->qg", queries, tile, precision=jax.lax.Precision.HIGHEST)
+    index = jnp.arange(tile.shape[0], dtype=jnp.int32)
+    scores = jnp.where(jnp.isnan(scores) | (index >= valid), -jnp.inf, scores)
+    # top_k puts the lower position first among equals. The padding comes after all real rows, and
+    # what earlier tiles found comes before this tile's rows: position order is index order.
+    tile_scores, position = jax.lax.top_k(scores, k)
+    tile_indices = jnp.where(position < valid, position + offset, -1)
+    merged = jnp.concatenate([best[0], tile_scores], axis=1)
+    merged_indices = jnp.concatenate([best[1], tile_indices], axis=1)
+    # A place not filled yet must lose against a real row whose score is -inf too.
+    order = jnp.where(merged_indices < 0, 1, 0)
+    position = jnp.lexsort((-merged, order), axis=-1)[:, :k]
+    return (
+        jnp.take_along_axis(merged, position, axis=1),
+        jnp.take_along_axis(merged_indices, position, axis=1),
+    )
+
+
+def hits_at(hits: np.ndarray, ks: Sequence[int]) -> dict[int, int]:
+    """How many rows have a hit among their first k.
+
+    Args:
+      hits: bool[Q, K], whether the retrieved row counts, best first.
+      ks: cut-offs; one beyond K counts all K.
+
+    Returns:
+      ``{k: int}``.
+    """
+    return {k: int(np.count_nonzero(hits[:, :k].any(axis=1))) for k in ks}
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(rows, ((0, length - len(rows)), (0, 0)))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
