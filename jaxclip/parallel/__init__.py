@@ -1,0 +1,31 @@
+"""Mesh, sharding by rules, exact gradient accumulation, start-up on many hosts."""
+
+from jaxclip.parallel.accumulate import contrastive_value_and_grad
+from jaxclip.parallel.mesh import (
+    AXES,
+    BATCH_AXES,
+    batch_sharding,
+    batch_shards,
+    make_mesh,
+    process_share,
+    replicated,
+    to_global,
+)
+from jaxclip.parallel.sharding import PRESETS, Rule, init_sharded, sharding_rules, specs_for
+
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "PRESETS",
+    "Rule",
+    "batch_sharding",
+    "batch_shards",
+    "contrastive_value_and_grad",
+    "init_sharded",
+    "make_mesh",
+    "process_share",
+    "replicated",
+    "sharding_rules",
+    "specs_for",
+    "to_global",
+]
