@@ -1,0 +1,17 @@
+"""Adaptive clipping and spike-aware optimizers as optax transformations.
+
+Importing this package needs jax, optax and numpy, and nothing else of jaxclip. Every name is an
+``optax.GradientTransformation`` factory, except :func:`from_config`, which builds one from a
+mapping, and :func:`monitor` and :func:`tensor_names`, which read states. What all of them have in
+common (state fields, dtypes, non-finite input) is documented in ``jaxclip/optim/_base.py``.
+"""
+
+# Plain imports, for each function has the name of its module: imported lazily, the attribute
+# `jaxclip.optim.zclip` could be either, depending on who imported what before.
+from jaxclip.optim._base import tensor_names
+from jaxclip.optim.zclip import zclip
+
+__all__ = [
+    "tensor_names",
+    "zclip",
+]
