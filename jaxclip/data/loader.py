@@ -1,0 +1,280 @@
+"""From record numbers to pixels and captions: reading, decoding, caching, counting what is bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxclip.data.decode import decode
+from jaxclip.data.image_ops import Chain
+from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.sources import RecordSource
+
+_LOG = logging.getLogger(__name__)
+
+# How many bad records are remembered (so as not to read them again) and named in the log.
+_MAX_REMEMBERED = 100_000
+_MAX_LOGGED = 5
+_RECORD_OVERHEAD = 400  # bytes of Python objects around a cached record
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """A record whose image is decoded: ``pixels`` uint8[H, W, 3]; ``record.image`` is empty."""
+
+    pixels: np.ndarray
+    record: Record
+
+
+class RecordStats:
+    """Counts of bad records met, by reason; safe to use from many threads."""
+
+    def __init__(self, what: str):
+        self._what = what
+        self._lock = threading.Lock()
+        self._bad: dict[int, BadRecord] = {}
+        self._records: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()
+
+    def add(self, index: int, bad: BadRecord) -> None:
+        """Count one use of bad record ``index``; the first few are logged."""
+        with self._lock:
+            self._uses[bad.reason] += 1
+            if index in self._bad:
+                return
+            self._records[bad.reason] += 1
+            if len(self._bad) < _MAX_REMEMBERED:
+                self._bad[index] = bad
+            count = sum(self._records.values())
+        if count <= _MAX_LOGGED:
+            last = "; further ones are only counted" if count == _MAX_LOGGED else ""
+            name = f"record {index}" + (f" ({bad.key})" if bad.key else "")
+            _LOG.warning("%s: %s is %s: %s%s", self._what, name, bad.reason, bad.detail, last)
+
+    def known(self, index: int) -> BadRecord | None:
+        """What is known to be wrong with record ``index``."""
+        return self._bad.get(index)
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``."""
+        with self._lock:
+            return {"records": dict(self._records), "uses": dict(self._uses)}
+
+
+class RecordLoader:
+    """Reads and decodes records of one split, keeping decoded ones in memory within a limit.
+
+    The cache changes no result: what is kept is the decoded image before any op.
+
+    Args:
+      source: the split.
+      chain: image ops; of these the example ops are run here.
+      image_size: side of the images that come out of them.
+      what: the split's name in log messages.
+      cache_decoded_mb: how much memory decoded records may take.
+      num_threads: threads that read and decode; 0 = one for each CPU of this process.
+      texts_of: captions of a record (by default its own).
+      need_texts: whether a record without captions is bad.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        chain: Chain,
+        image_size: int,
+        *,
+        what: str = "data",
+        cache_decoded_mb: float = 0,
+        num_threads: int = 0,
+        texts_of: Callable[[Record], tuple[str, ...]] | None = None,
+        need_texts: bool = True,
+    ):
+        self._source = source
+        self._chain = chain
+        self._shape = (image_size, image_size, 3)
+        self._cache = _Cache(len(source), self._shape, int(cache_decoded_mb * 2**20))
+        self._texts_of = texts_of or (lambda record: record.texts)
+        self._need_texts = need_texts
+        self._num_threads = num_threads or num_cpus()
+        self._pool: ThreadPoolExecutor | None = None
+        self.stats = RecordStats(what)
+
+    def load(self, index: int) -> Loaded | BadRecord:
+        """Read and decode one record; bad ones are counted."""
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
+        bad = self.stats.known(index)
+        loaded = bad if bad is not None else self._load(index)
+        if isinstance(loaded, BadRecord):
+            self.stats.add(index, loaded)
+        return loaded
+
+    def _load(self, index: int) -> Loaded | BadRecord:
+        record = self._source.read(index)
+        if isinstance(record, BadRecord):
+            return record
+        texts = self._texts_of(record)
+        if not texts and self._need_texts:
+            return BadRecord("empty_caption", "", record.key)
+        image = decode(record.image)
+        if isinstance(image, BadRecord):
+            return dataclasses.replace(image, key=record.key)
+        loaded = Loaded(np.asarray(image), dataclasses.replace(record, image=b"", texts=texts))
+        self._cache.put(index, loaded)
+        return loaded
+
+    def batch(
+        self,
+        indices: Sequence[int],
+        uniforms: np.ndarray,
+        replacement: Callable[[int, int], int] | None,
+    ) -> tuple[np.ndarray, list[Record | None]]:
+        """Images and records of a batch, after the example ops.
+
+        Args:
+          indices: n record numbers.
+          uniforms: float32[n, chain.num_draws].
+          replacement: (row, attempt) -> number of the record that stands in for a bad one; None
+            leaves the row black and its record None.
+
+        Returns:
+          uint8[n, S, S, 3] and the n records, without image bytes.
+
+        Raises:
+          RuntimeError: so many replacements were bad as well that nothing usable is to be found.
+        """
+        images = self._cache.images(indices)
+        if images is not None and self._leaves_alone(self._shape):
+            return images, [self._cache.record(index) for index in indices]
+        images = np.zeros((len(indices), *self._shape), np.uint8)
+        records: list[Record | None] = [None] * len(indices)
+
+        def fill(rows: range) -> None:
+            for row in rows:
+                loaded = self._usable(int(indices[row]), row, replacement)
+                if loaded is not None:
+                    images[row] = self._prepare(loaded.pixels, uniforms[row])
+                    records[row] = loaded.record
+
+        # Enough pieces that threads even out, few enough that handing them round costs nothing.
+        piece = max(1, len(indices) // (4 * self._num_threads))
+        pieces = [
+            range(start, min(start + piece, len(indices)))
+            for start in range(0, len(indices), piece)
+        ]
+        if self._num_threads == 1 or len(pieces) == 1:
+            for rows in pieces:
+                fill(rows)
+        else:
+            list(self._threads().map(fill, pieces))
+        return images, records
+
+    def _usable(
+        self, index: int, row: int, replacement: Callable[[int, int], int] | None
+    ) -> Loaded | None:
+        attempts = 100
+        loaded = self.load(index)
+        for attempt in range(attempts):
+            if not isinstance(loaded, BadRecord):
+                return loaded
+            if replacement is None:
+                return None
+            loaded = self.load(replacement(row, attempt))
+        raise RuntimeError(
+            f"{attempts} records drawn one after the other cannot be used, the last one because: "
+            f"{getattr(loaded, 'reason', '')} {getattr(loaded, 'detail', '')}; all counts: "
+            f"{self.stats.as_dict()['records']}"
+        )
+
+    def _leaves_alone(self, shape: tuple[int, ...]) -> bool:
+        """Whether the example ops do nothing to images of this shape."""
+        return len(self._chain.example_ops) == 1 and shape == self._shape
+
+    def _prepare(self, pixels: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+        if self._leaves_alone(pixels.shape):
+            return pixels
+        return np.asarray(self._chain.apply_example(Image.fromarray(pixels), uniforms))
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="jaxclip-data")
+        return self._pool
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+class _Cache:
+    """Decoded records within a memory limit; those that come first stay.
+
+    Images that already have the final shape lie in one array, if that fits for the whole split, so
+    that a batch of them is one indexing operation.
+    """
+
+    def __init__(self, num_records: int, shape: tuple[int, ...], limit: int):
+        self._left = limit
+        self._shape = shape
+        self._records: dict[int, Record] = {}
+        self._pixels: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+        block = num_records * int(np.prod(shape))
+        # Memory that is never written takes no space: np.empty only reserves it.
+        self._block = np.empty((num_records, *shape), np.uint8) if block <= limit else None
+        self._in_block = np.zeros(num_records if self._block is not None else 0, bool)
+
+    def get(self, index: int) -> Loaded | None:
+        record = self._records.get(index)
+        if record is None:
+            return None
+        if self._block is not None and self._in_block[index]:
+            return Loaded(self._block[index], record)
+        return Loaded(self._pixels[index], record)
+
+    def record(self, index: int) -> Record:
+        return self._records[index]
+
+    def images(self, indices: Sequence[int]) -> np.ndarray | None:
+        """uint8[n, H, W, 3] if all of them are in the block."""
+        if self._block is None or not self._in_block[indices].all():
+            return None
+        return self._block[indices]
+
+    def put(self, index: int, loaded: Loaded) -> None:
+        size = loaded.pixels.nbytes + _RECORD_OVERHEAD + len(loaded.record.meta)
+        size += sum(len(text) + 60 for text in loaded.record.texts)
+        with self._lock:
+            if size > self._left or index in self._records:
+                return
+            self._left -= size
+            if self._block is not None and loaded.pixels.shape == self._shape:
+                self._block[index] = loaded.pixels
+                self._records[index] = loaded.record
+                self._in_block[index] = True
+            else:
+                self._pixels[index] = loaded.pixels
+                self._records[index] = loaded.record
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def merge_counts(counts: Mapping[str, Any]) -> int:
+    """Total of a ``{reason: count}`` mapping."""
+    return int(sum(counts.values()))

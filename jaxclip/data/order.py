@@ -1,0 +1,165 @@
+"""Which record stands at which place of the endless row of training examples.
+
+Training reads the records in epochs: permutation after permutation of the whole split, one after the
+other without a gap, so a batch may run across the border of two. Row ``r`` of step ``s`` is place
+``s * global_batch_size + r``, and everything about a place is a pure function of (seed, place): which
+record it is and every random number of its augmentation. Hence any step can be had at once, on any
+number of hosts, in any order.
+
+Only raw bits of Philox and of SeedSequence are used, which NumPy guarantees never to change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+# What a random stream is for; part of its key, so that streams never share numbers.
+_CHUNKS, _WINDOW, _REPLACEMENT = 1, 2, 3
+
+DEFAULT_CHUNK = 1024
+DEFAULT_WINDOW = 1 << 20
+
+
+class ShuffledOrder:
+    """Epochs of permutations of ``range(num_records)``.
+
+    Up to ``window`` records are permuted at once. More than that are shuffled in two levels, so that
+    reads stay local: chunks of consecutive records are permuted, then the records within windows of
+    ``window / chunk`` such chunks. Each epoch is a permutation in both cases.
+
+    Args:
+      num_records: size of the split.
+      seed: any non-negative integer.
+      window: records that are shuffled together.
+      chunk: consecutive records that stay in one window.
+
+    Raises:
+      ValueError: a size below one.
+    """
+
+    def __init__(
+        self,
+        num_records: int,
+        seed: int,
+        window: int = DEFAULT_WINDOW,
+        chunk: int = DEFAULT_CHUNK,
+    ):
+        for name, value in (("num_records", num_records), ("window", window), ("chunk", chunk)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.num_records = num_records
+        self._seed = seed
+        self._chunk = min(chunk, window, num_records)
+        self._chunks_per_window = max(1, window // self._chunk)
+        if num_records <= window:
+            self._chunk, self._chunks_per_window = num_records, 1
+        self._num_chunks = -(-num_records // self._chunk)
+        self._cache: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
+        self._lock = threading.RLock()  # making a window asks for the chunks
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """Record indices at places of the endless row.
+
+        Args:
+          places: int64[n], each at least 0.
+
+        Returns:
+          int64[n], each in [0, num_records).
+        """
+        places = np.asarray(places, np.int64)
+        epochs, offsets = np.divmod(places, self.num_records)
+        result = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            in_epoch = epochs == epoch
+            starts = self._window_starts(int(epoch))
+            windows = np.searchsorted(starts, offsets[in_epoch], side="right") - 1
+            indices = np.empty(windows.shape, np.int64)
+            for window in np.unique(windows):
+                chosen = windows == window
+                records = self._window(int(epoch), int(window))
+                indices[chosen] = records[offsets[in_epoch][chosen] - starts[window]]
+            result[in_epoch] = indices
+        return result
+
+    def replacement(self, place: int, attempt: int) -> int:
+        """Record that stands in at a place whose record cannot be used.
+
+        Args:
+          place: the place.
+          attempt: 0, 1, … as replacements turn out to be unusable, too.
+
+        Returns:
+          A record index, uniformly drawn by (seed, place, attempt).
+        """
+        bits = _bits((self._seed, _REPLACEMENT, place, attempt), 1)[0]
+        return int(bits % np.uint64(self.num_records))
+
+    def _chunk_order(self, epoch: int) -> np.ndarray:
+        return self._cached((_CHUNKS, epoch), lambda key: _permutation(key, self._num_chunks))
+
+    def _window_starts(self, epoch: int) -> np.ndarray:
+        """First offset of each window; they differ only by where the short last chunk has gone."""
+        chunks = self._chunk_order(epoch)
+        sizes = np.minimum(self._chunk, self.num_records - chunks * self._chunk)
+        per_window = np.add.reduceat(sizes, np.arange(0, self._num_chunks, self._chunks_per_window))
+        return np.concatenate([[0], np.cumsum(per_window)[:-1]])
+
+    def _window(self, epoch: int, window: int) -> np.ndarray:
+        def shuffled(key: tuple[int, ...]) -> np.ndarray:
+            first = window * self._chunks_per_window
+            chunks = self._chunk_order(epoch)[first : first + self._chunks_per_window]
+            records = (chunks[:, None] * self._chunk + np.arange(self._chunk)).reshape(-1)
+            records = records[records < self.num_records]
+            return records[_permutation(key, len(records))]
+
+        return self._cached((_WINDOW, epoch, window), shuffled)
+
+    def _cached(self, key, make):  # type: ignore[no-untyped-def]
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = make((self._seed, *key))
+                if len(self._cache) > 8:  # two epochs' chunks and windows, and some to spare
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
+            return self._cache[key]
+
+
+def _bits(key: tuple[int, ...], count: int) -> np.ndarray:
+    """uint64[count] of random bits for a key of non-negative integers."""
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+
+
+def _permutation(key: tuple[int, ...], count: int) -> np.ndarray:
+    return np.argsort(_bits(key, count), kind="stable")
+
+
+def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:
+    """Random numbers of examples, by (seed, place, number) alone.
+
+    Counter-based (the finaliser of SplitMix64 over a keyed counter; Steele, Lea, Flood, 2014), so
+    that the numbers of many places come out of a few array operations.
+
+    Args:
+      seed: any non-negative integer.
+      places: int64[n].
+      count: numbers for each place.
+
+    Returns:
+      float32[n, count], uniform in [0, 1).
+    """
+    key = _bits((seed, 0), 2)
+    with np.errstate(over="ignore"):
+        base = _mix(np.asarray(places, np.int64).astype(np.uint64) ^ key[0])
+        counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(base[:, None] + (counter ^ key[1])[None, :])
+    # 24 bits are what a float32 below 1 can hold.
+    return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

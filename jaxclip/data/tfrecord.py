@@ -1,0 +1,232 @@
+"""Random access into TFRecord files.
+
+A TFRecord file is a row of ``uint64 length, uint32 crc(length), bytes[length], uint32 crc(bytes)``,
+little-endian, with masked CRC-32C checksums. It has no index, so one pass over the twelve-byte
+headers makes one: an offset and a size for each record.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import mmap
+import os
+import pathlib
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import google_crc32c
+import numpy as np
+
+from jaxclip.data.record import BadRecord
+
+_LOG = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<QI")
+_CRC = struct.Struct("<I")
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+# Below this a scan takes milliseconds, and a file beside the shard would only be clutter.
+_SIDECAR_MIN_BYTES = 64 << 20
+_LOST = -1
+
+
+def masked_crc(data: bytes) -> int:
+    """TFRecord's checksum: CRC-32C, rotated and shifted so that CRCs of CRCs stay useful."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """The bytes of one record as they stand in a TFRecord file."""
+    length = struct.pack("<Q", len(data))
+    return b"".join(
+        (length, _CRC.pack(masked_crc(length)), data, _CRC.pack(masked_crc(data)))
+    )
+
+
+class ShardIndex:
+    """Where the records of one TFRecord file are.
+
+    Attributes:
+      offsets: int64[n], position of each record's bytes in the file; -1 = lost.
+      sizes: int64[n], number of bytes of each.
+    """
+
+    def __init__(self, offsets: np.ndarray, sizes: np.ndarray):
+        self.offsets = offsets
+        self.sizes = sizes
+
+    @property
+    def num_lost(self) -> int:
+        return int((self.offsets == _LOST).sum())
+
+
+def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
+    """Scan a TFRecord file once, or load the index that an earlier scan left beside it.
+
+    Damage does not stop the scan: where a header's checksum is wrong it goes on at the next place
+    whose twelve bytes are a valid header. Records between are lost; they keep their numbers, so
+    that all others keep theirs.
+
+    Args:
+      path: the file.
+      num_records: how many records the data set's metadata promises.
+
+    Returns:
+      The index, with exactly ``num_records`` entries.
+    """
+    path = pathlib.Path(path)
+    stat = path.stat()
+    stamp = np.array([stat.st_size, stat.st_mtime_ns, num_records], np.int64)
+    sidecar = path.with_name(f".{path.name}.index.npz")
+    loaded = _load_sidecar(sidecar, stamp)
+    if loaded is not None:
+        return loaded
+    index = _scan(path, num_records)
+    if stat.st_size >= _SIDECAR_MIN_BYTES:
+        _save_sidecar(sidecar, stamp, index)
+    if index.num_lost:
+        _LOG.warning("%s is damaged: %d of %d records are lost", path, index.num_lost, num_records)
+    return index
+
+
+def _scan(path: pathlib.Path, num_records: int) -> ShardIndex:
+    offsets: list[int] = []
+    sizes: list[int] = []
+    first_damage = -1
+    if path.stat().st_size:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            end, position = len(data), 0
+            while position + _HEADER_BYTES <= end and len(offsets) < num_records:
+                length, crc = _HEADER.unpack_from(data, position)
+                start = position + _HEADER_BYTES
+                if crc != masked_crc(data[position : position + 8]):
+                    first_damage = len(offsets) if first_damage < 0 else first_damage
+                    position = _next_header(data, position + 1)
+                    continue
+                if start + length + _FOOTER_BYTES > end:
+                    break
+                offsets.append(start)
+                sizes.append(length)
+                position = start + length + _FOOTER_BYTES
+    missing = num_records - len(offsets)
+    where = first_damage if first_damage >= 0 else len(offsets)
+    offsets[where:where] = [_LOST] * missing
+    sizes[where:where] = [0] * missing
+    return ShardIndex(np.array(offsets, np.int64), np.array(sizes, np.int64))
+
+
+def _next_header(data: mmap.mmap, position: int) -> int:
+    """First position at or after ``position`` where a valid header could start; else the end."""
+    end = len(data)
+    while position + _HEADER_BYTES <= end:
+        length, crc = _HEADER.unpack_from(data, position)
+        # The cheap test first: random bytes rarely make a length that fits into the file.
+        fits = length <= end - position - _HEADER_BYTES - _FOOTER_BYTES
+        if fits and crc == masked_crc(data[position : position + 8]):
+            return position
+        position += 1
+    return end
+
+
+def _load_sidecar(sidecar: pathlib.Path, stamp: np.ndarray) -> ShardIndex | None:
+    try:
+        with np.load(sidecar, allow_pickle=False) as arrays:
+            if np.array_equal(arrays["stamp"], stamp):
+                return ShardIndex(arrays["offsets"], arrays["sizes"])
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # none there, or a broken one: scan again
+    return None
+
+
+def _save_sidecar(sidecar: pathlib.Path, stamp: np.ndarray, index: ShardIndex) -> None:
+    """Write the index beside the shard if the directory allows it; atomic, so readers never see
+    half of one, also when several processes write it at once."""
+    temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, stamp=stamp, offsets=index.offsets, sizes=index.sizes)
+        os.replace(temporary, sidecar)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+
+
+class FileCache:
+    """Open files by path, the least recently used one dropped first.
+
+    A dropped file is closed when the last thread that still reads from it lets go of it.
+    """
+
+    def __init__(self, limit: int = 128):
+        self._limit = limit
+        self._files: OrderedDict[str, io.FileIO] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def pread(self, path: str, size: int, offset: int) -> bytes:
+        """``size`` bytes at ``offset``; fewer where the file ends."""
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = io.FileIO(path, "rb")
+                if len(self._files) > self._limit:
+                    self._files.popitem(last=False)
+            else:
+                self._files.move_to_end(path)
+        return os.pread(file.fileno(), size, offset)
+
+
+class TFRecordReader:
+    """Bytes of record ``i`` of a list of TFRecord files.
+
+    Args:
+      paths: the files, in order.
+      lengths: number of records in each.
+      max_indices: how many files' indices are kept in memory (16 bytes a record).
+    """
+
+    def __init__(self, paths: Iterable[str], lengths: Iterable[int], max_indices: int = 512):
+        self._paths = list(paths)
+        self._starts = np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)])
+        self._files = FileCache()
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._max_indices = max_indices
+        self._lock = threading.Lock()
+        self._shard_locks = [threading.Lock() for _ in self._paths]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> bytes | BadRecord:
+        """Bytes of one record, or why there are none."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        position = index - int(self._starts[shard])
+        where = self._index(shard)
+        offset, size = int(where.offsets[position]), int(where.sizes[position])
+        if offset == _LOST:
+            return BadRecord("corrupted", f"lost in a damaged part of {self._paths[shard]}")
+        data = self._files.pread(self._paths[shard], size + _FOOTER_BYTES, offset)
+        if len(data) != size + _FOOTER_BYTES or (
+            _CRC.unpack_from(data, size)[0] != masked_crc(data[:size])
+        ):
+            return BadRecord("corrupted", f"checksum mismatch at byte {offset} of {self._paths[shard]}")
+        return data[:size]
+
+    def _index(self, shard: int) -> ShardIndex:
+        with self._lock:
+            index = self._indices.get(shard)
+            if index is not None:
+                self._indices.move_to_end(shard)
+                return index
+        with self._shard_locks[shard]:  # one scan of a shard, whoever needs it first
+            with self._lock:
+                index = self._indices.get(shard)
+            if index is None:
+                length = int(self._starts[shard + 1] - self._starts[shard])
+                index = index_shard(self._paths[shard], length)
+                with self._lock:
+                    self._indices[shard] = index
+                    if len(self._indices) > self._max_indices:
+                        self._indices.popitem(last=False)
+        return index
