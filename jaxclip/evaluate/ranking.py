@@ -24,7 +24,7 @@ def top_k(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k gallery rows with the largest inner product with each query.
 
-    Never holds more than a ``query_tile`` × ``gallery_tile`` matrix of scores. Of equal scores the
+    Never holds more than a ``query_tile`` by ``gallery_tile`` matrix of scores. Of equal scores the
     one with the lower gallery index ranks first (as in a stable sort), whatever the tiles; a score
     that is NaN ranks last. A model that maps everything to one point therefore scores like a
     constant guess, not like a perfect one.
@@ -111,20 +111,18 @@ def _merge(
     """
     scores = jnp.einsum("qd,gd->qg", queries, tile, precision=jax.lax.Precision.HIGHEST)
     index = jnp.arange(tile.shape[0], dtype=jnp.int32)
-    scores = jnp.where(jnp.isnan(scores) | (index >= valid), -jnp.inf, scores)
+    # Real rows get finite scores, so that padding (-inf) loses even against NaN.
+    lowest = jnp.finfo(jnp.float32).min
+    scores = jnp.where(jnp.isnan(scores), lowest, jnp.maximum(scores, lowest))
+    scores = jnp.where(index < valid, scores, -jnp.inf)
     # top_k puts the lower position first among equals. The padding comes after all real rows, and
     # what earlier tiles found comes before this tile's rows: position order is index order.
     tile_scores, position = jax.lax.top_k(scores, k)
     tile_indices = jnp.where(position < valid, position + offset, -1)
     merged = jnp.concatenate([best[0], tile_scores], axis=1)
     merged_indices = jnp.concatenate([best[1], tile_indices], axis=1)
-    # A place not filled yet must lose against a real row whose score is -inf too.
-    order = jnp.where(merged_indices < 0, 1, 0)
-    position = jnp.lexsort((-merged, order), axis=-1)[:, :k]
-    return (
-        jnp.take_along_axis(merged, position, axis=1),
-        jnp.take_along_axis(merged_indices, position, axis=1),
-    )
+    merged, position = jax.lax.top_k(merged, k)
+    return merged, jnp.take_along_axis(merged_indices, position, axis=1)
 
 
 def hits_at(hits: np.ndarray, ks: Sequence[int]) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import sys
@@ -77,6 +78,7 @@ class Progress:
                 transient=True,
             )
             self._live.start()
+            atexit.register(self.close)  # whatever ends the run, the cursor comes back
 
     def update(self, records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:
         """Print a row about the steps since the last one.
@@ -137,7 +139,8 @@ class Progress:
         lines: dict[tuple[str, str], list[str]] = {}
         for name, value in metrics.items():
             group, _, last = name.rpartition("/")
-            subject, _, measure = names.short(last).rpartition(" ")
+            shown = names.short(last)
+            subject, _, measure = shown.rpartition(" ") if "→" in shown else ("", "", shown)
             shown = f"{measure} {names.percent(last, value)}"
             lines.setdefault((group, subject), []).append(shown)
         self._say(f"  evaluation at step {step} ({seconds:.1f} s)", "bold cyan")
@@ -153,6 +156,7 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+            atexit.unregister(self.close)
 
     def _measure(self, seconds: float) -> None:
         # The first stretch holds the compilation: forget it as soon as there is a second one.

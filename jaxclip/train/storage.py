@@ -100,3 +100,11 @@ def write_json(path: os.PathLike[str] | str, content: Any) -> None:
     temporary = target.with_name(target.name + ".tmp")
     temporary.write_text(text)
     temporary.replace(target)
+
+
+def read_json(path: os.PathLike[str] | str, default: Any) -> Any:
+    """Read a JSON file, or return ``default`` where it is missing or no JSON."""
+    try:
+        return json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError):
+        return default
