@@ -1,9 +1,10 @@
 """Image ops on a batch of equally sized images, vectorised with TensorFlow.
 
 Every function here takes ``images`` f32[n, H, W, 3] in [0, 255] and uniform numbers ``u`` f32[n, k],
-and treats each row by itself: what comes out for an example does not depend on its batch. To keep
-that true to the last bit, only elementwise arithmetic and reductions over pixels are used, no
-matrix products.
+and treats each row by itself: what comes out for an example does not depend on its batch, to the last
+bit. For that, per-pixel work is exactly rounded arithmetic only (no matrix products, no
+exponentials, whose vectorised and scalar versions differ), and functions of a row's few random
+numbers are computed in float64 and rounded.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def _probability(p: float) -> None:
 def _column(u: Any, index: int) -> Any:
     """f32[n, 1, 1, 1] out of f32[n, k]."""
     return u[:, index][:, None, None, None]
+
+
+def _exact(function: Callable[..., Any], *values: Any) -> Any:
+    """Evaluate in float64 and round to float32, so that the last bits of libraries do not show."""
+    tf = tensorflow()
+    return tf.cast(function(*(tf.cast(value, tf.float64) for value in values)), tf.float32)
 
 
 def _sometimes(p: float, apply: BatchFn) -> BatchFn:
@@ -96,9 +103,9 @@ def affine(
         side_y, side_x = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
         signed = 2.0 * u - 1.0
         angle = signed[:, 0] * math.radians(degrees)
-        skew = tf.tan(signed[:, 1] * math.radians(shear))
-        zoom = tf.exp(log_min + u[:, 2] * (log_max - log_min))
-        cos, sin = tf.cos(angle) / zoom, tf.sin(angle) / zoom
+        skew = _exact(tf.tan, signed[:, 1] * math.radians(shear))
+        zoom = _exact(tf.exp, log_min + u[:, 2] * (log_max - log_min))
+        cos, sin = _exact(tf.cos, angle) / zoom, _exact(tf.sin, angle) / zoom
         # The kernel wants the inverse map, output -> input, about the centre of the image.
         a, b = cos, sin + skew * cos
         c, d = -sin, cos - skew * sin
@@ -177,7 +184,7 @@ def _turn_chroma(images: Any, strength: Any, angle: Any) -> Any:
     scale_u, scale_v = 0.492, 0.877
     chroma_u = (images[..., 2:3] - y) * scale_u
     chroma_v = (images[..., 0:1] - y) * scale_v
-    cos, sin = tf.cos(angle) * strength, tf.sin(angle) * strength
+    cos, sin = _exact(tf.cos, angle) * strength, _exact(tf.sin, angle) * strength
     turned_u = chroma_u * cos - chroma_v * sin
     turned_v = chroma_u * sin + chroma_v * cos
     red = y + turned_v / scale_v
@@ -220,7 +227,7 @@ def posterize(levels: int = 4, p: float = 0.1) -> BatchFn:
 
     def apply(images: Any, u: Any) -> Any:
         tf = tensorflow()
-        steps = tf.floor(levels * tf.pow(4.0, _column(u, 0))) - 1.0
+        steps = _exact(lambda v: tf.floor(levels * tf.exp(v * math.log(4.0))), _column(u, 0)) - 1.0
         return tf.round(images * (steps / 255.0)) * (255.0 / steps)
 
     return _sometimes(p, apply)
@@ -247,8 +254,12 @@ def gamma(limit: float = 1.5, p: float = 0.5) -> BatchFn:
 
     def apply(images: Any, u: Any) -> Any:
         tf = tensorflow()
-        power = tf.exp((2.0 * _column(u, 0) - 1.0) * math.log(limit))
-        return 255.0 * tf.pow(images / 255.0, power)
+        grid = tf.range(256, dtype=tf.float64)[None, :] / 255.0
+        power = tf.exp((2.0 * tf.cast(u[:, :1], tf.float64) - 1.0) * math.log(limit))
+        table = tf.cast(255.0 * tf.pow(grid, power), tf.float32)  # f32[n, 256]
+        level = tf.cast(tf.round(images), tf.int32)
+        flat = tf.reshape(level, [tf.shape(images)[0], -1])
+        return tf.reshape(tf.gather(table, flat, batch_dims=1), tf.shape(images))
 
     return _sometimes(p, apply)
 
@@ -278,7 +289,7 @@ def blur(sigma_max: float = 1.5, p: float = 0.1) -> BatchFn:
         tf = tensorflow()
         sigma = 0.1 + u[:, 0] * (sigma_max - 0.1)
         offsets = [float(k) for k in range(-radius, radius + 1)]
-        weights = [tf.exp(-0.5 * (k / sigma) ** 2) for k in offsets]
+        weights = [_exact(lambda s, k=k: tf.exp(-0.5 * (k / s) ** 2), sigma) for k in offsets]
         total = tf.add_n(weights)
         kernel = [(weight / total)[:, None, None, None] for weight in weights]
         for axis in (1, 2):
@@ -338,7 +349,7 @@ def random_erasing(
     def apply(images: Any, u: Any) -> Any:
         tf = tensorflow()
         area = area_min + _column(u, 0) * (area_max - area_min)
-        ratio = tf.exp((2.0 * _column(u, 1) - 1.0) * math.log(ratio_max))
+        ratio = _exact(lambda v: tf.exp((2.0 * v - 1.0) * math.log(ratio_max)), _column(u, 1))
         tall, wide = tf.minimum(tf.sqrt(area * ratio), 1.0), tf.minimum(tf.sqrt(area / ratio), 1.0)
         top, left = _column(u, 2) * (1.0 - tall), _column(u, 3) * (1.0 - wide)
         height, width = tf.shape(images)[1], tf.shape(images)[2]
