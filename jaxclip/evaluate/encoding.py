@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +61,6 @@ def encode_split(
     Raises:
       ValueError: an example came twice, or there was none.
     """
-    rows = local_rows(batch_size, mesh)
     examples: list[tuple[int, int, list[str], str]] = []
 
     def inputs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -76,19 +74,23 @@ def encode_split(
                 )
             yield np.asarray(batch["image"])[keep], position
 
-    embeddings, index = encode_rows(encode_image, params, inputs(), rows=rows, mesh=mesh)
+    embeddings, index = encode_rows(
+        encode_image, params, inputs(), batch_size=batch_size, mesh=mesh
+    )
     if not len(index):
         raise ValueError("there is no example to evaluate: the split is empty")
     twice = index[1:][index[1:] == index[:-1]]
     if twice.size:
         raise ValueError(f"example {twice[0]} was evaluated twice: eval_batches gave it again")
-    everyone = sorted(itertools.chain.from_iterable(gather_json(examples)))
+    # By position, once each: processes that hold the same rows of a batch read the same examples.
+    everyone = {int(row[0]): row for row in itertools.chain.from_iterable(gather_json(examples))}
+    rows = [everyone[int(i)] for i in index]
     return EncodedSplit(
         index=index,
         embeddings=embeddings,
-        labels=np.array([label for _, label, _, _ in everyone], np.int64),
-        texts=[texts for _, _, texts, _ in everyone],
-        keys=[key for _, _, _, key in everyone],
+        labels=np.array([label for _, label, _, _ in rows], np.int64),
+        texts=[texts for _, _, texts, _ in rows],
+        keys=[key for _, _, _, key in rows],
     )
 
 
@@ -114,15 +116,16 @@ def encode_texts(
     Returns:
       float32[M, D].
     """
-    rows = local_rows(batch_size, mesh)
-    stride = jax.process_count() * rows
+    stride = global_rows(batch_size, mesh)
+    share, count = parallel.process_share(mesh)
+    rows = stride // count
 
     def inputs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(jax.process_index() * rows, len(texts), stride):
+        for start in range(share * rows, len(texts), stride):
             mine = list(texts[start : start + rows])
             yield np.asarray(tokenizer(mine), np.int32), np.arange(start, start + len(mine))
 
-    return encode_rows(encode_text, params, inputs(), rows=rows, mesh=mesh)[0]
+    return encode_rows(encode_text, params, inputs(), batch_size=batch_size, mesh=mesh)[0]
 
 
 def encode_rows(
@@ -130,7 +133,7 @@ def encode_rows(
     params: Any,
     inputs: Iterable[tuple[np.ndarray, np.ndarray]],
     *,
-    rows: int,
+    batch_size: int,
     mesh: Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode this process's rows together with those of all others.
@@ -138,8 +141,9 @@ def encode_rows(
     Args:
       encode: ``(params, x) -> float32[B, D]``.
       params: parameters, on the mesh.
-      inputs: pairs of x[n, …] and positions int[n] in the whole, 0 <= n <= rows.
-      rows: rows of this process in a global batch.
+      inputs: pairs of x[n, …] and positions int[n] in the whole, n no more than this process's
+        share of a batch.
+      batch_size: rows of a global batch; rounded up to what the mesh divides.
       mesh: the mesh.
 
     Returns:
@@ -147,6 +151,7 @@ def encode_rows(
     """
     # The same function object each time: jax.jit finds what it compiled before.
     jitted = jax.jit(encode)
+    rows = global_rows(batch_size, mesh) // parallel.process_share(mesh)[1]
     parts, positions = [], []
     for x, position in in_step(inputs):
         # Positions travel the way of the rows, so that no assumption is made on where the mesh
@@ -162,11 +167,10 @@ def encode_rows(
     return np.concatenate(parts)[order], np.concatenate(positions)[order]
 
 
-def local_rows(batch_size: int, mesh: Mesh) -> int:
-    """Rows a process gives to a global batch of at least ``batch_size`` that the mesh divides."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    unit = math.lcm(shards, jax.process_count())
-    return -(-batch_size // unit) * unit // jax.process_count()
+def global_rows(batch_size: int, mesh: Mesh) -> int:
+    """Rows of a global batch: at least ``batch_size``, and a multiple of what the mesh cuts."""
+    shards = parallel.batch_shards(mesh)
+    return -(-batch_size // shards) * shards
 
 
 def in_step(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxclip import parallel
 from jaxclip.evaluate import encoding, gallery, retrieval, templates, zero_shot
 from jaxclip.evaluate.encoding import Encode, EncodedSplit, Tokenize
 from jaxclip.train import storage
@@ -183,12 +184,13 @@ class _SplitRun:
     def _encode_images(self, encode_image: Encode) -> EncodedSplit:
         from jaxclip.data import pipeline
 
+        share, count = parallel.process_share(self.mesh)
         batches = pipeline.eval_batches(
             self.data_config,
             self.name,
-            batch_size=encoding.local_rows(self.batch_size, self.mesh),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            batch_size=encoding.global_rows(self.batch_size, self.mesh),
+            process_index=share,
+            process_count=count,
         )
         return encoding.encode_split(
             encode_image, self.params, batches, batch_size=self.batch_size, mesh=self.mesh

@@ -1,0 +1,88 @@
+"""Zero-shot counts and prompt averages."""
+
+import math
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from jaxclip.evaluate import templates, zero_shot
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(
+    labels=st.lists(st.integers(-1, 6), min_size=1, max_size=30), seed=st.integers(0, 2**16)
+)
+def test_equals_the_naive_count(labels, seed):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(-1, 2, (len(labels), 2)).astype(np.float32)
+    classes = rng.integers(-1, 2, (7, 2)).astype(np.float32)
+    found = zero_shot.classify(images, classes, np.array(labels), ks=(1, 5), gallery_tile=5)
+    expected = {1: 0, 5: 0}
+    for image, label in zip(images, labels, strict=True):
+        order = sorted(range(7), key=lambda c: (-float(image @ classes[c]), c))
+        for k in expected:
+            expected[k] += label >= 0 and label in order[:k]
+    assert found.correct == expected
+    assert found.examples == sum(label >= 0 for label in labels)
+
+
+def test_masked_rows_do_not_count():
+    images = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], np.float32)
+    counts = zero_shot.classify(
+        images, np.eye(2), np.array([0, 1, 1]), mask=np.array([True, True, False])
+    )
+    assert counts == zero_shot.ZeroShot({1: 2, 5: 2}, 2)
+
+
+def test_no_examples_is_nan_not_a_crash():
+    metrics = zero_shot.classify(np.zeros((2, 3)), np.eye(3), np.array([-1, -1])).metrics()
+    assert math.isnan(metrics["top1"]) and math.isnan(metrics["top5"])
+
+
+def test_an_impossible_label_is_named():
+    with pytest.raises(ValueError, match="label 3 is no class: there are 3 names"):
+        zero_shot.classify(np.zeros((1, 3)), np.eye(3), np.array([3]))
+
+
+def test_class_embeddings_average_prompts_then_normalise():
+    prompts = np.array([[1, 0], [0, 1], [0.6, 0.8], [0.6, 0.8]], np.float32)
+    expected = np.array([[math.sqrt(0.5), math.sqrt(0.5)], [0.6, 0.8]])
+    np.testing.assert_allclose(zero_shot.class_embeddings(prompts, 2), expected, rtol=1e-6)
+
+
+def test_prompts_that_cancel_out_give_zero_not_nan():
+    assert not zero_shot.class_embeddings(np.array([[1.0, 0.0], [-1.0, 0.0]]), 1).any()
+
+
+def test_prompts_must_divide():
+    with pytest.raises(ValueError, match="3 prompts do not divide over 2 classes"):
+        zero_shot.class_embeddings(np.zeros((3, 4)), 2)
+
+
+def test_templates_are_filled_class_by_class():
+    assert templates.fill(["cat", "{x}"], ["a {}", "{}!"]) == ["a cat", "cat!", "a {x}", "{x}!"]
+
+
+def test_templates_by_name():
+    assert templates.resolve("name") == ("{}",)
+    assert templates.resolve("a toy {}") == ("a toy {}",)
+    assert templates.resolve(["{}", "a {}"]) == ("{}", "a {}")
+    for name in templates.TEMPLATES:
+        assert all(t.count("{}") == 1 for t in templates.resolve(name))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("photos", "did you mean 'photo'"),
+        ("zzz", "there are"),
+        ([], "empty"),
+        (["a photo"], "exactly one"),
+        (["{} and {}"], "exactly one"),
+    ],
+)
+def test_bad_templates_are_explained(given, message):
+    with pytest.raises(ValueError, match=message):
+        templates.resolve(given)
