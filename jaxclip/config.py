@@ -22,7 +22,10 @@ Config = dict[str, Any]
 
 # Sections whose keys depend on a choice made inside them (which optimizer, which loss, …): their
 # owner checks the keys when it builds the thing, with the same nearest-name error.
-_OPEN_SECTIONS = ("optim", "loss", "tokenizer", "data", "model")
+_OPEN_SECTIONS = ("optim", "loss", "tokenizer")
+
+# Sections that name an algorithm: naming another one drops the options of the default's.
+_NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
 
 # Keys that say how a run is carried out, not what it computes: they may differ on resume.
 RUNTIME_KEYS = (
@@ -48,15 +51,7 @@ def defaults() -> Config:
         "global_batch_size": 256,
         # GradCache: embeddings of all micro-batches first, one loss, then the backward passes.
         "num_micro_batches": 1,
-        "data": {
-            "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
-            "train_split": "train",
-            "image_size": 64,
-            "image_ops": "resize",
-            "eval_image_ops": "resize",
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
+        "data": {},  # jaxclip.data.pipeline.DEFAULTS, laid under by resolve
         "tokenizer": {"kind": "emoji_bpe", "path": "", "context_length": 32},
         "model": {"preset": "tiny"},
         "loss": {"name": "softmax"},
@@ -165,7 +160,7 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
     preset = _preset_of(given, parsed)
     base = defaults()
     base["model"] = _model_defaults(preset)
-    base["data"] = {**_data_defaults(), **base["data"]}
+    base["data"] = _data_defaults()
     result = _merge(base, given, "")
     for key, value in parsed:
         _set(result, key, value)
@@ -288,7 +283,7 @@ def _merge(base: Config, given: Config, prefix: str) -> Config:
             everything = known if prefix else [*known, *(k for k, _ in flatten(base))]
             raise ValueError(f"unknown config key {path!r}{nearest(path, everything)}")
         if isinstance(base.get(key), Mapping) and isinstance(value, Mapping):
-            if _replaces(base[key], value):
+            if _names_another(path, base[key], value):
                 result[key] = copy.deepcopy(dict(value))
             else:
                 result[key] = _merge(base[key], dict(value), f"{path}.")
@@ -297,20 +292,12 @@ def _merge(base: Config, given: Config, prefix: str) -> Config:
     return result
 
 
-def _replaces(base: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
-    """Whether a section names another algorithm, whose options must not mix with the default's."""
-    return "name" in given and "name" in base and given["name"] != base["name"] and set(base) <= {
-        "name",
-        "warmup_steps",
-    }
+def _names_another(path: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    return path in _NAMED_SECTIONS and given.get("name", base["name"]) != base["name"]
 
 
 def _is_open(path: str) -> bool:
     section, _, rest = path.partition(".")
-    if section == "model":  # presets name every field of a model
-        return False
-    if section == "data":
-        return False
     return bool(rest) and section in _OPEN_SECTIONS
 
 

@@ -78,10 +78,11 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
         describe(experiment, workdir, start)
         with MetricWriter(workdir, resume_step=start) as writer:
             run = _Run(experiment, tokenizer, checkpointer, writer, stop, workdir)
-            state = run.steps(state)
-            finished = int(state.step) >= config["total_steps"]
-            if finished:
-                run.finish(state)
+            with run.progress:
+                state = run.steps(state)
+                finished = int(state.step) >= config["total_steps"]
+                if finished:
+                    run.finish(state)
     if jax.process_index() == 0 and finished:
         print(f"report: {report_lib.write_report(workdir)}", flush=True)
     return Result(finished, int(state.step), stop.received, run.evaluation)
@@ -136,7 +137,7 @@ class _Run:
             if self.is_due(config["checkpoint"]["every_steps"], step) or stopping or step == total:
                 self.save(state, step)
             if stopping:
-                print(f"stopped after step {step}; the same command goes on from here", flush=True)
+                self.progress.message(f"stopped after step {step}; run it again to go on")
                 break
         return state
 
@@ -169,7 +170,9 @@ class _Run:
         self.pending.clear()
         for step, metrics in fetched:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
-        self.progress.update(fetched)
+        speed = self.progress.update(fetched)
+        if speed:
+            self.writer.write(fetched[-1][0], speed)
         step, last = fetched[-1]
         streak, limit = int(last["nonfinite_streak"]), self.config["max_consecutive_nonfinite"]
         if streak >= limit:

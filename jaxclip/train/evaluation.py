@@ -1,0 +1,64 @@
+"""``jaxclip eval``: evaluate a checkpoint of a workdir, with the workdir's own configuration."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from jaxclip import config as config_lib
+from jaxclip.evaluate import runner
+from jaxclip.train import loop, setup
+from jaxclip.train import workdir as workdir_lib
+from jaxclip.train.checkpoint import Checkpointer
+
+
+def evaluate_workdir(
+    workdir: str | os.PathLike[str], *, step: int | None = None, overrides: Sequence[str] = ()
+) -> dict[str, float]:
+    """Restore a checkpoint, evaluate it, print and return the results.
+
+    Args:
+      workdir: folder of a run.
+      step: the checkpoint's step, or None for the newest usable one.
+      overrides: ``"evaluate.zero_shot=['test_style']"`` and the like.
+
+    Returns:
+      Metrics by ``split/task/name``.
+
+    Raises:
+      workdir.WorkdirError: no such run, or no usable checkpoint in it.
+    """
+    folder = pathlib.Path(workdir)
+    config = config_lib.resolve(workdir_lib.read_config(folder), overrides)
+    experiment = setup.build(config)
+    tokenizer = loop.load_tokenizer(config)
+    # What is evaluated: the averaged parameters where the run keeps them. Nothing else is read.
+    name = "params" if experiment.abstract_state.ema_params is None else "ema_params"
+    wanted = {
+        "step": experiment.abstract_state.step,
+        name: getattr(experiment.abstract_state, name),
+    }
+    with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
+        restored = (
+            checkpointer.restore_latest(wanted, partial=True)
+            if step is None
+            else checkpointer.restore(step, wanted, partial=True)
+        )
+    if restored is None:
+        raise workdir_lib.WorkdirError(f"{folder / 'checkpoints'} holds no usable checkpoint")
+    restored_step = int(restored.state["step"])
+    metrics = runner.evaluate(
+        experiment.encode_image,
+        experiment.encode_text,
+        restored.state[name],
+        config,
+        tokenizer=tokenizer,
+        mesh=experiment.mesh,
+        workdir=folder,
+        step=restored_step,
+    )
+    print(f"checkpoint of step {restored_step}")
+    for metric, value in metrics.items():
+        print(f"  {metric:<48} {value:8.4f}")
+    return metrics

@@ -1,0 +1,133 @@
+"""Configurations: merging, overrides, nearest-key errors, resume differences."""
+
+import json
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxclip import config as config_lib
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def base():
+    return config_lib.resolve({})
+
+
+def test_resolve_expands_the_preset_to_every_field(base):
+    assert base["model"]["image"]["width"] > 0
+    assert base["model"]["text"]["vocab_size"] > 0
+    larger = config_lib.resolve({}, ["model.preset=vit_b16", "data.image_size=224"])
+    assert larger["model"]["image"]["width"] == 768
+
+
+def test_override_wins_over_file_wins_over_defaults():
+    config = config_lib.resolve({"seed": 3, "total_steps": 7}, ["total_steps=9"])
+    assert (config["seed"], config["total_steps"]) == (3, 9)
+    assert config["global_batch_size"] == config_lib.defaults()["global_batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optm.learning_rate=1", r"unknown config key 'optm.learning_rate'.*optim.learning_rate"),
+        ("model.image.widht=64", r"unknown config key 'model.image.widht'.*model.image.width"),
+        ("sede=1", r"unknown config key 'sede'.*'seed'"),
+        ("learning_rate=1", r"unknown config key 'learning_rate'.*optim.learning_rate"),
+        ("total_steps=ten", r"'total_steps' wants int.*'ten'"),
+        ("seed=true", r"'seed' wants int.*bool"),
+        ("mesh=8", r"'mesh' is a section.*mesh.data"),
+        ("seed", r"not of the form key.path=value"),
+        ("total_steps=0", r"total_steps=0 must be at least 1"),
+        ("num_micro_batches=3", r"num_micro_batches=3 does not divide"),
+        ("precision.compute_dtype=float8", r"compute_dtype='float8'"),
+        ("checkpoint.best_mode=up", r"best_mode='up'"),
+        ("ema_decay=1.0", r"ema_decay=1.0"),
+        ("model.preset=vit_b61", r"vit_b16"),
+    ],
+)
+def test_mistakes_name_the_way_out(override, message):
+    with pytest.raises(ValueError, match=message):
+        config_lib.resolve({}, [override])
+
+
+def test_unknown_key_in_a_file_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown config key 'checkpoint.evry_steps'.*every_steps"):
+        config_lib.resolve({"checkpoint": {"evry_steps": 3}})
+
+
+def test_patch_size_must_divide_the_image():
+    with pytest.raises(ValueError, match=r"patch_size=16 does not divide data.image_size=100"):
+        config_lib.resolve({}, ["model.preset=vit_b16", "data.image_size=100"])
+
+
+def test_naming_another_algorithm_drops_the_default_options():
+    config = config_lib.resolve({"optim": {"schedule": {"name": "constant"}}})
+    assert config["optim"]["schedule"] == {"name": "constant"}
+    config = config_lib.resolve({"optim": {"schedule": {"warmup_steps": 5}}})
+    assert config["optim"]["schedule"] == {"name": "cosine", "warmup_steps": 5}
+
+
+def test_image_size_has_one_home():
+    config = config_lib.resolve({}, ["data.image_size=32"])
+    assert config["model"]["image"]["image_size"] == 32
+    config = config_lib.resolve({}, ["model.image.image_size=32"])
+    assert config["data"]["image_size"] == 32
+    with pytest.raises(ValueError, match=r"data.image_size=32 and model.image.image_size=64"):
+        config_lib.resolve({}, ["model.image.image_size=64", "data.image_size=32"])
+
+
+def test_differences_ignore_how_a_run_is_carried_out(base):
+    changed = config_lib.resolve({}, ["mesh.fsdp=2", "log_every_steps=3", "checkpoint.keep_last=9"])
+    assert config_lib.differences(base, changed) == []
+    changed = config_lib.resolve({}, ["optim.learning_rate=0.5"])
+    (line,) = config_lib.differences(base, changed)
+    assert line.startswith("optim.learning_rate: 0.001 -> 0.5")
+
+
+def test_saved_config_resolves_to_itself(base, tmp_path):
+    config_lib.save(base, tmp_path / "config.json")
+    assert config_lib.resolve(config_lib.load(tmp_path / "config.json")) == base
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in CONFIGS.glob("*.py") if p.stem != "common"))
+def test_every_config_file_resolves_and_is_json(file):
+    config = config_lib.resolve(config_lib.load_file(CONFIGS / file))
+    assert json.loads(json.dumps(config)) == config
+
+
+def test_missing_config_file_names_its_neighbour():
+    with pytest.raises(FileNotFoundError, match=r"emoji\.py"):
+        config_lib.load_file(CONFIGS / "emojis.py")
+
+
+def test_config_file_without_get_config(tmp_path):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match="defines no get_config"):
+        config_lib.load_file(tmp_path / "empty.py")
+
+
+@given(
+    st.one_of(
+        st.integers(-(10**12), 10**12),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.booleans(),
+        st.lists(st.integers(), max_size=3),
+        st.none(),
+    )
+)
+def test_override_values_round_trip(value):
+    assert config_lib.parse_override(f"a.b={value!r}") == ("a.b", value)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_override_or_a_clear_error(text):
+    try:
+        key, _ = config_lib.parse_override(text)
+    except ValueError as error:
+        assert "key.path=value" in str(error)
+    else:
+        assert key and text.startswith(key)
