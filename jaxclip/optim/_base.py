@@ -1,15 +1,15 @@
 """What the transformations of this package share: one state convention, norms, safe scaling.
 
-**The state convention.** Every transformation's state is a ``NamedTuple`` of arrays which has, beside
-what the rule itself needs, these four fields, so that anything can be logged without a second pass
-over the gradients (:func:`jaxclip.optim.monitor` collects them):
+**The state convention.** Every transformation's state is a ``NamedTuple`` of arrays which has,
+beside what the rule itself needs, these four fields, so that anything can be logged without a
+second pass over the gradients (:func:`jaxclip.optim.monitor` collects them):
 
-==================== ==============================================================================
-``norm``             What the rule looked at in the last step: a norm (or largest absolute value).
+==================== =============================================================================
+``norm``             What the rule looked at in the last step: a norm, or a largest absolute value.
 ``threshold``        The largest such norm which the rule let out in that step.
-``clipped``          bool: did the rule act on the last step? ``not norm <= threshold`` for clippers.
+``clipped``          bool: did the rule act in that step? For clippers ``not norm <= threshold``.
 ``nonfinite_count``  int32: steps whose update became zero because ``norm`` was NaN or infinite.
-==================== ==============================================================================
+==================== =============================================================================
 
 Global rules keep scalars; per-tensor rules keep one vector ``[num_tensors]`` a field, in the order
 of ``jax.tree.leaves(updates)`` (:func:`tensor_names` gives the paths). Vectors rather than trees of
@@ -19,16 +19,18 @@ state leaf that a sharding rule could take for a parameter.
 **Dtypes.** Statistics are float32 whatever the dtype of parameters and gradients, float64 if the
 parameters hold a float64 tensor. A state's dtypes never change after ``init``.
 
-**Non-finite input.** Where the norm that a rule looks at is NaN or infinite, statistics stay as they
-were, the update is zero (for the tensor or the tree), ``clipped`` is true and ``nonfinite_count``
-goes up; ``norm`` records what was seen.
+**Non-finite input.** Where the norm that a rule looks at is NaN or infinite, statistics stay as
+they were, the update is zero (for the tensor or the tree), ``clipped`` is true and
+``nonfinite_count`` goes up; ``norm`` records what was seen and ``threshold`` keeps its last value.
+A finite gradient whose square overflows float32 (1e30, say) has its true, finite norm.
 
-**Hyperparameters.** A float hyperparameter may be a number, an array (traced or not) or a schedule, a
-function of the number of updates seen before this one.
+**Hyperparameters.** A float hyperparameter may be a number, an array (traced or not) or a schedule,
+a function of the number of updates before this one.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,9 +47,23 @@ REPORTED_FIELDS = ("norm", "threshold", "clipped", "nonfinite_count")
 LARGEST_SQUARABLE = 1e17
 
 
-def flatten(tree: Any) -> tuple[list[jax.Array], Any]:
-    """Leaves of a tree as arrays, and its structure; ``None`` and ``MaskedNode`` are no leaves."""
+def flatten(tree: Any, expected: int | None = None) -> tuple[list[jax.Array], Any]:
+    """Leaves of a tree as arrays, and its structure; ``None`` and ``MaskedNode`` are no leaves.
+
+    Args:
+      tree: of updates.
+      expected: number of tensors which the state was made for, if it is one for each.
+
+    Raises:
+      ValueError: the number of tensors is not the expected one.
+    """
     leaves, treedef = jax.tree.flatten(tree)
+    if expected is not None and len(leaves) != expected:
+        raise ValueError(
+            f"updates hold {len(leaves)} tensors, but the state was initialised for {expected}; "
+            "give `update` a tree of the structure that `init` got (hide tensors from both with "
+            "optax.masked)"
+        )
     return [jnp.asarray(leaf) for leaf in leaves], treedef
 
 
@@ -93,56 +109,90 @@ def hyperparameter(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
     return jnp.asarray(value(count) if callable(value) else value, dtype)
 
 
+def complement(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
+    """``1 - value`` of a hyperparameter at a step, exact for a number however close to one."""
+    if isinstance(value, (int, float)):
+        return jnp.asarray(1.0 - value, dtype)
+    return 1 - hyperparameter(value, count, dtype)
+
+
+def bias_correction(complement_of_decay: jax.Array, count: jax.Array) -> jax.Array:
+    """``1 - decay ** count`` without the cancellation that costs float32 its digits.
+
+    Args:
+      complement_of_decay: ``1 - decay``, from :func:`complement`.
+      count: number of values in the average; any shape.
+    """
+    exponent = count.astype(complement_of_decay.dtype) * jnp.log1p(-complement_of_decay)
+    return -jnp.expm1(exponent)
+
+
 def check_number(
     name: str,
     value: Any,
     low: float | None = None,
     high: float | None = None,
     *,
-    exclusive: bool = False,
+    above: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Refuse a hyperparameter outside its range, if it is a plain number (traced ones pass).
 
     Args:
       name: ``"transformation.argument"``, for the message.
       value: the argument; arrays and schedules are not looked at.
-      low: smallest value allowed (with ``exclusive`` not itself allowed).
-      high: largest value allowed (always allowed itself).
-      exclusive: whether ``low`` itself is refused.
+      low: smallest value allowed.
+      high: largest value allowed.
+      above: value that it must exceed.
+      below: value that it must not reach.
 
     Raises:
       TypeError: the value is neither number, array nor schedule.
       ValueError: the value is out of range (or NaN).
     """
-    if isinstance(value, jax.Array) or callable(value) or hasattr(value, "aval"):
+    if isinstance(value, jax.Array) or callable(value):
         return
-    if isinstance(value, (bool, str, bytes)) or not isinstance(
+    if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.number, np.ndarray)
     ):
         raise TypeError(f"{name}={value!r} must be a number, an array or a schedule")
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError(f"{name} must be a scalar, got an array of shape {value.shape}")
     number = float(value)
-    too_low = low is not None and not (number > low if exclusive else number >= low)
-    too_high = high is not None and not number <= high
-    if too_low or too_high or number != number:
-        lower = "" if low is None else f"{'>' if exclusive else '>='} {low}"
-        upper = "" if high is None else f"<= {high}"
-        raise ValueError(f"{name}={value} must be {' and '.join(filter(None, (lower, upper)))}")
+    conditions = {
+        f">= {low}": low is None or number >= low,
+        f"<= {high}": high is None or number <= high,
+        f"> {above}": above is None or number > above,
+        f"< {below}": below is None or number < below,
+    }
+    if number != number or not all(conditions.values()):
+        wanted = " and ".join(text for text in conditions if not text.endswith("None"))
+        raise ValueError(f"{name}={value} must be {wanted or 'a number'}")
 
 
-def square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Sum of squared absolute values of one tensor, computed in ``dtype``."""
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return square_sum(leaf.real, dtype) + square_sum(leaf.imag, dtype)
-    return jnp.sum(jnp.square(leaf.astype(dtype)))
+def static_integer(name: str, value: Any, low: int) -> int:
+    """An argument that sets a shape, as an int.
+
+    Raises:
+      TypeError: it is no integer, or a traced one.
+      ValueError: it is less than ``low``.
+    """
+    try:
+        integer = operator.index(value)
+    except (TypeError, jax.errors.JAXTypeError) as error:
+        argument = name.rpartition(".")[2]
+        raise TypeError(
+            f"{name}={value!r} must be an integer known when tracing; within "
+            f"optax.inject_hyperparams pass static_args={argument!r}"
+        ) from error
+    if integer < low:
+        raise ValueError(f"{name}={integer} must be >= {low}")
+    return integer
 
 
 def tensor_norms(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``."""
-    if not leaves:
-        return jnp.zeros((0,), dtype)
-    return jnp.sqrt(jnp.stack([square_sum(leaf, dtype) for leaf in leaves]))
+    return _roots([_square_sum(leaf, dtype) for leaf in leaves], leaves, dtype)
 
 
 def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
@@ -154,7 +204,57 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
 
 def tensor_norms_and_maxima(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
     """L2 norm and largest absolute value of each tensor from one read, both ``[num_tensors]``."""
-    return tensor_norms(leaves, dtype), tensor_maxima(leaves, dtype)
+    if not leaves:
+        return jnp.zeros((0,), dtype), jnp.zeros((0,), dtype)
+    pairs = [_square_sum_and_max(leaf, dtype) for leaf in leaves]
+    return _roots([pair[0] for pair in pairs], leaves, dtype), jnp.stack([p[1] for p in pairs])
+
+
+def _square_sum(leaf: jax.Array, dtype: Any, scale: float = 1.0) -> jax.Array:
+    """Sum of the squared absolute values of ``scale * leaf``, computed in ``dtype``."""
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return _square_sum(leaf.real, dtype, scale) + _square_sum(leaf.imag, dtype, scale)
+    return jnp.sum(jnp.square(leaf.astype(dtype) * scale if scale != 1.0 else leaf.astype(dtype)))
+
+
+def _square_sum_and_max(leaf: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Sum of squares and largest absolute value by one reduction with two results."""
+    magnitude = jnp.abs(leaf).astype(dtype)
+    pattern = ordered_pattern(magnitude)
+    sum_of_squares, largest = jax.lax.reduce(
+        (jnp.square(magnitude), pattern),
+        (jnp.zeros((), dtype), jnp.zeros((), pattern.dtype)),
+        lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1])),
+        tuple(range(leaf.ndim)),
+    )
+    return sum_of_squares, jax.lax.bitcast_convert_type(largest, magnitude.dtype)
+
+
+def ordered_pattern(magnitude: jax.Array) -> jax.Array:
+    """Bit patterns of non-negative floats: integers in the same order, NaN above infinity.
+
+    An integer maximum of them keeps NaN, as a float maximum does, but vectorises.
+    """
+    integer = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(magnitude, integer)
+
+
+def _roots(sums: list[jax.Array], leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Norms from sums of squares, summed anew on a smaller scale where float32 overflowed."""
+    if not sums:
+        return jnp.zeros((0,), dtype)
+    norms = jnp.sqrt(jnp.stack(sums))
+    if norms.dtype == jnp.float64:
+        return norms
+    scale = (
+        2.0**-100
+    )  # squares of all float32 numbers above 1e-8/scale fit, and others do not count
+
+    def again() -> jax.Array:
+        rescaled = jnp.stack([_square_sum(leaf, dtype, scale) for leaf in leaves])
+        return jnp.where(jnp.isfinite(norms), norms, jnp.sqrt(rescaled) / scale)
+
+    return jax.lax.cond(jnp.all(jnp.isfinite(norms)), lambda: norms, again)
 
 
 def combine_norms(norms: jax.Array) -> jax.Array:

@@ -78,7 +78,7 @@ def zclip(
       alpha: decay of the averages.
       z_threshold: z-score above which a norm is a spike.
       max_norm: constant bound on the norm besides the adaptive one, ``None`` for none.
-      eps: added to σ in the z-score.
+      eps: added to the standard deviation in the z-score.
       warmup_steps: number of updates that only collect norms.
       mode: ``"zscore"`` or ``"percentile"``.
       clip_option: ``"adaptive_scaling"`` or ``"mean"``; for ``mode="zscore"``.
@@ -215,9 +215,9 @@ def _check(
     if clip_option not in CLIP_OPTIONS:
         raise ValueError(f"zclip.clip_option={clip_option!r}; use one of {', '.join(CLIP_OPTIONS)}")
     _base.check_number("zclip.alpha", alpha, 0, 1)
-    _base.check_number("zclip.z_threshold", z_threshold, 0, exclusive=True)
+    _base.check_number("zclip.z_threshold", z_threshold, above=0)
     _base.check_number("zclip.eps", eps, 0)
     _base.check_number("zclip.warmup_steps", warmup_steps, 1)
-    _base.check_number("zclip.clip_factor", clip_factor, 0, exclusive=True)
+    _base.check_number("zclip.clip_factor", clip_factor, above=0)
     if max_norm is not None:
-        _base.check_number("zclip.max_norm", max_norm, 0, exclusive=True)
+        _base.check_number("zclip.max_norm", max_norm, above=0)

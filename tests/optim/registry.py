@@ -55,4 +55,22 @@ class Case:
 
 CASES: tuple[Case, ...] = (
     Case("zclip", {"warmup_steps": 5}, inject={"alpha": 0.9, "max_norm": 0.8}),
+    Case(
+        "autoclip",
+        {"percentile": 50.0, "history_size": 12},
+        inject={"percentile": 40.0},
+        static_args=("history_size",),
+    ),
+    Case("adagc", {"warmup_steps": 5}, per_tensor=True, inject={"lambda_rel": 1.1, "beta": 0.9}),
+    Case("clip_by_coordinate", {"fraction": 0.2}, per_tensor=True, inject={"fraction": 0.4}),
+    Case(
+        "median_clip",
+        {"tau": 0.05},
+        per_tensor=True,
+        inject={"tau": 0.1},
+        state_copies=1,
+    ),
+    Case("median_clip", {"tau": 0.3, "kind": "vector"}, inject={"tau": 0.1}, state_copies=1),
+    Case("adaclip", {"theta": 0.9}, per_tensor=True, inject={"theta": 0.8}),
+    Case("adagn", {}, per_tensor=True, inject={"gamma1": 0.6, "gamma2": 0.8}),
 )

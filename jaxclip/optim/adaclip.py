@@ -1,0 +1,119 @@
+"""AdaClip of Stable-SPAM: scale down elements above the average largest element of their tensor."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.optim import _base
+
+
+class AdaclipState(NamedTuple):
+    """State of :func:`adaclip`; vectors have one entry a tensor.
+
+    Attributes:
+      count: int32 scalar, number of updates.
+      maximum: average M of the largest absolute values, not bias-corrected.
+      norm: largest absolute value seen in the last step, s.
+      threshold: M̂ of the last step.
+      clipped: bool, was any element above M̂.
+      nonfinite_count: int32, number of updates with a NaN or infinite element.
+    """
+
+    count: jax.Array
+    maximum: jax.Array
+    norm: jax.Array
+    threshold: jax.Array
+    clipped: jax.Array
+    nonfinite_count: jax.Array
+
+
+def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation:
+    r"""Scales elements that exceed the running average of their tensor's largest element.
+
+    For every tensor, with :math:`s = \max |g|`,
+
+    .. math::
+
+      M \leftarrow \theta M + (1 - \theta) s, \quad \hat M = M / (1 - \theta^t), \quad
+      g_j \leftarrow g_j \hat M / s \text{ where } |g_j| > \hat M.
+
+    Elements above :math:`\hat M` are scaled, not cut: the largest becomes :math:`\hat M`,
+    others may fall below elements that were left alone. This is step 1 of
+    :func:`jaxclip.optim.stable_spam`, for use with any optimizer.
+
+    State: one number a tensor and the report. Cost: one reduction a tensor.
+
+    Args:
+      theta: θ, decay of the average.
+
+    Returns:
+      An ``optax.GradientTransformation`` with state :class:`AdaclipState`. ``norm`` and
+      ``threshold`` are absolute values of elements.
+
+    Raises:
+      ValueError: ``theta`` is out of its range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxclip import optim
+      >>> tx = optim.adaclip(theta=0.5)
+      >>> state = tx.init(jnp.zeros(2))
+      >>> for gradient in ([1.0, 0.5], [4.0, 0.5]):
+      ...     updates, state = tx.update(jnp.asarray(gradient), state)
+      >>> updates.tolist(), state.threshold.tolist()
+      ([3.0, 0.5], [3.0])
+
+    References:
+      Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
+      <https://arxiv.org/abs/2502.17055>`_, 2025.
+    """
+    _base.check_number("adaclip.theta", theta, 0, below=1)
+
+    def init_fn(params: Any) -> AdaclipState:
+        dtype = _base.statistics_dtype(params)
+        shape = (len(jax.tree.leaves(params)),)
+        return AdaclipState(
+            count=jnp.zeros((), jnp.int32),
+            maximum=jnp.zeros(shape, dtype),
+            **_base.initial_report(shape, dtype),
+        )
+
+    def update_fn(
+        updates: Any, state: AdaclipState, params: Any = None
+    ) -> tuple[Any, AdaclipState]:
+        del params
+        leaves, treedef = _base.flatten(updates, state.norm.size)
+        dtype = state.norm.dtype
+        largest = _base.tensor_maxima(leaves, dtype)
+        finite = jnp.isfinite(largest)
+        fresh = _base.complement(theta, state.count, dtype)
+        seen = state.count + 1 - state.nonfinite_count
+        # As a step towards the new value, so that large values do not overflow.
+        maximum = state.maximum + fresh * (largest - state.maximum)
+        bound = maximum / _base.bias_correction(fresh, seen)
+        clipped = largest > bound
+        factor = jnp.where(clipped, _base.safe_divide(bound, largest, 1.0), 1.0).astype(dtype)
+        new_state = AdaclipState(
+            count=optax.safe_increment(state.count),
+            maximum=jnp.where(finite, maximum, state.maximum),
+            norm=largest,
+            threshold=jnp.where(finite, bound, state.threshold),
+            clipped=clipped | ~finite,
+            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        )
+        out = [_scale_above(leaf, bound[i], factor[i], finite[i]) for i, leaf in enumerate(leaves)]
+        return jax.tree.unflatten(treedef, out), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _scale_above(
+    leaf: jax.Array, bound: jax.Array, factor: jax.Array, keep: jax.Array
+) -> jax.Array:
+    """Elements above the bound times the factor, the others as they are; zero unless ``keep``."""
+    scaled = jnp.where(jnp.abs(leaf) > bound, leaf * factor, leaf)
+    return jnp.where(keep, scaled, 0).astype(leaf.dtype)

@@ -1,0 +1,151 @@
+"""AdaGC: clip each tensor's norm at a little more than its own recent clipped norm."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.optim import _base
+
+
+class AdagcState(NamedTuple):
+    """State of :func:`adagc`; vectors have one entry a tensor.
+
+    Attributes:
+      count: int32 scalar, number of updates.
+      gamma: average of the clipped norms; infinite for a tensor that had no gradient yet.
+      norm: norm seen in the last step.
+      threshold: norm let out in the last step.
+      clipped: bool, was the tensor scaled in the last step.
+      nonfinite_count: int32, number of updates in which the tensor's update became zero because the
+        norm looked at was NaN or infinite.
+    """
+
+    count: jax.Array
+    gamma: jax.Array
+    norm: jax.Array
+    threshold: jax.Array
+    clipped: jax.Array
+    nonfinite_count: jax.Array
+
+
+def adagc(
+    lambda_abs: _base.Hyperparameter = 1.0,
+    lambda_rel: _base.Hyperparameter = 1.05,
+    beta: _base.Hyperparameter = 0.98,
+    warmup_steps: int | jax.Array = 100,
+) -> optax.GradientTransformation:
+    r"""Clips each tensor's norm at ``lambda_rel`` times the average of its clipped norms.
+
+    In updates :math:`t < \mathrm{warmup\_steps}` (t counts from 1) gradients are clipped by their
+    global norm, and each tensor i keeps the smallest of its norms:
+
+    .. math::
+
+      h = \min(1, \lambda_{abs} / \|G\|), \quad \hat g_i = h g_i, \quad
+      \gamma_i \leftarrow \min(\gamma_i, \|\hat g_i\|), \quad \gamma_i = \infty \text{ at first.}
+
+    After these, every tensor looks at itself alone:
+
+    .. math::
+
+      h_i = \min(1, \lambda_{rel} \gamma_i / \|g_i\|), \quad \hat g_i = h_i g_i, \quad
+      \gamma_i \leftarrow \beta \gamma_i + (1 - \beta) \|\hat g_i\|.
+
+    One case is not as published: a norm of exactly zero does not enter the minimum of the warm-up,
+    and a tensor without a finite average after the warm-up goes on as in it. As published, one zero
+    gradient in the first updates (any layer behind a zero-initialised projection has it in the
+    first one) makes the average zero, and the tensor gets no update ever again.
+
+    A threshold can shrink towards zero but grows by at most 0.1% an update (with the defaults), so
+    exempt scalars whose gradient passes through zero, such as CLIP's ``logit_scale``:
+    ``optax.masked(adagc(), {"image": True, "text": True, "logit_scale": False})``.
+
+    State: one number a tensor and the report. Cost: one reduction a tensor; tensors exchange
+    nothing after the warm-up.
+
+    Args:
+      lambda_abs: bound on the global norm in the warm-up.
+      lambda_rel: bound on a tensor's norm relative to its average.
+      beta: decay of the average.
+      warmup_steps: update from which the relative rule holds.
+
+    Returns:
+      An ``optax.GradientTransformation`` with state :class:`AdagcState`. In the warm-up a tensor's
+      ``threshold`` is its share ``lambda_abs * norm / global_norm``.
+
+    Raises:
+      ValueError: a number out of its range.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jaxclip import optim
+      >>> tx = optax.chain(optim.adagc(warmup_steps=2), optax.adamw(1e-3))
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> for size in (0.5, 50.0):
+      ...     _, state = tx.update({"w": jnp.asarray([size, 0.0])}, state, params)
+      >>> state[0].norm.tolist(), state[0].threshold.tolist(), state[0].clipped.tolist()
+      ([50.0], [0.5249999761581421], [True])
+
+    References:
+      Wang et al., `AdaGC: Improving Training Stability for Large Language Model Pretraining
+      <https://arxiv.org/abs/2502.11034>`_, 2025.
+    """
+    _base.check_number("adagc.lambda_abs", lambda_abs, above=0)
+    _base.check_number("adagc.lambda_rel", lambda_rel, above=0)
+    _base.check_number("adagc.beta", beta, 0, 1)
+    _base.check_number("adagc.warmup_steps", warmup_steps, 0)
+
+    def init_fn(params: Any) -> AdagcState:
+        dtype = _base.statistics_dtype(params)
+        shape = (len(jax.tree.leaves(params)),)
+        return AdagcState(
+            count=jnp.zeros((), jnp.int32),
+            gamma=jnp.full(shape, jnp.inf, dtype),
+            **_base.initial_report(shape, dtype),
+        )
+
+    def update_fn(updates: Any, state: AdagcState, params: Any = None) -> tuple[Any, AdagcState]:
+        del params
+        leaves, treedef = _base.flatten(updates, state.norm.size)
+        dtype = state.norm.dtype
+        bound = _base.hyperparameter(lambda_abs, state.count, dtype)
+        ratio = _base.hyperparameter(lambda_rel, state.count, dtype)
+        decay = _base.hyperparameter(beta, state.count, dtype)
+        fresh = _base.complement(beta, state.count, dtype)
+
+        norms = _base.tensor_norms(leaves, dtype)
+        total = _base.combine_norms(norms)
+        is_global = (state.count + 1 < warmup_steps) | ~jnp.isfinite(state.gamma)
+        finite = jnp.where(is_global, jnp.isfinite(total), jnp.isfinite(norms))
+
+        # `total` is at least every one of the norms: where it is zero, so are they.
+        share = bound * _base.safe_divide(norms, total, 1.0)
+        threshold = jnp.where(is_global, share, ratio * state.gamma)
+        clipped = jnp.where(is_global, total > bound, norms > threshold)
+        factor = jnp.where(
+            is_global,
+            jnp.minimum(1.0, _base.safe_divide(bound, total, 1.0)),
+            jnp.where(clipped, _base.safe_divide(threshold, norms, 1.0), 1.0),
+        ).astype(dtype)
+
+        let_out = factor * norms
+        smallest = jnp.where(let_out > 0, jnp.minimum(state.gamma, let_out), state.gamma)
+        average = decay * state.gamma + fresh * let_out
+        gamma = jnp.where(is_global, smallest, average)
+        new_state = AdagcState(
+            count=optax.safe_increment(state.count),
+            gamma=jnp.where(finite, gamma, state.gamma),
+            norm=norms,
+            threshold=jnp.where(finite, threshold, state.threshold),
+            clipped=clipped | ~finite,
+            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        )
+        scaled = [_base.rescale(g, factor[i], finite[i]) for i, g in enumerate(leaves)]
+        return jax.tree.unflatten(treedef, scaled), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)

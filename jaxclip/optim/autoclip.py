@@ -1,0 +1,130 @@
+"""AutoClip: clip the global gradient norm at a percentile of the norms seen so far."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.optim import _base, _order
+
+
+class AutoclipState(NamedTuple):
+    """State of :func:`autoclip`.
+
+    Attributes:
+      count: int32 scalar, number of updates with a finite norm.
+      history: [history_size], ring buffer of norms; entry ``count % history_size`` is written next.
+      norm: global norm seen in the last step.
+      threshold: percentile of the norms in the last step.
+      clipped: bool, were the gradients scaled in the last step.
+      nonfinite_count: int32, number of updates with a NaN or infinite norm.
+    """
+
+    count: jax.Array
+    history: jax.Array
+    norm: jax.Array
+    threshold: jax.Array
+    clipped: jax.Array
+    nonfinite_count: jax.Array
+
+
+def autoclip(
+    percentile: _base.Hyperparameter = 10.0, history_size: int = 10_000
+) -> optax.GradientTransformation:
+    r"""Clips the global norm at a percentile of the global norms seen, the current one included.
+
+    .. math::
+
+      \eta_t = Q_{q\%}(\|G_1\|, \dots, \|G_t\|), \qquad
+      \hat G_t = \min(1, \eta_t / \|G_t\|) \, G_t.
+
+    The percentile interpolates linearly and is exact over the last ``history_size`` norms. A step
+    with a NaN or infinite norm gives a zero update and does not enter the history.
+
+    State: ``history_size`` floats and the report. Cost: one reduction over the gradients; the
+    percentile of 10 000 norms takes a fraction of a millisecond.
+
+    Args:
+      percentile: q in [0, 100]; the paper uses 10, that is, nine of ten steps are clipped.
+      history_size: number of norms kept. Static: within ``optax.inject_hyperparams`` name it in
+        ``static_args``.
+
+    Returns:
+      An ``optax.GradientTransformation`` with state :class:`AutoclipState`.
+
+    Raises:
+      ValueError: a number out of its range.
+      TypeError: ``history_size`` is not an integer known when tracing.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jaxclip import optim
+      >>> tx = optax.chain(optim.autoclip(percentile=50.0), optax.adam(1e-3))
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> for size in (1.0, 2.0, 30.0):
+      ...     _, state = tx.update({"w": jnp.asarray([size, 0.0])}, state, params)
+      >>> float(state[0].norm), float(state[0].threshold), bool(state[0].clipped)
+      (30.0, 2.0, True)
+
+    References:
+      Seetharaman et al., `AutoClip: Adaptive Gradient Clipping for Source Separation Networks
+      <https://arxiv.org/abs/2007.14469>`_, 2020.
+    """
+    _base.check_number("autoclip.percentile", percentile, 0, 100)
+    size = _base.static_integer("autoclip.history_size", history_size, 1)
+
+    def init_fn(params: Any) -> AutoclipState:
+        dtype = _base.statistics_dtype(params)
+        return AutoclipState(
+            count=jnp.zeros((), jnp.int32),
+            history=jnp.zeros((size,), dtype),
+            **_base.initial_report((), dtype),
+        )
+
+    def update_fn(
+        updates: Any, state: AutoclipState, params: Any = None
+    ) -> tuple[Any, AutoclipState]:
+        del params
+        leaves, treedef = _base.flatten(updates)
+        dtype = state.norm.dtype
+        step = state.count + state.nonfinite_count
+        quantile = _base.hyperparameter(percentile, step, dtype) / 100
+
+        norm = _base.global_norm(leaves, dtype)
+        finite = jnp.isfinite(norm)
+        written = state.history.at[state.count % size].set(norm)
+        history = jnp.where(finite, written, state.history)
+        count = _base.increment_where(state.count, finite)
+        threshold = jnp.where(finite, _filled_quantile(history, count, quantile), state.threshold)
+        clipped = norm > threshold
+        factor = jnp.where(clipped, _base.safe_divide(threshold, norm, 1.0), 1.0).astype(dtype)
+        new_state = AutoclipState(
+            count=count,
+            history=history,
+            norm=norm,
+            threshold=threshold,
+            clipped=clipped | ~finite,
+            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        )
+        scaled = [_base.rescale(leaf, factor, finite) for leaf in leaves]
+        return jax.tree.unflatten(treedef, scaled), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _filled_quantile(history: jax.Array, count: jax.Array, quantile: jax.Array) -> jax.Array:
+    """Quantile of the first ``count`` entries (all of them once the ring is full)."""
+    size = history.shape[0]
+    filled = jnp.minimum(count, size)
+    # Infinity sorts above all norms, where no rank below `filled` looks.
+    padded = jnp.where(jnp.arange(size) < filled, history, jnp.inf)
+    position = quantile * jnp.maximum(filled - 1, 0).astype(history.dtype)
+    rank = jnp.floor(position)
+    found = _order.absolute_quantiles(
+        [padded], rank.astype(jnp.int32)[None], (position - rank)[None], history.dtype
+    )
+    return found.quantile[0]
