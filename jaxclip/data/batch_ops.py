@@ -1,39 +1,30 @@
-"""Image ops on a batch of equally sized images, vectorised with TensorFlow.
+"""Image ops on batches of equally sized images, vectorised with NumPy.
 
-Every function here takes ``images`` f32[n, H, W, 3] in [0, 255] and uniform numbers ``u`` f32[n, k],
-and treats each row by itself: what comes out for an example does not depend on its batch, to the last
-bit. For that, per-pixel work is exactly rounded arithmetic only (no matrix products, no
-exponentials, whose vectorised and scalar versions differ), and functions of a row's few random
-numbers are computed in float64 and rounded.
+Every function here takes ``images`` f32[n, 3, H, W] in [0, 255], which it may overwrite, and uniform
+numbers ``u`` f32[n, k]. Planes lie one after the other (channels first), which is what makes colour
+arithmetic fast. Each row is treated by itself: what comes out for an example does not depend on the
+others, to the last bit, so that batches can be split over processes and threads at will. For that,
+per-pixel work is exactly rounded arithmetic only, and functions of a row's random numbers are
+computed in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
-from jaxclip.data._tfds import tensorflow
+import numpy as np
+
 from jaxclip.data.image_ops import BatchFn, register
 
 # Luma of Rec. 601, as everywhere in image augmentation.
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = np.array([0.299, 0.587, 0.114])
+# Scales of the colour differences B - Y and R - Y to U and V.
+_U_SCALE, _V_SCALE = 0.492, 0.877
 
 
 def _probability(p: float) -> None:
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p={p} must be between 0 and 1")
-
-
-def _column(u: Any, index: int) -> Any:
-    """f32[n, 1, 1, 1] out of f32[n, k]."""
-    return u[:, index][:, None, None, None]
-
-
-def _exact(function: Callable[..., Any], *values: Any) -> Any:
-    """Evaluate in float64 and round to float32, so that the last bits of libraries do not show."""
-    tf = tensorflow()
-    return tf.cast(function(*(tf.cast(value, tf.float64) for value in values)), tf.float32)
 
 
 def _sometimes(p: float, apply: BatchFn) -> BatchFn:
@@ -43,94 +34,44 @@ def _sometimes(p: float, apply: BatchFn) -> BatchFn:
     """
     _probability(p)
 
-    def maybe(images: Any, u: Any) -> Any:
-        if p == 1.0:
+    def maybe(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        rows = np.flatnonzero(u[:, 0] < p)
+        if len(rows) == len(images):
             return apply(images, u[:, 1:])
-        tf = tensorflow()
-        chosen = tf.where(u[:, 0] < p)
-        rows = chosen[:, 0]
-        changed = apply(tf.gather(images, rows), tf.gather(u[:, 1:], rows))
-        changed = tf.clip_by_value(changed, 0.0, 255.0)
-        return tf.tensor_scatter_nd_update(images, chosen, changed)
+        if len(rows):
+            images[rows] = apply(images[rows], u[rows, 1:])
+        return images
 
     return maybe
 
 
-def _gray(images: Any) -> Any:
-    """f32[n, H, W, 1], the luma."""
-    r, g, b = images[..., 0:1], images[..., 1:2], images[..., 2:3]
-    return r * _LUMA[0] + g * _LUMA[1] + b * _LUMA[2]
+def _per_row(values: np.ndarray) -> np.ndarray:
+    """f32[n, 1, 1, 1] out of n numbers."""
+    return np.asarray(values, np.float32)[:, None, None, None]
+
+
+def _clip(images: np.ndarray) -> np.ndarray:
+    return np.clip(images, 0.0, 255.0, out=images)
+
+
+def _log_uniform(u: np.ndarray, low: float, high: float) -> np.ndarray:
+    """f64[n] between ``low`` and ``high``."""
+    return np.exp(math.log(low) + u.astype(np.float64) * (math.log(high) - math.log(low)))
+
+
+def _gray(images: np.ndarray) -> np.ndarray:
+    """Luma, f32[n, 1, H, W]."""
+    weights = LUMA.astype(np.float32)
+    gray = images[:, 0:1] * weights[0]
+    gray += images[:, 1:2] * weights[1]
+    gray += images[:, 2:3] * weights[2]
+    return gray
 
 
 @register("flip", level="batch", draws=1)
 def flip(p: float = 0.5) -> BatchFn:
     """Mirror left and right."""
-    return _sometimes(p, lambda images, u: images[:, :, ::-1])
-
-
-@register("affine", level="batch", draws=6)
-def affine(
-    degrees: float = 0.0,
-    translate: float = 0.0,
-    scale_min: float = 1.0,
-    scale_max: float = 1.0,
-    shear: float = 0.0,
-    fill: int = 255,
-    p: float = 1.0,
-) -> BatchFn:
-    """Rotate, shear, scale and shift, in one bilinear interpolation.
-
-    Args:
-      degrees: rotation is drawn from [-degrees, degrees].
-      translate: shift in each direction, as a fraction of the side, from [-translate, translate].
-      scale_min: zoom is drawn from [scale_min, scale_max], log-uniform; above 1 enlarges.
-      scale_max: see scale_min.
-      shear: horizontal shear angle in degrees, from [-shear, shear].
-      fill: grey level of what comes in from outside, or -1 to repeat the edge.
-      p: probability that anything is done at all.
-    """
-    if degrees < 0 or translate < 0 or not 0 <= shear < 90:
-        raise ValueError("degrees, translate and shear must not be negative, and shear below 90")
-    if not 0 < scale_min <= scale_max:
-        raise ValueError(f"need 0 < scale_min={scale_min} <= scale_max={scale_max}")
-    if not -1 <= fill <= 255:
-        raise ValueError(f"fill={fill} must be between 0 and 255, or -1 for the edge")
-    log_min, log_max = math.log(scale_min), math.log(scale_max)
-
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        height, width = tf.shape(images)[1], tf.shape(images)[2]
-        side_y, side_x = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-        signed = 2.0 * u - 1.0
-        angle = signed[:, 0] * math.radians(degrees)
-        skew = _exact(tf.tan, signed[:, 1] * math.radians(shear))
-        zoom = _exact(tf.exp, log_min + u[:, 2] * (log_max - log_min))
-        cos, sin = _exact(tf.cos, angle) / zoom, _exact(tf.sin, angle) / zoom
-        # The kernel wants the inverse map, output -> input, about the centre of the image.
-        a, b = cos, sin + skew * cos
-        c, d = -sin, cos - skew * sin
-        center_x, center_y = (side_x - 1.0) / 2.0, (side_y - 1.0) / 2.0
-        out_x = center_x + signed[:, 3] * translate * side_x
-        out_y = center_y + signed[:, 4] * translate * side_y
-        shift_x = center_x - a * out_x - b * out_y
-        shift_y = center_y - c * out_x - d * out_y
-        zero = tf.zeros_like(a)
-        return tf.raw_ops.ImageProjectiveTransformV3(
-            images=images,
-            transforms=tf.stack([a, b, shift_x, c, d, shift_y, zero, zero], axis=1),
-            output_shape=tf.stack([height, width]),
-            fill_value=tf.constant(float(max(fill, 0))),
-            interpolation="BILINEAR",
-            fill_mode="NEAREST" if fill < 0 else "CONSTANT",
-        )
-
-    return _sometimes(p, apply)
-
-
-@register("rotate", level="batch", draws=6)
-def rotate(degrees: float = 15.0, fill: int = 255, p: float = 1.0) -> BatchFn:
-    """Rotate by an angle drawn from [-degrees, degrees]."""
-    return affine(degrees=degrees, fill=fill, p=p)
+    return _sometimes(p, lambda images, u: images[..., ::-1])
 
 
 @register("color_jitter", level="batch", draws=5)
@@ -143,8 +84,9 @@ def color_jitter(
 ) -> BatchFn:
     """Change brightness, contrast, saturation and hue, in this order.
 
-    Factors are drawn from [1 - x, 1 + x]. Hue turns the chroma plane of YIQ by up to ``hue`` full
-    turns, which is linear in RGB and so costs a tenth of the way through HSV.
+    Factors are drawn from [1 - x, 1 + x]. Hue turns the chroma plane of YUV by up to ``hue`` full
+    turns. All four are linear in RGB and so become one 3 x 3 matrix and an offset for each image,
+    clipped once at the end (not after each of the four).
     """
     for name, value in (("brightness", brightness), ("contrast", contrast)):
         if not 0.0 <= value <= 1.0:
@@ -154,81 +96,97 @@ def color_jitter(
     if not 0.0 <= hue <= 0.5:
         raise ValueError(f"hue={hue} must be between 0 and 0.5 (half a turn)")
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        signed = 2.0 * u - 1.0
-        bright = 1.0 + brightness * _column(signed, 0)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        signed = 2.0 * u.astype(np.float64) - 1.0
+        bright = 1.0 + brightness * signed[:, 0]
+        amount = 1.0 + contrast * signed[:, 1]
+        strength = np.maximum(0.0, 1.0 + saturation * signed[:, 2])
+        matrix = chroma_matrix(strength, 2.0 * np.pi * hue * signed[:, 3])
+        matrix *= (bright * amount)[:, None, None]
+        # The matrix keeps grey as it is, so the grey that contrast pulls towards passes unchanged.
+        offset = np.zeros(len(images))
         if contrast:
-            images = tf.clip_by_value(images * bright, 0.0, 255.0)
-            amount = 1.0 + contrast * _column(signed, 1)
-            mean = tf.reduce_mean(_gray(images), axis=(1, 2), keepdims=True)
-            images = images * amount + (1.0 - amount) * mean
-        else:
-            images = images * bright
-        if not saturation and not hue:
-            return images
-        images = tf.clip_by_value(images, 0.0, 255.0)
-        strength = tf.maximum(0.0, 1.0 + saturation * _column(signed, 2))
-        return _turn_chroma(images, strength, _column(signed, 3) * (2.0 * math.pi * hue))
+            means = images.reshape(len(images), 3, -1).mean(axis=-1).astype(np.float64)
+            offset = (1.0 - amount) * bright * (means @ LUMA)
+        return _clip(_mix_channels(images, matrix, offset))
 
     return _sometimes(p, apply)
 
 
-def _turn_chroma(images: Any, strength: Any, angle: Any) -> Any:
-    """Scale chroma by ``strength`` and turn it by ``angle`` (radians), both f32[n, 1, 1, 1].
+def chroma_matrix(strength: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """Matrices that scale and turn the colour of RGB pixels and keep their luma.
 
-    With luma Y, the colour differences B-Y and R-Y (scaled to U, V) span the chroma plane.
+    Args:
+      strength: f64[n], factor of the chroma; 0 = grey.
+      angle: f64[n], turn in the U-V plane, in radians.
+
+    Returns:
+      f64[n, 3, 3], to be multiplied with RGB columns.
     """
-    tf = tensorflow()
-    y = _gray(images)
-    scale_u, scale_v = 0.492, 0.877
-    chroma_u = (images[..., 2:3] - y) * scale_u
-    chroma_v = (images[..., 0:1] - y) * scale_v
-    cos, sin = _exact(tf.cos, angle) * strength, _exact(tf.sin, angle) * strength
-    turned_u = chroma_u * cos - chroma_v * sin
-    turned_v = chroma_u * sin + chroma_v * cos
-    red = y + turned_v / scale_v
-    blue = y + turned_u / scale_u
-    green = (y - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1]
-    return tf.concat([red, green, blue], axis=-1)
+    identity = np.eye(3)
+    to_u = _U_SCALE * (identity[2] - LUMA)
+    to_v = _V_SCALE * (identity[0] - LUMA)
+    cos, sin = strength * np.cos(angle), strength * np.sin(angle)
+    turned_u = cos[:, None] * to_u - sin[:, None] * to_v
+    turned_v = sin[:, None] * to_u + cos[:, None] * to_v
+    red = LUMA + turned_v / _V_SCALE
+    blue = LUMA + turned_u / _U_SCALE
+    green = (LUMA - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
+    return np.stack([red, green, blue], axis=1)
+
+
+def _mix_channels(images: np.ndarray, matrix: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """``matrix @ pixel + offset``, spelled out: a matrix product would not be as reproducible."""
+    matrix32 = matrix.astype(np.float32)[..., None, None]
+    offset32 = offset.astype(np.float32)[:, None, None]
+    result = np.empty_like(images)
+    scratch = np.empty_like(images[:, 0])
+    for row in range(3):
+        plane = result[:, row]
+        np.multiply(images[:, 0], matrix32[:, row, 0], out=plane)
+        for column in (1, 2):
+            np.multiply(images[:, column], matrix32[:, row, column], out=scratch)
+            plane += scratch
+        plane += offset32
+    return result
 
 
 @register("grayscale", level="batch", draws=1)
 def grayscale(p: float = 0.1) -> BatchFn:
     """Remove all colour."""
-    tile: Callable[[Any], Any] = lambda gray: tensorflow().repeat(gray, 3, axis=-1)  # noqa: E731
-    return _sometimes(p, lambda images, u: tile(_gray(images)))
+    return _sometimes(p, lambda images, u: np.broadcast_to(_gray(images), images.shape).copy())
 
 
 @register("invert", level="batch", draws=1)
 def invert(p: float = 0.1) -> BatchFn:
     """Turn into the negative."""
-    return _sometimes(p, lambda images, u: 255.0 - images)
+    return _sometimes(p, lambda images, u: np.subtract(255.0, images, out=images))
 
 
 @register("channel_shuffle", level="batch", draws=2)
 def channel_shuffle(p: float = 0.1) -> BatchFn:
-    """Permute red, green and blue."""
+    """Permute red, green and blue; one of the five orders that change something."""
+    orders = np.array([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        orders = tf.constant([[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]])
-        chosen = tf.gather(orders, tf.cast(u[:, 0] * 5.0, tf.int32))
-        return tf.gather(images, chosen, axis=3, batch_dims=1)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        chosen = orders[(u[:, 0] * len(orders)).astype(np.int64)]
+        return images[np.arange(len(images))[:, None], chosen]
 
     return _sometimes(p, apply)
 
 
 @register("posterize", level="batch", draws=2)
 def posterize(levels: int = 4, p: float = 0.1) -> BatchFn:
-    """Keep only ``levels`` to ``4 * levels`` evenly spaced values in each channel."""
-    if levels < 2:
-        raise ValueError(f"levels={levels} must be at least 2")
+    """Keep only some evenly spaced values in each channel: ``levels`` to ``4 * levels`` of them."""
+    if not 2 <= levels <= 64:
+        raise ValueError(f"levels={levels} must be between 2 and 64")
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        steps = _exact(lambda v: tf.floor(levels * tf.exp(v * math.log(4.0))), _column(u, 0)) - 1.0
-        return tf.round(images * (steps / 255.0)) * (255.0 / steps)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        steps = np.floor(_log_uniform(u[:, 0], levels, 4 * levels)) - 1.0
+        images *= _per_row(steps / 255.0)
+        np.rint(images, out=images)
+        images *= _per_row(255.0 / steps)
+        return _clip(images)
 
     return _sometimes(p, apply)
 
@@ -239,9 +197,9 @@ def solarize(threshold: int = 128, p: float = 0.1) -> BatchFn:
     if not 0 <= threshold <= 255:
         raise ValueError(f"threshold={threshold} must be between 0 and 255")
 
-    def apply(images: Any, u: Any) -> Any:
-        limit = threshold + _column(u, 0) * (255.0 - threshold)
-        return tensorflow().where(images > limit, 255.0 - images, images)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        limit = _per_row(threshold + u[:, 0] * (255.0 - threshold))
+        return np.where(images > limit, np.float32(255.0) - images, images)
 
     return _sometimes(p, apply)
 
@@ -251,15 +209,14 @@ def gamma(limit: float = 1.5, p: float = 0.5) -> BatchFn:
     """Raise values to a power drawn from [1 / limit, limit], log-uniform."""
     if limit < 1.0:
         raise ValueError(f"limit={limit} must be at least 1")
+    grid = np.arange(256) / 255.0
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        grid = tf.range(256, dtype=tf.float64)[None, :] / 255.0
-        power = tf.exp((2.0 * tf.cast(u[:, :1], tf.float64) - 1.0) * math.log(limit))
-        table = tf.cast(255.0 * tf.pow(grid, power), tf.float32)  # f32[n, 256]
-        level = tf.cast(tf.round(images), tf.int32)
-        flat = tf.reshape(level, [tf.shape(images)[0], -1])
-        return tf.reshape(tf.gather(table, flat, batch_dims=1), tf.shape(images))
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        powers = _log_uniform(u[:, 0], 1.0 / limit, limit)
+        for image, power in zip(images, powers, strict=True):
+            table = (255.0 * grid**power).astype(np.float32)
+            image[...] = table[np.rint(image).astype(np.uint8)]
+        return images
 
     return _sometimes(p, apply)
 
@@ -268,12 +225,13 @@ def gamma(limit: float = 1.5, p: float = 0.5) -> BatchFn:
 def autocontrast(p: float = 0.1) -> BatchFn:
     """Stretch each channel to the full range."""
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        low = tf.reduce_min(images, axis=(1, 2), keepdims=True)
-        high = tf.reduce_max(images, axis=(1, 2), keepdims=True)
-        stretched = (images - low) * (255.0 / tf.maximum(high - low, 1.0))
-        return tf.where(high - low >= 1.0, stretched, images)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        low = images.min(axis=(2, 3), keepdims=True)
+        span = images.max(axis=(2, 3), keepdims=True) - low
+        flat = span < 1.0  # nothing to stretch
+        images -= np.where(flat, np.float32(0.0), low)
+        images *= np.where(flat, np.float32(1.0), np.float32(255.0) / np.maximum(span, 1.0))
+        return _clip(images)
 
     return _sometimes(p, apply)
 
@@ -284,31 +242,31 @@ def blur(sigma_max: float = 1.5, p: float = 0.1) -> BatchFn:
     if not 0.1 <= sigma_max <= 20.0:
         raise ValueError(f"sigma_max={sigma_max} must be between 0.1 and 20 pixels")
     radius = max(1, math.ceil(2.0 * sigma_max))
+    offsets = np.arange(-radius, radius + 1)
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        sigma = 0.1 + u[:, 0] * (sigma_max - 0.1)
-        offsets = [float(k) for k in range(-radius, radius + 1)]
-        weights = [_exact(lambda s, k=k: tf.exp(-0.5 * (k / s) ** 2), sigma) for k in offsets]
-        total = tf.add_n(weights)
-        kernel = [(weight / total)[:, None, None, None] for weight in weights]
-        for axis in (1, 2):
-            images = _convolve(images, kernel, radius, axis)
-        return images
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        sigma = 0.1 + u[:, :1].astype(np.float64) * (sigma_max - 0.1)
+        kernels = np.exp(-0.5 * (offsets / sigma) ** 2)
+        kernels /= kernels.sum(axis=1, keepdims=True)
+        for axis in (2, 3):
+            images = _convolve(images, kernels, radius, axis)
+        return _clip(images)
 
     return _sometimes(p, apply)
 
 
-def _convolve(images: Any, kernel: list[Any], radius: int, axis: int) -> Any:
+def _convolve(images: np.ndarray, kernels: np.ndarray, radius: int, axis: int) -> np.ndarray:
     """Weighted sum of shifted copies along one axis; beyond the border the edge is repeated."""
-    tf = tensorflow()
-    size = tf.shape(images)[axis]
-    index = tf.range(size)
-    parts = [
-        weight * tf.gather(images, tf.clip_by_value(index + shift, 0, size - 1), axis=axis)
-        for shift, weight in zip(range(-radius, radius + 1), kernel, strict=True)
-    ]
-    return tf.add_n(parts)
+    widths = [(0, 0)] * 4
+    widths[axis] = (radius, radius)
+    padded = np.pad(images, widths, mode="edge")
+    size = images.shape[axis]
+    result = np.zeros_like(images)
+    for shift in range(2 * radius + 1):
+        window = [slice(None)] * 4
+        window[axis] = slice(shift, shift + size)
+        result += padded[tuple(window)] * _per_row(kernels[:, shift])
+    return result
 
 
 @register("edges", level="batch", draws=2)
@@ -317,14 +275,14 @@ def edges(strength: float = 1.0, p: float = 0.1) -> BatchFn:
     if strength <= 0:
         raise ValueError(f"strength={strength} must be above 0")
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
         gray = _gray(images)
-        padded = tf.pad(gray, [[0, 0], [0, 1], [0, 1], [0, 0]], mode="SYMMETRIC")
-        dx = padded[:, :-1, 1:] - gray
-        dy = padded[:, 1:, :-1] - gray
-        lines = tf.sqrt(dx * dx + dy * dy) * (strength * (1.0 + 2.0 * _column(u, 0)))
-        return tf.repeat(255.0 - tf.minimum(lines, 255.0), 3, axis=-1)
+        across, down = np.zeros_like(gray), np.zeros_like(gray)
+        across[..., :-1] = gray[..., 1:] - gray[..., :-1]
+        down[..., :-1, :] = gray[..., 1:, :] - gray[..., :-1, :]
+        lines = np.sqrt(across * across + down * down)
+        lines *= _per_row(strength * (1.0 + 2.0 * u[:, 0].astype(np.float64)))
+        return np.broadcast_to(_clip(255.0 - lines), images.shape).copy()
 
     return _sometimes(p, apply)
 
@@ -346,18 +304,17 @@ def random_erasing(
     if ratio_max < 1:
         raise ValueError(f"ratio_max={ratio_max} must be at least 1")
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        area = area_min + _column(u, 0) * (area_max - area_min)
-        ratio = _exact(lambda v: tf.exp((2.0 * v - 1.0) * math.log(ratio_max)), _column(u, 1))
-        tall, wide = tf.minimum(tf.sqrt(area * ratio), 1.0), tf.minimum(tf.sqrt(area / ratio), 1.0)
-        top, left = _column(u, 2) * (1.0 - tall), _column(u, 3) * (1.0 - wide)
-        height, width = tf.shape(images)[1], tf.shape(images)[2]
-        y = (tf.range(height, dtype=tf.float32) + 0.5) / tf.cast(height, tf.float32)
-        x = (tf.range(width, dtype=tf.float32) + 0.5) / tf.cast(width, tf.float32)
-        y, x = y[None, :, None, None], x[None, None, :, None]
-        inside = (y >= top) & (y < top + tall) & (x >= left) & (x < left + wide)
-        return tf.where(inside, 255.0 * u[:, None, None, 4:7], images)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        height, width = images.shape[2:]
+        ratios = _log_uniform(u[:, 1], 1.0 / ratio_max, ratio_max)
+        for image, row, ratio in zip(images, u.astype(np.float64), ratios, strict=True):
+            area = area_min + row[0] * (area_max - area_min)
+            tall = max(1, round(height * min(1.0, math.sqrt(area * ratio))))
+            wide = max(1, round(width * min(1.0, math.sqrt(area / ratio))))
+            top = int(row[2] * (height - tall + 1))
+            left = int(row[3] * (width - wide + 1))
+            image[:, top : top + tall, left : left + wide] = 255.0 * row[4:7, None, None]
+        return images
 
     return _sometimes(p, apply)
 
@@ -373,15 +330,22 @@ def background(p: float = 0.5, white: int = 250) -> BatchFn:
     if not 1 <= white <= 255:
         raise ValueError(f"white={white} must be between 1 and 255")
 
-    def apply(images: Any, u: Any) -> Any:
-        tf = tensorflow()
-        is_white = tf.cast(tf.reduce_min(images, axis=-1, keepdims=True) >= float(white), tf.float32)
-        ground = tf.zeros_like(is_white)
+    def apply(images: np.ndarray, u: np.ndarray) -> np.ndarray:
+        is_white = (images.min(axis=1) >= white).view(np.uint8)
+        ground = np.zeros_like(is_white)
         for axis in (1, 2):
-            for reverse in (False, True):
-                ground = tf.maximum(ground, tf.math.cumprod(is_white, axis=axis, reverse=reverse))
-        ground = tf.nn.max_pool2d(ground, ksize=3, strides=1, padding="SAME")
-        color = u[:, None, None, 0:3]
-        return images * (1.0 - ground + ground * color)
+            for flipped in (False, True):
+                view = np.flip(is_white, axis) if flipped else is_white
+                reached = np.minimum.accumulate(view, axis=axis)
+                ground |= np.flip(reached, axis) if flipped else reached
+        for axis in (1, 2):  # one pixel wider
+            here, there = [slice(None)] * 3, [slice(None)] * 3
+            here[axis], there[axis] = slice(1, None), slice(None, -1)
+            grown = ground.copy()
+            grown[tuple(here)] |= ground[tuple(there)]
+            grown[tuple(there)] |= ground[tuple(here)]
+            ground = grown
+        mask = ground[:, None].astype(np.float32)
+        return images * (1.0 + mask * (u[:, :3, None, None] - np.float32(1.0)))
 
     return _sometimes(p, apply)

@@ -1,4 +1,4 @@
-"""Image ops on one Pillow image of any size: resizes and crops.
+"""Image ops on one Pillow image of any size: resizes, crops and rotations.
 
 Interpolation is Pillow's, with antialiasing, so evaluation sees the same pixels as the
 preprocessing of the published CLIP models (``resize_small`` bicubic, then ``center_crop``).
@@ -34,7 +34,7 @@ def _positive(**sizes: float) -> None:
             raise ValueError(f"{name}={value} must be above 0")
 
 
-@register("resize", level="example")
+@register("resize", level="example", keeps_square=True)
 def resize(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     """Stretch to ``size`` x ``size``."""
     _positive(size=size)
@@ -46,7 +46,7 @@ def resize(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     return apply
 
 
-@register("resize_small", level="example")
+@register("resize_small", level="example", keeps_square=True)
 def resize_small(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     """Scale so that the shorter side becomes ``size``, keeping the aspect ratio."""
     _positive(size=size)
@@ -61,7 +61,7 @@ def resize_small(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     return apply
 
 
-@register("pad", level="example")
+@register("pad", level="example", keeps_square=True)
 def pad(fill: int = 255) -> ExampleFn:
     """Pad the shorter side evenly to a square, with grey level ``fill``."""
     if not 0 <= fill <= 255:
@@ -79,7 +79,7 @@ def pad(fill: int = 255) -> ExampleFn:
     return apply
 
 
-@register("center_crop", level="example")
+@register("center_crop", level="example", keeps_square=True)
 def center_crop(size: int | None = None) -> ExampleFn:
     """Cut out the central ``size`` x ``size`` pixels (all there is where the image is smaller)."""
     _positive(size=size)
@@ -92,7 +92,7 @@ def center_crop(size: int | None = None) -> ExampleFn:
     return apply
 
 
-@register("random_crop", level="example", draws=2)
+@register("random_crop", level="example", draws=2, keeps_square=True)
 def random_crop(size: int | None = None) -> ExampleFn:
     """Cut out ``size`` x ``size`` pixels anywhere (all there is where the image is smaller)."""
     _positive(size=size)
@@ -136,9 +136,73 @@ def random_resized_crop(
         crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
         shrink = min(1.0, width / crop_width, height / crop_height)
         crop_width, crop_height = crop_width * shrink, crop_height * shrink
-        left = float(u[2]) * (width - crop_width)
-        top = float(u[3]) * (height - crop_height)
+        left = max(0.0, float(u[2]) * (width - crop_width))
+        top = max(0.0, float(u[3]) * (height - crop_height))
         right, bottom = min(width, left + crop_width), min(height, top + crop_height)
         return image.resize((size, size), resample, box=(left, top, right, bottom), reducing_gap=2.0)
 
     return apply
+
+
+@register("affine", level="example", draws=6)
+def affine(
+    degrees: float = 0.0,
+    translate: float = 0.0,
+    scale_min: float = 1.0,
+    scale_max: float = 1.0,
+    shear: float = 0.0,
+    fill: int = 255,
+    p: float = 1.0,
+) -> ExampleFn:
+    """Rotate, shear, scale and shift about the centre, in one bilinear interpolation.
+
+    Args:
+      degrees: rotation is drawn from [-degrees, degrees].
+      translate: shift in each direction, as a fraction of the side, from [-translate, translate].
+      scale_min: zoom is drawn from [scale_min, scale_max], log-uniform; above 1 enlarges.
+      scale_max: see scale_min.
+      shear: horizontal shear angle in degrees, from [-shear, shear].
+      fill: grey level of what comes in from outside.
+      p: probability that anything is done at all.
+    """
+    if degrees < 0 or translate < 0 or not 0 <= shear < 90:
+        raise ValueError("degrees, translate and shear must not be negative, and shear below 90")
+    if not 0 < scale_min <= scale_max:
+        raise ValueError(f"need 0 < scale_min={scale_min} <= scale_max={scale_max}")
+    if not 0 <= fill <= 255:
+        raise ValueError(f"fill={fill} must be between 0 and 255")
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p={p} must be between 0 and 1")
+
+    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
+        if u[0] >= p:
+            return image
+        width, height = image.size
+        turn, lean, grow, shift_x, shift_y = (float(value) for value in u[1:])
+        angle = math.radians(degrees) * (2.0 * turn - 1.0)
+        skew = math.tan(math.radians(shear) * (2.0 * lean - 1.0))
+        zoom = scale_min * (scale_max / scale_min) ** grow
+        # Pillow wants the inverse map, output -> input.
+        a, c = math.cos(angle) / zoom, -math.sin(angle) / zoom
+        b, d = math.sin(angle) / zoom + skew * a, math.cos(angle) / zoom + skew * c
+        out_x = width / 2.0 + translate * width * (2.0 * shift_x - 1.0)
+        out_y = height / 2.0 + translate * height * (2.0 * shift_y - 1.0)
+        inverse = (
+            a, b, width / 2.0 - a * out_x - b * out_y,
+            c, d, height / 2.0 - c * out_x - d * out_y,
+        )  # fmt: skip
+        return image.transform(
+            image.size,
+            Image.Transform.AFFINE,
+            inverse,
+            Image.Resampling.BILINEAR,
+            fillcolor=(fill, fill, fill),
+        )
+
+    return apply
+
+
+@register("rotate", level="example", draws=6)
+def rotate(degrees: float = 15.0, fill: int = 255, p: float = 1.0) -> ExampleFn:
+    """Rotate by an angle drawn from [-degrees, degrees]."""
+    return affine(degrees=degrees, fill=fill, p=p)

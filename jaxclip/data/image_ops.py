@@ -4,10 +4,10 @@ A chain of ops is written ``"random_resized_crop(0.6, 1.0)|flip|color_jitter(hue
 of such strings or of mappings ``{"op": "flip", "p": 0.5}``. Arguments are Python literals, by position
 or by name. Everything that can be wrong with it is reported when the chain is built.
 
-There are two kinds of op. *Example ops* (crops and resizes) take one Pillow image of any size; they
-come first. *Batch ops* (flips, colours, rotations) take a batch whose images all have the same size.
-Neither draws random numbers: each op says how many it needs, and is given that many uniform ones for
-every example, so an augmented image is a pure function of the image and those numbers.
+There are two kinds of op. *Example ops* (crops, resizes, rotations) take one Pillow image of any
+size, *batch ops* (flips, colours) a stack of images of one size. Neither draws random numbers: each op
+says how many it needs, and is given that many uniform ones for every example. An augmented image is a
+pure function of the image and those numbers, whatever batch it is in.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 ExampleFn = Callable[[Any, np.ndarray], Any]
-BatchFn = Callable[[Any, Any], Any]
+BatchFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +46,20 @@ class Registered:
       factory: options -> function; raises ValueError for bad ones.
       level: "example" or "batch".
       draws: uniform numbers it takes for each example.
+      keeps_square: whether it leaves an image alone that is already ``size`` x ``size``.
     """
 
     factory: Callable[..., Any]
     level: str
     draws: int
+    keeps_square: bool = False
 
 
 _REGISTRY: dict[str, Registered] = {}
 
 
 def register(
-    name: str, *, level: str, draws: int = 0
+    name: str, *, level: str, draws: int = 0, keeps_square: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add an op to the registry; decorates its factory.
 
@@ -65,19 +68,20 @@ def register(
     it is None. The factory returns
 
     - level "example": ``fn(image: PIL.Image, u: float32[draws]) -> PIL.Image``;
-    - level "batch": ``fn(images: tf.float32[n, H, W, 3], u: tf.float32[n, draws])`` -> the same
-      shape; values are in [0, 255] on entry and are clipped to it afterwards.
+    - level "batch": ``fn(images: float32[n, 3, H, W], u: float32[n, draws])`` -> the same shape;
+      values are in [0, 255] before and after, and the argument may be overwritten.
 
     Args:
       name: how the op is called in a config.
       level: "example" or "batch".
       draws: uniform random numbers in [0, 1) that it takes for each example.
+      keeps_square: whether it leaves an image alone that is already ``size`` x ``size``.
     """
     if level not in ("example", "batch"):
         raise ValueError(f"level={level!r} of op {name!r} must be 'example' or 'batch'")
 
     def add(factory: Callable[..., Any]) -> Callable[..., Any]:
-        _REGISTRY[name] = Registered(factory, level, draws)
+        _REGISTRY[name] = Registered(factory, level, draws, keeps_square)
         return factory
 
     return add
@@ -95,47 +99,123 @@ class Chain:
 
     Attributes:
       specs: the ops as written, with their complete options.
-      example_ops: (function, first uniform, number of uniforms) of each example op.
-      batch_ops: likewise of each batch op.
+      steps: (is it a batch op, function, first uniform, one past the last) of each op.
       num_draws: uniform numbers needed for each example.
+      image_size: side of the images that come out.
+      keeps_square: whether the chain does nothing to images of the final size.
+      resize: what is done to images that do not have the final size in the end.
     """
 
     specs: tuple[Spec, ...]
-    example_ops: tuple[tuple[ExampleFn, int, int], ...]
-    batch_ops: tuple[tuple[BatchFn, int, int], ...]
+    steps: tuple[tuple[bool, Any, int, int], ...]
     num_draws: int
+    image_size: int
+    keeps_square: bool
+    resize: ExampleFn
 
-    def apply_example(self, image: Any, u: np.ndarray) -> Any:
-        """Run the example ops on a Pillow image; ``u`` is float32[num_draws]."""
-        for function, first, count in self.example_ops:
-            image = function(image, u[first : first + count])
-        return image
-
-    def apply_batch(self, images: Any, u: Any) -> Any:
-        """Run the batch ops.
+    def __call__(self, images: Sequence[np.ndarray], u: np.ndarray) -> np.ndarray:
+        """Run the ops.
 
         Args:
-          images: tf.uint8[n, H, W, 3].
-          u: tf.float32[n, num_draws].
+          images: n arrays uint8[H, W, 3], or uint8[n, H, W, 3].
+          u: float32[n, num_draws], uniform in [0, 1).
 
         Returns:
-          tf.uint8[n, H, W, 3].
+          uint8[n, image_size, image_size, 3].
         """
-        if not self.batch_ops:
-            return images
-        import tensorflow as tf
+        state = _State(images)
+        for is_batch, function, first, last in self.steps:
+            if is_batch:
+                state.planes = [
+                    (rows, function(planes, u[rows, first:last])) for rows, planes in state.planes
+                ]
+            else:
+                draws = u[:, first:last]
+                state.images = [
+                    function(image, row) for image, row in zip(state.images, draws, strict=True)
+                ]
+        final = (self.image_size, self.image_size, 3)
+        arrays = state.arrays()
+        if isinstance(arrays, np.ndarray) and arrays.shape[1:] == final:
+            return arrays
+        nothing = np.empty(0, np.float32)
+        return np.stack(
+            [
+                array
+                if array.shape == final
+                else np.asarray(self.resize(Image.fromarray(array), nothing))
+                for array in arrays
+            ]
+        )
 
-        images = tf.cast(images, tf.float32)
-        for function, first, count in self.batch_ops:
-            images = tf.clip_by_value(function(images, u[:, first : first + count]), 0.0, 255.0)
-        return tf.cast(tf.round(images), tf.uint8)
+
+class _State:
+    """Images on their way through a chain, in the form that the next op wants them in."""
+
+    def __init__(self, images: Sequence[np.ndarray]):
+        self._pixels: Any = images
+        self._images: list[Any] | None = None
+        self._planes: list[tuple[Any, np.ndarray]] | None = None
+
+    @property
+    def images(self) -> list[Any]:
+        """One Pillow image each."""
+        if self._images is None:
+            self._images = [Image.fromarray(each) for each in self.arrays()]
+            self._planes = None
+        return self._images
+
+    @images.setter
+    def images(self, images: list[Any]) -> None:
+        self._images = images
+
+    @property
+    def planes(self) -> list[tuple[Any, np.ndarray]]:
+        """(rows, float32[len(rows), 3, H, W]) for each size that occurs."""
+        if self._planes is None:
+            arrays, self._images = self.arrays(), None
+            shapes = {array.shape for array in arrays}
+            self._planes = []
+            for shape in sorted(shapes):
+                rows = [row for row, array in enumerate(arrays) if array.shape == shape]
+                planes = np.empty((len(rows), 3, *shape[:2]), np.float32)
+                for plane, row in zip(planes, rows, strict=True):
+                    plane[...] = arrays[row].transpose(2, 0, 1)
+                self._planes.append((rows if len(shapes) > 1 else slice(None), planes))
+        return self._planes
+
+    @planes.setter
+    def planes(self, planes: list[tuple[Any, np.ndarray]]) -> None:
+        self._planes = planes
+
+    def arrays(self) -> Sequence[np.ndarray]:
+        """uint8[H, W, 3] each."""
+        if self._images is not None:
+            return [np.asarray(image) for image in self._images]
+        if self._planes is None:
+            return self._pixels
+        if len(self._planes) == 1:
+            return _interleaved(self._planes[0][1])
+        arrays: dict[int, np.ndarray] = {}
+        for rows, planes in self._planes:
+            arrays.update(zip(rows, _interleaved(planes), strict=True))
+        return [arrays[row] for row in range(len(arrays))]
+
+
+def _interleaved(planes: np.ndarray) -> np.ndarray:
+    """uint8[n, H, W, 3] out of float32[n, 3, H, W], rounded."""
+    count, _, height, width = planes.shape
+    rounded = np.rint(planes, out=planes).astype(np.uint8)
+    pixels = np.empty((count, height, width, 3), np.uint8)
+    for channel in range(3):  # far faster than one transposing copy
+        pixels[..., channel] = rounded[:, channel]
+    return pixels
 
 
 def build(ops: str | Sequence[Any], image_size: int) -> Chain:
     """Parse and check a chain of ops.
 
-    A final resize to ``image_size`` is added after the example ops, which does nothing where images
-    already have that size.
+    A final resize to ``image_size`` is added, which does nothing where images already have that size.
 
     Args:
       ops: the chain as string or list; see the module docstring.
@@ -145,33 +225,29 @@ def build(ops: str | Sequence[Any], image_size: int) -> Chain:
       The chain.
 
     Raises:
-      ValueError: bad syntax, an unknown op or option (naming the nearest), an option of the wrong
-        type or out of range, or an example op after a batch op.
+      ValueError: bad syntax, an unknown op or option (naming the nearest), or an option of the
+        wrong type or out of range.
     """
     _load_all()
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
     specs = [_complete(spec, image_size) for spec in parse(ops)]
-    example_ops: list[tuple[ExampleFn, int, int]] = []
-    batch_ops: list[tuple[BatchFn, int, int]] = []
+    steps: list[tuple[bool, Any, int, int]] = []
     draws = 0
     for spec in specs:
         entry = _REGISTRY[spec.name]
-        if entry.level == "example" and batch_ops:
-            raise ValueError(
-                f"image op {spec.name!r} changes the size of single images and must come before "
-                f"those that work on batches, as {specs[0].name!r}; move it to the front"
-            )
         try:
             function = entry.factory(**spec.options)
         except ValueError as error:
             raise ValueError(f"image op {spec}: {error}") from error
-        target: list[Any] = example_ops if entry.level == "example" else batch_ops
-        target.append((function, draws, entry.draws))
+        steps.append((entry.level == "batch", function, draws, draws + entry.draws))
         draws += entry.draws
+    keeps_square = all(
+        _REGISTRY[spec.name].keeps_square and spec.options.get("size", image_size) == image_size
+        for spec in specs
+    )
     resize = _REGISTRY["resize"].factory(size=image_size)
-    example_ops.append((resize, draws, 0))
-    return Chain(tuple(specs), tuple(example_ops), tuple(batch_ops), draws)
+    return Chain(tuple(specs), tuple(steps), draws, image_size, keeps_square, resize)
 
 
 def parse(ops: str | Sequence[Any]) -> list[Spec]:

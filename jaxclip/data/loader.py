@@ -7,12 +7,10 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxclip.data.decode import decode
 from jaxclip.data.image_ops import Chain
@@ -24,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 # How many bad records are remembered (so as not to read them again) and named in the log.
 _MAX_REMEMBERED = 100_000
 _MAX_LOGGED = 5
+_PIECE_BYTES = 1 << 20
 _RECORD_OVERHEAD = 400  # bytes of Python objects around a cached record
 
 
@@ -71,14 +70,13 @@ class RecordStats:
 
 
 class RecordLoader:
-    """Reads and decodes records of one split, keeping decoded ones in memory within a limit.
+    """Reads records of one split, decodes them and runs the image ops, on several threads.
 
-    The cache changes no result: what is kept is the decoded image before any op.
+    Decoded images are kept in memory, before any op, within a limit. That changes no result.
 
     Args:
       source: the split.
-      chain: image ops; of these the example ops are run here.
-      image_size: side of the images that come out of them.
+      chain: image ops.
       what: the split's name in log messages.
       cache_decoded_mb: how much memory decoded records may take.
       num_threads: threads that read and decode; 0 = one for each CPU of this process.
@@ -90,7 +88,6 @@ class RecordLoader:
         self,
         source: RecordSource,
         chain: Chain,
-        image_size: int,
         *,
         what: str = "data",
         cache_decoded_mb: float = 0,
@@ -100,7 +97,7 @@ class RecordLoader:
     ):
         self._source = source
         self._chain = chain
-        self._shape = (image_size, image_size, 3)
+        self._shape = (chain.image_size, chain.image_size, 3)
         self._cache = _Cache(len(source), self._shape, int(cache_decoded_mb * 2**20))
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
@@ -135,14 +132,14 @@ class RecordLoader:
 
     def batch(
         self,
-        indices: Sequence[int],
+        indices: np.ndarray,
         uniforms: np.ndarray,
         replacement: Callable[[int, int], int] | None,
     ) -> tuple[np.ndarray, list[Record | None]]:
-        """Images and records of a batch, after the example ops.
+        """Images and records of a batch, after the image ops.
 
         Args:
-          indices: n record numbers.
+          indices: int64[n], record numbers.
           uniforms: float32[n, chain.num_draws].
           replacement: (row, attempt) -> number of the record that stands in for a bad one; None
             leaves the row black and its record None.
@@ -153,31 +150,36 @@ class RecordLoader:
         Raises:
           RuntimeError: so many replacements were bad as well that nothing usable is to be found.
         """
-        images = self._cache.images(indices)
-        if images is not None and self._leaves_alone(self._shape):
+        images = self._cache.images(indices) if self._chain.keeps_square else None
+        if images is not None:
             return images, [self._cache.record(index) for index in indices]
         images = np.zeros((len(indices), *self._shape), np.uint8)
         records: list[Record | None] = [None] * len(indices)
 
         def fill(rows: range) -> None:
-            for row in rows:
-                loaded = self._usable(int(indices[row]), row, replacement)
-                if loaded is not None:
-                    images[row] = self._prepare(loaded.pixels, uniforms[row])
-                    records[row] = loaded.record
+            loaded = [(row, self._usable(int(indices[row]), row, replacement)) for row in rows]
+            good = [(row, each) for row, each in loaded if each is not None]
+            if not good:
+                return
+            chosen = [row for row, _ in good]
+            images[chosen] = self._chain([each.pixels for _, each in good], uniforms[chosen])
+            for row, each in good:
+                records[row] = each.record
 
-        # Enough pieces that threads even out, few enough that handing them round costs nothing.
-        piece = max(1, len(indices) // (4 * self._num_threads))
-        pieces = [
-            range(start, min(start + piece, len(indices)))
-            for start in range(0, len(indices), piece)
-        ]
+        pieces = self._pieces(len(indices))
         if self._num_threads == 1 or len(pieces) == 1:
             for rows in pieces:
                 fill(rows)
         else:
             list(self._threads().map(fill, pieces))
         return images, records
+
+    def _pieces(self, count: int) -> list[range]:
+        """Rows handled together: few enough for their planes to stay in a CPU's own cache (for each
+        op goes through all of them), and for all threads to have work to the end."""
+        in_cache = _PIECE_BYTES // (4 * int(np.prod(self._shape)))
+        size = max(1, min(in_cache, -(-count // (2 * self._num_threads))))
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _usable(
         self, index: int, row: int, replacement: Callable[[int, int], int] | None
@@ -195,15 +197,6 @@ class RecordLoader:
             f"{getattr(loaded, 'reason', '')} {getattr(loaded, 'detail', '')}; all counts: "
             f"{self.stats.as_dict()['records']}"
         )
-
-    def _leaves_alone(self, shape: tuple[int, ...]) -> bool:
-        """Whether the example ops do nothing to images of this shape."""
-        return len(self._chain.example_ops) == 1 and shape == self._shape
-
-    def _prepare(self, pixels: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        if self._leaves_alone(pixels.shape):
-            return pixels
-        return np.asarray(self._chain.apply_example(Image.fromarray(pixels), uniforms))
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -246,7 +239,7 @@ class _Cache:
     def record(self, index: int) -> Record:
         return self._records[index]
 
-    def images(self, indices: Sequence[int]) -> np.ndarray | None:
+    def images(self, indices: np.ndarray) -> np.ndarray | None:
         """uint8[n, H, W, 3] if all of them are in the block."""
         if self._block is None or not self._in_block[indices].all():
             return None
@@ -273,8 +266,3 @@ def num_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def merge_counts(counts: Mapping[str, Any]) -> int:
-    """Total of a ``{reason: count}`` mapping."""
-    return int(sum(counts.values()))

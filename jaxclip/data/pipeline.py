@@ -166,12 +166,12 @@ def train_iterator(
         global_batch_size=global_batch_size,
         tokenizer=tokenizer,
     )
-    return TrainIterator(_dataset(maker, chain, config, start_step), record_loader)
+    return TrainIterator(_dataset(maker, config, start_step), record_loader)
 
 
 @dataclasses.dataclass
 class _BatchMaker:
-    """Makes this process's rows of a step, up to the batch ops."""
+    """Makes this process's rows of a step."""
 
     loader: loader.RecordLoader
     order: order.ShuffledOrder
@@ -182,21 +182,20 @@ class _BatchMaker:
     global_batch_size: int
     tokenizer: Callable[[list[str]], np.ndarray]
 
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images uint8[b, S, S, 3], uniforms f32[b, draws], tokens int32[b, L]."""
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8[b, S, S, 3] and tokens int32[b, L]."""
         first = int(step) * self.global_batch_size + self.first_row
         places = np.arange(first, first + self.rows, dtype=np.int64)
         uniforms = order.uniforms(self.seed, places, self.num_draws)
-        draws = uniforms[:, _CAPTION_DRAWS:]
         images, records = self.loader.batch(
             self.order(places),
-            draws,
+            uniforms[:, _CAPTION_DRAWS:],
             lambda row, attempt: self.order.replacement(first + row, attempt),
         )
         captions = [
             _draw(record, float(u)) for record, u in zip(records, uniforms[:, 0], strict=True)
         ]
-        return images, draws, np.asarray(self.tokenizer(captions), np.int32)
+        return images, np.asarray(self.tokenizer(captions), np.int32)
 
 
 def _draw(record: Record | None, u: float) -> str:
@@ -204,33 +203,29 @@ def _draw(record: Record | None, u: float) -> str:
     return record.texts[min(int(u * len(record.texts)), len(record.texts) - 1)]
 
 
-def _dataset(
-    maker: _BatchMaker, chain: image_ops.Chain, config: Mapping[str, Any], start_step: int
-) -> Any:
-    """The tf.data graph: step numbers -> records -> batch ops -> read ahead."""
+def _dataset(maker: _BatchMaker, config: Mapping[str, Any], start_step: int) -> Any:
+    """The tf.data graph: step numbers -> batches, made ahead and handed out in order.
+
+    Decoding and image ops run in threads of :class:`loader.RecordLoader`, not as TensorFlow ops:
+    these were two to five times slower on small images, cannot replace a record that does not
+    decode, and differ in the last bits with the size of the batch.
+    """
     from jaxclip.data._tfds import tensorflow
 
     tf = tensorflow()
     length = maker.tokenizer([""]).shape[1]
     size = config["image_size"]
 
-    def load(step: Any) -> tuple[Any, Any, Any]:
-        images, draws, tokens = tf.numpy_function(
-            maker, [step], (tf.uint8, tf.float32, tf.int32), stateful=False
-        )
-        images.set_shape((maker.rows, size, size, 3))
-        draws.set_shape((maker.rows, chain.num_draws))
-        tokens.set_shape((maker.rows, length))
-        return images, draws, tokens
-
-    def augment(images: Any, draws: Any, tokens: Any) -> Batch:
-        return {"image": chain.apply_batch(images, draws), "text": tokens}
+    def make(step: Any) -> Batch:
+        image, text = tf.numpy_function(maker, [step], (tf.uint8, tf.int32), stateful=False)
+        image.set_shape((maker.rows, size, size, 3))
+        text.set_shape((maker.rows, length))
+        return {"image": image, "text": text}
 
     dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
     # within a batch do the rest; more batches at once would only take more memory.
-    dataset = dataset.map(load, num_parallel_calls=2, deterministic=True)
-    dataset = dataset.map(augment, num_parallel_calls=2, deterministic=True)
+    dataset = dataset.map(make, num_parallel_calls=2, deterministic=True)
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
@@ -295,8 +290,6 @@ def _eval_batches(
             images, records = record_loader.batch(index[:count], uniforms[:count], None)
             padding = np.zeros((rows - count, *images.shape[1:]), np.uint8)
             images = np.concatenate([images, padding])
-            if chain.batch_ops:
-                images = chain.apply_batch(images, uniforms).numpy()
             padded: list[Record | None] = [*records, *[None] * (rows - count)]
             yield {
                 "image": images,
@@ -320,7 +313,6 @@ def _loader(
     return loader.RecordLoader(
         source,
         chain,
-        config["image_size"],
         what=f"data set {data_set.name!r}",
         cache_decoded_mb=config["cache_decoded_mb"],
         num_threads=config["num_parallel_calls"],
