@@ -33,3 +33,8 @@ def directory() -> pathlib.Path:
             f"python -m jaxclip.data.emoji.build --fetch --packages DIR --to {path}"
         )
     return path
+
+
+def tokenizer_file() -> pathlib.Path:
+    """Byte-level BPE trained on the captions of ``train`` (see :mod:`jaxclip.data.tokenizers`)."""
+    return pathlib.Path(__file__).parent / "tokenizer.json"

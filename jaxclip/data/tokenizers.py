@@ -1,0 +1,370 @@
+"""Captions to integers, one interface for every vocabulary.
+
+:func:`load` returns a :class:`Tokenizer`. Whatever the vocabulary, rows look alike:
+``[start,] tokens..., end-of-text, 0, 0, ...``. Padding is 0 and nothing else is, so the end-of-text
+token is at position ``(row != 0).sum() - 1``; truncation keeps it.
+
+Kinds:
+
+- ``"emoji_bpe"``: the byte-level BPE shipped with the package, trained on the captions of the
+  ``train`` split of the built-in data set, in lower case.
+- ``"bpe"``: a byte-level BPE of your own from :func:`train_bpe`, ``path`` = its JSON file. Train one
+  with ``python -m jaxclip.data.tokenizers --data NAME_OR_DIR --vocab_size 16384 --to FILE``.
+- ``"clip"``: the BPE of the original CLIP, see :mod:`jaxclip.data.clip_bpe`.
+- ``"sentencepiece"``: a SentencePiece model, ``path`` = its ``.model`` file.
+"""
+
+from __future__ import annotations
+
+import abc
+import argparse
+import difflib
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+PAD_ID = 0
+_PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
+_HINT = "install the training extra: pip install 'jaxclip[train]'"
+
+
+class Tokenizer(abc.ABC):
+    """Turns texts into rows of token ids.
+
+    Args:
+      vocab_size: number of ids, the size of the embedding table.
+      context_length: tokens in a row, start and end of text included.
+      start_id: put before every text; None for none.
+      end_id: put after every text.
+
+    Raises:
+      ValueError: ``context_length`` leaves no room for a token between start and end.
+    """
+
+    pad_id = PAD_ID
+
+    def __init__(
+        self, *, vocab_size: int, context_length: int, start_id: int | None, end_id: int
+    ) -> None:
+        least = 2 if start_id is None else 3
+        if not isinstance(context_length, int) or context_length < least:
+            raise ValueError(
+                f"tokenizer.context_length={context_length!r} must be an integer of at least {least}"
+            )
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.start_id = start_id
+        self.end_id = end_id
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokenize.
+
+        Args:
+          texts: any strings; too long ones lose their end.
+
+        Returns:
+          int32[len(texts), context_length].
+
+        Raises:
+          TypeError: given a single string in place of a sequence of them.
+        """
+        if isinstance(texts, str):
+            raise TypeError(
+                f"expected a sequence of texts, got the text {texts!r}; wrap it in a list"
+            )
+        rows = np.full((len(texts), self.context_length), PAD_ID, np.int32)
+        start = [] if self.start_id is None else [self.start_id]
+        room = self.context_length - len(start) - 1
+        for row, ids in zip(rows, self._encode([_encodable(text) for text in texts]), strict=True):
+            whole = [*start, *ids[:room], self.end_id]
+            row[: len(whole)] = whole
+        return rows
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of one row, without padding, start and end.
+
+        Args:
+          ids: token ids, one-dimensional.
+
+        Returns:
+          The text as the vocabulary sees it (in lower case if it is a lower-case vocabulary).
+        """
+        special = {PAD_ID, self.start_id, self.end_id}
+        return self._decode([int(i) for i in ids if int(i) not in special])
+
+    @abc.abstractmethod
+    def _encode(self, texts: list[str]) -> Iterable[Sequence[int]]:
+        """Ids of each text without start and end, never 0."""
+
+    @abc.abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE of the Hugging Face ``tokenizers`` library, as :func:`train_bpe` makes it.
+
+    Args:
+      path: JSON file of the ``tokenizers`` library.
+      context_length: tokens in a row.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no tokenizer, or one without padding, start and end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], context_length: int):
+        _check_file(path, "tokenizers.train_bpe makes one")
+        try:
+            self._bpe = _library().Tokenizer.from_file(os.fspath(path))
+        except Exception as error:  # the library raises bare Exception for whatever is wrong
+            raise ValueError(
+                f"{os.fspath(path)!r} is not a tokenizer of the `tokenizers` library: {error}"
+            ) from error
+        found = {token: self._bpe.token_to_id(token) for token in (_PAD, _START, _END)}
+        if None in found.values() or found[_PAD] != PAD_ID:
+            raise ValueError(
+                f"{os.fspath(path)!r} must hold {_PAD} (as id 0), {_START} and {_END}, but has "
+                f"{found}; make it with jaxclip.data.tokenizers.train_bpe"
+            )
+        # So that a caption that spells a special token is text like any other.
+        self._bpe.encode_special_tokens = True
+        super().__init__(
+            vocab_size=self._bpe.get_vocab_size(),
+            context_length=context_length,
+            start_id=found[_START],
+            end_id=found[_END],
+        )
+
+    def _encode(self, texts: list[str]) -> Iterable[Sequence[int]]:
+        return (each.ids for each in self._bpe.encode_batch(texts, add_special_tokens=False))
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._bpe.decode(ids).removeprefix(" ")
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model.
+
+    If the model's id 0 is padding (as in T5 and SigLIP), ids are the model's own. Otherwise (by
+    default SentencePiece trains models whose id 0 is the unknown piece) all ids are shifted up by
+    :attr:`id_offset` = 1. A model without an end piece gets one more id for it.
+
+    Args:
+      path: ``.model`` file.
+      context_length: tokens in a row.
+      lowercase: put texts in lower case first.
+
+    Attributes:
+      id_offset: what was added to the model's own ids.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is no SentencePiece model.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], context_length: int, *, lowercase: bool = False
+    ):
+        _check_file(path, "models come with the weights they were trained with")
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise ImportError(f"SentencePiece models need sentencepiece; {_HINT}") from error
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=os.fspath(path))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{os.fspath(path)!r} is not a SentencePiece model: {error}"
+            ) from error
+        self._lowercase = lowercase
+        self.id_offset = 0 if self._model.pad_id() == PAD_ID else 1
+        size = self._model.get_piece_size() + self.id_offset
+        end = self._model.eos_id()
+        super().__init__(
+            vocab_size=size + (end < 0),
+            context_length=context_length,
+            start_id=None,
+            end_id=size if end < 0 else end + self.id_offset,
+        )
+
+    def _encode(self, texts: list[str]) -> Iterable[Sequence[int]]:
+        if self._lowercase:
+            texts = [text.lower() for text in texts]
+        for ids in self._model.encode(texts, num_threads=1):
+            yield [i + self.id_offset for i in ids]
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._model.decode([i - self.id_offset for i in ids])
+
+
+def train_bpe(
+    texts: Iterable[str],
+    to: str | os.PathLike[str],
+    *,
+    vocab_size: int,
+    lowercase: bool = True,
+    min_frequency: int = 2,
+) -> BPETokenizer:
+    """Train a byte-level BPE and save it.
+
+    The vocabulary holds padding, start, end, all 256 bytes (so every text can be written), and as
+    many merges as fit or occur.
+
+    Args:
+      texts: the corpus, read once.
+      to: JSON file to write.
+      vocab_size: the most ids to use.
+      lowercase: put texts in lower case, in training and ever after.
+      min_frequency: a pair must occur so often to be merged.
+
+    Returns:
+      The tokenizer, with a context of 32.
+
+    Raises:
+      ValueError: ``vocab_size`` is too small for the bytes.
+    """
+    if vocab_size < 256 + 3:
+        raise ValueError(f"vocab_size={vocab_size} is less than the 256 bytes and 3 special tokens")
+    hf = _library()
+    steps = [hf.normalizers.NFC(), *([hf.normalizers.Lowercase()] if lowercase else [])]
+    steps += [hf.normalizers.Replace(hf.Regex(r"\s+"), " "), hf.normalizers.Strip()]
+    bpe = hf.Tokenizer(hf.models.BPE())
+    bpe.normalizer = hf.normalizers.Sequence(steps)
+    # A blank in front makes a word the same token at the start of a text and inside it.
+    bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[_PAD, _START, _END],
+        initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    pathlib.Path(to).parent.mkdir(parents=True, exist_ok=True)
+    bpe.save(os.fspath(to), pretty=False)
+    return BPETokenizer(to, 32)
+
+
+def load(config: Mapping[str, Any]) -> Tokenizer:
+    """Make the tokenizer that a configuration describes.
+
+    Args:
+      config: ``kind`` (see the module docstring), ``path`` of the vocabulary where the kind needs
+        one, ``context_length`` (32), and the kind's own options: ``lowercase`` for
+        ``"sentencepiece"``, ``fix_text`` for ``"clip"``.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      ValueError: unknown kind or option, or a missing or superfluous path.
+      FileNotFoundError: the vocabulary is not there.
+    """
+    options = dict(config)
+    kind, path = options.pop("kind", "emoji_bpe"), os.fspath(options.pop("path", "") or "")
+    context_length = options.pop("context_length", 32)
+    if kind not in _KINDS:
+        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint} (known: {', '.join(_KINDS)})")
+    known = _OPTIONS.get(kind, ())
+    for key in options:
+        if key not in known:
+            names = ("kind", "path", "context_length", *known)
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"tokenizer.{key} is no option of tokenizer.kind={kind!r}{hint} "
+                f"(known: {', '.join(names)})"
+            )
+    if kind == "emoji_bpe" and path:
+        raise ValueError(
+            f"tokenizer.path={path!r} has no meaning for tokenizer.kind='emoji_bpe', which comes "
+            "with the package; for a vocabulary of your own use tokenizer.kind='bpe'"
+        )
+    if kind != "emoji_bpe" and not path:
+        raise ValueError(f"tokenizer.kind={kind!r} needs tokenizer.path, the vocabulary file")
+    return _KINDS[kind](path, context_length, **options)
+
+
+def _load_emoji(path: str, context_length: int) -> Tokenizer:
+    from jaxclip.data import emoji
+
+    return BPETokenizer(emoji.tokenizer_file(), context_length)
+
+
+def _load_clip(path: str, context_length: int, **options: Any) -> Tokenizer:
+    from jaxclip.data.clip_bpe import CLIPTokenizer
+
+    return CLIPTokenizer(path, context_length, **options)
+
+
+_KINDS: dict[str, Callable[..., Tokenizer]] = {
+    "emoji_bpe": _load_emoji,
+    "bpe": BPETokenizer,
+    "clip": _load_clip,
+    "sentencepiece": SentencePieceTokenizer,
+}
+_OPTIONS = {"sentencepiece": ("lowercase",), "clip": ("fix_text",)}
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(f"BPE vocabularies need the package `tokenizers`; {_HINT}") from error
+    return tokenizers
+
+
+def _check_file(path: str | os.PathLike[str], hint: str) -> None:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"tokenizer.path={os.fspath(path)!r}: there is no such vocabulary file; {hint}"
+        )
+
+
+def _encodable(text: str) -> str:
+    """Half surrogates, which are no characters, become question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _captions(data: str, split: str) -> Iterator[str]:
+    """Captions of a data set, each once (the pictures of one idea share theirs)."""
+    from jaxclip.data import sources
+    from jaxclip.data.record import Record
+
+    source = sources.open(data).source(split)
+    seen: set[int] = set()
+    for index in range(len(source)):
+        record = source.read(index)
+        for text in record.texts if isinstance(record, Record) else ():
+            if hash(text) not in seen:
+                seen.add(hash(text))
+                yield text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train a BPE on the captions of a data set."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--data", required=True, help="name or directory of a data set")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--vocab_size", type=int, default=4096)
+    parser.add_argument("--keep_case", action="store_true", help="do not put texts in lower case")
+    parser.add_argument("--to", required=True, help="JSON file to write")
+    args = parser.parse_args(argv)
+    tokenizer = train_bpe(
+        _captions(args.data, args.split),
+        args.to,
+        vocab_size=args.vocab_size,
+        lowercase=not args.keep_case,
+    )
+    print(f"{args.to}: {tokenizer.vocab_size} tokens")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
