@@ -1,0 +1,283 @@
+"""Contrastive losses that never hold the matrix of logits.
+
+Value and gradient are those of the plain losses; memory on a device is O(b d + tile²) for b rows of
+width d there, whatever the global batch. The pairs off the diagonal are swept tile by tile
+(:mod:`jaxclip.losses.ring`), the B pairs on it are a row-wise product, and the label smoothing's
+mean over all logits is the product of two means.
+
+The ring is that of SigLIP (Zhai et al. 2023, arXiv:2303.15343, section 3.3) carried over to
+InfoNCE; recomputing tiles in the backward pass is FlashAttention's (Dao et al. 2022,
+arXiv:2205.14135).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxclip.losses import ring
+
+Metrics = dict[str, jax.Array]
+
+# Large enough that a tile's matrix products keep a core busy, small enough that a tile stays in
+# its cache (1 MiB of float32).
+TILE_SIZE = 512
+
+
+def softmax_blockwise(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    *,
+    logit_scale: jax.Array,
+    logit_bias: jax.Array | None = None,
+    label_smoothing: float = 0.0,
+    tile_size: int = TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """InfoNCE in both directions, equal to :func:`jaxclip.losses.softmax`.
+
+    Args:
+      image_embeddings: float32[B, D], L2-normalised, the global batch.
+      text_embeddings: float32[B, D], L2-normalised.
+      logit_scale: float32[], log of the factor on the cosines.
+      logit_bias: ignored; a constant added to all logits changes nothing here.
+      label_smoothing: share of the target spread evenly over the batch, in [0, 1).
+      tile_size: rows and columns of the largest block of logits held at a time.
+      mesh: mesh over which the batch is sharded; None computes where the arguments are.
+
+    Returns:
+      ``(loss, metrics)``, float32[] and ``accuracy_image_to_text``, ``accuracy_text_to_image``.
+    """
+    del logit_bias
+    images, texts = _as_float(image_embeddings, text_embeddings)
+    scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
+    layout = ring.plan(images.shape[0], tile_size, _mesh(mesh))
+    row, column, row_max, column_max = _logsumexp(layout, _mesh(mesh), images, texts, scale)
+    positive = scale * jnp.sum(images * texts, axis=-1)
+    loss = jnp.mean(jax.nn.softplus(row - positive) + jax.nn.softplus(column - positive)) / 2
+    if label_smoothing:
+        mean_logit = scale * jnp.vdot(jnp.mean(images, axis=0), jnp.mean(texts, axis=0))
+        loss += label_smoothing * (jnp.mean(positive) - mean_logit)
+    metrics = {
+        "accuracy_image_to_text": jnp.mean(positive > row_max, dtype=jnp.float32),
+        "accuracy_text_to_image": jnp.mean(positive > column_max, dtype=jnp.float32),
+    }
+    return loss, metrics
+
+
+def sigmoid_blockwise(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    *,
+    logit_scale: jax.Array,
+    logit_bias: jax.Array | None = None,
+    tile_size: int = TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """The pairwise sigmoid loss, equal to :func:`jaxclip.losses.sigmoid`.
+
+    Its gradient needs no sum over rows or columns first, so it is computed in the same sweep as the
+    value, and nothing is recomputed.
+
+    Args:
+      image_embeddings: float32[B, D], L2-normalised, the global batch.
+      text_embeddings: float32[B, D], L2-normalised.
+      logit_scale: float32[], log of the factor on the cosines.
+      logit_bias: float32[], added to all logits; None is 0.
+      tile_size: rows and columns of the largest block of logits held at a time.
+      mesh: mesh over which the batch is sharded; None computes where the arguments are.
+
+    Returns:
+      ``(loss, metrics)``.
+    """
+    images, texts = _as_float(image_embeddings, text_embeddings)
+    scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
+    bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, images.dtype)
+    layout = ring.plan(images.shape[0], tile_size, _mesh(mesh))
+    positive = scale * jnp.sum(images * texts, axis=-1) + bias
+    negatives = _softplus_sum(layout, _mesh(mesh), images, texts, scale, bias)
+    return (jnp.sum(jax.nn.softplus(-positive)) + negatives) / images.shape[0], {}
+
+
+# --- log-sum-exp of rows and columns ------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _logsumexp(
+    layout: ring.Layout, mesh: Mesh | None, images: jax.Array, texts: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Log-sum-exp and maximum of the logits off the diagonal, by row and by column, each [B].
+
+    The maxima carry no gradient.
+    """
+    return _logsumexp_sweep(layout, mesh, images, texts, scale)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logsumexp_sweep(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array) -> Any:
+    def local(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
+        none = (jnp.full(images.shape[:2], -jnp.inf, images.dtype), jnp.zeros_like(images[..., 0]))
+
+        def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
+            logits = jnp.where(pairs.off_diagonal(), rows @ columns.T, -jnp.inf)
+            return _add(state, _max_and_sum(logits, 1)), _max_and_sum(logits, 0)
+
+        row, column = ring.sweep(tile, scale * images, texts, none, none, _add, layout)
+        return row[0] + jnp.log(row[1]), column[0] + jnp.log(column[1]), row[0], column[0]
+
+    return ring.sharded(local, layout, mesh, (True,) * 4)(*arrays)
+
+
+def _logsumexp_forward(
+    layout: ring.Layout, mesh: Mesh | None, images: jax.Array, texts: jax.Array, scale: jax.Array
+) -> tuple[Any, Any]:
+    out = _logsumexp_sweep(layout, mesh, images, texts, scale)
+    return out, (images, texts, scale, out[0], out[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logsumexp_backward(
+    layout: ring.Layout, mesh: Mesh | None, residuals: Any, cotangents: Any
+) -> tuple[jax.Array, ...]:
+    def local(
+        images: jax.Array,
+        texts: jax.Array,
+        scale: jax.Array,
+        row_lse: jax.Array,
+        column_lse: jax.Array,
+        row_weight: jax.Array,
+        column_weight: jax.Array,
+    ) -> tuple[jax.Array, ...]:
+        def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
+            (image, lse, weight), (text, lse_c, weight_c) = rows, columns
+            logits = image @ text.T
+            grad = weight[:, None] * jnp.exp(logits - lse[:, None])
+            grad += weight_c[None, :] * jnp.exp(logits - lse_c[None, :])
+            grad = jnp.where(pairs.off_diagonal(), grad, 0.0)
+            return state + grad @ text, grad.T @ image
+
+        to_images, to_texts = ring.sweep(
+            tile,
+            (scale * images, row_lse, row_weight),
+            (texts, column_lse, column_weight),
+            jnp.zeros_like(images),
+            jnp.zeros_like(texts),
+            jnp.add,
+            layout,
+        )
+        return scale * to_images, to_texts, jnp.vdot(images, to_images)
+
+    arrays = (*residuals, *cotangents[:2])
+    return ring.sharded(local, layout, mesh, (True, True, False))(*arrays)
+
+
+_logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
+
+
+def _max_and_sum(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """``(m, z)`` with log-sum-exp ``m + log z``; an empty sum is ``(-inf, 0)``."""
+    peak = jnp.max(logits, axis=axis)
+    shift = jnp.expand_dims(_finite(peak), axis)
+    return peak, jnp.sum(jnp.exp(logits - shift), axis=axis)
+
+
+def _add(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> Any:
+    """``(m, z)`` of the sum of two such sums."""
+    peak = jnp.maximum(a[0], b[0])
+    shift = _finite(peak)
+    return peak, a[1] * jnp.exp(a[0] - shift) + b[1] * jnp.exp(b[0] - shift)
+
+
+def _finite(peak: jax.Array) -> jax.Array:
+    # exp(-inf - 0) is 0, exp(-inf + inf) would be NaN.
+    return jnp.where(jnp.isneginf(peak), 0.0, peak)
+
+
+# --- sum of softplus ----------------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _softplus_sum(
+    layout: ring.Layout,
+    mesh: Mesh | None,
+    images: jax.Array,
+    texts: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+) -> jax.Array:
+    """Sum of softplus over the logits off the diagonal, []."""
+    return _softplus_value(layout, mesh, images, texts, scale, bias)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _softplus_value(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array) -> jax.Array:
+    def local(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[jax.Array]:
+        def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
+            terms = jax.nn.softplus(rows @ columns.T + bias)
+            return state + jnp.sum(jnp.where(pairs.off_diagonal(), terms, 0.0), axis=1), None
+
+        def nothing(old: None, new: None) -> None:
+            return None
+
+        zeros = jnp.zeros_like(images[..., 0])
+        sums, _ = ring.sweep(tile, scale * images, texts, zeros, None, nothing, layout)
+        return (jnp.sum(sums),)
+
+    return ring.sharded(local, layout, mesh, (False,))(*arrays)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _softplus_forward(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array) -> Any:
+    def local(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[jax.Array, ...]:
+        def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
+            logits, mask = rows @ columns.T + bias, pairs.off_diagonal()
+            grad = jnp.where(mask, jax.nn.sigmoid(logits), 0.0)
+            terms = jnp.where(mask, jax.nn.softplus(logits), 0.0)
+            value, bias_grad, image_grad = state
+            state = (
+                value + jnp.sum(terms, axis=1),
+                bias_grad + jnp.sum(grad, axis=1),
+                image_grad + grad @ columns,
+            )
+            return state, grad.T @ rows
+
+        zeros = jnp.zeros_like(images[..., 0])
+        state, to_texts = ring.sweep(
+            tile,
+            scale * images,
+            texts,
+            (zeros, zeros, jnp.zeros_like(images)),
+            jnp.zeros_like(texts),
+            jnp.add,
+            layout,
+        )
+        value, bias_grad, to_images = state
+        scale_grad = jnp.vdot(images, to_images)
+        return jnp.sum(value), scale * to_images, to_texts, scale_grad, jnp.sum(bias_grad)
+
+    outputs = (False, True, True, False, False)
+    value, *gradients = ring.sharded(local, layout, mesh, outputs)(*arrays)
+    return value, tuple(gradients)
+
+
+def _softplus_backward(
+    layout: ring.Layout, mesh: Mesh | None, gradients: Any, cotangent: jax.Array
+) -> tuple[jax.Array, ...]:
+    return tuple(cotangent * gradient for gradient in gradients)
+
+
+_softplus_sum.defvjp(_softplus_forward, _softplus_backward)
+
+
+def _as_float(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """At least float32: half-precision embeddings would halve the digits of the logits."""
+    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return tuple(jnp.asarray(a, dtype) for a in arrays)
+
+
+def _mesh(mesh: Mesh | None) -> Mesh | None:
+    return mesh
