@@ -324,7 +324,7 @@ def background(p: float = 0.5, white: int = 250) -> BatchFn:
     """Give pictures on a white ground a random colour behind them.
 
     Ground is what is white (every channel at least ``white``) in a straight line to an edge of the
-    picture. It and the pixels beside it are multiplied by the colour, so that the soft edge of the
+    picture. It and two pixels beside it are multiplied by the colour, so that the soft edge of the
     thing in front blends into its new ground.
     """
     if not 1 <= white <= 255:
@@ -338,7 +338,7 @@ def background(p: float = 0.5, white: int = 250) -> BatchFn:
                 view = np.flip(is_white, axis) if flipped else is_white
                 reached = np.minimum.accumulate(view, axis=axis)
                 ground |= np.flip(reached, axis) if flipped else reached
-        for axis in (1, 2):  # one pixel wider
+        for axis in (1, 2, 1, 2):  # two pixels wider
             here, there = [slice(None)] * 3, [slice(None)] * 3
             here[axis], there[axis] = slice(1, None), slice(None, -1)
             grown = ground.copy()

@@ -117,7 +117,7 @@ class RecordLoader:
         return loaded
 
     def _load(self, index: int) -> Loaded | BadRecord:
-        record = self._source.read(index)
+        record = self._source[index]
         if isinstance(record, BadRecord):
             return record
         texts = self._texts_of(record)

@@ -7,6 +7,7 @@ Only metadata is read on opening; neither TensorFlow nor a network is needed.
 
 from __future__ import annotations
 
+import abc
 import difflib
 import json
 import os
@@ -25,14 +26,19 @@ _WEBDATASET = "webdataset:"
 OWN_LANGUAGE = "en"
 
 
-class RecordSource(Protocol):
-    """Random access to the records of one split; safe to read from many threads."""
+class RecordSource(abc.ABC):
+    """Random access to the records of one split; safe to use from many threads."""
 
+    @abc.abstractmethod
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> Record | BadRecord:
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Record | BadRecord:
         """Record number ``index``, or why it cannot be read. Never raises for bad data."""
-        ...
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record | BadRecord]:
+        """Several records, in the order asked for."""
+        return [self[int(index)] for index in indices]
 
 
 class DataSet:
@@ -201,7 +207,7 @@ class _BytesReader(Protocol):
     def read(self, index: int) -> bytes | BadRecord: ...
 
 
-class _ExampleSource:
+class _ExampleSource(RecordSource):
     """Records out of serialised ``tf.train.Example`` messages."""
 
     def __init__(self, reader: _BytesReader, names: FieldNames, class_names: list[str] | None):
@@ -212,7 +218,7 @@ class _ExampleSource:
     def __len__(self) -> int:
         return len(self._reader)
 
-    def read(self, index: int) -> Record | BadRecord:
+    def __getitem__(self, index: int) -> Record | BadRecord:
         data = self._reader.read(index)
         if isinstance(data, BadRecord):
             return data

@@ -1,0 +1,103 @@
+"""``jaxclip data import``: the command line of :mod:`jaxclip.data.importer`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+_DESCRIPTION = """\
+Write a TFDS data set from your own pictures and captions.
+
+SOURCE is one of
+  a folder of images with captions.csv, captions.tsv or captions.jsonl (columns file, caption; and,
+  if you have them, key, label, and more captions as further rows of the same file or as a list),
+  or with a .txt file beside each image;
+  WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
+  Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them.
+
+An import that was interrupted goes on where it stopped when the same command is run again.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``jaxclip data import`` to a parser."""
+    parser.description = _DESCRIPTION
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--from", dest="source", required=True, metavar="SOURCE", help="see above")
+    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write, new or of the same import")
+    parser.add_argument("--name", default="", help="name of the data set (default: that of DIR)")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "folder", "webdataset", "parquet"),
+        default="auto",
+        help="what SOURCE is (default: auto)",
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.0,
+        help="put this fraction of the records, chosen by a hash of their keys, into a split 'val'",
+    )
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        default=0,
+        help="scale down images whose longer side is above this, in pixels (0 = keep all bytes)",
+    )
+    parser.add_argument(
+        "--min-side", type=int, default=8, help="skip images whose shorter side is below this"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=100_000_000, help="skip images with more pixels than this"
+    )
+    parser.add_argument(
+        "--max-aspect",
+        type=float,
+        default=20.0,
+        help="skip images whose longer side is more than this many times the shorter",
+    )
+    parser.add_argument(
+        "--shard-mb", type=int, default=256, help="size of a TFRecord file in MiB (default: 256)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="0 = one for each CPU")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a data set or another import in DIR"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; prints a summary and returns the exit status."""
+    from jaxclip.data import importer
+
+    options = importer.Options(
+        name=args.name,
+        format=args.format,
+        val_fraction=args.val_fraction,
+        max_side=args.max_side,
+        min_side=args.min_side,
+        max_pixels=args.max_pixels,
+        max_aspect=args.max_aspect,
+        shard_mb=args.shard_mb,
+    )
+    summary = importer.import_records(
+        args.source,
+        args.to,
+        options,
+        num_threads=args.threads,
+        overwrite=args.overwrite,
+        progress=not args.quiet and sys.stderr.isatty(),
+    )
+    print(summary.as_text())
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command on its own: ``python -m jaxclip.data.import_cli --from … --to …``."""
+    parser = argparse.ArgumentParser(prog="jaxclip data import")
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
