@@ -22,14 +22,14 @@ class EncodedSplit(NamedTuple):
     """The images of a split, in the order of the data set, the same on every process.
 
     Attributes:
-      index: int64[N], position in the split, ascending.
+      positions: int64[N], index of each example in the split, ascending.
       embeddings: float32[N, D].
       labels: int64[N], -1 = none.
       texts: captions of each image.
       keys: key of each image.
     """
 
-    index: np.ndarray
+    positions: np.ndarray
     embeddings: np.ndarray
     labels: np.ndarray
     texts: list[list[str]]
@@ -74,19 +74,19 @@ def encode_split(
                 )
             yield np.asarray(batch["image"])[keep], position
 
-    embeddings, index = encode_rows(
+    embeddings, positions = encode_rows(
         encode_image, params, inputs(), batch_size=batch_size, mesh=mesh
     )
-    if not len(index):
+    if not len(positions):
         raise ValueError("there is no example to evaluate: the split is empty")
-    twice = index[1:][index[1:] == index[:-1]]
+    twice = positions[1:][positions[1:] == positions[:-1]]
     if twice.size:
         raise ValueError(f"example {twice[0]} was evaluated twice: eval_batches gave it again")
     # By position, once each: processes that hold the same rows of a batch read the same examples.
     everyone = {int(row[0]): row for row in itertools.chain.from_iterable(gather_json(examples))}
-    rows = [everyone[int(i)] for i in index]
+    rows = [everyone[int(i)] for i in positions]
     return EncodedSplit(
-        index=index,
+        positions=positions,
         embeddings=embeddings,
         labels=np.array([label for _, label, _, _ in rows], np.int64),
         texts=[texts for _, _, texts, _ in rows],

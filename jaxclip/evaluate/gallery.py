@@ -179,7 +179,8 @@ def data_uri(image: np.ndarray) -> str:
     from PIL import Image
 
     picture = Image.fromarray(image)
-    kind, options = "png", {"optimize": True}
+    kind = "png"
+    options: dict[str, Any] = {"optimize": True}
     if max(picture.size) > THUMBNAIL_SIDE:
         picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         kind, options = "jpeg", {"quality": 85}

@@ -71,13 +71,13 @@ def evaluate(
             continue
         run = _SplitRun(encode_image, encode_text, params, config, tokenizer, mesh, split)
         if split in tasks["zero_shot"]:
-            found = run.zero_shot(class_names(data_set, split), prompts)
+            found = run.classify(class_names(data_set, split), prompts)
             metrics |= {f"{split}/zero_shot/{name}": value for name, value in found.items()}
         if split in tasks["retrieval"]:
-            found = run.retrieval()
+            found = run.recall()
             metrics |= {f"{split}/retrieval/{name}": value for name, value in found.items()}
         if split == gallery_split and workdir is not None:
-            run.gallery(pathlib.Path(workdir) / GALLERY_FILE, step)
+            run.write_gallery(pathlib.Path(workdir) / GALLERY_FILE, step)
     if workdir is not None and jax.process_index() == 0:
         write_results(workdir, metrics, step=step, weights=weights)
     return metrics
@@ -120,7 +120,7 @@ class _SplitRun:
         self.images = self._encode_images(encode_image)
         self._captions: tuple[retrieval.Captions, np.ndarray] | None = None
 
-    def zero_shot(self, names: Mapping[int, str], prompts: Sequence[str]) -> dict[str, float]:
+    def classify(self, names: Mapping[int, str], prompts: Sequence[str]) -> dict[str, float]:
         """Classification among the given classes; images of other classes do not count."""
         embedded = self._encode_texts(templates.fill(list(names.values()), prompts))
         classes = zero_shot.class_embeddings(embedded, len(names))
@@ -135,12 +135,12 @@ class _SplitRun:
         sizes = {"num_examples": total.examples, "num_classes": len(names)}
         return {**total.metrics(), **sizes}
 
-    def retrieval(self) -> dict[str, float]:
+    def recall(self) -> dict[str, float]:
         """Recall in both directions among the images and distinct captions of the split."""
         captions, embedded = self.captions()
         found: dict[str, float] = {}
         for direction, ask, queries in (
-            ("image_to_text", retrieval.image_to_text, len(self.images.index)),
+            ("image_to_text", retrieval.image_to_text, len(self.images.positions)),
             ("text_to_image", retrieval.text_to_image, len(captions.texts)),
         ):
             counts = ask(
@@ -153,10 +153,10 @@ class _SplitRun:
             hits = {k: sum_over_processes(count) for k, count in counts.hits.items()}
             total = retrieval.Recall(hits, sum_over_processes(counts.queries))
             found |= total.metrics(direction)
-        sizes = {"num_images": len(self.images.index), "num_captions": len(captions.texts)}
+        sizes = {"num_images": len(self.images.positions), "num_captions": len(captions.texts)}
         return {**found, **sizes}
 
-    def gallery(self, path: pathlib.Path, step: int) -> None:
+    def write_gallery(self, path: pathlib.Path, step: int) -> None:
         """Write retrieved images and captions for some queries."""
         captions, embedded = self.captions()
         if jax.process_index() != 0:
@@ -166,7 +166,7 @@ class _SplitRun:
         picked = gallery.pick(self.images.embeddings, embedded, captions)
         # A second pass, by this process alone: the pictures shown are known only now.
         batches = pipeline.eval_batches(self.data_config, self.name, batch_size=self.batch_size)
-        pictures = gallery.pictures(batches, self.images.index, picked.images())
+        pictures = gallery.pictures(batches, self.images.positions, picked.images())
         storage.write_json(path, picked.content(captions.texts, pictures, self.name, step))
 
     def captions(self) -> tuple[retrieval.Captions, np.ndarray]:

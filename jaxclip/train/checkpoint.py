@@ -109,6 +109,8 @@ class Checkpointer:
         self._writable = writable
         # Steps that all processes know to be on disk or on their way there.
         self._known: set[int] = set()
+        # Steps whose files turned out to be damaged; removed once a newer checkpoint is committed.
+        self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
         self._orbax: ocp.AsyncCheckpointer | None = None
@@ -120,7 +122,7 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, _kind: Any, error: Any, _trace: Any) -> None:
         if error is None:
             self.close()
             return
@@ -174,6 +176,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 self._remove_unfinished()
                 self._remove(step)
+                self._damaged.discard(step)
                 target.mkdir(parents=True, exist_ok=True)
             if self._orbax is None:
                 self._orbax = ocp.AsyncCheckpointer(state_io.handler(), timeout_secs=3600)
@@ -243,14 +246,12 @@ class Checkpointer:
         finished = set(self.steps())
         newest = max(finished, default=-1)
         for step in self._on_disk():
-            # A damaged manifest on the newest checkpoints is kept for a look until a newer
-            # checkpoint is committed; without a manifest there is nothing to look at.
+            # Damaged ones stay, for a look, until a newer checkpoint is committed.
             unfinished = not (self._path(step) / manifest.NAME).exists()
             if step not in finished and (unfinished or step < newest):
                 self._remove(step)
-        for entry in self.directory.iterdir():
-            if entry.name.endswith(".removed"):
-                entry.rmtree(missing_ok=True)
+        for entry in self.directory.glob("*.removed"):
+            entry.rmtree(missing_ok=True)
 
     def _remove(self, step: int) -> None:
         """Remove a checkpoint; renamed first, so that half a removal never looks like damage."""
@@ -277,8 +278,12 @@ class Checkpointer:
     # Reading.
 
     def steps(self) -> list[int]:
-        """Steps of the committed checkpoints, ascending (their arrays are not verified here)."""
-        return [step for step in self._on_disk() if self._manifest(step) is not None]
+        """Steps of the committed checkpoints that are not known to be damaged, ascending.
+
+        Only manifests are read here; files are verified on restoring.
+        """
+        whole = (step for step in self._on_disk() if step not in self._damaged)
+        return [step for step in whole if self._manifest(step) is not None]
 
     def best_step(self) -> int | None:
         """The step with the best ``best_metric``, or None if none has been measured."""
@@ -337,8 +342,7 @@ class Checkpointer:
                 return Restored(state, step, content["extra"], metrics, tuple(search.lines))
             search.damaged += 1
             self._pass_over(search, step, failure or "another process could not read it")
-        damaged = int(agreement.broadcast(np.asarray(search.damaged)))
-        if damaged and only is None:
+        if int(agreement.broadcast(np.asarray(search.damaged))) and only is None:
             raise CheckpointError(
                 f"every checkpoint in {self.directory} is damaged:\n  "
                 + "\n  ".join(search.lines)
@@ -366,6 +370,7 @@ class Checkpointer:
 
     def _pass_over(self, search: _Search, step: int, reason: str) -> None:
         search.passed.append(step)
+        self._damaged.add(step)
         search.lines.append(f"checkpoint {self._path(step)} can't be used: {reason}")
         logger.warning("%s; trying the one before it", search.lines[-1])
 
@@ -378,7 +383,7 @@ class Checkpointer:
         if not self.directory.exists():
             return []
         found = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in self.directory.iterdir())
-        return sorted(int(match.group(1)) for match in found if match)
+        return sorted(int(match[1]) for match in found if match)
 
     def _manifest(self, step: int) -> dict[str, Any] | None:
         try:

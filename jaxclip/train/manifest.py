@@ -53,12 +53,11 @@ def put(directory: epath.Path, content: dict[str, Any]) -> None:
     """Write ``content`` as the manifest, atomically."""
     body = {key: value for key, value in content.items() if key != "digest"}
     text = json.dumps({**body, "digest": json_digest(body)}, sort_keys=True)
-    # The folder's own name in the temporary one: object stores have no directories to rename in.
     temporary = directory / f"{NAME}.tmp"
     temporary.write_text(text + "\n")
     if is_local(directory):
         flush_to_disk(temporary)
-    temporary.rename(directory / NAME)
+    temporary.replace(directory / NAME)
     if is_local(directory):
         flush_to_disk(directory)
 

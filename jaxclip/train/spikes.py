@@ -12,6 +12,7 @@ windows.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -49,7 +50,8 @@ class Episode(NamedTuple):
     recovered: bool
 
 
-class Spikes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Spikes:
     """The spikes of a curve.
 
     Attributes:

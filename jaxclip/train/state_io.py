@@ -162,7 +162,7 @@ def insert(nested: dict[str, Any], name: str, value: Any) -> None:
 
 def is_key(leaf: Any) -> bool:
     """Whether a leaf is a typed PRNG key array."""
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def key_implementation(dtype: Any) -> str:
