@@ -111,8 +111,8 @@ ensure_environment() {
     hash=$(_environment_hash "$environment" "$extra")
   fi
   say "installing jaxclip[$extra] into $environment (only when pyproject.toml changes)"
-  # The old stamps go first: an installation cut short must not look finished.
-  rm -f "$environment"/.jaxclip-*
+  # The old stamp goes first: an installation cut short must not look finished.
+  rm -f "$stamp"
   if have_uv; then
     uv pip install --python "$environment/bin/python" --editable ".[$extra]"
   else
@@ -129,4 +129,44 @@ test_workers() {
   else
     "$1" -c 'import os; print(min(4, len(os.sched_getaffinity(0))))' 2>/dev/null || echo 1
   fi
+}
+
+# quote WORD ...: the words as one line that a shell would read back.
+quote() {
+  local word line=""
+  for word in "$@"; do
+    if [[ ! "$word" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+      word="'${word//\'/\'\\\'\'}'"
+    fi
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+# run COMMAND ...: says the command and runs it; with $DRY_RUN=1 only prints it.
+run() {
+  if [[ "${DRY_RUN:-0}" == 1 ]]; then
+    quote "$@"
+  else
+    printf '+ %s\n' "$(quote "$@")" >&2
+    "$@"
+  fi
+}
+
+# need COMMAND HINT: stops unless the command is there; a dry run needs none.
+need() {
+  [[ "${DRY_RUN:-0}" == 1 ]] || command -v "$1" >/dev/null 2>&1 || die "no '$1' on the PATH; $2"
+}
+
+# need_number OPTION VALUE: stops unless the value is a whole number of at least 1.
+need_number() {
+  [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1=$2 is not a whole number of at least 1"
+}
+
+# Sets SPLIT to the words of one argument: `--option=value` becomes two, so that the scripts read
+# only `--option value`. Options of `jaxclip train`, after the config, never come here.
+# shellcheck disable=SC2034
+split_option() {
+  SPLIT=("$1")
+  if [[ "$1" == --*=* ]]; then SPLIT=("${1%%=*}" "${1#*=}"); fi
 }

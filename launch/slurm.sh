@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Submits a training to Slurm, on one or many GPU nodes.
+#
+#   bash launch/slurm.sh [OPTIONS] CONFIG --workdir DIR [OPTIONS OF `jaxclip train` ...]
+#
+#   bash launch/slurm.sh --nodes 4 --gpus_per_node 8 --time 24:00:00 \
+#       configs/clip_vit_b16.py --workdir /scratch/me/b16
+#
+# Run it on a login node, in a checkout on a file system that the nodes share: it makes .venv,
+# installs jaxclip[train,cuda], and submits itself. Shortly before the time limit the training is
+# told to write a checkpoint, and the job goes back into the queue; so it does when a node fails or
+# the job is preempted. The training then carries on from its workdir.
+#
+# Options:
+#   --nodes N              nodes (default: 1)
+#   --gpus_per_node G      GPUs of each (default: 8)
+#   --processes_per_node P 1: one process with all GPUs of its node (default); G: one for each GPU
+#   --cpus_per_node C      CPU cores of each (default: all; the whole node is asked for)
+#   --time LIMIT           time limit (default: 24:00:00)
+#   --name NAME            job name (default: the name of the config)
+#   --partition P, --account A, --qos Q, --constraint C    as sbatch has them
+#   --sbatch "WORDS"       more options for sbatch, separated by blanks
+#   --logs DIR             where the output goes (default: workdir/slurm)
+#   --port P               port of the coordinator (default: from the job's number)
+#   --no_requeue           do not go back into the queue
+#   --no_install           take .venv ($JAXCLIP_VENV) as it is
+#   --dry_run              print the commands, and run none
+#
+# Each process finds JAXCLIP_COORDINATOR_ADDRESS, JAXCLIP_NUM_PROCESSES and JAXCLIP_PROCESS_ID.
+set -euo pipefail
+# Slurm runs a copy of the batch script, so the root comes from where it was submitted.
+root=${JAXCLIP_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+# shellcheck source=launch/common.sh
+source "$root/launch/common.sh"
+
+# --- on a node, one process of the training ---------------------------------------------------
+task() {
+  export JAXCLIP_PROCESS_ID=$SLURM_PROCID
+  if [[ "$JAXCLIP_PROCESSES_PER_NODE" != 1 ]]; then
+    export CUDA_VISIBLE_DEVICES=$SLURM_LOCALID
+  fi
+  # With it in the environment JAX would take one GPU of those it sees: the one of that number.
+  unset SLURM_LOCALID
+  exec "$JAXCLIP_VENV/bin/jaxclip" train "$@"
+}
+
+# --- on the first node, the batch script ------------------------------------------------------
+batch() {
+  local host requeue=0 status=0
+  cd "$root"
+  host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export JAXCLIP_COORDINATOR_ADDRESS=$host:${JAXCLIP_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+  export JAXCLIP_NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * JAXCLIP_PROCESSES_PER_NODE))
+  say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, coordinator $JAXCLIP_COORDINATOR_ADDRESS," \
+    "$JAXCLIP_NUM_PROCESSES processes"
+  # sbatch sends USR1 before the time limit: the steps write a checkpoint on TERM and end.
+  trap 'requeue=1; scancel --signal=TERM "$SLURM_JOB_ID" || true' USR1
+  trap 'scancel --signal=TERM "$SLURM_JOB_ID" || true' TERM
+  # In the background, because bash runs a trap only when no command is in the foreground.
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$JAXCLIP_NUM_PROCESSES" \
+    --ntasks-per-node="$JAXCLIP_PROCESSES_PER_NODE" \
+    --cpus-per-task="$((SLURM_CPUS_ON_NODE / JAXCLIP_PROCESSES_PER_NODE))" \
+    --kill-on-bad-exit=1 --label \
+    bash "$root/launch/slurm.sh" --task "$@" &
+  local step=$!
+  while kill -0 "$step" 2>/dev/null; do
+    # A trap interrupts `wait`; only the last round has srun's own status.
+    wait "$step" && status=0 || status=$?
+  done
+  if ((requeue == 1)) && [[ "${JAXCLIP_REQUEUE:-1}" == 1 ]]; then
+    say "time limit: back into the queue"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$status"
+}
+
+# --- on the login node -------------------------------------------------------------------------
+submit() {
+  local nodes=1 gpus=8 per_node=1 cpus="" time=24:00:00 name="" logs="$root/workdir/slurm"
+  local requeue=1 install=1 port="" config="" extra=() export_list words
+  while (($# > 0)); do
+    split_option "$1"
+    if ((${#SPLIT[@]} == 2)); then set -- "${SPLIT[@]}" "${@:2}"; fi
+    case "$1" in
+      --dry_run) DRY_RUN=1 && shift && continue ;;
+      --no_requeue) requeue=0 && shift && continue ;;
+      --no_install) install=0 && shift && continue ;;
+      --*) (($# > 1)) || die "$1 needs a value" ;;
+    esac
+    case "$1" in
+      --nodes) nodes=$2 ;;
+      --gpus_per_node) gpus=$2 ;;
+      --processes_per_node) per_node=$2 ;;
+      --cpus_per_node) cpus=$2 ;;
+      --time) time=$2 ;;
+      --name) name=$2 ;;
+      --logs) logs=$2 ;;
+      --port) port=$2 ;;
+      --partition | --account | --qos | --constraint) extra+=("$1=$2") ;;
+      --sbatch)
+        read -r -a words <<<"$2"
+        extra+=("${words[@]}")
+        ;;
+      --*) die "unknown option $1 (options of \`jaxclip train\` come after the config)" ;;
+      *)
+        config=$1
+        shift
+        break
+        ;;
+    esac
+    shift 2
+  done
+  [[ -n "$config" ]] || die "no config given; bash launch/slurm.sh --help says how"
+  [[ -f "$root/${config%%:*}" || "$config" == /* && -f "${config%%:*}" ]] ||
+    die "no such config: ${config%%:*} (looked in $root)"
+  need_number --nodes "$nodes"
+  need_number --gpus_per_node "$gpus"
+  [[ "$per_node" == 1 || "$per_node" == "$gpus" ]] ||
+    die "--processes_per_node=$per_node must be 1 or --gpus_per_node ($gpus)"
+  case " $* " in
+    *" --workdir "* | *" --workdir="*) ;;
+    *) die "no --workdir given after the config: the job carries on from it, name a folder that all nodes share" ;;
+  esac
+  need sbatch "run this on a login node of a Slurm cluster"
+  name=${name:-$(basename "${config%%:*}" .py)}
+
+  cd "$root"
+  local environment=${JAXCLIP_VENV:-$root/.venv}
+  if ((install == 1)); then
+    run env JAXCLIP_VENV="$environment" bash launch/install.sh train,cuda
+  fi
+  run mkdir -p "$logs"
+  export_list="ALL,JAXCLIP_ROOT=$root,JAXCLIP_VENV=$environment"
+  export_list+=",JAXCLIP_PROCESSES_PER_NODE=$per_node,JAXCLIP_REQUEUE=$requeue"
+  export_list+="${port:+,JAXCLIP_PORT=$port}"
+  local options=(
+    --job-name="$name"
+    --nodes="$nodes"
+    --ntasks-per-node="$per_node"
+    --gpus-per-node="$gpus"
+    --time="$time"
+    --output="$logs/%x-%j.log"
+    --open-mode=append
+    --signal=B:USR1@180
+    --export="$export_list"
+  )
+  if [[ -n "$cpus" ]]; then
+    need_number --cpus_per_node "$cpus"
+    options+=(--cpus-per-task="$((cpus / per_node))")
+  else
+    options+=(--exclusive)
+  fi
+  if ((requeue == 1)); then options+=(--requeue); else options+=(--no-requeue); fi
+  run sbatch "${options[@]}" ${extra[@]+"${extra[@]}"} "$root/launch/slurm.sh" --batch \
+    --config "$config" "$@"
+}
+
+case "${1:-}" in
+  -h | --help) usage ;;
+  --task) shift && task "$@" ;;
+  --batch) shift && batch "$@" ;;
+  *) submit "$@" ;;
+esac
