@@ -1,0 +1,184 @@
+"""What both towers are made of: attention, MLP, the pre-norm block, attention pooling."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    # x * sigmoid(1.702 x), as in OpenAI's own models.
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+# What a block keeps for the backward pass; all else is computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "full": None,  # only the block's input
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of linear layers
+    "attention": jax.checkpoint_policies.save_only_these_names("attention_out"),
+    "mlp": jax.checkpoint_policies.save_only_these_names("mlp_hidden"),
+    "qkv": jax.checkpoint_policies.save_only_these_names("qkv", "attention_out"),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head attention: softmax(Q K^T / sqrt(d)) V (Vaswani et al., 2017, equation 1)."""
+
+    num_heads: int
+    dtype: Any
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, queries: jax.Array, keys: jax.Array, *, mask: jax.Array | None, causal: bool
+    ) -> jax.Array:
+        """[B, Q, C], [B, K, C] -> [B, Q, C]; mask: bool, broadcast to [B, heads, Q, K]."""
+        width = queries.shape[-1]
+
+        def heads(name: str, x: jax.Array) -> jax.Array:
+            x = checkpoint_name(dense(width, self.dtype, name)(x), "qkv")
+            return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+        out = jax.nn.dot_product_attention(
+            heads("query", queries),
+            heads("key", keys),
+            heads("value", keys),
+            mask=mask,
+            is_causal=causal,
+            implementation=self.implementation,
+        )
+        out = checkpoint_name(out.reshape(queries.shape), "attention_out")
+        return dense(width, self.dtype, "out")(out)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between."""
+
+    mlp_dim: int
+    activation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = checkpoint_name(dense(self.mlp_dim, self.dtype, "up")(x), "mlp_hidden")
+        return dense(x.shape[-1], self.dtype, "down")(ACTIVATIONS[self.activation](hidden))
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    dtype: Any
+    causal: bool = False
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """[B, L, C] -> [B, L, C]; mask as in :class:`Attention`."""
+        y = norm(self.norm_eps, self.dtype, "attention_norm")(x)
+        attention = Attention(self.num_heads, self.dtype, self.implementation, name="attention")
+        x = x + attention(y, y, mask=mask, causal=self.causal)
+        y = norm(self.norm_eps, self.dtype, "mlp_norm")(x)
+        return x + MLP(self.mlp_dim, self.activation, self.dtype, name="mlp")(y)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling: one learned query looks at all places (SigLIP's MAP head)."""
+
+    num_heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """[B, L, C] -> [B, C]."""
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+        probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
+        attention = Attention(self.num_heads, self.dtype, name="attention")
+        x = attention(probe, x, mask=mask, causal=False)
+        y = norm(self.norm_eps, self.dtype, "norm")(x)
+        return (x + MLP(self.mlp_dim, self.activation, self.dtype, name="mlp")(y))[:, 0]
+
+
+def transformer(
+    module: nn.Module,
+    block: Block,
+    depth: int,
+    x: jax.Array,
+    mask: jax.Array | None,
+    *,
+    remat: str,
+    scan_layers: bool,
+) -> jax.Array:
+    """Run ``depth`` copies of a block inside a compact module; parameters are ``blocks_<i>``.
+
+    The parameters keep this unrolled layout whatever the switches say; with ``scan_layers`` they
+    are stacked on the fly, which compiles one block instead of ``depth``.
+
+    Args:
+      module: the tower, inside its ``__call__``.
+      block: an unbound block.
+      depth: how many.
+      x: [B, L, C].
+      mask: as in :class:`Attention`.
+      remat: ``"none"`` or a name in :data:`REMAT_POLICIES`.
+      scan_layers: loop instead of unrolling.
+
+    Returns:
+      [B, L, C].
+    """
+    if module.is_initializing():
+        for index in range(depth):
+            x = block.clone(name=f"blocks_{index}", parent=module)(x, mask)
+        return x
+
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        return block.clone(parent=None).apply({"params": params}, x, mask)
+
+    if remat != "none":
+        # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
+        apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat], prevent_cse=not scan_layers)
+    params = module.variables["params"]
+    blocks = [params[f"blocks_{index}"] for index in range(depth)]
+    if not scan_layers:
+        for block_params in blocks:
+            x = apply(block_params, x)
+        return x
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return jax.lax.scan(lambda x, params: (apply(params, x), None), x, stacked)[0]
+
+
+def dense(
+    features: int, dtype: Any, name: str, *, use_bias: bool = True, init: Any = None
+) -> nn.Dense:
+    """A linear layer with float32 parameters that computes in ``dtype``."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=init or nn.initializers.xavier_uniform(),
+        name=name,
+    )
+
+
+def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """Layer norm; its statistics are float32 whatever ``dtype`` is."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def check_remat(remat: str) -> None:
+    """Raise ValueError if there is no such policy."""
+    if remat != "none" and remat not in REMAT_POLICIES:
+        raise ValueError(f"remat={remat!r}; use 'none', {', '.join(map(repr, REMAT_POLICIES))}")
