@@ -1,0 +1,39 @@
+"""The pairwise sigmoid loss (Zhai et al., 2023, SigLIP, equation 1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Metrics = dict[str, jax.Array]
+
+
+def sigmoid(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    *,
+    logit_scale: jax.Array,
+    logit_bias: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Each of the B² pairs is a yes/no question: do this image and this text belong together?
+
+    loss = −1/B Σ_ij log σ(z_ij · (exp(logit_scale) · I_i·T_j + logit_bias)), z_ij = 1 on the
+    diagonal and −1 off it.
+
+    Args:
+      image_embeddings: float32[B, D], L2-normalised, the global batch.
+      text_embeddings: float32[B, D], L2-normalised.
+      logit_scale: float32[], log of the factor on the cosines (the paper starts at ln 10).
+      logit_bias: float32[], added to all logits (the paper starts at −10); None is 0.
+
+    Returns:
+      ``(loss, metrics)``, float32[] and an empty dict.
+    """
+    bias = 0.0 if logit_bias is None else logit_bias
+    logits = bias + jnp.exp(logit_scale) * jnp.matmul(
+        image_embeddings, text_embeddings.T, precision=jax.lax.Precision.HIGHEST
+    )
+    size = logits.shape[0]
+    # softplus(x) for negatives, softplus(-x) = softplus(x) - x for positives.
+    total = jnp.sum(jax.nn.softplus(logits)) - jnp.sum(jnp.diagonal(logits))
+    return total / size, {}

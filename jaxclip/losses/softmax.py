@@ -1,0 +1,56 @@
+"""InfoNCE over the global batch (van den Oord et al., 2018; Radford et al., 2021, figure 3)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Metrics = dict[str, jax.Array]
+
+
+def softmax(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    *,
+    logit_scale: jax.Array,
+    logit_bias: jax.Array | None = None,
+    label_smoothing: float = 0.0,
+) -> tuple[jax.Array, Metrics]:
+    """Symmetric InfoNCE: the mean of the cross-entropies over rows and over columns.
+
+    With logits L = exp(logit_scale) · I Tᵀ, the loss is
+    mean_i [ lse_j L_ij − L_ii ] / 2 + mean_j [ lse_i L_ij − L_jj ] / 2; with label smoothing ε the
+    target of each row and column is (1 − ε) on the diagonal plus ε / B everywhere.
+
+    Args:
+      image_embeddings: float32[B, D], L2-normalised, the global batch.
+      text_embeddings: float32[B, D], L2-normalised.
+      logit_scale: float32[], log of the factor on the cosines.
+      logit_bias: ignored; a constant added to all logits changes nothing here.
+      label_smoothing: ε in [0, 1).
+
+    Returns:
+      ``(loss, metrics)``: float32[], and ``accuracy_image_to_text``, ``accuracy_text_to_image``,
+      the shares of rows and columns whose largest logit (ties excluded) is on the diagonal.
+    """
+    del logit_bias
+    logits = jnp.exp(logit_scale) * jnp.matmul(
+        image_embeddings, text_embeddings.T, precision=jax.lax.Precision.HIGHEST
+    )
+    positive = jnp.diagonal(logits)
+    rows = jax.nn.logsumexp(logits, axis=1)
+    columns = jax.nn.logsumexp(logits, axis=0)
+    loss = jnp.mean(rows - positive) / 2 + jnp.mean(columns - positive) / 2
+    if label_smoothing:
+        loss += label_smoothing * (jnp.mean(positive) - jnp.mean(logits))
+    metrics = {
+        "accuracy_image_to_text": _share_first(logits, positive, axis=1),
+        "accuracy_text_to_image": _share_first(logits, positive, axis=0),
+    }
+    return loss, metrics
+
+
+def _share_first(logits: jax.Array, positive: jax.Array, axis: int) -> jax.Array:
+    # The diagonal is the only one at its maximum: an argmax would count ties as hits.
+    at_least = logits >= jnp.expand_dims(positive, axis)
+    return jnp.mean(at_least.sum(axis=axis) == 1, dtype=jnp.float32)
