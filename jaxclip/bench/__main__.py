@@ -1,0 +1,35 @@
+"""``python -m jaxclip.bench NAME [OPTIONS]``: finds the benchmark and hands it the options."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Each is a module of this package with `main(arguments) -> exit status` and a docstring.
+BENCHMARKS = {
+    "optim": "cost of each transformation against plain optax.adamw",
+    "step": "training step of a preset on the devices at hand, or against PyTorch",
+    "loss": "blockwise contrastive losses against the plain ones: time and memory",
+    "mesh": "training step on every mesh of the devices at hand",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one benchmark; returns its exit status, 2 for an unknown name."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help"):
+        print("usage: python -m jaxclip.bench NAME [OPTIONS]   (NAME --help: its options)\n")
+        for known, what in BENCHMARKS.items():
+            print(f"  {known:<6} {what}")
+        return 0
+    if name not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        print(f"jaxclip.bench: error: no benchmark {name!r}; there are: {known}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"jaxclip.bench.{name}").main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
