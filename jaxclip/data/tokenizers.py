@@ -8,8 +8,8 @@ Kinds:
 
 - ``"emoji_bpe"``: the byte-level BPE shipped with the package, trained on the captions of the
   ``train`` split of the built-in data set, in lower case.
-- ``"bpe"``: a byte-level BPE of your own from :func:`train_bpe`, ``path`` = its JSON file. Train one
-  with ``python -m jaxclip.data.tokenizers --data NAME_OR_DIR --vocab_size 16384 --to FILE``.
+- ``"bpe"``: a byte-level BPE of your own from :func:`train_bpe`, ``path`` = its JSON file. Train
+  one with ``python -m jaxclip.data.tokenizers --data NAME_OR_DIR --vocab_size 16384 --to FILE``.
 - ``"clip"``: the BPE of the original CLIP, see :mod:`jaxclip.data.clip_bpe`.
 - ``"sentencepiece"``: a SentencePiece model, ``path`` = its ``.model`` file.
 """
@@ -52,7 +52,7 @@ class Tokenizer(abc.ABC):
         least = 2 if start_id is None else 3
         if not isinstance(context_length, int) or context_length < least:
             raise ValueError(
-                f"tokenizer.context_length={context_length!r} must be an integer of at least {least}"
+                f"tokenizer.context_length={context_length!r} must be an integer, at least {least}"
             )
         self.vocab_size = vocab_size
         self.context_length = context_length
