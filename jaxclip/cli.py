@@ -152,6 +152,7 @@ def _train(args: argparse.Namespace) -> int:
         coordinator_address=args.coordinator_address,
         num_processes=args.num_processes,
         process_id=args.process_id,
+        **config["distributed"],
     )
     if config["compilation_cache_dir"]:
         import jax

@@ -1,10 +1,10 @@
 """Experiment configurations: defaults, validation, command-line overrides, JSON.
 
-A config file defines ``get_config(arg="")`` and returns a (partial) ``ml_collections.ConfigDict`` or
-a plain mapping. :func:`resolve` lays it over :func:`defaults`, expands the model preset to every one
-of its fields, and refuses what it does not know, naming the nearest key that it does. What comes out
-is a plain nested dict: the whole truth of a run, saved as ``config.json`` in its workdir, from which
-alone the run can be restarted.
+A config file defines ``get_config(arg="")`` and returns a (partial) ``ml_collections.ConfigDict``
+or a plain mapping. :func:`resolve` lays it over :func:`defaults`, expands the model preset to every
+one of its fields, and refuses what it does not know, naming the nearest key that it does. What
+comes out is a plain nested dict: the whole truth of a run, saved as ``config.json`` in its workdir,
+from which alone the run can be restarted.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ def defaults() -> Config:
             "gallery_split": "",
         },
         "log_every_steps": 20,
+        # Several processes: a silent one counts as dead, and ends the run, after the heartbeat.
+        "distributed": {
+            "heartbeat_timeout_seconds": 60,
+            "initialization_timeout_seconds": 300,
+            "shutdown_timeout_seconds": 60,
+        },
         "compilation_cache_dir": "",
     }
 

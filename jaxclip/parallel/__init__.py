@@ -1,6 +1,7 @@
 """Mesh, sharding by rules, exact gradient accumulation, start-up on many hosts."""
 
 from jaxclip.parallel.accumulate import contrastive_value_and_grad
+from jaxclip.parallel.distributed import initialize_distributed
 from jaxclip.parallel.mesh import (
     AXES,
     BATCH_AXES,
@@ -22,6 +23,7 @@ __all__ = [
     "batch_shards",
     "contrastive_value_and_grad",
     "init_sharded",
+    "initialize_distributed",
     "make_mesh",
     "process_share",
     "replicated",

@@ -1,0 +1,145 @@
+"""Start-up on many hosts: who the processes of a run are, found in flags or in the environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+logger = logging.getLogger("jaxclip")
+
+# What the launch scripts set (launch/local_processes.sh, launch/slurm.sh, launch/gke/).
+_VARIABLES = {
+    "coordinator_address": "JAXCLIP_COORDINATOR_ADDRESS",
+    "num_processes": "JAXCLIP_NUM_PROCESSES",
+    "process_id": "JAXCLIP_PROCESS_ID",
+}
+
+
+def initialize_distributed(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_timeout_seconds: int = 60,
+    initialization_timeout_seconds: int = 300,
+    shutdown_timeout_seconds: int = 60,
+) -> None:
+    """Join the other processes of this run, if there are any; call it before anything uses JAX.
+
+    The first of these that says something decides:
+
+    1. the arguments, each of which defaults to its variable ``JAXCLIP_COORDINATOR_ADDRESS``,
+       ``JAXCLIP_NUM_PROCESSES`` or ``JAXCLIP_PROCESS_ID``. A process uses all devices it sees;
+    2. a Slurm step of several tasks (``srun``): a process uses the GPU of its number on the node,
+       or all of them where each node has one task;
+    3. an Open MPI job of several ranks (``mpirun``);
+    4. a Cloud TPU slice (a pod of TPU VMs, or GKE; several slices, too), from the metadata of the
+       machine.
+
+    Otherwise, and where one process is all there are, nothing happens. Processes on CPUs talk
+    through gloo (JAX's default, ``jax_cpu_collectives_implementation``).
+
+    Args:
+      coordinator_address: ``host:port`` that process 0 listens on and all others can reach.
+      num_processes: how many processes the run has.
+      process_id: this process's number, 0 … num_processes - 1, each given to one process.
+      heartbeat_timeout_seconds: a process silent for so long counts as dead, and JAX ends the
+        others.
+      initialization_timeout_seconds: how long to wait for all processes to appear.
+      shutdown_timeout_seconds: how long a process that has finished waits for the others.
+
+    Raises:
+      ValueError: some of the three are given and others not, or they make no sense.
+      RuntimeError: JAX has computed something already, or not all processes appeared in time.
+    """
+    timeouts = {
+        "heartbeat_timeout_seconds": heartbeat_timeout_seconds,
+        "initialization_timeout": initialization_timeout_seconds,
+        "shutdown_timeout_seconds": shutdown_timeout_seconds,
+    }
+    given = _given(
+        {
+            "coordinator_address": coordinator_address,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+    )
+    if given is not None:
+        if given["num_processes"] > 1:
+            # "deactivate": what Slurm or Kubernetes have in the environment is of no concern here.
+            jax.distributed.initialize(**given, **timeouts, cluster_detection_method="deactivate")
+    elif _count("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in os.environ:
+        jax.distributed.initialize(
+            **timeouts, cluster_detection_method="slurm", local_device_ids=_slurm_devices()
+        )
+    elif _count("OMPI_COMM_WORLD_SIZE") > 1:
+        jax.distributed.initialize(**timeouts, cluster_detection_method="ompi")
+    elif "tpu" in (jax.config.jax_platforms or "").split(","):
+        _join_tpu_slice(timeouts)
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The three arguments, completed from the environment and checked; None if there are none."""
+    values = {
+        name: os.environ.get(_VARIABLES[name]) or None if value is None else value
+        for name, value in arguments.items()
+    }
+    missing = [name for name, value in values.items() if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        present = [name for name in values if name not in missing]
+        raise ValueError(
+            f"{_how(*present)} given, but not {_how(*missing)}; several processes need all three, "
+            "one process none"
+        )
+    address, count, process = values.values()
+    count, process = _integer("num_processes", count), _integer("process_id", process)
+    host, colon, port = str(address).rpartition(":")
+    if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{_how('coordinator_address')}={address!r} is not of the form host:port")
+    if count < 1:
+        raise ValueError(f"{_how('num_processes')}={count} must be at least 1")
+    if not 0 <= process < count:
+        raise ValueError(
+            f"{_how('process_id')}={process} must be in 0 … {count - 1} "
+            f"({_how('num_processes')}={count})"
+        )
+    return {"coordinator_address": address, "num_processes": count, "process_id": process}
+
+
+def _how(*names: str) -> str:
+    """How to give arguments: ``--process_id (or JAXCLIP_PROCESS_ID)``."""
+    return " and ".join(f"--{name} (or {_VARIABLES[name]})" for name in names)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ValueError(f"{_how(name)}={value!r} is not a whole number") from error
+
+
+def _count(variable: str) -> int:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdigit() else 0
+
+
+def _slurm_devices() -> list[int] | None:
+    """All GPUs of the node where it has one task; None: the one of the task's number."""
+    # "1" or "1(x4)": one task on each of four nodes. JAX alone would take one GPU of each node.
+    one_a_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
+    gpus = _count("SLURM_GPUS_ON_NODE")
+    return list(range(gpus)) if one_a_node and gpus else None
+
+
+def _join_tpu_slice(timeouts: Mapping[str, int]) -> None:
+    try:
+        jax.distributed.initialize(**timeouts)
+    except ValueError as error:
+        # JAX's way to say that nothing told it of a slice: a TPU host that stands alone.
+        logger.info("no TPU slice found (%s): one process", error)
