@@ -1,4 +1,4 @@
-"""CLIP on the built-in emoji: minutes on two CPU cores, from nothing to names of pictures never seen.
+"""CLIP on the built-in emoji, in minutes on two CPU cores.
 
     bash launch/local.sh configs/emoji.py
 
