@@ -1,11 +1,11 @@
 """Image ops on batches of equally sized images, vectorised with NumPy.
 
-Every function here takes ``images`` f32[n, 3, H, W] in [0, 255], which it may overwrite, and uniform
-numbers ``u`` f32[n, k]. Planes lie one after the other (channels first), which is what makes colour
-arithmetic fast. Each row is treated by itself: what comes out for an example does not depend on the
-others, to the last bit, so that batches can be split over processes and threads at will. For that,
-per-pixel work is exactly rounded arithmetic only, and functions of a row's random numbers are
-computed in float64.
+Every function here takes ``images`` f32[n, 3, H, W] in [0, 255], which it may overwrite, and
+uniform numbers ``u`` f32[n, k]. Planes lie one after the other (channels first), which is what
+makes colour arithmetic fast. Each row is treated by itself: what comes out for an example does not
+depend on the others, to the last bit, so that batches can be split over processes and threads at
+will. For that, per-pixel work is exactly rounded arithmetic only, and functions of a row's random
+numbers are computed in float64.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def decode(
     if not data:
         return BadRecord("zero_bytes")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         return BadRecord("absurd_size", str(error))
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes

@@ -30,18 +30,25 @@ def _method(name: str) -> Image.Resampling:
 
 def _positive(**sizes: float) -> None:
     for name, value in sizes.items():
-        if value is None or value <= 0:
+        if value <= 0:
             raise ValueError(f"{name}={value} must be above 0")
+
+
+def _side(size: int | None) -> int:
+    """Check the side of an image, which :func:`image_ops.build` fills in where none is written."""
+    if size is None or size < 1:
+        raise ValueError(f"size={size} must be at least 1")
+    return size
 
 
 @register("resize", level="example", keeps_square=True)
 def resize(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     """Stretch to ``size`` x ``size``."""
-    _positive(size=size)
+    side = _side(size)
     resample = _method(method)
 
     def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        return image if image.size == (size, size) else image.resize((size, size), resample)
+        return image if image.size == (side, side) else image.resize((side, side), resample)
 
     return apply
 
@@ -49,13 +56,14 @@ def resize(size: int | None = None, method: str = "bicubic") -> ExampleFn:
 @register("resize_small", level="example", keeps_square=True)
 def resize_small(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     """Scale so that the shorter side becomes ``size``, keeping the aspect ratio."""
-    _positive(size=size)
+    side = _side(size)
     resample = _method(method)
 
     def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
         width, height = image.size
-        scale = size / min(width, height)
-        shape = (max(size, round(width * scale)), max(size, round(height * scale)))
+        short = min(width, height)
+        # The longer side is rounded down, as torchvision does it.
+        shape = (side * width // short, side * height // short)
         return image if shape == image.size else image.resize(shape, resample)
 
     return apply
@@ -82,12 +90,13 @@ def pad(fill: int = 255) -> ExampleFn:
 @register("center_crop", level="example", keeps_square=True)
 def center_crop(size: int | None = None) -> ExampleFn:
     """Cut out the central ``size`` x ``size`` pixels (all there is where the image is smaller)."""
-    _positive(size=size)
+    side = _side(size)
 
     def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
         width, height = image.size
-        left, top = max(0, (width - size + 1) // 2), max(0, (height - size + 1) // 2)
-        return image.crop((left, top, min(width, left + size), min(height, top + size)))
+        # Halves go to the even pixel, as torchvision does it.
+        left, top = max(0, round((width - side) / 2)), max(0, round((height - side) / 2))
+        return image.crop((left, top, min(width, left + side), min(height, top + side)))
 
     return apply
 
@@ -95,13 +104,13 @@ def center_crop(size: int | None = None) -> ExampleFn:
 @register("random_crop", level="example", draws=2, keeps_square=True)
 def random_crop(size: int | None = None) -> ExampleFn:
     """Cut out ``size`` x ``size`` pixels anywhere (all there is where the image is smaller)."""
-    _positive(size=size)
+    side = _side(size)
 
     def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
         width, height = image.size
-        left = int(u[0] * (max(0, width - size) + 1))
-        top = int(u[1] * (max(0, height - size) + 1))
-        return image.crop((left, top, min(width, left + size), min(height, top + size)))
+        left = int(u[0] * (max(0, width - side) + 1))
+        top = int(u[1] * (max(0, height - side) + 1))
+        return image.crop((left, top, min(width, left + side), min(height, top + side)))
 
     return apply
 
@@ -117,11 +126,13 @@ def random_resized_crop(
 ) -> ExampleFn:
     """Cut out a random part and scale it to ``size`` x ``size`` (Szegedy et al., 2015).
 
-    The part has ``scale_min`` to ``scale_max`` of the area and an aspect ratio between ``ratio_min``
-    and ``ratio_max`` (log-uniform). A box that does not fit is shrunk until it does, keeping its
-    aspect ratio, in place of being drawn again: so each example takes a fixed number of draws.
+    The part has ``scale_min`` to ``scale_max`` of the area and an aspect ratio between
+    ``ratio_min`` and ``ratio_max`` (log-uniform). A box that does not fit is shrunk until it does,
+    keeping its aspect ratio, in place of being drawn again: so each example takes a fixed number of
+    draws.
     """
-    _positive(scale_min=scale_min, ratio_min=ratio_min, size=size)
+    side = _side(size)
+    _positive(scale_min=scale_min, ratio_min=ratio_min)
     if not scale_min <= scale_max <= 1.0:
         raise ValueError(f"need scale_min={scale_min} <= scale_max={scale_max} <= 1")
     if not ratio_min <= ratio_max:
@@ -139,7 +150,9 @@ def random_resized_crop(
         left = max(0.0, float(u[2]) * (width - crop_width))
         top = max(0.0, float(u[3]) * (height - crop_height))
         right, bottom = min(width, left + crop_width), min(height, top + crop_height)
-        return image.resize((size, size), resample, box=(left, top, right, bottom), reducing_gap=2.0)
+        return image.resize(
+            (side, side), resample, box=(left, top, right, bottom), reducing_gap=2.0
+        )
 
     return apply
 

@@ -1,13 +1,13 @@
 """Image ops by name: the config string, its parser, and the registry.
 
-A chain of ops is written ``"random_resized_crop(0.6, 1.0)|flip|color_jitter(hue=0.1)"``, or as a list
-of such strings or of mappings ``{"op": "flip", "p": 0.5}``. Arguments are Python literals, by position
-or by name. Everything that can be wrong with it is reported when the chain is built.
+A chain of ops is written ``"random_resized_crop(0.6, 1.0)|flip|color_jitter(hue=0.1)"``, or as a
+list of such strings or of mappings ``{"op": "flip", "p": 0.5}``. Arguments are Python literals, by
+position or by name. Everything that can be wrong with it is reported when the chain is built.
 
 There are two kinds of op. *Example ops* (crops, resizes, rotations) take one Pillow image of any
-size, *batch ops* (flips, colours) a stack of images of one size. Neither draws random numbers: each op
-says how many it needs, and is given that many uniform ones for every example. An augmented image is a
-pure function of the image and those numbers, whatever batch it is in.
+size, *batch ops* (flips, colours) a stack of images of one size. Neither draws random numbers: each
+op says how many it needs, and is given that many uniform ones for every example. An augmented image
+is a pure function of the image and those numbers, whatever batch it is in.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ class _State:
     def planes(self, planes: list[tuple[Any, np.ndarray]]) -> None:
         self._planes = planes
 
-    def arrays(self) -> Sequence[np.ndarray]:
-        """uint8[H, W, 3] each."""
+    def arrays(self) -> Sequence[np.ndarray] | np.ndarray:
+        """uint8[H, W, 3] each; one array if all have the same size."""
         if self._images is not None:
             return [np.asarray(image) for image in self._images]
         if self._planes is None:
@@ -215,7 +215,7 @@ def _interleaved(planes: np.ndarray) -> np.ndarray:
 def build(ops: str | Sequence[Any], image_size: int) -> Chain:
     """Parse and check a chain of ops.
 
-    A final resize to ``image_size`` is added, which does nothing where images already have that size.
+    A final resize to ``image_size`` is added, which does nothing where images already have it.
 
     Args:
       ops: the chain as string or list; see the module docstring.

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE", help="see above")
-    parser.add_argument("--to", required=True, metavar="DIR", help="folder to write, new or of the same import")
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="folder to write, new or of the same import"
+    )
     parser.add_argument("--name", default="", help="name of the data set (default: that of DIR)")
     parser.add_argument(
         "--format",

@@ -1,10 +1,10 @@
 """Which record stands at which place of the endless row of training examples.
 
-Training reads the records in epochs: permutation after permutation of the whole split, one after the
-other without a gap, so a batch may run across the border of two. Row ``r`` of step ``s`` is place
-``s * global_batch_size + r``, and everything about a place is a pure function of (seed, place): which
-record it is and every random number of its augmentation. Hence any step can be had at once, on any
-number of hosts, in any order.
+Training reads the records in epochs: permutation after permutation of the whole split, one after
+the other without a gap, so a batch may run across the border of two. Row ``r`` of step ``s`` is
+place ``s * global_batch_size + r``, and everything about a place is a pure function of (seed,
+place): which record it is and every random number of its augmentation. Hence any step can be had at
+once, on any number of hosts, in any order.
 
 Only raw bits of Philox and of SeedSequence are used, which NumPy guarantees never to change.
 """
@@ -26,9 +26,9 @@ DEFAULT_WINDOW = 1 << 20
 class ShuffledOrder:
     """Epochs of permutations of ``range(num_records)``.
 
-    Up to ``window`` records are permuted at once. More than that are shuffled in two levels, so that
-    reads stay local: chunks of consecutive records are permuted, then the records within windows of
-    ``window / chunk`` such chunks. Each epoch is a permutation in both cases.
+    Up to ``window`` records are permuted at once. More than that are shuffled in two levels, so
+    that reads stay local: chunks of consecutive records are permuted, then the records within
+    windows of ``window / chunk`` such chunks. Each epoch is a permutation in both cases.
 
     Args:
       num_records: size of the split.

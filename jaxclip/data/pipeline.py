@@ -120,8 +120,8 @@ def train_iterator(
 
     Row ``r`` of a step is row ``r - process_index * b`` of process ``r // b``, where
     ``b = global_batch_size // process_count``. A batch may run across the border of two epochs; a
-    data set smaller than a batch is repeated within it, with a warning. A record that cannot be used
-    is replaced by another one, drawn by (seed, place), and counted.
+    data set smaller than a batch is repeated within it, with a warning. A record that cannot be
+    used is replaced by another one, drawn by (seed, place), and counted.
 
     Args:
       data_config: see :data:`DEFAULTS`.
@@ -285,7 +285,7 @@ def _eval_batches(
             index[index >= num_records] = -1
             inside = index >= 0
             count = int(inside.sum())
-            # Random ops are allowed in evaluation, too: what they draw depends on the example alone.
+            # Random ops are allowed in evaluation, too: what they draw depends on the example only.
             uniforms = order.uniforms(0, index, chain.num_draws)
             images, records = record_loader.batch(index[:count], uniforms[:count], None)
             padding = np.zeros((rows - count, *images.shape[1:]), np.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 # Why a record cannot be used; the vocabulary of every count and summary about skipped records.
@@ -91,24 +92,23 @@ def parse_example(
         return BadRecord("corrupted", f"not a tf.train.Example: {error}")
     feature = message.features.feature
     key = _first_text(feature, names.key)
-    images = feature[names.image].bytes_list.value if names.image in feature else ()
+    images = _values(feature, names.image)
     if len(images) != 1:
         return BadRecord("corrupted", f"feature {names.image!r} holds {len(images)} images", key)
     if not images[0]:
         return BadRecord("zero_bytes", "", key)
     label = -1
+    texts: tuple[str, ...] = ()
     if names.label and names.label in feature and feature[names.label].int64_list.value:
         label = feature[names.label].int64_list.value[0]
     if names.texts:
-        raw = feature[names.texts].bytes_list.value if names.texts in feature else ()
+        raw = _values(feature, names.texts)
         texts, bad = decode_texts(raw)
         if raw and not texts:
             reason = "bad_utf8" if bad else "empty_caption"
             return BadRecord(reason, "", key)
     elif class_names is not None and 0 <= label < len(class_names):
         texts = (class_names[label],)
-    else:
-        texts = ()
     return Record(images[0], texts, label, key, _first_text(feature, names.meta))
 
 
@@ -134,10 +134,12 @@ def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     return tuple(texts), bad
 
 
+def _values(feature: Any, name: str) -> Sequence[bytes]:
+    return feature[name].bytes_list.value if name and name in feature else ()
+
+
 def _first_text(feature: Any, name: str) -> str:
-    if not name or name not in feature:
-        return ""
-    values = feature[name].bytes_list.value
+    values = _values(feature, name)
     return values[0].decode("utf-8", errors="replace") if values else ""
 
 

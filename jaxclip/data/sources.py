@@ -191,8 +191,8 @@ def open_directory(directory: str | os.PathLike[str], name: str | None = None) -
         missing = [shard for shard in paths if not os.path.isfile(shard)]
         if missing:
             raise FileNotFoundError(
-                f"split {split!r} of data set {name!r} lacks {len(missing)} of {len(paths)} shards, "
-                f"the first is {missing[0]}; copy it there or import the data again"
+                f"split {split!r} of data set {name!r} lacks {len(missing)} of {len(paths)} "
+                f"shards, the first is {missing[0]}; copy it there or import the data again"
             )
         reader = _reader(info.get("fileFormat", "tfrecord"), paths, lengths[split], name)
         return _ExampleSource(reader, names, class_names)
@@ -283,7 +283,9 @@ def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
       ValueError: there is no image feature, or neither captions nor a class label.
     """
     known = features.get("featuresDict", {}).get("features", {})
-    kinds = {key: value.get("pythonClassName", "").rsplit(".", 1)[-1] for key, value in known.items()}
+    kinds = {
+        key: value.get("pythonClassName", "").rsplit(".", 1)[-1] for key, value in known.items()
+    }
     listing = ", ".join(f"{key}: {kind}" for key, kind in kinds.items()) or "none"
     images = [key for key, kind in kinds.items() if kind == "Image"]
     if not images:

@@ -41,9 +41,7 @@ def masked_crc(data: bytes) -> int:
 def frame(data: bytes) -> bytes:
     """The bytes of one record as they stand in a TFRecord file."""
     length = struct.pack("<Q", len(data))
-    return b"".join(
-        (length, _CRC.pack(masked_crc(length)), data, _CRC.pack(masked_crc(data)))
-    )
+    return b"".join((length, _CRC.pack(masked_crc(length)), data, _CRC.pack(masked_crc(data))))
 
 
 class ShardIndex:
@@ -210,7 +208,9 @@ class TFRecordReader:
         if len(data) != size + _FOOTER_BYTES or (
             _CRC.unpack_from(data, size)[0] != masked_crc(data[:size])
         ):
-            return BadRecord("corrupted", f"checksum mismatch at byte {offset} of {self._paths[shard]}")
+            return BadRecord(
+                "corrupted", f"checksum mismatch at byte {offset} of {self._paths[shard]}"
+            )
         return data[:size]
 
     def _index(self, shard: int) -> ShardIndex:

@@ -340,8 +340,10 @@ def _captions(data: str, split: str) -> Iterator[str]:
     source = sources.open(data).source(split)
     seen: set[int] = set()
     for index in range(len(source)):
-        record = source.read(index)
-        for text in record.texts if isinstance(record, Record) else ():
+        record = source[index]
+        if not isinstance(record, Record):
+            continue
+        for text in record.texts:
             if hash(text) not in seen:
                 seen.add(hash(text))
                 yield text
