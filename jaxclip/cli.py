@@ -238,6 +238,8 @@ def _quiet() -> None:
     """Our own messages and warnings, none of the libraries' chatter."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "2")
+    # TensorFlow only reads and decodes here; with this it has nothing to announce.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("jaxclip").setLevel(logging.INFO)
 

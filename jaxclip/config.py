@@ -243,6 +243,21 @@ def differences(old: Config, new: Config) -> list[str]:
     return lines
 
 
+def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
+    """``(key, default, value)`` of each key that is not as the defaults of its preset have it.
+
+    Args:
+      config: resolved configuration; keys that it has beyond the defaults count as changed from
+        None.
+    """
+    base = dict(flatten(resolve({"model": {"preset": config["model"]["preset"]}})))
+    return [
+        (key, base.get(key), value)
+        for key, value in flatten(config)
+        if key not in base or base[key] != value
+    ]
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield ``("a.b", value)`` for every leaf."""
     for key, value in config.items():

@@ -62,7 +62,9 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     print(f"compiled in {compile_seconds:.1f} s, one step in {step_seconds:.2f} s, loss {loss:.4f}")
     print("memory a device: " + ", ".join(f"{k} {_mib(v)}" for k, v in result["memory"].items()))
     if not np.isfinite(loss):
-        raise ValueError(f"the loss of the first step is {loss}; check precision and initialisation")
+        raise ValueError(
+            f"the loss of the first step is {loss}; check precision and initialisation"
+        )
     return result
 
 

@@ -57,6 +57,7 @@ def evaluate_workdir(
         mesh=experiment.mesh,
         workdir=folder,
         step=restored_step,
+        weights="model" if name == "params" else "ema",
     )
     print(f"checkpoint of step {restored_step}")
     for metric, value in metrics.items():

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxclip import config as config_lib
 from jaxclip import parallel
 from jaxclip.config import Config
+from jaxclip.train import environment, setup
 from jaxclip.train import report as report_lib
-from jaxclip.train import setup
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.metrics import MetricWriter, Progress
@@ -76,6 +75,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
         state = first_state(experiment, checkpointer)
         start = int(state.step)
         describe(experiment, workdir, start)
+        parameters = setup.parameter_count(experiment.abstract_state.params)
+        environment.write(workdir, parameters=parameters)
         with MetricWriter(workdir, resume_step=start) as writer:
             run = _Run(experiment, tokenizer, checkpointer, writer, stop, workdir)
             with run.progress:
@@ -83,7 +84,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
                 finished = int(state.step) >= config["total_steps"]
                 if finished:
                     run.finish(state)
-    if jax.process_index() == 0 and finished:
+    if jax.process_index() == 0:
         print(f"report: {report_lib.write_report(workdir)}", flush=True)
     return Result(finished, int(state.step), stop.received, run.evaluation)
 
@@ -198,6 +199,7 @@ class _Run:
                 mesh=self.experiment.mesh,
                 workdir=self.workdir,
                 step=step,
+                weights="model" if state.ema_params is None else "ema",
             )
             self.last_evaluated = step
             seconds = time.perf_counter() - began
@@ -244,11 +246,11 @@ def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) ->
     config, mesh = experiment.config, experiment.mesh
     count = setup.parameter_count(experiment.abstract_state.params)
     clip = config["optim"].get("clip", {}).get("name", "none")
-    axes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     print(
         f"model {config['model']['preset']}: {count / 1e6:.2f} M parameters, "
         f"compute {config['precision']['compute_dtype']}\n"
-        f"batch {config['global_batch_size']} on {mesh.size} × {mesh.devices.flat[0].device_kind}"
+        f"batch {config['global_batch_size']} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
         f"{f' ({axes})' if axes else ''}, {jax.process_count()} process(es)\n"
         f"loss {config['loss']['name']}, optimizer {config['optim']['name']}, clip {clip}\n"
         f"workdir {workdir}: "

@@ -17,11 +17,14 @@ from etils import epath
 from jaxclip.train import storage
 from jaxclip.train.progress import Progress
 
-__all__ = ["MetricWriter", "MetricsError", "Progress", "curves", "read_metrics"]
+__all__ = ["Curves", "MetricWriter", "MetricsError", "Progress", "curves", "read_metrics"]
 
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 _RESERVED = ("step", "time")
+
+# ``{name: (steps int64[N], values float64[N])}``, steps ascending.
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class MetricsError(RuntimeError):
@@ -148,7 +151,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return [record for record in map(_parse, file) if record is not None]
 
 
-def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves(records: Iterable[Mapping[str, Any]]) -> Curves:
     """Turn records into one curve a name.
 
     Args:

@@ -97,6 +97,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         tx,
         ema_decay=config["ema_decay"],
         logit_scale_max=config["logit_scale_max"],
+        learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
     )
@@ -150,7 +151,7 @@ def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
     pieces = shards * config["num_micro_batches"]
     if size % pieces:
         raise ValueError(
-            f"global_batch_size={size} does not divide over data×fsdp={shards} devices × "
+            f"global_batch_size={size} does not divide over data x fsdp={shards} devices x "
             f"num_micro_batches={config['num_micro_batches']}; use a multiple of {pieces}, for "
             f"instance {max(pieces, size // pieces * pieces)}, or change config.mesh"
         )

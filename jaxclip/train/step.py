@@ -43,6 +43,7 @@ def make_train_step(
     *,
     ema_decay: float = 0.0,
     logit_scale_max: float = LOG_100,
+    learning_rate: optax.Schedule | None = None,
     state_shardings: Any = None,
     batch_shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -56,13 +57,15 @@ def make_train_step(
       ema_decay: decay of the parameters' moving average, 0 for none; warmed up as
         min(decay, (1 + t) / (10 + t)) so that early averages forget the initial values.
       logit_scale_max: upper bound of ``params["logit_scale"]`` after every update (CLIP: ln 100).
+      learning_rate: the schedule in ``tx``, to be reported: the count it is given is that of the
+        updates made so far, without skipped steps.
       state_shardings: tree of shardings for the state, or None.
       batch_shardings: tree (or one) of shardings for the batch, or None.
 
     Returns:
       ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss``,
       ``grad_norm``, ``logit_scale`` (exponentiated), ``nonfinite_count``, ``nonfinite_streak``,
-      those of the loss, and what :func:`jaxclip.optim.monitor` found, as means per tensor.
+      ``learning_rate`` (if given), those of the loss, and what :func:`jaxclip.optim.monitor` found, as means per tensor.
 
     A gradient that is not finite leaves parameters, averages and the optimizer untouched; it is
     counted, and the step count still moves on, so that the data does.
@@ -107,12 +110,15 @@ def make_train_step(
             nonfinite_count=state.nonfinite_count + bad,
             nonfinite_streak=(state.nonfinite_streak + 1) * bad,
         )
+        updates = state.step - state.nonfinite_count
+        rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "logit_scale": jnp.exp(params["logit_scale"]),
             "nonfinite_count": new_state.nonfinite_count,
             "nonfinite_streak": new_state.nonfinite_streak,
+            **rates,
             **loss_metrics,
             **optimizer_metrics(opt_state),
         }

@@ -79,4 +79,6 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     try:
         return config_lib.load(file)
     except ValueError as error:
-        raise WorkdirError(f"{file} is not valid JSON ({error}); delete it to start over") from error
+        raise WorkdirError(
+            f"{file} is not valid JSON ({error}); delete it to start over"
+        ) from error

@@ -1,0 +1,323 @@
+"""``report.html``: what a run did and what it reached, in one file that needs no network."""
+
+from __future__ import annotations
+
+import html
+import importlib.resources
+import json
+import math
+import os
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxclip import config as config_lib
+from jaxclip.config import Config
+from jaxclip.evaluate import runner
+from jaxclip.train import environment, metrics, names, report_charts, spikes, storage
+from jaxclip.train import workdir as workdir_lib
+from jaxclip.train.metrics import Curves
+from jaxclip.train.progress import duration
+
+FILE_NAME = "report.html"
+
+
+class Run(NamedTuple):
+    """What a workdir holds of a run; every part but the configuration may be missing.
+
+    Attributes:
+      workdir: the folder.
+      config: the resolved configuration.
+      curves: ``{name: (steps, values)}`` of ``metrics.jsonl``.
+      results: ``eval.json``: newest evaluation of each kind of weights.
+      gallery: ``gallery.json``, or empty.
+      environment: ``environment.json``: versions and devices, or empty.
+    """
+
+    workdir: pathlib.Path
+    config: Config
+    curves: Curves
+    results: dict[str, dict[str, Any]]
+    gallery: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The last step there are metrics of."""
+        steps, _ = self.curves.get("loss", (np.zeros(0, np.int64), None))
+        return int(steps[-1]) if len(steps) else 0
+
+
+def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Write ``report.html`` of a run, finished or not.
+
+    Args:
+      workdir: the run's folder.
+
+    Returns:
+      Path of the report.
+
+    Raises:
+      workdir.WorkdirError: it is not the workdir of a run.
+    """
+    run = read(workdir)
+    path = run.workdir / FILE_NAME
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page(run), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def read(workdir: str | os.PathLike[str]) -> Run:
+    """Read what is needed from a workdir.
+
+    Raises:
+      workdir.WorkdirError: it is not the workdir of a run.
+    """
+    folder = pathlib.Path(workdir).expanduser().absolute()
+    return Run(
+        workdir=folder,
+        config=workdir_lib.read_config(folder),
+        curves=metrics.curves(metrics.read_metrics(folder)),
+        results=runner.read_results(folder),
+        gallery=storage.read_json(folder / runner.GALLERY_FILE, {}),
+        environment=storage.read_json(folder / environment.FILE_NAME, {}),
+    )
+
+
+def page(run: Run) -> str:
+    """The whole HTML document."""
+    found = spikes_of(run)
+    sections = [
+        heading(run),
+        tiles(run, found),
+        section("Training", report_charts.training(run.curves, found)),
+        section("Spikes", spike_table(found)),
+        section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
+        section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
+        section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),
+        section("Configuration", configuration(run.config)),
+        section("Environment", facts(run.environment)),
+    ]
+    css = importlib.resources.files("jaxclip.train").joinpath("report.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(run.workdir.name)} · jaxclip</title>\n<style>\n{css.strip()}\n</style>\n"
+        "</head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
+    )
+
+
+# Sections. Each returns HTML, empty if there is nothing to show.
+
+
+def section(title: str, content: str, note: str = "") -> str:
+    """A headline and what is below it."""
+    if not content:
+        return ""
+    note = f'<p class="soft">{note}</p>\n' if note else ""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{note}{content}\n</section>"
+
+
+def heading(run: Run) -> str:
+    """Name of the run, what it trains, how far it came."""
+    config, total = run.config, run.config["total_steps"]
+    clip = config["optim"].get("clip", {}).get("name", "none")
+    what = (
+        f"{config['model']['preset']} on {config['data']['name']}: {config['loss']['name']} loss, "
+        f"{config['optim']['name']}, clip {clip}, batch {config['global_batch_size']}, "
+        f"seed {config['seed']}"
+    )
+    state = f"finished, {total} steps"
+    if run.step < total:
+        state = f"step {run.step} of {total}: not finished when this was written"
+    written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return (
+        f"<header>\n<h1>{escape(run.workdir.name)}</h1>\n<p>{escape(what)}</p>\n"
+        f'<p class="soft">{escape(state)} · report of {written}</p>\n</header>'
+    )
+
+
+def tiles(run: Run, found: dict[str, spikes.Spikes]) -> str:
+    """The few numbers one looks for first."""
+    shown: list[tuple[str, str]] = []
+    for result in run.results.values():
+        for name, value in result["metrics"].items():
+            split, _, last = name.rpartition("/")
+            if last in ("top1", "image_to_text_r5", "text_to_image_r5"):
+                shown.append((names.percent(last, value), f"{names.short(last)}, {split}"))
+    _, loss = run.curves.get("loss", (None, np.zeros(0)))
+    if len(loss):
+        last = loss[-100:]
+        mean = float(np.mean(last[np.isfinite(last)])) if np.isfinite(last).any() else math.nan
+        shown.append((number(mean), f"loss, mean of the last {len(last)} steps"))
+    if "grad_norm" in found:
+        share = 100 * found["grad_norm"].score
+        shown.append((f"{share:.3g}%", "spike score of the gradient norm"))
+    steps, speed = run.curves.get("images_per_second", (np.zeros(0), np.zeros(0)))
+    if len(speed):
+        shown.append((f"{np.median(speed):,.0f}".replace(",", " "), "images/s, median"))
+        seconds = np.diff(steps, prepend=0) * run.config["global_batch_size"] / speed
+        shown.append((duration(float(np.nansum(seconds))), "time training"))
+    if parameters := run.environment.get("parameters"):
+        shown.append((f"{parameters / 1e6:.2f} M", "parameters"))
+    cells = (
+        f'<div class="tile"><b>{escape(v)}</b><span>{escape(n)}</span></div>' for v, n in shown
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>' if shown else ""
+
+
+def spikes_of(run: Run) -> dict[str, spikes.Spikes]:
+    """The spikes of loss and gradient norm, where these were recorded at the same steps."""
+    found = {}
+    steps, loss = run.curves.get("loss", (np.zeros(0, np.int64), np.zeros(0)))
+    for name in ("loss", "grad_norm"):
+        at, values = run.curves.get(name, (np.zeros(0, np.int64), np.zeros(0)))
+        if len(at) and np.array_equal(at, steps):
+            found[name] = spikes.find_spikes(values, steps=steps, loss=loss)
+    return found
+
+
+def spike_table(found: dict[str, spikes.Spikes]) -> str:
+    """How many spikes, how high, and what they cost."""
+    if not found:
+        return ""
+    header = ("", "spike score", "spikes", "not finite", "largest / median", "steps lost")
+    rows = [
+        (
+            {"loss": "loss", "grad_norm": "gradient norm"}[name],
+            f"{100 * s.score:.3g}%",
+            str(s.count),
+            str(s.nonfinite),
+            "-" if math.isnan(s.largest_ratio) else f"{s.largest_ratio:.3g}",
+            str(s.steps_lost),
+        )
+        for name, s in found.items()
+    ]
+    note = (
+        f'<p class="soft">A spike lies more than {spikes.THRESHOLD:g} standard deviations above '
+        f"the mean of the {spikes.WINDOW} steps before it; the score is the share of such steps. "
+        "Steps lost: until the loss was back where it was.</p>"
+    )
+    return table(header, rows) + note
+
+
+def results_table(run: Run) -> str:
+    """The newest evaluation, and the best and the first one of the run beside it."""
+    parts = []
+    for weights, result in run.results.items():
+        rows: list[tuple[str, ...]] = []
+        group = ""
+        for name, value in result["metrics"].items():
+            head, _, last = name.rpartition("/")
+            if head != group:
+                rows.append((head.replace("/", " · "),))
+                group = head
+            steps, values = run.curves.get(f"eval/{name}", (np.zeros(0, np.int64), np.zeros(0)))
+            best = "-"
+            if names.is_share(last) and np.isfinite(values).any():
+                place = int(np.nanargmax(values))
+                best = f"{names.percent(last, values[place])} (step {steps[place]})"
+            rows.append((names.short(last), names.percent(last, float(value)), best))
+        kind = {"model": "", "ema": ", averaged parameters"}.get(weights, f", {weights}")
+        parts.append(table(("", f"step {result['step']}{kind}", "best of the run"), rows))
+    return "\n".join(parts)
+
+
+def gallery_note(run: Run) -> str:
+    """Where the pictures come from."""
+    if not run.gallery:
+        return ""
+    return (
+        f"Among all of {escape(run.gallery['split'])} at step {run.gallery['step']}; queries drawn "
+        'at random, the same ones for every model. <span class="mark right">✓</span> is right, '
+        '<span class="mark wrong">✗</span> is not; the number is the cosine similarity.'
+    )
+
+
+def text_to_image(gallery: dict[str, Any]) -> str:
+    """Captions and the pictures found for them."""
+    cards = []
+    for item in gallery.get("text_to_image", ()):
+        found = "".join(
+            picture(gallery, result["picture"], result["right"], f"{result['score']:.2f}")
+            for result in item["results"]
+        )
+        asked = f"<p>{escape(item['query'])}</p>"
+        cards.append(f'<div class="query">{asked}<div class="found">{found}</div></div>')
+    return f'<div class="queries">{"".join(cards)}</div>' if cards else ""
+
+
+def image_to_text(gallery: dict[str, Any]) -> str:
+    """Pictures and the captions found for them."""
+    cards = []
+    for item in gallery.get("image_to_text", ()):
+        found = "".join(
+            f"<li>{mark(result['right'])}<bdi>{escape(result['text'])}</bdi>"
+            f'<span class="soft">{result["score"]:.2f}</span></li>'
+            for result in item["results"]
+        )
+        cards.append(
+            f'<div class="query caption-query">{picture(gallery, item["picture"])}'
+            f"<ol>{found}</ol></div>"
+        )
+    return f'<div class="queries">{"".join(cards)}</div>' if cards else ""
+
+
+def configuration(config: Config) -> str:
+    """What differs from the defaults, and the whole of it folded up."""
+    changed = config_lib.changed_from_defaults(config)
+    rows = [(key, json.dumps(new), json.dumps(old)) for key, old, new in changed]
+    whole = escape(json.dumps(config, indent=2, ensure_ascii=False))
+    return (
+        table(("key", "value", "default"), rows, kind="config")
+        + f"<details><summary>The whole configuration</summary><pre>{whole}</pre></details>"
+    )
+
+
+def facts(values: dict[str, Any]) -> str:
+    """Names and values."""
+    rows = [(name.replace("_", " "), str(value)) for name, value in values.items()]
+    return table(("", ""), rows, kind="config") if rows else ""
+
+
+# Small parts.
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]], kind: str = "") -> str:
+    """A table; a row of one cell is a headline across it."""
+    body = []
+    for row in rows:
+        if len(row) == 1 < len(header):
+            body.append(f'<tr><td class="group" colspan="{len(header)}">{escape(row[0])}</td></tr>')
+        else:
+            body.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
+    content = f'<table class="{kind}">{head}<tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="scroll">{content}</div>'
+
+
+def picture(gallery: dict[str, Any], key: str, right: bool | None = None, label: str = "") -> str:
+    """A thumbnail, with a mark unless it is a query."""
+    uri = gallery["pictures"].get(key, "")
+    kind = "" if right is None else " right" if right else " wrong"
+    below = "" if right is None else f"{mark(right)} {escape(label)}"
+    return f'<div class="picture{kind}"><img src="{escape(uri)}" alt="">{below}</div>'
+
+
+def mark(right: bool) -> str:
+    """✓ or ✗."""
+    name, sign = ("right", "✓") if right else ("wrong", "✗")
+    return f'<span class="mark {name}" title="{name}">{sign}</span>'
+
+
+def number(value: float) -> str:
+    """Four digits; ``n/a`` for NaN."""
+    return f"{value:.4g}" if math.isfinite(value) else "n/a"
+
+
+def escape(text: str) -> str:
+    return html.escape(str(text), quote=True)

@@ -1,0 +1,155 @@
+"""Which curves of a run are drawn, and how: the charts of the report."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxclip.train import charts, names, spikes
+from jaxclip.train.metrics import Curves
+
+_SHOWN_SEPARATELY = ("loss", "grad_norm", "learning_rate", "logit_scale", "images_per_second")
+
+
+def training(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
+    """Loss, gradient norm, what the clippers did, learning rate, logit scale, speed, the rest."""
+    figures = [
+        figure("Loss", loss(curves, found)),
+        figure("Gradient norm", *gradient_norm(curves, found)),
+        *clippers(curves),
+        figure("Learning rate", simple(curves, "learning_rate", from_zero=True)),
+        figure("Logit scale", simple(curves, "logit_scale"), "exponentiated: 1 / temperature"),
+        figure("Images a second", simple(curves, "images_per_second", from_zero=True)),
+    ]
+    for name in curves:
+        if "/" not in name and name not in (*_SHOWN_SEPARATELY, "time"):
+            _, values = curves[name]
+            # A count that never moved is no curve.
+            if np.any(values != 0) or not name.startswith("nonfinite"):
+                figures.append(figure(title(name), simple(curves, name)))
+    figures = [part for part in figures if part]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def evaluation(curves: Curves) -> str:
+    """Shares over steps, a chart a split, task and direction; none for a single evaluation."""
+    groups: dict[str, list[charts.Line]] = {}
+    for name, (steps, values) in curves.items():
+        head, _, last = name.rpartition("/")
+        if not name.startswith("eval/") or not names.is_share(last) or len(steps) < 2:
+            continue
+        subject, _, measure = names.short(last).rpartition(" ")
+        group = " · ".join(filter(None, [*head.split("/")[1:], subject]))
+        lines = groups.setdefault(group.replace("_", " "), [])
+        color = charts.COLORS[len(lines) % len(charts.COLORS)]
+        lines.append(charts.Line(steps, values, measure, color, dots=True))
+    figures = [
+        figure(name, charts.chart(lines, title=name, percent=True, from_zero=True))
+        for name, lines in groups.items()
+    ]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def loss(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
+    """The loss, its spikes marked, skipped steps on the upper edge."""
+    if "loss" not in curves:
+        return ""
+    line = charts.Line(*curves["loss"])
+    return charts.chart(
+        [line], title="loss over steps", marks=[*spike_marks(line, found.get("loss"))]
+    )
+
+
+def gradient_norm(curves: Curves, found: Mapping[str, spikes.Spikes]) -> tuple[str, str]:
+    """The global norm, its spikes, and the threshold of a clipper that looks at this very norm."""
+    if "grad_norm" not in curves:
+        return "", ""
+    line = charts.Line(*curves["grad_norm"], label="norm")
+    lines, note = [line], "before clipping"
+    for name in clipper_names(curves):
+        if judges_global_norm(curves, name):
+            threshold = curves[f"{name}/threshold"]
+            lines.append(charts.Line(*threshold, "threshold", charts.COLORS[1], dashed=True))
+            note = f"before clipping; threshold of {name.removeprefix('optim/')}"
+            break
+    svg = charts.chart(
+        lines,
+        title="gradient norm over steps",
+        log=True,
+        marks=[*spike_marks(line, found.get("grad_norm"))],
+    )
+    return svg, note
+
+
+def clippers(curves: Curves) -> list[str]:
+    """How often each clipper acted and, if it has norms of its own, these and its threshold."""
+    figures = []
+    for name in clipper_names(curves):
+        short = name.removeprefix("optim/")
+        if f"{name}/clipped" in curves:
+            steps, clipped = curves[f"{name}/clipped"]
+            share = float(np.mean(clipped[np.isfinite(clipped)])) if len(clipped) else 0.0
+            line = charts.Line(steps, trailing_share(clipped), color=charts.COLORS[2])
+            svg = charts.chart([line], title=f"{short} clipped", percent=True, from_zero=True)
+            figures.append(figure(f"Clipped by {short}", svg, f"{share:.2%} of the whole run"))
+        if not judges_global_norm(curves, name):
+            lines = [
+                charts.Line(*curves[f"{name}/norm"], label="norm"),
+                charts.Line(
+                    *curves[f"{name}/threshold"], "threshold", charts.COLORS[1], dashed=True
+                ),
+            ]
+            svg = charts.chart(lines, title=f"norm and threshold of {short}", log=True)
+            figures.append(figure(f"What {short} sees", svg, "means over its tensors"))
+    return figures
+
+
+def clipper_names(curves: Curves) -> list[str]:
+    """``optim/zclip`` and the like: what reported a norm and a threshold."""
+    heads = (name.removesuffix("/threshold") for name in curves if name.endswith("/threshold"))
+    return [head for head in heads if f"{head}/norm" in curves]
+
+
+def judges_global_norm(curves: Curves, name: str) -> bool:
+    """Whether a clipper's norm is the gradient's norm, so that one chart shows both."""
+    steps, norm = curves[f"{name}/norm"]
+    global_steps, global_norm = curves.get("grad_norm", (steps[:0], norm[:0]))
+    if not np.array_equal(steps, global_steps):
+        return False
+    both = np.isfinite(norm) & np.isfinite(global_norm)
+    return bool(np.median(np.isclose(norm[both], global_norm[both], rtol=1e-3)) == 1)
+
+
+def trailing_share(clipped: np.ndarray) -> np.ndarray:
+    """Decisions of single steps say little: the mean over about a fiftieth of the run."""
+    return charts.smoothed(np.nan_to_num(clipped), max(1, len(clipped) // 50))
+
+
+def spike_marks(line: charts.Line, found: spikes.Spikes | None) -> list[charts.Marks]:
+    """The spikes of a curve, if any."""
+    if found is None or not found.count:
+        return []
+    places = np.searchsorted(line.steps, found.steps)
+    return [charts.Marks(found.steps, line.values[places], f"{found.count} spike(s)")]
+
+
+def simple(curves: Curves, name: str, *, from_zero: bool = False) -> str:
+    """One curve as it is."""
+    if name not in curves:
+        return ""
+    return charts.chart([charts.Line(*curves[name])], title=title(name), from_zero=from_zero)
+
+
+def figure(name: str, svg: str, note: str = "") -> str:
+    """A titled chart."""
+    if not svg:
+        return ""
+    caption = f"<figcaption>{html.escape(note)}</figcaption>" if note else ""
+    return f"<figure><h3>{html.escape(name)}</h3>{svg}{caption}</figure>"
+
+
+def title(name: str) -> str:
+    """``images_per_second`` -> ``Images per second``."""
+    return name[:1].upper() + name[1:].replace("_", " ")
