@@ -9,12 +9,15 @@ common (state fields, dtypes, non-finite input) is documented in ``jaxclip/optim
 # Plain imports, for each function has the name of its module: imported lazily, the attribute
 # `jaxclip.optim.zclip` could be either, depending on who imported what before.
 from jaxclip.optim._base import tensor_names
+from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
 from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
+from jaxclip.optim.config import from_config
 from jaxclip.optim.median_clip import median_clip
+from jaxclip.optim.monitor import monitor
 from jaxclip.optim.zclip import zclip
 
 __all__ = [
@@ -23,7 +26,10 @@ __all__ = [
     "adagn",
     "autoclip",
     "clip_by_coordinate",
+    "from_config",
+    "learning_rate_schedule",
     "median_clip",
+    "monitor",
     "tensor_names",
     "zclip",
 ]

@@ -23,7 +23,7 @@ class AdaclipState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite element.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     maximum: jax.Array
     norm: jax.Array
     threshold: jax.Array

@@ -24,7 +24,7 @@ class AdagcState(NamedTuple):
         norm looked at was NaN or infinite.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     gamma: jax.Array
     norm: jax.Array
     threshold: jax.Array

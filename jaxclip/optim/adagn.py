@@ -24,7 +24,7 @@ class AdagnState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite norm.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     first: jax.Array
     second: jax.Array
     norm: jax.Array

@@ -23,7 +23,7 @@ class AutoclipState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite norm.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     history: jax.Array
     norm: jax.Array
     threshold: jax.Array

@@ -22,7 +22,7 @@ class ClipByCoordinateState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite coordinate.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     norm: jax.Array
     threshold: jax.Array
     clipped: jax.Array

@@ -27,7 +27,7 @@ class MedianClipState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite innovation.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     median: Any
     norm: jax.Array
     threshold: jax.Array

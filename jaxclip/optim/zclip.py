@@ -27,7 +27,7 @@ class ZclipState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite norm.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     mean: jax.Array
     variance: jax.Array
     norm: jax.Array

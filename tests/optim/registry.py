@@ -16,7 +16,7 @@ import optax
 from jaxclip import optim
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """One transformation in the battery.
 
@@ -25,13 +25,18 @@ class Case:
       options: keyword arguments used throughout.
       kind: ``"clipper"`` (scales gradients) or ``"optimizer"`` (makes a step, needs parameters).
       per_tensor: whether norm, threshold and clipped are vectors with one entry a tensor.
-      inject: float hyperparameters given through ``optax.inject_hyperparams``, by name.
+      inject: float hyperparameters given through ``optax.inject_hyperparams``, by name; other
+        values than those in ``options``.
       static_args: arguments that ``inject_hyperparams`` must leave alone.
-      state_copies: copies of the parameters that the state holds.
-      extra_scalars: other floats in the state beyond the report, at most (a ring buffer, say).
+      state_copies: copies of the parameters that the state may hold.
+      scalars_per_tensor: other numbers that it may hold for each tensor beside the report.
+      extra_scalars: other numbers that it may hold beside all that (a ring buffer, say).
       per_example: whether ``update`` takes gradients with a leading axis of examples.
-      zero_when_nonfinite: whether a NaN gradient gives a zero update (an optimizer with momentum or
-        weight decay may keep moving by these, if its docstring says so).
+      zero_in_zero_out: whether a zero gradient gives a zero update at any time (not so with
+        momentum or weight decay).
+      skips_nonfinite: whether a step with a NaN leaves no trace but in the report and counts: the
+        update is zero and later steps are as if it had not been.
+      label: distinguishes cases of the same name.
     """
 
     name: str
@@ -41,9 +46,12 @@ class Case:
     inject: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     static_args: tuple[str, ...] = ()
     state_copies: int = 0
-    extra_scalars: int = 16
+    scalars_per_tensor: int = 0
+    extra_scalars: int = 4
     per_example: bool = False
-    zero_when_nonfinite: bool = True
+    zero_in_zero_out: bool = True
+    skips_nonfinite: bool = True
+    label: str = ""
 
     @property
     def factory(self) -> Callable[..., optax.GradientTransformation]:
@@ -52,16 +60,32 @@ class Case:
     def make(self, **overrides: Any) -> optax.GradientTransformation:
         return self.factory(**{**self.options, **overrides})
 
+    def __str__(self) -> str:
+        return f"{self.name}-{self.label}" if self.label else self.name
+
 
 CASES: tuple[Case, ...] = (
     Case("zclip", {"warmup_steps": 5}, inject={"alpha": 0.9, "max_norm": 0.8}),
+    Case(
+        "zclip",
+        {"warmup_steps": 5, "mode": "percentile", "max_norm": None, "z_threshold": 1.0},
+        inject={"z_threshold": 0.5},
+        label="percentile",
+    ),
     Case(
         "autoclip",
         {"percentile": 50.0, "history_size": 12},
         inject={"percentile": 40.0},
         static_args=("history_size",),
+        extra_scalars=13,
     ),
-    Case("adagc", {"warmup_steps": 5}, per_tensor=True, inject={"lambda_rel": 1.1, "beta": 0.9}),
+    Case(
+        "adagc",
+        {"warmup_steps": 5},
+        per_tensor=True,
+        inject={"lambda_rel": 1.1, "beta": 0.9},
+        scalars_per_tensor=1,
+    ),
     Case("clip_by_coordinate", {"fraction": 0.2}, per_tensor=True, inject={"fraction": 0.4}),
     Case(
         "median_clip",
@@ -69,8 +93,22 @@ CASES: tuple[Case, ...] = (
         per_tensor=True,
         inject={"tau": 0.1},
         state_copies=1,
+        zero_in_zero_out=False,
     ),
-    Case("median_clip", {"tau": 0.3, "kind": "vector"}, inject={"tau": 0.1}, state_copies=1),
-    Case("adaclip", {"theta": 0.9}, per_tensor=True, inject={"theta": 0.8}),
-    Case("adagn", {}, per_tensor=True, inject={"gamma1": 0.6, "gamma2": 0.8}),
+    Case(
+        "median_clip",
+        {"tau": 0.3, "kind": "vector"},
+        inject={"tau": 0.1},
+        state_copies=1,
+        zero_in_zero_out=False,
+        label="vector",
+    ),
+    Case("adaclip", {"theta": 0.9}, per_tensor=True, inject={"theta": 0.8}, scalars_per_tensor=1),
+    Case(
+        "adagn",
+        {},
+        per_tensor=True,
+        inject={"gamma1": 0.6, "gamma2": 0.8},
+        scalars_per_tensor=2,
+    ),
 )

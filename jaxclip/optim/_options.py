@@ -1,0 +1,105 @@
+"""Reading a configuration strictly: names, options and numbers, or an error that helps."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import operator
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def plain(value: Any) -> Any:
+    """``ml_collections.ConfigDict`` and other mappings as dicts, tuples as lists, recursively."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """The end of an error: ``"; did you mean 'x'?"``, or all there is."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def lookup(key: str, name: Any, known: Mapping[str, T]) -> T:
+    """The entry of a name.
+
+    Raises:
+      ValueError: there is none, naming the nearest one.
+    """
+    if name not in known:
+        raise ValueError(f"unknown {key}={name!r}{nearest(str(name), known)}")
+    return known[name]
+
+
+def named(key: str, section: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a section ``{"name": …, **options}``, or of a name alone."""
+    if isinstance(section, str):
+        return section, {}
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{key}={section!r} must be a name or a mapping with a name")
+    options = dict(section)
+    if "name" not in options:
+        raise ValueError(f"{key}={section!r} has no name")
+    return options.pop("name"), options
+
+
+def check_known(
+    key: str,
+    name: str,
+    options: Mapping[str, Any],
+    factory: Callable[..., Any],
+    *,
+    extra: Collection[str] = (),
+    hidden: Collection[str] = (),
+) -> None:
+    """Refuse options that a factory does not take, and the lack of those it must have.
+
+    Args:
+      key: of the section, for the message.
+      name: of the factory, for the message.
+      options: to be given to it as keyword arguments.
+      factory: any callable with a signature.
+      extra: further option names, handled by the caller.
+      hidden: arguments of the factory that the caller gives.
+
+    Raises:
+      ValueError: an unknown option, naming the nearest one, or a missing one.
+    """
+    parameters = inspect.signature(factory).parameters
+    known = [*(p for p in parameters if p not in hidden), *extra]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{key}.{option}: {name!r} has no such option{nearest(option, known)}")
+    for option, parameter in parameters.items():
+        required = parameter.default is inspect.Parameter.empty
+        if required and option not in hidden and option not in options:
+            raise ValueError(f"{key}.{option} is required by {name!r}; set it")
+
+
+def number(key: str, value: Any) -> float:
+    """A finite, non-negative number as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{key}={value!r} must be a number")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"{key}={value} must be a finite number >= 0")
+    return float(value)
+
+
+def count(key: str, value: Any) -> int:
+    """A non-negative integer."""
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{key}={value!r} must be an integer") from None
+    if integer < 0:
+        raise ValueError(f"{key}={value} must be >= 0")
+    return integer
