@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +19,9 @@ Any configuration key can be overridden on the command line:
 
 Values are Python literals; anything else is taken as a string. `--print_config` shows every key.
 """
+
+
+_MISTAKES = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,21 +36,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet()
     try:
         return args.run(args)
-    except (ValueError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
-        # A wrong request, not a bug: say what is wrong, without a page of traceback.
-        if os.environ.get("JAXCLIP_TRACEBACK"):
+    except BaseException as error:
+        distributed = _joined()
+        lost = distributed.explain_loss(error) if distributed else ""
+        status = _explain(error, args.command, lost)
+        if distributed:
+            if status is None:
+                traceback.print_exc()
+            distributed.leave(status or 1)
+        if status is None:
             raise
-        print(f"jaxclip: error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if os.environ.get("JAXCLIP_TRACEBACK") or (error.name or "").startswith("jaxclip"):
-            raise
-        print(
-            f"jaxclip: error: {error}; `jaxclip {args.command}` needs an extra: "
-            "pip install 'jaxclip[train]'",
-            file=sys.stderr,
-        )
-        return 2
+        return status
+
+
+def _joined() -> Any:
+    """The module that joined this process to others; None for a process on its own."""
+    module = sys.modules.get("jaxclip.parallel.distributed")
+    return module if module is not None and module.is_distributed() else None
+
+
+def _explain(error: BaseException, command: str, lost: str) -> int | None:
+    """Say what went wrong in one line; returns the exit status, None where a traceback is due."""
+    if os.environ.get("JAXCLIP_TRACEBACK"):
+        return None
+    status = 2
+    if lost:
+        message, status = lost, 1
+    elif isinstance(error, KeyboardInterrupt) and _joined():
+        message, status = "interrupted", 130
+    elif isinstance(error, _MISTAKES):
+        # A wrong request, not a bug: a page of traceback would only hide what is wrong.
+        message = str(error)
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
+        message = f"{error}; `jaxclip {command}` needs an extra: pip install 'jaxclip[train]'"
+    else:
+        return None
+    print(f"jaxclip: error: {message}", file=sys.stderr)
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,7 +197,11 @@ def _train(args: argparse.Namespace) -> int:
     for key, value in config_lib.flatten(config):
         logging.getLogger("jaxclip").debug("%s = %r", key, value)
     result = loop.train(config, args.workdir)
-    return 128 + result.signal if result.signal == 2 else 0
+    if result.signal == signal.SIGINT:
+        return 128 + signal.SIGINT
+    # A checkpoint is written and all is well, but several processes have a launcher, which must
+    # know those that were stopped (perhaps for the sake of another host) from those that finished.
+    return 128 + signal.SIGTERM if result.signal and _joined() else 0
 
 
 def _config_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def defaults() -> Config:
         "distributed": {
             "heartbeat_timeout_seconds": 60,
             "initialization_timeout_seconds": 300,
-            "shutdown_timeout_seconds": 60,
+            "shutdown_timeout_seconds": 300,
         },
         "compilation_cache_dir": "",
     }

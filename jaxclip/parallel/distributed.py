@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
 
@@ -19,6 +21,19 @@ _VARIABLES = {
 }
 
 
+# What errors say when the other end is gone: those of gloo, NCCL, JAX's coordination service.
+_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "socket closed",
+    "remote process has exited",
+    "heartbeat timeout",
+    "stopped sending heartbeats",
+    "coordination service",
+    "coordinationservice",
+)
+
+
 def initialize_distributed(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
@@ -26,7 +41,7 @@ def initialize_distributed(
     *,
     heartbeat_timeout_seconds: int = 60,
     initialization_timeout_seconds: int = 300,
-    shutdown_timeout_seconds: int = 60,
+    shutdown_timeout_seconds: int = 300,
 ) -> None:
     """Join the other processes of this run, if there are any; call it before anything uses JAX.
 
@@ -48,7 +63,8 @@ def initialize_distributed(
       num_processes: how many processes the run has.
       process_id: this process's number, 0 … num_processes - 1, each given to one process.
       heartbeat_timeout_seconds: a process silent for so long counts as dead, and JAX ends the
-        others.
+        others (by SIGABRT, with a line that names the process). They learn of one that ended,
+        rather than hung, as soon as its connections close.
       initialization_timeout_seconds: how long to wait for all processes to appear.
       shutdown_timeout_seconds: how long a process that has finished waits for the others.
 
@@ -56,7 +72,7 @@ def initialize_distributed(
       ValueError: some of the three are given and others not, or they make no sense.
       RuntimeError: JAX has computed something already, or not all processes appeared in time.
     """
-    timeouts = {
+    timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": heartbeat_timeout_seconds,
         "initialization_timeout": initialization_timeout_seconds,
         "shutdown_timeout_seconds": shutdown_timeout_seconds,
@@ -78,8 +94,57 @@ def initialize_distributed(
         )
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:
         jax.distributed.initialize(**timeouts, cluster_detection_method="ompi")
-    elif "tpu" in (jax.config.jax_platforms or "").split(","):
+    elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
+        # JAX itself puts it there on a machine that has TPU chips and libtpu.
         _join_tpu_slice(timeouts)
+
+
+def is_distributed() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def explain_loss(error: BaseException) -> str:
+    """What to tell the user where an error says that another process is gone.
+
+    Args:
+      error: any exception; its causes are looked at, too.
+
+    Returns:
+      A sentence; empty where the error is of this process's own making.
+    """
+    causes = list(_causes(error))
+    if not any(phrase in str(cause).lower() for cause in causes for phrase in _LOST):
+        return ""
+    lines = str(error).strip().splitlines() or [""]
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()} lost "
+        "another one, which ended or can't be reached; the cause is in the log of that one. The "
+        f"same command goes on from the newest checkpoint. ({type(error).__name__}: {lines[0]})"
+    )
+
+
+def leave(status: int) -> NoReturn:
+    """End this process after an error, without the good-bye that waits for the other processes.
+
+    Python's own exit would wait in JAX's shutdown barrier for processes that may be waiting for
+    this one in a collective. Ending at once closes the connections, by which they learn of it.
+
+    Args:
+      status: exit status.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -137,7 +202,7 @@ def _slurm_devices() -> list[int] | None:
     return list(range(gpus)) if one_a_node and gpus else None
 
 
-def _join_tpu_slice(timeouts: Mapping[str, int]) -> None:
+def _join_tpu_slice(timeouts: Mapping[str, Any]) -> None:
     try:
         jax.distributed.initialize(**timeouts)
     except ValueError as error:

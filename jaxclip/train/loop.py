@@ -153,14 +153,15 @@ class _Run:
         """Global arrays for steps start, start + 1, …"""
         from jaxclip.data import pipeline
 
+        share, count = parallel.process_share(self.experiment.mesh)
         host_batches = pipeline.train_iterator(
             self.config["data"],
             tokenizer=self.tokenizer,
             global_batch_size=self.config["global_batch_size"],
             seed=self.config["seed"],
             start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=count,
         )
         for batch in host_batches:
             yield parallel.to_global(batch, self.experiment.mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -15,8 +16,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """While open, turns SIGTERM and SIGINT into a request to stop; a second SIGINT interrupts.
 
-    With several processes all stop at the same step: JAX's preemption service (on by default with
-    ``jax.distributed``) spreads the notice that one of them received.
+    With several processes all stop at the same step, whichever of them was told to: JAX's
+    preemption service (on by default with ``jax.distributed``) listens for SIGTERM and spreads the
+    notice. SIGINT is passed on to it as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -53,7 +55,7 @@ class StopSignals:
 
     def _handled(self) -> tuple[signal.Signals, ...]:
         # JAX's own SIGTERM handler feeds the preemption service: leave that one in place.
-        return _SIGNALS if jax.process_count() == 1 else ()
+        return _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is signal.SIGINT and number == signal.SIGINT:
@@ -64,3 +66,5 @@ class StopSignals:
             + (" (again to stop at once)" if number == signal.SIGINT else ""),
             flush=True,
         )
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
