@@ -103,6 +103,7 @@ def chart(
             _mark(axes, mark)
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
         axes.set_xlabel("step")
         axes.margins(x=0.01)

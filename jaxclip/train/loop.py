@@ -13,7 +13,7 @@ import jax
 
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import environment, setup
+from jaxclip.train import environment, names, setup
 from jaxclip.train import report as report_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -246,7 +246,7 @@ def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) ->
         return
     config, mesh = experiment.config, experiment.mesh
     count = setup.parameter_count(experiment.abstract_state.params)
-    clip = config["optim"].get("clip", {}).get("name", "none")
+    clip = names.of_clip(config)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     print(
         f"model {config['model']['preset']}: {count / 1e6:.2f} M parameters, "

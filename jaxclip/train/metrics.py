@@ -101,7 +101,9 @@ class MetricWriter:
         if self._file is None:
             return
         now = time.time()
-        numbers = {name: _to_float(name, value) for name, value in jax.device_get(values).items()}
+        # As a list, for jax would sort a dict by its keys.
+        fetched = jax.device_get(list(values.values()))
+        numbers = {name: _to_float(name, x) for name, x in zip(values, fetched, strict=True)}
         record = {"step": int(step), "time": round(now, 3), **storage.encode_floats(numbers)}
         try:
             # One write of a whole line: a kill tears at most the last one.

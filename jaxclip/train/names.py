@@ -5,11 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 _SHARE = re.compile(r"(top\d+|(.*_)?r\d+|accuracy.*|.*_accuracy)")
 _RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
+
+
+def of_clip(config: Mapping[str, Any]) -> str:
+    """What clips in a configuration, for people: ``zclip``, ``adagc + elementwise``, ``none``."""
+    sections = config["optim"].get("clip") or "none"
+    if not isinstance(sections, list):
+        sections = [sections]
+    return " + ".join(s if isinstance(s, str) else s.get("name", "?") for s in sections)
 
 
 def find(available: Iterable[str], role: str) -> str | None:
@@ -57,11 +66,12 @@ def summarize(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def short(name: str) -> str:
-    """``top1`` -> ``top-1``, ``image_to_text_r5`` -> ``image→text R@5``."""
+    """``top1`` -> ``top-1``, ``image_to_text_r5`` -> ``image→text R@5``, else words."""
     if recall := _RECALL.fullmatch(name):
         return recall.group(1).replace("_to_", "→") + f" R@{recall.group(2)}"
     if name.startswith("top") and name[3:].isdigit():
         return f"top-{name[3:]}"
+    name = name.replace("image_to_text", "image→text").replace("text_to_image", "text→image")
     return name.replace("_", " ")
 
 

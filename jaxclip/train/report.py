@@ -124,7 +124,7 @@ def section(title: str, content: str, note: str = "") -> str:
 def heading(run: Run) -> str:
     """Name of the run, what it trains, how far it came."""
     config, total = run.config, run.config["total_steps"]
-    clip = config["optim"].get("clip", {}).get("name", "none")
+    clip = names.of_clip(config)
     what = (
         f"{config['model']['preset']} on {config['data']['name']}: {config['loss']['name']} loss, "
         f"{config['optim']['name']}, clip {clip}, batch {config['global_batch_size']}, "
@@ -142,12 +142,14 @@ def heading(run: Run) -> str:
 
 def tiles(run: Run, found: dict[str, spikes.Spikes]) -> str:
     """The few numbers one looks for first."""
+    reached = [
+        (names.percent(name, float(value)), f"{names.short(last)}, {split.replace('_', ' ')}")
+        for result in run.results.values()
+        for name, value in result["metrics"].items()
+        for split, _, last in [name.split("/")]
+        if last in ("top1", "image_to_text_r5", "text_to_image_r5")
+    ]
     shown: list[tuple[str, str]] = []
-    for result in run.results.values():
-        for name, value in result["metrics"].items():
-            split, _, last = name.rpartition("/")
-            if last in ("top1", "image_to_text_r5", "text_to_image_r5"):
-                shown.append((names.percent(last, value), f"{names.short(last)}, {split}"))
     _, loss = run.curves.get("loss", (None, np.zeros(0)))
     if len(loss):
         last = loss[-100:]
@@ -163,10 +165,16 @@ def tiles(run: Run, found: dict[str, spikes.Spikes]) -> str:
         shown.append((duration(float(np.nansum(seconds))), "time training"))
     if parameters := run.environment.get("parameters"):
         shown.append((f"{parameters / 1e6:.2f} M", "parameters"))
-    cells = (
-        f'<div class="tile"><b>{escape(v)}</b><span>{escape(n)}</span></div>' for v, n in shown
+    return "\n".join(tile_row(row) for row in (reached, shown) if row)
+
+
+def tile_row(shown: list[tuple[str, str]]) -> str:
+    """Large numbers, each with its name."""
+    cells = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
+        for value, name in shown
     )
-    return f'<div class="tiles">{"".join(cells)}</div>' if shown else ""
+    return f'<div class="tiles">{cells}</div>'
 
 
 def spikes_of(run: Run) -> dict[str, spikes.Spikes]:
@@ -205,7 +213,7 @@ def spike_table(found: dict[str, spikes.Spikes]) -> str:
 
 
 def results_table(run: Run) -> str:
-    """The newest evaluation, and the best and the first one of the run beside it."""
+    """The newest evaluation, and the best of the run beside it."""
     parts = []
     for weights, result in run.results.items():
         rows: list[tuple[str, ...]] = []
@@ -213,17 +221,33 @@ def results_table(run: Run) -> str:
         for name, value in result["metrics"].items():
             head, _, last = name.rpartition("/")
             if head != group:
-                rows.append((head.replace("/", " · "),))
+                rows.append((group_title(head, result["metrics"]),))
                 group = head
-            steps, values = run.curves.get(f"eval/{name}", (np.zeros(0, np.int64), np.zeros(0)))
-            best = "-"
-            if names.is_share(last) and np.isfinite(values).any():
-                place = int(np.nanargmax(values))
-                best = f"{names.percent(last, values[place])} (step {steps[place]})"
-            rows.append((names.short(last), names.percent(last, float(value)), best))
+            if names.is_share(last):
+                best = best_of(run.curves, f"eval/{name}")
+                rows.append((names.short(last), names.percent(last, float(value)), best))
         kind = {"model": "", "ema": ", averaged parameters"}.get(weights, f", {weights}")
         parts.append(table(("", f"step {result['step']}{kind}", "best of the run"), rows))
     return "\n".join(parts)
+
+
+def group_title(head: str, results: dict[str, float]) -> str:
+    """Split and task, and among how many it was."""
+    sizes = [
+        f"{int(value)} {name.removeprefix(f'{head}/num_')}"
+        for name, value in results.items()
+        if name.startswith(f"{head}/num_") and math.isfinite(value)
+    ]
+    return " · ".join([*head.replace("_", " ").split("/"), ", ".join(sizes)]).rstrip(" ·")
+
+
+def best_of(curves: Curves, name: str) -> str:
+    """The largest value of a curve and its step."""
+    steps, values = curves.get(name, (np.zeros(0, np.int64), np.zeros(0)))
+    if not np.isfinite(values).any():
+        return "-"
+    place = int(np.nanargmax(values))
+    return f"{names.percent(name, float(values[place]))} (step {steps[place]})"
 
 
 def gallery_note(run: Run) -> str:
@@ -272,7 +296,7 @@ def configuration(config: Config) -> str:
     rows = [(key, json.dumps(new), json.dumps(old)) for key, old, new in changed]
     whole = escape(json.dumps(config, indent=2, ensure_ascii=False))
     return (
-        table(("key", "value", "default"), rows, kind="config")
+        table(("key", "value", "default"), rows, kind="facts")
         + f"<details><summary>The whole configuration</summary><pre>{whole}</pre></details>"
     )
 
@@ -280,7 +304,7 @@ def configuration(config: Config) -> str:
 def facts(values: dict[str, Any]) -> str:
     """Names and values."""
     rows = [(name.replace("_", " "), str(value)) for name, value in values.items()]
-    return table(("", ""), rows, kind="config") if rows else ""
+    return table(("", ""), rows, kind="facts") if rows else ""
 
 
 # Small parts.

@@ -10,7 +10,7 @@ import numpy as np
 from jaxclip.train import charts, names, spikes
 from jaxclip.train.metrics import Curves
 
-_SHOWN_SEPARATELY = ("loss", "grad_norm", "learning_rate", "logit_scale", "images_per_second")
+_OWN_CHART = ("loss", "grad_norm", "learning_rate", "logit_scale", "images_per_second")
 
 
 def training(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
@@ -23,14 +23,23 @@ def training(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
         figure("Logit scale", simple(curves, "logit_scale"), "exponentiated: 1 / temperature"),
         figure("Images a second", simple(curves, "images_per_second", from_zero=True)),
     ]
-    for name in curves:
-        if "/" not in name and name not in (*_SHOWN_SEPARATELY, "time"):
-            _, values = curves[name]
-            # A count that never moved is no curve.
-            if np.any(values != 0) or not name.startswith("nonfinite"):
-                figures.append(figure(title(name), simple(curves, name)))
+    for group in others(curves):
+        figures.append(figure(title(group[0]), several(curves, group)))
     figures = [part for part in figures if part]
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def others(curves: Curves) -> list[list[str]]:
+    """Curves without a chart of their own; the shares, such as accuracies, in one."""
+    rest = []
+    for name, (_, values) in curves.items():
+        # A count that never moved is no curve.
+        still = name.startswith("nonfinite") and not np.any(values != 0)
+        if "/" not in name and name not in (*_OWN_CHART, "time") and not still:
+            rest.append(name)
+    shares = [name for name in rest if names.is_share(name)]
+    singles = [[name] for name in rest if name not in shares]
+    return [shares, *singles] if shares else singles
 
 
 def evaluation(curves: Curves) -> str:
@@ -142,6 +151,16 @@ def simple(curves: Curves, name: str, *, from_zero: bool = False) -> str:
     return charts.chart([charts.Line(*curves[name])], title=title(name), from_zero=from_zero)
 
 
+def several(curves: Curves, group: list[str]) -> str:
+    """Curves of one kind."""
+    share = names.is_share(group[0])
+    lines = [
+        charts.Line(*curves[name], names.short(name) if len(group) > 1 else "", color)
+        for name, color in zip(group, charts.COLORS, strict=False)
+    ]
+    return charts.chart(lines, title=title(group[0]), percent=share, from_zero=share)
+
+
 def figure(name: str, svg: str, note: str = "") -> str:
     """A titled chart."""
     if not svg:
@@ -152,4 +171,5 @@ def figure(name: str, svg: str, note: str = "") -> str:
 
 def title(name: str) -> str:
     """``images_per_second`` -> ``Images per second``."""
-    return name[:1].upper() + name[1:].replace("_", " ")
+    words = "Accuracy within the batch" if names.is_share(name) else name.replace("_", " ")
+    return words[:1].upper() + words[1:]

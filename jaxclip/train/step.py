@@ -65,7 +65,8 @@ def make_train_step(
     Returns:
       ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss``,
       ``grad_norm``, ``logit_scale`` (exponentiated), ``nonfinite_count``, ``nonfinite_streak``,
-      ``learning_rate`` (if given), those of the loss, and what :func:`jaxclip.optim.monitor` found, as means per tensor.
+      ``learning_rate`` (if given), those of the loss, and what :func:`jaxclip.optim.monitor`
+      found, as means over tensors.
 
     A gradient that is not finite leaves parameters, averages and the optimizer untouched; it is
     counted, and the step count still moves on, so that the data does.
