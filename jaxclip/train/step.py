@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -72,14 +73,12 @@ def make_train_step(
     counted, and the step count still moves on, so that the data does.
     """
     tx = optax.with_extra_args_support(tx)
+    takes = accepted(tx.update, ("value", "grad_fn"))
 
     def apply(state: TrainState, grads: Params, loss: jax.Array, batch: Batch) -> tuple[Any, ...]:
+        extra = {"value": loss, "grad_fn": lambda params, _: value_and_grad(params, batch)[1]}
         updates, opt_state = tx.update(
-            grads,
-            state.opt_state,
-            state.params,
-            value=loss,
-            grad_fn=lambda params, _: value_and_grad(params, batch)[1],
+            grads, state.opt_state, state.params, **{name: extra[name] for name in takes}
         )
         params = optax.apply_updates(state.params, updates)
         params["logit_scale"] = jnp.minimum(params["logit_scale"], logit_scale_max)
@@ -133,6 +132,14 @@ def make_train_step(
         in_shardings=(state_shardings, batch_shardings),
         out_shardings=(state_shardings, None),
     )
+
+
+def accepted(function: Callable[..., Any], names: Sequence[str]) -> list[str]:
+    """Which keyword arguments a function takes: optax's SAM, for one, refuses all but its own."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return list(names)
+    return [name for name in names if name in parameters]
 
 
 def all_finite(tree: Any) -> jax.Array:
