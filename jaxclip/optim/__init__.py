@@ -18,6 +18,7 @@ from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.config import from_config
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.monitor import monitor
+from jaxclip.optim.stable_adamw import scale_by_stable_adam, stable_adamw
 from jaxclip.optim.zclip import zclip
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "learning_rate_schedule",
     "median_clip",
     "monitor",
+    "scale_by_stable_adam",
+    "stable_adamw",
     "tensor_names",
     "zclip",
 ]

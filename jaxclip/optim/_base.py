@@ -210,11 +210,20 @@ def tensor_norms_and_maxima(leaves: Sequence[jax.Array], dtype: Any) -> tuple[ja
     return _roots([pair[0] for pair in pairs], leaves, dtype), jnp.stack([p[1] for p in pairs])
 
 
-def _square_sum(leaf: jax.Array, dtype: Any, scale: float = 1.0) -> jax.Array:
-    """Sum of the squared absolute values of ``scale * leaf``, computed in ``dtype``."""
+def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Sum of the squared absolute values, computed in ``dtype``."""
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return _square_sum(leaf.real, dtype, scale) + _square_sum(leaf.imag, dtype, scale)
-    return jnp.sum(jnp.square(leaf.astype(dtype) * scale if scale != 1.0 else leaf.astype(dtype)))
+        return _square_sum(leaf.real, dtype) + _square_sum(leaf.imag, dtype)
+    return jnp.sum(jnp.square(leaf.astype(dtype)))
+
+
+def _scaled_norm(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """L2 norm of a tensor with its largest element taken out, so that no square overflows."""
+    magnitude = jnp.abs(leaf).astype(dtype)
+    # A constant to scale by would not do: XLA pulls it out of squares, where it underflows.
+    largest = jnp.max(magnitude, initial=0.0)
+    safe = jnp.where(largest > 0, largest, 1.0)
+    return safe * jnp.sqrt(jnp.sum(jnp.square(magnitude / safe)))
 
 
 def _square_sum_and_max(leaf: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -240,19 +249,15 @@ def ordered_pattern(magnitude: jax.Array) -> jax.Array:
 
 
 def _roots(sums: list[jax.Array], leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """Norms from sums of squares, summed anew on a smaller scale where float32 overflowed."""
+    """Norms from sums of squares; computed anew, with care, if float32 overflowed."""
     if not sums:
         return jnp.zeros((0,), dtype)
     norms = jnp.sqrt(jnp.stack(sums))
     if norms.dtype == jnp.float64:
         return norms
-    scale = (
-        2.0**-100
-    )  # squares of all float32 numbers above 1e-8/scale fit, and others do not count
 
     def again() -> jax.Array:
-        rescaled = jnp.stack([_square_sum(leaf, dtype, scale) for leaf in leaves])
-        return jnp.where(jnp.isfinite(norms), norms, jnp.sqrt(rescaled) / scale)
+        return jnp.stack([_scaled_norm(leaf, dtype) for leaf in leaves])
 
     return jax.lax.cond(jnp.all(jnp.isfinite(norms)), lambda: norms, again)
 

@@ -26,6 +26,7 @@ from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.median_clip import median_clip
+from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.zclip import zclip
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -70,6 +71,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
     "sign_sgd": optax.sign_sgd,
+    "stable_adamw": stable_adamw,
     "yogi": optax.yogi,
 }
 

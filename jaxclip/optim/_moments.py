@@ -1,0 +1,108 @@
+"""What the optimizers of this package share: moments, their directions, and weight decay.
+
+**Clocks.** A tensor whose gradient is not finite is skipped: its moments stay, its update (weight
+decay included) is zero and its clock stands still, so that bias corrections, warm-ups and resets go
+on as if the step had not been. A tensor's clock is ``count - nonfinite_count``.
+
+**Range.** Gradient elements beyond ±1e17 count as ±1e17, for their squares to stay in float32.
+
+**Dtypes.** Moments are float32 (float64 for float64 parameters); the first may take a ``mu_dtype``.
+The second may not: with 8 bits of mantissa, ``v + 0.001 * (g² - v)`` is ``v``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip.optim import _base
+
+# A tree of bools (or a prefix of one), or a function from parameters to it.
+Mask = Any | Callable[[Any], Any] | None
+
+
+def zeros(leaf: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """A moment of a parameter before the first step.
+
+    Args:
+      leaf: the parameter.
+      dtype: of the moment; default the parameter's, but at least float32.
+      shape: of the moment; default the parameter's.
+
+    Raises:
+      TypeError: the parameter is complex.
+    """
+    leaf = jnp.asarray(leaf)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        raise TypeError(f"complex parameters ({leaf.dtype}) have no second moment here; split them")
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32) if dtype is None else dtype
+    return jnp.zeros_like(leaf, dtype=dtype, shape=shape)
+
+
+def squarable(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """A gradient in the statistics' precision, infinities and the like cut to ±1e17."""
+    bound = _base.LARGEST_SQUARABLE
+    return jnp.clip(leaf.astype(dtype), -bound, bound)
+
+
+def keep_or_nan(value: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A value an element, NaN where the element is not finite: a reduction then shows it."""
+    return jnp.where(jnp.isfinite(leaf), value, jnp.nan)
+
+
+def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array) -> jax.Array:
+    """Adam's ``mu / (sqrt(nu) + eps)``; zero, not NaN, without a gradient so far and eps = 0."""
+    return _base.safe_divide(mu, jnp.sqrt(nu) + eps, 0.0)
+
+
+def select(keep: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    """The new moment, or the old one unless ``keep``, in the old one's dtype."""
+    return jnp.where(keep, new.astype(old.dtype), old)
+
+
+def decay_terms(
+    weight_decay: _base.Hyperparameter,
+    mask: Mask,
+    params: Any,
+    leaves: Sequence[jax.Array],
+    count: jax.Array,
+    dtype: Any,
+) -> list[jax.Array | None]:
+    """``weight_decay * parameter`` of each tensor, ``None`` where there is none to add.
+
+    Args:
+      weight_decay: a hyperparameter.
+      mask: which tensors decay; ``None`` for all.
+      params: may be ``None`` if the decay is the number zero.
+      leaves: of the updates.
+      count: number of updates before this one.
+      dtype: of the result.
+
+    Raises:
+      ValueError: there is weight decay, but there are no parameters.
+    """
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        return [None] * len(leaves)
+    if params is None:
+        raise ValueError("weight decay needs the parameters: call `update(grads, state, params)`")
+    rate = _base.hyperparameter(weight_decay, count, dtype)
+    tensors, _ = _base.flatten(params, len(leaves))
+    flags = _decay_flags(mask, params, len(leaves))
+    return [
+        rate * tensor.astype(dtype) if flag else None
+        for tensor, flag in zip(tensors, flags, strict=True)
+    ]
+
+
+def _decay_flags(mask: Mask, params: Any, number: int) -> list[bool]:
+    """Whether each tensor decays."""
+    if mask is None:
+        return [True] * number
+    prefix = mask(params) if callable(mask) else mask
+    spread = jax.tree.map(
+        lambda flag, subtree: jax.tree.map(lambda _: bool(flag), subtree), prefix, params
+    )
+    return jax.tree.leaves(spread)
