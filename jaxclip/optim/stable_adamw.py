@@ -24,7 +24,7 @@ class StableAdamState(NamedTuple):
       nonfinite_count: int32, number of updates with a NaN or infinite element.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     mu: Any
     nu: Any
     norm: jax.Array

@@ -111,4 +111,14 @@ CASES: tuple[Case, ...] = (
         inject={"gamma1": 0.6, "gamma2": 0.8},
         scalars_per_tensor=2,
     ),
+    Case(
+        "stable_adamw",
+        {"learning_rate": 1e-2, "weight_decay": 0.1, "mu_dtype": "bfloat16"},
+        kind="optimizer",
+        per_tensor=True,
+        inject={"learning_rate": 2e-2, "b1": 0.8, "weight_decay": 0.2},
+        static_args=("mu_dtype",),
+        state_copies=2,
+        zero_in_zero_out=False,
+    ),
 )
