@@ -112,6 +112,21 @@ def parse_example(
     return Record(images[0], texts, label, key, _first_text(feature, names.meta))
 
 
+def serialize_record(record: Record) -> bytes:
+    """A record as a serialised ``tf.train.Example`` with the features of :mod:`.schema`.
+
+    The same record always gives the same bytes.
+    """
+    message = _example_class()()
+    feature = message.features.feature
+    feature["image"].bytes_list.value.append(record.image)
+    feature["texts"].bytes_list.value.extend(text.encode("utf-8") for text in record.texts)
+    feature["label"].int64_list.value.append(record.label)
+    feature["key"].bytes_list.value.append(record.key.encode("utf-8"))
+    feature["meta"].bytes_list.value.append(record.meta.encode("utf-8"))
+    return message.SerializeToString(deterministic=True)
+
+
 def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     """Decode captions, leaving out what is blank or not UTF-8.
 

@@ -14,8 +14,9 @@ import os
 import pathlib
 import struct
 import threading
+import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import google_crc32c
 import numpy as np
@@ -79,12 +80,12 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
     stat = path.stat()
     stamp = np.array([stat.st_size, stat.st_mtime_ns, num_records], np.int64)
     sidecar = path.with_name(f".{path.name}.index.npz")
-    loaded = _load_sidecar(sidecar, stamp)
+    loaded = load_sidecar(sidecar, stamp, ("offsets", "sizes"))
     if loaded is not None:
-        return loaded
+        return ShardIndex(*loaded)
     index = _scan(path, num_records)
     if stat.st_size >= _SIDECAR_MIN_BYTES:
-        _save_sidecar(sidecar, stamp, index)
+        save_sidecar(sidecar, stamp, {"offsets": index.offsets, "sizes": index.sizes})
     if index.num_lost:
         _LOG.warning("%s is damaged: %d of %d records are lost", path, index.num_lost, num_records)
     return index
@@ -129,23 +130,35 @@ def _next_header(data: mmap.mmap, position: int) -> int:
     return end
 
 
-def _load_sidecar(sidecar: pathlib.Path, stamp: np.ndarray) -> ShardIndex | None:
+def load_sidecar(
+    sidecar: pathlib.Path, stamp: np.ndarray, names: Sequence[str]
+) -> list[np.ndarray] | None:
+    """Arrays of an index that :func:`save_sidecar` wrote, if it has the same stamp."""
     try:
         with np.load(sidecar, allow_pickle=False) as arrays:
             if np.array_equal(arrays["stamp"], stamp):
-                return ShardIndex(arrays["offsets"], arrays["sizes"])
-    except (OSError, ValueError, KeyError, EOFError):
+                return [arrays[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none there, or a broken one: scan again
     return None
 
 
-def _save_sidecar(sidecar: pathlib.Path, stamp: np.ndarray, index: ShardIndex) -> None:
-    """Write the index beside the shard if the directory allows it; atomic, so readers never see
-    half of one, also when several processes write it at once."""
+def save_sidecar(
+    sidecar: pathlib.Path, stamp: np.ndarray, arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Write an index beside the file it is of, if the directory allows it.
+
+    Atomic, so that readers never see half of one, also when several processes write it at once.
+
+    Args:
+      sidecar: where to.
+      stamp: int64[n], what an index is valid for.
+      arrays: the index.
+    """
     temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, stamp=stamp, offsets=index.offsets, sizes=index.sizes)
+            np.savez(file, allow_pickle=False, stamp=stamp, **arrays)
         os.replace(temporary, sidecar)
     except OSError:
         temporary.unlink(missing_ok=True)

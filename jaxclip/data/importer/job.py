@@ -1,0 +1,359 @@
+"""Writes a TFDS data set from pictures and captions in other forms.
+
+The source is read as a stream, records are checked on several threads and written in the order of
+the source. Memory does not grow with the number of records. The data set comes into being in
+``DIR.importing`` and is renamed to ``DIR`` when it is whole: at no time is there half of one at
+``DIR``. An import that was interrupted goes on when it is called again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from jaxclip.data import schema
+from jaxclip.data.importer import images
+from jaxclip.data.importer.items import Cursor, Item, Reader, read_image
+from jaxclip.data.importer.options import Options, Summary
+from jaxclip.data.importer.progress import Progress
+from jaxclip.data.importer.readers import open_reader
+from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
+from jaxclip.data.loader import num_cpus
+from jaxclip.data.record import BadRecord, Record, decode_texts
+
+SUMMARY_FILE = "import.json"
+_UNFINISHED, _REPLACED = ".importing", ".replaced"
+_COMMIT_SECONDS = 10.0
+# Change when the same request would give other bytes.
+_FORMAT_VERSION = 1
+
+
+def import_records(
+    source: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    num_threads: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
+    commit_seconds: float = _COMMIT_SECONDS,
+) -> Summary:
+    """Write a TFDS data set from other records; see the module docstring.
+
+    Args:
+      source: see :func:`jaxclip.data.importer.readers.open_reader`.
+      to: folder of the data set; new, empty, or of the same import, finished or not.
+      options: how; None = all defaults.
+      num_threads: threads that check pictures; 0 = one for each CPU.
+      overwrite: replace another data set or another unfinished import.
+      progress: show a bar on stderr.
+      commit_seconds: how much work, in seconds, may be lost when the import is killed.
+
+    Returns:
+      A summary.
+
+    Raises:
+      FileNotFoundError: the source is not there.
+      FileExistsError: the folder holds something else.
+      ValueError: the source is none we know, or holds no usable record.
+    """
+    _check_tfds()
+    target = pathlib.Path(os.path.abspath(to))
+    options = options or Options()
+    if not options.name:
+        options = dataclasses.replace(options, name=_name_of(target))
+    reader = open_reader(source, options.format)
+    request = _request(source, options, reader)
+    unfinished = target.with_name(target.name + _UNFINISHED)
+    if overwrite:
+        if unfinished.is_dir() and _request_of(unfinished) != request:
+            shutil.rmtree(unfinished)
+    else:
+        done = _finished(target, request)
+        if done is not None:
+            return done
+        _check_unfinished(unfinished, request)
+    _check_replaceable(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    store = Store(unfinished, request, options.shard_mb << 20)
+    try:
+        with Progress(progress) as bar:
+            _run(store, reader, options, num_threads or num_cpus(), commit_seconds, bar)
+        summary = _finish(store, target, options)
+    finally:
+        store.close()
+    _move(unfinished, target)
+    return summary
+
+
+def _run(
+    store: Store,
+    reader: Reader,
+    options: Options,
+    num_threads: int,
+    commit_seconds: float,
+    bar: Progress,
+) -> None:
+    """Read, check and write what is left."""
+    state = store.state
+    if state.done:
+        return
+    began = committed = time.monotonic()
+    before = state.seconds
+    for cursor, outcome in _checked(reader, state.cursor, options, num_threads):
+        _take(store, outcome, options)
+        state.cursor = cursor
+        bar.update(reader.fraction(), sum(state.records().values()), sum(state.skipped.values()))
+        if time.monotonic() - committed >= commit_seconds:
+            state.seconds = before + time.monotonic() - began
+            store.commit()
+            committed = time.monotonic()
+    state.seconds = before + time.monotonic() - began
+    store.commit()
+
+
+def _checked(
+    reader: Reader, start: Cursor, options: Options, num_threads: int
+) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+    """Items with their pictures checked, in the order of the source."""
+
+    def check(item: Item) -> Item | BadRecord:
+        data = read_image(item.image)
+        if not isinstance(data, BadRecord):
+            data = images.prepare(
+                data,
+                max_pixels=options.max_pixels,
+                max_aspect=options.max_aspect,
+                min_side=options.min_side,
+                max_side=options.max_side,
+            )
+        if isinstance(data, BadRecord):
+            return dataclasses.replace(data, key=item.key)
+        return dataclasses.replace(item, image=data)
+
+    Waiting = tuple[Cursor, Future[Item | BadRecord] | BadRecord]
+    waiting: collections.deque[Waiting] = collections.deque()
+
+    def first() -> tuple[Cursor, Item | BadRecord]:
+        cursor, outcome = waiting.popleft()
+        return cursor, outcome if isinstance(outcome, BadRecord) else outcome.result()
+
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="jaxclip-import") as pool:
+        try:
+            for cursor, item in reader.items(start):
+                waiting.append(
+                    (cursor, item if isinstance(item, BadRecord) else pool.submit(check, item))
+                )
+                # So many are in memory at once.
+                if len(waiting) > 4 * num_threads:
+                    yield first()
+            while waiting:
+                yield first()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
+    """Write a record, or note why not."""
+    if isinstance(outcome, BadRecord):
+        store.skip(outcome.reason, outcome.detail, outcome.key)
+        return
+    texts, bad = decode_texts(outcome.texts)
+    texts = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
+    if not texts:
+        store.skip("bad_utf8" if bad else "empty_caption", "", outcome.key)
+        return
+    label = schema.NO_LABEL
+    if outcome.label is not None:
+        named = isinstance(outcome.label, str)
+        if store.state.named_labels is None:
+            store.state.named_labels = named
+        if named != store.state.named_labels:
+            kinds = ("number", "name") if named else ("name", "number")
+            detail = f"label {outcome.label!r} is a {kinds[1]}, those before were {kinds[0]}s"
+            store.skip("bad_row", detail, outcome.key)
+            return
+    if not store.is_new_key(outcome.key):
+        store.skip("duplicate_key", "", outcome.key)
+        return
+    if isinstance(outcome.label, str):
+        label = store.label_id(outcome.label)
+    elif outcome.label is not None:
+        label = outcome.label
+    store.state.lost_captions += len([text for text in outcome.texts if not text.strip()]) + bad
+    assert isinstance(outcome.image, bytes)
+    meta = json.dumps(outcome.meta, ensure_ascii=False, sort_keys=True) if outcome.meta else ""
+    record = Record(outcome.image, texts, label, outcome.key, meta)
+    store.write(_split_of(outcome.key, options.val_fraction), record)
+
+
+def _split_of(key: str, val_fraction: float) -> str:
+    digest = hashlib.sha256(b"split\0" + key.encode("utf-8", "replace")).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2.0**64 else "train"
+
+
+def _finish(store: Store, target: pathlib.Path, options: Options) -> Summary:
+    """Turn the unfinished folder into a data set, but for its name. Can be done again."""
+    state, folder = store.state, store.folder
+    counts = state.records()
+    if not counts:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in state.skipped.items())
+        store.flush()
+        with open(folder / SKIPPED_FILE, "rb") as file:
+            first = file.readline().decode("ascii").strip()
+        shutil.rmtree(folder)
+        raise ValueError(
+            f"nothing to import: no usable record in {state.request['source']!r} "
+            + (f"(skipped: {reasons}; the first: {first})" if first else "(it is empty)")
+        )
+    if not state.done:
+        state.done = True
+        store.commit()
+    for part, final in store.shard_files(options.name):
+        if part.exists():
+            os.replace(part, final)
+    names = store.label_names()
+    summary = Summary(
+        str(target), counts, state.captions, sum(shard.payload for shard in state.shards),
+        state.skipped, state.lost_captions, len(names), round(state.seconds, 3),
+    )  # fmt: skip
+    _write_metadata(folder, state, options, names)
+    content = {"request": state.request, "summary": dataclasses.asdict(summary)}
+    (folder / SUMMARY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _write_metadata(folder: pathlib.Path, state: State, options: Options, names: list[str]) -> None:
+    from jaxclip.data._tfds import tensorflow_datasets
+
+    tfds = tensorflow_datasets()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=options.name, filetype_suffix="tfrecord"
+    )
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[shard.records for shard in state.shards if shard.split == split],
+            num_bytes=sum(shard.payload for shard in state.shards if shard.split == split),
+            filename_template=template.replace(split=split),
+        )
+        for split in sorted(state.records())
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=schema.features(names or None),
+        split_infos=splits,
+        filename_template=template,
+        description=f"Imported from {state.request['source']} by jaxclip data import.",
+        disable_shuffling=True,
+        check_data=False,
+    )
+
+
+def _move(unfinished: pathlib.Path, target: pathlib.Path) -> None:
+    """Give the whole data set its name; what was there under it goes."""
+    old = target.with_name(target.name + _REPLACED)
+    if target.exists() and any(target.iterdir()):
+        if old.exists():
+            shutil.rmtree(old)
+        os.rename(target, old)
+    os.rename(unfinished, target)
+    (target / STATE_FILE).unlink()
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _check_tfds() -> None:
+    """Fail before the work, not after it."""
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        from jaxclip.data._tfds import tensorflow_datasets
+
+        tensorflow_datasets()
+
+
+def _name_of(target: pathlib.Path) -> str:
+    name = re.sub(r"[^a-z0-9]+", "_", target.name.lower()).strip("_")
+    return name if re.match(r"[a-z]", name) else f"data_{name}".rstrip("_")
+
+
+def _request(source: str | os.PathLike[str], options: Options, reader: Reader) -> dict[str, Any]:
+    return {
+        "source": os.path.abspath(source),
+        "stamp": reader.stamp(),
+        "version": _FORMAT_VERSION,
+        **dataclasses.asdict(options),
+    }
+
+
+def _request_of(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What an unfinished or finished import is of; None if the folder is neither."""
+    try:
+        if (folder / STATE_FILE).is_file():
+            with contextlib.closing(sqlite3.connect(folder / STATE_FILE)) as db:
+                row = db.execute("SELECT json FROM state").fetchone()
+            return None if row is None else json.loads(row[0])["request"]
+        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["request"]
+    except (OSError, ValueError, KeyError, TypeError, sqlite3.Error):
+        return None
+
+
+def _finished(target: pathlib.Path, request: dict[str, Any]) -> Summary | None:
+    """The summary of the same import if it was finished before."""
+    if not (target / SUMMARY_FILE).is_file():
+        return None
+    there = _request_of(target)
+    if there != request:
+        raise FileExistsError(
+            f"{target} is another import ({_difference(there, request)}); use --overwrite to "
+            "replace it, or another folder"
+        )
+    (target / STATE_FILE).unlink(missing_ok=True)  # killed in the last moment
+    content = json.loads((target / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return Summary(**{**content["summary"], "was_done": True, "directory": str(target)})
+
+
+def _check_unfinished(unfinished: pathlib.Path, request: dict[str, Any]) -> None:
+    there = _request_of(unfinished) if unfinished.is_dir() else None
+    if there is not None and there != request:
+        raise FileExistsError(
+            f"{unfinished} is an unfinished import of something else "
+            f"({_difference(there, request)}); use --overwrite to replace it, or another folder"
+        )
+
+
+def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:
+    """Only data sets are ever replaced, never a folder of something else."""
+    if target.is_file():
+        raise FileExistsError(f"{target} is a file; name a folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / "dataset_info.json").is_file():
+        raise FileExistsError(f"{target} holds something that is no data set; name another folder")
+    if not overwrite:
+        raise FileExistsError(f"{target} is a data set already; use --overwrite to replace it")
+
+
+def _difference(there: dict[str, Any] | None, request: dict[str, Any]) -> str:
+    if there is None:
+        return "it cannot be read"
+    names = [name for name in request if there.get(name) != request[name]]
+    return ", ".join(
+        "the files have changed since"
+        if name == "stamp"
+        else f"{name}: {there.get(name)!r} there, {request[name]!r} now"
+        for name in names
+        if name != "stamp" or len(names) == 1
+    )

@@ -1,0 +1,132 @@
+"""Reader of WebDataset tars, compressed or not, as a stream."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import lzma
+import pathlib
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxclip.data import webdataset
+from jaxclip.data.importer.items import (
+    MAX_IMAGE_BYTES,
+    Cursor,
+    Item,
+    files_stamp,
+    from_fields,
+    parse_label,
+)
+from jaxclip.data.record import BadRecord
+
+_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
+
+
+class TarReader:
+    """Samples of tars: an image, a ``.txt`` or ``.json`` with captions, and perhaps a ``.cls``.
+
+    Args:
+      tars: the files, in order.
+    """
+
+    def __init__(self, tars: Sequence[pathlib.Path]):
+        self._tars = list(tars)
+        self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
+        self._current: tuple[int, Any] | None = None
+
+    def stamp(self) -> str:
+        return files_stamp(self._tars)
+
+    def fraction(self) -> float | None:
+        if self._current is None:
+            return None
+        tar, raw = self._current
+        return (self._before[tar] + raw.tell()) / max(1, self._before[-1])
+
+    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        for number in range(start.file, len(self._tars)):
+            done = start.item if number == start.file else 0
+            with open(self._tars[number], "rb") as raw:
+                self._current = (number, raw)
+                # The last item of a tar moves on to the next one, so that a run that stopped there
+                # does not read through this tar again.
+                waiting: tuple[int, Item | BadRecord] | None = None
+                for count, item in enumerate(self._samples(self._tars[number], raw, done), 1):
+                    if waiting is not None:
+                        yield Cursor(number, waiting[0]), waiting[1]
+                    waiting = (count, item) if count > done else None
+                if waiting is not None:
+                    yield Cursor(number + 1, 0), waiting[1]
+            self._current = None
+
+    def _samples(self, tar: pathlib.Path, raw: Any, skipped: int) -> Iterator[Item | BadRecord]:
+        """All samples of a tar; of the first ``skipped`` ones nothing is read but the headers."""
+        key, parts, count = "", {}, 0  # type: str, dict[str, bytes | None], int
+        try:
+            with tarfile.open(fileobj=raw, mode="r:*") as archive:
+                for member in webdataset.members(archive):
+                    name = webdataset.sample_name(member.name) if member.isreg() else None
+                    if name is None or not _is_wanted(name.extension):
+                        continue
+                    if parts and name.key != key:
+                        yield _item(key, parts)
+                        parts, count = {}, count + 1
+                    key = name.key
+                    parts.setdefault(
+                        name.extension,
+                        b"" if count < skipped else _read(archive, member),
+                    )
+        except _DAMAGE as error:
+            # What came of the sample at hand is not to be trusted, and nothing follows.
+            yield BadRecord("corrupted", f"{tar} is damaged: {error}", key if parts else "")
+            return
+        if parts:
+            yield _item(key, parts)
+
+
+def _is_wanted(extension: str) -> bool:
+    return extension == "cls" or webdataset.part_of(extension) is not None
+
+
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """A file's bytes, None if there are too many."""
+    if member.size > MAX_IMAGE_BYTES:
+        return None
+    file = archive.extractfile(member)
+    data = file.read() if file is not None else b""
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"{member.name} ends after {len(data)} of {member.size} bytes")
+    return data
+
+
+def _item(key: str, parts: Mapping[str, bytes | None]) -> Item | BadRecord:
+    found = [ext for ext in parts if webdataset.part_of(ext) == "image"]
+    if not found:
+        return BadRecord("missing_image", f"the sample has only {', '.join(parts)}", key)
+    image = parts[found[0]]
+    if image is None:
+        return BadRecord("absurd_size", f"more than {MAX_IMAGE_BYTES} bytes", key)
+    text = next((ext for ext in webdataset.TEXT_EXTENSIONS if ext in parts), None)
+    fields: Any = {}
+    texts: Any = None
+    if webdataset.JSON_EXTENSION in parts:
+        data = parts[webdataset.JSON_EXTENSION] or b""
+        try:
+            fields = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            # Without a text file, the captions were to be in here.
+            if text is None:
+                bad = isinstance(error, UnicodeDecodeError)
+                return BadRecord("bad_utf8" if bad else "bad_row", str(error), key)
+        fields = fields if isinstance(fields, dict) else {}
+        fields = {name: value for name, value in fields.items() if name != "key"}
+    if text is not None:
+        texts = parts[text] or b""
+        for name in webdataset.CAPTION_FIELDS:
+            fields.pop(name, None)
+    if "cls" in parts and parse_label(fields.get("label")) is None:
+        fields["label"] = (parts["cls"] or b"").decode("utf-8", "replace")
+    return from_fields(fields, key=key, image=image, texts=texts)
