@@ -21,6 +21,7 @@ Values are Python literals; anything else is taken as a string. `--print_config`
 """
 
 
+# A wrong request, not a bug: a page of traceback would only hide what is wrong.
 _MISTAKES = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
 
 
@@ -59,14 +60,21 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     """Say what went wrong in one line; returns the exit status, None where a traceback is due."""
     if os.environ.get("JAXCLIP_TRACEBACK"):
         return None
+    from jaxclip.train.errors import RunError
+
     status = 2
     if lost:
         message, status = lost, 1
     elif isinstance(error, KeyboardInterrupt) and _joined():
         message, status = "interrupted", 130
+    elif isinstance(error, BrokenPipeError):
+        # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     elif isinstance(error, _MISTAKES):
-        # A wrong request, not a bug: a page of traceback would only hide what is wrong.
         message = str(error)
+    elif isinstance(error, (RunError, OSError)):
+        message, status = str(error), 1
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
         message = f"{error}; `jaxclip {command}` needs an extra: pip install 'jaxclip[train]'"
     else:
