@@ -303,7 +303,10 @@ def _merge(base: Config, given: Config, prefix: str) -> Config:
             known = [f"{prefix}{name}" for name in base]
             everything = known if prefix else [*known, *(k for k, _ in flatten(base))]
             raise ValueError(f"unknown config key {path!r}{nearest(path, everything)}")
-        if isinstance(base.get(key), Mapping) and isinstance(value, Mapping):
+        if path in _NAMED_SECTIONS and isinstance(value, (str, list)):
+            # A name alone, or a list of algorithms to be chained: their owner reads either.
+            result[key] = {"name": value} if isinstance(value, str) else value
+        elif isinstance(base.get(key), Mapping) and isinstance(value, Mapping):
             if _names_another(path, base[key], value):
                 result[key] = copy.deepcopy(dict(value))
             else:
@@ -336,6 +339,9 @@ def _set(config: Config, key: str, value: Any) -> None:
         known = [name for name, _ in flatten(config)]
         raise ValueError(f"unknown config key {key!r}{nearest(key, known)}")
     old = node.get(parts[-1])
+    if key in _NAMED_SECTIONS and isinstance(value, (str, list)):
+        node[parts[-1]] = {"name": value} if isinstance(value, str) else value
+        return
     if isinstance(old, Mapping) and not isinstance(value, Mapping):
         raise ValueError(
             f"config key {key!r} is a section; set one of its keys: "

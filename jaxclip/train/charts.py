@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,7 @@ def chart(
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines = [line for line in map(_finite, lines) if len(line.steps)]
     if not lines:
@@ -103,7 +104,7 @@ def chart(
             _mark(axes, mark)
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
         axes.set_xlabel("step")
         axes.margins(x=0.01)
@@ -157,7 +158,7 @@ def short_count(value: float) -> str:
     return f"{value:.4g}"
 
 
-_STYLE: Mapping[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxclip",
     "font.family": "sans-serif",

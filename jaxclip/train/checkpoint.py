@@ -28,13 +28,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxclip.train import agreement, manifest, state_io, storage
+from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
 
 _STEP_DIRECTORY = re.compile(r"step_(\d{8,})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint can't be written or read; the message names the path and the way out."""
 
 

@@ -49,7 +49,7 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     step_seconds = time.perf_counter() - began
     loss = float(metrics["loss"])
 
-    result = {
+    result: dict[str, Any] = {
         "parameters": setup.parameter_count(state.params),
         "loss": loss,
         "compile_seconds": compile_seconds,

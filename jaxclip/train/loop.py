@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import signal
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -17,9 +18,13 @@ from jaxclip.train import environment, names, setup
 from jaxclip.train import report as report_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.train.errors import RunError
 from jaxclip.train.metrics import MetricWriter, Progress
 from jaxclip.train.signals import StopSignals
 from jaxclip.train.state import TrainState
+
+if TYPE_CHECKING:
+    from jaxclip.data import pipeline
 
 logger = logging.getLogger("jaxclip")
 
@@ -40,7 +45,7 @@ class Result(NamedTuple):
     metrics: dict[str, float]
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
@@ -72,13 +77,15 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
         best_mode=config["checkpoint"]["best_mode"],
     )
     with checkpointer, StopSignals() as stop:
-        state = first_state(experiment, checkpointer)
+        state, evaluation = first_state(experiment, checkpointer)
         start = int(state.step)
         describe(experiment, workdir, start)
         parameters = setup.parameter_count(experiment.abstract_state.params)
         environment.write(workdir, parameters=parameters)
         with MetricWriter(workdir, resume_step=start) as writer:
             run = _Run(experiment, tokenizer, checkpointer, writer, stop, workdir)
+            if evaluation:
+                run.evaluation, run.last_evaluated = evaluation, start
             with run.progress:
                 state = run.steps(state)
                 finished = int(state.step) >= config["total_steps"]
@@ -110,6 +117,7 @@ class _Run:
         self.workdir = workdir
         self.evaluation: dict[str, float] = {}
         self.last_evaluated = -1
+        self.unusable = 0
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
 
@@ -119,27 +127,28 @@ class _Run:
         start = int(state.step)
         if start >= total:
             return state
-        batches = self.batches(start)
         previous = None
         self.progress.start(start)
-        for step in range(start + 1, total + 1):
-            state, metrics = self.experiment.train_step(state, next(batches))
-            self.pending.append((step, metrics))
-            # Run one step ahead of the device and no further: the host's memory stays flat.
-            if previous is not None:
-                jax.block_until_ready(previous)
-            previous = metrics["loss"]
-            stopping = self.stop.requested(step)
-            if step % config["log_every_steps"] == 0 or step == total or stopping:
-                self.flush()
-            evaluated = self.is_due(config["evaluate"]["every_steps"], step) and not stopping
-            if evaluated:
-                self.evaluate(state, step)
-            if self.is_due(config["checkpoint"]["every_steps"], step) or stopping or step == total:
-                self.save(state, step)
-            if stopping:
-                self.progress.message(f"stopped after step {step}; run it again to go on")
-                break
+        with contextlib.closing(self.records(start)) as records:
+            for step in range(start + 1, total + 1):
+                batch = parallel.to_global(next(records), self.experiment.mesh)
+                state, metrics = self.experiment.train_step(state, batch)
+                self.pending.append((step, metrics))
+                # Run one step ahead of the device and no further: the host's memory stays flat.
+                if previous is not None:
+                    jax.block_until_ready(previous)
+                previous = metrics["loss"]
+                stopping = self.stop.requested(step)
+                last = stopping or step == total
+                if last or step % config["log_every_steps"] == 0:
+                    self.flush(records.stats()["records"])
+                if is_due(config["evaluate"]["every_steps"], step) and not stopping:
+                    self.evaluate(state, step)
+                if last or is_due(config["checkpoint"]["every_steps"], step):
+                    self.save(state, step, postpone=not last)
+                if stopping:
+                    self.progress.message(f"stopped after step {step}; run it again to go on")
+                    break
         return state
 
     def finish(self, state: TrainState) -> None:
@@ -149,12 +158,12 @@ class _Run:
             self.evaluate(state, step)
             self.save(state, step)
 
-    def batches(self, start: int) -> Iterator[dict[str, jax.Array]]:
-        """Global arrays for steps start, start + 1, …"""
+    def records(self, start: int) -> pipeline.TrainIterator:
+        """This process's batches for steps start, start + 1, …"""
         from jaxclip.data import pipeline
 
         share, count = parallel.process_share(self.experiment.mesh)
-        host_batches = pipeline.train_iterator(
+        return pipeline.train_iterator(
             self.config["data"],
             tokenizer=self.tokenizer,
             global_batch_size=self.config["global_batch_size"],
@@ -163,19 +172,24 @@ class _Run:
             process_index=share,
             process_count=count,
         )
-        for batch in host_batches:
-            yield parallel.to_global(batch, self.experiment.mesh)
 
-    def flush(self) -> None:
-        """Fetch, write and show the metrics of the steps since the last flush."""
+    def flush(self, unusable: Mapping[str, int]) -> None:
+        """Fetch, write and show the metrics of the steps since the last flush.
+
+        Args:
+          unusable: number of records that could not be used so far, by reason.
+        """
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
         self.pending.clear()
         for step, metrics in fetched:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
-        speed = self.progress.update(fetched)
-        if speed:
-            self.writer.write(fetched[-1][0], speed)
         step, last = fetched[-1]
+        speed = self.progress.update(fetched)
+        self.writer.write(step, {**speed, "unusable_records": sum(unusable.values())})
+        if sum(unusable.values()) > self.unusable:
+            self.unusable = sum(unusable.values())
+            reasons = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
+            self.progress.message(f"  records replaced because they can't be used: {reasons}")
         streak, limit = int(last["nonfinite_streak"]), self.config["max_consecutive_nonfinite"]
         if streak >= limit:
             raise NonFiniteError(
@@ -207,18 +221,28 @@ class _Run:
             self.writer.write(step, {f"eval/{k}": v for k, v in self.evaluation.items()})
             self.progress.show_evaluation(step, self.evaluation, seconds)
 
-    def save(self, state: TrainState, step: int) -> None:
+    def save(self, state: TrainState, step: int, *, postpone: bool = False) -> None:
+        """Save the state, but ``postpone`` it if the state may be why gradients are not finite."""
+        if postpone and int(state.nonfinite_streak):
+            self.progress.message(f"  no checkpoint at step {step}: its gradient was not finite")
+            return
         fresh = self.evaluation if self.last_evaluated == step else None
         self.checkpointer.save(step, state, metrics=fresh, extra={"config": self.config})
 
-    def is_due(self, every: int, step: int) -> bool:
-        return every > 0 and step % every == 0
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something done ``every`` steps (0: never) is due after ``step``."""
+    return every > 0 and step % every == 0
 
 
-def first_state(experiment: setup.Experiment, checkpointer: Checkpointer) -> TrainState:
-    """The newest usable checkpoint, or a fresh state."""
+def first_state(
+    experiment: setup.Experiment, checkpointer: Checkpointer
+) -> tuple[TrainState, dict[str, float]]:
+    """The newest usable checkpoint and its evaluation, or a fresh state without one."""
     restored = checkpointer.restore_latest(experiment.abstract_state)
-    return experiment.init_state() if restored is None else restored.state
+    if restored is None:
+        return experiment.init_state(), {}
+    return restored.state, restored.metrics
 
 
 def load_tokenizer(config: Config) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from jaxclip.train import storage
+from jaxclip.train.errors import RunError
 from jaxclip.train.progress import Progress
 
 __all__ = ["Curves", "MetricWriter", "MetricsError", "Progress", "curves", "read_metrics"]
@@ -27,7 +28,7 @@ _RESERVED = ("step", "time")
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-class MetricsError(RuntimeError):
+class MetricsError(RunError):
     """Metrics can't be written; the message names the path and the way out."""
 
 

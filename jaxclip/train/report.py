@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -310,7 +311,7 @@ def facts(values: dict[str, Any]) -> str:
 # Small parts.
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]], kind: str = "") -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], kind: str = "") -> str:
     """A table; a row of one cell is a headline across it."""
     body = []
     for row in rows:

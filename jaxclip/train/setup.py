@@ -39,7 +39,7 @@ class Experiment(NamedTuple):
     abstract_state: state_lib.TrainState
     state_shardings: state_lib.TrainState
     batch_sharding: jax.sharding.NamedSharding
-    train_step: Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]
+    train_step: jax.stages.Wrapped
     encode_image: Callable[[Any, jax.Array], jax.Array]
     encode_text: Callable[[Any, jax.Array], jax.Array]
 

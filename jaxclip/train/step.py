@@ -47,7 +47,7 @@ def make_train_step(
     learning_rate: optax.Schedule | None = None,
     state_shardings: Any = None,
     batch_shardings: Any = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Build the jitted step; it donates the state given to it.
 
     Args:

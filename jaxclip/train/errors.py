@@ -1,0 +1,5 @@
+"""What ends a run from outside: the disk, the numbers, the machine."""
+
+
+class RunError(RuntimeError):
+    """A run can't go on; the message says why and what helps, and is shown without a traceback."""

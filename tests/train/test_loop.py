@@ -1,0 +1,180 @@
+"""The training loop: what it leaves behind, stopping and going on, bad numbers, bad records."""
+
+import json
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip.data import pipeline
+from jaxclip.train import checkpoint, loop, metrics, setup, signals
+
+
+@pytest.fixture(autouse=True)
+def cached(compilation_cache):
+    with compilation_cache():
+        yield
+
+
+def final_state(config, workdir):
+    """The newest checkpoint as NumPy arrays."""
+    experiment = setup.build(config)
+    with checkpoint.Checkpointer(workdir / "checkpoints", writable=False) as checkpointer:
+        restored = checkpointer.restore_latest(experiment.abstract_state)
+    return jax.tree.map(np.asarray, restored.state)
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """``stop_after(step, signal)``: raise a signal while that step is under way."""
+
+    def arm(step, number):
+        asked = signals.StopSignals.requested
+
+        def requested(self, at):
+            if at == step:
+                signal.raise_signal(number)
+            return asked(self, at)
+
+        monkeypatch.setattr(signals.StopSignals, "requested", requested)
+
+    return arm
+
+
+def test_a_run_leaves_everything_that_is_promised(trained, tiny_config):
+    for name in ("config.json", "metrics.jsonl", "eval.json", "gallery.json", "report.html"):
+        assert (trained / name).stat().st_size > 0
+    assert json.loads((trained / "config.json").read_text()) == tiny_config()
+    environment = json.loads((trained / "environment.json").read_text())
+    assert environment["devices"].startswith("8 x") and environment["parameters"] > 1000
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == [
+        "step_00000010",
+        "step_00000020",
+    ]
+
+
+def test_every_step_is_recorded_once(trained):
+    curves = metrics.curves(metrics.read_metrics(trained))
+    for name in ("loss", "grad_norm", "logit_scale", "learning_rate", "optim/zclip/threshold"):
+        steps, values = curves[name]
+        assert steps.tolist() == list(range(1, 21)) and np.isfinite(values).all(), name
+    assert curves["images_per_second"][0].tolist() == [5, 10, 15, 20]
+    assert curves["eval/test/zero_shot/top1"][0].tolist() == [10, 20]
+    keys = [(record["step"], name) for record in metrics.read_metrics(trained) for name in record]
+    assert len(keys) - len(set(keys)) == 2 * sum(
+        keys.count((step, "step")) - 1 for step in range(1, 21)
+    ), "besides step and time, a step has each name once"
+
+
+def test_the_recorded_rate_is_the_schedule_s(trained, tiny_config):
+    from jaxclip import optim
+
+    config = tiny_config()
+    schedule = optim.learning_rate_schedule(config["optim"], config["total_steps"])
+    _, rates = metrics.curves(metrics.read_metrics(trained))["learning_rate"]
+    np.testing.assert_allclose(rates, [schedule(step) for step in range(20)], rtol=1e-6)
+
+
+def test_the_model_learns(trained):
+    _, loss = metrics.curves(metrics.read_metrics(trained))["loss"]
+    assert loss[-5:].mean() < 0.7 * loss[:3].mean()
+
+
+def test_tensorboard_shows_the_same_numbers(trained):
+    from jaxclip.data._tfds import tensorflow
+
+    iterator = tensorflow().compat.v1.train.summary_iterator
+    found = {}
+    for file in sorted((trained / "tensorboard").iterdir()):
+        for event in iterator(str(file)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    for name, (steps, values) in metrics.curves(metrics.read_metrics(trained)).items():
+        if name != "time":
+            assert list(found[name]) == steps.tolist()
+            np.testing.assert_allclose(list(found[name].values()), values, rtol=1e-6)
+
+
+def test_sigterm_saves_and_the_rest_is_bit_exact(
+    trained, tiny_config, tmp_path, stop_after, capsys
+):
+    stop_after(7, signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    result = loop.train(tiny_config(), tmp_path)
+    assert (result.finished, result.step, result.signal) == (False, 7, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "stopped after step 7" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
+    stop_after(-1, signal.SIGTERM)
+    result = loop.train(tiny_config(), tmp_path)
+    assert result.finished and result.signal is None
+    assert "going on after step 7" in capsys.readouterr().out
+    assert_equal(final_state(tiny_config(), tmp_path), final_state(tiny_config(), trained))
+    steps, _ = metrics.curves(metrics.read_metrics(tmp_path))["loss"]
+    assert steps.tolist() == list(range(1, 21))
+
+
+def test_ctrl_c_stops_and_unusable_records_are_shown(
+    tiny_config, tmp_path, stop_after, monkeypatch, capsys
+):
+    def stats(self):
+        return {"records": {"undecodable": 2, "no_caption": 1}, "uses": {}}
+
+    monkeypatch.setattr(pipeline.TrainIterator, "stats", stats)
+    stop_after(8, signal.SIGINT)
+    result = loop.train(tiny_config(), tmp_path)
+    assert (result.finished, result.step, result.signal) == (False, 8, signal.SIGINT)
+    assert capsys.readouterr().out.count("can't be used: 2 undecodable, 1 no_caption") == 1
+    steps, counts = metrics.curves(metrics.read_metrics(tmp_path))["unusable_records"]
+    assert steps.tolist() == [5, 8] and counts.tolist() == [3, 3]
+
+
+def test_a_finished_run_is_left_as_it_is(trained, tiny_config, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    was = (workdir / "metrics.jsonl").read_bytes()
+    result = loop.train(tiny_config(), workdir)
+    assert result.finished and result.step == 20 and "test/zero_shot/top1" in result.metrics
+    assert (workdir / "metrics.jsonl").read_bytes() == was
+
+
+def test_a_run_killed_before_its_last_evaluation_makes_up_for_it(trained, tiny_config, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    manifest = workdir / "checkpoints" / "step_00000020" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    expected, content["metrics"] = content["metrics"], {}
+    manifest.write_text(json.dumps(content))
+    (workdir / "eval.json").unlink()
+    assert loop.train(tiny_config(), workdir).metrics == expected
+    assert json.loads(manifest.read_text())["metrics"] == expected
+    assert (workdir / "eval.json").exists()
+
+
+def test_too_many_broken_steps_in_a_row_stop_the_run(tiny_config, tmp_path, monkeypatch, capsys):
+    def broken(experiment, checkpointer):
+        state = experiment.init_state()
+        return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params)), {}
+
+    monkeypatch.setattr(loop, "first_state", broken)
+    with pytest.raises(loop.NonFiniteError, match="last 15 gradients up to step 15 were not fin"):
+        loop.train(tiny_config("max_consecutive_nonfinite=12", "evaluate.every_steps=0"), tmp_path)
+    out = capsys.readouterr().out
+    assert "5 step(s) skipped: loss or gradient not finite" in out
+    assert "no checkpoint at step 10: its gradient was not finite" in out
+    records = metrics.read_metrics(tmp_path)
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 16))
+    # A state that only makes NaN is not what a run should go on from.
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_a_vocabulary_too_large_for_the_text_tower(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match=r"4096 tokens, model.text.vocab_size=100; set"):
+        loop.train(tiny_config("model.text.vocab_size=100"), tmp_path)
