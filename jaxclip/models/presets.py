@@ -1,8 +1,8 @@
 """Configurations of the encoders, and the published sizes by name.
 
-Widths and depths: CLIP (Radford et al., 2021, table 19), OpenCLIP (Cherti et al., 2023) for H/14,
-g/14 and bigG/14, SigLIP (Zhai et al., 2023; Alabdulmohsin et al., 2023 for the shape-optimised
-So400m).
+Widths and depths: CLIP (Radford et al., 2021, table 19), OpenCLIP (Cherti et al., 2023) for S/32,
+S/16, H/14, g/14 and bigG/14, SigLIP (Zhai et al., 2023; Alabdulmohsin et al., 2023 for the
+shape-optimised So400m).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ImageConfig:
       stem: ``"patch"`` (one linear map a patch) or ``"conv"`` (see ``stem_widths``).
       stem_widths: channels after each stage of a convolutional stem. The first stage maps patches
         of ``patch_size / 2^(n-1)`` pixels linearly, every further one halves the grid; between
-        them come residual 3×3 convolutions.
+        them come residual 3x3 convolutions.
       stem_depth: residual convolutions after each stage of the stem.
       width: channels of the Transformer.
       depth: number of its blocks.
@@ -69,6 +69,10 @@ class ImageConfig:
                 f"{self.image_size}; use {' or '.join(map(str, fits)) or 'another image size'}"
             )
         _heads("image", self.width, self.num_heads)
+        if self.positions == "sincos" and self.width % 4:
+            raise ValueError(
+                f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
+            )
         if self.stem == "conv":
             halvings = 2 ** (len(self.stem_widths) - 1) if self.stem_widths else 0
             if not halvings or self.patch_size % halvings:
@@ -247,7 +251,14 @@ def _clip(
 
 
 def _siglip(
-    patch_size: int, width: int, depth: int, num_heads: int, mlp_dim: int, image_size: int
+    patch_size: int,
+    width: int,
+    depth: int,
+    num_heads: int,
+    mlp_dim: int,
+    image_size: int,
+    *,
+    context_length: int = 64,
 ) -> Callable[[], CLIPConfig]:
     """SigLIP's layout: attention pooling, both towers of one shape, sigmoid loss."""
 
@@ -267,7 +278,7 @@ def _siglip(
             ),
             text=TextConfig(
                 vocab_size=32_000,
-                context_length=64,
+                context_length=context_length,
                 causal=False,
                 pool="final",
                 mask_padding=False,
@@ -285,7 +296,7 @@ def _siglip(
 
 
 def _tiny() -> CLIPConfig:
-    """For two CPU cores and 64-pixel images: a convolutional stem and few tokens."""
+    """For two CPU cores and 64-pixel images."""
     return CLIPConfig(
         image=ImageConfig(
             image_size=64,
@@ -311,17 +322,31 @@ def _tiny() -> CLIPConfig:
     )
 
 
+# "quickgelu" is the activation of OpenAI's own weights; OpenCLIP's are trained with GELU.
 _PRESETS: dict[str, Callable[[], CLIPConfig]] = {
     "tiny": _tiny,
+    "vit_s32": _clip(32, (384, 12, 6), (384, 12, 6), 384),
+    "vit_s16": _clip(16, (384, 12, 6), (384, 12, 6), 384),
     "vit_b32": _clip(32, (768, 12, 12), (512, 12, 8), 512),
+    "vit_b32_quickgelu": _clip(32, (768, 12, 12), (512, 12, 8), 512, activation="quick_gelu"),
     "vit_b16": _clip(16, (768, 12, 12), (512, 12, 8), 512),
+    "vit_b16_quickgelu": _clip(16, (768, 12, 12), (512, 12, 8), 512, activation="quick_gelu"),
     "vit_l14": _clip(14, (1024, 24, 16), (768, 12, 12), 768),
+    "vit_l14_quickgelu": _clip(14, (1024, 24, 16), (768, 12, 12), 768, activation="quick_gelu"),
     "vit_l14_336": _clip(14, (1024, 24, 16), (768, 12, 12), 768, image_size=336),
+    "vit_l14_336_quickgelu": _clip(
+        14, (1024, 24, 16), (768, 12, 12), 768, image_size=336, activation="quick_gelu"
+    ),
     "vit_h14": _clip(14, (1280, 32, 16), (1024, 24, 16), 1024),
     "vit_g14": _clip(14, (1408, 40, 16), (1024, 24, 16), 1024, mlp_dim=6144),
     "vit_bigg14": _clip(14, (1664, 48, 16), (1280, 32, 20), 1280, mlp_dim=8192),
     "siglip_b16": _siglip(16, 768, 12, 12, 3072, 224),
+    "siglip_b16_256": _siglip(16, 768, 12, 12, 3072, 256),
+    "siglip_b16_384": _siglip(16, 768, 12, 12, 3072, 384),
     "siglip_l16_256": _siglip(16, 1024, 24, 16, 4096, 256),
-    "siglip_so400m_14": _siglip(14, 1152, 27, 16, 4304, 224),
+    "siglip_l16_384": _siglip(16, 1024, 24, 16, 4096, 384),
+    # The released model at 224 pixels reads 16 tokens, the one at 384 pixels 64. The latter's
+    # patches of 14 leave the last 6 of its 384 pixels unread: 378.
+    "siglip_so400m_14": _siglip(14, 1152, 27, 16, 4304, 224, context_length=16),
     "siglip_so400m_14_384": _siglip(14, 1152, 27, 16, 4304, 378),
 }

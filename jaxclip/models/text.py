@@ -1,4 +1,8 @@
-"""The text tower: a Transformer, causal as in CLIP or bidirectional as in SigLIP."""
+"""The text tower: a Transformer, causal as in CLIP or bidirectional as in SigLIP.
+
+A text ends at its last token that is not 0. A 0 before that is no padding: in CLIP's vocabulary it
+is the exclamation mark.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from jaxclip.models.presets import TextConfig
 
 
 class TextTransformer(nn.Module):
-    """Tokens int32[B, L] (0 = padding, at the end) -> float[B, embed_dim]."""
+    """Tokens int32[B, L] (padded with 0 at the end) -> float[B, embed_dim]."""
 
     config: TextConfig
     embed_dim: int
@@ -31,7 +35,8 @@ class TextTransformer(nn.Module):
                 f"tokens of shape {tokens.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        real = tokens != 0
+        last = last_token(tokens)
+        real = jnp.arange(length) <= last[:, None]  # bool[B, L]
         embedding = nn.Embed(
             c.vocab_size,
             c.width,
@@ -60,7 +65,7 @@ class TextTransformer(nn.Module):
             self, block, c.depth, x, mask, remat=self.remat, scan_layers=self.scan_layers
         )
         x = layers.norm(c.norm_eps, self.dtype, "norm_post")(x)
-        x = self.pool(x, real)
+        x = self.pool(x, last, real)
         return layers.dense(
             self.embed_dim,
             self.dtype,
@@ -69,19 +74,26 @@ class TextTransformer(nn.Module):
             init=nn.initializers.normal(c.width**-0.5),
         )(x)
 
-    def pool(self, x: jax.Array, real: jax.Array) -> jax.Array:
-        """[B, L, C], bool[B, L] -> [B, C]."""
+    def pool(self, x: jax.Array, last: jax.Array, real: jax.Array) -> jax.Array:
+        """[B, L, C], int32[B], bool[B, L] -> [B, C]."""
         c = self.config
         if c.pool == "final":
             return x[:, -1]
         if c.pool == "last":
-            last = jnp.maximum(real.sum(axis=1) - 1, 0)
             return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         if c.pool == "mean":
-            weight = real.astype(jnp.float32) if c.mask_padding else jnp.ones(real.shape)
-            weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1.0)
-            return jnp.einsum("bl,blc->bc", weight.astype(self.dtype), x)
+            return jnp.mean(x, axis=1, where=real[:, :, None] if c.mask_padding else None)
         mask = real[:, None, None, :] if c.mask_padding else None
         return layers.AttentionPool(
             c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="attention_pool"
         )(x, mask)
+
+
+def last_token(tokens: jax.Array) -> jax.Array:
+    """Place of the last token that is no padding, int32[B]; 0 in a text without any.
+
+    Args:
+      tokens: int32[B, L].
+    """
+    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    return jnp.max(jnp.where(tokens != 0, place, 0), axis=1)

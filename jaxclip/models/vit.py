@@ -114,12 +114,12 @@ def patches(images: jax.Array, size: int) -> jax.Array:
 
 
 def sincos_positions(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed 2-d sine-cosine positions (Chen et al., 2021, MoCo v3).
+    """Fixed 2-d sine-cosine positions (Chen et al., 2021, MoCo v3; Beyer et al., 2022).
 
     Args:
       grid: patches along a side.
       width: channels, a multiple of 4.
-      temperature: ratio of the slowest to the fastest wavelength.
+      temperature: ratio of the longest wavelength to the shortest, 2π patches.
 
     Returns:
       float32[grid * grid, width].
