@@ -90,6 +90,7 @@ _environment_hash() {
 # ensure_environment DIRECTORY EXTRA PYTHON_MINIMUM [PYTHON_MAXIMUM]: a virtual environment with
 # this package (editable) and its EXTRA in it. Does nothing when pyproject.toml has not changed
 # since the last time; an environment that is broken or too old is made anew. Run from the root.
+# With $DRY_RUN=1 it only prints what it would do.
 ensure_environment() {
   local environment=$1 extra=$2 minimum=$3 maximum=${4:-3.99} stamp hash python
   stamp="$environment/.jaxclip-$extra"
@@ -101,25 +102,31 @@ ensure_environment() {
       return 0
     fi
   else
+    # It is cleared below: that must not hit a folder that someone keeps other things in.
+    if [[ -e "$environment" && ! -e "$environment/pyvenv.cfg" && -n "$(ls -A "$environment")" ]]; then
+      die "$environment is no virtual environment and not empty; give another place in JAXCLIP_VENV"
+    fi
     python=$(find_python "$minimum" "$maximum") || exit 1
     say "making $environment with $python"
     if have_uv; then
-      uv venv --quiet --clear --python "$python" "$environment"
+      run uv venv --quiet --clear --python "$python" "$environment"
     else
-      "$python" -m venv --clear "$environment"
+      run "$python" -m venv --clear "$environment"
     fi
-    hash=$(_environment_hash "$environment" "$extra")
   fi
   say "installing jaxclip[$extra] into $environment (only when pyproject.toml changes)"
   # The old stamp goes first: an installation cut short must not look finished.
-  rm -f "$stamp"
+  [[ "${DRY_RUN:-0}" == 1 ]] || rm -f "$stamp"
   if have_uv; then
-    uv pip install --python "$environment/bin/python" --editable ".[$extra]"
+    run uv pip install --python "$environment/bin/python" --editable ".[$extra]"
   else
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+    run "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
       --editable ".[$extra]"
   fi
-  printf '%s\n' "$hash" >"$stamp"
+  if [[ "${DRY_RUN:-0}" != 1 ]]; then
+    hash=$(_environment_hash "$environment" "$extra")
+    printf '%s\n' "$hash" >"$stamp"
+  fi
 }
 
 # test_workers PYTHON: how many processes the tests get: $JAXCLIP_WORKERS, or one a core, at most 4.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on this machine: makes .venv, installs jaxclip[train] into it, runs the config.
 #
-#   bash launch/local.sh CONFIG [OPTIONS OF `jaxclip train` ...]
+#   bash launch/local.sh [--dry_run] CONFIG [OPTIONS OF `jaxclip train` ...]
 #
 #   bash launch/local.sh configs/emoji.py
 #   bash launch/local.sh configs/emoji.py --config.optim.learning_rate=3e-4
@@ -10,6 +10,8 @@
 # The run goes to $WORKDIR, by default workdir/<name of the config>. The same command again
 # carries on where it stopped (after Ctrl-C, kill, or a crash). When the training is done the
 # workdir holds checkpoints, config.json, metrics.jsonl, TensorBoard events and report.html.
+# --dry_run before the config prints the commands and runs none; after it, it is that of
+# `jaxclip train`: build everything, compile, do one step on made-up data.
 #
 # Environment:
 #   WORKDIR           where the run goes
@@ -23,6 +25,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
 
+DRY_RUN=0
+if [[ "${1:-}" == --dry_run ]]; then DRY_RUN=1 && shift; fi
 case "${1:-}" in
   -h | --help)
     usage
@@ -60,5 +64,11 @@ cd "$root"
 environment=${JAXCLIP_VENV:-.venv}
 ensure_environment "$environment" "${JAXCLIP_EXTRA:-train}" 3.11
 
+command=("$environment/bin/jaxclip" train --config "$config"
+  ${workdir_arguments[@]+"${workdir_arguments[@]}"} "$@")
+if [[ "$DRY_RUN" == 1 ]]; then
+  quote "${command[@]}"
+  exit 0
+fi
 # Replaces this shell, so that Ctrl-C and kill reach the training itself.
-exec "$environment/bin/jaxclip" train --config "$config" ${workdir_arguments[@]+"${workdir_arguments[@]}"} "$@"
+exec "${command[@]}"

@@ -39,17 +39,15 @@ task() {
   if [[ "$JAXCLIP_PROCESSES_PER_NODE" != 1 ]]; then
     export CUDA_VISIBLE_DEVICES=$SLURM_LOCALID
   fi
-  # With it in the environment JAX would take one GPU of those it sees: the one of that number.
-  unset SLURM_LOCALID
   exec "$JAXCLIP_VENV/bin/jaxclip" train "$@"
 }
 
 # --- on the first node, the batch script ------------------------------------------------------
 batch() {
-  local host requeue=0 status=0
+  local hosts requeue=0 status=0
   cd "$root"
-  host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  export JAXCLIP_COORDINATOR_ADDRESS=$host:${JAXCLIP_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
+  hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  export JAXCLIP_COORDINATOR_ADDRESS=${hosts%%$'\n'*}:${JAXCLIP_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
   export JAXCLIP_NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * JAXCLIP_PROCESSES_PER_NODE))
   say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, coordinator $JAXCLIP_COORDINATOR_ADDRESS," \
     "$JAXCLIP_NUM_PROCESSES processes"
@@ -77,7 +75,7 @@ batch() {
 # --- on the login node -------------------------------------------------------------------------
 submit() {
   local nodes=1 gpus=8 per_node=1 cpus="" time=24:00:00 name="" logs="$root/workdir/slurm"
-  local requeue=1 install=1 port="" config="" extra=() export_list words
+  local requeue=1 install=1 port="" config="" extra=() words settings
   while (($# > 0)); do
     split_option "$1"
     if ((${#SPLIT[@]} == 2)); then set -- "${SPLIT[@]}" "${@:2}"; fi
@@ -130,9 +128,14 @@ submit() {
     run env JAXCLIP_VENV="$environment" bash launch/install.sh train,cuda
   fi
   run mkdir -p "$logs"
-  export_list="ALL,JAXCLIP_ROOT=$root,JAXCLIP_VENV=$environment"
-  export_list+=",JAXCLIP_PROCESSES_PER_NODE=$per_node,JAXCLIP_REQUEUE=$requeue"
-  export_list+="${port:+,JAXCLIP_PORT=$port}"
+  # By the environment: a value in --export could hold no comma.
+  settings=(
+    "JAXCLIP_ROOT=$root"
+    "JAXCLIP_VENV=$environment"
+    "JAXCLIP_PROCESSES_PER_NODE=$per_node"
+    "JAXCLIP_REQUEUE=$requeue"
+    "JAXCLIP_PORT=$port"
+  )
   local options=(
     --job-name="$name"
     --nodes="$nodes"
@@ -142,7 +145,7 @@ submit() {
     --output="$logs/%x-%j.log"
     --open-mode=append
     --signal=B:USR1@180
-    --export="$export_list"
+    --export=ALL
   )
   if [[ -n "$cpus" ]]; then
     need_number --cpus_per_node "$cpus"
@@ -151,7 +154,7 @@ submit() {
     options+=(--exclusive)
   fi
   if ((requeue == 1)); then options+=(--requeue); else options+=(--no-requeue); fi
-  run sbatch "${options[@]}" ${extra[@]+"${extra[@]}"} "$root/launch/slurm.sh" --batch \
+  run env "${settings[@]}" sbatch "${options[@]}" ${extra[@]+"${extra[@]}"} "$root/launch/slurm.sh" --batch \
     --config "$config" "$@"
 }
 

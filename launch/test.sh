@@ -4,6 +4,7 @@
 #   bash launch/test.sh                       everything but the tests marked slow
 #   bash launch/test.sh tests/optim -k zclip  only pytest, with these arguments
 #   bash launch/test.sh -m slow               the slow ones
+#   bash launch/test.sh --dry_run [...]       print the commands and run none
 #
 # Environment:
 #   PYTHON            the Python to make .venv with (3.11 or newer; default: looks for one)
@@ -16,11 +17,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/common.sh"
 cd "$root"
 
+DRY_RUN=0
 case "${1:-}" in
   -h | --help)
     usage
     exit 0
     ;;
+  --dry_run) DRY_RUN=1 && shift ;;
 esac
 
 environment=${JAXCLIP_VENV:-.venv}
@@ -28,7 +31,8 @@ ensure_environment "$environment" test 3.11
 bin=$environment/bin
 
 if (($# > 0)); then
-  exec "$bin/python" -m pytest "$@"
+  run "$bin/python" -m pytest "$@"
+  exit
 fi
 
 # Every check runs, whatever the ones before it said; what failed is repeated at the end.
@@ -36,8 +40,12 @@ failed=()
 check() {
   local name=$1
   shift
-  say "$name"
-  "$@" || failed+=("$name")
+  if [[ "$DRY_RUN" == 1 ]]; then
+    run "$@"
+  else
+    say "$name"
+    "$@" || failed+=("$name")
+  fi
 }
 check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .

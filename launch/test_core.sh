@@ -4,6 +4,7 @@
 #
 #   bash launch/test_core.sh                  the tests of the core
 #   bash launch/test_core.sh tests/optim -x   pytest with these arguments
+#   bash launch/test_core.sh --dry_run [...]  print the commands and run none
 #
 # Exits with 77 when the machine has no such Python.
 #
@@ -18,25 +19,28 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/common.sh"
 cd "$root"
 
+DRY_RUN=0
 case "${1:-}" in
   -h | --help)
     usage
     exit 0
     ;;
+  --dry_run) DRY_RUN=1 && shift ;;
 esac
 
 environment=${JAXCLIP_CORE_VENV:-.venv-core}
 find_python 3.12 >/dev/null || exit 77
 ensure_environment "$environment" test-core 3.12
 python=$environment/bin/python
-"$python" -c 'import sys, jax; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
+run "$python" -c 'import sys, jax; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
 
 if (($# > 0)); then
-  exec "$python" -m pytest "$@"
+  run "$python" -m pytest "$@"
+  exit
 fi
 workers=$(test_workers "$python")
 parallel=()
 if ((workers > 1)); then
   parallel=(--numprocesses "$workers" --dist loadfile)
 fi
-exec "$python" -m pytest ${parallel[@]+"${parallel[@]}"} tests/optim tests/losses tests/models
+run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} tests/optim tests/losses tests/models

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Runs a training on a Cloud TPU pod slice: gets it, ships this checkout, starts it, looks after it.
 #
-#   bash launch/tpu_pod.sh COMMAND [OPTIONS] [CONFIG --workdir gs://BUCKET/DIR [TRAIN OPTIONS ...]]
+#   bash launch/tpu_pod.sh COMMAND [OPTIONS] [CONFIG --workdir /mnt/jaxclip/DIR [TRAIN OPTIONS ...]]
 #
 #   bash launch/tpu_pod.sh up --name b16 --type v5litepod-256 --zone us-west4-a --spot \
-#       configs/clip_vit_b16.py --workdir gs://my-bucket/b16
+#       --mount gs://my-bucket configs/clip_vit_b16.py --workdir /mnt/jaxclip/b16
 #   bash launch/tpu_pod.sh logs --name b16 --zone us-west4-a
 #   bash launch/tpu_pod.sh watch ... the options and config of `up` ...
 #   bash launch/tpu_pod.sh delete --name b16 --zone us-west4-a
@@ -29,6 +29,8 @@
 #   --runtime VERSION    runtime version; default: the one for the type
 #   --queued             ask for it as a queued resource (needed for most large slices)
 #   --spot               preemptible and cheaper
+#   --mount SOURCE       what all workers share, mounted at /mnt/jaxclip when shipping: gs://BUCKET
+#                        (with gcsfuse) or HOST:/SHARE (NFS, Filestore). Workdir and data go there
 #   --extras EXTRAS      what to install (default: train,tpu)
 #   --worker N           for logs: which worker (default: 0)
 #   --poll SECONDS       default: 60
@@ -41,7 +43,7 @@ source "$root/launch/common.sh"
 
 name=${TPU_NAME:-} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
 runtime=${TPU_RUNTIME:-} queued=${TPU_QUEUED:-0} spot=${TPU_SPOT:-0} extras=${TPU_EXTRAS:-train,tpu}
-worker=0 poll=60 max_restarts=100 train=()
+mount=${TPU_MOUNT:-} worker=0 poll=60 max_restarts=100 train=()
 DRY_RUN=0
 
 read_options() {
@@ -64,6 +66,7 @@ read_options() {
       --zone) zone=$2 ;;
       --project) project=$2 ;;
       --runtime) runtime=$2 ;;
+      --mount) mount=$2 ;;
       --extras) extras=$2 ;;
       --worker) worker=$2 ;;
       --poll) poll=$2 ;;
@@ -157,20 +160,24 @@ ship() {
   git rev-parse --is-inside-work-tree >/dev/null 2>&1 || die "$root is no git checkout: cannot tell what to ship"
   if [[ "$DRY_RUN" == 1 ]]; then
     archive=jaxclip.tar.gz
-    echo "git ls-files --cached --others --exclude-standard | tar -czf $archive -T -"
+    echo "git ls-files -z --cached --others --exclude-standard | tar --null -czf $archive -T -"
   else
     archive=$(mktemp -d)/jaxclip.tar.gz
     # Files deleted but still tracked are left out.
-    git ls-files --cached --others --exclude-standard | while IFS= read -r file; do
-      if [[ -e "$file" ]]; then printf '%s\n' "$file"; fi
-    done | tar -czf "$archive" -T -
+    git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
+      if [[ -e "$file" ]]; then printf '%s\0' "$file"; fi
+    done | tar --null -czf "$archive" -T -
   fi
   # Code must not change under a training that runs.
   # shellcheck disable=SC2016
   on_workers all 'if [ -f jaxclip/launch/tpu_worker.sh ] && [ "$(bash jaxclip/launch/tpu_worker.sh status)" = running ]; then echo "a training is running: stop it first" >&2; exit 1; fi'
   run gcloud compute tpus tpu-vm scp "$archive" "$name:jaxclip.tar.gz" "${place[@]}" --worker=all
+  if [[ "$DRY_RUN" == 0 ]]; then rm -r "${archive%/*}"; fi
   # All but the environment goes first, so that a file deleted here is gone there.
   on_workers all "mkdir -p jaxclip && find jaxclip -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf jaxclip.tar.gz -C jaxclip && bash jaxclip/launch/tpu_worker.sh install $extras"
+  if [[ -n "$mount" ]]; then
+    on_workers all "bash jaxclip/launch/tpu_worker.sh mount $(quote "$mount")"
+  fi
 }
 
 need_config() {
@@ -179,11 +186,16 @@ need_config() {
   [[ "$config" != /* && -f "$root/$config" ]] ||
     die "no such config in the checkout: $config (its path is taken from $root, because that is what goes to the TPU)"
   case " ${train[*]:1} " in
-    *" --workdir gs://"* | *" --workdir=gs://"*) ;;
-    *" --workdir "* | *" --workdir="*)
-      say "warning: the workdir is not on gs://; each worker has a disk of its own, lost with the TPU"
+    *" --workdir gs://"* | *" --workdir=gs://"*)
+      die "a workdir is a folder: mount the bucket (--mount gs://BUCKET) and name /mnt/jaxclip/DIR"
       ;;
-    *) die "no --workdir given after the config: the training carries on from it, name a folder on gs://" ;;
+    *" --workdir /mnt/jaxclip/"* | *" --workdir=/mnt/jaxclip/"*)
+      [[ -n "$mount" ]] || die "--workdir is in /mnt/jaxclip, but no --mount says what that is"
+      ;;
+    *" --workdir "* | *" --workdir="*)
+      say "warning: the workdir is not in /mnt/jaxclip; unless all workers share it some other way, checkpoints are lost with the TPU"
+      ;;
+    *) die "no --workdir given after the config, for example --workdir /mnt/jaxclip/run1" ;;
   esac
 }
 
@@ -235,8 +247,13 @@ watch() {
         say "finished"
         return 0
         ;;
-      # Asked to stop: by a preemption, which the next look will show, or by the user.
-      READY:running | "READY:exited stopped") crashes=0 ;;
+      READY:running) crashes=0 ;;
+      READY:stopped)
+        say "stopped by hand (tpu_pod.sh stop); tpu_pod.sh run goes on"
+        return 0
+        ;;
+      # Failed, or told to stop by the machine (status 143): where that is the beginning of a
+      # preemption the attempt fails, and the next look shows the preemption.
       READY:exited* | "READY:never started")
         crashes=$((crashes + 1))
         if ((crashes > 3)); then die "failed $crashes times in a row; bash launch/tpu_pod.sh logs"; fi
@@ -269,6 +286,8 @@ arguments=("$@")
 read_options "$@"
 [[ -n "$name" ]] || die "no --name given (or TPU_NAME)"
 [[ -n "$zone" ]] || die "no --zone given (or TPU_ZONE)"
+[[ -z "$mount" || "$mount" == gs://?* || "$mount" == ?*:/?* ]] ||
+  die "--mount=$mount is neither gs://BUCKET nor HOST:/SHARE"
 need_number --poll "$poll"
 need_number --max_restarts "$max_restarts"
 need gcloud "install the Google Cloud CLI and run: gcloud auth login"
