@@ -7,7 +7,8 @@ SHA-512); ``--fetch`` gets the missing ones with ``npm pack``. Needs the package
 ``jaxclip[train]`` and resvg-py.
 
 The result is a function of the packages, of this code and of the versions of resvg-py and Pillow:
-built again, it is the same byte for byte. Sources and licences are in ATTRIBUTION.md.
+built again, every record is the same (TFDS writes the features of a record in any order, so the
+TFRecord files need not be). Sources and licences are in ATTRIBUTION.md.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ _ALIKE = 0.04
 
 _DESCRIPTION = (
     "Pictures of emoji in three styles (Noto, Twemoji, Fluent) with captions made of CLDR names "
-    "and keywords. train: Noto and Twemoji; test_style: Fluent pictures of ideas of train; "
-    "test_concept: ideas that are in no other split, in all styles. Sources and licences: "
+    "and keywords. train: Noto and Twemoji; test_style: Fluent pictures of ideas that are in "
+    "train; test_concept: ideas that are in no other split, in all styles. Sources and licences: "
     "ATTRIBUTION.md in the package jaxclip.data.emoji."
 )
 
