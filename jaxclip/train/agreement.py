@@ -23,6 +23,13 @@ def broadcast_steps(steps: list[int]) -> set[int]:
     return {int(step) for step in broadcast(padded)} if count else set()
 
 
+def total(count: int) -> int:
+    """The sum of a number over all processes."""
+    if jax.process_count() == 1:
+        return count
+    return int(np.sum(multihost_utils.process_allgather(np.asarray(count))))
+
+
 def all_agree(flag: bool) -> bool:
     """Whether the flag is set on every process."""
     if jax.process_count() == 1:

@@ -14,7 +14,7 @@ import jax
 
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import environment, names, setup
+from jaxclip.train import agreement, environment, names, setup
 from jaxclip.train import report as report_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -177,7 +177,7 @@ class _Run:
         """Fetch, write and show the metrics of the steps since the last flush.
 
         Args:
-          unusable: number of records that could not be used so far, by reason.
+          unusable: number of records that this process could not use so far, by reason.
         """
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
         self.pending.clear()
@@ -185,11 +185,15 @@ class _Run:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
         step, last = fetched[-1]
         speed = self.progress.update(fetched)
-        self.writer.write(step, {**speed, "unusable_records": sum(unusable.values())})
-        if sum(unusable.values()) > self.unusable:
-            self.unusable = sum(unusable.values())
+        count = agreement.total(sum(unusable.values()))
+        self.writer.write(step, {**speed, "unusable_records": count})
+        if count > self.unusable:
+            self.unusable = count
             reasons = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
-            self.progress.message(f"  records replaced because they can't be used: {reasons}")
+            where = "" if jax.process_count() == 1 else f" ({count} on all hosts)"
+            self.progress.message(
+                f"  records replaced because they can't be used{where}: {reasons or 'none here'}"
+            )
         streak, limit = int(last["nonfinite_streak"]), self.config["max_consecutive_nonfinite"]
         if streak >= limit:
             raise NonFiniteError(
