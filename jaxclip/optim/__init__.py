@@ -18,7 +18,9 @@ from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.config import from_config
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.monitor import monitor
+from jaxclip.optim.spam import scale_by_spam, spam
 from jaxclip.optim.stable_adamw import scale_by_stable_adam, stable_adamw
+from jaxclip.optim.stable_spam import scale_by_stable_spam, stable_spam
 from jaxclip.optim.zclip import zclip
 
 __all__ = [
@@ -31,8 +33,12 @@ __all__ = [
     "learning_rate_schedule",
     "median_clip",
     "monitor",
+    "scale_by_spam",
     "scale_by_stable_adam",
+    "scale_by_stable_spam",
+    "spam",
     "stable_adamw",
+    "stable_spam",
     "tensor_names",
     "zclip",
 ]

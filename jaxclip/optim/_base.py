@@ -190,6 +190,30 @@ def static_integer(name: str, value: Any, low: int) -> int:
     return integer
 
 
+def static_number(name: str, value: Any, **limits: float) -> float:
+    """An argument that sets a shape, as a float.
+
+    Args:
+      name: ``"transformation.argument"``, for the message.
+      value: the argument.
+      **limits: as for :func:`check_number`.
+
+    Raises:
+      TypeError: it is no number, or a traced one.
+      ValueError: it is out of range.
+    """
+    try:
+        number = float(value)
+    except (TypeError, jax.errors.JAXTypeError) as error:
+        argument = name.rpartition(".")[2]
+        raise TypeError(
+            f"{name}={value!r} must be a number known when tracing; within "
+            f"optax.inject_hyperparams pass static_args={argument!r}"
+        ) from error
+    check_number(name, number, **limits)
+    return number
+
+
 def tensor_norms(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``."""
     return _roots([_square_sum(leaf, dtype) for leaf in leaves], leaves, dtype)
@@ -289,6 +313,12 @@ def rescale(leaf: jax.Array, factor: jax.Array, keep: jax.Array) -> jax.Array:
       keep: bool scalar. A multiplication by zero would not do: NaN times zero is NaN.
     """
     return jnp.where(keep, leaf * factor, 0).astype(leaf.dtype)
+
+
+def zeros_like_wide(leaf: Any) -> jax.Array:
+    """Zeros like a parameter, at least float32: half precision would lose small steps."""
+    leaf = jnp.asarray(leaf)
+    return jnp.zeros_like(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def increment_where(count: jax.Array, condition: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ The second may not: with 8 bits of mantissa, ``v + 0.001 * (g² - v)`` is ``v``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,19 +48,52 @@ def squarable(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.clip(leaf.astype(dtype), -bound, bound)
 
 
-def keep_or_nan(value: jax.Array, leaf: jax.Array) -> jax.Array:
-    """A value an element, NaN where the element is not finite: a reduction then shows it."""
-    return jnp.where(jnp.isfinite(leaf), value, jnp.nan)
-
-
 def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array) -> jax.Array:
     """Adam's ``mu / (sqrt(nu) + eps)``; zero, not NaN, without a gradient so far and eps = 0."""
     return _base.safe_divide(mu, jnp.sqrt(nu) + eps, 0.0)
 
 
-def select(keep: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """The new moment, or the old one unless ``keep``, in the old one's dtype."""
-    return jnp.where(keep, new.astype(old.dtype), old)
+def add(update: jax.Array, decay: jax.Array | None) -> jax.Array:
+    """The update with its weight decay, if there is any."""
+    return update if decay is None else update + decay
+
+
+class Step(NamedTuple):
+    """One tensor's update, its new moments, and the norm that was looked at."""
+
+    update: jax.Array
+    mu: jax.Array
+    nu: jax.Array
+    norm: jax.Array
+
+
+def finish(
+    update: jax.Array,
+    m: jax.Array,
+    v: jax.Array,
+    norm: jax.Array,
+    leaf: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+) -> Step:
+    """The step in the dtypes of gradient and moments, or nothing done if ``norm`` is not finite.
+
+    Args:
+      update: the direction, weight decay included.
+      m: the new first moment.
+      v: the new second moment.
+      norm: scalar.
+      leaf: the gradient.
+      mu: the old first moment.
+      nu: the old second moment.
+    """
+    keep = jnp.isfinite(norm)
+    return Step(
+        jnp.where(keep, update, 0).astype(leaf.dtype),
+        jnp.where(keep, m.astype(mu.dtype), mu),
+        jnp.where(keep, v.astype(nu.dtype), nu),
+        norm,
+    )
 
 
 def decay_terms(

@@ -92,11 +92,8 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
         finite = jnp.isfinite(largest)
         fresh = _base.complement(theta, state.count, dtype)
         seen = state.count + 1 - state.nonfinite_count
-        # As a step towards the new value, so that large values do not overflow.
-        maximum = state.maximum + fresh * (largest - state.maximum)
-        bound = maximum / _base.bias_correction(fresh, seen)
+        maximum, bound = average_maximum(state.maximum, largest, fresh, seen)
         clipped = largest > bound
-        factor = jnp.where(clipped, _base.safe_divide(bound, largest, 1.0), 1.0).astype(dtype)
         new_state = AdaclipState(
             count=optax.safe_increment(state.count),
             maximum=jnp.where(finite, maximum, state.maximum),
@@ -105,15 +102,41 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
             clipped=clipped | ~finite,
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
-        out = [_scale_above(leaf, bound[i], factor[i], finite[i]) for i, leaf in enumerate(leaves)]
+        out = [
+            jnp.where(finite[i], scale_above(leaf, largest[i], bound[i]), 0).astype(leaf.dtype)
+            for i, leaf in enumerate(leaves)
+        ]
         return jax.tree.unflatten(treedef, out), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _scale_above(
-    leaf: jax.Array, bound: jax.Array, factor: jax.Array, keep: jax.Array
-) -> jax.Array:
-    """Elements above the bound times the factor, the others as they are; zero unless ``keep``."""
-    scaled = jnp.where(jnp.abs(leaf) > bound, leaf * factor, leaf)
-    return jnp.where(keep, scaled, 0).astype(leaf.dtype)
+def average_maximum(
+    maximum: jax.Array, largest: jax.Array, fresh: jax.Array, seen: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """M after one more value, and M̂.
+
+    Args:
+      maximum: M before.
+      largest: s, the value.
+      fresh: 1 - θ.
+      seen: number of values, this one included.
+    """
+    # As a step towards the new value, so that large values do not overflow.
+    maximum = maximum + fresh * (largest - maximum)
+    return maximum, maximum / _base.bias_correction(fresh, seen)
+
+
+def scale_above(leaf: jax.Array, largest: jax.Array, bound: jax.Array) -> jax.Array:
+    """Elements above the bound times ``bound / largest``, the others as they are.
+
+    Args:
+      leaf: tensor.
+      largest: its largest absolute value.
+      bound: M̂.
+
+    Returns:
+      The tensor, in the bound's precision if that is higher.
+    """
+    factor = jnp.where(largest > bound, _base.safe_divide(bound, largest, 1.0), 1.0)
+    return jnp.where(jnp.abs(leaf) > bound, leaf * factor.astype(bound.dtype), leaf)

@@ -104,16 +104,16 @@ def adagn(
         dtype = state.norm.dtype
         norms = _base.tensor_norms(leaves, dtype)
         finite = jnp.isfinite(norms)
-        fed = jnp.minimum(norms, _base.LARGEST_SQUARABLE)
-        fresh1 = _base.complement(gamma1, state.count, dtype)
-        fresh2 = _base.complement(gamma2, state.count, dtype)
         seen = state.count + 1 - state.nonfinite_count
-        first = state.first + fresh1 * (fed - state.first)
-        second = state.second + fresh2 * (jnp.square(fed) - state.second)
-        mean = first / _base.bias_correction(fresh1, seen)
-        root = jnp.sqrt(second / _base.bias_correction(fresh2, seen))
-        # Without a gradient so far, and eps = 0, this is 0 / 0.
-        target = _base.safe_divide(mean, root + _base.hyperparameter(eps, state.count, dtype), 0.0)
+        first, second, target = average_norms(
+            state.first,
+            state.second,
+            norms,
+            _base.complement(gamma1, state.count, dtype),
+            _base.complement(gamma2, state.count, dtype),
+            _base.hyperparameter(eps, state.count, dtype),
+            seen,
+        )
         new_state = AdagnState(
             count=optax.safe_increment(state.count),
             first=jnp.where(finite, first, state.first),
@@ -123,13 +123,37 @@ def adagn(
             clipped=(norms > target) | ~finite,
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
-        out = [_set_norm(g, norms[i], target[i], finite[i]) for i, g in enumerate(leaves)]
+        factor = _base.safe_divide(target, norms, 0.0).astype(dtype)
+        out = [_base.rescale(leaf, factor[i], finite[i]) for i, leaf in enumerate(leaves)]
         return jax.tree.unflatten(treedef, out), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _set_norm(leaf: jax.Array, norm: jax.Array, target: jax.Array, keep: jax.Array) -> jax.Array:
-    """The tensor with the norm ``target``; zero if its norm is zero or unless ``keep``."""
-    factor = _base.safe_divide(target, norm, 0.0).astype(norm.dtype)
-    return _base.rescale(leaf, factor, keep)
+def average_norms(
+    first: jax.Array,
+    second: jax.Array,
+    norms: jax.Array,
+    fresh1: jax.Array,
+    fresh2: jax.Array,
+    eps: jax.Array,
+    seen: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """a and b after one more norm, and the norm that the tensor gets.
+
+    Args:
+      first: a before.
+      second: b before.
+      norms: n, the norm.
+      fresh1: 1 - gamma1.
+      fresh2: 1 - gamma2.
+      eps: ε.
+      seen: number of norms, this one included.
+    """
+    fed = jnp.minimum(norms, _base.LARGEST_SQUARABLE)
+    first = first + fresh1 * (fed - first)
+    second = second + fresh2 * (jnp.square(fed) - second)
+    mean = first / _base.bias_correction(fresh1, seen)
+    root = jnp.sqrt(second / _base.bias_correction(fresh2, seen))
+    # Without a gradient so far, and eps = 0, this is 0 / 0.
+    return first, second, _base.safe_divide(mean, root + eps, 0.0)

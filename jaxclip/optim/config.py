@@ -26,7 +26,9 @@ from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.median_clip import median_clip
+from jaxclip.optim.spam import spam
 from jaxclip.optim.stable_adamw import stable_adamw
+from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -71,7 +73,9 @@ OPTIMIZERS: dict[str, Factory] = {
     "rmsprop": optax.rmsprop,
     "sgd": optax.sgd,
     "sign_sgd": optax.sign_sgd,
+    "spam": spam,
     "stable_adamw": stable_adamw,
+    "stable_spam": stable_spam,
     "yogi": optax.yogi,
 }
 

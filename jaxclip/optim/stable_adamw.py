@@ -187,38 +187,32 @@ def _stable_adam(
         weight2 = fresh2 / _base.bias_correction(fresh2, clock)
         small = _base.hyperparameter(eps, state.count, dtype)
 
-        moments, rms = [], []
-        old = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
-        for i, (leaf, (mu, nu)) in enumerate(zip(leaves, old, strict=True)):
+        def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
             gradient = _moments.squarable(leaf, dtype)
             square = jnp.square(gradient)
-            new_mu = mu.astype(dtype) + weight1[i] * (gradient - mu.astype(dtype))
-            new_nu = nu.astype(dtype) + weight2[i] * (square - nu.astype(dtype))
-            ratio = _base.safe_divide(square, jnp.maximum(new_nu, jnp.square(small)), 0.0)
-            total = jnp.sum(_moments.keep_or_nan(ratio, leaf))
-            rms.append(jnp.sqrt(total / max(leaf.size, 1)))
-            moments.append((mu, nu, new_mu, new_nu))
+            m = mu.astype(dtype) + weight1[i] * (gradient - mu.astype(dtype))
+            v = nu.astype(dtype) + weight2[i] * (square - nu.astype(dtype))
+            ratio = _base.safe_divide(square, jnp.maximum(v, jnp.square(small)), 0.0)
+            # NaN if any element is NaN or infinite.
+            total = jnp.sum(jnp.where(jnp.isfinite(leaf), ratio, jnp.nan))
+            rms = jnp.sqrt(total / max(leaf.size, 1))
+            update = _moments.add(_moments.direction(m, v, small), decays[i])
+            update = update / jnp.maximum(rms, 1.0)
+            return _moments.finish(update, m, v, rms, leaf, mu, nu)
 
-        norm = jnp.stack(rms) if rms else state.norm
+        moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
+        steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
+        norm = jnp.stack([s.norm for s in steps]) if steps else state.norm
         finite = jnp.isfinite(norm)
-        shorten = 1 / jnp.maximum(norm, 1.0)
-        out, mus, nus = [], [], []
-        for i, (mu, nu, new_mu, new_nu) in enumerate(moments):
-            step = _moments.direction(new_mu, new_nu, small)
-            decay = decays[i]
-            step = step if decay is None else step + decay
-            out.append(_base.rescale(step, shorten[i], finite[i]).astype(leaves[i].dtype))
-            mus.append(_moments.select(finite[i], new_mu, mu))
-            nus.append(_moments.select(finite[i], new_nu, nu))
         new_state = StableAdamState(
             count=optax.safe_increment(state.count),
-            mu=jax.tree.unflatten(treedef, mus),
-            nu=jax.tree.unflatten(treedef, nus),
+            mu=jax.tree.unflatten(treedef, [s.mu for s in steps]),
+            nu=jax.tree.unflatten(treedef, [s.nu for s in steps]),
             norm=norm,
             threshold=jnp.where(finite, jnp.ones_like(norm), state.threshold),
             clipped=~(norm <= 1),
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
-        return jax.tree.unflatten(treedef, out), new_state
+        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,83 @@
+"""A random fraction of a tensor's elements, drawn anew from a key whenever it is needed.
+
+``kept`` of every ``group`` consecutive elements along the last axis: those at
+``(offset + floor(i * group / kept)) mod group`` for ``i < kept``, with an offset drawn for each
+group. So every element is chosen with the same probability, the number of chosen ones is fixed (jit
+needs that), nothing but the key need be kept, and on a sharded tensor each device draws and moves
+its own part only. A choice without this structure would have to store an index for each chosen
+element, and to gather the tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fractions
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Groups no larger than this: each chosen element costs one comparison for each in its group.
+LARGEST_GROUP = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """``kept`` of every ``group`` elements."""
+
+    kept: int
+    group: int
+
+    @classmethod
+    def of(cls, density: float) -> Sampling:
+        """The nearest fraction with a group of at most :data:`LARGEST_GROUP`, but not zero."""
+        fraction = fractions.Fraction(density).limit_denominator(LARGEST_GROUP)
+        fraction = max(fraction, fractions.Fraction(1, LARGEST_GROUP))
+        return cls(fraction.numerator, fraction.denominator)
+
+    def applies(self, shape: tuple[int, ...]) -> bool:
+        """Whether a tensor is a matrix (or has more axes), and has something to leave out."""
+        return len(shape) >= 2 and self.shape(shape)[-1] < shape[-1]
+
+    def groups(self, length: int) -> int:
+        """Number of groups on an axis, of which the last may be cut short."""
+        return -(-length // self.group)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the chosen elements of a tensor."""
+        return (*shape[:-1], self.groups(shape[-1]) * self.kept)
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Which elements of a tensor: bool[..., groups, kept, group], one true in each last axis.
+
+        Args:
+          key: a typed PRNG key.
+          shape: of the tensor.
+        """
+        size = (*shape[:-1], self.groups(shape[-1]))
+        # The same choice with and without float64 enabled.
+        offsets = jax.random.randint(key, size, 0, self.group, jnp.int32)
+        steps = np.arange(self.kept) * self.group // self.kept
+        places = (offsets[..., None] + steps) % self.group
+        return places[..., None] == np.arange(self.group)
+
+    def take(self, tensor: jax.Array, chosen: jax.Array) -> jax.Array:
+        """The chosen elements, in the order of the tensor's axes, zero beyond its end."""
+        length = tensor.shape[-1]
+        beyond = self.groups(length) * self.group - length
+        padded = jnp.pad(tensor, [(0, 0)] * (tensor.ndim - 1) + [(0, beyond)])
+        grouped = padded.reshape(*tensor.shape[:-1], self.groups(length), 1, self.group)
+        taken = jnp.sum(jnp.where(chosen, grouped, 0), axis=-1, dtype=tensor.dtype)
+        return taken.reshape(self.shape(tensor.shape))
+
+    def put(self, taken: jax.Array, chosen: jax.Array, length: int) -> jax.Array:
+        """The chosen elements at their places in a tensor that is zero elsewhere.
+
+        Args:
+          taken: from :meth:`take`.
+          chosen: from :meth:`draw`.
+          length: of the tensor's last axis.
+        """
+        grouped = taken.reshape(*taken.shape[:-1], self.groups(length), self.kept, 1)
+        places = jnp.sum(jnp.where(chosen, grouped, 0), axis=-2, dtype=taken.dtype)
+        return places.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]

@@ -1,0 +1,313 @@
+"""Stable-SPAM: Adam on gradients whose elements and norms are held near their own averages."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.optim import _base, _moments
+from jaxclip.optim.adaclip import average_maximum, scale_above
+from jaxclip.optim.adagn import average_norms
+
+
+class StableSpamState(NamedTuple):
+    """State of :func:`scale_by_stable_spam`; vectors have one entry a tensor.
+
+    Attributes:
+      count: int32 scalar, number of updates.
+      mu: first moment m, a tree like the parameters.
+      nu: second moment v, a tree like the parameters.
+      maximum: average M of the largest absolute values, not bias-corrected.
+      first: average a of the norms, not bias-corrected.
+      second: average b of the squared norms, not bias-corrected.
+      norm: largest absolute value seen in the last step, s.
+      threshold: M̂ of the last step.
+      clipped: bool, was any element above M̂.
+      nonfinite_count: int32, number of updates with a NaN or infinite element.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
+    mu: Any
+    nu: Any
+    maximum: jax.Array
+    first: jax.Array
+    second: jax.Array
+    norm: jax.Array
+    threshold: jax.Array
+    clipped: jax.Array
+    nonfinite_count: jax.Array
+
+
+def scale_by_stable_spam(
+    b1: _base.Hyperparameter = 0.9,
+    b2: _base.Hyperparameter = 0.999,
+    eps: _base.Hyperparameter = 1e-8,
+    theta: _base.Hyperparameter = 0.999,
+    gamma1: _base.Hyperparameter = 0.7,
+    gamma2: _base.Hyperparameter = 0.9,
+    reset_interval: int | jax.Array = 1000,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    r"""The direction of :func:`stable_spam`, without learning rate and weight decay.
+
+    .. math::
+
+      u = \frac{\hat m}{\sqrt{\hat v} + \epsilon}
+
+    with the moments explained there.
+
+    State: two copies of the parameters, three numbers a tensor and the report. Cost: two reductions
+    a tensor.
+
+    Args:
+      b1: β1, decay of the first moment.
+      b2: β2, decay of the second moment.
+      eps: ε, added to the root of the second moment and to that of b.
+      theta: θ, decay of the average of largest elements.
+      gamma1: decay of the average norm.
+      gamma2: decay of the average squared norm.
+      reset_interval: ΔT, number of updates between resets of the moments.
+      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
+
+    Returns:
+      An ``optax.GradientTransformation`` with state :class:`StableSpamState`.
+
+    Raises:
+      ValueError: a number out of its range.
+      TypeError: from ``init``, a complex parameter.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jaxclip import optim
+      >>> tx = optax.chain(optim.scale_by_stable_spam(), optax.scale(-1e-3))
+      >>> params = {"w": jnp.ones(2)}
+      >>> updates, state = tx.update({"w": jnp.asarray([3.0, -4.0])}, tx.init(params), params)
+      >>> [round(float(u), 6) for u in updates["w"]]
+      [-0.001, 0.001]
+
+    References:
+      Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
+      <https://arxiv.org/abs/2502.17055>`_, 2025.
+    """
+    return _stable_spam(
+        "scale_by_stable_spam", b1, b2, eps, theta, gamma1, gamma2, reset_interval, mu_dtype
+    )
+
+
+def stable_spam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: _base.Hyperparameter = 0.9,
+    b2: _base.Hyperparameter = 0.999,
+    eps: _base.Hyperparameter = 1e-8,
+    weight_decay: _base.Hyperparameter = 0.0,
+    mask: _moments.Mask = None,
+    theta: _base.Hyperparameter = 0.999,
+    gamma1: _base.Hyperparameter = 0.7,
+    gamma2: _base.Hyperparameter = 0.9,
+    reset_interval: int | jax.Array = 1000,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformation:
+    r"""Adam with adaptive element clipping, adaptive norms and momentum reset.
+
+    For every tensor, t being the number of its updates (from 1) and r that since the last reset,
+    its own update included:
+
+    1. AdaClip (:func:`jaxclip.optim.adaclip`): with :math:`s = \max |g|`,
+
+       .. math::
+
+         M \leftarrow \theta M + (1 - \theta) s, \quad \hat M = M / (1 - \theta^t), \quad
+         g_j \leftarrow g_j \hat M / s \text{ where } |g_j| > \hat M.
+
+    2. AdaGN (:func:`jaxclip.optim.adagn`): with :math:`n = \|g\|`,
+
+       .. math::
+
+         a \leftarrow \gamma_1 a + (1 - \gamma_1) n, \quad
+         b \leftarrow \gamma_2 b + (1 - \gamma_2) n^2, \quad
+         g \leftarrow \frac{g}{n} \cdot
+           \frac{a / (1 - \gamma_1^t)}{\sqrt{b / (1 - \gamma_2^t)} + \epsilon};
+
+       where n = 0 the averages move and g stays zero.
+    3. MoRet: if t is a multiple of :math:`\Delta T`, m and v become zero and r starts again.
+    4. Adam:
+
+       .. math::
+
+         m &\leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+         v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
+         p &\leftarrow p (1 - \mathrm{lr}\, \lambda) - \mathrm{lr}
+           \frac{m / (1 - \beta_1^r)}{\sqrt{v / (1 - \beta_2^r)} + \epsilon}.
+
+    This is the paper's rule. In the authors' code the count that a reset restarts (r) also corrects
+    M, a and b, whose sums are not restarted: straight after a reset :math:`\hat M` is inflated by
+    about :math:`1 / (1 - \theta)`, and AdaClip is off for hundreds of updates. Here M, a and b keep
+    a count of their own (t). Neither is the optional cosine decay of the code's betas here.
+
+    The gradient's scale is lost (step 2): a scalar, such as CLIP's ``logit_scale``, becomes its
+    sign times about one. That suits Adam, but to let the size of its gradient count, give it
+    another optimizer with ``optax.partition``.
+
+    A tensor with a NaN or infinite gradient element is skipped: no update (and no weight decay),
+    and its moments, averages and counts (t and r) stand still. Norms above 1e17 enter the averages
+    as 1e17, for their squares to stay in float32.
+
+    State: two copies of the parameters, three numbers a tensor and the report. Cost: two reductions
+    a tensor, since the norm is that of the clipped tensor, whose bound is a maximum.
+
+    Args:
+      learning_rate: a number, an array or a schedule.
+      b1: β1, decay of the first moment.
+      b2: β2, decay of the second moment.
+      eps: ε, added to the root of the second moment and to that of b.
+      weight_decay: λ, decoupled.
+      mask: which parameters decay: a tree of bools, a prefix of one, or a function from parameters
+        to it; ``None`` for all.
+      theta: θ, decay of the average of largest elements (``gamma3`` in the authors' code).
+      gamma1: decay of the average norm.
+      gamma2: decay of the average squared norm.
+      reset_interval: ΔT, number of updates between resets of the moments.
+      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
+
+    Returns:
+      An ``optax.GradientTransformation``; the first element of its state is a
+      :class:`StableSpamState`, whose ``norm`` and ``threshold`` are s and M̂ of AdaClip.
+
+    Raises:
+      ValueError: a number out of its range.
+      TypeError: from ``init``, a complex parameter.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jaxclip import optim
+      >>> tx = optim.stable_spam(1e-3, theta=0.5)
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> for size in (1.0, 4.0):
+      ...     _, state = tx.update({"w": jnp.asarray([size, 0.5])}, state, params)
+      >>> state[0].norm.tolist(), state[0].threshold.tolist(), state[0].clipped.tolist()
+      ([4.0], [3.0], [True])
+
+    References:
+      Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
+      <https://arxiv.org/abs/2502.17055>`_, 2025.
+    """
+    core = _stable_spam(
+        "stable_spam",
+        b1,
+        b2,
+        eps,
+        theta,
+        gamma1,
+        gamma2,
+        reset_interval,
+        mu_dtype,
+        weight_decay,
+        mask,
+    )
+    return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
+
+
+def _stable_spam(
+    name: str,
+    b1: _base.Hyperparameter,
+    b2: _base.Hyperparameter,
+    eps: _base.Hyperparameter,
+    theta: _base.Hyperparameter,
+    gamma1: _base.Hyperparameter,
+    gamma2: _base.Hyperparameter,
+    reset_interval: int | jax.Array,
+    mu_dtype: Any,
+    weight_decay: _base.Hyperparameter = 0.0,
+    mask: _moments.Mask = None,
+) -> optax.GradientTransformation:
+    """Everything but the learning rate."""
+    decay_rates = {"b1": b1, "b2": b2, "theta": theta, "gamma1": gamma1, "gamma2": gamma2}
+    for argument, value in decay_rates.items():
+        _base.check_number(f"{name}.{argument}", value, 0, below=1)
+    _base.check_number(f"{name}.eps", eps, 0)
+    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
+    _base.check_number(f"{name}.reset_interval", reset_interval, 1)
+
+    def init_fn(params: Any) -> StableSpamState:
+        dtype = _base.statistics_dtype(params)
+        shape = (len(jax.tree.leaves(params)),)
+        return StableSpamState(
+            count=jnp.zeros((), jnp.int32),
+            mu=jax.tree.map(lambda leaf: _moments.zeros(leaf, mu_dtype), params),
+            nu=jax.tree.map(_moments.zeros, params),
+            maximum=jnp.zeros(shape, dtype),
+            first=jnp.zeros(shape, dtype),
+            second=jnp.zeros(shape, dtype),
+            **_base.initial_report(shape, dtype),
+        )
+
+    def update_fn(
+        updates: Any, state: StableSpamState, params: Any = None
+    ) -> tuple[Any, StableSpamState]:
+        leaves, treedef = _base.flatten(updates, state.norm.size)
+        count, dtype = state.count, state.norm.dtype
+        decays = _moments.decay_terms(weight_decay, mask, params, leaves, count, dtype)
+        fresh = {key: _base.complement(h, count, dtype) for key, h in decay_rates.items()}
+        small = _base.hyperparameter(eps, count, dtype)
+        clock = count + 1 - state.nonfinite_count
+
+        largest = _base.tensor_maxima(leaves, dtype)
+        finite = jnp.isfinite(largest)
+        maximum, bound = average_maximum(state.maximum, largest, fresh["theta"], clock)
+        scaled = [
+            scale_above(leaf.astype(dtype), largest[i], bound[i]) for i, leaf in enumerate(leaves)
+        ]
+        norms = _norms(scaled, jnp.minimum(largest, bound))
+        first, second, target = average_norms(
+            state.first, state.second, norms, fresh["gamma1"], fresh["gamma2"], small, clock
+        )
+        factor = _base.safe_divide(target, norms, 0.0)
+
+        # inject_hyperparams makes floats of integers.
+        interval = jnp.asarray(reset_interval).astype(jnp.int32)
+        reset = clock % interval == 0
+        since = jnp.where(clock < interval, clock, clock % interval + 1)
+        correction1 = _base.bias_correction(fresh["b1"], since)
+        correction2 = _base.bias_correction(fresh["b2"], since)
+
+        def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
+            gradient = scaled[i] * factor[i]
+            m, v = (jnp.where(reset[i], 0, old.astype(dtype)) for old in (mu, nu))
+            m = m + fresh["b1"] * (gradient - m)
+            v = v + fresh["b2"] * (jnp.square(gradient) - v)
+            update = _moments.direction(m / correction1[i], v / correction2[i], small)
+            update = _moments.add(update, decays[i])
+            return _moments.finish(update, m, v, largest[i], leaf, mu, nu)
+
+        moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
+        steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
+        new_state = StableSpamState(
+            count=optax.safe_increment(count),
+            mu=jax.tree.unflatten(treedef, [s.mu for s in steps]),
+            nu=jax.tree.unflatten(treedef, [s.nu for s in steps]),
+            maximum=jnp.where(finite, maximum, state.maximum),
+            first=jnp.where(finite, first, state.first),
+            second=jnp.where(finite, second, state.second),
+            norm=largest,
+            threshold=jnp.where(finite, bound, state.threshold),
+            clipped=(largest > bound) | ~finite,
+            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        )
+        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _norms(leaves: list[jax.Array], largest: jax.Array) -> jax.Array:
+    """L2 norms of tensors with elements of at most ``largest``, ``[num_tensors]``.
+
+    Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
+    squares overflowed it needs no copy of the scaled tensors in memory.
+    """
+    safe = jnp.where(largest > 0, largest, 1)
+    sums = [jnp.sum(jnp.square(leaf / safe[i])) for i, leaf in enumerate(leaves)]
+    return safe * jnp.sqrt(jnp.stack(sums)) if sums else largest
