@@ -15,6 +15,7 @@ from jaxclip.optim.adagc import adagc
 from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
+from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
 from jaxclip.optim.config import from_config
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.monitor import monitor
@@ -29,6 +30,7 @@ __all__ = [
     "adagn",
     "autoclip",
     "clip_by_coordinate",
+    "clip_radagrad_d",
     "from_config",
     "learning_rate_schedule",
     "median_clip",

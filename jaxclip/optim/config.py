@@ -25,6 +25,7 @@ from jaxclip.optim.adagc import adagc
 from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
+from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.spam import spam
 from jaxclip.optim.stable_adamw import stable_adamw
@@ -63,6 +64,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "adan": optax.adan,
     "ademamix": optax.contrib.ademamix,
     "amsgrad": optax.amsgrad,
+    "clip_radagrad_d": clip_radagrad_d,
     "lamb": optax.lamb,
     "lars": optax.lars,
     "lion": optax.lion,

@@ -1,0 +1,248 @@
+"""Clip-RAdaGradD: AdaGrad (or Adam) on clipped gradients, which divides before it accumulates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.optim import _base, _moments
+
+KINDS = ("coordinate", "norm")
+
+
+class ClipRadagradDState(NamedTuple):
+    """State of :func:`clip_radagrad_d`.
+
+    The report holds scalars for ``kind="norm"`` and one entry a tensor for ``kind="coordinate"``.
+
+    Attributes:
+      count: int32 scalar, number of updates.
+      mu: first moment, a tree like the parameters; ``None`` without momentum.
+      accumulator: b², a scalar for ``kind="norm"``, a tree like the parameters for
+        ``kind="coordinate"``.
+      norm: L2 norm of all gradients, or largest absolute value of each tensor, in the last step.
+      threshold: ``clip`` of the last step.
+      clipped: bool, was anything clipped.
+      nonfinite_count: int32, number of updates with a NaN or infinite norm.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
+    mu: Any
+    accumulator: Any
+    norm: jax.Array
+    threshold: jax.Array
+    clipped: jax.Array
+    nonfinite_count: jax.Array
+
+
+def clip_radagrad_d(
+    learning_rate: optax.ScalarOrSchedule,
+    clip: _base.Hyperparameter = 1.0,
+    eps: _base.Hyperparameter = 1e-8,
+    delay: bool = True,
+    kind: str = "coordinate",
+    *,
+    eta: _base.Hyperparameter = 1.0,
+    initial_accumulator: _base.Hyperparameter = 1e-4,
+    b1: _base.Hyperparameter | None = None,
+    b2: _base.Hyperparameter | None = None,
+) -> optax.GradientTransformation:
+    r"""AdaGrad with clipping, re-weighting and delay, proven for heavy-tailed noise.
+
+    With :math:`\hat g` the clipped gradient and b² starting at ``initial_accumulator``,
+
+    .. math::
+
+      p_{t+1} = p_t - \mathrm{lr} \frac{\hat g_t}{b_t + \epsilon}, \qquad
+      b_{t+1}^2 = b_t^2 + \eta\, \hat g_t^2.
+
+    The delay is that :math:`\hat g_t` is divided by a :math:`b_t` that does not know it yet, so
+    that the step is unbiased; the re-weighting is η, which keeps b from growing so fast that steps
+    vanish. Without ``delay`` :math:`b_{t+1}` divides, as in AdaGrad.
+
+    * ``kind="coordinate"``: clipping to [-clip, clip] and b for every coordinate by itself.
+    * ``kind="norm"``: one L2 norm and one scalar b for the whole tree,
+      :math:`\hat g = \min(1, \mathrm{clip} / \|g\|)\, g` and
+      :math:`b_{t+1}^2 = b_t^2 + \eta \|\hat g_t\|^2`.
+
+    With ``b2`` the accumulator is Adam's, :math:`b_{t+1}^2 = \beta_2 b_t^2 + (1 - \beta_2) \eta\,
+    \hat g_t^2`; with ``b1`` the numerator is :math:`m_t = \beta_1 m_{t-1} + (1 - \beta_1) \hat
+    g_t`. So ``b1=0.9, b2=0.999`` is Clip-AdamD. As published there is no bias correction: the
+    accumulator begins at a value that is meant, and it sets the size of the first steps
+    (:math:`\mathrm{lr}\, \hat g / b_0`); for Adam take it of the size of :math:`\hat g^2`.
+
+    The rule is the paper's. Its first released optimizer for networks multiplies the previous
+    gradient, not the present one, by the step size (a slip: its other one does not), and its
+    demonstration has :math:`\eta = \mathrm{lr}^2`.
+
+    Where the norm looked at is NaN or infinite (of the tree for ``"norm"``, in the tensor for
+    ``"coordinate"``) the update is zero, accumulator and momentum stay as they were.
+
+    State: for ``"norm"`` one number, for ``"coordinate"`` one copy of the parameters, in float32;
+    with ``b1`` one copy more; and the report. Cost: one reduction a tensor.
+
+    Args:
+      learning_rate: a number, an array or a schedule.
+      clip: bound on the norm, or on the absolute value of each coordinate. Values above 1e17 count
+        as 1e17, for squares to stay in float32.
+      eps: ε, added to b.
+      delay: whether the accumulator lags behind by one update. Static.
+      kind: ``"coordinate"`` or ``"norm"``.
+      eta: η, weight of the squares in the accumulator.
+      initial_accumulator: b² at the start; must be positive with ``delay``.
+      b1: decay of the first moment; ``None`` for no momentum.
+      b2: decay of the accumulator; ``None`` for a sum (AdaGrad).
+
+    Returns:
+      An ``optax.GradientTransformation``; the first element of its state is a
+      :class:`ClipRadagradDState`.
+
+    Raises:
+      ValueError: unknown ``kind``, or a number out of its range.
+      TypeError: from ``init``, a complex parameter.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from jaxclip import optim
+      >>> tx = optim.clip_radagrad_d(0.1, clip=1.0, initial_accumulator=1.0, eps=0.0)
+      >>> params = jnp.zeros(2)
+      >>> state = tx.init(params)
+      >>> for gradient in ([0.5, -100.0], [0.5, -100.0]):
+      ...     updates, state = tx.update(jnp.asarray(gradient), state, params)
+      ...     print([round(float(u), 4) for u in updates], state[0].clipped.tolist())
+      [-0.05, 0.1] [True]
+      [-0.0447, 0.0707] [True]
+
+    References:
+      Chezhegov et al., `Clipping Improves Adam-Norm and AdaGrad-Norm when the Noise Is
+      Heavy-Tailed <https://arxiv.org/abs/2406.04443>`_, 2024.
+    """
+    _check(clip, eps, delay, kind, eta, initial_accumulator, b1, b2)
+
+    def init_fn(params: Any) -> ClipRadagradDState:
+        dtype = _base.statistics_dtype(params)
+        start = _base.hyperparameter(initial_accumulator, 0, dtype)
+        accumulator: Any = start
+        shape: tuple[int, ...] = ()
+        if kind == "coordinate":
+            accumulator = jax.tree.map(lambda leaf: _filled(leaf, start), params)
+            shape = (len(jax.tree.leaves(params)),)
+        return ClipRadagradDState(
+            count=jnp.zeros((), jnp.int32),
+            mu=None if b1 is None else jax.tree.map(_moments.zeros, params),
+            accumulator=accumulator,
+            **_base.initial_report(shape, dtype),
+        )
+
+    def update_fn(
+        updates: Any, state: ClipRadagradDState, params: Any = None
+    ) -> tuple[Any, ClipRadagradDState]:
+        del params
+        leaves, treedef = _base.flatten(updates)
+        count, dtype = state.count, state.norm.dtype
+        bound = jnp.minimum(_base.hyperparameter(clip, count, dtype), _base.LARGEST_SQUARABLE)
+        small = _base.hyperparameter(eps, count, dtype)
+        old_weight, new_weight = _weights(b2, eta, count, dtype)
+
+        # With kind="norm" all tensors share one norm and one accumulator.
+        norm = _NORMS[kind](leaves, dtype)
+        norms = jnp.broadcast_to(norm, (len(leaves),))
+        totals = [state.accumulator] * len(leaves)
+        if kind == "coordinate":
+            totals = treedef.flatten_up_to(state.accumulator)
+        moments = [] if b1 is None else treedef.flatten_up_to(state.mu)
+
+        def step(i: int) -> _moments.Step:
+            leaf, total = leaves[i], totals[i].astype(dtype)
+            gradient, square = _CLIPS[kind](leaf.astype(dtype), norms[i], bound)
+            new_total = old_weight * total + new_weight * square
+            root = jnp.sqrt(total if delay else new_total)
+            if b1 is None:
+                mu = m = gradient
+            else:
+                mu = moments[i]
+                m = mu + _base.complement(b1, count, dtype) * (gradient - mu)
+            update = _base.safe_divide(m, root + small, 0.0)
+            return _moments.finish(update, m, new_total, norms[i], leaf, mu, totals[i])
+
+        steps = [step(i) for i in range(len(leaves))]
+        accumulator = state.accumulator
+        if kind == "coordinate":
+            accumulator = jax.tree.unflatten(treedef, [s.nu for s in steps])
+        elif steps:
+            accumulator = steps[0].nu
+        finite = jnp.isfinite(norm)
+        new_state = ClipRadagradDState(
+            count=optax.safe_increment(count),
+            mu=None if b1 is None else jax.tree.unflatten(treedef, [s.mu for s in steps]),
+            accumulator=accumulator,
+            norm=norm,
+            threshold=jnp.where(finite, jnp.broadcast_to(bound, norm.shape), state.threshold),
+            clipped=~(norm <= bound),
+            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        )
+        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
+
+    core = optax.GradientTransformation(init_fn, update_fn)
+    return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
+
+
+def _by_norm(gradient: jax.Array, norm: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A tensor clipped by the norm of the tree, and what the accumulator gets."""
+    factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
+    return gradient * factor, jnp.square(jnp.minimum(norm, bound))
+
+
+def _by_coordinate(
+    gradient: jax.Array, norm: jax.Array, bound: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A tensor clipped coordinate by coordinate, and what the accumulator gets."""
+    del norm
+    clipped = jnp.clip(gradient, -bound, bound)
+    return clipped, jnp.square(clipped)
+
+
+_CLIPS = {"coordinate": _by_coordinate, "norm": _by_norm}
+_NORMS = {"coordinate": _base.tensor_maxima, "norm": _base.global_norm}
+
+
+def _weights(
+    b2: _base.Hyperparameter | None, eta: _base.Hyperparameter, count: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Weights of the accumulator and of the new square."""
+    weight = _base.hyperparameter(eta, count, dtype)
+    if b2 is None:
+        return jnp.ones((), dtype), weight
+    decay = _base.hyperparameter(b2, count, dtype)
+    return decay, _base.complement(b2, count, dtype) * weight
+
+
+def _filled(leaf: Any, value: jax.Array) -> jax.Array:
+    """A tensor like a parameter, full of a value, at least float32."""
+    zeros = _moments.zeros(leaf)
+    return (zeros + value).astype(zeros.dtype)
+
+
+def _check(
+    clip: Any, eps: Any, delay: Any, kind: str, eta: Any, initial_accumulator: Any, b1: Any, b2: Any
+) -> None:
+    """Refuse arguments that make no sense."""
+    if kind not in KINDS:
+        raise ValueError(f"clip_radagrad_d.kind={kind!r}; use one of {', '.join(KINDS)}")
+    if not isinstance(delay, bool):
+        raise TypeError(
+            f"clip_radagrad_d.delay={delay!r} must be a bool; within optax.inject_hyperparams pass "
+            "static_args='delay'"
+        )
+    _base.check_number("clip_radagrad_d.clip", clip, above=0)
+    _base.check_number("clip_radagrad_d.eps", eps, 0)
+    _base.check_number("clip_radagrad_d.eta", eta, 0)
+    lowest: dict[str, float] = {"above": 0} if delay else {"low": 0}
+    _base.check_number("clip_radagrad_d.initial_accumulator", initial_accumulator, **lowest)
+    if b1 is not None:
+        _base.check_number("clip_radagrad_d.b1", b1, 0, below=1)
+    if b2 is not None:
+        _base.check_number("clip_radagrad_d.b2", b2, 0, below=1)
