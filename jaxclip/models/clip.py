@@ -9,12 +9,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models import layers
+from jaxclip.models import fused_attention, layers
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.vit import VisionTransformer
 
 Params = dict[str, Any]
+
+_IMPLEMENTATIONS = (None, "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def build(
     dtype: str = "float32",
     remat: str = "none",
     scan_layers: bool = False,
-    attention_implementation: str | None = None,
+    attention_implementation: layers.Implementation = None,
 ) -> CLIP:
     """Build the encoders.
 
@@ -85,17 +87,21 @@ def build(
         :data:`jaxclip.models.layers.REMAT_POLICIES`.
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
-        ``"xla"`` or ``"cudnn"``.
+        ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
+        device, or what its ``sharded`` returns for several.
 
     Raises:
       ValueError: an unknown remat policy or attention implementation.
     """
     layers.check_remat(remat)
-    if attention_implementation not in (None, "xla", "cudnn"):
+    if attention_implementation == "fused":
+        attention_implementation = fused_attention.fused_attention
+    if not callable(attention_implementation) and attention_implementation not in _IMPLEMENTATIONS:
         raise ValueError(
-            f"attention_implementation={attention_implementation!r}; use None, 'xla' or 'cudnn'"
+            f"attention_implementation={attention_implementation!r}; use None, 'xla', 'cudnn' or "
+            "'fused'"
         )
-    options = {
+    options: dict[str, Any] = {
         "dtype": jnp.dtype(dtype),
         "remat": remat,
         "scan_layers": scan_layers,

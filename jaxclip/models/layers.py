@@ -18,6 +18,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
+# Of `jax.nn.dot_product_attention`, or a function as `fused_attention` for attention without a mask.
+Implementation = str | Callable[..., jax.Array] | None
+
 # What a block keeps for the backward pass; all else is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "full": None,  # only the block's input
@@ -33,7 +36,7 @@ class Attention(nn.Module):
 
     num_heads: int
     dtype: Any
-    implementation: str | None = None
+    implementation: Implementation = None
 
     @nn.compact
     def __call__(
@@ -42,18 +45,18 @@ class Attention(nn.Module):
         """[B, Q, C], [B, K, C] -> [B, Q, C]; mask: bool, broadcast to [B, heads, Q, K]."""
         width = queries.shape[-1]
 
-        def heads(name: str, x: jax.Array) -> jax.Array:
-            x = checkpoint_name(dense(width, self.dtype, name)(x), "qkv")
-            return x.reshape(*x.shape[:2], self.num_heads, -1)
-
-        out = jax.nn.dot_product_attention(
-            heads("query", queries),
-            heads("key", keys),
-            heads("value", keys),
-            mask=mask,
-            is_causal=causal,
-            implementation=self.implementation,
+        query, key, value = (
+            checkpoint_name(dense(width, self.dtype, name)(x), "qkv")
+            for name, x in (("query", queries), ("key", keys), ("value", keys))
         )
+        if callable(self.implementation) and mask is None and queries is keys:
+            out = self.implementation(query, key, value, num_heads=self.num_heads, causal=causal)
+        else:
+            heads = (x.reshape(*x.shape[:2], self.num_heads, -1) for x in (query, key, value))
+            implementation = None if callable(self.implementation) else self.implementation
+            out = jax.nn.dot_product_attention(
+                *heads, mask=mask, is_causal=causal, implementation=implementation
+            )
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
         return dense(width, self.dtype, "out")(out)
 
@@ -80,7 +83,7 @@ class Block(nn.Module):
     norm_eps: float
     dtype: Any
     causal: bool = False
-    implementation: str | None = None
+    implementation: Implementation = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:

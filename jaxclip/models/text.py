@@ -24,7 +24,7 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = False
-    attention_implementation: str | None = None
+    attention_implementation: layers.Implementation = None
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:

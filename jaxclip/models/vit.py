@@ -21,7 +21,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = False
-    attention_implementation: str | None = None
+    attention_implementation: layers.Implementation = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
