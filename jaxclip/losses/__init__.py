@@ -7,7 +7,9 @@ A loss is ``fn(image_embeddings f32[B, D], text_embeddings f32[B, D], *, logit_s
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
@@ -25,6 +27,7 @@ REGISTRY: dict[str, Loss] = {
 
 __all__ = [
     "REGISTRY",
+    "from_config",
     "get",
     "names",
     "sigmoid",
@@ -32,6 +35,37 @@ __all__ = [
     "softmax",
     "softmax_blockwise",
 ]
+
+
+# What a caller binds at every step; all else is an option.
+_ARGUMENTS = ("image_embeddings", "text_embeddings", "logit_scale", "logit_bias", "mesh")
+
+
+def from_config(config: Mapping[str, Any]) -> Loss:
+    """The loss of a configuration section, with its options bound.
+
+    Args:
+      config: ``{"name": "softmax", "label_smoothing": 0.1}``, say.
+
+    Returns:
+      The loss; still to be given are embeddings, ``logit_scale``, ``logit_bias`` and, if it has
+      such a parameter, ``mesh``.
+
+    Raises:
+      ValueError: an unknown loss or option (the message names the nearest), or a value that can't
+        be.
+    """
+    options = dict(config)
+    name = options.pop("name")
+    loss = get(name)
+    known = [n for n in inspect.signature(loss).parameters if n not in _ARGUMENTS]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean 'loss.{near[0]}'?" if near else f"{name} has {', '.join(known)}"
+            raise ValueError(f"unknown option loss.{option} of {name!r}; {hint}")
+    _check_values(options)
+    return functools.partial(loss, **options)
 
 
 def get(name: str) -> Loss:
@@ -50,3 +84,15 @@ def get(name: str) -> Loss:
 def names() -> list[str]:
     """Names of the losses."""
     return sorted(REGISTRY)
+
+
+def _check_values(options: Mapping[str, Any]) -> None:
+    smoothing = options.get("label_smoothing", 0.0)
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"loss.label_smoothing={smoothing} must be in [0, 1)")
+    precision = options.get("precision", "highest")
+    if precision not in ("default", "high", "highest"):
+        raise ValueError(f"loss.precision={precision!r}; use 'default', 'high' or 'highest'")
+    tile_size = options.get("tile_size", 1)
+    if tile_size < 1:
+        raise ValueError(f"loss.tile_size={tile_size} must be at least 1")

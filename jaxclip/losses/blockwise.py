@@ -12,6 +12,7 @@ arXiv:2205.14135).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -20,8 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import ring
-
-Metrics = dict[str, jax.Array]
+from jaxclip.losses._base import Metrics, as_float, matmul
 
 # Large enough that a tile's matrix products keep a core busy, small enough that a tile stays in
 # its cache (1 MiB of float32).
@@ -35,17 +35,20 @@ def softmax_blockwise(
     logit_scale: jax.Array,
     logit_bias: jax.Array | None = None,
     label_smoothing: float = 0.0,
+    precision: str = "highest",
     tile_size: int = TILE_SIZE,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """InfoNCE in both directions, equal to :func:`jaxclip.losses.softmax`.
 
     Args:
-      image_embeddings: float32[B, D], L2-normalised, the global batch.
-      text_embeddings: float32[B, D], L2-normalised.
+      image_embeddings: float[B, D], L2-normalised, the global batch.
+      text_embeddings: float[B, D], L2-normalised.
       logit_scale: float32[], log of the factor on the cosines.
       logit_bias: ignored; a constant added to all logits changes nothing here.
       label_smoothing: share of the target spread evenly over the batch, in [0, 1).
+      precision: of the matrix products: ``"highest"`` is true float32, ``"default"`` what the
+        device does fastest (:func:`jaxclip.losses._base.matmul`).
       tile_size: rows and columns of the largest block of logits held at a time.
       mesh: mesh over which the batch is sharded; None computes where the arguments are.
 
@@ -53,10 +56,10 @@ def softmax_blockwise(
       ``(loss, metrics)``, float32[] and ``accuracy_image_to_text``, ``accuracy_text_to_image``.
     """
     del logit_bias
-    images, texts = _as_float(image_embeddings, text_embeddings)
+    images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
-    layout = ring.plan(images.shape[0], tile_size, _mesh(mesh))
-    row, column, row_max, column_max = _logsumexp(layout, _mesh(mesh), images, texts, scale)
+    static = _Static(ring.plan(images.shape[0], tile_size, mesh), mesh, precision)
+    row, column, row_max, column_max = _logsumexp(static, images, texts, scale)
     positive = scale * jnp.sum(images * texts, axis=-1)
     loss = jnp.mean(jax.nn.softplus(row - positive) + jax.nn.softplus(column - positive)) / 2
     if label_smoothing:
@@ -75,6 +78,7 @@ def sigmoid_blockwise(
     *,
     logit_scale: jax.Array,
     logit_bias: jax.Array | None = None,
+    precision: str = "highest",
     tile_size: int = TILE_SIZE,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Metrics]:
@@ -84,65 +88,77 @@ def sigmoid_blockwise(
     value, and nothing is recomputed.
 
     Args:
-      image_embeddings: float32[B, D], L2-normalised, the global batch.
-      text_embeddings: float32[B, D], L2-normalised.
+      image_embeddings: float[B, D], L2-normalised, the global batch.
+      text_embeddings: float[B, D], L2-normalised.
       logit_scale: float32[], log of the factor on the cosines.
       logit_bias: float32[], added to all logits; None is 0.
+      precision: of the matrix products: ``"highest"`` is true float32, ``"default"`` what the
+        device does fastest (:func:`jaxclip.losses._base.matmul`).
       tile_size: rows and columns of the largest block of logits held at a time.
       mesh: mesh over which the batch is sharded; None computes where the arguments are.
 
     Returns:
       ``(loss, metrics)``.
     """
-    images, texts = _as_float(image_embeddings, text_embeddings)
+    images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
     bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, images.dtype)
-    layout = ring.plan(images.shape[0], tile_size, _mesh(mesh))
+    static = _Static(ring.plan(images.shape[0], tile_size, mesh), mesh, precision)
     positive = scale * jnp.sum(images * texts, axis=-1) + bias
-    negatives = _softplus_sum(layout, _mesh(mesh), images, texts, scale, bias)
+    negatives = _softplus_sum(static, images, texts, scale, bias)
     return (jnp.sum(jax.nn.softplus(-positive)) + negatives) / images.shape[0], {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What is known when the sweep is traced."""
+
+    layout: ring.Layout
+    mesh: Mesh | None
+    precision: str
+
+    def dot(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        return matmul(a, b, self.precision)
 
 
 # --- log-sum-exp of rows and columns ------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logsumexp(
-    layout: ring.Layout, mesh: Mesh | None, images: jax.Array, texts: jax.Array, scale: jax.Array
+    static: _Static, images: jax.Array, texts: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Log-sum-exp and maximum of the logits off the diagonal, by row and by column, each [B].
 
     The maxima carry no gradient.
     """
-    return _logsumexp_sweep(layout, mesh, images, texts, scale)
+    return _logsumexp_sweep(static, images, texts, scale)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logsumexp_sweep(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array) -> Any:
+@functools.partial(jax.jit, static_argnums=(0,))
+def _logsumexp_sweep(static: _Static, *arrays: jax.Array) -> Any:
     def local(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
         none = (jnp.full(images.shape[:2], -jnp.inf, images.dtype), jnp.zeros_like(images[..., 0]))
 
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
-            logits = jnp.where(pairs.off_diagonal(), rows @ columns.T, -jnp.inf)
+            logits = jnp.where(pairs.off_diagonal(), static.dot(rows, columns.T), -jnp.inf)
             return _add(state, _max_and_sum(logits, 1)), _max_and_sum(logits, 0)
 
-        row, column = ring.sweep(tile, scale * images, texts, none, none, _add, layout)
+        row, column = ring.sweep(tile, scale * images, texts, none, none, _add, static.layout)
         return row[0] + jnp.log(row[1]), column[0] + jnp.log(column[1]), row[0], column[0]
 
-    return ring.sharded(local, layout, mesh, (True,) * 4)(*arrays)
+    return ring.sharded(local, static.layout, static.mesh, (True,) * 4)(*arrays)
 
 
 def _logsumexp_forward(
-    layout: ring.Layout, mesh: Mesh | None, images: jax.Array, texts: jax.Array, scale: jax.Array
+    static: _Static, images: jax.Array, texts: jax.Array, scale: jax.Array
 ) -> tuple[Any, Any]:
-    out = _logsumexp_sweep(layout, mesh, images, texts, scale)
+    out = _logsumexp_sweep(static, images, texts, scale)
     return out, (images, texts, scale, out[0], out[1])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logsumexp_backward(
-    layout: ring.Layout, mesh: Mesh | None, residuals: Any, cotangents: Any
-) -> tuple[jax.Array, ...]:
+@functools.partial(jax.jit, static_argnums=(0,))
+def _logsumexp_backward(static: _Static, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
     def local(
         images: jax.Array,
         texts: jax.Array,
@@ -154,11 +170,11 @@ def _logsumexp_backward(
     ) -> tuple[jax.Array, ...]:
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
             (image, lse, weight), (text, lse_c, weight_c) = rows, columns
-            logits = image @ text.T
+            logits = static.dot(image, text.T)
             grad = weight[:, None] * jnp.exp(logits - lse[:, None])
             grad += weight_c[None, :] * jnp.exp(logits - lse_c[None, :])
             grad = jnp.where(pairs.off_diagonal(), grad, 0.0)
-            return state + grad @ text, grad.T @ image
+            return state + static.dot(grad, text), static.dot(grad.T, image)
 
         to_images, to_texts = ring.sweep(
             tile,
@@ -167,12 +183,12 @@ def _logsumexp_backward(
             jnp.zeros_like(images),
             jnp.zeros_like(texts),
             jnp.add,
-            layout,
+            static.layout,
         )
         return scale * to_images, to_texts, jnp.vdot(images, to_images)
 
     arrays = (*residuals, *cotangents[:2])
-    return ring.sharded(local, layout, mesh, (True, True, False))(*arrays)
+    return ring.sharded(local, static.layout, static.mesh, (True, True, False))(*arrays)
 
 
 _logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
@@ -200,50 +216,49 @@ def _finite(peak: jax.Array) -> jax.Array:
 # --- sum of softplus ----------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _softplus_sum(
-    layout: ring.Layout,
-    mesh: Mesh | None,
+    static: _Static,
     images: jax.Array,
     texts: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
 ) -> jax.Array:
     """Sum of softplus over the logits off the diagonal, []."""
-    return _softplus_value(layout, mesh, images, texts, scale, bias)
+    return _softplus_value(static, images, texts, scale, bias)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _softplus_value(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0,))
+def _softplus_value(static: _Static, *arrays: jax.Array) -> jax.Array:
     def local(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[jax.Array]:
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
-            terms = jax.nn.softplus(rows @ columns.T + bias)
+            terms = jax.nn.softplus(static.dot(rows, columns.T) + bias)
             return state + jnp.sum(jnp.where(pairs.off_diagonal(), terms, 0.0), axis=1), None
 
         def nothing(old: None, new: None) -> None:
             return None
 
         zeros = jnp.zeros_like(images[..., 0])
-        sums, _ = ring.sweep(tile, scale * images, texts, zeros, None, nothing, layout)
+        sums, _ = ring.sweep(tile, scale * images, texts, zeros, None, nothing, static.layout)
         return (jnp.sum(sums),)
 
-    return ring.sharded(local, layout, mesh, (False,))(*arrays)[0]
+    return ring.sharded(local, static.layout, static.mesh, (False,))(*arrays)[0]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _softplus_forward(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array) -> Any:
+@functools.partial(jax.jit, static_argnums=(0,))
+def _softplus_forward(static: _Static, *arrays: jax.Array) -> Any:
     def local(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[jax.Array, ...]:
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
-            logits, mask = rows @ columns.T + bias, pairs.off_diagonal()
+            logits, mask = static.dot(rows, columns.T) + bias, pairs.off_diagonal()
             grad = jnp.where(mask, jax.nn.sigmoid(logits), 0.0)
             terms = jnp.where(mask, jax.nn.softplus(logits), 0.0)
             value, bias_grad, image_grad = state
             state = (
                 value + jnp.sum(terms, axis=1),
                 bias_grad + jnp.sum(grad, axis=1),
-                image_grad + grad @ columns,
+                image_grad + static.dot(grad, columns),
             )
-            return state, grad.T @ rows
+            return state, static.dot(grad.T, rows)
 
         zeros = jnp.zeros_like(images[..., 0])
         state, to_texts = ring.sweep(
@@ -253,31 +268,21 @@ def _softplus_forward(layout: ring.Layout, mesh: Mesh | None, *arrays: jax.Array
             (zeros, zeros, jnp.zeros_like(images)),
             jnp.zeros_like(texts),
             jnp.add,
-            layout,
+            static.layout,
         )
         value, bias_grad, to_images = state
         scale_grad = jnp.vdot(images, to_images)
         return jnp.sum(value), scale * to_images, to_texts, scale_grad, jnp.sum(bias_grad)
 
     outputs = (False, True, True, False, False)
-    value, *gradients = ring.sharded(local, layout, mesh, outputs)(*arrays)
+    value, *gradients = ring.sharded(local, static.layout, static.mesh, outputs)(*arrays)
     return value, tuple(gradients)
 
 
 def _softplus_backward(
-    layout: ring.Layout, mesh: Mesh | None, gradients: Any, cotangent: jax.Array
+    static: _Static, gradients: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, ...]:
     return tuple(cotangent * gradient for gradient in gradients)
 
 
 _softplus_sum.defvjp(_softplus_forward, _softplus_backward)
-
-
-def _as_float(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """At least float32: half-precision embeddings would halve the digits of the logits."""
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-    return tuple(jnp.asarray(a, dtype) for a in arrays)
-
-
-def _mesh(mesh: Mesh | None) -> Mesh | None:
-    return mesh

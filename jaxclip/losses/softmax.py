@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Metrics = dict[str, jax.Array]
+from jaxclip.losses._base import Metrics, as_float, matmul
 
 
 def softmax(
@@ -15,28 +15,31 @@ def softmax(
     logit_scale: jax.Array,
     logit_bias: jax.Array | None = None,
     label_smoothing: float = 0.0,
+    precision: str = "highest",
 ) -> tuple[jax.Array, Metrics]:
     """Symmetric InfoNCE: the mean of the cross-entropies over rows and over columns.
 
     With logits L = exp(logit_scale) · I Tᵀ, the loss is
-    mean_i [ lse_j L_ij − L_ii ] / 2 + mean_j [ lse_i L_ij − L_jj ] / 2; with label smoothing ε the
-    target of each row and column is (1 − ε) on the diagonal plus ε / B everywhere.
+    mean_i [ lse_j L_ij - L_ii ] / 2 + mean_j [ lse_i L_ij - L_jj ] / 2; with label smoothing ε the
+    target of each row and column is (1 - ε) on the diagonal plus ε / B everywhere.
 
     Args:
-      image_embeddings: float32[B, D], L2-normalised, the global batch.
-      text_embeddings: float32[B, D], L2-normalised.
+      image_embeddings: float[B, D], L2-normalised, the global batch; half precision is computed
+        with in float32.
+      text_embeddings: float[B, D], L2-normalised.
       logit_scale: float32[], log of the factor on the cosines.
       logit_bias: ignored; a constant added to all logits changes nothing here.
       label_smoothing: ε in [0, 1).
+      precision: of the matrix products: ``"highest"`` is true float32, ``"default"`` what the
+        device does fastest (:func:`jaxclip.losses._base.matmul`).
 
     Returns:
       ``(loss, metrics)``: float32[], and ``accuracy_image_to_text``, ``accuracy_text_to_image``,
       the shares of rows and columns whose largest logit (ties excluded) is on the diagonal.
     """
     del logit_bias
-    logits = jnp.exp(logit_scale) * jnp.matmul(
-        image_embeddings, text_embeddings.T, precision=jax.lax.Precision.HIGHEST
-    )
+    images, texts = as_float(image_embeddings, text_embeddings)
+    logits = jnp.exp(logit_scale) * matmul(images, texts.T, precision)
     positive = jnp.diagonal(logits)
     rows = jax.nn.logsumexp(logits, axis=1)
     columns = jax.nn.logsumexp(logits, axis=0)

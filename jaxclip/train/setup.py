@@ -73,7 +73,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     """
     mesh = parallel.make_mesh(config["mesh"], devices=devices)
     check_batch(config, mesh)
-    model = build_model(config)
+    model = build_model(config, mesh)
     tx = optim.from_config(config["optim"], config["total_steps"])
     create_state = functools.partial(
         state_lib.create_state, model.init, tx, with_ema=config["ema_decay"] > 0
@@ -87,10 +87,12 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     )
     batch_sharding = parallel.batch_sharding(mesh)
     encode_image, encode_text = encoders(config, model)
-    loss_name, loss_options = split_name(config["loss"])
-    loss_fn = functools.partial(losses.get(loss_name), **loss_options)
     value_and_grad = parallel.contrastive_value_and_grad(
-        encode_image, encode_text, loss_fn, num_micro_batches=config["num_micro_batches"], mesh=mesh
+        encode_image,
+        encode_text,
+        losses.from_config(config["loss"]),
+        num_micro_batches=config["num_micro_batches"],
+        mesh=mesh,
     )
     train_step = step_lib.make_train_step(
         value_and_grad,
@@ -115,15 +117,18 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     )
 
 
-def build_model(config: Config) -> models.CLIP:
-    """The encoders of a resolved configuration."""
+def build_model(config: Config, mesh: jax.sharding.Mesh | None = None) -> models.CLIP:
+    """The encoders of a resolved configuration, for the devices of a mesh (None: for one)."""
+    attention = config["attention_implementation"]
+    if attention == "fused" and mesh is not None:
+        attention = models.fused_attention.sharded(mesh, parallel.BATCH_AXES, "tensor")
     fields = {key: value for key, value in config["model"].items() if key != "preset"}
     return models.build(
         presets.CLIPConfig.from_dict(fields),
         dtype=config["precision"]["compute_dtype"],
         remat=config["remat"],
         scan_layers=config["scan_layers"],
-        attention_implementation=config["attention_implementation"],
+        attention_implementation=attention,
     )
 
 
@@ -155,12 +160,6 @@ def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"num_micro_batches={config['num_micro_batches']}; use a multiple of {pieces}, for "
             f"instance {max(pieces, size // pieces * pieces)}, or change config.mesh"
         )
-
-
-def split_name(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """``{"name": n, **options}`` to ``(n, options)``."""
-    options = dict(section)
-    return options.pop("name"), options
 
 
 def parameter_count(params: Any) -> int:
