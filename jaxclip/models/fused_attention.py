@@ -98,7 +98,7 @@ def sharded(mesh: Mesh, batch_axes: Sequence[str], head_axis: str) -> AttentionF
                 f"num_heads={num_heads} do not divide over mesh.{head_axis}={pieces}; "
                 "use attention_implementation=None or another mesh"
             )
-        local = functools.partial(fused_attention, num_heads=num_heads // pieces, **options)
+        local: Any = functools.partial(fused_attention, num_heads=num_heads // pieces, **options)
         mapped = jax.shard_map(
             local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
         )

@@ -18,7 +18,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
-# Of `jax.nn.dot_product_attention`, or a function as `fused_attention` for attention without a mask.
+# Of `jax.nn.dot_product_attention`; or a function such as `fused_attention`, which serves where
+# there is no mask.
 Implementation = str | Callable[..., jax.Array] | None
 
 # What a block keeps for the backward pass; all else is computed again.
@@ -52,10 +53,15 @@ class Attention(nn.Module):
         if callable(self.implementation) and mask is None and queries is keys:
             out = self.implementation(query, key, value, num_heads=self.num_heads, causal=causal)
         else:
-            heads = (x.reshape(*x.shape[:2], self.num_heads, -1) for x in (query, key, value))
-            implementation = None if callable(self.implementation) else self.implementation
+            shape = (-1, self.num_heads, width // self.num_heads)
+            implementation: Any = None if callable(self.implementation) else self.implementation
             out = jax.nn.dot_product_attention(
-                *heads, mask=mask, is_causal=causal, implementation=implementation
+                query.reshape(query.shape[0], *shape),
+                key.reshape(key.shape[0], *shape),
+                value.reshape(value.shape[0], *shape),
+                mask=mask,
+                is_causal=causal,
+                implementation=implementation,
             )
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
         return dense(width, self.dtype, "out")(out)
