@@ -67,7 +67,8 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
 
     Damage does not stop the scan: where a header's checksum is wrong it goes on at the next place
     whose twelve bytes are a valid header. Records between are lost; they keep their numbers, so
-    that all others keep theirs.
+    that all others keep theirs. (With damage in several places, how many were lost in each is a
+    guess if it was more than one each: the numbers between the places may then be shifted.)
 
     Args:
       path: the file.
@@ -94,7 +95,7 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
 def _scan(path: pathlib.Path, num_records: int) -> ShardIndex:
     offsets: list[int] = []
     sizes: list[int] = []
-    first_damage = -1
+    damaged: list[int] = []  # before which records
     if path.stat().st_size:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             end, position = len(data), 0
@@ -102,7 +103,7 @@ def _scan(path: pathlib.Path, num_records: int) -> ShardIndex:
                 length, crc = _HEADER.unpack_from(data, position)
                 start = position + _HEADER_BYTES
                 if crc != masked_crc(data[position : position + 8]):
-                    first_damage = len(offsets) if first_damage < 0 else first_damage
+                    damaged.append(len(offsets))
                     position = _next_header(data, position + 1)
                     continue
                 if start + length + _FOOTER_BYTES > end:
@@ -111,9 +112,13 @@ def _scan(path: pathlib.Path, num_records: int) -> ShardIndex:
                 sizes.append(length)
                 position = start + length + _FOOTER_BYTES
     missing = num_records - len(offsets)
-    where = first_damage if first_damage >= 0 else len(offsets)
-    offsets[where:where] = [_LOST] * missing
-    sizes[where:where] = [0] * missing
+    lost = [1] * min(missing, len(damaged))
+    if missing > len(lost):  # the rest at the first place, or at the end if the file was cut
+        damaged = damaged or [len(offsets)]
+        lost = [missing - len(damaged) + 1, *[1] * (len(damaged) - 1)]
+    for place, count in reversed(list(zip(damaged, lost, strict=False))):
+        offsets[place:place] = [_LOST] * count
+        sizes[place:place] = [0] * count
     return ShardIndex(np.array(offsets, np.int64), np.array(sizes, np.int64))
 
 
