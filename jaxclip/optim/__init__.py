@@ -17,11 +17,13 @@ from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
 from jaxclip.optim.config import from_config
+from jaxclip.optim.dicesgd import dicesgd
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.monitor import monitor
 from jaxclip.optim.spam import scale_by_spam, spam
 from jaxclip.optim.stable_adamw import scale_by_stable_adam, stable_adamw
 from jaxclip.optim.stable_spam import scale_by_stable_spam, stable_spam
+from jaxclip.optim.track_clipping_quantile import track_clipping_quantile
 from jaxclip.optim.zclip import zclip
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "autoclip",
     "clip_by_coordinate",
     "clip_radagrad_d",
+    "dicesgd",
     "from_config",
     "learning_rate_schedule",
     "median_clip",
@@ -42,5 +45,6 @@ __all__ = [
     "stable_adamw",
     "stable_spam",
     "tensor_names",
+    "track_clipping_quantile",
     "zclip",
 ]

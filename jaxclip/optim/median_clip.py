@@ -85,7 +85,7 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
         shape = () if kind == "vector" else (len(jax.tree.leaves(params)),)
         return MedianClipState(
             count=jnp.zeros((), jnp.int32),
-            median=jax.tree.map(_zeros, params),
+            median=jax.tree.map(_base.zeros_like_wide, params),
             **_base.initial_report(shape, dtype),
         )
 
@@ -128,9 +128,3 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
         return jax.tree.unflatten(treedef, out), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _zeros(leaf: Any) -> jax.Array:
-    """Zeros like a parameter, at least float32: half precision would lose small steps."""
-    leaf = jnp.asarray(leaf)
-    return jnp.zeros_like(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32))

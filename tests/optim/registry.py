@@ -165,4 +165,26 @@ CASES: tuple[Case, ...] = (
         scalars_per_tensor=3,
         zero_in_zero_out=False,
     ),
+    Case(
+        "dicesgd",
+        {
+            "learning_rate": 0.5,
+            "clip_gradient": 0.8,
+            "clip_error": 1.0,
+            "noise_multiplier": 0.0,
+            "seed": 0,
+        },
+        kind="optimizer",
+        inject={"learning_rate": 0.3, "clip_gradient": 0.5, "clip_error": 0.7},
+        state_copies=1,
+        per_example=True,
+        zero_in_zero_out=False,
+    ),
+    Case(
+        "track_clipping_quantile",
+        {"initial_norm": 1.0},
+        inject={"target": 0.7, "learning_rate": 0.3},
+        static_args=("initial_norm",),
+        per_example=True,
+    ),
 )

@@ -1,0 +1,79 @@
+"""Per-example gradients: trees whose tensors have a leading axis of examples, ``[B, ...]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip.optim import _base
+
+
+def number_of_examples(leaves: Sequence[jax.Array]) -> int:
+    """B, the same for all tensors; 1 for a tree without tensors, so that it may be divided by.
+
+    Raises:
+      ValueError: a tensor without a leading axis, or one of another length.
+    """
+    sizes = {leaf.shape[0] for leaf in leaves if leaf.ndim}
+    if len(sizes) > 1 or not all(leaf.ndim for leaf in leaves):
+        raise ValueError(
+            "per-example gradients have one leading axis of examples, the same for all tensors; "
+            f"got shapes {sorted({leaf.shape for leaf in leaves})}: compute them by "
+            "jax.vmap(jax.grad(loss), in_axes=(None, 0))"
+        )
+    return next(iter(sizes), 1)
+
+
+def norms(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """L2 norm of each example's gradient over all tensors, ``[B]``; squares may not overflow."""
+    examples = number_of_examples(leaves)
+
+    def over_tensors(scale: jax.Array) -> jax.Array:
+        total = jnp.zeros((examples,), dtype)
+        for leaf in leaves:
+            scaled = jnp.abs(leaf).astype(dtype) / _along_examples(scale, leaf)
+            total += jnp.sum(jnp.square(scaled), axis=tuple(range(1, leaf.ndim)))
+        return scale * jnp.sqrt(total)
+
+    def carefully() -> jax.Array:
+        largest = jnp.zeros((examples,), dtype)
+        for leaf in leaves:
+            magnitude = jnp.abs(leaf).astype(dtype)
+            peak = jnp.max(magnitude, axis=tuple(range(1, leaf.ndim)), initial=0.0)
+            largest = jnp.maximum(largest, peak)
+        return over_tensors(jnp.where(largest > 0, largest, 1.0))
+
+    plain = over_tensors(jnp.ones((examples,), dtype))
+    return jax.lax.cond(jnp.all(jnp.isfinite(plain)), lambda: plain, carefully)
+
+
+def weighted_mean(leaf: jax.Array, weights: jax.Array, keep: jax.Array) -> jax.Array:
+    """Mean over examples of weight times gradient, in the weights' dtype; zero unless ``keep``."""
+    weighted = leaf * _along_examples(weights, leaf)
+    return jnp.where(keep, jnp.mean(weighted, axis=0), 0).astype(weights.dtype)
+
+
+def clip_factors(norms: jax.Array, bound: jax.Array) -> jax.Array:
+    """What multiplies each example's gradient so that its norm is at most the bound."""
+    return jnp.where(norms > bound, _base.safe_divide(bound, norms, 1.0), 1.0).astype(norms.dtype)
+
+
+def normal_like(leaves: Sequence[jax.Array], seed: Any, count: jax.Array) -> list[jax.Array]:
+    """Standard normal noise for a step, ``leaf.shape[1:]`` each, float32 at least.
+
+    Of the seed and the step alone, so that no random key need be kept in a state.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), count)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    return [
+        jax.random.normal(keys[i], leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))
+        for i, leaf in enumerate(leaves)
+    ]
+
+
+def _along_examples(vector: jax.Array, leaf: jax.Array) -> jax.Array:
+    """``[B]`` to ``[B, 1, …]``, to multiply a tensor by."""
+    return vector.reshape((-1,) + (1,) * (leaf.ndim - 1))
