@@ -11,6 +11,18 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_TRAIN = """\
+Train a model, or go on training it.
+
+  jaxclip train --config configs/emoji.py --workdir runs/emoji
+  jaxclip train --workdir runs/emoji              # go on with the configuration it was started with
+
+The workdir gets checkpoints, config.json, metrics.jsonl, TensorBoard events, eval.json and
+report.html. Ctrl-C and SIGTERM end the run after the step in flight with a checkpoint; the same
+command again goes on from the newest one, to the same parameters as if it had never stopped. Only
+how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then.
+"""
+
 _OVERRIDES = """\
 Any configuration key can be overridden on the command line:
 
@@ -117,7 +129,12 @@ def _command(
 
 def _add_train(commands: Any) -> None:
     parser = _command(
-        commands, "train", _train, "train a model, or go on training it", epilog=_OVERRIDES
+        commands,
+        "train",
+        _train,
+        "train a model, or go on training it",
+        description=_TRAIN,
+        epilog=_OVERRIDES,
     )
     parser.add_argument(
         "--config", help="config file (path.py or path.py:arg); default: the workdir's own"

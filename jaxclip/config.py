@@ -43,6 +43,21 @@ RUNTIME_KEYS = (
 )
 
 
+_LEAST = {
+    "seed": 0,
+    "total_steps": 1,
+    "global_batch_size": 1,
+    "num_micro_batches": 1,
+    "max_consecutive_nonfinite": 1,
+    "log_every_steps": 1,
+    "checkpoint.every_steps": 0,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+    "evaluate.every_steps": 0,
+    "evaluate.batch_size": 1,
+}
+
+
 def defaults() -> Config:
     """Every key of a configuration with its default value (a fresh copy)."""
     return {
@@ -74,7 +89,7 @@ def defaults() -> Config:
         # stop the run.
         "max_consecutive_nonfinite": 50,
         "checkpoint": {
-            "every_steps": 500,
+            "every_steps": 500,  # 0 = only after the last step
             "keep_last": 2,
             "keep_best": 1,
             "best_metric": "",
@@ -191,9 +206,10 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def check(config: Config) -> None:
     """Refuse values that do not fit together, before anything is built or compiled."""
-    for key in ("total_steps", "global_batch_size", "num_micro_batches", "log_every_steps"):
-        if config[key] < 1:
-            raise ValueError(f"{key}={config[key]} must be at least 1")
+    flat = dict(flatten(config))
+    for key, least in _LEAST.items():
+        if flat[key] < least:
+            raise ValueError(f"{key}={flat[key]} must be at least {least}")
     if config["global_batch_size"] % config["num_micro_batches"]:
         raise ValueError(
             f"num_micro_batches={config['num_micro_batches']} does not divide "

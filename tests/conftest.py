@@ -23,7 +23,7 @@ TINY_SHAPES = ("square", "bar", "cross", "frame")
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> pathlib.Path:
-    """A TFDS directory: 48 pictures of 16 kinds in ``train``, one of each kind in ``test``."""
+    """A TFDS directory: 48 pictures of 16 kinds in ``train``, 16 in ``test``, none in ``empty``."""
     from jaxclip.data import schema
     from jaxclip.data._tfds import tensorflow_datasets
 
@@ -39,7 +39,7 @@ def tiny_dataset(tmp_path_factory) -> pathlib.Path:
         disable_shuffling=True,
     )
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=1000)
-    writer.initialize_splits(["train", "test"])
+    writer.initialize_splits(["train", "test", "empty"])
     for split, copies in (("train", 3), ("test", 1)):
         examples = [
             schema.example(

@@ -1,10 +1,35 @@
-"""The command line: overrides, help, mistakes answered in one line."""
+"""The command line: overrides, help, and every mistake answered in one line that helps."""
 
 import json
+import shutil
+import subprocess
+import sys
 
+import jax
 import pytest
 
 from jaxclip import cli
+from jaxclip.train import loop
+
+
+@pytest.fixture
+def refused(tiny_config_file, tmp_path, capsys, monkeypatch):
+    """``refused(*arguments) -> message`` of a `jaxclip train` that must not begin."""
+
+    def begin(*_, **__):
+        raise AssertionError("the training began")
+
+    monkeypatch.setattr(loop, "first_state", begin)
+
+    def run(*arguments, workdir=tmp_path / "run"):
+        argv = ["train", "--config", str(tiny_config_file), "--workdir", str(workdir), *arguments]
+        assert cli.main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("jaxclip: error: ") and "Traceback" not in error
+        assert not (tmp_path / "run").exists(), "a refused run leaves no trace"
+        return error
+
+    return run
 
 
 def test_overrides_are_taken_in_both_forms():
@@ -24,7 +49,9 @@ def test_help_names_every_command_and_the_overrides(capsys):
         assert command in text
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
-    assert "--config.optim.learning_rate=3e-4" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    for part in ("--config.optim.learning_rate=3e-4", "--workdir", "--dry_run", "again"):
+        assert part in text
 
 
 @pytest.mark.parametrize(
@@ -33,19 +60,74 @@ def test_help_names_every_command_and_the_overrides(capsys):
         (["train"], "--config is missing"),
         (["train", "--config", "nowhere.py"], "'nowhere.py' does not exist"),
         (["eval", "--workdir", "nowhere"], "not the workdir of a run"),
+        (["report", "--workdir", "nowhere"], "not the workdir of a run"),
+        (["data", "info", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_end_with_status_2_and_one_line(argv, message, capsys):
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error and error.count("\n") == 1
 
 
-def test_unknown_override_names_the_nearest(tmp_path, capsys):
-    config = tmp_path / "c.py"
-    config.write_text("def get_config(arg=''):\n    return {'seed': 1}\n")
-    assert cli.main(["train", "--config", str(config), "--config.optim.learning_rat=1"]) == 2
-    assert "optim.learning_rate" in capsys.readouterr().err
+# Each of these must be found before anything is compiled.
+MISTAKES = {
+    "optim.learning_rat=1": "optim.learning_rat: 'adamw' has no such option; did you mean 'learn",
+    "optm.learning_rate=1": "unknown config key 'optm.learning_rate'; did you mean 'optim.learn",
+    "total_steps=many": "'total_steps' wants int (as 20), got str 'many'",
+    "data.flip=True": "unknown config key 'data.flip'",
+    "model.image.patch_size=5": "patch_size=5 does not divide data.image_size=16; use 4, 8, 16",
+    "model.text.num_heads=3": "num_heads=3",
+    "model.preset=vit_b61": "vit_b16",
+    "global_batch_size=12": "global_batch_size=12 does not divide over data x fsdp=8 devices",
+    "num_micro_batches=4": "use a multiple of 32, for instance 32",
+    "mesh.fsdp=3": "does not divide 8 devices",
+    "mesh.pipeline=3": "unknown config key 'mesh.pipeline'",
+    "sharding=fdsp": "fsdp",
+    "loss.name=softmx": "unknown loss 'softmx'; did you mean 'softmax'?",
+    "optim.name=adamm": "did you mean 'adam",
+    "optim.clip=zlcip": "did you mean 'zclip'?",
+    "optim.clip.alpa=0.9": "optim.clip.alpa: 'zclip' has no such option; did you mean 'alpha'?",
+    "optim.freeze=['^imagination/']": "pattern '^imagination/' matches no parameter",
+    "optim.schedule.warmup_steps=21": "warmup_steps = 21 is more than total_steps=20",
+    "precision.compute_dtype=bf16": "use 'float32', 'bfloat16' or 'float16'",
+    "remat=everything": "everything",
+    "tokenizer.kind=bpe": "bpe",
+    "tokenizer.kind=sentencepiece": "tokenizer.path",
+    "model.text.vocab_size=99": "4096 tokens, model.text.vocab_size=99; set model.text.vocab_size",
+    "data.name=/no/such/place": "/no/such/place",
+    "data.train_split=empty": "split 'empty' of data set",
+    "data.train_split=trian": "no split 'trian'; did you mean 'train'?",
+    "data.image_ops=resize|flop": "did you mean 'flip'?",
+    "data.languages=['de']": "no captions in language 'de'",
+    "evaluate.zero_shot=['tset']": "no split 'tset'; did you mean 'test'?",
+    "evaluate.retrieval=['empty']": "split 'empty' of data set",
+    "evaluate.templates=['a photo']": "put exactly one {} where the name goes",
+    "checkpoint.best_metric=test/top1": "did you mean 'test/zero_shot/top1'?",
+    "checkpoint.keep_last=0": "checkpoint.keep_last=0 must be at least 1",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_wrong_configuration_is_refused_before_anything_is_compiled(override, refused):
+    assert MISTAKES[override] in refused(f"--config.{override}")
+
+
+def test_a_workdir_that_cannot_be_made(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refused(workdir=tmp_path / "file" / "run")
+    assert f"workdir {tmp_path / 'file' / 'run'} can't be written" in message
+    assert "choose another --workdir" in message
+
+
+def test_a_workdir_of_another_configuration_names_the_difference(trained, tmp_path, refused):
+    workdir = tmp_path / "copy"
+    shutil.copytree(trained, workdir)
+    before = (workdir / "config.json").read_bytes()
+    message = refused("--config.seed=7", "--config.optim.learning_rate=0.5", workdir=workdir)
+    assert "seed: 0 -> 7" in message and "optim.learning_rate: 0.001 -> 0.5" in message
+    assert "use another --workdir" in message and message.count("->") == 2
+    assert (workdir / "config.json").read_bytes() == before
 
 
 def test_print_config_is_the_resolved_configuration(tmp_path, capsys):
@@ -57,7 +139,54 @@ def test_print_config_is_the_resolved_configuration(tmp_path, capsys):
     assert printed["seed"] == 5 and printed["total_steps"] == 7
 
 
+def test_a_reader_that_has_had_enough_is_no_error(tiny_config_file):
+    command = [sys.executable, "-m", "jaxclip", "train", "--config", tiny_config_file]
+    with subprocess.Popen(
+        [*command, "--print_config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_report_takes_no_overrides(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["report", "--workdir", "x", "--config.seed=1"])
     assert stop.value.code == 2
+
+
+def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
+    trained, tmp_path, capsys, compilation_cache
+):
+    workdir = tmp_path / "moved"
+    shutil.copytree(trained, workdir)
+    expected = json.loads((trained / "eval.json").read_text())["ema"]["metrics"]
+    with compilation_cache():
+        assert cli.main(["train", "--workdir", str(workdir)]) == 0
+        assert "going on after step 20 of 20 steps" in capsys.readouterr().out
+        (workdir / "eval.json").unlink()
+        assert cli.main(["eval", "--workdir", str(workdir)]) == 0
+        out = capsys.readouterr().out
+        assert "checkpoint of step 20" in out and "test/zero_shot/top1" in out
+        assert json.loads((workdir / "eval.json").read_text())["ema"]["metrics"] == expected
+        few = "--config.evaluate.retrieval=[]"
+        assert cli.main(["eval", "--workdir", str(workdir), "--step", "10", few]) == 0
+        out = capsys.readouterr().out
+        assert "checkpoint of step 10" in out and "retrieval" not in out
+        assert cli.main(["eval", "--workdir", str(workdir), "--step", "13"]) == 1
+        assert "no usable checkpoint of step 13" in capsys.readouterr().err
+    (workdir / "report.html").unlink()
+    assert cli.main(["report", "--workdir", str(workdir)]) == 0
+    assert capsys.readouterr().out.strip() == str(workdir / "report.html")
+    assert (workdir / "report.html").exists()
+
+
+def test_dry_run_needs_no_data_and_no_workdir(tiny_config_file, capsys, compilation_cache):
+    argv = ["train", "--config", str(tiny_config_file), "--config.data.name=/no/such/place"]
+    with compilation_cache():
+        assert cli.main([*argv, "--config.tokenizer.kind=clip", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "image/embed" in out or "image/" in out
+    for part in ("parameters: ", "uint8[16, 16, 16, 3]", "int32[16, 8]", "compiled in", "memory"):
+        assert part in out
+    assert jax.device_count() == 8 and "'data': 8" in out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import pathlib
 import time
@@ -81,6 +82,43 @@ def evaluate(
     if workdir is not None and jax.process_index() == 0:
         write_results(workdir, metrics, step=step, weights=weights)
     return metrics
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse what :func:`evaluate` would fail on, so that it comes to light before the training.
+
+    Args:
+      config: a resolved configuration.
+
+    Raises:
+      ValueError: an unknown or empty split, a data set without class names, a bad template, or a
+        ``checkpoint.best_metric`` that no evaluation yields.
+    """
+    from jaxclip.data import sources
+
+    options = config["evaluate"]
+    templates.resolve(options["templates"])
+    data_set = sources.open(config["data"]["name"])
+    for split in options["zero_shot"]:
+        class_names(data_set, split)
+    for split in [*options["zero_shot"], *options["retrieval"], options["gallery_split"]]:
+        if split:
+            data_set.source(split)
+    best, known = config["checkpoint"]["best_metric"], metric_names(options)
+    if best and best not in known:
+        near = difflib.get_close_matches(best, known, n=1, cutoff=0.3)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else "evaluate.zero_shot and .retrieval are empty"
+        )
+        raise ValueError(f"checkpoint.best_metric={best!r} is not what is evaluated; {hint}")
+
+
+def metric_names(options: Mapping[str, Any]) -> list[str]:
+    """Names of the shares that :func:`evaluate` returns for ``config["evaluate"]``."""
+    zero_shot = [f"{s}/zero_shot/top{k}" for s in options["zero_shot"] for k in ZERO_SHOT_KS]
+    directions = ("image_to_text", "text_to_image")
+    recall = [f"{direction}_r{k}" for direction in directions for k in RETRIEVAL_KS]
+    return [*zero_shot, *(f"{s}/retrieval/{name}" for s in options["retrieval"] for name in recall)]
 
 
 def class_names(data_set: Any, split: str) -> dict[int, str]:

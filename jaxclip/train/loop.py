@@ -66,9 +66,11 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
       NonFiniteError: ``max_consecutive_nonfinite`` steps in a row were not finite.
       ValueError: a configuration that can't be built.
     """
-    workdir = workdir_lib.prepare(config, workdir)
+    # Whatever is wrong shall be found before the workdir is this configuration's.
     experiment = setup.build(config)
     tokenizer = load_tokenizer(config)
+    check_data(config)
+    workdir = workdir_lib.prepare(config, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         keep_last=config["checkpoint"]["keep_last"],
@@ -266,6 +268,26 @@ def load_tokenizer(config: Config) -> Any:
             f"set model.text.vocab_size={tokenizer.vocab_size}"
         )
     return tokenizer
+
+
+def check_data(config: Config) -> None:
+    """Refuse what training or evaluation would trip over, before anything is compiled.
+
+    Raises:
+      FileNotFoundError: the data set does not exist.
+      ValueError: a missing or empty split, an unknown image op or language, or as
+        :func:`jaxclip.evaluate.runner.check`.
+    """
+    from jaxclip.data import image_ops, pipeline, sources
+    from jaxclip.evaluate import runner
+
+    data = pipeline.complete(config["data"])
+    for ops in (data["image_ops"], data["eval_image_ops"]):
+        image_ops.build(ops, data["image_size"])
+    data_set = sources.open(data["name"])
+    data_set.source(data["train_split"])
+    data_set.texts_of(data["languages"])
+    runner.check(config)
 
 
 def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) -> None:
