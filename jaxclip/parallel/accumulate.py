@@ -47,8 +47,8 @@ def contrastive_value_and_grad(
 
     Returns:
       ``value_and_grad(params, batch, rng=None)``; a batch is a mapping with ``image`` and
-      ``text``. With ``rng`` (a key) encoders are called with a third argument, the key of their
-      micro-batch: the same in both passes, so that dropout drops the same.
+      ``text``. With ``rng`` (a key) encoders are called with a third argument, a key of their own
+      for each micro-batch: the same in both passes, so that dropout drops the same.
 
     Raises:
       ValueError: ``num_micro_batches`` is not positive or, when called, does not divide the batch
@@ -60,9 +60,11 @@ def contrastive_value_and_grad(
     options: dict[str, Any] = {"mesh": mesh} if takes_mesh else {}
 
     def embed(params: Any, batch: Batch, rng: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        keys = () if rng is None else (rng,)
-        image = encode_image(params, batch["image"], *keys)
-        return image, encode_text(params, batch["text"], *keys)
+        if rng is None:
+            return encode_image(params, batch["image"]), encode_text(params, batch["text"])
+        image_key, text_key = jax.random.split(rng)
+        image = encode_image(params, batch["image"], image_key)
+        return image, encode_text(params, batch["text"], text_key)
 
     def loss_of(embeddings: tuple[jax.Array, jax.Array], params: Any) -> Any:
         scale, bias = params["logit_scale"], params.get("logit_bias")
