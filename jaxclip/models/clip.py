@@ -33,12 +33,15 @@ class CLIP:
     def init(self, rng: jax.Array) -> Params:
         """Draw float32 parameters; traceable, so that they can be made sharded."""
         image_rng, text_rng = jax.random.split(rng)
+        # One example does not divide over the devices of a sharded attention, which has no
+        # parameters of its own.
+        image, text = (m.clone(attention_implementation=None) for m in (self.image, self.text))
         size = self.config.image.image_size
         images = jnp.zeros((1, size, size, 3), jnp.float32)
         tokens = jnp.ones((1, self.config.text.context_length), jnp.int32)
         params = {
-            "image": self.image.init(image_rng, images)["params"],
-            "text": self.text.init(text_rng, tokens)["params"],
+            "image": image.init(image_rng, images)["params"],
+            "text": text.init(text_rng, tokens)["params"],
             "logit_scale": jnp.asarray(self.config.logit_scale_init, jnp.float32),
         }
         if self.config.logit_bias_init is not None:

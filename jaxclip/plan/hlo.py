@@ -89,7 +89,9 @@ class Instruction:
         if start < 0:
             return None
         begin = start + len(key) + 1
-        return self.attributes[begin : _end_of_value(self.attributes, begin)]
+        # The device order of a mesh is part of the value that it belongs to.
+        ids = re.compile(r"mesh\[[^\]]*\], (?=device_ids)").match(self.attributes, begin)
+        return self.attributes[begin : _end_of_value(self.attributes, ids.end() if ids else begin)]
 
     def called(self, key: str) -> tuple[str, ...]:
         """Names of the computations in an attribute such as ``calls=%f`` or ``{%f, %g}``."""

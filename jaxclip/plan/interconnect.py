@@ -41,31 +41,39 @@ def replica_groups(text: str) -> Groups:
 
 
 def _iota_groups(text: str) -> Groups:
-    match = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    match = re.fullmatch(r"\[([\d,]+)\]<=(.*)", text)
     if match is None:
         raise ValueError(f"unknown form of replica groups: {text[:80]!r}")
-    shape, reshape = (_integers(match.group(n)) for n in (1, 2))
-    ids = np.arange(math.prod(reshape)).reshape(reshape)
-    if match.group(3):
-        ids = ids.transpose(_integers(match.group(3)))
-    return tuple(tuple(map(int, row)) for row in ids.reshape(shape[0], -1))
+    rows = _iota(match.group(2)).reshape(_integers(match.group(1))[0], -1)
+    return tuple(tuple(map(int, row)) for row in rows)
+
+
+def _iota(text: str) -> np.ndarray:
+    """``[16,4]T(1,0)``: the numbers from 0 in that shape, transposed."""
+    match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if match is None:
+        raise ValueError(f"unknown order of devices: {text[:80]!r}")
+    shape = _integers(match.group(1))
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose(_integers(match.group(2))) if match.group(2) else ids
 
 
 def _named_groups(text: str) -> Groups:
     match = re.fullmatch(
-        r"mesh\[(?P<axes>[^\]]*)\](?:\s*,?\s*device_ids=\((?P<ids>[^)]*)\))?\s*\{(?P<used>[^}]*)\}",
-        text,
+        r"mesh\[(?P<axes>[^\]]*)\](?:,? *device_ids=\((?P<ids>.*)\))? *\{(?P<used>[^}]*)\}", text
     )
     if match is None:
         raise ValueError(f"unknown form of replica groups: {text[:80]!r}")
     sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", match["axes"])}
-    shape, axes = tuple(sizes.values()), list(sizes)
-    ids = np.arange(math.prod(shape)).reshape(shape)
-    if match["ids"]:
-        order = match["ids"]
-        iota = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", order)
-        flat = [n for group in _iota_groups(order) for n in group] if iota else _integers(order)
-        ids = np.asarray(flat).reshape(shape)
+    axes, shape = list(sizes), tuple(sizes.values())
+    order = match["ids"]
+    if order is None:
+        ids = np.arange(math.prod(shape))
+    elif order.startswith("["):
+        ids = _iota(order)
+    else:
+        ids = np.asarray(_integers(order))
+    ids = ids.reshape(shape)
     used_axes: list[int] = []
     for name, before, size in re.findall(r"'?(\w+)'?(?::\((\d+)\)(\d+))?", match["used"]):
         axis = axes.index(name)
