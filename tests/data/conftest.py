@@ -1,8 +1,10 @@
 """Small pictures and data sets for the tests of jaxclip.data."""
 
+import csv
 import io
 import json
 import pathlib
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -80,6 +82,29 @@ def write_data_set(
     return folder
 
 
+def photo_folder(
+    root: pathlib.Path, count: int = 6, rows: Sequence[Sequence[str]] = ()
+) -> pathlib.Path:
+    """Images and a captions.csv with two captions each."""
+    root.mkdir(parents=True, exist_ok=True)
+    table = [["file", "caption"]]
+    for i in range(count):
+        (root / f"{i}.png").write_bytes(picture(i))
+        table += [[f"{i}.png", f"thing {i}"], [f"{i}.png", f"item {i}"]]
+    with open(root / "captions.csv", "w", newline="") as file:
+        csv.writer(file).writerows([*table, *rows])
+    return root
+
+
+def make_tar(path: pathlib.Path, members: Sequence[tuple[str, bytes]]) -> None:
+    """A tar of files, compressed if its name ends in .gz."""
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
 class Toys:
     """The functions above, handed to tests (test modules cannot import a conftest)."""
 
@@ -87,6 +112,8 @@ class Toys:
     picture = staticmethod(picture)
     records = staticmethod(records)
     write_data_set = staticmethod(write_data_set)
+    photo_folder = staticmethod(photo_folder)
+    make_tar = staticmethod(make_tar)
 
 
 @pytest.fixture(scope="session")
