@@ -12,7 +12,19 @@ from typing import Any
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
-    {"bench", "cli", "config", "data", "evaluate", "losses", "models", "optim", "parallel", "train"}
+    {
+        "bench",
+        "cli",
+        "config",
+        "data",
+        "evaluate",
+        "losses",
+        "models",
+        "optim",
+        "parallel",
+        "plan",
+        "train",
+    }
 )
 
 

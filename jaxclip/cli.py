@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_data(commands)
     _add_report(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -187,6 +188,44 @@ def _add_data(commands: Any) -> None:
 def _add_report(commands: Any) -> None:
     parser = _command(commands, "report", _report, "write report.html of a workdir anew")
     parser.add_argument("--workdir", required=True)
+
+
+def _add_plan(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        _plan,
+        "know memory, time and communication of a training step before its chips are paid for",
+        epilog=_OVERRIDES,
+    )
+    parser.add_argument("--config", required=True, help="config file (path.py or path.py:arg)")
+    parser.add_argument(
+        "--topology", help="slice to plan for, such as v5e:16x16 (default: the devices at hand)"
+    )
+    parser.add_argument("--output", help="folder for plan.json and plan.html")
+    parser.add_argument("--cache", help="folder that keeps compiled programs between calls")
+    parser.add_argument(
+        "--no_remedies",
+        action="store_true",
+        help="if it does not fit, do not try out which switch would make it fit",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="try meshes, remat and micro-batches; rank what fits"
+    )
+    parser.add_argument(
+        "--sweep_remat",
+        default="none,dots,mlp,full",
+        help="policies of the sweep (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sweep_micro_batches", default="1,4", help="numbers of the sweep (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no_measure",
+        action="store_true",
+        help="on the devices at hand: do not run steps to check the model against the clock",
+    )
+    parser.set_defaults(takes_overrides=True)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -267,6 +306,14 @@ def _report(args: argparse.Namespace) -> int:
 
     print(report.write_report(args.workdir))
     return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from jaxclip import config as config_lib
+    from jaxclip.plan import command
+
+    config = config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+    return command.run(args, config)
 
 
 def _take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

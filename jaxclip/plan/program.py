@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from jaxclip.config import RUNTIME_KEYS, Config
@@ -94,15 +95,22 @@ def compile_step(step: Any, *args: Any) -> Program:
             raise
         return Program("", None, refusal, lower_seconds, time.perf_counter() - start)
     compile_seconds = time.perf_counter() - start
-    return Program(compiled.as_text(), _memory(compiled), None, lower_seconds, compile_seconds)
+    return Program(
+        compiled.as_text(), _memory(compiled, _platform(args)), None, lower_seconds, compile_seconds
+    )
 
 
-def _memory(compiled: Any) -> Memory:
+def _platform(args: Any) -> str:
+    return next(iter(jax.tree.leaves(args)[0].sharding.device_set)).platform
+
+
+def _memory(compiled: Any, platform: str) -> Memory:
     stats = compiled.memory_analysis()
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
     aliased, temporaries = stats.alias_size_in_bytes, stats.temp_size_in_bytes
-    # Not every backend tracks the peak; the sum is an upper bound of it.
-    peak = stats.peak_memory_in_bytes or arguments + outputs - aliased + temporaries
+    # Only the TPU's compiler keeps a peak worth the name; elsewhere the sum is an upper bound.
+    peak = stats.peak_memory_in_bytes if platform == "tpu" else 0
+    peak = peak or arguments + outputs - aliased + temporaries
     code = stats.generated_code_size_in_bytes
     return Memory(arguments, outputs, aliased, temporaries, peak, code)
 

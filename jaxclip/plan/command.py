@@ -1,0 +1,102 @@
+"""What ``jaxclip plan`` does with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from jaxclip.config import Config
+from jaxclip.plan import measure, planner, report, topology
+from jaxclip.plan.planner import Change, Plan
+from jaxclip.plan.program import Cache
+
+
+def run(args: argparse.Namespace, config: Config) -> int:
+    """Plan, print and save; returns the exit status, 1 if the step does not fit."""
+    if args.topology:
+        place = topology.get(args.topology)
+    else:
+        place = measure.at_hand(config["precision"]["compute_dtype"])
+    cache = Cache(args.cache)
+
+    def plan_of(changed: Config) -> Plan:
+        return planner.make_plan(changed, place, cache=cache)
+
+    if args.sweep:
+        return _sweep(args, config, plan_of, len(place.devices))
+    plan = plan_of(config)
+    print(report.text(plan))
+    notes = []
+    if not plan.fits and not args.no_remedies:
+        notes.append(_remedy(config, plan_of))
+    if plan.fits and not args.topology and not args.no_measure:
+        notes.append(describe_check(measure.check(config, plan)))
+    for note in notes:
+        print(note)
+    if args.output:
+        for path in report.write(args.output, plan, notes):
+            print(f"wrote {path}")
+    return 0 if plan.fits else 1
+
+
+def describe_check(check: measure.Check) -> str:
+    """One sentence about how far off the model was."""
+    span = f"{check.best * 1e3:.0f} to {check.worst * 1e3:.0f} ms"
+    measured = f"measured {check.seconds * 1e3:.0f} ms a step; the model says {span}"
+    if check.off == 1.0:
+        return f"{measured}: inside."
+    side = "slower than its slow" if check.off > 1 else "faster than its fast"
+    return f"{measured}: {max(check.off, 1 / check.off):.2f} times {side} end."
+
+
+def _remedy(config: Config, plan_of: Callable[[Config], Plan]) -> str:
+    change = planner.remedies(config, plan_of, on_try=_print_try)
+    if change is None:
+        return "None of the switches makes it fit; use a larger slice or a smaller batch."
+    return f"It fits with {_words(change)}."
+
+
+def _sweep(
+    args: argparse.Namespace, config: Config, plan_of: Callable[[Config], Plan], num_devices: int
+) -> int:
+    remats = args.sweep_remat.split(",")
+    counts = [int(n) for n in args.sweep_micro_batches.split(",")]
+    changes = planner.sweep_changes(num_devices, remats, counts)
+    ranked = planner.sweep(config, changes, plan_of, on_try=_print_try)
+    if not ranked:
+        print("nothing fits")
+        return 1
+    print("\n".join(report.aligned(report.sweep_rows(ranked))))
+    print("Times are a model, not a measurement; ranked by its slow end.")
+    if args.output:
+        folder = pathlib.Path(args.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = [{"change": change, **report.to_dict(plan)} for change, plan in ranked]
+        (folder / "sweep.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        best = report.page(ranked[0][1], [f"Best of the sweep: {_words(ranked[0][0])}"])
+        (folder / "sweep.html").write_text(best, encoding="utf-8")
+        print(f"wrote {folder / 'sweep.json'} and {folder / 'sweep.html'}")
+    return 0
+
+
+def _print_try(change: Change, plan: Plan | None) -> None:
+    if plan is None:
+        answer = "can't be built"
+    elif plan.refusal is not None:
+        answer = "refused"
+    else:
+        assert plan.memory is not None
+        answer = f"{'fits' if plan.fits else 'too large'}, {plan.memory.peak / 2**30:.2f} GiB"
+    print(f"  tried {_words(change)}: {answer}", flush=True)
+
+
+def _words(change: Change) -> str:
+    def value(item: Any) -> str:
+        if isinstance(item, dict):
+            return "{" + ",".join(f"{key}:{size}" for key, size in item.items()) + "}"
+        return str(item)
+
+    return ", ".join(f"{key}={value(item)}" for key, item in change.items())
