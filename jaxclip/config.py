@@ -355,6 +355,8 @@ def _set(config: Config, key: str, value: Any) -> None:
         known = [name for name, _ in flatten(config)]
         raise ValueError(f"unknown config key {key!r}{nearest(key, known)}")
     old = node.get(parts[-1])
+    if key in _NAMED_SECTIONS and value is None:
+        value = "none"
     if key in _NAMED_SECTIONS and isinstance(value, (str, list)):
         node[parts[-1]] = {"name": value} if isinstance(value, str) else value
         return
@@ -368,6 +370,8 @@ def _set(config: Config, key: str, value: Any) -> None:
 
 def _typed(key: str, old: Any, value: Any) -> Any:
     """Return ``value`` if it has the type of the default, else raise; ints pass as floats."""
+    if value is None and isinstance(old, str):
+        return "none"  # on a command line the word, where a word is wanted
     if old is None or value is None:
         return value
     if isinstance(old, bool) or isinstance(value, bool):

@@ -55,7 +55,7 @@ def test_mistakes_name_the_way_out(override, message):
 
 
 def test_unknown_key_in_a_file_names_the_nearest():
-    with pytest.raises(ValueError, match="unknown config key 'checkpoint.evry_steps'.*every_steps"):
+    with pytest.raises(ValueError, match=r"unknown config key 'checkpoint.evry_steps'.*every_s"):
         config_lib.resolve({"checkpoint": {"evry_steps": 3}})
 
 
@@ -69,6 +69,28 @@ def test_naming_another_algorithm_drops_the_default_options():
     assert config["optim"]["schedule"] == {"name": "constant"}
     config = config_lib.resolve({"optim": {"schedule": {"warmup_steps": 5}}})
     assert config["optim"]["schedule"] == {"name": "cosine", "warmup_steps": 5}
+
+
+def test_none_is_a_name_where_a_name_is_wanted():
+    config = config_lib.resolve(
+        {}, ["optim.clip=none", "remat=none", "attention_implementation=none"]
+    )
+    assert config["optim"]["clip"] == {"name": "none"} and config["remat"] == "none"
+    assert config["attention_implementation"] is None
+    config = config_lib.resolve({}, ["optim.clip=zclip", "optim.clip.alpha=0.9"])
+    assert config["optim"]["clip"] == {"name": "zclip", "alpha": 0.9}
+    chain = [{"name": "zclip"}, {"name": "elementwise", "max_delta": 1.0}]
+    assert config_lib.resolve({"optim": {"clip": chain}})["optim"]["clip"] == chain
+    assert config_lib.resolve({"optim": {"clip": "adagc"}})["optim"]["clip"] == {"name": "adagc"}
+
+
+def test_what_differs_from_the_defaults():
+    config = config_lib.resolve({"optim": {"clip": {"name": "zclip", "alpha": 0.9}}}, ["seed=3"])
+    assert config_lib.changed_from_defaults(config) == [
+        ("seed", 0, 3),
+        ("optim.clip.name", "none", "zclip"),
+        ("optim.clip.alpha", None, 0.9),
+    ]
 
 
 def test_image_size_has_one_home():
