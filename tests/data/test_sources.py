@@ -1,0 +1,162 @@
+"""Data sets by name: directories, features of other people's data sets, mistakes."""
+
+import json
+
+import pytest
+
+from jaxclip.data import info, sources
+from jaxclip.data.record import BadRecord, Record
+
+
+def test_splits_records_and_shards(tmp_path, toys):
+    records = toys.records(10)
+    folder = toys.write_data_set(tmp_path, {"train": records, "val": records[:3]}, shards=3)
+    data_set = sources.open(folder)
+    assert data_set.splits == {"train": 10, "val": 3}
+    source = data_set.source("train")
+    in_order = [records[i] for shard in range(3) for i in range(shard, 10, 3)]
+    assert source.read(range(10)) == in_order
+    assert source[4] == in_order[4] and data_set.source("train") is source
+    assert data_set.class_names() is None and data_set.split_classes("val") is None
+
+
+def test_class_names_and_classes_of_splits(tmp_path, toys):
+    folder = toys.write_data_set(
+        tmp_path, {"train": toys.records(3)}, class_names=["cat", "dog", "bird"]
+    )
+    (folder / "split_classes.json").write_text(json.dumps({"train": [0, 2]}))
+    data_set = sources.open(folder)
+    assert data_set.class_names("train") == ["cat", "dog", "bird"]
+    assert data_set.split_classes("train") == [0, 2]
+
+
+def test_translations_stand_beside_or_in_place_of_captions(tmp_path, toys):
+    import gzip
+
+    folder = toys.write_data_set(tmp_path, {"train": toys.records(3)})
+    (folder / "translations").mkdir()
+    with gzip.open(folder / "translations" / "de.json.gz", "wt") as file:
+        json.dump({"1": ["Ding"]}, file)
+    data_set = sources.open(folder)
+    record = data_set.source("train")[1]
+    assert data_set.texts_of([])(record) == ("thing 1", "item 1")
+    assert data_set.texts_of(["de"])(record) == ("Ding",)
+    assert data_set.texts_of(["en", "de"])(record) == ("thing 1", "item 1", "Ding")
+    assert data_set.texts_of(["de"])(data_set.source("train")[0]) == ()
+    with pytest.raises(
+        ValueError, match="no captions in language 'fr'; besides its own it has: de"
+    ):
+        data_set.texts_of(["fr"])
+
+
+def test_a_classification_data_set_has_class_names_for_captions(tmp_path, toys):
+    image = "tensorflow_datasets.core.features.image_feature.Image"
+    label = "tensorflow_datasets.core.features.class_label_feature.ClassLabel"
+    folder = toys.write_data_set(
+        tmp_path,
+        {"train": toys.records(3)},
+        class_names=["cat", "dog", "bird"],
+        features={"image": {"pythonClassName": image}, "label": {"pythonClassName": label}},
+    )
+    data_set = sources.open(folder)
+    assert not data_set.has_texts
+    assert [record.texts for record in data_set.source("train").read(range(3))] == [
+        ("cat",), ("dog",), ("bird",),
+    ]  # fmt: skip
+
+
+def test_damage_is_reported_by_record(tmp_path, toys):
+    folder = toys.write_data_set(tmp_path, {"train": toys.records(4)})
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.write_bytes(shard.read_bytes().replace(b"thing 2", b"thinG 2"))
+    records = sources.open(folder).source("train").read(range(4))
+    assert [isinstance(record, Record) for record in records] == [True, True, False, True]
+    assert isinstance(records[2], BadRecord) and records[2].reason == "corrupted"
+
+
+def test_array_record(tmp_path, toys):
+    module = pytest.importorskip("array_record.python.array_record_module")
+    from jaxclip.data.record import serialize_record
+
+    records = toys.records(5)
+    folder = toys.write_data_set(tmp_path, {"train": records})
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.unlink()
+    path = folder / shard.name.replace("tfrecord", "array_record")
+    writer = module.ArrayRecordWriter(str(path), "group_size:1")
+    for record in records:
+        writer.write(serialize_record(record))
+    writer.close()
+    content = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps({**content, "fileFormat": "array_record"}))
+    assert sources.open(folder).source("train").read([3, 0, 4]) == [records[i] for i in (3, 0, 4)]
+
+
+def test_mistakes_are_named(tmp_path, toys):
+    folder = toys.write_data_set(tmp_path / "toys", {"train": toys.records(3), "none": []})
+    with pytest.raises(FileNotFoundError, match=r"no such directory.*did you mean 'toys'"):
+        sources.open(tmp_path / "toyz")
+    with pytest.raises(ValueError, match=r"has no dataset_info.json; did you mean .*toys'"):
+        sources.open(tmp_path)
+    data_set = sources.open(folder)
+    with pytest.raises(
+        ValueError, match=r"no split 'trian'; did you mean 'train'\? \(it has: train"
+    ):
+        data_set.source("trian")
+    with pytest.raises(ValueError, match=r"split 'none' of data set .* is empty"):
+        data_set.source("none")
+    (shard,) = folder.glob("*.tfrecord-*")
+    shard.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="lacks 1 of 1 shards"):
+        sources.open(folder).source("train")
+    content = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps({**content, "fileFormat": "riegeli"}))
+    (tmp_path / "elsewhere").rename(folder / "toy-train.riegeli-00000-of-00001")
+    with pytest.raises(ValueError, match="stored as 'riegeli'"):
+        sources.open(folder).source("train")
+    (folder / "features.json").write_text("{")
+    with pytest.raises(ValueError, match=r"features.json is damaged"):
+        sources.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"sound": "Audio"}, "has no image feature .*sound: Audio"),
+        ({"image": "Image", "label": "Scalar"}, "neither captions nor class labels"),
+        ({"image": "Image", "text": "Tensor"}, "neither captions nor class labels"),
+    ],
+)
+def test_features_that_do_not_fit(features, message):
+    content = {name: {"pythonClassName": f"x.{kind}"} for name, kind in features.items()}
+    with pytest.raises(ValueError, match=message):
+        sources.field_names({"featuresDict": {"features": content}}, "name")
+
+
+def test_other_names_of_features():
+    kinds = {"photo": "Image", "caption": "Text", "labels": "ClassLabel", "id": "Text"}
+    content = {name: {"pythonClassName": f"x.{kind}"} for name, kind in kinds.items()}
+    names = sources.field_names({"featuresDict": {"features": content}}, "name")
+    assert (names.image, names.texts, names.label, names.key, names.meta) == (
+        "photo", "caption", "labels", "id", "",
+    )  # fmt: skip
+
+
+def test_describe(tmp_path, toys):
+    records = toys.records(4)
+    records[1] = Record(b"", ("nothing to see",), key="bad")
+    folder = toys.write_data_set(tmp_path, {"train": records, "none": []}, class_names=["a", "b"])
+    text = info.describe(folder)
+    assert "2 split(s), 2 class names" in text
+    assert "4 records, 2.0 captions each, 1 of 4 looked at are unusable" in text
+    assert "key0: thing 0; item 0" in text
+    assert "none                      0 records" in text
+
+
+def test_describe_from_the_command_line(capsys):
+    from jaxclip import cli
+
+    assert cli.main(["data", "info", "emoji"]) == 0
+    assert "1906 class names" in capsys.readouterr().out
+    assert cli.main(["data", "info", "emojis"]) == 2
+    assert "did you mean 'emoji'" in capsys.readouterr().err

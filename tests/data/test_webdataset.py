@@ -1,0 +1,211 @@
+"""WebDataset tars read in place."""
+
+import io
+import json
+import string
+import tarfile
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from jaxclip.data import pipeline, sources, webdataset
+from jaxclip.data.record import BadRecord, Record
+
+
+def samples(toys, tar, count=4):
+    return [
+        (f"{tar}-{i}.{ending}", data)
+        for i in range(count)
+        for ending, data in (
+            ("png", toys.picture(10 * tar + i)),
+            ("json", b'{"width": 3}'),
+            ("txt", f"thing {10 * tar + i}".encode()),
+        )
+    ]
+
+
+@pytest.fixture
+def tars(tmp_path, toys):
+    for tar in range(3):
+        toys.make_tar(tmp_path / f"{tar:02d}.tar", samples(toys, tar))
+    return tmp_path
+
+
+def test_samples_in_order(tars, toys):
+    data_set = sources.open(f"webdataset:{tars}/{{00..02}}.tar")
+    assert data_set.splits == {"train": 12} and data_set.class_names() is None
+    source = data_set.source("train")
+    expected = [
+        Record(toys.picture(10 * t + i), (f"thing {10 * t + i}",), key=f"{t}-{i}")
+        for t in range(3)
+        for i in range(4)
+    ]
+    assert source.read(range(12)) == expected
+    assert source.read([7, 0, 11]) == [expected[i] for i in (7, 0, 11)]
+
+
+def test_training_from_tars(tars, tokenize):
+    pytest.importorskip("tensorflow")
+    config = {"name": f"webdataset:{tars}/*.tar", "image_size": 8}
+    iterator = pipeline.train_iterator(config, tokenizer=tokenize, global_batch_size=6, seed=0)
+    numbers = np.concatenate([next(iterator)["text"][:, 1] for _ in range(4)])
+    iterator.close()
+    assert (
+        sorted(numbers[:12])
+        == sorted(numbers[12:])
+        == sorted(10 * t + i for t in range(3) for i in range(4))
+    )
+
+
+def test_captions_in_json_and_what_is_wrong(tmp_path, toys):
+    toys.make_tar(
+        tmp_path / "a.tar",
+        [
+            ("0.JPG", toys.picture(0, format="JPEG")),
+            ("0.json", '{"captions": ["one", "d\u00e9ux"]}'.encode()),
+            ("1.png", toys.picture(1)),
+            ("1.json", b"[1, 2"),
+            ("2.txt", b"no picture"),
+            ("3.png", toys.picture(3)),
+            ("3.txt", b"caf\xe9"),
+            ("4.png", toys.picture(4)),
+            ("4.txt", b" \n"),
+            ("5.png", toys.picture(5)),
+            ("5.mask.png", toys.picture(6)),
+            ("5.txt", b"five"),
+            ("readme", b""),
+            (".hidden.png", b""),
+        ],
+    )
+    found = sources.open(f"webdataset:{tmp_path}/a.tar").source("train").read(range(6))
+    assert found[0].texts == ("one", "d\u00e9ux")
+    reasons = [record.reason if isinstance(record, BadRecord) else "" for record in found]
+    assert reasons == ["", "empty_caption", "missing_image", "bad_utf8", "empty_caption", ""]
+    assert found[5].image == toys.picture(5) and found[5].texts == ("five",)
+
+
+def test_index_is_kept_and_renewed(tars, toys, monkeypatch):
+    sources.open(f"webdataset:{tars}/*.tar")
+    assert len(list(tars.glob(".*.tar.index.npz"))) == 3
+    scan = webdataset._scan
+    monkeypatch.setattr(webdataset, "_scan", None)  # not called if the index is used
+    assert sources.open(f"webdataset:{tars}/*.tar").splits == {"train": 12}
+    monkeypatch.setattr(webdataset, "_scan", scan)
+    toys.make_tar(tars / "01.tar", samples(toys, 1, 2))
+    assert sources.open(f"webdataset:{tars}/*.tar").splits == {"train": 10}
+
+
+@pytest.mark.parametrize("noted", ["sizes", "stats"])
+def test_noted_sizes_save_the_scan(tars, monkeypatch, noted):
+    if noted == "sizes":
+        (tars / "sizes.json").write_text(
+            json.dumps({f"{i:02d}.tar": 4 + (i == 2) for i in range(3)})
+        )
+    else:
+        for i in range(3):
+            (tars / f"{i:02d}_stats.json").write_text(json.dumps({"successes": 4 + (i == 2)}))
+    scan = webdataset._scan
+    monkeypatch.setattr(webdataset, "_scan", None)
+    data_set = sources.open(f"webdataset:{tars}/*.tar")
+    assert data_set.splits == {"train": 13}
+    monkeypatch.setattr(webdataset, "_scan", scan)
+    source = data_set.source("train")
+    assert isinstance(source[11], Record)
+    # One more was promised than there is.
+    assert source[12].reason == "corrupted" and "4 samples only" in source[12].detail
+
+
+def test_a_cut_tar_loses_its_end(tars):
+    path = tars / "02.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    data_set = sources.open(f"webdataset:{tars}/*.tar")
+    assert 8 < data_set.splits["train"] < 12
+    source = data_set.source("train")
+    assert all(isinstance(source[i], Record) for i in range(9))
+
+
+def test_folders_and_their_splits(tars, toys, tmp_path):
+    assert sources.open(f"webdataset:{tars}").splits == {"train": 12}
+    for split in ("train", "val"):
+        (tmp_path / "sub" / split).mkdir(parents=True)
+        toys.make_tar(tmp_path / "sub" / split / "0.tar", samples(toys, 0, len(split)))
+    data_set = sources.open(f"webdataset:{tmp_path}/sub")
+    assert data_set.splits == {"train": 5, "val": 3}
+    assert data_set.source("val")[2].key == "0-2"
+
+
+def test_mistakes_are_named(tmp_path, toys):
+    with pytest.raises(FileNotFoundError, match=r"0.tar': no such file \(of '.*{0..2}"):
+        sources.open(f"webdataset:{tmp_path}/{{0..2}}.tar")
+    with pytest.raises(FileNotFoundError, match=r"no .tar in this folder"):
+        sources.open(f"webdataset:{tmp_path}")
+    toys.make_tar(tmp_path / "a.tar.gz", samples(toys, 0))
+    with pytest.raises(ValueError, match=r"is compressed, .* data import"):
+        sources.open(f"webdataset:{tmp_path}/a.tar.gz")
+
+
+def test_long_and_strange_names(tmp_path, toys):
+    names = ["d/" * 60 + "x" * 120, "\u4f60\u597d", "a b"]
+    for format in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        path = tmp_path / f"{format}.tar"
+        with tarfile.open(path, "w", format=format) as tar:
+            for name in names:
+                for ending, data in (("png", toys.picture(1)), ("txt", b"thing")):
+                    info = tarfile.TarInfo(f"{name}.{ending}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        source = sources.open(f"webdataset:{path}").source("train")
+        assert [source[i].key for i in range(len(source))] == names
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("0001.jpg", ("0001", "jpg")),
+        ("a.b/0001.seg.PNG", ("a.b/0001", "seg.png")),
+        ("./x.txt", ("./x", "txt")),
+        ("readme", None),
+        (".hidden.jpg", None),
+        ("a/.hidden", None),
+        ("trailing.", None),
+        ("", None),
+    ],
+)
+def test_sample_names(name, expected):
+    assert webdataset.sample_name(name) == expected
+
+
+@hypothesis.given(st.text())
+def test_any_name_is_taken_apart_and_put_together(name):
+    found = webdataset.sample_name(name)
+    if found is not None:
+        assert name.lower() == f"{found.key}.{found.extension}".lower()
+        assert "." not in found.key.rpartition("/")[2] and found.key
+
+
+numbers = st.integers(0, 120)
+
+
+@hypothesis.given(first=numbers, last=numbers, width=st.integers(1, 4))
+def test_ranges(first, last, width):
+    pattern = f"x{{{first:0{width}d}..{last}}}.tar"
+    names = list(webdataset._braces(pattern))
+    padded = len(f"{first:0{width}d}") if f"{first:0{width}d}".startswith("0") else 0
+    assert names == [f"x{i:0{padded}d}.tar" for i in range(first, last + 1)]
+
+
+@hypothesis.given(st.text(string.ascii_lowercase + "{},.0*", max_size=20))
+def test_braces_of_any_pattern_end(pattern):
+    names = list(webdataset._braces(pattern))
+    assert names or ".." in pattern
+    if "{" not in pattern:
+        assert names == [pattern]
+
+
+def test_braces_multiply_with_the_last_fastest():
+    assert list(webdataset._braces("{a,b}-{0..1}")) == ["a-0", "a-1", "b-0", "b-1"]
