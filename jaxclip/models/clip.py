@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -80,6 +81,7 @@ def build(
     remat: str = "none",
     scan_layers: bool = False,
     attention_implementation: layers.Implementation = None,
+    gather_block: Mapping[str, Callable[[Any], Any]] | None = None,
 ) -> CLIP:
     """Build the encoders.
 
@@ -92,6 +94,8 @@ def build(
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
         device, or what its ``sharded`` returns for several.
+      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
+        them what the block uses, where they are sharded; None leaves them as they are.
 
     Raises:
       ValueError: an unknown remat policy or attention implementation.
@@ -104,6 +108,7 @@ def build(
             f"attention_implementation={attention_implementation!r}; use None, 'xla', 'cudnn' or "
             "'fused'"
         )
+    gather = gather_block or {}
     options: dict[str, Any] = {
         "dtype": jnp.dtype(dtype),
         "remat": remat,
@@ -112,8 +117,10 @@ def build(
     }
     return CLIP(
         config,
-        VisionTransformer(config.image, config.embed_dim, **options),
-        TextTransformer(config.text, config.embed_dim, **options),
+        VisionTransformer(
+            config.image, config.embed_dim, gather_block=gather.get("image"), **options
+        ),
+        TextTransformer(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )
 
 

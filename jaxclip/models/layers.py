@@ -137,7 +137,8 @@ def transformer(
     are stacked on the fly, which compiles one block instead of ``depth``.
 
     Args:
-      module: the tower, inside its ``__call__``.
+      module: the tower, inside its ``__call__``; its ``gather_block``, if any, is applied to the
+        parameters of a block before they are used.
       block: an unbound block.
       depth: how many.
       x: [B, L, C].
@@ -153,7 +154,11 @@ def transformer(
             x = block.clone(name=f"blocks_{index}", parent=module)(x, mask)
         return x
 
+    gather_block = getattr(module, "gather_block", None)
+
     def apply(params: Any, x: jax.Array) -> jax.Array:
+        if gather_block is not None:  # inside of what is recomputed: not kept between the passes
+            params = gather_block(params)
         return block.clone(parent=None).apply({"params": params}, x, mask)
 
     if remat != "none":

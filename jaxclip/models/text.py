@@ -6,6 +6,7 @@ is the exclamation mark.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ class TextTransformer(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
     attention_implementation: layers.Implementation = None
+    gather_block: Callable[[Any], Any] | None = None
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:

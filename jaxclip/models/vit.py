@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ class VisionTransformer(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
     attention_implementation: layers.Implementation = None
+    gather_block: Callable[[Any], Any] | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from jaxclip.parallel.accumulate import contrastive_value_and_grad
 from jaxclip.parallel.distributed import initialize_distributed
+from jaxclip.parallel.gather import gather
 from jaxclip.parallel.mesh import (
     AXES,
     BATCH_AXES,
@@ -22,6 +23,7 @@ __all__ = [
     "batch_sharding",
     "batch_shards",
     "contrastive_value_and_grad",
+    "gather",
     "init_sharded",
     "initialize_distributed",
     "make_mesh",

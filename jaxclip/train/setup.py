@@ -73,7 +73,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     """
     mesh = parallel.make_mesh(config["mesh"], devices=devices)
     check_batch(config, mesh)
-    model = build_model(config, mesh)
+    model = build_model(config)
     tx = optim.from_config(config["optim"], config["total_steps"])
     create_state = functools.partial(
         state_lib.create_state, model.init, tx, with_ema=config["ema_decay"] > 0
@@ -86,7 +86,8 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         state_shardings,
     )
     batch_sharding = parallel.batch_sharding(mesh)
-    encode_image, encode_text = encoders(config, model)
+    model = build_model(config, mesh, state_shardings.params)
+    encode_image, encode_text = encoders(config, model, state_shardings.params)
     value_and_grad = parallel.contrastive_value_and_grad(
         encode_image,
         encode_text,
@@ -117,34 +118,68 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     )
 
 
-def build_model(config: Config, mesh: jax.sharding.Mesh | None = None) -> models.CLIP:
-    """The encoders of a resolved configuration, for the devices of a mesh (None: for one)."""
+def build_model(
+    config: Config, mesh: jax.sharding.Mesh | None = None, shardings: Any = None
+) -> models.CLIP:
+    """The encoders of a resolved configuration.
+
+    Args:
+      config: the configuration.
+      mesh: devices that their arguments are sharded over; None for one device.
+      shardings: of the parameters, None for one device.
+    """
+    dtype = config["precision"]["compute_dtype"]
     attention = config["attention_implementation"]
     if attention == "fused" and mesh is not None:
         attention = models.fused_attention.sharded(mesh, parallel.BATCH_AXES, "tensor")
+    gather_block = None
+    if shardings is not None:
+        gather_block = {
+            tower: functools.partial(
+                parallel.gather, shardings=shardings[tower]["blocks_0"], dtype=dtype
+            )
+            for tower in ("image", "text")
+        }
     fields = {key: value for key, value in config["model"].items() if key != "preset"}
     return models.build(
         presets.CLIPConfig.from_dict(fields),
-        dtype=config["precision"]["compute_dtype"],
+        dtype=dtype,
         remat=config["remat"],
         scan_layers=config["scan_layers"],
         attention_implementation=attention,
+        gather_block=gather_block,
     )
 
 
 def encoders(
-    config: Config, model: models.CLIP
+    config: Config, model: models.CLIP, shardings: Any = None
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Callable[[Any, jax.Array], jax.Array]]:
-    """``encode_image`` on uint8 images and ``encode_text``, frozen parameters cut off."""
+    """``encode_image`` on uint8 images and ``encode_text``, frozen parameters cut off.
+
+    With ``shardings`` (of the parameters) those outside of the blocks are gathered first; blocks
+    gather their own.
+    """
     data = config["data"]
     frozen = config["optim"].get("freeze", ())
 
+    def ready(params: Any, tower: str) -> Any:
+        params = state_lib.stop_frozen_gradients(params, frozen)
+        if shardings is None:
+            return params
+        outside = {k: v for k, v in params[tower].items() if not k.startswith("blocks_")}
+        whole = parallel.gather(
+            outside,
+            {key: shardings[tower][key] for key in outside},
+            config["precision"]["compute_dtype"],
+        )
+        return {**params, tower: {**params[tower], **whole}}
+
     def encode_image(params: Any, images: jax.Array) -> jax.Array:
         pixels = step_lib.normalize_images(images, data["image_mean"], data["image_std"])
-        return model.encode_image(state_lib.stop_frozen_gradients(params, frozen), pixels)
+        return model.encode_image(ready(params, "image"), pixels)
 
     def encode_text(params: Any, tokens: jax.Array) -> jax.Array:
-        return model.encode_text(state_lib.stop_frozen_gradients(params, frozen), tokens)
+        return model.encode_text(ready(params, "text"), tokens)
 
     return encode_image, encode_text
 
