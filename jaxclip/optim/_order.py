@@ -89,7 +89,11 @@ def _select(leaves: Sequence[jax.Array], ranks: jax.Array) -> jax.Array:
         return prefix + jnp.left_shift(digit, shift)
 
     prefix = jax.lax.fori_loop(0, passes, one_pass, jnp.zeros(len(leaves), integer))
-    return jax.lax.bitcast_convert_type(prefix, floating)
+    found = jax.lax.bitcast_convert_type(prefix, floating)
+    # Where the hardware compares subnormal numbers as zeros, a zero is found as the largest of
+    # them. (Not so for float16, which is compared as float32.)
+    tiny = jnp.finfo(floating).tiny
+    return found if tiny > 1e-30 else jnp.where(found < tiny, 0, found)
 
 
 def _count_below(leaf: jax.Array, candidates: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip.optim import _base, _order
@@ -92,14 +93,15 @@ def autoclip(
         leaves, treedef = _base.flatten(updates)
         dtype = state.norm.dtype
         step = state.count + state.nonfinite_count
-        quantile = _base.hyperparameter(percentile, step, dtype) / 100
-
         norm = _base.global_norm(leaves, dtype)
         finite = jnp.isfinite(norm)
         written = state.history.at[state.count % size].set(norm)
         history = jnp.where(finite, written, state.history)
         count = _base.increment_where(state.count, finite)
-        threshold = jnp.where(finite, _filled_quantile(history, count, quantile), state.threshold)
+        filled = jnp.minimum(count, size)
+        rank, weight = _position(percentile, size, filled, step, dtype)
+        found = _filled_quantile(history, filled, rank, weight)
+        threshold = jnp.where(finite, found, state.threshold)
         clipped = norm > threshold
         factor = jnp.where(clipped, _base.safe_divide(threshold, norm, 1.0), 1.0).astype(dtype)
         new_state = AutoclipState(
@@ -116,15 +118,26 @@ def autoclip(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _filled_quantile(history: jax.Array, count: jax.Array, quantile: jax.Array) -> jax.Array:
-    """Quantile of the first ``count`` entries (all of them once the ring is full)."""
-    size = history.shape[0]
-    filled = jnp.minimum(count, size)
+def _position(
+    percentile: _base.Hyperparameter, size: int, filled: jax.Array, step: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Rank of the percentile of ``filled`` values, and how far towards the next one."""
+    last = jnp.maximum(filled - 1, 0)
+    if isinstance(percentile, (int, float)):
+        # Exact, from a table: in float32 the fraction of a rank in the thousands has no digits.
+        positions = np.asarray(percentile / 100 * np.arange(size))
+        ranks = np.floor(positions)
+        return jnp.asarray(ranks, jnp.int32)[last], jnp.asarray(positions - ranks, dtype)[last]
+    position = _base.hyperparameter(percentile, step, dtype) * last.astype(dtype)
+    rank = jnp.floor(position / 100)
+    return rank.astype(jnp.int32), jnp.clip((position - 100 * rank) / 100, 0, 1)
+
+
+def _filled_quantile(
+    history: jax.Array, filled: jax.Array, rank: jax.Array, weight: jax.Array
+) -> jax.Array:
+    """Interpolated order statistic of the first ``filled`` entries."""
     # Infinity sorts above all norms, where no rank below `filled` looks.
-    padded = jnp.where(jnp.arange(size) < filled, history, jnp.inf)
-    position = quantile * jnp.maximum(filled - 1, 0).astype(history.dtype)
-    rank = jnp.floor(position)
-    found = _order.absolute_quantiles(
-        [padded], rank.astype(jnp.int32)[None], (position - rank)[None], history.dtype
-    )
+    padded = jnp.where(jnp.arange(history.shape[0]) < filled, history, jnp.inf)
+    found = _order.absolute_quantiles([padded], rank[None], weight[None], history.dtype)
     return found.quantile[0]

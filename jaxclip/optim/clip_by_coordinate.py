@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip.optim import _base, _order
@@ -85,15 +87,10 @@ def clip_by_coordinate(fraction: _base.Hyperparameter = 0.1) -> optax.GradientTr
         del params
         leaves, treedef = _base.flatten(updates, state.norm.size)
         dtype = state.norm.dtype
-        keep = _base.complement(fraction, state.count, dtype)
         # Tensors without elements have no quantile; give them one.
         filled = [leaf if leaf.size else jnp.zeros((1,), leaf.dtype) for leaf in leaves]
-        last_rank = jnp.asarray([leaf.size - 1 for leaf in filled], dtype)
-        position = keep * last_rank
-        rank = jnp.floor(position)
-        found = _order.absolute_quantiles(
-            filled, rank.astype(jnp.int32), (position - rank).astype(dtype), dtype
-        )
+        rank, weight = _position(fraction, [leaf.size for leaf in filled], state.count, dtype)
+        found = _order.absolute_quantiles(filled, rank, weight, dtype)
         finite = jnp.isfinite(found.maximum)
         threshold = jnp.where(finite, found.quantile, state.threshold)
         new_state = ClipByCoordinateState(
@@ -107,6 +104,21 @@ def clip_by_coordinate(fraction: _base.Hyperparameter = 0.1) -> optax.GradientTr
         return jax.tree.unflatten(treedef, clipped), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _position(
+    fraction: _base.Hyperparameter, sizes: Sequence[int], count: jax.Array, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Rank of the (1 - fraction)-quantile of each tensor, and how far towards the next one."""
+    last = np.asarray(sizes, np.float64) - 1
+    if isinstance(fraction, (int, float)):
+        # Exact: float32 can't count the elements of a large tensor.
+        position = np.asarray((1.0 - fraction) * last)
+        floor = np.floor(position)
+        return jnp.asarray(floor, jnp.int32), jnp.asarray(position - floor, dtype)
+    traced = _base.complement(fraction, count, dtype) * jnp.asarray(last, dtype)
+    rank = jnp.floor(traced)
+    return rank.astype(jnp.int32), traced - rank
 
 
 def _clip(leaf: jax.Array, threshold: jax.Array, keep: jax.Array) -> jax.Array:
