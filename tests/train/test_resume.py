@@ -1,0 +1,133 @@
+"""Runs in processes of their own: killed at random moments, or with a full disk."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip.train import checkpoint, metrics, setup
+
+STEPS = 60
+OVERRIDES = (
+    f"total_steps={STEPS}",
+    "checkpoint.every_steps=7",
+    "evaluate.every_steps=0",
+    "log_every_steps=1",
+)
+
+
+@dataclasses.dataclass
+class Runner:
+    """Starts `jaxclip train`, each time the same, in a new process."""
+
+    config_file: pathlib.Path
+    cache_dir: pathlib.Path
+
+    def start(self, workdir, *overrides):
+        flags = [f"--config.{text}" for text in (*OVERRIDES, *overrides)]
+        environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache_dir),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
+        command = [sys.executable, "-m", "jaxclip", "train", "--config", self.config_file]
+        return subprocess.Popen(
+            [*command, "--workdir", workdir, *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            text=True,
+        )
+
+    def finish(self, workdir, *overrides):
+        process = self.start(workdir, *overrides)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+        return output
+
+    def kill_beyond(self, workdir, step, delay):
+        """Start, and SIGKILL ``delay`` seconds after ``step`` was recorded; where it came."""
+        file = workdir / metrics.FILE_NAME
+        process = self.start(workdir)
+        while process.poll() is None and newest_step(file) < step:
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.kill()
+        output, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+        return newest_step(file)
+
+
+@pytest.fixture(scope="module")
+def runner(tiny_config_file, cache_dir):
+    return Runner(tiny_config_file, cache_dir)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(runner, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    runner.finish(workdir)
+    return workdir
+
+
+def newest_step(file):
+    """The last step in ``metrics.jsonl``, while it is being written."""
+    if not file.exists():
+        return -1
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 4000))
+        lines = stream.read().split(b"\n")[1:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def final_state(workdir):
+    """All arrays of the newest checkpoint."""
+    config = json.loads((workdir / "config.json").read_text())
+    experiment = setup.build(config)
+    with checkpoint.Checkpointer(workdir / "checkpoints", writable=False) as checkpointer:
+        restored = checkpointer.restore_latest(experiment.abstract_state)
+    assert restored.step == STEPS and not restored.skipped
+    return jax.tree.map(np.asarray, restored.state)
+
+
+def check_same(workdir, uninterrupted):
+    jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(uninterrupted))
+    curves, expected = (
+        metrics.curves(metrics.read_metrics(folder)) for folder in (workdir, uninterrupted)
+    )
+    assert curves["loss"][0].tolist() == list(range(1, STEPS + 1))
+    for name in ("loss", "grad_norm", "optim/zclip/threshold", "eval/test/zero_shot/top1"):
+        np.testing.assert_array_equal(curves[name], expected[name], err_msg=name)
+    records = metrics.read_metrics(workdir)
+    steps = [record["step"] for record in records if "loss" in record]
+    assert len(steps) == len(set(steps)), "metrics.jsonl has a step twice"
+
+
+def kill_and_finish(runner, workdir, kills, seed):
+    """Kill a run ``kills`` times, then let it finish."""
+    chance = random.Random(seed)
+    steps = sorted(chance.sample(range(STEPS - 5), kills))
+    for step in steps:
+        # From within the step to the middle of the writing of a checkpoint.
+        runner.kill_beyond(workdir, step, chance.uniform(0, 0.05))
+    runner.finish(workdir)
+
+
+def test_killed_twice_ends_with_the_same_bits(runner, uninterrupted, tmp_path):
+    kill_and_finish(runner, tmp_path, 2, seed=0)
+    check_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_ends_with_the_same_bits(runner, uninterrupted, tmp_path):
+    kill_and_finish(runner, tmp_path, 10, seed=1)
+    check_same(tmp_path, uninterrupted)
