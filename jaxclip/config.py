@@ -31,6 +31,7 @@ _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
 RUNTIME_KEYS = (
     "mesh",
     "sharding",
+    "offload_optimizer_state",
     "checkpoint",
     "evaluate",
     "log_every_steps",
@@ -85,6 +86,7 @@ def defaults() -> Config:
         "attention_implementation": None,
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "sharding": "dp",
+        "offload_optimizer_state": False,  # to the host's memory between steps
         # A step whose gradient is not finite changes nothing and is counted; this many in a row
         # stop the run.
         "max_consecutive_nonfinite": 50,

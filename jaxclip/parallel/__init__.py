@@ -13,6 +13,7 @@ from jaxclip.parallel.mesh import (
     replicated,
     to_global,
 )
+from jaxclip.parallel.offload import on_host, to_device
 from jaxclip.parallel.sharding import PRESETS, Rule, init_sharded, sharding_rules, specs_for
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "init_sharded",
     "initialize_distributed",
     "make_mesh",
+    "on_host",
     "process_share",
     "replicated",
     "sharding_rules",
     "specs_for",
+    "to_device",
     "to_global",
 ]

@@ -80,6 +80,10 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     )
     shapes = jax.eval_shape(create_state, jax.random.key(0))
     state_shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
+    if config["offload_optimizer_state"]:
+        state_shardings = state_shardings._replace(
+            opt_state=parallel.on_host(shapes.opt_state, state_shardings.opt_state, mesh)
+        )
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

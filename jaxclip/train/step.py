@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import optim
+from jaxclip import optim, parallel
 from jaxclip.train.state import Params, TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -60,7 +60,8 @@ def make_train_step(
       logit_scale_max: upper bound of ``params["logit_scale"]`` after every update (CLIP: ln 100).
       learning_rate: the schedule in ``tx``, to be reported: the count it is given is that of the
         updates made so far, without skipped steps.
-      state_shardings: tree of shardings for the state, or None.
+      state_shardings: tree of shardings for the state, or None; an optimizer state in host memory
+        (:func:`jaxclip.parallel.on_host`) is brought to the device for the update.
       batch_shardings: tree (or one) of shardings for the batch, or None.
 
     Returns:
@@ -90,6 +91,10 @@ def make_train_step(
         return params, opt_state, ema_params
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if state_shardings is not None:
+            state = state._replace(
+                opt_state=parallel.to_device(state.opt_state, state_shardings.opt_state)
+            )
         (loss, loss_metrics), grads = value_and_grad(state.params, batch)
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         # A norm that overflows is no broken gradient: ask the elements only when the norm fails.
