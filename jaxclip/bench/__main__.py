@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 # Each is a module of this package with `main(arguments) -> exit status` and a docstring.
 BENCHMARKS = {
+    "data": "images a second that the input pipeline makes, against plain tf.data",
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from PIL import Image
 
-from jaxclip.data.image_ops import BatchFn, register
+from jaxclip.data.image_ops import BatchFn, Either, register
 
 # Luma of Rec. 601, as everywhere in image augmentation.
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -68,10 +69,14 @@ def _gray(images: np.ndarray) -> np.ndarray:
     return gray
 
 
-@register("flip", level="batch", draws=1)
-def flip(p: float = 0.5) -> BatchFn:
+@register("flip", level="either", draws=1)
+def flip(p: float = 0.5) -> Either:
     """Mirror left and right."""
-    return _sometimes(p, lambda images, u: images[..., ::-1])
+
+    def example(image: Image.Image, u: np.ndarray) -> Image.Image:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[0] < p else image
+
+    return Either(example, _sometimes(p, lambda images, u: images[..., ::-1]))
 
 
 @register("color_jitter", level="batch", draws=5)

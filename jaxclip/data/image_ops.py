@@ -17,13 +17,23 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 ExampleFn = Callable[[Any, np.ndarray], Any]
 BatchFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Either(NamedTuple):
+    """An op in both forms; that one is used in whose form the images are at the time.
+
+    At 224 pixels, changing the form takes longer than many an op.
+    """
+
+    example: ExampleFn
+    batch: BatchFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Registered:
 
     Attributes:
       factory: options -> function; raises ValueError for bad ones.
-      level: "example" or "batch".
+      level: "example", "batch" or "either".
       draws: uniform numbers it takes for each example.
       keeps_square: whether it leaves an image alone that is already ``size`` x ``size``.
     """
@@ -69,16 +79,17 @@ def register(
 
     - level "example": ``fn(image: PIL.Image, u: float32[draws]) -> PIL.Image``;
     - level "batch": ``fn(images: float32[n, 3, H, W], u: float32[n, draws])`` -> the same shape;
-      values are in [0, 255] before and after, and the argument may be overwritten.
+      values are in [0, 255] before and after, and the argument may be overwritten;
+    - level "either": an :class:`Either` of two such functions that do exactly the same.
 
     Args:
       name: how the op is called in a config.
-      level: "example" or "batch".
+      level: "example", "batch" or "either".
       draws: uniform random numbers in [0, 1) that it takes for each example.
       keeps_square: whether it leaves an image alone that is already ``size`` x ``size``.
     """
-    if level not in ("example", "batch"):
-        raise ValueError(f"level={level!r} of op {name!r} must be 'example' or 'batch'")
+    if level not in ("example", "batch", "either"):
+        raise ValueError(f"level={level!r} of op {name!r} must be 'example', 'batch' or 'either'")
 
     def add(factory: Callable[..., Any]) -> Callable[..., Any]:
         _REGISTRY[name] = Registered(factory, level, draws, keeps_square)
@@ -99,7 +110,7 @@ class Chain:
 
     Attributes:
       specs: the ops as written, with their complete options.
-      steps: (is it a batch op, function, first uniform, one past the last) of each op.
+      steps: (level, function, first uniform, one past the last) of each op.
       num_draws: uniform numbers needed for each example.
       image_size: side of the images that come out.
       keeps_square: whether the chain does nothing to images of the final size.
@@ -107,7 +118,7 @@ class Chain:
     """
 
     specs: tuple[Spec, ...]
-    steps: tuple[tuple[bool, Any, int, int], ...]
+    steps: tuple[tuple[str, Any, int, int], ...]
     num_draws: int
     image_size: int
     keeps_square: bool
@@ -124,8 +135,11 @@ class Chain:
           uint8[n, image_size, image_size, 3].
         """
         state = _State(images)
-        for is_batch, function, first, last in self.steps:
-            if is_batch:
+        for level, function, first, last in self.steps:
+            if level == "either":
+                level = "batch" if state.has_planes else "example"
+                function = getattr(function, level)
+            if level == "batch":
                 state.planes = [
                     (rows, function(planes, u[rows, first:last])) for rows, planes in state.planes
                 ]
@@ -156,6 +170,11 @@ class _State:
         self._pixels: Any = images
         self._images: list[Any] | None = None
         self._planes: list[tuple[Any, np.ndarray]] | None = None
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether the images are planes now."""
+        return self._planes is not None
 
     @property
     def images(self) -> list[Any]:
@@ -232,7 +251,7 @@ def build(ops: str | Sequence[Any], image_size: int) -> Chain:
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
     specs = [_complete(spec, image_size) for spec in parse(ops)]
-    steps: list[tuple[bool, Any, int, int]] = []
+    steps: list[tuple[str, Any, int, int]] = []
     draws = 0
     for spec in specs:
         entry = _REGISTRY[spec.name]
@@ -240,7 +259,7 @@ def build(ops: str | Sequence[Any], image_size: int) -> Chain:
             function = entry.factory(**spec.options)
         except ValueError as error:
             raise ValueError(f"image op {spec}: {error}") from error
-        steps.append((entry.level == "batch", function, draws, draws + entry.draws))
+        steps.append((entry.level, function, draws, draws + entry.draws))
         draws += entry.draws
     keeps_square = all(
         _REGISTRY[spec.name].keeps_square and spec.options.get("size", image_size) == image_size

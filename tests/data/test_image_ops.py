@@ -336,6 +336,15 @@ def test_flip():
     np.testing.assert_array_equal(run("flip(p=0.5)", noise(3), 0.49), noise(3)[:, :, ::-1])
 
 
+def test_flip_in_both_forms_is_the_same():
+    images = noise(9)
+    u = np.random.default_rng(5).random((9, 2), np.float32)
+    # After a batch op the images are planes, before one they are pictures.
+    after = image_ops.build("invert(p=0)|flip", SIZE)(images, u)
+    before = image_ops.build("flip|invert(p=0)", SIZE)(images, u[:, ::-1])
+    np.testing.assert_array_equal(after, before)
+
+
 def luma(images):
     return images.astype(np.float64) @ [0.299, 0.587, 0.114]
 

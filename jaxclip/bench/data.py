@@ -1,0 +1,176 @@
+"""Pictures a second that the input pipeline makes, against a plain tf.data pipeline.
+
+    python -m jaxclip.bench data [--threads 2] [--batch_size 64] [--steps 40] [--rounds 5]
+
+Two loads: the built-in pictures (64 x 64 JPEG, cached once decoded, with the augmentation of
+``--ops``), and made-up photographs (500 x 375 JPEG, not cached, random resized crop to 224 and
+flip). The reference for the second is what one would write by hand with tf.data: parse, decode and
+crop in one op, resize, flip, batch. ``--memory_steps N`` also reports how the memory of the process
+changes over N steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxclip.bench.timing import table, take_turns
+
+_EMOJI_OPS = (
+    "affine(degrees=15, translate=0.08, scale_min=0.75, scale_max=1.25)|background(0.5)"
+    "|color_jitter|grayscale(0.1)|blur(1.0, 0.1)"
+)
+_PHOTO_OPS = "random_resized_crop(0.08, 1.0)|flip"
+_PHOTO_SIZE = 224
+# Batches that a pipeline has ready when its turn comes: those of its prefetch and in its threads.
+_AHEAD = 4
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench data", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=40, help="batches timed at once")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--photos", type=int, default=256, help="number of made-up photographs")
+    parser.add_argument("--ops", default=_EMOJI_OPS, help="image ops for the built-in pictures")
+    parser.add_argument("--memory_steps", type=int, default=0)
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        photos = make_photos(pathlib.Path(folder), args.photos)
+        emoji = {"name": "emoji", "image_size": 64, "num_parallel_calls": args.threads}
+        photo = {
+            "name": str(photos),
+            "image_size": _PHOTO_SIZE,
+            "image_ops": _PHOTO_OPS,
+            "cache_decoded_mb": 0,
+            "num_parallel_calls": args.threads,
+        }
+        augmented = {**emoji, "image_ops": args.ops}
+        pipelines = {
+            "64 px, cached, no ops": _batches(emoji, args.batch_size),
+            "64 px, cached, augmented": _batches(augmented, args.batch_size),
+            "64 px, augmented": _batches({**augmented, "cache_decoded_mb": 0}, args.batch_size),
+            "224 px": _batches(photo, args.batch_size),
+            "224 px, plain tf.data": _plain(photos, args),
+        }
+        candidates = {name: _draw(each, args.steps) for name, each in pipelines.items()}
+        timings = take_turns(
+            candidates, reference="224 px, plain tf.data", rounds=args.rounds, warmup=1
+        )
+    images = args.batch_size * args.steps
+    rows = [["pipeline", "images/s", "slowest - fastest round"]]
+    for name, timing in timings.items():
+        slow, fast = images / timing.high, images / timing.low
+        rows.append([name, f"{images / timing.median:,.0f}", f"{slow:,.0f} - {fast:,.0f}"])
+    print(f"{args.threads} threads, batch {args.batch_size}\n\n{table(rows)}")
+    print(f"\n224 px: {timings['224 px'].ratio:.2f} of plain tf.data's time")
+    if args.memory_steps:
+        print(_memory(augmented, args.batch_size, args.memory_steps))
+    return 0
+
+
+def make_photos(folder: pathlib.Path, count: int) -> pathlib.Path:
+    """Write a data set of JPEGs of 500 x 375 pixels with the detail of photographs."""
+    from PIL import Image
+
+    from jaxclip.data.importer import import_records
+
+    source = folder / "source"
+    source.mkdir()
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        picture = np.zeros((375, 500, 3))
+        # Noise at several scales: about the spectrum, and the bytes, of a photograph.
+        for scale in (4, 12, 40, 120):
+            coarse = rng.uniform(-1, 1, (375 // scale + 2, 500 // scale + 2, 3)) * scale**0.7
+            image = np.stack(
+                [
+                    np.asarray(Image.fromarray(np.float32(plane)).resize((500, 375)))
+                    for plane in coarse.transpose(2, 0, 1)
+                ],
+                axis=-1,
+            )
+            picture += image
+        pixels = np.clip(128 + 3 * picture, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(source / f"{i:05d}.jpg", quality=90)
+        (source / f"{i:05d}.txt").write_text(f"photograph number {i}")
+    import_records(source, folder / "photos")
+    return folder / "photos"
+
+
+def _batches(config: dict[str, Any], batch_size: int) -> Any:
+    from jaxclip.data import pipeline, tokenizers
+
+    return pipeline.train_iterator(
+        config,
+        tokenizer=tokenizers.load({"kind": "emoji_bpe"}),
+        global_batch_size=batch_size,
+        seed=0,
+    )
+
+
+def _draw(batches: Iterator[Any], steps: int) -> Callable[[], None]:
+    """Takes batches, so many more than ``steps`` as were made while others had their turn."""
+    return lambda: _take(batches, steps + _AHEAD)
+
+
+def _take(batches: Iterator[Any], steps: int) -> None:
+    for _ in range(steps):
+        next(batches)
+
+
+def _plain(photos: pathlib.Path, args: argparse.Namespace) -> Iterator[Any]:
+    """The same load as one would write it with tf.data."""
+    from jaxclip.data._tfds import tensorflow
+
+    tf = tensorflow()
+    features = {"image": tf.io.FixedLenFeature([], tf.string)}
+
+    def make(example: Any) -> Any:
+        data = tf.io.parse_single_example(example, features)["image"]
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data),
+            tf.zeros([1, 0, 4]),
+            area_range=(0.08, 1.0),
+            use_image_if_no_bounding_boxes=True,
+        )
+        window = tf.concat([begin[:2], size[:2]], 0)
+        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+        image = tf.image.resize(image, (_PHOTO_SIZE, _PHOTO_SIZE), "bicubic", antialias=True)
+        image = tf.image.random_flip_left_right(image)
+        return tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)
+
+    files = sorted(str(file) for file in photos.glob("*.tfrecord-*"))
+    dataset = tf.data.TFRecordDataset(files).repeat().shuffle(256)
+    dataset = dataset.map(make, num_parallel_calls=args.threads).batch(args.batch_size).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = args.threads
+    return dataset.with_options(options).as_numpy_iterator()
+
+
+def _memory(config: dict[str, Any], batch_size: int, steps: int) -> str:
+    iterator = _batches(config, batch_size)
+    every = max(1, steps // 10)
+    sizes = []
+    for step in range(1, steps + 1):
+        next(iterator)
+        if step % every == 0:
+            sizes.append(_resident_mb())
+    iterator.close()
+    listing = " ".join(f"{size:,.0f}" for size in sizes)
+    return f"\nresident memory every {every} of {steps} steps, in MB: {listing}"
+
+
+def _resident_mb() -> float:
+    import resource
+
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
