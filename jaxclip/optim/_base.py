@@ -223,15 +223,49 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
     if not leaves:
         return jnp.zeros((0,), dtype)
-    return jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0).astype(dtype) for leaf in leaves])
+    largest = [max_or_nan(jnp.abs(leaf), jnp.isnan(leaf)) for leaf in leaves]
+    return jnp.stack([value.astype(dtype) for value in largest])
 
 
-def tensor_norms_and_maxima(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """L2 norm and largest absolute value of each tensor from one read, both ``[num_tensors]``."""
-    if not leaves:
-        return jnp.zeros((0,), dtype), jnp.zeros((0,), dtype)
-    pairs = [_square_sum_and_max(leaf, dtype) for leaf in leaves]
-    return _roots([pair[0] for pair in pairs], leaves, dtype), jnp.stack([p[1] for p in pairs])
+def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
+    """Largest of a tensor's non-negative values (0 without any), NaN if any is spoilt.
+
+    ``jnp.max`` would not do: XLA's reductions on the CPU may lose NaN.
+
+    Args:
+      values: tensor of any shape.
+      spoilt: bool, of the same shape or a scalar.
+    """
+    spoilt = jnp.broadcast_to(spoilt, values.shape)
+    largest, any_spoilt = jax.lax.reduce(
+        (values, spoilt),
+        (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
+        lambda x, y: (jnp.maximum(x[0], y[0]), x[1] | y[1]),
+        tuple(range(values.ndim)),
+    )
+    return jnp.where(any_spoilt, jnp.nan, largest)
+
+
+def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
+    """Sum of a tensor's values, NaN if any is spoilt.
+
+    A reduction with two results is fused with what computes the values, where one with a single
+    result may not be, and would have them written to memory first. But it adds one value after the
+    other, which costs float32 its digits beyond some ten thousand: so rows first, then their sums.
+
+    Args:
+      values: tensor of any shape.
+      spoilt: bool, of the same shape.
+    """
+    if values.ndim == 0 or values.shape[-1] > 2**16:
+        return jnp.sum(jnp.where(spoilt, jnp.nan, values))
+    rows, any_spoilt = jax.lax.reduce(
+        (values, spoilt),
+        (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
+        lambda x, y: (x[0] + y[0], x[1] | y[1]),
+        (values.ndim - 1,),
+    )
+    return jnp.where(jnp.any(any_spoilt), jnp.nan, jnp.sum(rows))
 
 
 def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
@@ -248,19 +282,6 @@ def _scaled_norm(leaf: jax.Array, dtype: Any) -> jax.Array:
     largest = jnp.max(magnitude, initial=0.0)
     safe = jnp.where(largest > 0, largest, 1.0)
     return safe * jnp.sqrt(jnp.sum(jnp.square(magnitude / safe)))
-
-
-def _square_sum_and_max(leaf: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Sum of squares and largest absolute value by one reduction with two results."""
-    magnitude = jnp.abs(leaf).astype(dtype)
-    pattern = ordered_pattern(magnitude)
-    sum_of_squares, largest = jax.lax.reduce(
-        (jnp.square(magnitude), pattern),
-        (jnp.zeros((), dtype), jnp.zeros((), pattern.dtype)),
-        lambda x, y: (x[0] + y[0], jnp.maximum(x[1], y[1])),
-        tuple(range(leaf.ndim)),
-    )
-    return sum_of_squares, jax.lax.bitcast_convert_type(largest, magnitude.dtype)
 
 
 def ordered_pattern(magnitude: jax.Array) -> jax.Array:

@@ -53,9 +53,54 @@ def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array) -> jax.Array:
     return _base.safe_divide(mu, jnp.sqrt(nu) + eps, 0.0)
 
 
+def aside(*arrays: jax.Array) -> Any:
+    """The same arrays, for work of its own that shares a part with other work on them.
+
+    XLA would do the shared part once and write it to memory, an array as large as a moment. To do
+    it twice is faster, and takes no memory. What is computed from the results is also computed
+    after all that the arguments are computed from.
+
+    Returns:
+      A tuple, or the array if there is but one.
+    """
+    results = jax.lax.optimization_barrier(arrays)
+    return results if len(results) > 1 else results[0]
+
+
+def average(old: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
+    """A moment after one more value, in the value's precision: ``(1 - weight) old + weight value``.
+
+    As a step from the old moment, which loses no digits where the weight is small.
+    """
+    old = old.astype(value.dtype)
+    return old + weight * (value - old)
+
+
+def store(keep: jax.Array, new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A moment to store, and to compute the update from.
+
+    They are the same array wherever the dtypes allow, so that XLA computes it once, and in place.
+
+    Args:
+      keep: scalar bool; without it the moment stays as it was.
+      new: the new moment, in the statistics' dtype.
+      old: the old moment, in its own dtype.
+
+    Returns:
+      The moment in the old one's dtype, and in the statistics'.
+    """
+    stored = jnp.where(keep, new.astype(old.dtype), old)
+    return stored, stored if old.dtype == new.dtype else new
+
+
 def add(update: jax.Array, decay: jax.Array | None) -> jax.Array:
     """The update with its weight decay, if there is any."""
     return update if decay is None else update + decay
+
+
+def finish(keep: jax.Array, update: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The update in the gradient's dtype, or zero unless ``keep``."""
+    return jnp.where(keep, update, 0).astype(leaf.dtype)
 
 
 class Step(NamedTuple):
@@ -65,35 +110,6 @@ class Step(NamedTuple):
     mu: jax.Array
     nu: jax.Array
     norm: jax.Array
-
-
-def finish(
-    update: jax.Array,
-    m: jax.Array,
-    v: jax.Array,
-    norm: jax.Array,
-    leaf: jax.Array,
-    mu: jax.Array,
-    nu: jax.Array,
-) -> Step:
-    """The step in the dtypes of gradient and moments, or nothing done if ``norm`` is not finite.
-
-    Args:
-      update: the direction, weight decay included.
-      m: the new first moment.
-      v: the new second moment.
-      norm: scalar.
-      leaf: the gradient.
-      mu: the old first moment.
-      nu: the old second moment.
-    """
-    keep = jnp.isfinite(norm)
-    return Step(
-        jnp.where(keep, update, 0).astype(leaf.dtype),
-        jnp.where(keep, m.astype(mu.dtype), mu),
-        jnp.where(keep, v.astype(nu.dtype), nu),
-        norm,
-    )
 
 
 def decay_terms(

@@ -156,17 +156,17 @@ def clip_radagrad_d(
         moments = [] if b1 is None else treedef.flatten_up_to(state.mu)
 
         def step(i: int) -> _moments.Step:
-            leaf, total = leaves[i], totals[i].astype(dtype)
+            leaf, keep = leaves[i], jnp.isfinite(norms[i])
             gradient, square = _CLIPS[kind](leaf.astype(dtype), norms[i], bound)
-            new_total = old_weight * total + new_weight * square
-            root = jnp.sqrt(total if delay else new_total)
-            if b1 is None:
-                mu = m = gradient
-            else:
-                mu = moments[i]
-                m = mu + _base.complement(b1, count, dtype) * (gradient - mu)
-            update = _base.safe_divide(m, root + small, 0.0)
-            return _moments.finish(update, m, new_total, norms[i], leaf, mu, totals[i])
+            old = totals[i].astype(dtype)
+            mu = m = gradient
+            if b1 is not None:
+                fresh1 = _base.complement(b1, count, dtype)
+                mu, m = moments[i], _moments.average(moments[i], gradient, fresh1)
+                mu, m = _moments.store(keep, m, mu)
+            stored, new = _moments.store(keep, old_weight * old + new_weight * square, totals[i])
+            update = _base.safe_divide(m, jnp.sqrt(old if delay else new) + small, 0.0)
+            return _moments.Step(_moments.finish(keep, update, leaf), mu, stored, norms[i])
 
         steps = [step(i) for i in range(len(leaves))]
         accumulator = state.accumulator

@@ -264,24 +264,34 @@ def _spam(
 
         def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
             gradient, decay, chosen = _moments.squarable(leaf, dtype), decays[i], None
+            # Of the gradient all elements must be finite, those that are not chosen, too.
+            finite = jnp.isfinite(leaf)
             if sampling.applies(leaf.shape):
                 chosen = sampling.draw(_key(i, phase.period[i]), leaf.shape)
                 gradient = sampling.take(gradient, chosen)
+                finite = jnp.isfinite(_base.tensor_maxima([leaf], dtype)[0])
                 decay = None if decay is None else sampling.take(decay, chosen)
-            m, v = (jnp.where(phase.reset[i], 0, old.astype(dtype)) for old in (mu, nu))
-            ratio = _ratio(gradient, v)
-            spike = phase.clips[i] & (ratio > theta)
-            gradient = jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(theta * v), gradient)
-            # Of the gradient all elements must be finite, those left out, too.
-            finite = jnp.isfinite(leaf) if chosen is None else jnp.all(jnp.isfinite(leaf))
-            norm = jnp.max(jnp.where(finite, ratio, jnp.nan), initial=0.0)
-            m = m + fresh1 * (gradient - m)
-            v = v + fresh2 * (jnp.square(gradient) - v)
+            norm = _largest_ratio(_moments.aside(gradient, nu, finite), phase.reset[i])
+            keep = jnp.isfinite(norm)
+
+            def clipped(gradient: jax.Array, nu: jax.Array) -> jax.Array:
+                return _clip_spikes(gradient, nu, theta, phase.clips[i] & ~phase.reset[i])
+
+            def since_reset(moment: jax.Array) -> jax.Array:
+                return jnp.where(phase.reset[i], 0, moment)
+
+            m = _moments.average(since_reset(mu), clipped(gradient, nu), fresh1)
+            mu, m = _moments.store(keep, m, mu)
+            # All of mu before nu, which is then overwritten where it is.
+            mu, m, gradient, nu = _moments.aside(mu, m, gradient, nu)
+            square = jnp.square(clipped(gradient, nu))
+            v = _moments.average(since_reset(nu), square, fresh2)
+            nu, v = _moments.store(keep, v, nu)
             update = _moments.direction(m / correction1[i], v / correction2[i], small)
             update = _moments.add(phase.warmup[i] * update, decay)
             if chosen is not None:
                 update = sampling.put(update, chosen, leaf.shape[-1])
-            return _moments.finish(update, m, v, norm, leaf, mu, nu)
+            return _moments.Step(_moments.finish(keep, update, leaf), mu, nu, norm)
 
         moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
         steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
@@ -335,11 +345,27 @@ def _phase(clock: jax.Array, reset_interval: Any, warmup: Any, grace: Any, dtype
     )
 
 
-def _ratio(gradient: jax.Array, nu: jax.Array) -> jax.Array:
-    """``g² / v`` of each element, finite; zero where v is, for there is nothing to compare with."""
-    known = nu > 0
-    ratio = jnp.square(gradient) / jnp.where(known, nu, 1)
-    return jnp.where(known, jnp.minimum(ratio, jnp.finfo(ratio.dtype).max), 0)
+def _largest_ratio(tensors: tuple[jax.Array, ...], reset: jax.Array) -> jax.Array:
+    """Largest ``g² / v`` where v > 0, a finite number; NaN if the gradient is not finite.
+
+    Args:
+      tensors: gradient, second moment, and which elements of the gradient are finite.
+      reset: whether the second moment is about to become zero.
+    """
+    gradient, nu, finite = tensors
+    known = (nu > 0) & ~reset
+    ratio = jnp.square(gradient) / jnp.where(known, nu.astype(gradient.dtype), 1)
+    largest = jnp.finfo(ratio.dtype).max
+    return _base.max_or_nan(jnp.where(known, jnp.minimum(ratio, largest), 0), ~finite)
+
+
+def _clip_spikes(
+    gradient: jax.Array, nu: jax.Array, theta: jax.Array, clips: jax.Array
+) -> jax.Array:
+    """The gradient with ``sqrt(theta v)`` for its spikes; v = 0 says nothing of what is one."""
+    bound = theta * nu
+    spike = clips & (jnp.square(gradient) > bound) & (nu > 0)
+    return jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
 
 
 def _key(tensor: int, period: jax.Array) -> jax.Array:

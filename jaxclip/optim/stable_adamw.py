@@ -188,17 +188,14 @@ def _stable_adam(
         small = _base.hyperparameter(eps, state.count, dtype)
 
         def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
+            rms = _rms(_moments.aside(leaf, nu), weight2[i], small)
+            keep = jnp.isfinite(rms)
             gradient = _moments.squarable(leaf, dtype)
-            square = jnp.square(gradient)
-            m = mu.astype(dtype) + weight1[i] * (gradient - mu.astype(dtype))
-            v = nu.astype(dtype) + weight2[i] * (square - nu.astype(dtype))
-            ratio = _base.safe_divide(square, jnp.maximum(v, jnp.square(small)), 0.0)
-            # NaN if any element is NaN or infinite.
-            total = jnp.sum(jnp.where(jnp.isfinite(leaf), ratio, jnp.nan))
-            rms = jnp.sqrt(total / max(leaf.size, 1))
+            mu, m = _moments.store(keep, _moments.average(mu, gradient, weight1[i]), mu)
+            nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), weight2[i]), nu)
             update = _moments.add(_moments.direction(m, v, small), decays[i])
             update = update / jnp.maximum(rms, 1.0)
-            return _moments.finish(update, m, v, rms, leaf, mu, nu)
+            return _moments.Step(_moments.finish(keep, update, leaf), mu, nu, rms)
 
         moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
         steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
@@ -216,3 +213,18 @@ def _stable_adam(
         return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _rms(tensors: tuple[jax.Array, jax.Array], weight: jax.Array, eps: jax.Array) -> jax.Array:
+    """Root of the mean of ``g² / max(v, ε²)``; NaN if the gradient is not finite.
+
+    Args:
+      tensors: gradient, and second moment before it.
+      weight: of the new square in the second moment.
+      eps: ε.
+    """
+    leaf, nu = tensors
+    square = jnp.square(_moments.squarable(leaf, eps.dtype))
+    largest = jnp.maximum(_moments.average(nu, square, weight), jnp.square(eps))
+    total = _base.sum_or_nan(_base.safe_divide(square, largest, 0.0), ~jnp.isfinite(leaf))
+    return jnp.sqrt(total / max(leaf.size, 1))

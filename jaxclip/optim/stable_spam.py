@@ -258,9 +258,11 @@ def _stable_spam(
         largest = _base.tensor_maxima(leaves, dtype)
         finite = jnp.isfinite(largest)
         maximum, bound = average_maximum(state.maximum, largest, fresh["theta"], clock)
-        scaled = [
-            scale_above(leaf.astype(dtype), largest[i], bound[i]) for i, leaf in enumerate(leaves)
-        ]
+
+        def clip(i: int, leaf: jax.Array) -> jax.Array:
+            return scale_above(leaf.astype(dtype), largest[i], bound[i])
+
+        scaled = [clip(i, _moments.aside(leaf)) for i, leaf in enumerate(leaves)]
         norms = _norms(scaled, jnp.minimum(largest, bound))
         first, second, target = average_norms(
             state.first, state.second, norms, fresh["gamma1"], fresh["gamma2"], small, clock
@@ -275,13 +277,14 @@ def _stable_spam(
         correction2 = _base.bias_correction(fresh["b2"], since)
 
         def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
-            gradient = scaled[i] * factor[i]
-            m, v = (jnp.where(reset[i], 0, old.astype(dtype)) for old in (mu, nu))
-            m = m + fresh["b1"] * (gradient - m)
-            v = v + fresh["b2"] * (jnp.square(gradient) - v)
+            gradient, keep = clip(i, leaf) * factor[i], finite[i]
+            old_mu, old_nu = (jnp.where(reset[i], 0, moment) for moment in (mu, nu))
+            mu, m = _moments.store(keep, _moments.average(old_mu, gradient, fresh["b1"]), mu)
+            square = jnp.square(gradient)
+            nu, v = _moments.store(keep, _moments.average(old_nu, square, fresh["b2"]), nu)
             update = _moments.direction(m / correction1[i], v / correction2[i], small)
-            update = _moments.add(update, decays[i])
-            return _moments.finish(update, m, v, largest[i], leaf, mu, nu)
+            update = _moments.finish(keep, _moments.add(update, decays[i]), leaf)
+            return _moments.Step(update, mu, nu, largest[i])
 
         moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
         steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
@@ -309,5 +312,8 @@ def _norms(leaves: list[jax.Array], largest: jax.Array) -> jax.Array:
     squares overflowed it needs no copy of the scaled tensors in memory.
     """
     safe = jnp.where(largest > 0, largest, 1)
-    sums = [jnp.sum(jnp.square(leaf / safe[i])) for i, leaf in enumerate(leaves)]
+    sums = [
+        _base.sum_or_nan(jnp.square(leaf / safe[i]), jnp.isnan(leaf))
+        for i, leaf in enumerate(leaves)
+    ]
     return safe * jnp.sqrt(jnp.stack(sums)) if sums else largest

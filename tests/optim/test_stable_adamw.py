@@ -68,11 +68,33 @@ def test_follows_the_published_rule_with_other_numbers_a_mask_and_a_schedule() -
 
     options = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.3}
     mask = {"bias": False, "embedding": True, "kernel": True, "logit_scale": False}
-    for given in (mask, lambda params: {name: mask[name] for name in params}):
-        reference.assert_follows(
-            optim.stable_adamw(schedule, mask=given, **options),
-            lambda: published_rule(schedule, decays=("embedding", "kernel"), **options),
+    reference.assert_follows(
+        optim.stable_adamw(schedule, mask=mask, **options),
+        lambda: published_rule(schedule, decays=("embedding", "kernel"), **options),
+    )
+
+
+def test_masks_of_weight_decay() -> None:
+    params = {"a": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "b": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    wanted = {"a": {"kernel": [-0.5, -0.5], "bias": [0, 0]}, "b": [0, 0]}
+    whole = {"a": {"kernel": True, "bias": False}, "b": False}
+    for mask in (
+        whole,
+        lambda params: jax.tree.map(lambda leaf: leaf is params["a"]["kernel"], params),
+    ):
+        tx = optim.stable_adamw(1.0, weight_decay=0.5, mask=mask)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            updates,
+            jax.tree.map(np.asarray, wanted, is_leaf=lambda n: isinstance(n, list)),
         )
+    # A prefix of a tree.
+    tx = optim.stable_adamw(1.0, weight_decay=0.5, mask={"a": True, "b": False})
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_array_equal(updates["a"]["bias"], [-0.5, -0.5])
+    np.testing.assert_array_equal(updates["b"], [0, 0])
 
 
 def test_is_adamw_where_no_step_is_shortened() -> None:
@@ -81,9 +103,11 @@ def test_is_adamw_where_no_step_is_shortened() -> None:
     adam = optax.adamw(1e-2, b2=0.0, weight_decay=0.1)
     params = jnp.asarray([1.0, -2.0, 3.0])
     states = ours.init(params), adam.init(params)
+    step = jax.jit(
+        lambda g, states: (ours.update(g, states[0], params), adam.update(g, states[1], params))
+    )
     for gradient in ([1.0, 2.0, -3.0], [-0.1, 5.0, 0.3], [2.0, 1.0, 1.0]):
-        mine, first = ours.update(jnp.asarray(gradient), states[0], params)
-        theirs, second = adam.update(jnp.asarray(gradient), states[1], params)
+        (mine, first), (theirs, second) = step(jnp.asarray(gradient), states)
         states = first, second
         np.testing.assert_allclose(mine, theirs, rtol=1e-5)
 
@@ -94,11 +118,12 @@ def test_scale_by_stable_adam_is_the_direction() -> None:
     whole = optim.stable_adamw(0.5, weight_decay=0.0)
     part = optim.scale_by_stable_adam()
     state, direction_state = whole.init(params), part.init(params)
+    whole_update, part_update = jax.jit(whole.update), jax.jit(part.update)
     for gradient in gradients:
         gradient = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), gradient)
-        updates, state = jax.jit(whole.update)(gradient, state, params)
+        updates, state = whole_update(gradient, state, params)
         # No parameters needed.
-        direction, direction_state = jax.jit(part.update)(gradient, direction_state)
+        direction, direction_state = part_update(gradient, direction_state)
         for name in SHAPES:
             np.testing.assert_allclose(updates[name], -0.5 * direction[name], rtol=1e-6)
 

@@ -107,11 +107,12 @@ def test_is_adaclip_adagn_and_adam_in_a_row() -> None:
 def test_clipping_stays_on_after_a_reset() -> None:
     """In the authors' code it is off, since a sum over all updates is corrected as over one."""
     tx = optim.scale_by_stable_spam(reset_interval=50)
-    gradient = jnp.ones(4)
-    state = tx.init(gradient)
-    for _ in range(50):
-        _, state = tx.update(gradient, state)
-    _, state = tx.update(gradient.at[0].set(100.0), state)
+    gradients = jnp.ones((51, 4)).at[50, 0].set(100.0)
+    state, _ = jax.lax.scan(
+        lambda state, gradient: (tx.update(gradient, state)[1], None),
+        tx.init(gradients[0]),
+        gradients,
+    )
     assert state.clipped and state.threshold < 4
 
 
