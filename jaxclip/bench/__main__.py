@@ -12,6 +12,7 @@ BENCHMARKS = {
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
+    "memory": "memory of the process over a long run of the real loop",
     "mesh": "training step on every mesh of the devices at hand",
 }
 
