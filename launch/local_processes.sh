@@ -183,5 +183,7 @@ while ((left > 0)); do
   fi
   sleep 0.1 || true
 done
+# Strays that a process left behind would keep its pipe open.
+stop_all KILL
 wait "${readers[@]}" || true
 exit "$failure"

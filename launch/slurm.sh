@@ -61,10 +61,12 @@ batch() {
     --kill-on-bad-exit=1 --label \
     bash "$root/launch/slurm.sh" --task "$@" &
   local step=$!
-  while kill -0 "$step" 2>/dev/null; do
-    # A trap interrupts `wait`; only the last round has srun's own status.
-    wait "$step" && status=0 || status=$?
-  done
+  # A trap interrupts `wait`: it is asked until srun is gone, and then for its status.
+  while
+    wait "$step"
+    kill -0 "$step" 2>/dev/null
+  do :; done
+  wait "$step" || status=$?
   if ((requeue == 1)) && [[ "${JAXCLIP_REQUEUE:-1}" == 1 ]]; then
     say "time limit: back into the queue"
     scontrol requeue "$SLURM_JOB_ID"

@@ -124,7 +124,7 @@ state() {
 create() {
   local options=() now
   [[ -n "$type" ]] || die "no --type given, for example --type v5litepod-16"
-  : "${runtime:=$(default_runtime)}"
+  if [[ -z "$runtime" ]]; then runtime=$(default_runtime) || exit 1; fi
   if [[ "$spot" == 1 ]]; then options+=(--spot); fi
   if [[ "$queued" == 1 ]]; then
     queue create --node-id="$name" --accelerator-type="$type" --runtime-version="$runtime" \

@@ -59,10 +59,16 @@ case "${1:-}" in
     # shellcheck disable=SC2016
     nohup setsid bash -c '
       state=$1 && shift
+      trap "told=yes; [ -z \"\${child:-}\" ] || kill -TERM \"\$child\"" TERM
       "$@" &
       child=$!
-      trap "told=yes; kill -TERM $child" TERM
-      while kill -0 "$child" 2>/dev/null; do wait "$child" && status=0 || status=$?; done
+      [ -z "${told:-}" ] || kill -TERM "$child"
+      while
+        wait "$child"
+        kill -0 "$child" 2>/dev/null
+      do :; done
+      wait "$child"
+      status=$?
       [ -z "${told:-}" ] || [ "$status" -ne 0 ] || status=143
       echo "$status" >"$state/status"
     ' jaxclip-run "$state" "$root/.venv/bin/jaxclip" train "$@" >>"$log" 2>&1 </dev/null &

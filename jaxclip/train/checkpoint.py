@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxclip.parallel import distributed
 from jaxclip.train import agreement, manifest, state_io, storage
 from jaxclip.train.errors import RunError
 
@@ -126,6 +127,9 @@ class Checkpointer:
     def __exit__(self, _kind: Any, error: Any, _trace: Any) -> None:
         if error is None:
             self.close()
+            return
+        if distributed.explain_loss(error):
+            # A save under way would wait for the lost process until JAX gives that up, too.
             return
         try:
             self.close()

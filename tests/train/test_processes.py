@@ -1,0 +1,361 @@
+"""Several real processes on this machine train what one process trains.
+
+The children run ``jaxclip train`` as a launch script starts it, under a driver that notes which
+places of the data each of them reads, and hurts itself at a step where the test says so.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip import config as config_lib
+from jaxclip.train import checkpoint, loop, metrics, setup
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+HEARTBEAT = 20  # seconds; the machine that runs the tests may be busy
+STEPS = 6
+BATCH = 16
+
+# A batch of the evaluation does not divide its 16 examples.
+OVERRIDES = (
+    f"total_steps={STEPS}",
+    "checkpoint.every_steps=2",
+    "checkpoint.keep_last=10",
+    "log_every_steps=1",
+    "evaluate.every_steps=4",
+    "evaluate.batch_size=6",
+    f"distributed.heartbeat_timeout_seconds={HEARTBEAT}",
+)
+
+_DRIVER = """
+import json, os, pathlib, signal, sys
+from jaxclip import cli
+from jaxclip.data import order, pipeline
+from jaxclip.train import workdir
+
+workdir._SHARING_SECONDS = 1.0
+note, harm, at_step, *argv = sys.argv[1:]
+places = []
+look_up, following = order.ShuffledOrder.__call__, pipeline.TrainIterator.__next__
+
+def noting(self, rows):
+    places.append([int(row) for row in rows])
+    return look_up(self, rows)
+
+taken = 0
+
+def harming(self):
+    global taken
+    taken += 1
+    if harm and taken == int(at_step):
+        if harm == "raise":
+            raise RuntimeError("harmed")
+        os.kill(os.getpid(), getattr(signal, harm))
+    return following(self)
+
+order.ShuffledOrder.__call__ = noting
+pipeline.TrainIterator.__next__ = harming
+status = cli.main(argv)
+pathlib.Path(note).write_text(json.dumps(places))
+sys.exit(status)
+"""
+
+
+class Processes:
+    """The processes of one run, each with a file for what it says."""
+
+    def __init__(self, cache, folder, count, config, workdirs, *, devices=1, harm=(-1, "", 0)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.logs = [folder / f"process_{i}.log" for i in range(count)]
+        self.notes = [folder / f"places_{i}.json" for i in range(count)]
+        self.children = []
+        self.ended = [0.0] * count
+        for i in range(count):
+            environment = {
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+                "JAXCLIP_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAXCLIP_NUM_PROCESSES": str(count),
+                "JAXCLIP_PROCESS_ID": str(i),
+            }
+            who, what, when = harm
+            driver = [self.notes[i], what if who == i else "", when]
+            train = ["train", "--config", config, "--workdir", workdirs[i % len(workdirs)]]
+            with self.logs[i].open("wb") as log:
+                self.children.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", _DRIVER, *map(str, driver), *map(str, train)],
+                        env=environment,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for child in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            child.wait()
+
+    def wait(self, which=None, timeout=400):
+        """Wait for some (default: all) to end; returns their statuses, negative for signals."""
+        which = list(range(len(self.children)) if which is None else which)
+        deadline = time.monotonic() + timeout
+        while any(self.children[i].poll() is None for i in which):
+            for i, child in enumerate(self.children):
+                if child.poll() is not None and not self.ended[i]:
+                    self.ended[i] = time.monotonic()
+            assert time.monotonic() < deadline, self.log(which[0])
+            time.sleep(0.02)
+        for i in which:
+            self.ended[i] = self.ended[i] or time.monotonic()
+        return [self.children[i].returncode for i in which]
+
+    def log(self, i):
+        return self.logs[i].read_text(errors="replace")
+
+    def places(self, i):
+        """What process ``i`` read of the training data, by step."""
+        read = json.loads(self.notes[i].read_text())
+        return {row[0] // BATCH: row for row in read}
+
+
+@pytest.fixture
+def processes(cache_dir):
+    """:class:`Processes` that compile nothing twice."""
+    return functools.partial(Processes, cache_dir)
+
+
+@pytest.fixture(scope="module")
+def config_file(tiny_config, tmp_path_factory):
+    """``make(*overrides) -> path`` of a config file."""
+
+    def make(*overrides):
+        file = tmp_path_factory.mktemp("configs") / "small.py"
+        config = tiny_config(*OVERRIDES, *overrides)
+        file.write_text(f"def get_config(arg=''):\n    return {config!r}\n")
+        return file
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def train_here(compilation_cache):
+    """``train(config file, workdir, devices)``: train in this process on so many devices."""
+
+    def train(file, workdir, devices):
+        config = config_lib.resolve(config_lib.load_file(file))
+        build = functools.partial(setup.build, devices=jax.devices()[:devices])
+        with pytest.MonkeyPatch.context() as patch, compilation_cache():
+            patch.setattr(loop.setup, "build", build)
+            assert loop.train(config, workdir).finished
+        return workdir
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def reference(config_file, train_here, tmp_path_factory):
+    """Workdir of an uninterrupted run of one process with two devices."""
+    return train_here(config_file(), tmp_path_factory.mktemp("runs") / "reference", 2)
+
+
+def states(workdir):
+    """The content of each checkpoint, ``{step: {name: array}}``, read without its shardings."""
+    found = {}
+    with checkpoint.Checkpointer(workdir / "checkpoints", writable=False) as checkpointer:
+        for step in checkpointer.steps():
+            folder = workdir / "checkpoints" / f"step_{step:08d}"
+            tree = json.loads((folder / "manifest.json").read_text())["tree"]
+            want = {
+                name: jax.ShapeDtypeStruct(shape, dtype)
+                for name, (dtype, shape) in tree.items()
+                if not dtype.startswith("key")
+            }
+            state = checkpointer.restore(step, nest(want), partial=True).state
+            leaves = jax.tree_util.tree_leaves_with_path(state)
+            found[step] = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return found
+
+
+def nest(flat):
+    nested = {}
+    for name, value in flat.items():
+        *folders, last = name.split("/")
+        node = nested
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = value
+    return nested
+
+
+def curves(workdir):
+    """What ``metrics.jsonl`` holds beside times and speeds."""
+    found = metrics.curves(metrics.read_metrics(workdir))
+    assert "loss" in found and "grad_norm" in found
+    return {
+        name: (steps.tolist(), values)
+        for name, (steps, values) in found.items()
+        if name not in ("time", "images_per_second")
+    }
+
+
+def results(workdir):
+    evaluated = json.loads((workdir / "eval.json").read_text())
+    numbers = {weights: (found["step"], found["metrics"]) for weights, found in evaluated.items()}
+    return numbers, json.loads((workdir / "gallery.json").read_text())
+
+
+def assert_same_run(one, other, *, rtol=0.0, atol=0.0):
+    """Checkpoints and curves agree to tolerance; evaluations, which only count, exactly."""
+    ours, theirs = states(one), states(other)
+    assert max(ours) == max(theirs) == STEPS
+    for step in ours.keys() & theirs.keys():
+        assert ours[step].keys() == theirs[step].keys() and len(ours[step]) > 50
+        for name, value in ours[step].items():
+            np.testing.assert_allclose(value, theirs[step][name], rtol, atol, err_msg=name)
+    curves_one, curves_other = curves(one), curves(other)
+    assert curves_one.keys() == curves_other.keys()
+    for name, (steps, values) in curves_one.items():
+        assert steps == curves_other[name][0]
+        np.testing.assert_allclose(values, curves_other[name][1], rtol, atol, err_msg=name)
+    assert results(one) == results(other)
+
+
+def assert_shares(run, count, steps):
+    """Each process read its rows of each batch, and no others."""
+    rows = BATCH // count
+    for i in range(count):
+        read = run.places(i)
+        for step in steps:
+            first = step * BATCH + i * rows
+            assert read[step] == list(range(first, first + rows))
+
+
+def test_two_processes_train_and_evaluate_as_one_to_the_bit(
+    tmp_path, processes, config_file, reference
+):
+    workdir = tmp_path / "run"
+    with processes(tmp_path, 2, config_file(), [workdir]) as run:
+        assert run.wait() == [0, 0], run.log(0) + run.log(1)
+        assert_shares(run, 2, range(STEPS))
+        assert "2 process(es)" in run.log(0)
+        assert "workdir" not in run.log(1) and "loss" not in run.log(1)
+    assert list(states(workdir)) == [2, 4, 6]
+    assert_same_run(workdir, reference)
+
+
+def test_a_killed_process_ends_the_other_and_one_process_goes_on(
+    tmp_path, processes, config_file, reference, train_here
+):
+    workdir, file = tmp_path / "run", config_file()
+    with processes(tmp_path, 2, file, [workdir], harm=(1, "SIGKILL", 5)) as run:
+        (status,) = run.wait([0])
+        assert run.wait([1]) == [-signal.SIGKILL]
+        assert run.ended[0] - run.ended[1] < HEARTBEAT
+        # By an error in a collective; or first by JAX's own watch, which aborts.
+        if status == 1:
+            assert re.search(
+                r"jaxclip: error: process 0 of 2 on \S+ lost another one.*\n$", run.log(0)
+            ), run.log(0)
+            assert "The same command goes on from the newest checkpoint" in run.log(0)
+            assert "Traceback" not in run.log(0)
+        else:
+            assert status == -signal.SIGABRT
+            assert "This most likely indicates that another task died" in run.log(0)
+    # The step after the newest checkpoint, 2 or 4, is where it goes on.
+    assert max(states(workdir)) in (2, 4)
+    train_here(file, workdir, 2)
+    assert_same_run(workdir, reference)
+
+
+def test_a_workdir_of_its_own_for_each_process_is_refused(tmp_path, processes, config_file):
+    workdirs = [tmp_path / "one", tmp_path / "two"]
+    with processes(tmp_path, 2, config_file(), workdirs) as run:
+        statuses = run.wait()
+    for i in range(2):
+        # Process 0 takes JAX's service with it, and JAX may be the first to say so.
+        assert statuses[i] == 2 or (i == 1 and statuses[i] == -signal.SIGABRT), run.log(i)
+    assert "another process than process 0 on" in run.log(0)
+    assert "does not see what process 0 writes there" in run.log(0)
+
+
+@pytest.mark.slow
+def test_four_processes_with_a_sharded_model(tmp_path, processes, config_file, train_here):
+    sharding = ["mesh={'data': 1, 'fsdp': 2, 'tensor': 2}", "sharding=fsdp+tp"]
+    file = config_file(*sharding)
+    with processes(tmp_path, 4, file, [tmp_path / "four"]) as run:
+        assert run.wait() == [0] * 4, "".join(map(run.log, range(4)))
+        # Two processes hold the same half of each batch.
+        for i in range(4):
+            first = i // 2 * (BATCH // 2)
+            assert run.places(i)[0] == list(range(first, first + BATCH // 2))
+    here = train_here(file, tmp_path / "here", 4)
+    assert_same_run(tmp_path / "four", here, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_stop_is_spread_and_any_number_of_processes_goes_on(
+    tmp_path, processes, config_file, reference
+):
+    workdir, file = tmp_path / "run", config_file()
+    with processes(tmp_path / "a", 4, file, [workdir], harm=(2, "SIGTERM", 3)) as run:
+        assert run.wait() == [128 + signal.SIGTERM] * 4, "".join(map(run.log, range(4)))
+    (stopped,) = re.findall(r"stopped after step (\d+)", run.log(0))
+    assert int(stopped) == max(states(workdir)) < STEPS
+    with processes(tmp_path / "b", 2, file, [workdir], devices=4) as run:
+        assert run.wait() == [0, 0], run.log(0) + run.log(1)
+        assert f"going on after step {stopped}" in run.log(0)
+        assert_shares(run, 2, range(int(stopped), STEPS))
+    assert_same_run(workdir, reference, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harmed", [0, 3])
+def test_an_error_in_one_process_ends_all(tmp_path, processes, config_file, harmed):
+    with processes(tmp_path, 4, config_file(), [tmp_path / "r"], harm=(harmed, "raise", 3)) as run:
+        statuses = run.wait()
+    assert statuses[harmed] == 1 and all(statuses)
+    assert max(run.ended) - run.ended[harmed] < HEARTBEAT
+    assert "RuntimeError: harmed" in run.log(harmed)
+    for i in {*range(4)} - {harmed}:
+        assert "lost another one" in run.log(i) or "another task died" in run.log(i)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_others_within_the_heartbeat(
+    tmp_path, processes, config_file
+):
+    file = config_file(f"distributed.heartbeat_timeout_seconds={HEARTBEAT // 2}")
+    with processes(tmp_path, 2, file, [tmp_path / "run"], harm=(1, "SIGSTOP", 3)) as run:
+        began = time.monotonic()
+        while "2/6" not in run.log(0):
+            assert run.children[0].poll() is None and time.monotonic() < began + 400, run.log(0)
+            time.sleep(0.05)
+        hung = time.monotonic()
+        assert run.wait([0]) == [-signal.SIGABRT]
+        assert run.ended[0] - hung < 2 * HEARTBEAT
+        assert run.children[1].poll() is None  # stopped, not dead: JAX counts it as gone
+        assert "stopped sending heartbeats" in run.log(0)
