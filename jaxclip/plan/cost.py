@@ -219,7 +219,7 @@ class _Counter:
     def count_one(self, computation: Computation, instruction: Instruction, count: int) -> None:
         for scope, inner in self.inside(computation, instruction):
             if (kind := collective_kind(inner.opcode)) is not None:
-                self.count_collective(scope, inner, kind, count)
+                self.count_collective(scope, inner, kind, count, fused=inner is not instruction)
             elif inner.opcode == "custom-call":
                 self.look_at_custom_call(inner)
         flops = passes = 0
@@ -248,11 +248,12 @@ class _Counter:
             yield from self.inside(inner, each)
 
     def count_collective(
-        self, scope: Computation, instruction: Instruction, kind: str, count: int
+        self, scope: Computation, instruction: Instruction, kind: str, count: int, *, fused: bool
     ) -> None:
-        # A collective that is hidden behind several fusions stands in each of them.
-        channel = instruction.attribute("channel_id")
-        if channel is not None:
+        if fused:
+            # A collective that is hidden behind several fusions stands in each of them. (A channel
+            # alone says nothing: all permutations of a shard_map have the same.)
+            channel = f"{instruction.attribute('channel_id')} {instruction.shape}"
             if channel in self.channels:
                 return
             self.channels.add(channel)
@@ -280,7 +281,7 @@ class _Counter:
 
     def look_at_custom_call(self, instruction: Instruction) -> None:
         target = (instruction.attribute("custom_call_target") or "").strip('"')
-        if target not in _TRANSPARENT:
+        if target not in _TRANSPARENT and _declared_flops(instruction) is None:
             self.opaque[target] = None
 
 
@@ -294,14 +295,24 @@ def collective_kind(opcode: str) -> str | None:
 
 
 def matrix_flops(scope: Computation, instruction: Instruction) -> int:
-    """FLOPs of a ``dot`` or ``convolution`` (two per multiply-add), 0 for all else."""
+    """FLOPs of a ``dot`` or ``convolution`` (two per multiply-add), 0 for all else.
+
+    A custom kernel has those that its author declared (``pallas.CostEstimate``).
+    """
     if instruction.opcode == "dot":
         left = _array(scope, instruction, 0)
         contracted = _numbers(instruction.attribute("lhs_contracting_dims"))
         return 2 * _size(instruction) * math.prod(left.dims[dim] for dim in contracted)
     if instruction.opcode == "convolution":
         return _convolution_flops(scope, instruction)
+    if instruction.opcode == "custom-call":
+        return _declared_flops(instruction) or 0
     return 0
+
+
+def _declared_flops(instruction: Instruction) -> int | None:
+    match = re.search(r'"cost_estimate":\{"flops":"?(\d+)"?', instruction.attributes)
+    return int(match.group(1)) if match else None
 
 
 def _convolution_flops(scope: Computation, instruction: Instruction) -> int:

@@ -206,3 +206,47 @@ def test_of_branches_the_heavier_one_counts():
 
     got = analyse(branch, (), (32, 32))
     assert got.flops == 2 * 2 * 32**3
+
+
+FUSED = """HloModule m
+
+%piece.0 (p: f32[4]) -> f32[8] {
+  %p = f32[4]{0} parameter(0)
+  ROOT %g = f32[8]{0} all-gather(%p), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+}
+
+%piece.1 (q: f32[4]) -> f32[8] {
+  %q = f32[4]{0} parameter(0)
+  ROOT %h = f32[8]{0} all-gather(%q), channel_id=7, replica_groups={{0,1}}, dimensions={0}
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4]{0} parameter(0)
+  %one = f32[8]{0} fusion(%a), kind=kCustom, calls=%piece.0
+  %two = f32[8]{0} fusion(%a), kind=kCustom, calls=%piece.1
+  %turn = f32[4]{0} collective-permute(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  ROOT %back = f32[4]{0} collective-permute(%turn), channel_id=1, source_target_pairs={{0,1},{1,0}}
+}
+"""
+
+
+def test_pieces_of_one_collective_count_once_and_a_shared_channel_twice():
+    got = cost.analyse(hlo.parse(FUSED), 2)
+    assert [c.kind for c in got.collectives] == ["all-gather"] + 2 * ["collective-permute"]
+
+
+KERNEL = """HloModule m
+
+ENTRY %main (a: f32[4,8]) -> f32[4,8] {{
+  %a = f32[4,8]{{1,0}} parameter(0)
+  ROOT %k = f32[4,8]{{1,0}} custom-call(%a), custom_call_target="tpu_custom_call"{config}
+}}
+"""
+
+
+def test_custom_kernels_have_the_flops_they_declare():
+    config = ', backend_config={"custom_call_config":{"cost_estimate":{"flops":"123","x":"4"}}}'
+    declared = cost.analyse(hlo.parse(KERNEL.format(config=config)), 1)
+    assert (declared.flops, declared.bytes, declared.opaque) == (123, 2 * 4 * 8 * 4, ())
+    silent = cost.analyse(hlo.parse(KERNEL.format(config="")), 1)
+    assert (silent.flops, silent.opaque) == (0, ("tpu_custom_call",))

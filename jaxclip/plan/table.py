@@ -1,0 +1,232 @@
+"""The tables of docs/scale.md: ``python -m jaxclip.plan.table --cache FOLDER``.
+
+Compiles what is not in the cache yet (minutes for each large model) and writes the part of the file
+between the marks. With ``--cached`` nothing is compiled: rows that are not in the cache are left
+out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip.bench import timing
+from jaxclip.config import Config
+from jaxclip.plan import planner, program, topology
+from jaxclip.plan.planner import Plan
+from jaxclip.plan.program import Cache
+
+BEGIN, END = "<!-- plans: written by python -m jaxclip.plan.table -->", "<!-- plans: end -->"
+CONFIG = "configs/clip_vit_b16.py"
+FSDP = {"sharding": "fsdp", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}}
+
+
+class Row(NamedTuple):
+    """A plan of the table: a model, a batch, a slice, and the switches it fits with."""
+
+    preset: str
+    global_batch_size: int
+    topology: str
+    switches: dict[str, Any]
+
+
+MODELS = (
+    Row("vit_b16", 16_384, "v5e:4x4", {"remat": "full"}),
+    Row("vit_l14", 32_768, "v5e:16x16", {"remat": "mlp", **FSDP}),
+    Row("vit_h14", 16_384, "v5p:4x4x4", {"remat": "dots", **FSDP}),
+    Row("vit_bigg14", 16_384, "v5p:4x4x4", {"remat": "mlp", **FSDP}),
+)
+LOSS_PAIRS, LOSS_WIDTH, LOSS_TOPOLOGY = 2**20, 768, "v5e:16x16"
+WEAK = ("v5e:4x4", "v5e:8x8", "v5e:16x16")
+WEAK_PAIRS = 1024  # a chip
+# Two blocks a tower: deeper ones send as much more as they have parameters, and nothing else.
+WEAK_SWITCHES = {"model": {"preset": "vit_b16", "image": {"depth": 2}, "text": {"depth": 2}}}
+
+
+def config_of(row: Row) -> Config:
+    """Configuration of a row: ``configs/clip_vit_b16.py`` with what the row changes."""
+    from jaxclip import config as config_lib
+
+    base = config_lib.load_file(CONFIG)
+    return config_lib.resolve(
+        {
+            **base,
+            "global_batch_size": row.global_batch_size,
+            "model": {"preset": row.preset},
+            "loss": {"name": "softmax_blockwise"},
+            "scan_layers": True,
+            "attention_implementation": "fused",
+            **row.switches,
+        }
+    )
+
+
+def plan_of_loss(cache: Cache) -> Plan:
+    """Plan of value and gradient of the blockwise loss alone, on a million pairs."""
+    from jaxclip import losses, parallel
+
+    place = topology.get(LOSS_TOPOLOGY)
+    mesh = parallel.make_mesh(devices=place.devices)
+    loss = functools.partial(losses.get("softmax_blockwise"), mesh=mesh)
+
+    def scalar(images: jax.Array, texts: jax.Array, logit_scale: jax.Array) -> Any:
+        return loss(images, texts, logit_scale=logit_scale)
+
+    rows = jax.ShapeDtypeStruct(
+        (LOSS_PAIRS, LOSS_WIDTH), jnp.float32, sharding=parallel.batch_sharding(mesh)
+    )
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh))
+    step = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))
+    key = cache.key({"data": {}}, LOSS_TOPOLOGY, f"loss {LOSS_PAIRS} x {LOSS_WIDTH}")
+    compiled = cache.get(key)
+    if compiled is None:
+        compiled = program.compile_step(step, rows, rows, scale)
+        cache.put(key, compiled)
+    # Logits once forward and once backward, and their two products with the gradient.
+    flops = 3 * 2 * LOSS_PAIRS**2 * LOSS_WIDTH
+    switches = {"global_batch_size": LOSS_PAIRS, "model": f"{LOSS_WIDTH} channels"}
+    return planner.describe(compiled, mesh, place, 0, flops, switches)
+
+
+def plan_row(row: Row, cache: Cache, *, cached: bool) -> Plan | None:
+    """Plan of a row; None if it has to be compiled and must not be."""
+    config = config_of(row)
+    if cached and cache.get(cache.key(config, row.topology)) is None:
+        print(f"left out: {row.preset} on {row.topology} is not in the cache", file=sys.stderr)
+        return None
+    plan = planner.make_plan(config, topology.get(row.topology), cache=cache)
+    print(f"planned: {row.preset} on {row.topology}", file=sys.stderr)
+    return plan
+
+
+def model_table(plans: Iterable[tuple[Row, Plan]]) -> str:
+    """The models: do they fit, how fast, and where the rest is lost."""
+    rows: list[tuple[str, ...]] = [
+        (
+            "model",
+            "slice",
+            "pairs",
+            "sharding",
+            "remat",
+            "peak of GiB",
+            "step, ms",
+            "images/s",
+            "MFU",
+            "of the slow end: model, recomputed, memory, links",
+        )
+    ]
+    for row, plan in plans:
+        rows.append(_model_row(row, plan))
+    return timing.table(rows)
+
+
+def _model_row(row: Row, plan: Plan) -> tuple[str, ...]:
+    head = (
+        row.preset,
+        row.topology,
+        f"{row.global_batch_size:,}",
+        str(row.switches.get("sharding", "dp")),
+        str(row.switches.get("remat", "none")),
+    )
+    limit = (plan.chip.hbm_bytes or 0) / 2**30
+    if plan.memory is None or plan.roofline is None or plan.cost is None:
+        return (*head, f"refused ({limit:.2f})", "", "", "", "")
+    assert plan.mfu and plan.images_per_second
+    r = plan.roofline
+    model = plan.model_flops / plan.num_devices / plan.chip.matmul_flops
+    shares = (model, r.compute - model, r.kernels - r.compute, r.network)
+    return (
+        *head,
+        f"{plan.memory.peak / 2**30:.2f} of {limit:.2f}",
+        f"{r.worst * 1e3:.0f} to {r.best * 1e3:.0f}",
+        " to ".join(f"{x:,.0f}" for x in plan.images_per_second),
+        " to ".join(f"{x:.0%}" for x in plan.mfu),
+        ", ".join(f"{share / r.worst:.0%}" for share in shares),
+    )
+
+
+def weak_table(plans: Iterable[Plan]) -> str:
+    """Bytes sent by a chip, from 16 to 256 chips at one batch a chip."""
+    rows = [
+        (
+            "slice",
+            "pairs",
+            "MB sent for parameters",
+            "MB sent for embeddings",
+            "ms",
+            "ms of compute",
+        )
+    ]
+    for plan in plans:
+        assert plan.roofline is not None
+        # The ring of the blockwise loss is all that permutes; the rest are gradients.
+        ring = [t for t in plan.traffic if t.kind == "collective-permute"]
+        rest = [t for t in plan.traffic if t.kind != "collective-permute"]
+        rows.append(
+            (
+                plan.topology,
+                f"{plan.switches['global_batch_size']:,}",
+                f"{sum(t.sent for t in rest) / 1e6:.1f}",
+                f"{sum(t.sent for t in ring) / 1e6:.1f}",
+                f"{plan.roofline.network * 1e3:.2f}",
+                f"{plan.roofline.compute * 1e3:.1f}",
+            )
+        )
+    return timing.table(rows)
+
+
+def loss_line(plan: Plan) -> str:
+    """One sentence about the loss on a million pairs."""
+    assert plan.memory and plan.roofline and plan.chip.hbm_bytes
+    return (
+        f"The blockwise loss of {LOSS_PAIRS:,} pairs x {LOSS_WIDTH}, value and gradient, on "
+        f"{plan.topology}: peak {plan.memory.peak / 2**20:,.0f} MiB of a chip's "
+        f"{plan.chip.hbm_bytes / 2**30:.2f} GiB, of which {plan.memory.arguments / 2**20:,.0f} MiB "
+        f"are the embeddings; modelled time {plan.roofline.worst * 1e3:,.0f} to "
+        f"{plan.roofline.best * 1e3:,.0f} ms. (The matrix of logits would be "
+        f"{4 * LOSS_PAIRS**2 / 2**40:,.0f} TiB.)"
+    )
+
+
+def section(cache: Cache, *, cached: bool) -> str:
+    """The text between the marks."""
+    models = [(row, plan) for row in MODELS if (plan := plan_row(row, cache, cached=cached))]
+    weak_rows = [Row("vit_b16", _chips(name) * WEAK_PAIRS, name, WEAK_SWITCHES) for name in WEAK]
+    weak = [plan for row in weak_rows if (plan := plan_row(row, cache, cached=cached))]
+    parts = [BEGIN, model_table(models), loss_line(plan_of_loss(cache)), weak_table(weak), END]
+    return "\n\n".join(parts)
+
+
+def _chips(name: str) -> int:
+    return math.prod(topology.parse(name)[1])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.plan.table", description=__doc__)
+    parser.add_argument("--cache", help="folder of compiled programs")
+    parser.add_argument("--cached", action="store_true", help="compile no model anew")
+    parser.add_argument("--file", default="docs/scale.md", help="default: %(default)s")
+    args = parser.parse_args(arguments)
+    text = section(Cache(args.cache), cached=args.cached)
+    path = pathlib.Path(args.file)
+    old = path.read_text(encoding="utf-8")
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path} has no marks {BEGIN!r} and {END!r} to write between")
+    path.write_text(f"{before}{text}{after}", encoding="utf-8")
+    print(f"wrote the tables of {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
