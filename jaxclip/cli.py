@@ -171,6 +171,7 @@ def _add_eval(commands: Any) -> None:
     parser.add_argument("--workdir", required=True, help="workdir of a run")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.epilog = _OVERRIDES
+    _add_distributed(parser)
     parser.set_defaults(takes_overrides=True)
 
 
@@ -237,14 +238,7 @@ def _train(args: argparse.Namespace) -> int:
 
         print(json.dumps(config, indent=2))
         return 0
-    from jaxclip import parallel
-
-    parallel.initialize_distributed(
-        coordinator_address=args.coordinator_address,
-        num_processes=args.num_processes,
-        process_id=args.process_id,
-        **config["distributed"],
-    )
+    _join_others(args, config)
     if config["compilation_cache_dir"]:
         import jax
 
@@ -268,6 +262,17 @@ def _train(args: argparse.Namespace) -> int:
     return 128 + signal.SIGTERM if result.signal and _joined() else 0
 
 
+def _join_others(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    from jaxclip import parallel
+
+    parallel.initialize_distributed(
+        coordinator_address=args.coordinator_address,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+        **config["distributed"],
+    )
+
+
 def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip import config as config_lib
     from jaxclip.train import workdir as workdir_lib
@@ -282,8 +287,12 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    from jaxclip import config as config_lib
     from jaxclip.train import evaluation
+    from jaxclip.train import workdir as workdir_lib
 
+    config = config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
+    _join_others(args, config)
     evaluation.evaluate_workdir(args.workdir, step=args.step, overrides=args.overrides)
     return 0
 

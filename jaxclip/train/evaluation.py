@@ -6,6 +6,8 @@ import os
 import pathlib
 from collections.abc import Sequence
 
+import jax
+
 from jaxclip import config as config_lib
 from jaxclip.evaluate import runner
 from jaxclip.train import loop, setup
@@ -59,7 +61,8 @@ def evaluate_workdir(
         step=restored_step,
         weights="model" if name == "params" else "ema",
     )
-    print(f"checkpoint of step {restored_step}")
-    for metric, value in metrics.items():
-        print(f"  {metric:<48} {value:8.4f}")
+    if jax.process_index() == 0:
+        print(f"checkpoint of step {restored_step}")
+        for metric, value in metrics.items():
+            print(f"  {metric:<48} {value:8.4f}")
     return metrics
