@@ -43,7 +43,7 @@ _DOCS = "Cloud TPU documentation, system architecture"
 TPUS: dict[str, Chip] = {
     "v4": Chip(
         name="v4",
-        hbm_bytes=int(30.75 * _GIB),
+        hbm_bytes=round(30.75 * _GIB),
         matmul_flops=275e12,
         hbm_bandwidth=1200e9,
         link_bandwidth=50e9,
@@ -57,7 +57,7 @@ TPUS: dict[str, Chip] = {
     ),
     "v5e": Chip(
         name="v5e",
-        hbm_bytes=int(15.75 * _GIB),
+        hbm_bytes=round(15.75 * _GIB),
         matmul_flops=197e12,
         hbm_bandwidth=819e9,
         link_bandwidth=400e9 / 8,
@@ -67,7 +67,7 @@ TPUS: dict[str, Chip] = {
     ),
     "v5p": Chip(
         name="v5p",
-        hbm_bytes=int(95.74 * _GIB),
+        hbm_bytes=round(95.74 * _GIB),
         matmul_flops=459e12,
         hbm_bandwidth=2765e9,
         link_bandwidth=1200e9 / 12,
@@ -77,7 +77,7 @@ TPUS: dict[str, Chip] = {
     ),
     "v6e": Chip(
         name="v6e",
-        hbm_bytes=int(31.25 * _GIB),
+        hbm_bytes=round(31.25 * _GIB),
         matmul_flops=918e12,
         hbm_bandwidth=1638e9,
         link_bandwidth=800e9 / 8,

@@ -26,9 +26,10 @@ class Memory(NamedTuple):
       arguments: state and batch.
       outputs: new state and metrics; those that take over an argument's place are ``aliased``.
       aliased: see ``outputs``.
-      temporaries: sum of what lives between; by the fragmentation of the compiler's heap it can
-        be more than ever lives at one time.
-      peak: most that lives at one time, all together: this is what has to fit.
+      temporaries: sum of what lives between, by the compiler's own count. Programs that it takes
+        can have more of it than the chip has memory, so that this is not what has to fit.
+      peak: most that lives at one time, all together: this is what has to fit, and what it refuses
+        a program for.
       code: the program.
     """
 

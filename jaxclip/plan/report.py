@@ -96,7 +96,7 @@ def memory_rows(plan: Plan) -> Rows:
     rows = [
         ("arguments (state, batch)", _gib(m.arguments)),
         ("results in their own place", _gib(m.outputs - m.aliased)),
-        ("temporaries, as allocated", _gib(m.temporaries)),
+        ("temporaries, not all at one time", _gib(m.temporaries)),
         ("program", _gib(m.code)),
         ("peak", _gib(m.peak)),
         *room,
