@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 _SUBMODULES = frozenset(
-    {"emoji", "image_ops", "importer", "pipeline", "schema", "sources", "tokenizers"}
+    {"emoji", "image_ops", "importer", "pipeline", "schema", "sources", "tokenizers", "webdataset"}
 )
 
 
