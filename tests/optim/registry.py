@@ -188,3 +188,6 @@ CASES: tuple[Case, ...] = (
         per_example=True,
     ),
 )
+
+# Public parts of optimizers above: documented like them, tested with them.
+PARTS = ("scale_by_spam", "scale_by_stable_adam", "scale_by_stable_spam")

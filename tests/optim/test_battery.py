@@ -146,7 +146,7 @@ def test_parameter_sized_state_is_found_by_tree_map_params(case: Case) -> None:
     assert sum(sizes) == expected
 
 
-@pytest.mark.parametrize("name", sorted({case.name for case in registry.CASES}))
+@pytest.mark.parametrize("name", sorted({case.name for case in registry.CASES} | {*registry.PARTS}))
 def test_documentation_is_complete_and_its_example_runs(name: str) -> None:
     function = getattr(optim, name)
     text = inspect.getdoc(function)
