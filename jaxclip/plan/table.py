@@ -47,7 +47,11 @@ MODELS = (
 LOSS_PAIRS, LOSS_WIDTH, LOSS_TOPOLOGY = 2**20, 768, "v5e:16x16"
 WEAK = ("v5e:4x4", "v5e:8x8", "v5e:16x16")
 WEAK_PAIRS = 1024  # a chip
-# Two blocks a tower: deeper ones send as much more as they have parameters, and nothing else.
+WEAK_TEXT = f"""\
+A chip keeps {WEAK_PAIRS} pairs while the slice grows (ViT-B/16 with two blocks a tower, data
+parallel: deeper towers send as much more as they have parameters). What it sends for the gradients
+stays the same, as an all-reduce does; what it sends round the ring for the embeddings grows with
+the global batch, as the loss demands, and so does what it computes on them."""
 WEAK_SWITCHES = {"model": {"preset": "vit_b16", "image": {"depth": 2}, "text": {"depth": 2}}}
 
 
@@ -201,7 +205,16 @@ def section(cache: Cache, *, cached: bool) -> str:
     models = [(row, plan) for row in MODELS if (plan := plan_row(row, cache, cached=cached))]
     weak_rows = [Row("vit_b16", _chips(name) * WEAK_PAIRS, name, WEAK_SWITCHES) for name in WEAK]
     weak = [plan for row in weak_rows if (plan := plan_row(row, cache, cached=cached))]
-    parts = [BEGIN, model_table(models), loss_line(plan_of_loss(cache)), weak_table(weak), END]
+    parts = [
+        BEGIN,
+        model_table(models),
+        "### A loss on a million pairs",
+        loss_line(plan_of_loss(cache)),
+        "### From 16 to 256 chips",
+        WEAK_TEXT,
+        weak_table(weak),
+        END,
+    ]
     return "\n\n".join(parts)
 
 
