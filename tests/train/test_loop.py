@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from jaxclip.data import pipeline
 from jaxclip.train import checkpoint, loop, metrics, setup, signals
+from jaxclip.train.errors import RunError
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +175,26 @@ def test_too_many_broken_steps_in_a_row_stop_the_run(tiny_config, tmp_path, monk
     assert [r["step"] for r in records if "loss" in r] == list(range(1, 16))
     # A state that only makes NaN is not what a run should go on from.
     assert not list((tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_a_full_disk_ends_the_run_and_the_checkpoint_before_stays(tiny_config, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2200k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small file system here")
+    try:
+        config = tiny_config("evaluate.every_steps=0", "checkpoint.every_steps=8")
+        with pytest.raises(RunError, match=r"no space left on the device") as error:
+            loop.train(config, disk / "run")
+        assert "checkpoint of step 16" in str(error.value)
+        assert "step 8 is the newest intact one" in str(error.value)
+        with checkpoint.Checkpointer(disk / "run" / "checkpoints", writable=False) as left:
+            assert left.steps() == [8]
+            restored = left.restore_latest(setup.build(config).abstract_state)
+        assert restored.step == 8 and not restored.skipped
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_vocabulary_too_large_for_the_text_tower(tiny_config, tmp_path):
