@@ -30,6 +30,7 @@ class CLIP:
     config: CLIPConfig
     image: nn.Module
     text: nn.Module
+    flat_products: bool = False
 
     def init(self, rng: jax.Array) -> Params:
         """Draw float32 parameters; traceable, so that they can be made sharded."""
@@ -59,7 +60,8 @@ class CLIP:
         Returns:
           float32[B, embed_dim] of unit length.
         """
-        return unit(self.image.apply({"params": params["image"]}, images))
+        with layers.flat_products(self.flat_products):
+            return unit(self.image.apply({"params": params["image"]}, images))
 
     def encode_text(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Embed texts.
@@ -71,7 +73,8 @@ class CLIP:
         Returns:
           float32[B, embed_dim] of unit length.
         """
-        return unit(self.text.apply({"params": params["text"]}, tokens))
+        with layers.flat_products(self.flat_products):
+            return unit(self.text.apply({"params": params["text"]}, tokens))
 
 
 def build(
@@ -82,6 +85,7 @@ def build(
     scan_layers: bool = False,
     attention_implementation: layers.Implementation = None,
     gather_block: Mapping[str, Callable[[Any], Any]] | None = None,
+    flat_products: bool = False,
 ) -> CLIP:
     """Build the encoders.
 
@@ -96,6 +100,8 @@ def build(
         device, or what its ``sharded`` returns for several.
       gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
         them what the block uses, where they are sharded; None leaves them as they are.
+      flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
+        (:func:`jaxclip.models.layers.flat_products`).
 
     Raises:
       ValueError: an unknown remat policy or attention implementation.
@@ -121,6 +127,7 @@ def build(
             config.image, config.embed_dim, gather_block=gather.get("image"), **options
         ),
         TextTransformer(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
+        flat_products=flat_products,
     )
 
 

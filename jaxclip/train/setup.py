@@ -145,6 +145,8 @@ def build_model(
             for tower in ("image", "text")
         }
     fields = {key: value for key, value in config["model"].items() if key != "preset"}
+    # The devices that it will run on, not those of this process: it may be an ahead-of-time build.
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return models.build(
         presets.CLIPConfig.from_dict(fields),
         dtype=dtype,
@@ -152,6 +154,7 @@ def build_model(
         scan_layers=config["scan_layers"],
         attention_implementation=attention,
         gather_block=gather_block,
+        flat_products=platform == "cpu",
     )
 
 
