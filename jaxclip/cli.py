@@ -239,9 +239,13 @@ def _train(args: argparse.Namespace) -> int:
         print(json.dumps(config, indent=2))
         return 0
     _join_others(args, config)
-    if config["compilation_cache_dir"]:
-        import jax
+    import jax
 
+    if jax.default_backend() == "cpu":
+        from jaxclip.train import allocator
+
+        allocator.keep_freed_memory()
+    if config["compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache_dir"])
     if args.dry_run:
         from jaxclip.train import dry_run

@@ -30,6 +30,7 @@ from jaxclip import config as config_lib
 from jaxclip import parallel
 from jaxclip.bench import timing
 from jaxclip.config import Config
+from jaxclip.train import allocator
 
 # Matrix FLOP/s of one device by `device_kind`, bfloat16 inputs, no sparsity; vendors' data sheets.
 # TPUs are in jaxclip.plan.chips.
@@ -100,7 +101,7 @@ def make_trainer(config: Config) -> Trainer:
     lowered = experiment.train_step.lower(experiment.abstract_state, experiment.abstract_batch())
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     held = [state]  # the step donates the state given to it
 
     def step() -> float:
@@ -215,7 +216,7 @@ def against_torch(config: Config, rounds: int) -> dict[str, timing.Timing]:
     """
     from jaxclip.bench import torch_clip  # first: it fails at once without PyTorch
 
-    torch_clip.torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch_clip.set_num_threads(len(os.sched_getaffinity(0)))
     trainer = make_trainer(config)
     opponent = torch_clip.Trainer(
         models_config(config),
@@ -287,22 +288,25 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--against", choices=["torch"], help="compare with PyTorch on the CPU")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides")
     options = parser.parse_args(list(arguments))
+    if options.against:
+        jax.config.update("jax_platforms", "cpu")
+    if jax.default_backend() == "cpu":
+        allocator.keep_freed_memory()  # as `jaxclip train` does; PyTorch gains from it, too
     try:
         if options.against:
-            jax.config.update("jax_platforms", "cpu")
             against_torch(config_lib.resolve(_SMALL, options.overrides), options.rounds)
         else:
             given = {
                 "model": {"preset": options.preset},
                 "global_batch_size": options.batch_size,
             }
-            report(_fit(given, options.overrides), options.rounds)
+            report(resolve_preset(given, options.overrides), options.rounds)
     except (ValueError, ModuleNotFoundError) as error:
         parser.exit(2, f"jaxclip.bench step: error: {error}\n")
     return 0
 
 
-def _fit(given: Config, overrides: Sequence[str]) -> Config:
+def resolve_preset(given: Config, overrides: Sequence[str]) -> Config:
     """Resolve, with image size and context length of the preset unless the user sets them."""
     from jaxclip.models import presets
 

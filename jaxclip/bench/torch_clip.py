@@ -150,6 +150,11 @@ class Trainer:
         return sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
 
 
+def set_num_threads(count: int) -> None:
+    """Let PyTorch use this many cores."""
+    torch.set_num_threads(count)
+
+
 @torch.no_grad()
 def load(tower: ImageTower | TextTower, params: Mapping[str, Any]) -> None:
     """Copy a tower's parameters from our tree."""
