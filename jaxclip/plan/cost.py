@@ -50,6 +50,7 @@ class Collective(NamedTuple):
         the argument of a reduce-scatter.
       groups: devices that take part together; of a permutation the pairs (source, target).
       dtype: of its largest array.
+      asynchronous: whether the program goes on while it runs, so that it can be hidden.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Collective(NamedTuple):
     bytes: int
     groups: interconnect.Groups
     dtype: str
+    asynchronous: bool = False
 
     @property
     def group_size(self) -> int:
@@ -277,7 +279,10 @@ class _Counter:
         size = sum(a.size * hlo.bits(a.dtype) // 8 for a in held)
         largest = max(held, key=lambda a: a.size)
         name = instruction.op_name
-        self.collectives.append(Collective(kind, name, count, size, groups, largest.dtype))
+        asynchronous = fused or instruction.opcode.endswith("-start")
+        self.collectives.append(
+            Collective(kind, name, count, size, groups, largest.dtype, asynchronous)
+        )
 
     def look_at_custom_call(self, instruction: Instruction) -> None:
         target = (instruction.attribute("custom_call_target") or "").strip('"')

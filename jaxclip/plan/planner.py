@@ -29,6 +29,7 @@ class Traffic:
       kind: ``"all-gather"``, …
       axes: axes of the mesh that they run over.
       dtype: of what is sent.
+      asynchronous: whether the program goes on meanwhile.
       runs: how many a step has.
       bytes: what a device holds of the larger side of them, a step.
       sent: bytes that a device sends, a step.
@@ -38,6 +39,7 @@ class Traffic:
     kind: str
     axes: tuple[str, ...]
     dtype: str
+    asynchronous: bool
     runs: int
     bytes: int
     sent: float
@@ -216,18 +218,21 @@ def _network(topology: Topology, mesh: Mesh) -> Callable[[Collective], float]:
 def _traffic(
     collectives: Iterable[Collective], mesh: Mesh, seconds: Callable[[Collective], float]
 ) -> Iterator[Traffic]:
-    def key(collective: Collective) -> tuple[str, tuple[str, ...], str]:
+    def key(collective: Collective) -> tuple[str, tuple[str, ...], str, bool]:
         axes = interconnect.mesh_axes(collective.groups, mesh)
-        return collective.kind, axes, collective.dtype
+        return collective.kind, axes, collective.dtype, collective.asynchronous
 
     found = []
-    for (kind, axes, dtype), group in itertools.groupby(sorted(collectives, key=key), key):
+    for (kind, axes, dtype, asynchronous), group in itertools.groupby(
+        sorted(collectives, key=key), key
+    ):
         members = list(group)
         found.append(
             Traffic(
                 kind,
                 axes,
                 dtype,
+                asynchronous,
                 runs=sum(c.runs for c in members),
                 bytes=sum(c.bytes * c.runs for c in members),
                 sent=sum(c.sent * c.runs for c in members),

@@ -143,10 +143,11 @@ def part_rows(plan: Plan) -> Rows:
 
 def traffic_rows(plan: Plan) -> Rows:
     """Collectives by kind and axes."""
-    rows: Rows = [("kind", "axes", "dtype", "runs", "MB", "MB sent", "ms")]
+    rows: Rows = [("kind", "axes", "dtype", "runs", "MB", "MB sent", "ms", "hideable")]
     for t in plan.traffic:
         numbers = (f"{t.bytes / 1e6:,.2f}", f"{t.sent / 1e6:,.2f}", f"{t.seconds * 1e3:.2f}")
-        rows.append((t.kind, "+".join(t.axes), t.dtype, str(t.runs), *numbers))
+        hideable = "yes" if t.asynchronous else "no"
+        rows.append((t.kind, "+".join(t.axes), t.dtype, str(t.runs), *numbers, hideable))
     return rows if plan.traffic else [("none", "")]
 
 

@@ -233,6 +233,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 def test_pieces_of_one_collective_count_once_and_a_shared_channel_twice():
     got = cost.analyse(hlo.parse(FUSED), 2)
     assert [c.kind for c in got.collectives] == ["all-gather"] + 2 * ["collective-permute"]
+    assert [c.asynchronous for c in got.collectives] == [True, False, False]
 
 
 KERNEL = """HloModule m

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def fake_plan(name="v5e:4x4", pairs=16_384):
-    ring = planner.Traffic("collective-permute", ("data",), "f32", 16, 8, pairs * 1e3, 0.001)
-    sums = planner.Traffic("all-reduce", ("data",), "bf16", 3, 8, 5e6, 0.001)
+    ring = planner.Traffic("collective-permute", ("data",), "f32", True, 16, 8, pairs * 1e3, 0.001)
+    sums = planner.Traffic("all-reduce", ("data",), "bf16", False, 3, 8, 5e6, 0.001)
     work = Cost((Kernel("k", "", 1, 0, 0, 0),), (), (), ())
     chip = chips.get("v5e")
     return planner.Plan(
