@@ -1,0 +1,210 @@
+"""``python -m jaxclip.bench optim``: what each transformation costs beside plain ``optax.adamw``.
+
+Clippers stand before ``optax.adamw``, optimizers in its place. Each is timed in turn with plain
+``optax.adamw`` on the same parameters (of a preset, ViT-B/16 CLIP by default) and the same made-up
+gradients; a step is ``update`` and ``apply_updates``, donated, in one program. Beside the time that
+passes, the table has the time that all cores worked: on a busy machine the better measure of a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxclip import models, optim
+from jaxclip.bench import timing
+from jaxclip.models import presets
+
+LEARNING_RATE = 1e-4
+
+CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
+    "optax.clip_by_global_norm": lambda: optax.clip_by_global_norm(1.0),
+    "optax.adaptive_grad_clip": lambda: optax.adaptive_grad_clip(0.01),
+    "zclip": optim.zclip,
+    "autoclip": optim.autoclip,
+    "adagc": optim.adagc,
+    "adaclip": optim.adaclip,
+    "adagn": optim.adagn,
+    "median_clip component": lambda: optim.median_clip(1e-3),
+    "median_clip vector": lambda: optim.median_clip(1.0, kind="vector"),
+    "clip_by_coordinate": optim.clip_by_coordinate,
+}
+
+OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
+    "stable_adamw": lambda: optim.stable_adamw(LEARNING_RATE),
+    "spam": lambda: optim.spam(LEARNING_RATE),
+    "stable_spam": lambda: optim.stable_spam(LEARNING_RATE),
+    "clip_radagrad_d": lambda: optim.clip_radagrad_d(LEARNING_RATE),
+}
+
+
+class Result(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      name: of the transformation.
+      ratio: time of a step relative to plain ``optax.adamw`` in the same rounds.
+      cpu_ratio: the same for the processor time of all threads of this process.
+      milliseconds: median time of a step.
+      state_copies: bytes of the transformation's own state over bytes of the parameters.
+    """
+
+    name: str
+    ratio: float
+    cpu_ratio: float
+    milliseconds: float
+    state_copies: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and print the table; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m jaxclip.bench optim", description=__doc__)
+    parser.add_argument("--preset", default="vit_b16", help="whose parameters (default: vit_b16)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: 7)")
+    parser.add_argument("--only", nargs="+", help="names of transformations (default: all)")
+    options = parser.parse_args(arguments)
+    names = options.only or [*CLIPPERS, *OPTIMIZERS]
+    unknown = sorted(set(names) - {*CLIPPERS, *OPTIMIZERS})
+    if unknown:
+        known = ", ".join([*CLIPPERS, *OPTIMIZERS])
+        print(f"error: no transformation {unknown[0]!r}; there are: {known}", file=sys.stderr)
+        return 2
+    params = made_up_parameters(options.preset)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    device = jax.devices()[0]
+    print(f"{options.preset}: {count / 1e6:.1f} M parameters on {device.device_kind}\n", flush=True)
+    results = []
+    for name in names:
+        results.append(measure(name, params, options.rounds))
+        print(f"  {name}: {results[-1].ratio:.3f}", file=sys.stderr, flush=True)
+    print(as_table(results))
+    print(f"\nautoclip, percentile of 10 000 norms: {percentile_milliseconds():.3f} ms")
+    return 0
+
+
+def made_up_parameters(preset: str) -> Any:
+    """Parameters of a preset's shapes, float32, without its slow initialisation."""
+    model = models.build(presets.get(preset))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return made_up_like(shapes, scale=0.02, seed=0)
+
+
+def made_up_like(tree: Any, *, scale: float, seed: int) -> Any:
+    """Gaussian float32 arrays of the tree's shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape, np.float32)), tree
+    )
+
+
+def measure(name: str, params: Any, rounds: int) -> Result:
+    """Time one transformation in turn with plain AdamW."""
+    gradients = made_up_like(params, scale=1e-4, seed=1)
+    adamw = optax.adamw(LEARNING_RATE)
+    if name in CLIPPERS:
+        own = CLIPPERS[name]()
+        candidate = optax.chain(own, adamw)
+    else:
+        own = candidate = OPTIMIZERS[name]()
+    cpu_seconds: dict[str, list[float]] = {"adamw": [], name: []}
+    timings = timing.take_turns(
+        {
+            key: counting_cpu(stepper(tx, params, gradients), cpu_seconds[key])
+            for key, tx in (("adamw", adamw), (name, candidate))
+        },
+        reference="adamw",
+        rounds=rounds,
+    )
+    # Of the measured rounds: compilation comes first.
+    own_cpu, adamw_cpu = (np.asarray(cpu_seconds[key][-rounds:]) for key in (name, "adamw"))
+    copies = num_bytes(jax.eval_shape(own.init, params)) / num_bytes(params)
+    return Result(
+        name,
+        ratio=timings[name].ratio,
+        cpu_ratio=float(np.median(own_cpu / adamw_cpu)),
+        milliseconds=1e3 * timings[name].median,
+        state_copies=copies,
+    )
+
+
+def counting_cpu(call: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+    """The function, noting the processor time of each call."""
+
+    def counted() -> None:
+        began = time.process_time()
+        call()
+        seconds.append(time.process_time() - began)
+
+    return counted
+
+
+def stepper(tx: optax.GradientTransformation, params: Any, gradients: Any) -> Callable[[], None]:
+    """A function that does one more step and waits for it."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    # Copies, since they are donated.
+    carry = (jax.tree.map(jnp.copy, params), jax.jit(tx.init)(params))
+
+    def call() -> None:
+        nonlocal carry
+        carry = jax.block_until_ready(step(*carry, gradients))
+
+    return call
+
+
+def num_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def percentile_milliseconds(history_size: int = 10_000, calls: int = 50) -> float:
+    """Time of AutoClip's update on one number: the percentile of a full history and little else."""
+    tx = optim.autoclip(history_size=history_size)
+    gradient = jnp.ones(1)
+    history = np.random.default_rng(0).lognormal(size=history_size)
+    state = tx.init(gradient)._replace(
+        history=jnp.asarray(history, jnp.float32), count=jnp.int32(history_size)
+    )
+    update = jax.jit(tx.update)
+    timings = timing.take_turns(
+        {"autoclip": lambda: jax.block_until_ready(update(gradient, state))},
+        reference="autoclip",
+        rounds=7,
+        calls=calls,
+    )
+    return 1e3 * timings["autoclip"].median
+
+
+def as_table(results: Sequence[Result]) -> str:
+    """Markdown."""
+    rows = [
+        ("transformation", "time / adamw", "CPU time / adamw", "ms a step", "state / parameters")
+    ]
+    rows += [
+        (
+            r.name,
+            f"{r.ratio:.2f}",
+            f"{r.cpu_ratio:.2f}",
+            f"{r.milliseconds:.1f}",
+            f"{r.state_copies:.3f}",
+        )
+        for r in results
+    ]
+    return timing.table(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
