@@ -12,11 +12,13 @@ from __future__ import annotations
 import ast
 import copy
 import difflib
-import importlib.util
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from jaxclip.config_file import load_file as load_file
+from jaxclip.config_file import to_plain as to_plain
 
 Config = dict[str, Any]
 
@@ -114,53 +116,6 @@ def defaults() -> Config:
         },
         "compilation_cache_dir": "",
     }
-
-
-def load_file(spec: str | pathlib.Path) -> Config:
-    """Load ``get_config`` of a config file; ``path.py:arg`` passes ``arg`` to it.
-
-    Args:
-      spec: path of a Python file, optionally followed by ``:`` and an argument.
-
-    Returns:
-      The partial configuration as a plain nested dict.
-
-    Raises:
-      FileNotFoundError: the file does not exist.
-      ValueError: the file has no ``get_config`` or it does not return a mapping.
-    """
-    path, _, arg = str(spec).partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        near = difflib.get_close_matches(file.name, _siblings(file), n=1)
-        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"config file {path!r} does not exist{hint}")
-    module_spec = importlib.util.spec_from_file_location(f"jaxclip_config_{file.stem}", file)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    # Config files share parts with their neighbours by `from common import …`.
-    with _on_path(file.parent.resolve()):
-        module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"config file {path!r} defines no get_config(arg='') function")
-    config = module.get_config(arg) if arg else module.get_config()
-    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
-        raise ValueError(
-            f"get_config of {path!r} returned {type(config).__name__}; return an "
-            "ml_collections.ConfigDict or a dict"
-        )
-    return to_plain(config)
-
-
-def to_plain(value: Any) -> Any:
-    """Turn ConfigDicts, mappings and tuples into plain dicts and lists, recursively."""
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(item) for item in value]
-    return value
 
 
 def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
@@ -411,25 +366,3 @@ def _tie(config: Config, given: Config, overridden: set[str]) -> None:
             )
         elif copy_key in flat:
             _set(config, copy_key, flat[home])
-
-
-def _siblings(file: pathlib.Path) -> list[str]:
-    return [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
-
-
-class _on_path:
-    """Put a folder first on ``sys.path`` for the length of a ``with`` block."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = str(folder)
-
-    def __enter__(self) -> None:
-        import sys
-
-        sys.path.insert(0, self._folder)
-
-    def __exit__(self, *exc: object) -> None:
-        import sys
-
-        sys.path.remove(self._folder)
-        sys.modules.pop("common", None)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import pytest
 from hypothesis import given
@@ -124,6 +125,18 @@ def test_every_config_file_resolves_and_is_json(file):
 def test_missing_config_file_names_its_neighbour():
     with pytest.raises(FileNotFoundError, match=r"emoji\.py"):
         config_lib.load_file(CONFIGS / "emojis.py")
+
+
+def test_each_folder_of_configs_has_its_own_shared_parts(tmp_path):
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "common.py").write_text(f"SEED = {number}\n")
+        (folder / "c.py").write_text(
+            "import common\ndef get_config(arg=''):\n    return {'seed': common.SEED}\n"
+        )
+    seeds = [config_lib.load_file(tmp_path / str(n) / "c.py")["seed"] for n in (1, 2)]
+    assert seeds == [1, 2] and "common" not in sys.modules
 
 
 def test_config_file_without_get_config(tmp_path):
