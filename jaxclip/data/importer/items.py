@@ -143,7 +143,7 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or value == "":
             continue
         try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         except (TypeError, ValueError):
             continue
         kept[str(name)] = value
