@@ -114,7 +114,8 @@ ensure_environment() {
       run "$python" -m venv --clear "$environment"
     fi
   fi
-  say "installing jaxclip[$extra] into $environment (only when pyproject.toml changes)"
+  say "installing jaxclip[$extra] into $environment: takes minutes the first time, and is done" \
+    "again only when pyproject.toml has changed"
   # The old stamp goes first: an installation cut short must not look finished.
   [[ "${DRY_RUN:-0}" == 1 ]] || rm -f "$stamp"
   if have_uv; then

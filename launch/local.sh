@@ -46,7 +46,9 @@ file=${config%%:*}
 if [[ -f "$invoked_from/$file" ]]; then
   config=$invoked_from/$config
 elif [[ ! -f "$root/$file" && ! -f "$file" ]]; then
-  die "no such config: $file (there are: $(cd "$root" && echo configs/*.py))"
+  # common.py holds what configs share.
+  there=$(cd "$root" && printf '%s\n' configs/*.py | grep -v '/common\.py$' | tr '\n' ' ')
+  die "no such config: $file; there are: $there"
 fi
 
 name=$(basename "${file%.py}")

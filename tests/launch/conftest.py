@@ -29,7 +29,7 @@ HOSTILE = (
 _PROGRAMS = (
     *("basename", "bash", "cat", "chmod", "cut", "date", "dirname", "env", "git", "grep", "gzip"),
     *("head", "hostname", "id", "ls", "mkdir", "mkfifo", "mktemp", "nohup", "rm", "sed", "seq"),
-    *("setsid", "sha256sum", "sleep", "sort", "tail", "tar", "tee"),
+    *("setsid", "sha256sum", "sleep", "sort", "tail", "tar", "tee", "tr"),
 )
 
 _FAKE = """\

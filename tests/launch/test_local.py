@@ -61,7 +61,7 @@ def test_paths_are_taken_from_where_one_stands(local):
     ("words", "message"),
     [
         ([], "no config given, for example: bash launch/local.sh configs/emoji.py"),
-        (["emoji"], "no such config: emoji (there are: configs/"),
+        (["emoji"], "no such config: emoji; there are: configs/"),
         (["--workdir", "w", "configs/emoji.py"], "the config comes first, got '--workdir'"),
     ],
 )
