@@ -31,6 +31,7 @@ def take_turns(
     rounds: int = 10,
     warmup: int = 2,
     calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time callables in turn, A B C A B C …, so that a drift of the machine hits all alike.
 
@@ -41,6 +42,8 @@ def take_turns(
       rounds: measured rounds.
       warmup: rounds before them that do not count (compilation, caches).
       calls: calls of each candidate within a round, for very short ones.
+      clock: what counts seconds; ``time.process_time`` counts those of all the process's threads
+        on a CPU and so hardly notices other processes.
 
     Returns:
       name -> :class:`Timing`, in the order of ``candidates``.
@@ -51,11 +54,11 @@ def take_turns(
         # The order rotates, so that nobody always runs behind the same neighbour.
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            began = time.perf_counter()
+            began = clock()
             for _ in range(calls):
                 candidates[name]()
             if turn >= warmup:
-                seconds[name].append((time.perf_counter() - began) / calls)
+                seconds[name].append((clock() - began) / calls)
     return {name: _timing(seconds[name], seconds[reference]) for name in names}
 
 
