@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = {"name": "emoji", "image_size": 64, "image_ops": IMAGE_OPS}
 
     config.loss = {"name": "softmax"}
-    config.optim = common.adamw(2e-3, weight_decay=0.2, warmup_steps=100)
+    config.optim = common.adamw(1e-3, weight_decay=0.2, warmup_steps=100)
     config.optim.clip = common.zclip()
     config.ema_decay = 0.998
 

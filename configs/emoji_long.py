@@ -1,0 +1,31 @@
+"""The emoji recipe with a wider stem, stronger augmentation and five times the steps.
+
+    bash launch/local.sh configs/emoji_long.py
+
+An hour or more on two CPU cores. What it reached, and after how many steps, is in
+docs/benchmarks.md.
+"""
+
+import emoji
+from ml_collections import ConfigDict
+
+# More passes over the same 3488 pictures want more variation of them.
+IMAGE_OPS = (
+    "affine(degrees=20, translate=0.1, scale_min=0.7, scale_max=1.3, shear=10)"
+    "|color_jitter(brightness=0.4, contrast=0.4, saturation=0.5, hue=0.1)"
+    "|grayscale(0.1)|blur(1.0, 0.1)|random_erasing(p=0.2)"
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment; ``arg`` is not used."""
+    del arg
+    config = emoji.get_config()
+    config.total_steps = 10_000
+    config.model.image.stem_widths = [48, 96, 192]
+    config.data.image_ops = IMAGE_OPS
+    config.optim.schedule.warmup_steps = 500
+    config.ema_decay = 0.999
+    config.evaluate.every_steps = 1000
+    config.checkpoint.every_steps = 1000
+    return config
