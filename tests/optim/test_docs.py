@@ -1,0 +1,43 @@
+"""The examples of docs/optim.md and of every docstring of the public names run."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import pathlib
+import re
+import sys
+
+import pytest
+
+from jaxclip import optim
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "optim.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_examples_of_the_page(number: int) -> None:
+    exec(compile(BLOCKS[number], f"docs/optim.md, example {number}", "exec"), {})
+
+
+def test_the_page_has_its_examples() -> None:
+    assert len(BLOCKS) >= 2 and "optax.chain(" in BLOCKS[0] and "from_config" in BLOCKS[1]
+
+
+@pytest.mark.parametrize("name", [name for name in optim.__all__ if name not in ("tensor_names",)])
+def test_every_public_name_is_on_the_page_and_documented(name: str) -> None:
+    assert name in PAGE.read_text(encoding="utf-8")
+    text = inspect.getdoc(getattr(optim, name))
+    assert text is not None and "Args:" in text and "Returns:" in text
+
+
+@pytest.mark.parametrize("name", ["from_config", "monitor"])
+def test_examples_of_what_is_no_transformation(name: str) -> None:
+    """Those of the transformations run in test_battery.py."""
+    function = getattr(optim, name)
+    module = sys.modules[function.__module__]
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(function, name, module=module):
+        runner.run(test)
+    assert runner.tries > 1 and runner.summarize(verbose=False).failed == 0
