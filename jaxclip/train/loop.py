@@ -140,6 +140,9 @@ class _Run:
                 if previous is not None:
                     jax.block_until_ready(previous)
                 previous = metrics["loss"]
+                if step == start + 1:
+                    jax.block_until_ready(previous)
+                    self.progress.compiled(step)
                 stopping = self.stop.requested(step)
                 last = stopping or step == total
                 if last or step % config["log_every_steps"] == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ __all__ = ["Curves", "MetricWriter", "MetricsError", "Progress", "curves", "read
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 _RESERVED = ("step", "time")
+_NUMBERS = itertools.count()
 
 # ``{name: (steps int64[N], values float64[N])}``, steps ascending.
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -78,6 +80,8 @@ class MetricWriter:
                     # TensorBoard hides what an earlier process wrote from this step on.
                     purge_step=None if resume_step is None else resume_step + 1,
                     flush_secs=15,
+                    # Names hold the second and the host: two writers of one second shall not clash.
+                    filename_suffix=f".{os.getpid()}.{next(_NUMBERS):04d}",
                 )
         except OSError as error:
             raise self._explain(error) from error

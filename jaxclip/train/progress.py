@@ -80,6 +80,13 @@ class Progress:
             self._live.start()
             atexit.register(self.close)  # whatever ends the run, the cursor comes back
 
+    def compiled(self, step: int) -> None:
+        """Start the clock anew once the first step, which held the compilation, is done."""
+        self._step = step
+        self._since = time.monotonic()
+        self._seconds_per_step = math.nan
+        self._refresh()
+
     def update(self, records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, float]:
         """Print a row about the steps since the last one.
 
@@ -159,7 +166,7 @@ class Progress:
             atexit.unregister(self.close)
 
     def _measure(self, seconds: float) -> None:
-        # The first stretch holds the compilation: forget it as soon as there is a second one.
+        # Caches are empty in the first stretch: forget it as soon as there is a second one.
         if self._measured < 2:
             self._seconds_per_step = seconds
         else:
@@ -195,8 +202,10 @@ class Progress:
         text.append(f" {done:4.0%}  step {self._step}/{self._total}")
         if self._status:
             text.append(f"  {self._status} …", "italic cyan")
-        elif math.isnan(self._seconds_per_step):
+        elif self._step == self._first:
             text.append("  compiling the first step …", "italic")
+        elif math.isnan(self._seconds_per_step):
+            text.append("  …", "italic")
         else:
             text.append(f"  {self._seconds_per_step:.3g} s/step  {duration(self._left())} left")
         return text
