@@ -104,7 +104,7 @@ def chart(
             _mark(axes, mark)
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
         axes.set_xlabel("step")
         axes.margins(x=0.01)
