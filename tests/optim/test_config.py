@@ -194,7 +194,7 @@ def test_schedules(kind: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "adamv"}, "unknown optim.name='adamv'; did you mean 'adamw'?"),
+        ({"name": "adam_w"}, "unknown optim.name='adam_w'; did you mean 'adamw'?"),
         ({"name": "sgd"}, "optim.weight_decay=0.5, but 'sgd' has no decoupled weight decay"),
         ({"bta2": 0.9}, "optim.bta2: 'adamw' has no such option; did you mean 'b2'?"),
         ({"mask": None}, "optim.mask: 'adamw' has no such option"),
