@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 logger = logging.getLogger("jaxclip")
 
@@ -55,8 +56,9 @@ def initialize_distributed(
     4. a Cloud TPU slice (a pod of TPU VMs, or GKE; several slices, too), from the metadata of the
        machine.
 
-    Otherwise, and where one process is all there are, nothing happens. Processes on CPUs talk
-    through gloo (JAX's default, ``jax_cpu_collectives_implementation``).
+    Otherwise, and where one process is all there are, nothing happens. Several processes start
+    their devices and wait for each other. Processes on CPUs talk through gloo (JAX's default,
+    ``jax_cpu_collectives_implementation``).
 
     Args:
       coordinator_address: ``host:port`` that process 0 listens on and all others can reach.
@@ -97,6 +99,10 @@ def initialize_distributed(
     elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         # JAX itself puts it there on a machine that has TPU chips and libtpu.
         _join_tpu_slice(timeouts)
+    if is_distributed():
+        # Now, while all are here: gloo gives up on a process that comes to the first collective
+        # 30 s after the others (a later one waits), as it may on a busy machine.
+        multihost_utils.sync_global_devices("jaxclip_start")
 
 
 def is_distributed() -> bool:

@@ -28,13 +28,17 @@ def start(monkeypatch):
     """``start(arguments, **environment)``: what ``jax.distributed.initialize`` is given."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    calls = []
+    calls, met = [], []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
+    monkeypatch.setattr(distributed, "is_distributed", lambda: bool(calls))
+    monkeypatch.setattr(distributed.multihost_utils, "sync_global_devices", met.append)
 
     def run(arguments=None, **environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         distributed.initialize_distributed(**(arguments or {}))
+        assert len(met) == len(calls)
+        met.clear()
         return calls.pop() if calls else None
 
     return run

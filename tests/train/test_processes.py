@@ -40,7 +40,7 @@ OVERRIDES = (
 )
 
 _DRIVER = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, signal, sys, time
 from jaxclip import cli
 from jaxclip.data import order, pipeline
 from jaxclip.train import workdir
@@ -63,6 +63,8 @@ def harming(self):
         if harm == "raise":
             raise RuntimeError("harmed")
         os.kill(os.getpid(), getattr(signal, harm))
+        if harm == "SIGTERM":  # JAX spreads it within seconds; tiny steps would be done by then
+            time.sleep(10)
     return following(self)
 
 order.ShuffledOrder.__call__ = noting
