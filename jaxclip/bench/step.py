@@ -102,6 +102,7 @@ def make_trainer(config: Config) -> Trainer:
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
+    costs: Any = lowered.cost_analysis()
     held = [state]  # the step donates the state given to it
 
     def step() -> float:
@@ -110,7 +111,7 @@ def make_trainer(config: Config) -> Trainer:
 
     return Trainer(
         step=step,
-        flops=float(lowered.cost_analysis()["flops"]),
+        flops=float(costs["flops"]),
         memory_bytes=memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes

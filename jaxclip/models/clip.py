@@ -61,7 +61,8 @@ class CLIP:
           float32[B, embed_dim] of unit length.
         """
         with layers.flat_products(self.flat_products):
-            return unit(self.image.apply({"params": params["image"]}, images))
+            embeddings: Any = self.image.apply({"params": params["image"]}, images)
+        return unit(embeddings)
 
     def encode_text(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Embed texts.
@@ -74,7 +75,8 @@ class CLIP:
           float32[B, embed_dim] of unit length.
         """
         with layers.flat_products(self.flat_products):
-            return unit(self.text.apply({"params": params["text"]}, tokens))
+            embeddings: Any = self.text.apply({"params": params["text"]}, tokens)
+        return unit(embeddings)
 
 
 def build(

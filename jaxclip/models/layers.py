@@ -161,7 +161,8 @@ def transformer(
     def apply(params: Any, x: jax.Array) -> jax.Array:
         if gather_block is not None:  # inside of what is recomputed: not kept between the passes
             params = gather_block(params)
-        return block.clone(parent=None).apply({"params": params}, x, mask)
+        out: Any = block.clone(parent=None).apply({"params": params}, x, mask)
+        return out
 
     if remat != "none":
         # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
