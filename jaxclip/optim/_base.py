@@ -249,23 +249,15 @@ def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
 def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
     """Sum of a tensor's values, NaN if any is spoilt.
 
-    A reduction with two results is fused with what computes the values, where one with a single
-    result may not be, and would have them written to memory first. But it adds one value after the
-    other, which costs float32 its digits beyond some ten thousand: so rows first, then their sums.
+    Not by a reduction with two results, as the maximum: that adds one value after the other, which
+    costs float32 its digits beyond some ten thousand, and to do rows first would have devices that
+    share rows exchange a number for each.
 
     Args:
       values: tensor of any shape.
       spoilt: bool, of the same shape.
     """
-    if values.ndim == 0 or values.shape[-1] > 2**16:
-        return jnp.sum(jnp.where(spoilt, jnp.nan, values))
-    rows, any_spoilt = jax.lax.reduce(
-        (values, spoilt),
-        (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
-        lambda x, y: (x[0] + y[0], x[1] | y[1]),
-        (values.ndim - 1,),
-    )
-    return jnp.where(jnp.any(any_spoilt), jnp.nan, jnp.sum(rows))
+    return jnp.sum(jnp.where(spoilt, jnp.nan, values))
 
 
 def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:

@@ -312,8 +312,5 @@ def _norms(leaves: list[jax.Array], largest: jax.Array) -> jax.Array:
     squares overflowed it needs no copy of the scaled tensors in memory.
     """
     safe = jnp.where(largest > 0, largest, 1)
-    sums = [
-        _base.sum_or_nan(jnp.square(leaf / safe[i]), jnp.isnan(leaf))
-        for i, leaf in enumerate(leaves)
-    ]
+    sums = [jnp.sum(jnp.square(leaf / safe[i])) for i, leaf in enumerate(leaves)]
     return safe * jnp.sqrt(jnp.stack(sums)) if sums else largest
