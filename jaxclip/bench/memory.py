@@ -99,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):
         parser.error("resident memory is read from /proc, which this system lacks")
+    from jaxclip.train import allocator
+
+    allocator.keep_freed_memory()  # as `jaxclip train` does on CPUs
     with tempfile.TemporaryDirectory() as folder:
         samples = measure(pathlib.Path(folder), args.steps)
     print(f"\n{'step':>6}  {'MiB':>8}")

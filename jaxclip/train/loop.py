@@ -211,6 +211,9 @@ class _Run:
         """Evaluate the averaged parameters if there are any, else the current ones."""
         from jaxclip.evaluate import runner
 
+        options = self.config["evaluate"]
+        if not (options["zero_shot"] or options["retrieval"] or options["gallery_split"]):
+            return
         with self.progress.paused("evaluating"):
             params = state.params if state.ema_params is None else state.ema_params
             began = time.perf_counter()
