@@ -19,6 +19,8 @@ def tensorflow() -> Any:
       ImportError: tensorflow is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # No mathematics is done with tensorflow here; this spares a notice that no log level silences.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
     except ImportError as error:

@@ -21,6 +21,11 @@ def emoji():
 
 
 @pytest.fixture(scope="module")
+def wide():
+    return tokenizers.load({"kind": "emoji_bpe", "context_length": 200})
+
+
+@pytest.fixture(scope="module")
 def own(tmp_path_factory):
     path = tmp_path_factory.mktemp("bpe") / "sub" / "bpe.json"
     tokenizers.train_bpe(CORPUS, path, vocab_size=300)
@@ -73,19 +78,14 @@ def test_no_code_point_is_too_strange(emoji, text):
 
 
 @hypothesis.given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
-def test_byte_level_vocabularies_lose_nothing(tmp_path_factory, text):
+def test_byte_level_vocabularies_lose_nothing(wide, text):
     import unicodedata
 
-    wide = _wide()
     plain = " ".join(unicodedata.normalize("NFC", text).lower().split())
     # Lower case may leave NFC, and the regular expression's white space is not quite Python's.
     hypothesis.assume(unicodedata.normalize("NFC", plain) == plain)
     hypothesis.assume(not any(c in text for c in "\x1c\x1d\x1e\x1f\x85") and "\u0130" not in text)
     assert wide.decode(wide([text])[0]) == plain
-
-
-def _wide():
-    return tokenizers.load({"kind": "emoji_bpe", "context_length": 200})
 
 
 def test_case_white_space_and_composition_do_not_matter(emoji):
