@@ -24,6 +24,7 @@ _VARIABLES = {
 
 # What errors say when the other end is gone: those of gloo, NCCL, JAX's coordination service.
 _LOST = (
+    "gloo context initialization failed",
     "connection closed by peer",
     "connection reset by peer",
     "socket closed",

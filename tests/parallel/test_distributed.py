@@ -150,6 +150,7 @@ def test_half_of_the_variables(start):
     ("error", "lost"),
     [
         (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [::1]:9"), True),
+        (RuntimeError("UNKNOWN: Gloo context initialization failed: Connect timeout"), True),
         (RuntimeError("Task 1 heartbeat timeout. This indicates that the remote task"), True),
         (RuntimeError("NCCL error: remote process has exited or there was a network error"), True),
         (ValueError("global_batch_size=3 does not divide"), False),
