@@ -13,7 +13,7 @@ from jaxclip.parallel.mesh import (
     replicated,
     to_global,
 )
-from jaxclip.parallel.offload import on_host, to_device
+from jaxclip.parallel.offload import is_on_host, on_host, to_device
 from jaxclip.parallel.sharding import PRESETS, Rule, init_sharded, sharding_rules, specs_for
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "gather",
     "init_sharded",
     "initialize_distributed",
+    "is_on_host",
     "make_mesh",
     "on_host",
     "process_share",

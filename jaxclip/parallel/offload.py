@@ -1,7 +1,8 @@
 """Optimizer states in the memory of the host, where the accelerator's is short.
 
-The states lie in pinned host memory between steps, come to the device at the start of the update
-and go back at its end. What that costs is their size, twice a step, over the link to the host.
+The states lie in pinned host memory between steps, come to the device for the update, once the
+gradients are there, and go back at its end. So they are not beside the activations, but still
+beside the gradients; the price is their size, twice a step, over the link to the host.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def on_host(tree: Any, shardings: Any, mesh: Mesh) -> Any:
         return sharding.with_memory_kind(HOST) if large else sharding
 
     return jax.tree.map(place, tree, shardings)
+
+
+def is_on_host(shardings: Any) -> bool:
+    """Whether any array of a tree of shardings lies in host memory."""
+    return any(sharding.memory_kind == HOST for sharding in jax.tree.leaves(shardings))
 
 
 def to_device(tree: Any, shardings: Any) -> Any:

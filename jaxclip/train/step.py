@@ -75,6 +75,7 @@ def make_train_step(
     """
     tx = optax.with_extra_args_support(tx)
     takes = accepted(tx.update, ("value", "grad_fn"))
+    offloaded = state_shardings is not None and parallel.is_on_host(state_shardings.opt_state)
 
     def apply(state: TrainState, grads: Params, loss: jax.Array, batch: Batch) -> tuple[Any, ...]:
         extra = {"value": loss, "grad_fn": lambda params, _: value_and_grad(params, batch)[1]}
@@ -90,12 +91,16 @@ def make_train_step(
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
         return params, opt_state, ema_params
 
+    def fetch(state: TrainState, grads: Params) -> tuple[TrainState, Params]:
+        # Behind the gradients, so that offloaded states are not beside the activations.
+        opt_state, grads = jax.lax.optimization_barrier((state.opt_state, grads))
+        opt_state = parallel.to_device(opt_state, state_shardings.opt_state)
+        return state._replace(opt_state=opt_state), grads
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if state_shardings is not None:
-            state = state._replace(
-                opt_state=parallel.to_device(state.opt_state, state_shardings.opt_state)
-            )
         (loss, loss_metrics), grads = value_and_grad(state.params, batch)
+        if offloaded:
+            state, grads = fetch(state, grads)
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         # A norm that overflows is no broken gradient: ask the elements only when the norm fails.
         finite = jnp.isfinite(loss) & jax.lax.cond(
