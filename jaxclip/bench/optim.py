@@ -69,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print the table; returns the exit status."""
     parser = argparse.ArgumentParser("python -m jaxclip.bench optim", description=__doc__)
     parser.add_argument("--preset", default="vit_b16", help="whose parameters (default: vit_b16)")
+    parser.add_argument(
+        "--blocks", type=int, help="only the image tower's first so many blocks (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: 7)")
     parser.add_argument("--only", nargs="+", help="names of transformations (default: all)")
     options = parser.parse_args(arguments)
@@ -78,10 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join([*CLIPPERS, *OPTIMIZERS])
         print(f"error: no transformation {unknown[0]!r}; there are: {known}", file=sys.stderr)
         return 2
-    params = made_up_parameters(options.preset)
+    params = made_up_parameters(options.preset, options.blocks)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
-    print(f"{options.preset}: {count / 1e6:.1f} M parameters on {device.device_kind}\n", flush=True)
+    part = "" if options.blocks is None else f", {options.blocks} blocks"
+    print(
+        f"{options.preset}{part}: {count / 1e6:.1f} M parameters on {device.device_kind}\n",
+        flush=True,
+    )
     results = []
     for name in names:
         results.append(measure(name, params, options.rounds))
@@ -94,10 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def made_up_parameters(preset: str) -> Any:
-    """Parameters of a preset's shapes, float32, without its slow initialisation."""
+def made_up_parameters(preset: str, blocks: int | None = None) -> Any:
+    """Parameters of a preset's shapes, float32, without its slow initialisation.
+
+    Args:
+      preset: a name of :mod:`jaxclip.models.presets`.
+      blocks: only this many blocks of the image tower; ``None`` for all parameters.
+    """
     model = models.build(presets.get(preset))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
+    if blocks is not None:
+        wanted = [f"blocks_{i}" for i in range(blocks)]
+        shapes = {name: shapes["image"][name] for name in wanted}
     return made_up_like(shapes, scale=0.02, seed=0)
 
 
