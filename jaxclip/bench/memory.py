@@ -2,15 +2,14 @@
 
     python -m jaxclip.bench memory --steps 2000
 
-A small model trains on the built-in data set, with a checkpoint now and then. Printed is the
-resident memory of the process at some steps, and how much it grows from the first quarter of the
-run (by then caches are full and everything is compiled) to its end.
+A small model trains on the built-in data set, with a checkpoint now and then. Printed is the memory
+of the process at some steps (its own, without mapped files), and how much it grows from the second
+quarter of the run (by then caches are full and everything is compiled) to its end.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import sys
 import tempfile
@@ -35,11 +34,11 @@ CONFIG: dict[str, Any] = {
 
 
 class Sample(NamedTuple):
-    """Resident memory of the process at a step.
+    """Memory of the process at a step.
 
     Attributes:
       step: updates done.
-      mib: resident memory, MiB.
+      mib: its own memory, MiB.
     """
 
     step: int
@@ -65,7 +64,7 @@ def measure(workdir: pathlib.Path, steps: int, config: dict[str, Any] = CONFIG) 
     def noting(self: metrics.MetricWriter, step: int, values: Any) -> None:
         write(self, step, values)
         if not samples or samples[-1].step != step:
-            samples.append(Sample(step, resident_mib()))
+            samples.append(Sample(step, own_mib()))
 
     every = max(1, steps // 8)
     overrides = [f"total_steps={steps}", f"checkpoint.every_steps={every}"]
@@ -86,10 +85,14 @@ def growth(samples: Sequence[Sample]) -> float:
     )
 
 
-def resident_mib() -> float:
-    """Resident memory of this process, MiB (Linux)."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def own_mib() -> float:
+    """Memory of this process, resident or swapped out, without files it has mapped, MiB (Linux).
+
+    Pages of files (libraries, above all) come and go as the system likes.
+    """
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 2**10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):
-        parser.error("resident memory is read from /proc, which this system lacks")
+        parser.error("memory is read from /proc, which this system lacks")
     from jaxclip.train import allocator
 
     allocator.keep_freed_memory()  # as `jaxclip train` does on CPUs
