@@ -141,13 +141,15 @@ class Wiring:
     def group_bandwidth(self, groups: Groups) -> float:
         """Bytes/s at which every member of a group can take in what the others send out.
 
+        All groups are at work at the same time; the slowest counts.
+
         A dimension along which a group extends contributes the links of a device along it: two
         directions if the group goes round a ring, one if its ends are open (the last device has
         one neighbour only). Where a group takes only every s-th device along a dimension, s groups
         share the links.
         """
         slowest = math.inf
-        for group in groups[:1] if len(groups) > 1 else groups:
+        for group in groups:
             places = self.coordinates[np.asarray(group)]
             total = 0.0
             for dim, size in enumerate(self.shape):
