@@ -1,6 +1,8 @@
 """What the switches for scale do: memory, sharding, losses, offload."""
 
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -174,3 +176,15 @@ def test_offload_is_refused_where_the_host_has_no_such_memory(monkeypatch):
     monkeypatch.setattr(parallel.offload, "_memory_kinds", lambda mesh: {"device"})
     with pytest.raises(ValueError, match=r"offload_optimizer_state=True needs .* have device; set"):
         build(["offload_optimizer_state=True"])
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_in_the_folder_of_the_configuration(tiny_config_file, tmp_path):
+    """In a process of its own: JAX looks at the folder once."""
+    command = [sys.executable, "-m", "jaxclip", "train", "--dry_run"]
+    options = [
+        f"--config={tiny_config_file}",
+        f"--config.compilation_cache_dir={tmp_path / 'kept'}",
+    ]
+    subprocess.run([*command, *options], check=True, capture_output=True, timeout=600)
+    assert any("step" in file.name for file in (tmp_path / "kept").iterdir())
