@@ -238,14 +238,14 @@ def _train(args: argparse.Namespace) -> int:
 
         print(json.dumps(config, indent=2))
         return 0
-    _join_others(args, config)
-    import jax
+    from jaxclip.train import allocator
 
-    if jax.default_backend() == "cpu":
-        from jaxclip.train import allocator
-
+    if allocator.runs_on_cpu():
         allocator.keep_freed_memory()
+    _join_others(args, config)
     if config["compilation_cache_dir"]:
+        import jax
+
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache_dir"])
     if args.dry_run:
         from jaxclip.train import dry_run

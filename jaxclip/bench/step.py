@@ -291,7 +291,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     if options.against:
         jax.config.update("jax_platforms", "cpu")
-    if jax.default_backend() == "cpu":
+    if allocator.runs_on_cpu():
         allocator.keep_freed_memory()  # as `jaxclip train` does; PyTorch gains from it, too
     try:
         if options.against:

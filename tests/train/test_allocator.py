@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from jaxclip.train import allocator
 
 # Page faults of filling 64 MiB a second time: 16 384 pages of 4 KiB unless memory is kept.
 PROGRAM = """
@@ -31,3 +34,12 @@ def test_memory_is_used_again():
     if said != "kept":
         pytest.skip("the C library is not glibc")
     assert int(faults[-1]) < 100
+
+
+@pytest.mark.parametrize(("platforms", "expected"), [("cpu", True), ("tpu,cpu", False)])
+def test_platforms_named_decide(monkeypatch, platforms, expected):
+    class Config:
+        jax_platforms = platforms
+
+    monkeypatch.setattr(jax, "config", Config)
+    assert allocator.runs_on_cpu() is expected
