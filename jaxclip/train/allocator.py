@@ -42,7 +42,7 @@ def runs_on_cpu() -> bool:
 
     (:func:`keep_freed_memory` has to come before that.)
     """
-    platforms = jax.config.jax_platforms  # also says what JAX_PLATFORMS says
+    platforms: str | None = getattr(jax.config, "jax_platforms", None)  # or JAX_PLATFORMS
     if platforms:
         return platforms.split(",")[0] == "cpu"
     plugins = importlib.metadata.entry_points(group="jax_plugins")
