@@ -209,16 +209,13 @@ def section(cache: Cache, *, cached: bool) -> str:
     models = [(row, plan) for row in MODELS if (plan := plan_row(row, cache, cached=cached))]
     weak_rows = [Row("vit_b16", _chips(name) * WEAK_PAIRS, name, WEAK_SWITCHES) for name in WEAK]
     weak = [plan for row in weak_rows if (plan := plan_row(row, cache, cached=cached))]
-    parts = [
-        BEGIN,
-        model_table(models),
-        "### A loss on a million pairs",
-        loss_line(plan_of_loss(cache)),
-        "### From 16 to 256 chips",
-        WEAK_TEXT,
-        weak_table(weak),
-        END,
-    ]
+    parts = [BEGIN]
+    if models:
+        parts.append(model_table(models))
+    parts += ["### A loss on a million pairs", loss_line(plan_of_loss(cache))]
+    if weak:
+        parts += ["### From 16 to 256 chips", WEAK_TEXT, weak_table(weak)]
+    parts.append(END)
     return "\n\n".join(parts)
 
 
