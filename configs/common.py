@@ -3,7 +3,9 @@
 from ml_collections import ConfigDict
 
 
-def adamw(learning_rate: float, *, weight_decay: float = 0.2, warmup_steps: int = 2000) -> ConfigDict:
+def adamw(
+    learning_rate: float, *, weight_decay: float = 0.2, warmup_steps: int = 2000
+) -> ConfigDict:
     """AdamW with CLIP's betas and a cosine schedule; weight decay on matrices only."""
     return ConfigDict(
         {
