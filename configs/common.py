@@ -20,6 +20,27 @@ def adamw(
     )
 
 
+def muon(
+    learning_rate: float, *, weight_decay: float = 0.2, warmup_steps: int = 2000
+) -> ConfigDict:
+    """Muon (Jordan et al., 2024) for the kernels of layers, AdamW for all else.
+
+    ``consistent_rms`` gives Muon's updates the size of AdamW's (Liu et al., 2025, arXiv:2502.16982,
+    section 2.2), so that one learning rate and one weight decay serve both.
+    """
+    return ConfigDict(
+        {
+            "name": "muon",
+            "learning_rate": learning_rate,
+            "consistent_rms": 0.2,
+            "weight_decay": weight_decay,
+            "adam_weight_decay": weight_decay,
+            "adam_b2": 0.98,
+            "schedule": {"name": "cosine", "warmup_steps": warmup_steps},
+        }
+    )
+
+
 def zclip(**options) -> ConfigDict:
     """ZClip (Kumar et al., 2025) on the global gradient norm."""
     return ConfigDict({"name": "zclip", **options})
