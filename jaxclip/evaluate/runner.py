@@ -13,10 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclip import parallel
+from jaxclip import parallel, storage
 from jaxclip.evaluate import encoding, gallery, retrieval, templates, zero_shot
 from jaxclip.evaluate.encoding import Encode, EncodedSplit, Tokenize
-from jaxclip.train import storage
 
 RESULTS_FILE = "eval.json"
 GALLERY_FILE = "gallery.json"

@@ -27,8 +27,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxclip import storage
 from jaxclip.parallel import distributed
-from jaxclip.train import agreement, manifest, state_io, storage
+from jaxclip.train import agreement, manifest, state_io
 from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")

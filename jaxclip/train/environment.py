@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxclip import __version__
-from jaxclip.train import storage
+from jaxclip import __version__, storage
 
 FILE_NAME = "environment.json"
 _LIBRARIES = (

@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxclip.train.storage import is_local
+from jaxclip.storage import is_local
 
 NAME = "manifest.json"
 FORMAT = 1

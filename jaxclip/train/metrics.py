@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxclip.train import storage
+from jaxclip import storage
 from jaxclip.train.errors import RunError
 from jaxclip.train.progress import Progress
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.evaluate import runner
-from jaxclip.train import environment, metrics, names, report_charts, spikes, storage
+from jaxclip.train import environment, metrics, names, report_charts, spikes
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.metrics import Curves
 from jaxclip.train.progress import duration

@@ -21,8 +21,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxclip import storage
 from jaxclip.parallel import make_mesh
-from jaxclip.train import manifest, storage
+from jaxclip.train import manifest
 from jaxclip.train.checkpoint import Checkpointer, CheckpointError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.evaluate import runner
-from jaxclip.train import charts, environment, metrics, report, storage, workdir
+from jaxclip.train import charts, environment, metrics, report, workdir
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 VOID = {"meta", "img", "br", "use", "path", "rect", "circle", "link"}
