@@ -99,9 +99,9 @@ def specs_for(tree: Any, rules: Sequence[Rule], mesh: Mesh, *, params: Any = Non
       The same tree with a :class:`jax.sharding.NamedSharding` for every leaf. A leaf whose path
       ends in a parameter's path and that has its shape gets its sharding. Factored states (the
       shape less some dimensions) keep the entries of the dimensions they have, stacked ones (the
-      shape with dimensions in front) are sharded in the last ones; any other is replicated unless
-      its parameter was sharded by ``fill`` and it is large. A parameter no rule matches is
-      replicated.
+      shape with dimensions in front) are sharded in the last ones, compact ones (as many
+      dimensions, but other sizes) wherever their sizes divide; any other is replicated unless its
+      parameter was sharded by ``fill`` and it is large. A parameter no rule matches is replicated.
 
     Raises:
       ValueError: a spec that does not fit the parameter's rank or does not divide it, naming the
@@ -227,6 +227,9 @@ def _follow(
     kept = _subsequence(shape, param_shape)
     if shape and kept is not None:
         return tuple(entries[dim] for dim in kept)
+    if extra == 0:
+        divides = (size % _pieces(e, mesh) == 0 for size, e in zip(shape, entries, strict=True))
+        return tuple(e if fits else None for e, fits in zip(entries, divides, strict=True))
     fill = rule.fill if rule.fill in _axes(entries) else None
     return _fill(shape, (None,) * len(shape), rule._replace(fill=fill), mesh)
 

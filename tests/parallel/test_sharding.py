@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxclip import models, parallel
+from jaxclip import models, optim, parallel
 from jaxclip.models import presets
 from jaxclip.parallel import sharding as sharding_lib
 from jaxclip.train import state as state_lib
@@ -111,6 +111,8 @@ OPTIMIZERS = {
     "adafactor": optax.adafactor(1e-3),
     "muon": optax.contrib.muon(1e-3),
     "lion": optax.lion(1e-3),
+    "stable_spam": optim.stable_spam(1e-3),
+    "spam_compact": optim.spam(1e-3, density=0.25),
     "multi_steps": optax.MultiSteps(optax.adam(1e-3), 4),
     "masked": optax.masked(optax.adam(1e-3), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
     "partition": optax.partition(
