@@ -4,6 +4,13 @@ Clippers stand before ``optax.adamw``, optimizers in its place. Each is timed in
 ``optax.adamw`` on the same parameters (of a preset, ViT-B/16 CLIP by default) and the same made-up
 gradients; a step is ``update`` and ``apply_updates``, donated, in one program. Beside the time that
 passes, the table has the time that all cores worked: on a busy machine the better measure of a CPU.
+
+``(one read)`` is the least that a clipper can do: the sum of the gradients' squares as XLA does it
+fastest, and a factor from it, without any statistics or care for overflow. A rule that looks at a
+norm before AdamW sees the gradients can't cost less.
+
+The private ones stand in the optimizer's place and take the gradients of a few examples; AdamW on
+their mean is what they are compared with.
 """
 
 from __future__ import annotations
@@ -26,7 +33,25 @@ from jaxclip.models import presets
 
 LEARNING_RATE = 1e-4
 
+
+def one_read() -> optax.GradientTransformation:
+    """Scale by a factor that depends on one sum over all gradients: the floor for clippers."""
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
+        total = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(updates))
+        factor = jax.lax.rsqrt(jnp.maximum(total, 1.0))
+        return jax.tree.map(lambda leaf: factor * leaf, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def mean_over_examples() -> optax.GradientTransformation:
+    """From gradients ``[EXAMPLES, ...]`` to those of a batch."""
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda g: jnp.mean(g, axis=0), updates))
+
+
 CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
+    "(one read)": one_read,
     "optax.clip_by_global_norm": lambda: optax.clip_by_global_norm(1.0),
     "optax.adaptive_grad_clip": lambda: optax.adaptive_grad_clip(0.01),
     "zclip": optim.zclip,
@@ -43,8 +68,24 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "stable_adamw": lambda: optim.stable_adamw(LEARNING_RATE),
     "spam": lambda: optim.spam(LEARNING_RATE),
     "stable_spam": lambda: optim.stable_spam(LEARNING_RATE),
+    "spam density=0.25": lambda: optim.spam(LEARNING_RATE, density=0.25),
     "clip_radagrad_d": lambda: optim.clip_radagrad_d(LEARNING_RATE),
+    "clip_radagrad_d norm": lambda: optim.clip_radagrad_d(LEARNING_RATE, kind="norm"),
 }
+
+PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {
+    "optax.contrib.differentially_private_aggregate": lambda: optax.chain(
+        optax.contrib.differentially_private_aggregate(1.0, 1.0, key=jax.random.key(0)),
+        optax.sgd(LEARNING_RATE),
+    ),
+    "dicesgd": lambda: optim.dicesgd(LEARNING_RATE, 1.0, 1.0, 1.0, seed=0),
+    "track_clipping_quantile": lambda: optax.chain(
+        optim.track_clipping_quantile(noise_multiplier=0.1), optax.sgd(LEARNING_RATE)
+    ),
+}
+EXAMPLES = 4
+
+NAMES = (*CLIPPERS, *OPTIMIZERS, *PRIVATE)
 
 
 class Result(NamedTuple):
@@ -75,10 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: 7)")
     parser.add_argument("--only", nargs="+", help="names of transformations (default: all)")
     options = parser.parse_args(arguments)
-    names = options.only or [*CLIPPERS, *OPTIMIZERS]
-    unknown = sorted(set(names) - {*CLIPPERS, *OPTIMIZERS})
+    names = options.only or NAMES
+    unknown = sorted(set(names) - set(NAMES))
     if unknown:
-        known = ", ".join([*CLIPPERS, *OPTIMIZERS])
+        known = ", ".join(NAMES)
         print(f"error: no transformation {unknown[0]!r}; there are: {known}", file=sys.stderr)
         return 2
     params = made_up_parameters(options.preset, options.blocks)
@@ -131,8 +172,13 @@ def measure(name: str, params: Any, rounds: int) -> Result:
     if name in CLIPPERS:
         own = CLIPPERS[name]()
         candidate = optax.chain(own, adamw)
-    else:
+    elif name in OPTIMIZERS:
         own = candidate = OPTIMIZERS[name]()
+    else:
+        own = candidate = PRIVATE[name]()
+        scales = jnp.arange(1.0, EXAMPLES + 1)
+        gradients = jax.tree.map(lambda g: jnp.multiply.outer(scales, g), gradients)
+        adamw = optax.chain(mean_over_examples(), adamw)
     cpu_seconds: dict[str, list[float]] = {"adamw": [], name: []}
     timings = timing.take_turns(
         {

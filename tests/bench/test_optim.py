@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import pytest
 
 from jaxclip.bench import __main__ as bench
@@ -24,3 +25,24 @@ def test_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_transformation_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_optim.main(["--only", "zlip"]) == 2
     assert "'zlip'; there are: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "(one read)",
+        "dicesgd",
+        "track_clipping_quantile",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in bench_optim.NAMES
+            if name not in ("(one read)", "dicesgd", "track_clipping_quantile")
+        ),
+    ],
+)
+def test_a_row_is_measured(name: str) -> None:
+    params = {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}
+    result = bench_optim.measure(name, params, rounds=1)
+    assert result.ratio > 0 and result.cpu_ratio > 0
+    # AutoClip's history of 10 000 is large beside these.
+    assert name == "autoclip" or 0 <= result.state_copies < 2.05
