@@ -9,6 +9,9 @@ read in place) and ``tokenizer.path`` at CLIP's own vocabulary:
 
 ``--dry_run`` needs neither: it builds, compiles and does one small step on made-up data.
 Hyperparameters: Radford et al. (2021), table 19; batch and learning rate as open_clip's ViT-B/16.
+
+As it stands the step fits a v5e:4x4 slice (docs/scale.md); with more memory a chip, ``remat`` may
+be lighter. ``jaxclip plan --config configs/clip_vit_b16.py --topology …`` tells before it is paid for.
 """
 
 import common
@@ -37,11 +40,14 @@ def get_config(arg: str = "") -> ConfigDict:
         "prefetch": 4,
     }
 
-    config.loss = {"name": "softmax"}
+    config.loss = {"name": "softmax_blockwise"}
     config.optim = common.adamw(1e-3, weight_decay=0.2, warmup_steps=2000)
     config.optim.clip = common.zclip()
 
     config.precision = {"compute_dtype": "bfloat16"}
+    config.remat = "full"
+    config.scan_layers = True
+    config.attention_implementation = "fused"  # on TPUs; elsewhere XLA's own ("cudnn" on NVIDIA)
     config.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     config.sharding = "dp"
     config.checkpoint = {"every_steps": 2000, "keep_last": 3}
