@@ -11,7 +11,7 @@ read in place) and ``tokenizer.path`` at CLIP's own vocabulary:
 Hyperparameters: Radford et al. (2021), table 19; batch and learning rate as open_clip's ViT-B/16.
 
 As it stands the step fits a v5e:4x4 slice (docs/scale.md); with more memory a chip, ``remat`` may
-be lighter. ``jaxclip plan --config configs/clip_vit_b16.py --topology …`` tells before it is paid for.
+be lighter: ``jaxclip plan --config configs/clip_vit_b16.py --topology …`` tells.
 """
 
 import common
