@@ -94,8 +94,8 @@ def build(
     Args:
       config: sizes; :func:`jaxclip.models.presets.get` has the published ones.
       dtype: compute dtype; parameters, norms' statistics and outputs are float32.
-      remat: what blocks recompute in the backward pass: ``"none"`` or a name in
-        :data:`jaxclip.models.layers.REMAT_POLICIES`.
+      remat: what blocks compute again in the backward pass: ``"none"``, or a name that
+        :func:`jaxclip.models.layers.remat_policy` knows.
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
@@ -108,7 +108,8 @@ def build(
     Raises:
       ValueError: an unknown remat policy or attention implementation.
     """
-    layers.check_remat(remat)
+    if remat != "none":
+        layers.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
     if not callable(attention_implementation) and attention_implementation not in _IMPLEMENTATIONS:

@@ -24,13 +24,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # there is no mask.
 Implementation = str | Callable[..., jax.Array] | None
 
-# What a block keeps for the backward pass; all else is computed again.
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "full": None,  # only the block's input
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # results of linear layers
-    "attention": jax.checkpoint_policies.save_only_these_names("attention_out"),
-    "mlp": jax.checkpoint_policies.save_only_these_names("mlp_hidden"),
-    "qkv": jax.checkpoint_policies.save_only_these_names("qkv", "attention_out"),
+# Activations that a block may keep for the backward pass beside its input; all else is computed
+# again. The names can be joined: "qkv+mlp".
+REMAT_KEEPS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention_out",),
+    "mlp": ("mlp_hidden",),
+    "qkv": ("qkv", "attention_out"),
 }
 
 
@@ -145,7 +144,7 @@ def transformer(
       depth: how many.
       x: [B, L, C].
       mask: as in :class:`Attention`.
-      remat: ``"none"`` or a name in :data:`REMAT_POLICIES`.
+      remat: what blocks compute again, see :func:`remat_policy`; ``"none"`` for nothing.
       scan_layers: loop instead of unrolling.
 
     Returns:
@@ -166,7 +165,7 @@ def transformer(
 
     if remat != "none":
         # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-        apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat], prevent_cse=not scan_layers)
+        apply = jax.checkpoint(apply, policy=remat_policy(remat), prevent_cse=not scan_layers)
     params = module.variables["params"]
     blocks = [params[f"blocks_{index}"] for index in range(depth)]
     if not scan_layers:
@@ -224,7 +223,26 @@ def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
-def check_remat(remat: str) -> None:
-    """Raise ValueError if there is no such policy."""
-    if remat != "none" and remat not in REMAT_POLICIES:
-        raise ValueError(f"remat={remat!r}; use 'none', {', '.join(map(repr, REMAT_POLICIES))}")
+def remat_policy(remat: str) -> Callable[..., bool] | None:
+    """The policy of ``jax.checkpoint`` that keeps what a name says.
+
+    Args:
+      remat: ``"full"`` (only a block's input), ``"dots"`` (results of linear layers), or names of
+        :data:`REMAT_KEEPS` joined by ``+``.
+
+    Raises:
+      ValueError: there is no such policy.
+    """
+    if remat == "full":
+        return None
+    if remat == "dots":
+        policy: Callable[..., bool] = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return policy
+    parts = remat.split("+")
+    if not set(parts) <= set(REMAT_KEEPS):
+        raise ValueError(
+            f"remat={remat!r}; use 'none', 'full', 'dots', "
+            f"{', '.join(map(repr, REMAT_KEEPS))}, or several of the last three such as 'qkv+mlp'"
+        )
+    kept = {name for part in parts for name in REMAT_KEEPS[part]}
+    return jax.checkpoint_policies.save_only_these_names(*sorted(kept))

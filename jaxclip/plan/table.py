@@ -30,19 +30,30 @@ FSDP = {"sharding": "fsdp", "mesh": {"data": 1, "fsdp": -1, "tensor": 1}}
 
 
 class Row(NamedTuple):
-    """A plan of the table: a model, a batch, a slice, and the switches it fits with."""
+    """A plan of the table: a model, a batch, a slice, and what it fits with."""
 
     preset: str
     global_batch_size: int
     topology: str
+    remat: str
     switches: dict[str, Any]
 
+    def lighter(self) -> Row | None:
+        """The same with the next policy that computes less again, None if there is none."""
+        place = LADDER.index(self.remat)
+        return self._replace(remat=LADDER[place - 1]) if place else None
 
+
+# From the policy that keeps most to that which computes most again. ("qkv" is none of them: "mlp"
+# takes the same memory and computes less.)
+LADDER = ("none", "dots", "qkv+mlp", "attention+mlp", "mlp", "attention", "full")
+
+# Each with the first policy of the ladder that fits.
 MODELS = (
-    Row("vit_b16", 16_384, "v5e:4x4", {"remat": "full"}),
-    Row("vit_l14", 32_768, "v5e:16x16", {"remat": "mlp", **FSDP}),
-    Row("vit_h14", 16_384, "v5p:4x4x4", {"remat": "dots", **FSDP}),
-    Row("vit_bigg14", 16_384, "v5p:4x4x4", {"remat": "mlp", **FSDP}),
+    Row("vit_b16", 16_384, "v5e:4x4", "full", {}),
+    Row("vit_l14", 32_768, "v5e:16x16", "attention+mlp", FSDP),
+    Row("vit_h14", 16_384, "v5p:4x4x4", "dots", FSDP),
+    Row("vit_bigg14", 16_384, "v5p:4x4x4", "attention+mlp", FSDP),
 )
 LOSS_PAIRS, LOSS_WIDTH, LOSS_TOPOLOGY = 2**20, 768, "v5e:16x16"
 WEAK = ("v5e:4x4", "v5e:8x8", "v5e:16x16")
@@ -54,7 +65,6 @@ stays the same, as an all-reduce does; what it sends round the ring for the embe
 the global batch, as the loss demands, and so does what it computes on them."""
 WEAK_SWITCHES = {
     "model": {"preset": "vit_b16", "image": {"depth": 2}, "text": {"depth": 2}},
-    "remat": "full",
 }
 
 
@@ -68,9 +78,7 @@ def config_of(row: Row) -> Config:
             **base,
             "global_batch_size": row.global_batch_size,
             "model": {"preset": row.preset},
-            "loss": {"name": "softmax_blockwise"},
-            "scan_layers": True,
-            "attention_implementation": "fused",
+            "remat": row.remat,
             **row.switches,
         }
     )
@@ -107,15 +115,20 @@ def plan_row(row: Row, cache: Cache, *, cached: bool) -> Plan | None:
     """Plan of a row; None if it has to be compiled and must not be."""
     config = config_of(row)
     if cached and cache.get(cache.key(config, row.topology)) is None:
-        print(f"left out: {row.preset} on {row.topology} is not in the cache", file=sys.stderr)
+        what = f"{row.preset} on {row.topology}, remat={row.remat},"
+        print(f"left out: {what} is not in the cache", file=sys.stderr)
         return None
     plan = planner.make_plan(config, topology.get(row.topology), cache=cache)
-    print(f"planned: {row.preset} on {row.topology}", file=sys.stderr)
+    print(f"planned: {row.preset} on {row.topology}, remat={row.remat}", file=sys.stderr)
     return plan
 
 
-def model_table(plans: Iterable[tuple[Row, Plan]]) -> str:
-    """The models: do they fit, how fast, and where the rest is lost."""
+def model_table(plans: Iterable[tuple[Row, Plan, Plan | None]]) -> str:
+    """The models: do they fit, how fast, and where the rest is lost.
+
+    Args:
+      plans: of each row, and of the row that is :meth:`Row.lighter`, where there is one.
+    """
     rows: list[tuple[str, ...]] = [
         (
             "model",
@@ -124,28 +137,43 @@ def model_table(plans: Iterable[tuple[Row, Plan]]) -> str:
             "sharding",
             "remat",
             "peak of GiB",
+            "next lighter remat",
             "step, ms",
             "images/s",
             "MFU",
             "of the slow end: model, recomputed, memory, links",
         )
     ]
-    for row, plan in plans:
-        rows.append(_model_row(row, plan))
+    for row, plan, lighter in plans:
+        rows.append(_model_row(row, plan, lighter))
     return timing.table(rows)
 
 
-def _model_row(row: Row, plan: Plan) -> tuple[str, ...]:
+def _lighter(row: Row, plan: Plan | None) -> str:
+    """What the compiler said to the next lighter policy."""
+    lighter = row.lighter()
+    if lighter is None or plan is None:
+        return ""
+    if plan.memory is not None:
+        verdict = f"{plan.memory.peak / 2**30:.2f}" + ("" if plan.fits else ", too much")
+    else:
+        assert plan.refusal
+        needed = plan.refusal.needed
+        verdict = "refused" + (f", {needed / 2**30:.2f}" if needed else "")
+    return f"{lighter.remat}: {verdict}"
+
+
+def _model_row(row: Row, plan: Plan, lighter: Plan | None) -> tuple[str, ...]:
     head = (
         row.preset,
         row.topology,
         f"{row.global_batch_size:,}",
         str(row.switches.get("sharding", "dp")),
-        str(row.switches.get("remat", "none")),
+        row.remat,
     )
     limit = (plan.chip.hbm_bytes or 0) / 2**30
     if plan.memory is None or plan.roofline is None or plan.cost is None:
-        return (*head, f"refused ({limit:.2f})", "", "", "", "")
+        return (*head, f"refused ({limit:.2f})", "", "", "", "", "")
     assert plan.mfu and plan.images_per_second
     r = plan.roofline
     model = plan.model_flops / plan.num_devices / plan.chip.matmul_flops
@@ -153,6 +181,7 @@ def _model_row(row: Row, plan: Plan) -> tuple[str, ...]:
     return (
         *head,
         f"{plan.memory.peak / 2**30:.2f} of {limit:.2f}",
+        _lighter(row, lighter),
         f"{r.worst * 1e3:.0f} to {r.best * 1e3:.0f}",
         " to ".join(f"{x:,.0f}" for x in plan.images_per_second),
         " to ".join(f"{x:.0%}" for x in plan.mfu),
@@ -206,8 +235,15 @@ def loss_line(plan: Plan) -> str:
 
 def section(cache: Cache, *, cached: bool) -> str:
     """The text between the marks."""
-    models = [(row, plan) for row in MODELS if (plan := plan_row(row, cache, cached=cached))]
-    weak_rows = [Row("vit_b16", _chips(name) * WEAK_PAIRS, name, WEAK_SWITCHES) for name in WEAK]
+    models = []
+    for row in MODELS:
+        if plan := plan_row(row, cache, cached=cached):
+            lighter = row.lighter()
+            other = None if lighter is None else plan_row(lighter, cache, cached=cached)
+            models.append((row, plan, other))
+    weak_rows = [
+        Row("vit_b16", _chips(name) * WEAK_PAIRS, name, "full", WEAK_SWITCHES) for name in WEAK
+    ]
     weak = [plan for row in weak_rows if (plan := plan_row(row, cache, cached=cached))]
     parts = [BEGIN]
     if models:

@@ -1,5 +1,7 @@
 """Remat and scanned layers change memory and compile time, never values or parameters."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,8 @@ def plain():
 
 
 @pytest.mark.parametrize(
-    ("remat", "scan_layers"), [("full", False), ("none", True), ("attention", True)]
+    ("remat", "scan_layers"),
+    [("full", False), ("none", True), ("attention", True), ("qkv+mlp", False)],
 )
 def test_switches_leave_values_gradients_and_layout_alone(plain, remat, scan_layers):
     params, images, expected = plain
@@ -56,12 +59,23 @@ def residual_bytes(remat, scan_layers=False):
 
 
 def test_remat_keeps_what_its_name_says():
-    kept = {name: residual_bytes(name) for name in ("none", *layers.REMAT_POLICIES)}
-    assert kept["full"] < kept["attention"] < kept["qkv"] < kept["dots"] < kept["none"]
-    assert kept["full"] < kept["mlp"] < kept["dots"]
+    names = ("none", "dots", "qkv+mlp", "attention+mlp", "mlp", "qkv", "attention", "full")
+    kept = {name: residual_bytes(name) for name in names}
+    assert kept["attention"] < kept["qkv"] < kept["qkv+mlp"] < kept["dots"] < kept["none"]
     # One array of the attention's outputs a block, no more: [64, L, C] float32.
     image, text = 64 * 5 * 16 * 4, 64 * 6 * 12 * 4
     assert kept["attention"] - kept["full"] == 2 * image + text
+    # What a name keeps is added up, once.
+    for joined in ("attention+mlp", "qkv+mlp"):
+        parts = sum(kept[name] - kept["full"] for name in joined.split("+"))
+        assert kept[joined] - kept["full"] == parts
+    assert residual_bytes("qkv+attention") == kept["qkv"]
+
+
+@pytest.mark.parametrize("remat", ["half", "", "none+mlp", "dots+mlp", "mlp+", "full+attention"])
+def test_unknown_policies_are_refused(remat):
+    with pytest.raises(ValueError, match=re.escape(f"remat={remat!r}; use 'none', 'full'")):
+        layers.remat_policy(remat)
 
 
 def test_scanned_layers_compile_one_block():

@@ -1,12 +1,13 @@
 """The tables of docs/scale.md."""
 
+import dataclasses
 import pathlib
 
 import pytest
 
 from jaxclip.plan import chips, planner, table
 from jaxclip.plan.cost import Cost, Kernel
-from jaxclip.plan.program import Cache, Memory
+from jaxclip.plan.program import Cache, Memory, Refusal
 from jaxclip.plan.roofline import Roofline
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,15 +39,27 @@ def fake_plan(name="v5e:4x4", pairs=16_384):
 
 
 def test_a_row_says_where_the_time_goes():
-    text = table.model_table([(table.MODELS[0], fake_plan())])
+    refused = dataclasses.replace(fake_plan(), memory=None, refusal=Refusal(17 * 2**30, None, "no"))
+    text = table.model_table([(table.MODELS[0], fake_plan(), refused)])
     row = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
-    assert row[5:] == [
+    assert row[4:] == [
+        "full",
         "12.00 of 15.75",
+        "attention: refused, 17.00",
         "1000 to 600",
         "16,384 to 27,307",
         "50% to 83%",
         "50%, 10%, 20%, 20%",
     ]
+
+
+def test_a_lighter_policy_may_fit_or_be_unknown():
+    first, *_ = table.MODELS
+    for other, cell in ((fake_plan(), "attention: 12.00"), (None, "")):
+        text = table.model_table([(first, fake_plan(), other)])
+        assert text.splitlines()[2].strip("|").split("|")[6].strip() == cell
+    everything = first._replace(remat=table.LADDER[0])
+    assert everything.lighter() is None
 
 
 def test_weak_scaling_tells_parameters_from_embeddings():
@@ -67,7 +80,7 @@ def test_the_file_is_written_between_its_marks(tmp_path, monkeypatch, capsys):
     text = file.read_text()
     assert text.startswith(f"before\n{table.BEGIN}\n") and text.endswith(f"{table.END}\nafter\n")
     assert "old" not in text and "1,048,576 pairs" in text and "| model" not in text
-    assert "vit_l14 on v5e:16x16 is not in the cache" in capsys.readouterr().err
+    assert "vit_l14 on v5e:16x16, remat=attention+mlp, is not in the cache" in capsys.readouterr().err
     assert table.main(arguments) == 0
     assert file.read_text() == text
     file.write_text("no marks\n")
@@ -83,6 +96,8 @@ def test_rows_are_configurations_of_the_targets(monkeypatch):
         assert config["model"]["preset"] == row.preset
         assert config["precision"]["compute_dtype"] == "bfloat16"
         assert config["loss"] == {"name": "softmax_blockwise"}
+        assert config["scan_layers"] and config["attention_implementation"] == "fused"
+        assert config["remat"] == row.remat != table.config_of(row.lighter())["remat"]
         keys.add(Cache(None).key(config, row.topology))
     assert len(keys) == len(table.MODELS)
     targets = {(row.preset, row.global_batch_size, row.topology) for row in table.MODELS}
