@@ -171,10 +171,50 @@ need_number() {
   [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1=$2 is not a whole number of at least 1"
 }
 
-# Sets SPLIT to the words of one argument: `--option=value` becomes two, so that the scripts read
-# only `--option value`. Options of `jaxclip train`, after the config, never come here.
+# read_options FLAGS VALUES ARGUMENT ...: reads the options in front of the arguments, `--option value`
+# or `--option=value`. Each sets the variable of its name, a flag to 1, the last one given counts;
+# those written `option+` in VALUES add up, with blanks between. --dry_run sets DRY_RUN, --help prints
+# the usage and ends. REST becomes the arguments from the first that is no option (a config,
+# or `--`): options of `jaxclip train` come after the config and are not looked at.
 # shellcheck disable=SC2034
-split_option() {
-  SPLIT=("$1")
-  if [[ "$1" == --*=* ]]; then SPLIT=("${1%%=*}" "${1#*=}"); fi
+read_options() {
+  local _flags=" $1 " _values=" $2 " _option _value
+  shift 2
+  while (($# > 0)); do
+    case "$1" in
+      -h | --help)
+        usage
+        exit 0
+        ;;
+      --dry_run)
+        DRY_RUN=1
+        shift
+        continue
+        ;;
+      --) break ;;
+      -*) ;;
+      *) break ;;
+    esac
+    _option=${1%%=*}
+    _option=${_option#--}
+    if [[ "$_option" =~ ^[a-z_]+$ && "$_flags" == *" $_option "* ]]; then
+      [[ "$1" != *=* ]] || die "--$_option takes no value"
+      printf -v "$_option" 1
+      shift
+      continue
+    fi
+    [[ "$_option" =~ ^[a-z_]+$ && "$_values" =~ " $_option"[+]?" " ]] ||
+      die "unknown option $1 (options of \`jaxclip train\` come after the config)"
+    if [[ "$1" == *=* ]]; then
+      _value=${1#*=}
+      shift
+    else
+      (($# > 1)) || die "$1 needs a value"
+      _value=$2
+      shift 2
+    fi
+    if [[ "$_values" == *" $_option+ "* && -n "${!_option}" ]]; then _value="${!_option} $_value"; fi
+    printf -v "$_option" '%s' "$_value"
+  done
+  REST=("$@")
 }

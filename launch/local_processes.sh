@@ -22,46 +22,24 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
 
-devices="" gpus="" port="" grace=20 count="" command=()
+devices_per_process="" gpus_per_process="" port="" grace=20 command=()
 DRY_RUN=0
-while (($# > 0)); do
-  split_option "$1"
-  if ((${#SPLIT[@]} == 2)); then set -- "${SPLIT[@]}" "${@:2}"; fi
-  case "$1" in
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    --dry_run) DRY_RUN=1 && shift ;;
-    --devices_per_process | --gpus_per_process | --port | --grace)
-      (($# > 1)) || die "$1 needs a value"
-      need_number "$1" "$2"
-      case "$1" in
-        --devices_per_process) devices=$2 ;;
-        --gpus_per_process) gpus=$2 ;;
-        --port) port=$2 ;;
-        --grace) grace=$2 ;;
-      esac
-      shift 2
-      ;;
-    --)
-      shift
-      command=("$@")
-      break
-      ;;
-    -*) die "unknown option $1 (options of \`jaxclip train\` come after the config)" ;;
-    *)
-      if [[ -z "$count" ]]; then
-        count=$1 && shift
-      else
-        config=$1 && shift
-        [[ -f "${config%%:*}" ]] || die "no such config: ${config%%:*}"
-        command=("${JAXCLIP_VENV:-$root/.venv}/bin/jaxclip" train --config "$config" "$@")
-        break
-      fi
-      ;;
-  esac
+numbers=(devices_per_process gpus_per_process port grace)
+read_options "" "${numbers[*]}" "$@"
+count=${REST[0]:-}
+# Options may also stand between the number of processes and the config.
+read_options "" "${numbers[*]}" ${REST[@]+"${REST[@]:1}"}
+for option in "${numbers[@]}"; do
+  [[ -z "${!option}" ]] || need_number "--$option" "${!option}"
 done
+case "${REST[0]:-}" in
+  "") ;;
+  --) command=("${REST[@]:1}") ;;
+  *)
+    [[ -f "${REST[0]%%:*}" ]] || die "no such config: ${REST[0]%%:*}"
+    command=("${JAXCLIP_VENV:-$root/.venv}/bin/jaxclip" train --config "${REST[@]}")
+    ;;
+esac
 [[ -n "$count" ]] || die "how many processes? For example: bash launch/local_processes.sh 2 configs/emoji.py --workdir workdir/two"
 need_number N "$count"
 ((${#command[@]} > 0)) || die "nothing to run: give a config, or -- and a command"
@@ -88,13 +66,13 @@ environment_of() {
     "JAXCLIP_NUM_PROCESSES=$count"
     "JAXCLIP_PROCESS_ID=$process"
   )
-  if [[ -n "$devices" ]]; then
+  if [[ -n "$devices_per_process" ]]; then
     settings+=("JAX_PLATFORMS=cpu")
-    settings+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices")
+    settings+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$devices_per_process")
   fi
-  if [[ -n "$gpus" ]]; then
-    first=$((process * gpus))
-    list=$(seq -s, "$first" $((first + gpus - 1)))
+  if [[ -n "$gpus_per_process" ]]; then
+    first=$((process * gpus_per_process))
+    list=$(seq -s, "$first" $((first + gpus_per_process - 1)))
     settings+=("CUDA_VISIBLE_DEVICES=$list")
   fi
 }

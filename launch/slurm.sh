@@ -76,47 +76,28 @@ batch() {
 
 # --- on the login node -------------------------------------------------------------------------
 submit() {
-  local nodes=1 gpus=8 per_node=1 cpus="" time=24:00:00 name="" logs="$root/workdir/slurm"
-  local requeue=1 install=1 port="" config="" extra=() words settings
-  while (($# > 0)); do
-    split_option "$1"
-    if ((${#SPLIT[@]} == 2)); then set -- "${SPLIT[@]}" "${@:2}"; fi
-    case "$1" in
-      --dry_run) DRY_RUN=1 && shift && continue ;;
-      --no_requeue) requeue=0 && shift && continue ;;
-      --no_install) install=0 && shift && continue ;;
-      --*) (($# > 1)) || die "$1 needs a value" ;;
-    esac
-    case "$1" in
-      --nodes) nodes=$2 ;;
-      --gpus_per_node) gpus=$2 ;;
-      --processes_per_node) per_node=$2 ;;
-      --cpus_per_node) cpus=$2 ;;
-      --time) time=$2 ;;
-      --name) name=$2 ;;
-      --logs) logs=$2 ;;
-      --port) port=$2 ;;
-      --partition | --account | --qos | --constraint) extra+=("$1=$2") ;;
-      --sbatch)
-        read -r -a words <<<"$2"
-        extra+=("${words[@]}")
-        ;;
-      --*) die "unknown option $1 (options of \`jaxclip train\` come after the config)" ;;
-      *)
-        config=$1
-        shift
-        break
-        ;;
-    esac
-    shift 2
+  local nodes=1 gpus_per_node=8 processes_per_node=1 cpus_per_node="" time=24:00:00 name=""
+  local logs="$root/workdir/slurm" no_requeue=0 no_install=0 port="" sbatch=""
+  # shellcheck disable=SC2034  # read by name
+  local partition="" account="" qos="" constraint="" extra=() words option settings
+  local options=(nodes gpus_per_node processes_per_node cpus_per_node time name logs port sbatch+)
+  local passed_on=(partition account qos constraint)
+  read_options "no_requeue no_install" "${options[*]} ${passed_on[*]}" "$@"
+  for option in "${passed_on[@]}"; do
+    if [[ -n "${!option}" ]]; then extra+=("--$option=${!option}"); fi
   done
+  read -r -a words <<<"$sbatch"
+  extra+=(${words[@]+"${words[@]}"})
+  set -- ${REST[@]+"${REST[@]}"}
+  local config=${1:-}
+  (($# == 0)) || shift
   [[ -n "$config" ]] || die "no config given; bash launch/slurm.sh --help says how"
   [[ -f "$root/${config%%:*}" || "$config" == /* && -f "${config%%:*}" ]] ||
     die "no such config: ${config%%:*} (looked in $root)"
   need_number --nodes "$nodes"
-  need_number --gpus_per_node "$gpus"
-  [[ "$per_node" == 1 || "$per_node" == "$gpus" ]] ||
-    die "--processes_per_node=$per_node must be 1 or --gpus_per_node ($gpus)"
+  need_number --gpus_per_node "$gpus_per_node"
+  [[ "$processes_per_node" == 1 || "$processes_per_node" == "$gpus_per_node" ]] ||
+    die "--processes_per_node=$processes_per_node must be 1 or --gpus_per_node ($gpus_per_node)"
   case " $* " in
     *" --workdir "* | *" --workdir="*) ;;
     *) die "no --workdir given after the config: the job carries on from it, name a folder that all nodes share" ;;
@@ -126,7 +107,7 @@ submit() {
 
   cd "$root"
   local environment=${JAXCLIP_VENV:-$root/.venv}
-  if ((install == 1)); then
+  if ((no_install == 0)); then
     run env JAXCLIP_VENV="$environment" bash launch/install.sh train,cuda
   fi
   run mkdir -p "$logs"
@@ -134,34 +115,33 @@ submit() {
   settings=(
     "JAXCLIP_ROOT=$root"
     "JAXCLIP_VENV=$environment"
-    "JAXCLIP_PROCESSES_PER_NODE=$per_node"
-    "JAXCLIP_REQUEUE=$requeue"
+    "JAXCLIP_PROCESSES_PER_NODE=$processes_per_node"
+    "JAXCLIP_REQUEUE=$((1 - no_requeue))"
     "JAXCLIP_PORT=$port"
   )
-  local options=(
+  local job=(
     --job-name="$name"
     --nodes="$nodes"
-    --ntasks-per-node="$per_node"
-    --gpus-per-node="$gpus"
+    --ntasks-per-node="$processes_per_node"
+    --gpus-per-node="$gpus_per_node"
     --time="$time"
     --output="$logs/%x-%j.log"
     --open-mode=append
     --signal=B:USR1@180
     --export=ALL
   )
-  if [[ -n "$cpus" ]]; then
-    need_number --cpus_per_node "$cpus"
-    options+=(--cpus-per-task="$((cpus / per_node))")
+  if [[ -n "$cpus_per_node" ]]; then
+    need_number --cpus_per_node "$cpus_per_node"
+    job+=(--cpus-per-task="$((cpus_per_node / processes_per_node))")
   else
-    options+=(--exclusive)
+    job+=(--exclusive)
   fi
-  if ((requeue == 1)); then options+=(--requeue); else options+=(--no-requeue); fi
-  run env "${settings[@]}" sbatch "${options[@]}" ${extra[@]+"${extra[@]}"} "$root/launch/slurm.sh" --batch \
+  if ((no_requeue == 0)); then job+=(--requeue); else job+=(--no-requeue); fi
+  run env "${settings[@]}" sbatch "${job[@]}" ${extra[@]+"${extra[@]}"} "$root/launch/slurm.sh" --batch \
     --config "$config" "$@"
 }
 
 case "${1:-}" in
-  -h | --help) usage ;;
   --task) shift && task "$@" ;;
   --batch) shift && batch "$@" ;;
   *) submit "$@" ;;

@@ -43,43 +43,8 @@ source "$root/launch/common.sh"
 
 name=${TPU_NAME:-} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
 runtime=${TPU_RUNTIME:-} queued=${TPU_QUEUED:-0} spot=${TPU_SPOT:-0} extras=${TPU_EXTRAS:-train,tpu}
-mount=${TPU_MOUNT:-} worker=0 poll=60 max_restarts=100 train=()
+mount=${TPU_MOUNT:-} worker=0 poll=60 max_restarts=100
 DRY_RUN=0
-
-read_options() {
-  while (($# > 0)); do
-    split_option "$1"
-    if ((${#SPLIT[@]} == 2)); then set -- "${SPLIT[@]}" "${@:2}"; fi
-    case "$1" in
-      --dry_run) DRY_RUN=1 && shift && continue ;;
-      --queued) queued=1 && shift && continue ;;
-      --spot) spot=1 && shift && continue ;;
-      -h | --help)
-        usage
-        exit 0
-        ;;
-      --*) (($# > 1)) || die "$1 needs a value" ;;
-    esac
-    case "$1" in
-      --name) name=$2 ;;
-      --type) type=$2 ;;
-      --zone) zone=$2 ;;
-      --project) project=$2 ;;
-      --runtime) runtime=$2 ;;
-      --mount) mount=$2 ;;
-      --extras) extras=$2 ;;
-      --worker) worker=$2 ;;
-      --poll) poll=$2 ;;
-      --max_restarts) max_restarts=$2 ;;
-      -*) die "unknown option $1 (options of \`jaxclip train\` come after the config)" ;;
-      *)
-        train=("$@")
-        return 0
-        ;;
-    esac
-    shift 2
-  done
-}
 
 # The runtime version that Google's documentation names for the type.
 default_runtime() {
@@ -283,7 +248,9 @@ case "$command" in
   *) die "unknown command '$command'; one of create, ship, run, up, logs, status, stop, restart, watch, delete" ;;
 esac
 arguments=("$@")
-read_options "$@"
+read_options "queued spot" \
+  "name type zone project runtime mount extras worker poll max_restarts" "$@"
+train=(${REST[@]+"${REST[@]}"})
 [[ -n "$name" ]] || die "no --name given (or TPU_NAME)"
 [[ -n "$zone" ]] || die "no --zone given (or TPU_ZONE)"
 [[ -z "$mount" || "$mount" == gs://?* || "$mount" == ?*:/?* ]] ||

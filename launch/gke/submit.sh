@@ -46,72 +46,34 @@ root=$(cd "$here/../.." && pwd)
 # shellcheck source=launch/common.sh
 source "$root/launch/common.sh"
 
-name="" image="" extras=train,tpu accelerator="" topology="" hosts="" chips="" bucket="" claim=""
-namespace=default service_account=default max_restarts=100 port=8476 host=0 spot=0 train=()
+name="" image="" extras=train,tpu accelerator="" topology="" hosts="" chips_per_host="" bucket="" claim=""
+namespace=default service_account=default max_restarts=100 port=8476 host=0 spot=0
 DRY_RUN=0
 
-read_options() {
-  while (($# > 0)); do
-    split_option "$1"
-    if ((${#SPLIT[@]} == 2)); then set -- "${SPLIT[@]}" "${@:2}"; fi
-    case "$1" in
-      --dry_run) DRY_RUN=1 && shift && continue ;;
-      --spot) spot=1 && shift && continue ;;
-      -h | --help)
-        usage
-        exit 0
-        ;;
-      --*) (($# > 1)) || die "$1 needs a value" ;;
-    esac
-    case "$1" in
-      --name) name=$2 ;;
-      --image) image=$2 ;;
-      --extras) extras=$2 ;;
-      --accelerator) accelerator=$2 ;;
-      --topology) topology=$2 ;;
-      --hosts) hosts=$2 ;;
-      --chips_per_host) chips=$2 ;;
-      --bucket) bucket=$2 ;;
-      --claim) claim=$2 ;;
-      --namespace) namespace=$2 ;;
-      --service_account) service_account=$2 ;;
-      --max_restarts) max_restarts=$2 ;;
-      --port) port=$2 ;;
-      --host) host=$2 ;;
-      -*) die "unknown option $1 (options of \`jaxclip train\` come after the config)" ;;
-      *)
-        train=("$@")
-        return 0
-        ;;
-    esac
-    shift 2
-  done
-}
-
-# How many hosts and chips, from the topology; sets kind, hosts and chips.
+# How many hosts and chips, from the topology; sets kind, hosts and chips_per_host.
 size() {
   local total=1 dimension
   case "$accelerator" in
     tpu-*)
       kind=tpu
-      : "${chips:=4}"
+      : "${chips_per_host:=4}"
       [[ "$topology" =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
         die "--topology='$topology' is none; for example 16x16 or 4x4x4"
-      need_number --chips_per_host "$chips"
+      need_number --chips_per_host "$chips_per_host"
       for dimension in ${topology//x/ }; do total=$((total * dimension)); done
-      ((total % chips == 0)) ||
-        die "--topology=$topology has $total chips, not a multiple of --chips_per_host=$chips"
-      [[ -z "$hosts" || "$hosts" == $((total / chips)) ]] ||
-        die "--hosts=$hosts, but --topology=$topology has $total chips, $chips a host: leave --hosts out"
-      hosts=$((total / chips))
+      ((total % chips_per_host == 0)) ||
+        die "--topology=$topology has $total chips, not a multiple of --chips_per_host=$chips_per_host"
+      [[ -z "$hosts" || "$hosts" == $((total / chips_per_host)) ]] ||
+        die "--hosts=$hosts, but --topology=$topology has $total chips, $chips_per_host a host: leave --hosts out"
+      hosts=$((total / chips_per_host))
       ;;
     "") die "no --accelerator given, for example tpu-v5-lite-podslice or nvidia-h100-80gb" ;;
     *)
       kind=gpu
       [[ -z "$topology" ]] || die "--topology is for TPUs; for $accelerator give --hosts"
-      : "${chips:=8}" "${hosts:=1}"
+      : "${chips_per_host:=8}" "${hosts:=1}"
       need_number --hosts "$hosts"
-      need_number --chips_per_host "$chips"
+      need_number --chips_per_host "$chips_per_host"
       ;;
   esac
 }
@@ -164,7 +126,7 @@ render() {
     line=${line//@SERVICE_ACCOUNT@/"$service_account"}
     line=${line//@MAX_RESTARTS@/"$max_restarts"}
     line=${line//@HOSTS@/"$hosts"}
-    line=${line//@CHIPS_PER_HOST@/"$chips"}
+    line=${line//@CHIPS_PER_HOST@/"$chips_per_host"}
     line=${line//@ACCELERATOR@/"$accelerator"}
     line=${line//@TOPOLOGY@/"$topology"}
     line=${line//@IMAGE@/"$image"}
@@ -201,7 +163,10 @@ case "$command" in
     ;;
   *) die "unknown command '$command'; one of image, render, submit, logs, status, delete" ;;
 esac
-read_options "$@"
+options=(name image extras accelerator topology hosts chips_per_host bucket claim namespace)
+options+=(service_account max_restarts port host)
+read_options spot "${options[*]}" "$@"
+train=(${REST[@]+"${REST[@]}"})
 if [[ "$command" == image ]]; then
   [[ -n "$image" ]] || die "no --image given"
   need docker "install Docker, or build launch/gke/Dockerfile with what you have"

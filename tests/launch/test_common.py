@@ -56,6 +56,47 @@ def test_need_number_refuses(tools, value):
     assert errors == f"[test.sh] error: --nodes={value} is not a whole number of at least 1\n"
 
 
+OPTIONS = """
+spot=0 name="" port=1 words="" DRY_RUN=0
+read_options "spot" "name port words+" "$@"
+printf '%s|' "$spot" "$name" "$port" "$words" "$DRY_RUN" "$#" ${REST[@]+"${REST[@]}"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ([], "0||1||0|0|"),
+        (
+            ["--spot", "--name", "a b", "--port=2", "c.py", "--port", "3"],
+            "1|a b|2||0|7|c.py|--port|3|",
+        ),
+        (["--name=x=y", "--name", "--spot", "--dry_run"], "0|--spot|1||1|4|"),
+        (["--words", "-a 1", "--words=-b", "--", "--name"], "0||1|-a 1 -b|0|5|--|--name|"),
+        (["--name", "", "c"], "0||1||0|3|c|"),
+    ],
+)
+def test_read_options(tools, words, printed):
+    assert tools.bash(OPTIONS, *words)[0] == printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nam", "x"], "unknown option --nam "),
+        (["-n", "x"], "unknown option -n "),
+        (["--name port", "x"], "unknown option --name port "),
+        (["--words+", "x"], "unknown option --words+ "),
+        (["--", "--nope"], None),
+        (["--port"], "--port needs a value"),
+        (["--spot=1"], "--spot takes no value"),
+    ],
+)
+def test_read_options_refuses(tools, words, message):
+    _, errors = tools.bash(OPTIONS, *words, status=0 if message is None else 1)
+    assert message is None or message in errors
+
+
 def test_find_python_takes_the_first_that_fits(tools):
     tools.add_python("python3", "3.10.2")
     tools.add_python("python3.13", "3.13.1", broken="shim")

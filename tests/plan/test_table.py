@@ -80,7 +80,9 @@ def test_the_file_is_written_between_its_marks(tmp_path, monkeypatch, capsys):
     text = file.read_text()
     assert text.startswith(f"before\n{table.BEGIN}\n") and text.endswith(f"{table.END}\nafter\n")
     assert "old" not in text and "1,048,576 pairs" in text and "| model" not in text
-    assert "vit_l14 on v5e:16x16, remat=attention+mlp, is not in the cache" in capsys.readouterr().err
+    assert (
+        "vit_l14 on v5e:16x16, remat=attention+mlp, is not in the cache" in capsys.readouterr().err
+    )
     assert table.main(arguments) == 0
     assert file.read_text() == text
     file.write_text("no marks\n")
