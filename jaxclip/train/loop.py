@@ -129,6 +129,9 @@ class _Run:
         start = int(state.step)
         if start >= total:
             return state
+        if self.evaluation_due(start) and self.last_evaluated != start:
+            self.evaluate(state, start)  # a stop cut it off
+            self.save(state, start)
         previous = None
         self.progress.start(start)
         with contextlib.closing(self.records(start)) as records:
@@ -147,7 +150,8 @@ class _Run:
                 last = stopping or step == total
                 if last or step % config["log_every_steps"] == 0:
                     self.flush(records.stats()["records"])
-                if is_due(config["evaluate"]["every_steps"], step) and not stopping:
+                # Who stops a run seldom waits for long; on the way back there is time.
+                if self.evaluation_due(step) and not stopping:
                     self.evaluate(state, step)
                 if last or is_due(config["checkpoint"]["every_steps"], step):
                     self.save(state, step, postpone=not last)
@@ -155,6 +159,10 @@ class _Run:
                     self.progress.message(f"stopped after step {step}; run it again to go on")
                     break
         return state
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the configuration wants an evaluation after this step."""
+        return step > 0 and is_due(self.config["evaluate"]["every_steps"], step)
 
     def finish(self, state: TrainState) -> None:
         """The last evaluation, unless the run was evaluated at this very step."""

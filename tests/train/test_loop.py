@@ -123,6 +123,22 @@ def test_sigterm_saves_and_the_rest_is_bit_exact(
     assert steps.tolist() == list(range(1, 21))
 
 
+def test_an_evaluation_that_a_stop_cut_off_is_made_up_for(
+    trained, tiny_config, tmp_path, stop_after
+):
+    name = "eval/test/zero_shot/top1"
+    stop_after(10, signal.SIGTERM)
+    assert not loop.train(tiny_config(), tmp_path).metrics
+    assert name not in metrics.curves(metrics.read_metrics(tmp_path))
+    stop_after(11, signal.SIGTERM)
+    loop.train(tiny_config(), tmp_path)
+    steps, values = metrics.curves(metrics.read_metrics(tmp_path))[name]
+    expected = metrics.curves(metrics.read_metrics(trained))[name][1][0]
+    assert steps.tolist() == [10] and values.tolist() == [expected]
+    manifest = tmp_path / "checkpoints" / "step_00000010" / "manifest.json"
+    assert json.loads(manifest.read_text())["metrics"]["test/zero_shot/top1"] == expected
+
+
 def test_ctrl_c_stops_and_unusable_records_are_shown(
     tiny_config, tmp_path, stop_after, monkeypatch, capsys
 ):

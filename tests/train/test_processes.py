@@ -237,6 +237,8 @@ def assert_same_run(one, other, *, rtol=0.0, atol=0.0):
     for step in ours.keys() & theirs.keys():
         assert ours[step].keys() == theirs[step].keys() and len(ours[step]) > 50
         for name, value in ours[step].items():
+            if rtol and name.endswith("['attention']['key']['bias']"):
+                continue  # the softmax cancels it: Adam scales up the rounding noise
             np.testing.assert_allclose(value, theirs[step][name], rtol, atol, err_msg=name)
     curves_one, curves_other = curves(one), curves(other)
     assert curves_one.keys() == curves_other.keys()
