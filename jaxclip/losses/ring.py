@@ -16,7 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
+
+from jaxclip.losses import torus
 
 # (rows, columns, row state, pairs) -> (row state, what the tile adds to its columns)
 TileFn = Callable[[Any, Any, Any, "Pairs"], tuple[Any, Any]]
@@ -30,6 +33,7 @@ class Layout:
       size: number of rows there are in truth, over all devices.
       axes: mesh axes the ring runs over, () on one device.
       shards: length of the ring.
+      order: the devices' positions on the axes, in the order of the ring.
       tiles: tiles along a device's rows.
       tile: rows of a tile.
     """
@@ -37,6 +41,7 @@ class Layout:
     size: int
     axes: tuple[str, ...]
     shards: int
+    order: tuple[int, ...]
     tiles: int
     tile: int
 
@@ -87,7 +92,8 @@ def plan(size: int, tile_size: int, mesh: Mesh | None) -> Layout:
     shards = 1 if mesh is None else mesh.size
     local = -(-size // shards)
     tiles = -(-local // tile_size)
-    return Layout(size, axes, shards, tiles, -(-local // tiles))
+    order = torus.ring_order(list(mesh.devices.flat)) if axes and mesh is not None else (0,)
+    return Layout(size, axes, shards, order, tiles, -(-local // tiles))
 
 
 def sharded(
@@ -159,7 +165,7 @@ def sweep(
     home = _position(layout)
 
     def block(step: Any, visitors: Any, state: Any) -> tuple[Any, Any]:
-        origin = (home - step) % layout.shards
+        origin = _behind(home, step, layout)
         return _sweep_block(
             tile_fn, rows, visitors, state, column_state, merge, layout, home, origin
         )
@@ -234,8 +240,17 @@ def _position(layout: Layout) -> Any:
     return jax.lax.axis_index(layout.axes) if layout.axes else 0
 
 
+def _behind(position: Any, steps: Any, layout: Layout) -> Any:
+    """The position that many steps behind another on the ring."""
+    if layout.order == tuple(range(layout.shards)):
+        return (position - steps) % layout.shards
+    order = np.asarray(layout.order, np.int32)
+    place = jnp.asarray(np.argsort(order), jnp.int32)[position]
+    return jnp.asarray(order)[(place - steps) % layout.shards]
+
+
 def _send(tree: Any, layout: Layout) -> Any:
-    to_next = [(i, (i + 1) % layout.shards) for i in range(layout.shards)]
+    to_next = list(zip(layout.order, (*layout.order[1:], layout.order[0]), strict=True))
     return jax.tree.map(lambda x: jax.lax.ppermute(x, layout.axes, to_next), tree)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxclip import losses, parallel
-from jaxclip.losses import ring
+from jaxclip.losses import ring, torus
 from tests.losses.test_losses import check, embeddings, value_and_grad
 
 NAMES = ("softmax_blockwise", "sigmoid_blockwise")
@@ -40,6 +40,33 @@ def test_value_and_gradient_on_a_mesh(case, shape):
         scale, bias = np.float64(math.log(30)), np.float64(-4)
         result = value_and_grad(case, mesh)(*sharded, scale, bias)
         check(result, case, images, texts, scale, bias, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_the_ring_may_go_any_way_round(case, monkeypatch):
+    way = (0, 3, 1, 2)
+    monkeypatch.setattr(torus, "ring_order", lambda devices: way)
+    images, texts = embeddings(14)
+    mesh = mesh_of((2, 1, 2))
+    assert ring.plan(14, 2, mesh).order == way
+    with jax.enable_x64(True):
+        scale, bias = np.float64(math.log(30)), np.float64(-4)
+        run = value_and_grad(case, mesh)
+        check(
+            run(images, texts, scale, bias),
+            case,
+            images,
+            texts,
+            scale,
+            bias,
+            rtol=1e-11,
+            atol=1e-13,
+        )
+        pairs = re.search(
+            r"source_target_pairs\s*=\s*dense<(\[.*?\])>",
+            run.lower(images, texts, scale, bias).as_text(),
+        )
+    assert pairs and pairs[1].replace(" ", "") == "[[0,3],[3,1],[1,2],[2,0]]"
 
 
 @pytest.mark.parametrize("case", NAMES)
