@@ -206,6 +206,9 @@ class _Counter:
     def count_collective(
         self, scope: Computation, instruction: Instruction, kind: str, count: int, *, fused: bool
     ) -> None:
+        scatters = fused and kind == "all-reduce" and _keeps_a_share(scope, instruction)
+        if scatters:
+            kind = "reduce-scatter"
         if fused:
             # A collective that is hidden behind several fusions stands in each of them. (A channel
             # alone says nothing: all permutations of a shard_map have the same.)
@@ -233,7 +236,7 @@ class _Counter:
         size = sum(a.size * hlo.bits(a.dtype) // 8 for a in held)
         largest = max(held, key=lambda a: a.size)
         name = instruction.op_name
-        asynchronous = fused or instruction.opcode.endswith("-start")
+        asynchronous = (fused and not scatters) or instruction.opcode.endswith("-start")
         self.collectives.append(
             Collective(kind, name, count, size, groups, largest.dtype, asynchronous)
         )
@@ -241,3 +244,9 @@ class _Counter:
     def look_at_custom_call(self, instruction: Instruction) -> None:
         if not opcodes.moves_only(instruction) and flops_lib.declared_flops(instruction) is None:
             self.opaque[opcodes.custom_call_target(instruction) or ""] = None
+
+
+def _keeps_a_share(scope: Computation, instruction: Instruction) -> bool:
+    """Whether a fusion is XLA's way to write a reduce-scatter on TPUs: a sum, and a slice of it."""
+    root = scope.root
+    return root.opcode == "dynamic-slice" and root.operands[0] == instruction.name

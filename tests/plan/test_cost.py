@@ -236,6 +236,42 @@ def test_pieces_of_one_collective_count_once_and_a_shared_channel_twice():
     assert [c.asynchronous for c in got.collectives] == [True, False, False]
 
 
+SCATTER = """HloModule m
+
+%sum (x: bf16[], y: bf16[]) -> bf16[] {
+  %x = bf16[] parameter(0)
+  %y = bf16[] parameter(1)
+  ROOT %add = bf16[] add(%x, %y)
+}
+
+%all-reduce-scatter (p: bf16[30,4]) -> bf16[16,4] {
+  %p = bf16[30,4]{1,0} parameter(0)
+  %zero = bf16[] constant(0)
+  %pad = bf16[32,4]{1,0} pad(%p, %zero), padding=0_2x0_0
+  %all = bf16[32,4]{1,0} all-reduce(%pad), channel_id=5, replica_groups={{0,1}}, to_apply=%sum
+  %i = u32[] partition-id()
+  %j = u32[] constant(0)
+  ROOT %share = bf16[16,4]{1,0} dynamic-slice(%all, %i, %j), dynamic_slice_sizes={16,4}
+}
+
+ENTRY %main (a: bf16[30,4]) -> bf16[16,4] {
+  %a = bf16[30,4]{1,0} parameter(0)
+  %whole = bf16[30,4]{1,0} all-reduce(%a), channel_id=6, replica_groups={{0,1}}, to_apply=%sum
+  ROOT %f = bf16[16,4]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_sum_fused_with_a_slice_of_it_is_a_reduce_scatter():
+    got = cost.analyse(hlo.parse(SCATTER), 2)
+    assert [(c.kind, c.asynchronous) for c in got.collectives] == [
+        ("all-reduce", False),
+        ("reduce-scatter", False),
+    ]
+    whole, share = (c.sent for c in got.collectives)
+    assert (whole, share) == (2 * 30 * 4 * 2 / 2, 32 * 4 * 2 / 2)
+
+
 KERNEL = """HloModule m
 
 ENTRY %main (a: f32[4,8]) -> f32[4,8] {{
