@@ -44,8 +44,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 def describe_check(check: measure.Check) -> str:
     """One sentence about how far off the model was."""
-    span = f"{check.best * 1e3:.0f} to {check.worst * 1e3:.0f} ms"
-    measured = f"measured {check.seconds * 1e3:.0f} ms a step; the model says {span}"
+    span = f"{report.milliseconds(check.best)} to {report.milliseconds(check.worst)} ms"
+    measured = f"measured {report.milliseconds(check.seconds)} ms a step; the model says {span}"
     if check.off == 1.0:
         return f"{measured}: inside."
     side = "slower than its slow" if check.off > 1 else "faster than its fast"

@@ -57,6 +57,13 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
+def milliseconds(seconds: float) -> str:
+    """A time in ms, to three digits, but no finer than 10 µs."""
+    value = 1e3 * seconds
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:,.{decimals}f}"
+
+
 def text(plan: Plan) -> str:
     """A plan for a terminal."""
     lines = [f"Plan for {plan.topology}: {', '.join(f'{k}={v}' for k, v in plan.mesh.items())}", ""]
@@ -112,12 +119,12 @@ def time_rows(plan: Plan) -> Rows:
     assert plan.roofline and plan.cost and plan.mfu and plan.images_per_second
     r = plan.roofline
     rows: Rows = [
-        ("matrix products at the chip's peak", f"{r.compute * 1e3:.1f} ms"),
-        ("bytes at the memory's bandwidth", f"{r.memory * 1e3:.1f} ms"),
-        ("collectives at the links' bandwidth", f"{r.network * 1e3:.1f} ms"),
-        ("kernels one after another", f"{r.kernels * 1e3:.1f} ms"),
-        ("step if nothing overlaps", f"{r.worst * 1e3:.1f} ms"),
-        ("step if everything overlaps", f"{r.best * 1e3:.1f} ms"),
+        ("matrix products at the chip's peak", f"{milliseconds(r.compute)} ms"),
+        ("bytes at the memory's bandwidth", f"{milliseconds(r.memory)} ms"),
+        ("collectives at the links' bandwidth", f"{milliseconds(r.network)} ms"),
+        ("kernels one after another", f"{milliseconds(r.kernels)} ms"),
+        ("step if nothing overlaps", f"{milliseconds(r.worst)} ms"),
+        ("step if everything overlaps", f"{milliseconds(r.best)} ms"),
         ("images/s", " to ".join(f"{x:,.0f}" for x in plan.images_per_second)),
         ("model-FLOPs utilisation", " to ".join(f"{x:.1%}" for x in plan.mfu)),
         ("recomputed beyond the model's FLOPs", f"{plan.recomputed:.1%}"),
@@ -135,7 +142,7 @@ def part_rows(plan: Plan) -> Rows:
     return [
         head,
         *(
-            (p.name, *(f"{1e3 * s:.1f}" for s in (p.compute, p.memory, p.kernels)))
+            (p.name, *(milliseconds(s) for s in (p.compute, p.memory, p.kernels)))
             for p in plan.parts
         ),
     ]
@@ -145,7 +152,7 @@ def traffic_rows(plan: Plan) -> Rows:
     """Collectives by kind and axes."""
     rows: Rows = [("kind", "axes", "dtype", "runs", "MB", "MB sent", "ms", "hideable")]
     for t in plan.traffic:
-        numbers = (f"{t.bytes / 1e6:,.2f}", f"{t.sent / 1e6:,.2f}", f"{t.seconds * 1e3:.2f}")
+        numbers = (f"{t.bytes / 1e6:,.2f}", f"{t.sent / 1e6:,.2f}", milliseconds(t.seconds))
         hideable = "yes" if t.asynchronous else "no"
         rows.append((t.kind, "+".join(t.axes), t.dtype, str(t.runs), *numbers, hideable))
     return rows if plan.traffic else [("none", "")]
@@ -163,7 +170,7 @@ def sweep_rows(ranked: Sequence[tuple[Change, Plan]]) -> Rows:
                 str(change["remat"]),
                 str(change["num_micro_batches"]),
                 _gib(plan.memory.peak),
-                f"{plan.roofline.worst * 1e3:.0f} to {plan.roofline.best * 1e3:.0f}",
+                f"{milliseconds(plan.roofline.worst)} to {milliseconds(plan.roofline.best)}",
                 " to ".join(f"{x:,.0f}" for x in plan.images_per_second),
                 " to ".join(f"{x:.1%}" for x in plan.mfu),
             )

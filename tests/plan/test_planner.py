@@ -195,6 +195,14 @@ def compiled_plan():
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.2345, "1,234"), (0.1, "100"), (0.09994, "99.9"), (0.00123, "1.23"), (2e-6, "0.00")],
+)
+def test_milliseconds(seconds, text):
+    assert report.milliseconds(seconds) == text
+
+
 def test_a_program_described_and_reported(tmp_path):
     described = compiled_plan()
     assert described.cost.flops == 2 * 64 * 32 * 16 // 4

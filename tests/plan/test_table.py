@@ -34,7 +34,7 @@ def fake_plan(name="v5e:4x4", pairs=16_384):
         # 0.5 s of the model, 0.1 s more computed, 0.2 s of waiting, 0.2 s of sending.
         roofline=Roofline(0.6, 0.4, 0.2, 0.8),
         traffic=(ring, sums),
-        parts=(),
+        parts=(planner.Part("loss", 0.0003, 0.0, 0.0003),),
     )
 
 
@@ -67,7 +67,10 @@ def test_weak_scaling_tells_parameters_from_embeddings():
     rows = table.weak_table(plans).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [row[2] for row in cells] == ["5.0", "5.0"]
-    assert [row[3] for row in cells] == ["16.4", "65.5"]
+    assert [row[3:7] for row in cells] == [
+        ["16.4", "100%", "1.0", "0.3"],
+        ["65.5", "100%", "1.0", "0.3"],
+    ]
 
 
 def test_the_file_is_written_between_its_marks(tmp_path, monkeypatch, capsys):
