@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxclip import parallel
+from jaxclip import losses, parallel
 from jaxclip.models import fused_attention
 from jaxclip.plan import chips, cost, hlo, interconnect, program, roofline, topology
 
@@ -102,3 +102,25 @@ def test_fused_attention_keeps_its_scores_out_of_memory(length, width, heads):
 def test_unknown_slices():
     with pytest.raises(ValueError, match="does not know the topology 'v5e:3x5'"):
         topology.get("v5e:3x5")
+
+
+@pytest.mark.parametrize("name", ["v5e:8x8", "v5p:4x4x4"])
+def test_the_ring_of_the_blockwise_loss_runs_behind_its_tiles(name):
+    described = topology.get(name)
+    mesh = parallel.make_mesh({"data": -1}, devices=described.devices)
+    loss = functools.partial(losses.get("softmax_blockwise"), mesh=mesh)
+
+    def scalar(images, texts, scale):
+        return loss(images, texts, logit_scale=scale)[0]
+
+    rows = jax.ShapeDtypeStruct(
+        (mesh.size * 512, 256), jnp.float32, sharding=parallel.batch_sharding(mesh)
+    )
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, P()))
+    step = jax.jit(jax.grad(scalar, argnums=(0, 1, 2)))
+    found = cost.analyse(hlo.parse(program.compile_step(step, rows, rows, scale).text), mesh.size)
+    turns = [c for c in found.collectives if c.kind == "collective-permute"]
+    assert turns and all(c.asynchronous for c in turns)
+    # Texts go once round in each pass, and their gradients in the second.
+    rows_sent = sum(c.runs * c.bytes for c in turns) / (512 * 256 * 4)
+    assert 3 * mesh.size <= rows_sent <= 3 * mesh.size + 6
