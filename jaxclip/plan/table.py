@@ -51,6 +51,7 @@ LADDER = ("none", "dots", "qkv+mlp", "attention+mlp", "mlp", "attention", "full"
 # Each with the first policy of the ladder that fits.
 MODELS = (
     Row("vit_b16", 16_384, "v5e:4x4", "full", {}),
+    Row("vit_b16", 16_384, "v5e:4x4", "attention", FSDP),
     Row("vit_l14", 32_768, "v5e:16x16", "attention+mlp", FSDP),
     Row("vit_h14", 16_384, "v5p:4x4x4", "dots", FSDP),
     Row("vit_bigg14", 16_384, "v5p:4x4x4", "attention+mlp", FSDP),
