@@ -31,7 +31,8 @@ def ring_order(devices: Sequence[Any]) -> tuple[int, ...]:
     slices: dict[int, dict[Coordinates, list[int]]] = {}
     for position, device in enumerate(devices):
         coordinates = getattr(device, "coords", None)
-        if coordinates is None:
+        # GPUs have some, too, but no torus.
+        if coordinates is None or device.platform != "tpu":
             return tuple(range(len(devices)))
         chips = slices.setdefault(getattr(device, "slice_index", None) or 0, {})
         chips.setdefault(tuple(coordinates), []).append(position)

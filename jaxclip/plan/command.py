@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -55,8 +53,8 @@ def describe_check(check: measure.Check) -> str:
 def _remedy(config: Config, plan_of: Callable[[Config], Plan]) -> str:
     change = planner.remedies(config, plan_of, on_try=_print_try)
     if change is None:
-        return "None of the switches makes it fit; use a larger slice or a smaller batch."
-    return f"It fits with {_words(change)}."
+        return "It does not fit, and no switch makes it fit; use a larger slice or a smaller batch."
+    return f"It does not fit as it is, but with {_words(change)}."
 
 
 def _sweep(
@@ -70,15 +68,10 @@ def _sweep(
         print("nothing fits")
         return 1
     print("\n".join(report.aligned(report.sweep_rows(ranked))))
-    print("Times are a model, not a measurement; ranked by its slow end.")
+    print(report.RANKED)
     if args.output:
-        folder = pathlib.Path(args.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        data = [{"change": change, **report.to_dict(plan)} for change, plan in ranked]
-        (folder / "sweep.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-        best = report.page(ranked[0][1], [f"Best of the sweep: {_words(ranked[0][0])}"])
-        (folder / "sweep.html").write_text(best, encoding="utf-8")
-        print(f"wrote {folder / 'sweep.json'} and {folder / 'sweep.html'}")
+        for path in report.write_sweep(args.output, ranked):
+            print(f"wrote {path}")
     return 0
 
 

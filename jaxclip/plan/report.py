@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxclip.plan.planner import Change, Plan
 
+RANKED = "Times are a model, not a measurement; ranked by its slow end."
 _GIB = 2**30
 Rows = list[tuple[str, ...]]
 
@@ -190,11 +191,26 @@ def write(folder: str | pathlib.Path, plan: Plan, notes: Iterable[str] = ()) -> 
     return paths
 
 
-def page(plan: Plan, notes: Iterable[str] = ()) -> str:
-    """One self-contained HTML page."""
+def write_sweep(
+    folder: str | pathlib.Path, ranked: Sequence[tuple[Change, Plan]]
+) -> list[pathlib.Path]:
+    """Write ``sweep.json`` (all that fitted) and ``sweep.html`` (their table, and the best)."""
+    target = pathlib.Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    paths = [target / "sweep.json", target / "sweep.html"]
+    data = [{"change": change, **to_dict(plan)} for change, plan in ranked]
+    paths[0].write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    notes = [f"{len(ranked)} combinations fit. {RANKED} Below the table the first of them."]
+    ranking = [("Ranking", sweep_rows(ranked))]
+    paths[1].write_text(page(ranked[0][1], notes, ranking), encoding="utf-8")
+    return paths
+
+
+def page(plan: Plan, notes: Iterable[str] = (), tables: Iterable[tuple[str, Rows]] = ()) -> str:
+    """One self-contained HTML page: notes, tables, then the plan."""
     body = [f"<h1>{html.escape(str(plan.switches['model']))} on {html.escape(plan.topology)}</h1>"]
     body += [f"<p>{html.escape(note)}</p>" for note in notes]
-    for title, rows in sections(plan):
+    for title, rows in (*tables, *sections(plan)):
         body.append(f"<h2>{html.escape(title)}</h2>{_html_table(rows)}")
     sources = "; ".join(plan.chip.sources)
     body.append(

@@ -16,14 +16,14 @@ def apart(one, other):
     return sum(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def devices(shape, cores=1, slices=None, start=(0, 0, 0)):
-    """What TPU devices tell of themselves, in the order of a mesh."""
+def devices(shape, cores=1, slices=None, start=(0, 0, 0), platform="tpu"):
+    """What devices tell of themselves, in the order of a mesh."""
     found = []
     for s in range(slices or 1):
         for point in itertools.product(*map(range, shape)):
             for core in range(cores):
                 coords = tuple(a + b for a, b in zip(point, start, strict=True))
-                device = types.SimpleNamespace(coords=coords, core_on_chip=core)
+                device = types.SimpleNamespace(platform=platform, coords=coords, core_on_chip=core)
                 if slices is not None:
                     device.slice_index = s
                 found.append(device)
@@ -63,8 +63,9 @@ def test_cores_of_a_chip_stay_together_and_slices_come_one_after_another():
 
 
 def test_where_nothing_is_known_it_is_the_order_of_the_mesh():
-    unknown = [types.SimpleNamespace() for _ in range(3)]
+    unknown = [types.SimpleNamespace(platform="cpu") for _ in range(3)]
     assert torus.ring_order(unknown) == (0, 1, 2)
+    assert torus.ring_order(devices((2, 2, 1), platform="gpu")) == (0, 1, 2, 3)
     chips = devices((2, 2, 1))
+    assert torus.ring_order(chips) == (0, 2, 3, 1)
     assert torus.ring_order(chips[:3]) == (0, 1, 2)  # no full box
-    assert torus.ring_order(chips[::-1]) != (0, 1, 2, 3)

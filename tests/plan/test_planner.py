@@ -290,13 +290,16 @@ def test_command_names_the_switch_that_makes_it_fit(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(planner, "make_plan", plan_of)
     arguments = ["plan", "--config", config_file(tmp_path), "--topology", "v5e:4x4"]
     assert cli.main([*arguments, "--output", str(tmp_path / "o")]) == 1
-    assert "It fits with remat=full." in capsys.readouterr().out
+    assert "not fit as it is, but with remat=full." in capsys.readouterr().out
     assert "remat=full" in (tmp_path / "o" / "plan.html").read_text()
     assert cli.main([*arguments, "--no_remedies"]) == 1
-    assert "It fits" not in capsys.readouterr().out
+    assert "but with" not in capsys.readouterr().out
     assert cli.main([*arguments, "--sweep", "--output", str(tmp_path / "o")]) == 0
     assert "full" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "o" / "sweep.json").read_text())) == 6
+    page = (tmp_path / "o" / "sweep.html").read_text()
+    assert page.index("6 combinations fit") < page.index("Ranking") < page.index("<h2>Step")
+    assert page.count("16x1x1 dp") == 2
 
 
 def test_topology_names():
