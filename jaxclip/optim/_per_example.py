@@ -52,8 +52,12 @@ def norms(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
 
 def weighted_mean(leaf: jax.Array, weights: jax.Array, keep: jax.Array) -> jax.Array:
     """Mean over examples of weight times gradient, in the weights' dtype; zero unless ``keep``."""
-    weighted = leaf * _along_examples(weights, leaf)
-    return jnp.where(keep, jnp.mean(weighted, axis=0), 0).astype(weights.dtype)
+    # As a product of vector and matrix: on CPUs XLA takes twenty times as long for a mean over the
+    # leading axis.
+    total = jnp.tensordot(
+        weights, leaf.astype(weights.dtype), axes=1, precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.where(keep, total / leaf.shape[0], 0)
 
 
 def clip_factors(norms: jax.Array, bound: jax.Array) -> jax.Array:
