@@ -9,6 +9,9 @@ passes, the table has the time that all cores worked: on a busy machine the bett
 fastest, and a factor from it, without any statistics or care for overflow. A rule that looks at a
 norm before AdamW sees the gradients can't cost less.
 
+On CPUs freed memory is kept, as `jaxclip train` has it. With ``--system_malloc`` it is not: then
+whatever needs a temporary array pays for the system's clearing it anew in every step.
+
 The private ones stand in the optimizer's place and take the gradients of a few examples; AdamW on
 their mean is what they are compared with.
 """
@@ -30,6 +33,7 @@ import optax
 from jaxclip import models, optim
 from jaxclip.bench import timing
 from jaxclip.models import presets
+from jaxclip.train import allocator
 
 LEARNING_RATE = 1e-4
 
@@ -115,7 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default: 7)")
     parser.add_argument("--only", nargs="+", help="names of transformations (default: all)")
+    parser.add_argument(
+        "--system_malloc",
+        action="store_true",
+        help="on CPUs: do not keep freed memory as `jaxclip train` does",
+    )
     options = parser.parse_args(arguments)
+    if allocator.runs_on_cpu() and not options.system_malloc:
+        allocator.keep_freed_memory()
     names = options.only or NAMES
     unknown = sorted(set(names) - set(NAMES))
     if unknown:

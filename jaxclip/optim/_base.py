@@ -214,9 +214,34 @@ def static_number(name: str, value: Any, **limits: float) -> float:
     return number
 
 
-def tensor_norms(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``."""
-    return _roots([_square_sum(leaf, dtype) for leaf in leaves], leaves, dtype)
+def tensor_norms(
+    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
+) -> jax.Array:
+    """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``.
+
+    Args:
+      leaves: tensors.
+      dtype: of the result.
+      minus: tensors to be subtracted first, ``None`` for none. (Given differences instead, the
+        second look at norms that overflowed would have them all written to memory.)
+    """
+
+    def tensors() -> list[jax.Array]:
+        if minus is None:
+            return list(leaves)
+        return [a.astype(b.dtype) - b for a, b in zip(leaves, minus, strict=True)]
+
+    if not leaves:
+        return jnp.zeros((0,), dtype)
+    norms = jnp.sqrt(jnp.stack([_square_sum(tensor, dtype) for tensor in tensors()]))
+    if norms.dtype == jnp.float64:
+        return norms
+    # Computed anew, with care, if float32 overflowed.
+    return jax.lax.cond(
+        jnp.all(jnp.isfinite(norms)),
+        lambda: norms,
+        lambda: jnp.stack([_scaled_norm(tensor, dtype) for tensor in tensors()]),
+    )
 
 
 def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
@@ -285,20 +310,6 @@ def ordered_pattern(magnitude: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(magnitude, integer)
 
 
-def _roots(sums: list[jax.Array], leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """Norms from sums of squares; computed anew, with care, if float32 overflowed."""
-    if not sums:
-        return jnp.zeros((0,), dtype)
-    norms = jnp.sqrt(jnp.stack(sums))
-    if norms.dtype == jnp.float64:
-        return norms
-
-    def again() -> jax.Array:
-        return jnp.stack([_scaled_norm(leaf, dtype) for leaf in leaves])
-
-    return jax.lax.cond(jnp.all(jnp.isfinite(norms)), lambda: norms, again)
-
-
 def combine_norms(norms: jax.Array) -> jax.Array:
     """L2 norm of a vector of norms; neither over- nor underflows before its result does."""
     largest = jnp.max(norms, initial=0.0)
@@ -306,9 +317,11 @@ def combine_norms(norms: jax.Array) -> jax.Array:
     return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe)))
 
 
-def global_norm(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """L2 norm of all tensors together, a scalar."""
-    return combine_norms(tensor_norms(leaves, dtype))
+def global_norm(
+    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
+) -> jax.Array:
+    """L2 norm of all tensors together, a scalar; arguments as for :func:`tensor_norms`."""
+    return combine_norms(tensor_norms(leaves, dtype, minus))
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _moments
 
 KINDS = ("component", "vector")
 
@@ -97,11 +97,13 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
         medians = treedef.flatten_up_to(state.median)
         dtype = state.norm.dtype
         bound = _base.hyperparameter(tau, state.count, dtype)
-        innovations = [g.astype(m.dtype) - m for g, m in zip(leaves, medians, strict=True)]
+        pairs = [_moments.aside(g, m) for g, m in zip(leaves, medians, strict=True)]
+        innovations = [g.astype(m.dtype) - m for g, m in pairs]
 
-        norm = _base.tensor_maxima(innovations, dtype)
         if kind == "vector":
-            norm = _base.global_norm(innovations, dtype)
+            norm = _base.global_norm(leaves, dtype, minus=medians)
+        else:
+            norm = _base.tensor_maxima(innovations, dtype)
         finite = jnp.isfinite(norm)
         clipped = norm > bound
         factor = jnp.where(clipped, _base.safe_divide(bound, norm, 1.0), 1.0)
