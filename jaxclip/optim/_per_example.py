@@ -52,8 +52,8 @@ def norms(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
 
 def weighted_mean(leaf: jax.Array, weights: jax.Array, keep: jax.Array) -> jax.Array:
     """Mean over examples of weight times gradient, in the weights' dtype; zero unless ``keep``."""
-    # As a product of vector and matrix: on CPUs XLA takes twenty times as long for a mean over the
-    # leading axis.
+    # As a product of vector and matrix: on CPUs XLA takes far longer for a mean over the leading
+    # axis.
     total = jnp.tensordot(
         weights, leaf.astype(weights.dtype), axes=1, precision=jax.lax.Precision.HIGHEST
     )

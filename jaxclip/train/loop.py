@@ -129,7 +129,7 @@ class _Run:
         start = int(state.step)
         if start >= total:
             return state
-        if self.evaluation_due(start) and self.last_evaluated != start:
+        if is_due(config["evaluate"]["every_steps"], start) and self.last_evaluated != start:
             self.evaluate(state, start)  # a stop cut it off
             self.save(state, start)
         previous = None
@@ -151,7 +151,7 @@ class _Run:
                 if last or step % config["log_every_steps"] == 0:
                     self.flush(records.stats()["records"])
                 # Who stops a run seldom waits for long; on the way back there is time.
-                if self.evaluation_due(step) and not stopping:
+                if is_due(config["evaluate"]["every_steps"], step) and not stopping:
                     self.evaluate(state, step)
                 if last or is_due(config["checkpoint"]["every_steps"], step):
                     self.save(state, step, postpone=not last)
@@ -159,10 +159,6 @@ class _Run:
                     self.progress.message(f"stopped after step {step}; run it again to go on")
                     break
         return state
-
-    def evaluation_due(self, step: int) -> bool:
-        """Whether the configuration wants an evaluation after this step."""
-        return step > 0 and is_due(self.config["evaluate"]["every_steps"], step)
 
     def finish(self, state: TrainState) -> None:
         """The last evaluation, unless the run was evaluated at this very step."""
@@ -252,7 +248,7 @@ class _Run:
 
 def is_due(every: int, step: int) -> bool:
     """Whether something done ``every`` steps (0: never) is due after ``step``."""
-    return every > 0 and step % every == 0
+    return every > 0 and step > 0 and step % every == 0
 
 
 def first_state(
