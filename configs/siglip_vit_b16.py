@@ -2,7 +2,7 @@
 
 As :mod:`clip_vit_b16`, but with the sigmoid loss, which needs no normalisation over the batch, a
 SentencePiece vocabulary (``tokenizer.path``) and b2 = 0.95, which the paper found to keep training
-stable at large batches (section 4.6). Memory switches as there: twice the batch, twice the chips.
+stable at large batches (section 4.6). As it stands the step fits a v5e:4x8 slice.
 """
 
 import common
