@@ -1,0 +1,208 @@
+"""What a batch holds: the words in which objectives ask for it and in which data makes it.
+
+A batch is a dict of arrays with leading axis B. Its specification (``BatchSpec``) is a dict from
+the same keys to the fields of this module: ``{"image": View(), "text": Captions(), "view1/image":
+View(ops="...")}``. An objective declares the fields that it wants, their union is the run's
+specification, and from it the pipeline makes the arrays and ``--dry_run``, ``plan`` and ``bench``
+know their shapes. It imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What shapes depend on beside the field itself."""
+
+    image_size: int
+    context_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """An array of a batch."""
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """Shape of one row."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype."""
+        return "int32"
+
+
+@dataclasses.dataclass(frozen=True)
+class View(Field):
+    """The record's picture through a chain of image ops: uint8[B, S, S, 3].
+
+    Attributes:
+      ops: the chain (:mod:`jaxclip.data.image_ops`); empty for ``data.image_ops``. Each view draws
+        its own random numbers.
+      size: side S; 0 for ``data.image_size``.
+    """
+
+    ops: str = ""
+    size: int = 0
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        side = self.size or sizes.image_size
+        return (side, side, 3)
+
+    @property
+    def dtype(self) -> str:
+        return "uint8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions(Field):
+    """Captions of the record as token ids: int32[B, L], or int32[B, count, L] if count > 1.
+
+    Attributes:
+      count: how many. A record with fewer repeats some.
+      policy: which: ``"random"`` (uniform, each draw independent), ``"distinct"`` (without
+        repetition as long as there are enough), ``"first"``, ``"shortest"``, ``"longest"``.
+      source: only captions with this tag (a source or a language); empty for any.
+      ops: chain of text ops; empty for none.
+      min_words: captions with fewer words are passed over where the record has a longer one.
+      length: tokens L; 0 for ``tokenizer.context_length``.
+    """
+
+    count: int = 1
+    policy: str = "random"
+    source: str = ""
+    ops: str = ""
+    min_words: int = 0
+    length: int = 0
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        length = self.length or sizes.context_length
+        return (length,) if self.count == 1 else (self.count, length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Negatives(Field):
+    """Hard negative captions of the record as token ids: int32[B, count, L].
+
+    They are the record's own where it has some (``hard_negatives``), else made of the caption of
+    ``text`` by ``ops``.
+
+    Attributes:
+      count: how many.
+      ops: chain of text ops that makes one of the caption.
+    """
+
+    count: int = 1
+    ops: str = "swap_words"
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (self.count, sizes.context_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Label(Field):
+    """Class of the record: int32[B], -1 for none.
+
+    Attributes:
+      required: a data set without any label is refused.
+    """
+
+    required: bool = True
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionHash(Field):
+    """int32[B], not negative: equal for rows whose ``text`` is the same caption, else different
+    but for collisions (2^-31 a pair)."""
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Index(Field):
+    """Number of the record in its split: int32[B]."""
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored(Field):
+    """A vector kept with the record, such as a teacher's embedding: float32[B, size].
+
+    Attributes:
+      key: its name in the record.
+      size: its length. A record where it is missing, of another length or not finite is replaced
+        and counted.
+    """
+
+    key: str
+    size: int
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def dtype(self) -> str:
+        return "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes(Field):
+    """Boxes (x0, y0, x1, y1) in [0, 1] of the view ``image``: float32[B, count, 4].
+
+    Those that are missing or fall out of the picture are all zero.
+
+    Attributes:
+      count: how many at most.
+    """
+
+    count: int = 8
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (self.count, 4)
+
+    @property
+    def dtype(self) -> str:
+        return "float32"
+
+
+BatchSpec = Mapping[str, Field]
+
+# What every contrastive run has.
+PAIR: BatchSpec = {"image": View(), "text": Captions()}
+
+
+def union(specs: Iterable[tuple[str, BatchSpec]]) -> dict[str, Field]:
+    """One specification out of several, sorted by key.
+
+    Args:
+      specs: ``(who wants it, specification)``.
+
+    Raises:
+      ValueError: two want different things under one key.
+    """
+    result: dict[str, Field] = {}
+    owners: dict[str, str] = {}
+    for owner, spec in specs:
+        for key, field in spec.items():
+            if key in result and result[key] != field:
+                raise ValueError(
+                    f"{owner} wants batch[{key!r}] as {field}, but {owners[key]} wants it as "
+                    f"{result[key]}"
+                )
+            result[key], owners[key] = field, owner
+    return dict(sorted(result.items()))
+
+
+def shapes(spec: BatchSpec, batch_size: int, sizes: Sizes) -> dict[str, tuple[Any, str]]:
+    """``(shape, dtype)`` of each array of a batch."""
+    return {key: ((batch_size, *f.shape(sizes)), f.dtype) for key, f in spec.items()}

@@ -1,0 +1,139 @@
+"""Names to things: look-up, option checks and "did you mean", once for all rooms.
+
+A room that holds one method a file makes a :class:`Registry` of its package; a new method is a new
+file there and no other change. It imports nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The end of an error about an unknown name.
+
+    Args:
+      name: what was asked for.
+      known: what there is.
+      cutoff: how alike a name must be to be offered, in [0, 1].
+
+    Returns:
+      ``"; did you mean 'x'?"``, or ``"; known: a, b, c"`` where nothing is near.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+
+
+def check_options(options: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse an option that a thing does not have.
+
+    Args:
+      options: names of the given options.
+      known: names of those it has.
+      what: what they are options of, for the error: ``"objective 'slip'"``.
+
+    Raises:
+      ValueError: an unknown option; the message names the nearest.
+    """
+    known = list(known)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"unknown option {option!r} of {what}{hint(option, known)}")
+
+
+def option_names(factory: Callable[..., Any]) -> list[str]:
+    """Names of the options of a dataclass (its fields) or of a function (its parameters)."""
+    if dataclasses.is_dataclass(factory):
+        return [field.name for field in dataclasses.fields(factory) if field.init]
+    return list(inspect.signature(factory).parameters)
+
+
+class Registry:
+    """Things of one kind by name.
+
+    A name stands for the file of the package that has it: ``slip`` for ``slip.py``, and in it for
+    the public member of that name, letter case and underscores aside (``SLIP``, ``ClipRefine``). A
+    file is imported when its name is asked for. Files whose name starts with ``_`` are no entries.
+    A user's own thing needs no file here: its name is ``"package.module:Member"``, or it is put in
+    with :meth:`register`.
+    """
+
+    def __init__(self, kind: str, package: str = "", *, exclude: Iterable[str] = ()):
+        """
+        Args:
+          kind: what the things are, for errors: ``"objective"``.
+          package: the package whose files are entries; none if all are registered by hand.
+          exclude: names of files of the package that hold no entry.
+        """
+        self.kind = kind
+        self._package = package
+        self._exclude = frozenset(exclude)
+        self._registered: dict[str, Any] = {}
+
+    def register(self, name: str, thing: Any) -> Any:
+        """Put a thing in under a name, in place of what had that name; returns the thing."""
+        self._registered[name] = thing
+        return thing
+
+    def names(self) -> list[str]:
+        """All names, sorted; imports no entry."""
+        found = set(self._registered)
+        if self._package:
+            path = importlib.import_module(self._package).__path__
+            found |= {m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")}
+        return sorted(found - self._exclude)
+
+    def get(self, name: str) -> Any:
+        """The thing of a name.
+
+        Raises:
+          ValueError: there is none; the message names the nearest.
+        """
+        if not isinstance(name, str):
+            raise ValueError(f"a name of {self.kind} is a string, got {name!r}")
+        if name in self._registered:
+            return self._registered[name]
+        if ":" in name:
+            return self._outside(name)
+        if name not in self.names():
+            raise ValueError(f"unknown {self.kind} {name!r}{hint(name, self.names())}")
+        return _member(importlib.import_module(f"{self._package}.{name}"), name)
+
+    def build(self, config: Mapping[str, Any] | str) -> Any:
+        """Call the thing of ``config["name"]`` with the other keys as its options.
+
+        Args:
+          config: ``{"name": "slip", "scale": 1.0}``, or the name alone.
+
+        Raises:
+          ValueError: no name, an unknown name or an unknown option.
+        """
+        options = {"name": config} if isinstance(config, str) else dict(config)
+        if "name" not in options:
+            raise ValueError(f"a {self.kind} needs a 'name'; known: {', '.join(self.names())}")
+        name = options.pop("name")
+        thing = self.get(name)
+        check_options(options, option_names(thing), f"{self.kind} {name!r}")
+        return thing(**options)
+
+    def _outside(self, name: str) -> Any:
+        module, _, member = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), member)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{self.kind} {name!r} can't be imported: {error}") from error
+
+
+def _member(module: Any, name: str) -> Any:
+    wanted = name.replace("_", "").lower()
+    for key, value in vars(module).items():
+        if key.replace("_", "").lower() == wanted and not inspect.ismodule(value):
+            return value
+    raise ValueError(f"{module.__name__} has no public member named {name!r}")
