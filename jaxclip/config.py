@@ -72,7 +72,23 @@ def defaults() -> Config:
         "data": {},  # jaxclip.data.pipeline.DEFAULTS, laid under by resolve
         "tokenizer": {"kind": "emoji_bpe", "path": "", "context_length": 32},
         "model": {"preset": "tiny"},
+        # Terms of the loss: [{"name": "contrastive", "weight": 1.0, …}, …], see docs/methods.md;
+        # empty: `loss` is the only one.
+        "objective": [],
         "loss": {"name": "softmax"},
+        # Whose outputs objectives see as teacher/image, teacher/text: none, frozen (the run at
+        # path), ema (the run's own, followed with decay), stored (vectors in the records).
+        "teacher": {
+            "kind": "none",
+            "path": "",
+            "decay": 0.996,
+            "size": 0,
+            "image_key": "teacher_image",
+            "text_key": "teacher_text",
+        },
+        # Initial parameters: a workdir; tensors that match a pattern start anew.
+        "init_from": "",
+        "init_from_exclude": [],
         "optim": {
             "name": "adamw",
             "learning_rate": 1e-3,

@@ -1,22 +1,32 @@
 """Contrastive losses: pure functions of the global batch's embeddings.
 
 A loss is ``fn(image_embeddings f32[B, D], text_embeddings f32[B, D], *, logit_scale, logit_bias,
-**options) -> (loss f32[], metrics)``. A new one is a function and a line in :data:`REGISTRY`.
+**options) -> (loss f32[], metrics)``. :func:`infonce` is the softmax loss with more options, for
+objectives to build on.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
+from jaxclip.losses.infonce import infonce
 from jaxclip.losses.sigmoid import sigmoid
 from jaxclip.losses.softmax import softmax
+from jaxclip.registry import check_options, hint
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
+
+# "plain" holds the [B, B] logits; "blockwise" never does, and takes the mesh.
+IMPLEMENTATIONS: dict[str, dict[str, Loss]] = {
+    "softmax": {"plain": softmax, "blockwise": softmax_blockwise},
+    "sigmoid": {"plain": sigmoid, "blockwise": sigmoid_blockwise},
+}
 
 REGISTRY: dict[str, Loss] = {
     "softmax": softmax,
@@ -26,9 +36,11 @@ REGISTRY: dict[str, Loss] = {
 }
 
 __all__ = [
+    "IMPLEMENTATIONS",
     "REGISTRY",
     "from_config",
     "get",
+    "infonce",
     "names",
     "sigmoid",
     "sigmoid_blockwise",
@@ -45,11 +57,11 @@ def from_config(config: Mapping[str, Any]) -> Loss:
     """The loss of a configuration section, with its options bound.
 
     Args:
-      config: ``{"name": "softmax", "label_smoothing": 0.1}``, say.
+      config: ``{"name": "softmax", "implementation": "blockwise", "label_smoothing": 0.1}``, say;
+        the name ``"softmax_blockwise"`` is short for the first two.
 
     Returns:
-      The loss; still to be given are embeddings, ``logit_scale``, ``logit_bias`` and, if it has
-      such a parameter, ``mesh``.
+      ``loss(image_embeddings, text_embeddings, *, logit_scale, logit_bias=None, mesh=None)``.
 
     Raises:
       ValueError: an unknown loss or option (the message names the nearest), or a value that can't
@@ -57,28 +69,41 @@ def from_config(config: Mapping[str, Any]) -> Loss:
     """
     options = dict(config)
     name = options.pop("name")
-    loss = get(name)
+    loss = get(name, options.pop("implementation", None))
     known = [n for n in inspect.signature(loss).parameters if n not in _ARGUMENTS]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean 'loss.{near[0]}'?" if near else f"{name} has {', '.join(known)}"
-            raise ValueError(f"unknown option loss.{option} of {name!r}; {hint}")
+    check_options(options, [*known, "implementation"], f"loss {name!r}")
     _check_values(options)
-    return functools.partial(loss, **options)
+    bound = functools.partial(loss, **options)
+    if any(loss is each["blockwise"] for each in IMPLEMENTATIONS.values()):
+        return bound
+
+    def on_any_mesh(*embeddings: Any, mesh: jax.sharding.Mesh | None = None, **rest: Any) -> Any:
+        del mesh  # XLA places the matrix of logits
+        return bound(*embeddings, **rest)
+
+    return on_any_mesh
 
 
-def get(name: str) -> Loss:
+def get(name: str, implementation: str | None = None) -> Loss:
     """The loss of a name.
+
+    Args:
+      name: one of :func:`names`.
+      implementation: ``"plain"`` or ``"blockwise"``; None for what the name says.
 
     Raises:
       ValueError: there is none; the message names the nearest.
     """
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names())}"
-        raise ValueError(f"unknown loss {name!r}; {hint}")
-    return REGISTRY[name]
+        raise ValueError(f"unknown loss {name!r}{hint(name, names())}")
+    if implementation is None:
+        return REGISTRY[name]
+    base, _, said = name.partition("_")
+    if implementation not in IMPLEMENTATIONS[base]:
+        raise ValueError(f"loss.implementation={implementation!r}; use 'plain' or 'blockwise'")
+    if said and said != implementation:
+        raise ValueError(f"loss.implementation={implementation!r} contradicts the name {name!r}")
+    return IMPLEMENTATIONS[base][implementation]
 
 
 def names() -> list[str]:

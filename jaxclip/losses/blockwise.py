@@ -58,8 +58,9 @@ def softmax_blockwise(
     del logit_bias
     images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
-    static = _Static(ring.plan(images.shape[0], tile_size, mesh), mesh, precision)
-    row, column, row_max, column_max = _logsumexp(static, images, texts, scale)
+    row, column, row_max, column_max = logsumexp(
+        images, texts, scale, precision=precision, tile_size=tile_size, mesh=mesh
+    )
     positive = scale * jnp.sum(images * texts, axis=-1)
     loss = jnp.mean(jax.nn.softplus(row - positive) + jax.nn.softplus(column - positive)) / 2
     if label_smoothing:
@@ -107,6 +108,33 @@ def sigmoid_blockwise(
     positive = scale * jnp.sum(images * texts, axis=-1) + bias
     negatives = _softplus_sum(static, images, texts, scale, bias)
     return (jnp.sum(jax.nn.softplus(-positive)) + negatives) / images.shape[0], {}
+
+
+def logsumexp(
+    images: jax.Array,
+    texts: jax.Array,
+    scale: jax.Array,
+    *,
+    precision: str = "highest",
+    tile_size: int = TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Log-sum-exp and maximum of the logits off the diagonal, by row and by column.
+
+    Args:
+      images: float[B, D], rows.
+      texts: float[B, D], columns.
+      scale: float[], factor on the products.
+      precision: of the matrix products.
+      tile_size: rows and columns of the largest block of logits held at a time.
+      mesh: mesh over which the batch is sharded; None computes where the arguments are.
+
+    Returns:
+      ``(rows' log-sum-exp, columns' log-sum-exp, rows' maximum, columns' maximum)``, each [B]; the
+      maxima carry no gradient.
+    """
+    return _logsumexp(_Static(ring.plan(len(images), tile_size, mesh), mesh, precision), images,
+                      texts, scale)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Mesh, sharding by rules, exact gradient accumulation, start-up on many hosts."""
 
-from jaxclip.parallel.accumulate import contrastive_value_and_grad
 from jaxclip.parallel.distributed import initialize_distributed
 from jaxclip.parallel.gather import gather
 from jaxclip.parallel.mesh import (
@@ -23,7 +22,6 @@ __all__ = [
     "Rule",
     "batch_sharding",
     "batch_shards",
-    "contrastive_value_and_grad",
     "gather",
     "init_sharded",
     "initialize_distributed",

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
 from jaxclip.train import setup
@@ -43,7 +44,8 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     compile_seconds = time.perf_counter() - began
     memory = step.memory_analysis()
     state = experiment.init_state()
-    batch = parallel.to_global(made_up_batch(reduced), experiment.mesh)
+    made_up = made_up_batch(reduced, experiment.batch_spec)
+    batch = parallel.to_global(made_up, experiment.mesh)
     began = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))
     step_seconds = time.perf_counter() - began
@@ -68,19 +70,36 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     return result
 
 
-def made_up_batch(config: Config) -> dict[str, np.ndarray]:
-    """This process's share of a batch of random pixels and tokens."""
+def made_up_batch(
+    config: Config, spec: field_lib.BatchSpec = field_lib.PAIR
+) -> dict[str, np.ndarray]:
+    """This process's share of a batch of random pixels, tokens and numbers."""
     rng = np.random.default_rng(config["seed"])
     size = config["global_batch_size"] // jax.process_count()
-    side = config["data"]["image_size"]
-    text = config["model"]["text"]
-    length = config["tokenizer"]["context_length"]
-    tokens = rng.integers(1, text["vocab_size"], (size, length), dtype=np.int32)
-    lengths = rng.integers(2, length + 1, (size, 1))
-    return {
-        "image": rng.integers(0, 256, (size, side, side, 3), dtype=np.uint8),
-        "text": np.where(np.arange(length) < lengths, tokens, 0).astype(np.int32),
-    }
+    shapes = field_lib.shapes(spec, size, setup.batch_sizes(config))
+    # Texts first: batches of a pair stay the same whatever else there is.
+    order = sorted(spec, key=lambda key: (key != "text", key != "image", key))
+    return {key: _made_up(spec[key], *shapes[key], config, rng) for key in order}
+
+
+def _made_up(
+    field: field_lib.Field,
+    shape: tuple[int, ...],
+    dtype: str,
+    config: Config,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    if isinstance(field, (field_lib.Captions, field_lib.Negatives)):
+        tokens = rng.integers(1, config["model"]["text"]["vocab_size"], shape, dtype=np.int32)
+        lengths = rng.integers(2, shape[-1] + 1, (*shape[:-1], 1))
+        return np.where(np.arange(shape[-1]) < lengths, tokens, 0).astype(np.int32)
+    if dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    if dtype == "int32":
+        return rng.integers(0, max(2, shape[0] // 2), shape, dtype=np.int32)
+    if isinstance(field, field_lib.Boxes):  # corners in order
+        return np.sort(rng.random((*shape[:-1], 2, 2)), axis=-2).reshape(shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
 
 
 def _print_shapes(experiment: setup.Experiment, configured: int) -> None:

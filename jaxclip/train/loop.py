@@ -16,6 +16,7 @@ from jaxclip import parallel
 from jaxclip.config import Config
 from jaxclip.train import agreement, environment, names, setup
 from jaxclip.train import report as report_lib
+from jaxclip.train import state as state_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.errors import RunError
@@ -243,7 +244,8 @@ class _Run:
             self.progress.message(f"  no checkpoint at step {step}: its gradient was not finite")
             return
         fresh = self.evaluation if self.last_evaluated == step else None
-        self.checkpointer.save(step, state, metrics=fresh, extra={"config": self.config})
+        saved = state_lib.to_save(state)
+        self.checkpointer.save(step, saved, metrics=fresh, extra={"config": self.config})
 
 
 def is_due(every: int, step: int) -> bool:
@@ -255,10 +257,10 @@ def first_state(
     experiment: setup.Experiment, checkpointer: Checkpointer
 ) -> tuple[TrainState, dict[str, float]]:
     """The newest usable checkpoint and its evaluation, or a fresh state without one."""
-    restored = checkpointer.restore_latest(experiment.abstract_state)
+    restored = checkpointer.restore_latest(state_lib.to_save(experiment.abstract_state))
     if restored is None:
         return experiment.init_state(), {}
-    return restored.state, restored.metrics
+    return experiment.with_frozen(restored.state), restored.metrics
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -307,13 +309,16 @@ def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) ->
     config, mesh = experiment.config, experiment.mesh
     count = setup.parameter_count(experiment.abstract_state.params)
     clip = names.of_clip(config)
+    objective = " + ".join(term.name for term in experiment.total.terms)
+    if not config["objective"]:
+        objective = config["loss"]["name"]
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     print(
         f"model {config['model']['preset']}: {count / 1e6:.2f} M parameters, "
         f"compute {config['precision']['compute_dtype']}\n"
         f"batch {config['global_batch_size']} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
         f"{f' ({axes})' if axes else ''}, {jax.process_count()} process(es)\n"
-        f"loss {config['loss']['name']}, optimizer {config['optim']['name']}, clip {clip}\n"
+        f"objective {objective}, optimizer {config['optim']['name']}, clip {clip}\n"
         f"workdir {workdir}: "
         + (f"going on after step {start}" if start else "a new run")
         + f" of {config['total_steps']} steps",

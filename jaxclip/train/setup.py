@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import functools
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip import losses, models, optim, parallel
+from jaxclip import fields as field_lib
+from jaxclip import models, objectives, optim, parallel
 from jaxclip.config import Config
-from jaxclip.models import presets
+from jaxclip.train import outputs, towers
+from jaxclip.train import init_from as init_from_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
+from jaxclip.train import teacher as teacher_lib
+from jaxclip.train.towers import build_model as build_model
 
 
 class Experiment(NamedTuple):
@@ -23,7 +29,10 @@ class Experiment(NamedTuple):
       config: the resolved configuration.
       mesh: axes ``data``, ``fsdp``, ``tensor``.
       model: the encoders (:class:`jaxclip.models.CLIP`).
-      create_state: ``rng -> TrainState``, traceable.
+      total: the objectives.
+      batch_spec: arrays of a batch by key (:mod:`jaxclip.fields`).
+      teacher: the teacher's part, without a teacher empty.
+      create_state: ``rng -> TrainState`` without frozen weights, traceable.
       abstract_state: TrainState of ``jax.ShapeDtypeStruct`` with shardings.
       state_shardings: TrainState of shardings.
       batch_sharding: sharding of the leading axis of every array of a batch.
@@ -35,7 +44,10 @@ class Experiment(NamedTuple):
     config: Config
     mesh: jax.sharding.Mesh
     model: models.CLIP
-    create_state: Callable[[jax.Array], state_lib.TrainState]
+    total: objectives.Total
+    batch_spec: field_lib.BatchSpec
+    teacher: teacher_lib.Setup
+    create_state: Callable[..., state_lib.TrainState]
     abstract_state: state_lib.TrainState
     state_shardings: state_lib.TrainState
     batch_sharding: jax.sharding.NamedSharding
@@ -44,19 +56,41 @@ class Experiment(NamedTuple):
     encode_text: Callable[[Any, jax.Array], jax.Array]
 
     def init_state(self) -> state_lib.TrainState:
-        """Initialise the state, each device computing only its own shards."""
+        """The state before the first step: initial parameters, or those of ``init_from``."""
         rng = jax.random.key(self.config["seed"])
-        return parallel.init_sharded(self.create_state, rng, self.state_shardings)
+        shardings = state_lib.to_save(self.state_shardings)
+        state = parallel.init_sharded(self.create_state, rng, shardings)
+        if self.config["init_from"]:
+            params, report = self.started(state.params)
+            if jax.process_index() == 0:
+                print("\n".join(report.lines(self.config["init_from"])), flush=True)
+            del state  # its optimizer may depend on the parameters: make it of the new ones
+            again = functools.partial(self.create_state, rng)
+            state = jax.jit(again, out_shardings=shardings)(params)
+        return self.with_frozen(state)
+
+    def started(self, initial: Any) -> tuple[Any, init_from_lib.Report]:
+        """Initial parameters with those of ``config.init_from`` in their place, and a report."""
+        source = init_from_lib.open_source(self.config["init_from"])
+        return init_from_lib.merge(
+            initial,
+            source.read(None),
+            exclude=self.config["init_from_exclude"],
+            path=source.path,
+        )
+
+    def with_frozen(self, state: state_lib.TrainState) -> state_lib.TrainState:
+        """A state out of a checkpoint with the weights that it does not hold."""
+        return state._replace(frozen=self.teacher.load())
 
     def abstract_batch(self, global_batch_size: int | None = None) -> dict[str, Any]:
         """Shapes, dtypes and shardings of a global batch."""
         size = global_batch_size or self.config["global_batch_size"]
-        side = self.config["data"]["image_size"]
-        length = self.config["tokenizer"]["context_length"]
-        shape = functools.partial(jax.ShapeDtypeStruct, sharding=self.batch_sharding)
         return {
-            "image": shape((size, side, side, 3), jnp.uint8),
-            "text": shape((size, length), jnp.int32),
+            key: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=self.batch_sharding)
+            for key, (shape, dtype) in field_lib.shapes(
+                self.batch_spec, size, batch_sizes(self.config)
+            ).items()
         }
 
 
@@ -68,16 +102,17 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
       devices: devices of the mesh; may be those of an ahead-of-time topology.
 
     Raises:
-      ValueError: the global batch does not divide over the mesh, an unknown loss, optimizer,
-        option or sharding preset, or a parameter that does not divide.
+      ValueError: the global batch does not divide over the mesh, an unknown objective, optimizer,
+        option or sharding preset, an output that can't be made, a teacher that is missing or does
+        not fit, or a parameter that does not divide.
     """
     mesh = parallel.make_mesh(config["mesh"], devices=devices)
     check_batch(config, mesh)
-    model = build_model(config)
+    total = objectives.from_config(config["objective"], config["loss"])
+    sizes = towers.model_sizes(config)
     tx = optim.from_config(config["optim"], config["total_steps"])
-    create_state = functools.partial(
-        state_lib.create_state, model.init, tx, with_ema=config["ema_decay"] > 0
-    )
+    section = config["teacher"]["kind"]
+    create_state = _state_maker(config, total, tx, with_ema_teacher=section == "ema")
     shapes = jax.eval_shape(create_state, jax.random.key(0))
     state_shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
     if config["offload_optimizer_state"]:
@@ -89,29 +124,42 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         shapes,
         state_shardings,
     )
-    batch_sharding = parallel.batch_sharding(mesh)
     model = build_model(config, mesh, state_shardings.params)
-    encode_image, encode_text = encoders(config, model, state_shardings.params)
-    value_and_grad = parallel.contrastive_value_and_grad(
-        encode_image,
-        encode_text,
-        losses.from_config(config["loss"]),
+    own = towers.from_config(config, model, state_shardings.params)
+    teacher = teacher_lib.build(config, own, total.needs | total.row_needs, mesh)
+    abstract_state = abstract_state._replace(frozen=teacher.abstract())
+    state_shardings = state_shardings._replace(frozen=teacher.shardings)
+    batch_spec = dict(sorted({**total.fields, **teacher.fields}.items()))
+    check_objectives(total, sizes, batch_spec, teacher)
+    gradient = step_lib.make_gradient(
+        total,
+        own,
+        seed=config["seed"],
+        frozen=config["optim"].get("freeze", ()),
+        teacher=teacher.teacher,
         num_micro_batches=config["num_micro_batches"],
         mesh=mesh,
     )
+    batch_sharding = parallel.batch_sharding(mesh)
     train_step = step_lib.make_train_step(
-        value_and_grad,
+        gradient,
         tx,
         ema_decay=config["ema_decay"],
-        logit_scale_max=config["logit_scale_max"],
+        teacher_decay=teacher.decay,
+        logit_scale_max=logit_scale_max(config, sizes),
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
+        extra_args=("grad_fn",) if config["optim"].get("sam") else ("value",),
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
     )
+    encode_image, encode_text = encoders(config, model, state_shardings.params)
     return Experiment(
         config=config,
         mesh=mesh,
         model=model,
+        total=total,
+        batch_spec=batch_spec,
+        teacher=teacher,
         create_state=create_state,
         abstract_state=abstract_state,
         state_shardings=state_shardings,
@@ -122,73 +170,77 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     )
 
 
-def build_model(
-    config: Config, mesh: jax.sharding.Mesh | None = None, shardings: Any = None
-) -> models.CLIP:
-    """The encoders of a resolved configuration.
+def _state_maker(
+    config: Config, total: objectives.Total, tx: Any, *, with_ema_teacher: bool
+) -> Callable[..., state_lib.TrainState]:
+    """``(rng, params=None) -> TrainState``, with the objectives' own parameters and states."""
+    model, sizes = build_model(config), towers.model_sizes(config)
 
-    Args:
-      config: the configuration.
-      mesh: devices that their arguments are sharded over; None for one device.
-      shardings: of the parameters, None for one device.
-    """
-    dtype = config["precision"]["compute_dtype"]
-    attention = config["attention_implementation"]
-    if attention == "fused" and mesh is not None:
-        attention = models.fused_attention.sharded(mesh, parallel.BATCH_AXES, "tensor")
-    gather_block = None
-    if shardings is not None:
-        gather_block = {
-            tower: functools.partial(
-                parallel.gather, shardings=shardings[tower]["blocks_0"], dtype=dtype
-            )
-            for tower in ("image", "text")
-        }
-    fields = {key: value for key, value in config["model"].items() if key != "preset"}
-    # The devices that it will run on, not those of this process: it may be an ahead-of-time build.
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return models.build(
-        presets.CLIPConfig.from_dict(fields),
-        dtype=dtype,
-        remat=config["remat"],
-        scan_layers=config["scan_layers"],
-        attention_implementation=attention,
-        gather_block=gather_block,
-        flat_products=platform == "cpu",
-    )
+    def init(rng: jax.Array) -> Any:
+        params = model.init(rng)
+        own = total.init_params(rng, sizes)
+        return {**params, "objective": own} if own else params
+
+    def create(rng: jax.Array, params: Any = None) -> state_lib.TrainState:
+        return state_lib.create_state(
+            init if params is None else lambda rng: params,
+            tx,
+            rng,
+            with_ema=config["ema_decay"] > 0,
+            with_ema_teacher=with_ema_teacher,
+            objective_state=lambda: total.init_state(sizes),
+        )
+
+    return create
 
 
 def encoders(
     config: Config, model: models.CLIP, shardings: Any = None
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Callable[[Any, jax.Array], jax.Array]]:
-    """``encode_image`` on uint8 images and ``encode_text``, frozen parameters cut off.
-
-    With ``shardings`` (of the parameters) those outside of the blocks are gathered first; blocks
-    gather their own.
-    """
-    data = config["data"]
-    frozen = config["optim"].get("freeze", ())
-
-    def ready(params: Any, tower: str) -> Any:
-        params = state_lib.stop_frozen_gradients(params, frozen)
-        if shardings is None:
-            return params
-        outside = {k: v for k, v in params[tower].items() if not k.startswith("blocks_")}
-        whole = parallel.gather(
-            outside,
-            {key: shardings[tower][key] for key in outside},
-            config["precision"]["compute_dtype"],
-        )
-        return {**params, tower: {**params[tower], **whole}}
+    """``encode_image`` on uint8 images and ``encode_text`` on tokens, as evaluation uses them."""
+    own = towers.from_config(config, model, shardings)
 
     def encode_image(params: Any, images: jax.Array) -> jax.Array:
-        pixels = step_lib.normalize_images(images, data["image_mean"], data["image_std"])
-        return model.encode_image(ready(params, "image"), pixels)
+        return own.encode(params, "image", images)
 
     def encode_text(params: Any, tokens: jax.Array) -> jax.Array:
-        return model.encode_text(ready(params, "text"), tokens)
+        return own.encode(params, "text", tokens)
 
     return encode_image, encode_text
+
+
+def batch_sizes(config: Config) -> field_lib.Sizes:
+    """What the shapes of a batch depend on."""
+    return field_lib.Sizes(config["data"]["image_size"], config["tokenizer"]["context_length"])
+
+
+def check_objectives(
+    total: objectives.Total, sizes: Any, batch_spec: field_lib.BatchSpec, teacher: teacher_lib.Setup
+) -> None:
+    """Refuse terms that can't be trained as configured.
+
+    Raises:
+      ValueError: says which and why.
+    """
+    total.check(sizes, teacher.sizes)
+    needs = [
+        (f"objective {t.name!r}", t.objective.needs | t.objective.row_needs) for t in total.terms
+    ]
+    outputs.check(needs, batch_spec, teacher.teacher)
+
+
+def logit_scale_max(config: Config, sizes: Any) -> float | None:
+    """The bound on ``logit_scale``; None where it is frozen, with a warning if it lies above."""
+    bound = config["logit_scale_max"]
+    if not any(re.search(pattern, "logit_scale") for pattern in config["optim"].get("freeze", ())):
+        return bound
+    if sizes.logit_scale_init > bound:
+        warnings.warn(
+            f"logit_scale is frozen at {sizes.logit_scale_init:.4g}, above "
+            f"logit_scale_max={bound:.4g}; it is left as it is",
+            stacklevel=2,
+        )
+    return None
 
 
 def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:

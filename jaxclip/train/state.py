@@ -14,18 +14,22 @@ Params = Any
 
 
 class TrainState(NamedTuple):
-    """State of a training run, checkpointable as it is.
+    """State of a training run.
 
-    There is no random key in it: a step's randomness is ``fold_in(seed, step)`` and its data a
-    function of (seed, step), so the step count is the position of both.
+    There is no random key in it: a step's randomness is a function of (seed, step, row) and its
+    data one of (seed, step), so the step count is the position of both.
 
     Attributes:
       step: int32[], updates done.
-      params: nested dict of float32 arrays.
+      params: nested dict of float32 arrays; an objective's own are under ``objective``.
       opt_state: state of the optax transformation.
       ema_params: moving average of ``params`` (same tree), or None when switched off.
       nonfinite_count: int32[], steps skipped because their gradient was not finite.
       nonfinite_streak: int32[], how many of the latest steps in a row were skipped.
+      objective: what objectives keep and gradients do not train, by name of the term.
+      ema_teacher: parameters of a teacher that follows the run, or None.
+      frozen: parameters of a teacher that stays as it is, or None. They are read from elsewhere
+        and left out of checkpoints (:func:`to_save`).
     """
 
     step: jax.Array
@@ -34,6 +38,9 @@ class TrainState(NamedTuple):
     ema_params: Params | None
     nonfinite_count: jax.Array
     nonfinite_streak: jax.Array
+    objective: Any = {}  # noqa: RUF012 (never changed in place)
+    ema_teacher: Params | None = None
+    frozen: Params | None = None
 
 
 def create_state(
@@ -42,6 +49,8 @@ def create_state(
     rng: jax.Array,
     *,
     with_ema: bool = False,
+    with_ema_teacher: bool = False,
+    objective_state: Callable[[], Any] = dict,
 ) -> TrainState:
     """Build the state before the first step; traceable, so that it can be initialised sharded.
 
@@ -50,21 +59,29 @@ def create_state(
       tx: the optimizer.
       rng: a PRNG key.
       with_ema: keep a moving average of the parameters, starting at their initial values.
+      with_ema_teacher: keep a teacher that starts at the initial values.
+      objective_state: makes what objectives keep.
 
     Returns:
       A :class:`TrainState` at step 0.
     """
     params = init(rng)
     # Separate buffers: the step donates its state, and one buffer can't be donated twice.
-    ema_params = jax.tree.map(jnp.copy, params) if with_ema else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
-        ema_params=ema_params,
+        ema_params=jax.tree.map(jnp.copy, params) if with_ema else None,
         nonfinite_count=jnp.zeros((), jnp.int32),
         nonfinite_streak=jnp.zeros((), jnp.int32),
+        objective=objective_state(),
+        ema_teacher=jax.tree.map(jnp.copy, params) if with_ema_teacher else None,
     )
+
+
+def to_save(state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state: all but weights that are read from elsewhere."""
+    return state._replace(frozen=None)
 
 
 def parameter_path(path: tuple[Any, ...]) -> str:

@@ -1,8 +1,11 @@
-"""The one training step: ``(state, batch) -> (state, metrics)``, jitted, donated, sharded."""
+"""The one training step: ``(state, batch) -> (state, metrics)``, jitted, donated, sharded.
+
+The whole story of a step is here and in :mod:`jaxclip.train.grad_cache`: :func:`make_gradient` says
+what is differentiated, :func:`make_train_step` what is done with the gradient.
+"""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,55 +14,131 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip import optim, parallel
-from jaxclip.train.state import Params, TrainState
+from jaxclip import objectives, optim, parallel
+from jaxclip.train import grad_cache, outputs
+from jaxclip.train.state import Params, TrainState, stop_frozen_gradients
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
-ValueAndGrad = Callable[[Params, Batch], tuple[tuple[jax.Array, Metrics], Params]]
+# (params, state, batch) -> ((loss, (metrics, new state of the objectives)), gradients)
+Gradient = Callable[
+    [Params, TrainState, Batch], tuple[tuple[jax.Array, tuple[Metrics, Any]], Params]
+]
+
+# Key of the batch under which the step puts the rows' places, int32[B].
+ROW = "row"
 
 LOG_100 = math.log(100.0)
 
 
-def normalize_images(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8 pixels to normalised floats, on the device: ``(x / 255 - mean) / std``.
+def make_gradient(
+    total: objectives.Total,
+    towers: outputs.Towers,
+    *,
+    seed: int = 0,
+    frozen: Sequence[str] = (),
+    teacher: outputs.Teacher | None = None,
+    num_micro_batches: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Gradient:
+    """Build the loss of the objectives with its gradient.
 
     Args:
-      images: uint8[B, H, W, 3] (floating input is taken as already in 0…255).
-      mean: 3 channel means, in 0…1.
-      std: 3 channel standard deviations, in 0…1.
+      total: the objectives.
+      towers: the model in training.
+      seed: of all randomness in the step.
+      frozen: patterns of parameters without a gradient.
+      teacher: where ``teacher/`` outputs come from, or None.
+      num_micro_batches: see :func:`jaxclip.train.grad_cache.value_and_grad`.
+      mesh: the mesh the batch is sharded over; None for one device.
 
     Returns:
-      float32[B, H, W, 3].
+      ``(params, state, batch) -> ((loss, (metrics, objective state)), gradients)``; of the state it
+      reads ``step``, ``objective`` and the teacher.
     """
-    # One multiply-add a pixel instead of two divisions and a subtraction.
-    scale = jnp.asarray([1.0 / (255.0 * s) for s in std], jnp.float32)
-    shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], jnp.float32)
-    return images.astype(jnp.float32) * scale + shift
+
+    def gradient(params: Params, state: TrainState, batch: Batch) -> Any:
+        rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.int32)
+        if mesh is not None:
+            rows = jax.lax.with_sharding_constraint(rows, parallel.batch_sharding(mesh))
+        batch = {**batch, ROW: rows}
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        teacher_params = state.ema_teacher if state.frozen is None else state.frozen
+
+        def context(params: Params, row: jax.Array) -> objectives.Context:
+            of_teacher = {} if teacher_params is None else teacher_params
+            return objectives.Context(
+                step=state.step,
+                key=key,
+                row=row,
+                logit_scale=params["logit_scale"],
+                logit_bias=params.get("logit_bias"),
+                teacher_logit_scale=of_teacher.get("logit_scale"),
+                mesh=mesh,
+            )
+
+        def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
+            params = stop_frozen_gradients(params, frozen)
+            ctx = context(params, batch[ROW])
+
+            def options(tower: str, view: str) -> dict[str, Any]:
+                own = towers.train_options(tower, objectives.view_keys(ctx, view))
+                return own | total.tower_options(view, batch, ctx)
+
+            names = total.needs | total.row_needs
+            made = outputs.compute(
+                names, batch, towers, params, options, teacher=teacher, teacher_params=teacher_params
+            )
+            seen = outputs.fields(names, batch) | made
+            by_row = total.rows(params.get("objective", {}), seen, ctx)
+            return {name: made[name] for name in sorted(total.needs & made.keys())} | by_row
+
+        def loss(params: Params, made: dict[str, jax.Array], batch: Batch) -> Any:
+            params = stop_frozen_gradients(params, frozen)
+            value, metrics, objective = total.loss(
+                params.get("objective", {}),
+                state.objective,
+                outputs.fields(total.needs, batch) | made,
+                context(params, batch[ROW]),
+            )
+            return value, (metrics, objective)
+
+        value_and_grad = grad_cache.value_and_grad(
+            forward, loss, num_micro_batches=num_micro_batches, mesh=mesh
+        )
+        return value_and_grad(params, batch)
+
+    return gradient
 
 
 def make_train_step(
-    value_and_grad: ValueAndGrad,
+    gradient: Gradient,
     tx: optax.GradientTransformation,
     *,
     ema_decay: float = 0.0,
-    logit_scale_max: float = LOG_100,
+    teacher_decay: Callable[[Any], Any] | None = None,
+    logit_scale_max: float | None = LOG_100,
     learning_rate: optax.Schedule | None = None,
+    extra_args: Sequence[str] = ("value",),
     state_shardings: Any = None,
     batch_shardings: Any = None,
 ) -> jax.stages.Wrapped:
     """Build the jitted step; it donates the state given to it.
 
     Args:
-      value_and_grad: ``(params, batch) -> ((loss, metrics), gradients)``; precision, remat,
-        accumulation and freezing live in it.
-      tx: any optax transformation. It is handed ``value`` (the loss) and ``grad_fn`` (a second
-        gradient on the same batch, as ``optax.contrib.sam(opaque_mode=True)`` wants), used or not.
+      gradient: ``(params, state, batch) -> ((loss, (metrics, objective state)), gradients)``
+        (:func:`make_gradient`); precision, remat, accumulation and freezing live in it.
+      tx: any optax transformation.
       ema_decay: decay of the parameters' moving average, 0 for none; warmed up as
         min(decay, (1 + t) / (10 + t)) so that early averages forget the initial values.
-      logit_scale_max: upper bound of ``params["logit_scale"]`` after every update (CLIP: ln 100).
+      teacher_decay: ``step -> `` decay of a teacher that follows the run, where the state has one.
+      logit_scale_max: upper bound of ``params["logit_scale"]`` after every update (CLIP: ln 100);
+        None leaves it alone, as a frozen one must be.
       learning_rate: the schedule in ``tx``, to be reported: the count it is given is that of the
         updates made so far, without skipped steps.
+      extra_args: what ``tx.update`` is handed beside the gradient: ``"value"`` (the loss) and
+        ``"grad_fn"`` (a second gradient on the same batch, as
+        ``optax.contrib.sam(opaque_mode=True)`` wants, which takes nothing else).
       state_shardings: tree of shardings for the state, or None; an optimizer state in host memory
         (:func:`jaxclip.parallel.on_host`) is brought to the device for the update.
       batch_shardings: tree (or one) of shardings for the batch, or None.
@@ -67,29 +146,39 @@ def make_train_step(
     Returns:
       ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss``,
       ``grad_norm``, ``logit_scale`` (exponentiated), ``nonfinite_count``, ``nonfinite_streak``,
-      ``learning_rate`` (if given), those of the loss, and what :func:`jaxclip.optim.monitor`
-      found, as means over tensors.
+      ``learning_rate`` (if given), those of the objectives, and what
+      :func:`jaxclip.optim.monitor` found, as means over tensors.
 
-    A gradient that is not finite leaves parameters, averages and the optimizer untouched; it is
-    counted, and the step count still moves on, so that the data does.
+    A gradient that is not finite leaves parameters, averages, teacher, objectives' states and the
+    optimizer untouched; it is counted, and the step count still moves on, so that the data does.
     """
     tx = optax.with_extra_args_support(tx)
-    takes = accepted(tx.update, ("value", "grad_fn"))
     offloaded = state_shardings is not None and parallel.is_on_host(state_shardings.opt_state)
 
-    def apply(state: TrainState, grads: Params, loss: jax.Array, batch: Batch) -> tuple[Any, ...]:
-        extra = {"value": loss, "grad_fn": lambda params, _: value_and_grad(params, batch)[1]}
+    def apply(
+        state: TrainState, grads: Params, objective: Any, extra: Mapping[str, Any]
+    ) -> TrainState:
         updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, **{name: extra[name] for name in takes}
+            grads, state.opt_state, state.params, **{name: extra[name] for name in extra_args}
         )
         params = optax.apply_updates(state.params, updates)
-        params["logit_scale"] = jnp.minimum(params["logit_scale"], logit_scale_max)
-        ema_params = state.ema_params
+        if logit_scale_max is not None:
+            params["logit_scale"] = jnp.minimum(params["logit_scale"], logit_scale_max)
+        ema_params, ema_teacher = state.ema_params, state.ema_teacher
         if ema_params is not None:
             count = state.step.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
             ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
-        return params, opt_state, ema_params
+        if ema_teacher is not None and teacher_decay is not None:
+            rate = 1.0 - teacher_decay(state.step)
+            ema_teacher = optax.incremental_update(params, ema_teacher, rate)
+        return state._replace(
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            ema_teacher=ema_teacher,
+            objective=objective,
+        )
 
     def fetch(state: TrainState, grads: Params) -> tuple[TrainState, Params]:
         # Behind the gradients, so that offloaded states are not beside the activations.
@@ -98,7 +187,7 @@ def make_train_step(
         return state._replace(opt_state=opt_state), grads
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        (loss, loss_metrics), grads = value_and_grad(state.params, batch)
+        (loss, (own_metrics, objective)), grads = gradient(state.params, state, batch)
         if offloaded:
             state, grads = fetch(state, grads)
         grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
@@ -106,31 +195,29 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jax.lax.cond(
             jnp.isfinite(grad_norm), lambda: jnp.bool_(True), lambda: all_finite(grads)
         )
-        params, opt_state, ema_params = jax.lax.cond(
-            finite,
-            lambda: apply(state, grads, loss, batch),
-            lambda: (state.params, state.opt_state, state.ema_params),
+        extra = {"value": loss, "grad_fn": lambda params, _: gradient(params, state, batch)[1]}
+        varying = state._replace(frozen=None)  # what never changes stays out of the branches
+        new_state = jax.lax.cond(
+            finite, lambda: apply(varying, grads, objective, extra), lambda: varying
         )
         bad = 1 - finite.astype(jnp.int32)
-        new_state = TrainState(
+        new_state = new_state._replace(
             step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=ema_params,
             nonfinite_count=state.nonfinite_count + bad,
             nonfinite_streak=(state.nonfinite_streak + 1) * bad,
+            frozen=state.frozen,
         )
         updates = state.step - state.nonfinite_count
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            "logit_scale": jnp.exp(params["logit_scale"]),
+            "logit_scale": jnp.exp(new_state.params["logit_scale"]),
             "nonfinite_count": new_state.nonfinite_count,
             "nonfinite_streak": new_state.nonfinite_streak,
             **rates,
-            **loss_metrics,
-            **optimizer_metrics(opt_state),
+            **own_metrics,
+            **optimizer_metrics(new_state.opt_state),
         }
         return new_state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
@@ -142,14 +229,6 @@ def make_train_step(
         in_shardings=(state_shardings, batch_shardings),
         out_shardings=(state_shardings, None),
     )
-
-
-def accepted(function: Callable[..., Any], names: Sequence[str]) -> list[str]:
-    """Which keyword arguments a function takes: optax's SAM, for one, refuses all but its own."""
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return list(names)
-    return [name for name in names if name in parameters]
 
 
 def all_finite(tree: Any) -> jax.Array:

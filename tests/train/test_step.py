@@ -10,6 +10,7 @@ import pytest
 
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
+from jaxclip.train import towers
 
 
 def init(rng):
@@ -19,6 +20,12 @@ def init(rng):
         "text": {"kernel": jax.random.normal(keys[1], (5, 4))},
         "logit_scale": jnp.float32(1.0),
     }
+
+
+def gradient(params, state, batch):
+    """That of :func:`value_and_grad`, as the step wants it."""
+    (loss, metrics), grads = value_and_grad(params, batch)
+    return (loss, (metrics, state.objective)), grads
 
 
 def value_and_grad(params, batch):
@@ -51,7 +58,7 @@ def test_one_step_is_gradient_descent(batch):
     before = new_state(tx)
     (loss, _), grads = value_and_grad(before.params, batch)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.params, grads)
-    after, metrics = step_lib.make_train_step(value_and_grad, tx)(before, batch)
+    after, metrics = step_lib.make_train_step(gradient, tx)(before, batch)
     assert int(after.step) == 1
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grads), rtol=1e-6)
@@ -64,14 +71,14 @@ def test_one_step_is_gradient_descent(batch):
 
 def test_logit_scale_is_capped_after_the_update(batch):
     tx = optax.sgd(-1e4)  # drives every parameter up its gradient
-    state, metrics = step_lib.make_train_step(value_and_grad, tx)(new_state(tx), batch)
+    state, metrics = step_lib.make_train_step(gradient, tx)(new_state(tx), batch)
     assert float(state.params["logit_scale"]) == pytest.approx(math.log(100))
     assert float(metrics["logit_scale"]) == pytest.approx(100, rel=1e-5)
 
 
 def test_moving_average_follows_its_warmed_up_decay(batch):
     tx = optax.sgd(0.1)
-    step = step_lib.make_train_step(value_and_grad, tx, ema_decay=0.5)
+    step = step_lib.make_train_step(gradient, tx, ema_decay=0.5)
     state = new_state(tx, with_ema=True)
     average = np.asarray(state.params["image"]["kernel"])
     for count in range(6):
@@ -83,7 +90,7 @@ def test_moving_average_follows_its_warmed_up_decay(batch):
 
 def test_a_nan_batch_changes_nothing_and_is_counted(batch):
     tx = optax.adamw(0.1)
-    step = step_lib.make_train_step(value_and_grad, tx, ema_decay=0.9)
+    step = step_lib.make_train_step(gradient, tx, ema_decay=0.9)
     state, _ = step(new_state(tx, with_ema=True), batch)
     kept = jax.tree.map(np.asarray, state)
     bad = {**batch, "image": batch["image"] * np.float32("nan")}
@@ -102,8 +109,8 @@ def test_a_large_finite_gradient_is_not_taken_for_a_broken_one(batch):
     """The norm of 1e30s overflows float32; the gradient is finite all the same."""
     tx = optax.chain(optax.clip(1.0), optax.sgd(0.1))
 
-    def huge(params, batch):
-        (loss, aux), grads = value_and_grad(params, batch)
+    def huge(params, state, batch):
+        (loss, aux), grads = gradient(params, state, batch)
         return (loss, aux), jax.tree.map(lambda g: jnp.sign(g) * 1e30, grads)
 
     before = new_state(tx)
@@ -126,7 +133,8 @@ def test_sam_gets_its_second_gradient(batch):
     ascended = jax.tree.map(lambda p, g: p + rho * g / norm, params, grads)
     _, second = value_and_grad(ascended, batch)
     expected = jax.tree.map(lambda p, g: np.asarray(p - lr * g), params, second)
-    after, _ = step_lib.make_train_step(value_and_grad, tx)(before, batch)
+    step = step_lib.make_train_step(gradient, tx, extra_args=("grad_fn",))
+    after, _ = step(before, batch)
     np.testing.assert_allclose(
         after.params["image"]["kernel"], expected["image"]["kernel"], rtol=1e-5
     )
@@ -150,6 +158,6 @@ def test_normalize_images(dtype):
     images = np.arange(2 * 2 * 2 * 3).reshape(2, 2, 2, 3).astype(dtype)
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     expected = (images.astype(np.float64) / 255 - mean) / std
-    result = step_lib.normalize_images(jnp.asarray(images), mean, std)
+    result = towers.normalize_images(jnp.asarray(images), mean, std)
     assert result.dtype == jnp.float32
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)

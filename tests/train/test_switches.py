@@ -58,7 +58,7 @@ def test_model_switches_reach_both_towers():
         ("remat=half", r"remat='half'; use 'none', 'full'"),
         ("attention_implementation=flash", r"attention_implementation='flash'"),
         ("loss.name=softmaxx", r"unknown loss 'softmaxx'; did you mean 'softmax'"),
-        ("loss.smoothing=0.1", r"unknown option loss\.smoothing of 'softmax'"),
+        ("loss.smoothing=0.1", r"unknown option 'smoothing' of loss 'softmax'"),
         ("sharding=fspd", r"unknown sharding preset 'fspd'; did you mean 'fsdp'"),
         ("mesh.tensor=3", r"does not divide 8 devices"),
         (
@@ -111,11 +111,12 @@ def init(rng):
     return {**params, "logit_scale": jnp.float32(1.0)}
 
 
-def value_and_grad(params, batch):
+def gradient(params, state, batch):
     def loss_of(params):
         image = batch["image"] @ params["image"]["kernel"]
         text = batch["text"] @ params["text"]["kernel"]
-        return jnp.mean((image - text) ** 2) * params["logit_scale"], {}
+        loss = jnp.mean((image - text) ** 2) * params["logit_scale"]
+        return loss, ({}, state.objective)
 
     return jax.value_and_grad(loss_of, has_aux=True)(params)
 
@@ -135,7 +136,7 @@ def train(offload):
             opt_state=parallel.on_host(shapes.opt_state, shardings.opt_state, mesh)
         )
     train_step = step.make_train_step(
-        value_and_grad, tx, state_shardings=shardings, batch_shardings=parallel.batch_sharding(mesh)
+        gradient, tx, state_shardings=shardings, batch_shardings=parallel.batch_sharding(mesh)
     )
     current = parallel.init_sharded(create, jax.random.key(0), shardings)
     rng = np.random.default_rng(0)

@@ -1,0 +1,124 @@
+"""InfoNCE with what its relatives change in it: one kernel, plain and blockwise."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxclip.losses import blockwise
+from jaxclip.losses._base import Metrics, as_float, matmul
+
+# Far below any logit, yet finite: a row of one column has a log-sum-exp with a gradient.
+_NOTHING = -1e30
+
+
+def infonce(
+    image_embeddings: jax.Array,
+    text_embeddings: jax.Array,
+    *,
+    logit_scale: jax.Array,
+    decoupled: bool = False,
+    labels: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    negatives: jax.Array | None = None,
+    label_smoothing: float = 0.0,
+    precision: str = "highest",
+    implementation: str = "plain",
+    tile_size: int = blockwise.TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Symmetric InfoNCE; without options it is :func:`jaxclip.losses.softmax`.
+
+    With logits x = exp(logit_scale) · I Tᵀ, row i of the images has the loss
+    lse_j x_ij - positive_i, column j of the texts likewise, and the total is
+    mean_i w_i (row_i + column_i) / 2.
+
+    Args:
+      image_embeddings: float[B, D], the global batch; unit rows unless an objective means it.
+      text_embeddings: float[B, D].
+      logit_scale: float32[], log of the factor on the products.
+      decoupled: leave the pair itself out of the log-sum-exp (Yeh et al. 2022, arXiv:2110.06848,
+        equation 3). Then the loss has no lower bound as the scale grows.
+      labels: int[B] or None. Rows of one label are positives of each other: the positive is the
+        mean of their logits (Yang et al. 2022, UniCL, arXiv:2204.03610, equation 3). A negative
+        label is that of no other row.
+      weights: float[B] or None for 1: w.
+      negatives: float[B, M, D] or None: further texts, each a wrong answer for every image
+        (Yuksekgonul et al. 2023, NegCLIP, arXiv:2210.01936); they are no columns of their own.
+      label_smoothing: ε in [0, 1): the target is (1 - ε) times the positives plus ε / B everywhere.
+      precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
+      implementation: ``"plain"``, or ``"blockwise"``: no matrix of logits is held, and memory on a
+        device is that of its rows.
+      tile_size: rows and columns of the largest block of logits held at a time.
+      mesh: mesh over which the batch is sharded, for ``"blockwise"``.
+
+    Returns:
+      ``(loss, metrics)``: float32[], and ``accuracy_image_to_text``, ``accuracy_text_to_image``:
+      shares of rows and columns whose own pair has the largest logit (ties excluded).
+
+    Raises:
+      ValueError: an unknown implementation, or ``decoupled`` with ``labels``.
+    """
+    if decoupled and labels is not None:
+        raise ValueError("decoupled and labels can't be combined: which pair would be left out?")
+    images, texts = as_float(image_embeddings, text_embeddings)
+    scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
+    lse = _logsumexp_by(implementation, precision, tile_size, mesh)
+    row, column, row_max, column_max = lse(images, texts, scale)
+    own = scale * jnp.sum(images * texts, axis=-1)
+    for wrong in () if negatives is None else jnp.moveaxis(as_float(negatives)[0], 1, 0):
+        others, _, others_max, _ = lse(images, wrong, scale)
+        beside = scale * jnp.sum(images * wrong, axis=-1)  # lse leaves the diagonal out
+        row = jnp.logaddexp(row, jnp.logaddexp(others, beside))
+        row_max = jnp.maximum(row_max, jnp.maximum(others_max, beside))
+    if not decoupled:
+        row, column = jnp.logaddexp(row, own), jnp.logaddexp(column, own)
+    row_positive = column_positive = own
+    if labels is not None:
+        row_positive = scale * jnp.sum(images * _mean_of_label(texts, labels), axis=-1)
+        column_positive = scale * jnp.sum(texts * _mean_of_label(images, labels), axis=-1)
+    each = (row - row_positive + column - column_positive) / 2
+    if label_smoothing:
+        mean = scale * (images @ jnp.mean(texts, 0) + texts @ jnp.mean(images, 0)) / 2
+        each += label_smoothing * ((row_positive + column_positive) / 2 - mean)
+    metrics = {
+        "accuracy_image_to_text": jnp.mean(own > row_max, dtype=jnp.float32),
+        "accuracy_text_to_image": jnp.mean(own > column_max, dtype=jnp.float32),
+    }
+    return jnp.mean(each if weights is None else weights * each), metrics
+
+
+def _logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
+    """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
+    logits off the diagonal, each [B]; the maxima carry no gradient."""
+
+    def plain(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
+        logits = scale * matmul(images, texts.T, precision)
+        logits = jnp.where(jnp.eye(len(logits), dtype=bool), _NOTHING, logits)
+        sums = jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
+        fixed = jax.lax.stop_gradient(logits)
+        return (*sums, jnp.max(fixed, axis=1), jnp.max(fixed, axis=0))
+
+    def by_tiles(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
+        return blockwise.logsumexp(
+            images, texts, scale, precision=precision, tile_size=tile_size, mesh=mesh
+        )
+
+    try:
+        return {"plain": plain, "blockwise": by_tiles}[implementation]
+    except KeyError:
+        raise ValueError(f"implementation={implementation!r}; use 'plain' or 'blockwise'") from None
+
+
+def _mean_of_label(rows: jax.Array, labels: jax.Array) -> jax.Array:
+    """float[B, D]: for each row the mean of the rows of its label."""
+    size = rows.shape[0]
+    place = jnp.arange(size, dtype=labels.dtype)
+    # A number of its own for each negative label; -1 - place is negative for all places.
+    labels = jnp.where(labels < 0, -1 - place, labels)
+    _, group = jnp.unique(labels, size=size, return_inverse=True)
+    group = group.reshape(size)
+    sums = jax.ops.segment_sum(rows, group, num_segments=size)
+    counts = jax.ops.segment_sum(jnp.ones(size, rows.dtype), group, num_segments=size)
+    return sums[group] / counts[group][:, None]

@@ -1,0 +1,187 @@
+"""What an objective is: a term of the loss that names the outputs it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import fields as field_lib
+from jaxclip.models.presets import CLIPConfig
+
+Metrics = dict[str, jax.Array]
+Outputs = Mapping[str, jax.Array]
+Params = Any
+State = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a term sees beside parameters and outputs.
+
+    Attributes:
+      step: int32[], steps done before this one.
+      key: a key of this term and step: the same for the whole batch.
+      row: int32[B], places of the rows in the global batch; with :meth:`row_keys` a row's
+        randomness does not depend on how the batch is cut.
+      logit_scale: float32[], log of the factor on cosines.
+      logit_bias: float32[] or None.
+      teacher_logit_scale: float32[] of the teacher, or None.
+      mesh: the mesh the batch is sharded over, or None for one device.
+    """
+
+    step: jax.Array
+    key: jax.Array
+    row: jax.Array
+    logit_scale: jax.Array
+    logit_bias: jax.Array | None = None
+    teacher_logit_scale: jax.Array | None = None
+    mesh: jax.sharding.Mesh | None = None
+
+    def row_keys(self) -> jax.Array:
+        """key[B]: one for each row, a function of (seed, step, row) and the term's name."""
+        return jax.vmap(lambda row: jax.random.fold_in(self.key, row))(self.row)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A term of the loss. A method is a subclass in a file of its own; its fields are its options.
+
+    Options are checked in ``__post_init__``, which raises ``ValueError``. A term keeps nothing: its
+    own trained parameters come from :meth:`init_params` and live in ``params["objective"][name]``,
+    what gradients do not train comes from :meth:`init_state`.
+
+    **Outputs.** ``needs`` and ``row_needs`` name arrays with leading axis B, which the forward pass
+    makes only as far as terms ask. A name is ``[scope/]tower[_kind]``:
+
+    =================  =========================================================================
+    tower              ``image`` or ``text``
+    kind               none: float32[B, D] of unit length; ``raw``: float32[B, D] before that;
+                       ``pooled`` [B, C] before the projection; ``tokens`` [B, N, C] without
+                       class and prompt tokens; ``prefix``: those; ``mask`` bool[B, N]: which
+                       tokens are real; ``hidden_3`` [B, P + N, C] after block 3;
+                       ``attention_3`` float32[B, H, P + N, P + N] of block 3
+    scope              none: ``batch["image"]``, ``batch["text"]``; ``view1/``:
+                       ``batch["view1/image"]``; ``texts1/``: ``batch["texts1/text"]``;
+                       ``teacher/`` in front of any: the same by the teacher, without a gradient
+    =================  =========================================================================
+
+    Where the batch has K captions a row, [B, K, L], there is an axis K behind B. Any other name is
+    that of an array of the batch as it is (``label``, ``boxes``); ``fields`` says how it is made.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Outputs that :meth:`loss` reads, on the whole global batch."""
+        return frozenset()
+
+    @property
+    def row_needs(self) -> frozenset[str]:
+        """Outputs that :meth:`rows` reads; they never leave their micro-batch."""
+        return frozenset()
+
+    @property
+    def fields(self) -> field_lib.BatchSpec:
+        """Arrays of the batch beyond ``image`` and ``text``, and how data makes them."""
+        return {}
+
+    def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        """Refuse a model that the term can't be trained with.
+
+        Args:
+          sizes: of the model.
+          teacher: of the teacher; None if there is none or its embeddings are stored.
+
+        Raises:
+          ValueError: with what does not fit and the way out.
+        """
+
+    def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
+        """The term's own modules, a dict of float32 arrays; traceable."""
+        del rng, sizes
+        return {}
+
+    def init_state(self, sizes: CLIPConfig) -> State:
+        """What gradients do not train, a dict of arrays; it changes on finite steps only."""
+        del sizes
+        return {}
+
+    def tower_options(self, view: str, batch: Outputs, ctx: Context) -> dict[str, Any]:
+        """How a tower is to run on a view in training, such as ``{"keep": int32[B, K]}``.
+
+        Args:
+          view: key of the batch that the tower runs on (``"image"``, ``"view1/image"``).
+          batch: the rows at hand.
+          ctx: with ``row`` of these rows.
+
+        Returns:
+          Keyword arguments of :meth:`jaxclip.models.CLIP.image_features` or ``text_features``. Two
+          terms that want different things of one view are refused when the step is traced.
+        """
+        del view, batch, ctx
+        return {}
+
+    def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
+        """The work that each row can do alone, in whichever micro-batch it is.
+
+        Returns:
+          Arrays with leading axis B, small ones: they are handed to :meth:`loss` as ``outputs`` of
+          the same names.
+        """
+        del params, outputs, ctx
+        return {}
+
+    def loss(
+        self, params: Params, state: State, outputs: Outputs, ctx: Context
+    ) -> tuple[jax.Array, Metrics, State]:
+        """The term's value on the global batch.
+
+        Returns:
+          ``(loss float32[], metrics, new state)``.
+        """
+        raise NotImplementedError
+
+
+def term_key(key: jax.Array, name: str) -> jax.Array:
+    """A key that depends on a name, not on which other names there are."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
+
+
+def view_keys(ctx: Context, view: str) -> jax.Array:
+    """key[B] for a tower's own randomness (dropout) on a view of the batch."""
+    return dataclasses.replace(ctx, key=term_key(ctx.key, f"tower/{view}")).row_keys()
+
+
+def as_weight(value: Any, name: str) -> Any:
+    """A weight as a function of the step.
+
+    Args:
+      value: a number, or ``[[step, weight], ...]``: linear between the steps, constant outside.
+      name: of the term, for errors.
+
+    Returns:
+      ``step -> float32[]``.
+
+    Raises:
+      ValueError: a weight that is negative or no number, or steps that do not rise.
+    """
+    points = [[0, value]] if isinstance(value, (int, float)) else value
+    try:
+        steps, weights = zip(*[(float(s), float(w)) for s, w in points], strict=True)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"weight={value!r} of objective {name!r} is neither a number nor "
+            "[[step, weight], ...]"
+        ) from None
+    if not all(0 <= weight < float("inf") for weight in weights):
+        raise ValueError(f"weight={value!r} of objective {name!r} must not be negative")
+    if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+        raise ValueError(f"weight={value!r} of objective {name!r}: its steps must rise")
+    if len(set(weights)) == 1:
+        return lambda step: weights[0]
+    xs, ys = jnp.asarray(steps, jnp.float32), jnp.asarray(weights, jnp.float32)
+    return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), xs, ys)

@@ -1,0 +1,173 @@
+"""Start from weights that are there already: another run's, for parameters or for a teacher."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip import config as config_lib
+from jaxclip.config import Config
+from jaxclip.train import state_io, towers
+from jaxclip.train import workdir as workdir_lib
+from jaxclip.train.checkpoint import Checkpointer
+
+Params = Any
+
+
+class Source(NamedTuple):
+    """Where weights come from.
+
+    Attributes:
+      path: as it was given.
+      config: the configuration that they belong to.
+      read: ``shardings or None -> params``: the tree of :func:`jaxclip.models.CLIP.init`; without
+        shardings as NumPy arrays.
+    """
+
+    path: str
+    config: Config
+    read: Callable[[Any], Params]
+
+
+class Report(NamedTuple):
+    """What became of each tensor, by name.
+
+    Attributes:
+      taken: as they were.
+      resized: positions of another grid, interpolated.
+      new: only here, left at their initial values.
+      left: only there, or excluded.
+    """
+
+    taken: tuple[str, ...]
+    resized: tuple[str, ...]
+    new: tuple[str, ...]
+    left: tuple[str, ...]
+
+    def lines(self, path: str) -> list[str]:
+        """For a person to read."""
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in self._asdict().items())
+        lines = [f"start from {path}: {counts}"]
+        for kind in ("resized", "new", "left"):
+            names = getattr(self, kind)
+            if names:
+                more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+                lines.append(f"  {kind}: {', '.join(names[:5])}{more}")
+        return lines
+
+
+def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source:
+    """Find weights.
+
+    Args:
+      path: workdir of a run. Its averaged parameters are taken where it keeps them.
+      what: the configuration key, for errors.
+
+    Raises:
+      ValueError: there is no such folder, or it holds no run.
+    """
+    folder = pathlib.Path(path).expanduser().absolute()
+    if not folder.is_dir():
+        raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder ({folder})")
+    try:
+        config = config_lib.resolve(workdir_lib.read_config(folder))
+    except ValueError as error:
+        raise ValueError(
+            f"{what}={os.fspath(path)!r} is not the workdir of a run: {error}"
+        ) from error
+
+    def read(shardings: Any) -> Params:
+        name = "ema_params" if config["ema_decay"] > 0 else "params"
+        shapes = jax.eval_shape(towers.build_model(config).init, jax.random.key(0))
+        if shardings is None:
+            wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
+        else:
+            wanted = jax.tree.map(
+                lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+                shapes,
+                shardings,
+            )
+        with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
+            restored = checkpointer.restore_latest({name: wanted}, partial=True)
+        if restored is None:
+            raise ValueError(f"{what}={os.fspath(path)!r}: the run has no checkpoint yet")
+        return restored.state[name]
+
+    return Source(os.fspath(path), config, read)
+
+
+def merge(
+    initial: Params, given: Params, *, exclude: Sequence[str] = (), path: str = ""
+) -> tuple[Params, Report]:
+    """Put given tensors in the place of initial ones of the same name.
+
+    Args:
+      initial: parameters as the run would start without.
+      given: what there is, a tree of arrays.
+      exclude: patterns of tensors that keep their initial values.
+      path: where ``given`` is from, for errors.
+
+    Returns:
+      ``(params, report)``; the tree, dtypes and shardings are those of ``initial``.
+
+    Raises:
+      ValueError: a tensor of another shape that is neither a table of positions nor excluded, or
+        nothing in common.
+    """
+    ours, theirs = state_io.named_leaves(initial), state_io.named_leaves(given)
+    patterns = [re.compile(pattern) for pattern in exclude]
+    taken, resized, new, mismatched, values = [], [], [], [], []
+    for name, leaf in ours.items():
+        value: Any = leaf
+        if name not in theirs or any(pattern.search(name) for pattern in patterns):
+            new.append(name)
+        elif theirs[name].shape == leaf.shape:
+            value, _ = theirs[name], taken.append(name)
+        else:
+            value = _resize(name, np.asarray(theirs[name]), leaf.shape)
+            (mismatched if value is None else resized).append(name)
+        if value is not leaf and value is not None:
+            value = jax.device_put(jnp.asarray(value, leaf.dtype), leaf.sharding)
+        values.append(value)
+    if mismatched:
+        raise ValueError(_mismatch(mismatched, ours, theirs, path))
+    if not taken:
+        raise ValueError(
+            f"init_from={path!r} has no tensor in common with this model; it has, for instance, "
+            f"{', '.join(list(theirs)[:3])}"
+        )
+    used = {*taken, *resized}
+    report = Report(*map(tuple, (taken, resized, new, [n for n in theirs if n not in used])))
+    return jax.tree.unflatten(jax.tree.structure(initial), values), report
+
+
+def _resize(name: str, table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A table of positions for another grid, or None if the tensor is no such table."""
+    if not name.endswith("/positions") or table.ndim != 2 or table.shape[1] != shape[1]:
+        return None
+    if name.startswith("text/"):
+        return table[: shape[0]] if table.shape[0] > shape[0] else None
+    for prefix in (0, 1):
+        old, new = (round((n - prefix) ** 0.5) for n in (table.shape[0], shape[0]))
+        if old**2 + prefix == table.shape[0] and new**2 + prefix == shape[0]:
+            grid = table[prefix:].reshape(old, old, -1)
+            grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic")
+            return np.concatenate([table[:prefix], np.reshape(grid, (new * new, -1))])
+    return None
+
+
+def _mismatch(names: Iterable[str], ours: Any, theirs: Any, path: str) -> str:
+    lines = [f"{name}: {theirs[name].shape} there, {ours[name].shape} here" for name in names]
+    return (
+        f"init_from={path!r} has tensors of other shapes:\n  "
+        + "\n  ".join(lines[:5])
+        + (f"\n  and {len(lines) - 5} more" if len(lines) > 5 else "")
+        + "\nuse its model section, or name them in init_from_exclude to start them anew"
+    )

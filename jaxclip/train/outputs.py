@@ -1,0 +1,212 @@
+"""The forward pass: outputs by name, made only as far as somebody needs them.
+
+Names are explained at :class:`jaxclip.objectives.Objective`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from jaxclip.models import unit
+from jaxclip.registry import hint
+
+Params = Any
+Batch = Mapping[str, jax.Array]
+
+TEACHER = "teacher/"
+_KINDS = ("raw", "pooled", "tokens", "prefix", "mask")
+_NAME = re.compile(
+    rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
+    rf"(?:_(?P<kind>{'|'.join(_KINDS)}|(?:hidden|attention)_(?P<layer>\d+)))?"
+)
+
+
+class Output(NamedTuple):
+    """A parsed name.
+
+    Attributes:
+      name: as it was written.
+      teacher: whether it is the teacher's.
+      view: key of the batch that the tower runs on.
+      tower: ``"image"`` or ``"text"``.
+      kind: ``""`` for the embedding, else as in the name.
+    """
+
+    name: str
+    teacher: bool
+    view: str
+    tower: str
+    kind: str
+
+
+def parse(name: str) -> Output | None:
+    """The output of a name, None if it is no tower's."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    view = f"{match['scope']}{match['tower']}"
+    return Output(name, bool(match["teacher"]), view, match["tower"], match["kind"] or "")
+
+
+class Towers(Protocol):
+    """Both towers of a model on a batch's own arrays (uint8 images, int32 tokens)."""
+
+    def encode(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
+        """float32[B, D] of unit length."""
+        ...
+
+    def features(self, params: Params, tower: str, array: jax.Array, **options: Any) -> Any:
+        """:class:`jaxclip.models.Features`."""
+        ...
+
+    def train_options(self, tower: str, keys: jax.Array) -> dict[str, Any]:
+        """What a tower is given in training, dropout say, with a key for each row."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """Where outputs under ``teacher/`` come from.
+
+    Attributes:
+      towers: of the teacher; None if its embeddings stand in the batch.
+    """
+
+    towers: Towers | None
+
+
+def check(
+    needs: Iterable[tuple[str, Iterable[str]]], batch_keys: Iterable[str], teacher: Teacher | None
+) -> None:
+    """Refuse an output that can't be made, before anything compiles.
+
+    Args:
+      needs: ``(who wants them, names)``.
+      batch_keys: keys of the batch.
+      teacher: the run's teacher, if it has one.
+
+    Raises:
+      ValueError: no such output, a view that nobody declares, or no teacher.
+    """
+    keys = set(batch_keys)
+    for owner, names in needs:
+        for name in sorted(names):
+            output = parse(name)
+            if output is None:
+                if name not in keys:
+                    raise ValueError(
+                        f"{owner} needs {name!r}, which is neither a tower's output nor a field of "
+                        f"the batch{hint(name, keys)}"
+                    )
+            elif output.teacher and teacher is None:
+                raise ValueError(
+                    f"{owner} needs {name!r}, but the run has no teacher; set config.teacher.kind "
+                    "to 'frozen', 'ema' or 'stored'"
+                )
+            elif output.teacher and teacher is not None and teacher.towers is None:
+                if name not in keys:
+                    stored = ", ".join(sorted(key for key in keys if key.startswith(TEACHER)))
+                    raise ValueError(
+                        f"{owner} needs {name!r}, but the teacher's embeddings are stored and the "
+                        f"records give only {stored or 'none'}; see config.teacher"
+                    )
+            elif output.view not in keys:
+                raise ValueError(
+                    f"{owner} needs {name!r}, but the batch has no {output.view!r}"
+                    f"{hint(output.view, keys)}"
+                )
+
+
+def fields(names: Iterable[str], batch: Batch) -> dict[str, jax.Array]:
+    """Those of the names that are arrays of the batch as they are."""
+    return {name: batch[name] for name in sorted(set(names)) if parse(name) is None}
+
+
+def compute(
+    names: Iterable[str],
+    batch: Batch,
+    towers: Towers,
+    params: Params,
+    options: Callable[[str, str], dict[str, Any]],
+    *,
+    teacher: Teacher | None = None,
+    teacher_params: Params = None,
+) -> dict[str, jax.Array]:
+    """Make outputs; each tower runs once for each view.
+
+    Args:
+      names: which.
+      batch: the rows at hand.
+      towers: of the model in training.
+      params: its parameters.
+      options: ``(tower, view) ->`` how the tower runs on it, see
+        :meth:`jaxclip.objectives.Objective.tower_options`.
+      teacher: the teacher, if any output is its.
+      teacher_params: its parameters.
+
+    Returns:
+      Arrays by name, without those that are :func:`fields`.
+    """
+    outputs: dict[str, jax.Array] = {}
+    runs: dict[tuple[bool, str], list[Output]] = {}
+    for name in sorted(set(names)):
+        output = parse(name)
+        if output is not None:
+            runs.setdefault((output.teacher, output.view), []).append(output)
+    for (is_teacher, view), wanted in runs.items():
+        if not is_teacher:
+            made = _run(towers, params, batch[view], wanted, options(wanted[0].tower, view))
+        elif teacher is not None and teacher.towers is not None:
+            made = _run(teacher.towers, teacher_params, batch[view], wanted, {})
+            made = jax.lax.stop_gradient(made)
+        else:
+            made = {output.name: unit(batch[output.name]) for output in wanted}
+        outputs |= made
+    return outputs
+
+
+def _run(
+    towers: Towers, params: Params, array: jax.Array, wanted: list[Output], options: dict[str, Any]
+) -> dict[str, jax.Array]:
+    """One tower on one view."""
+    tower = wanted[0].tower
+    flat, restore = _flatten_copies(array, 4 if tower == "image" else 2)
+    if not options and all(output.kind == "" for output in wanted):
+        embedding = towers.encode(params, tower, flat)
+        return {output.name: restore(embedding) for output in wanted}
+    asked: dict[str, list[int]] = {"hidden": [], "attention": []}
+    for output in wanted:
+        part, _, layer = output.kind.partition("_")
+        if part in asked:
+            asked[part].append(int(layer))
+    layers = {part: tuple(sorted(set(numbers))) for part, numbers in asked.items() if numbers}
+    features = towers.features(params, tower, flat, **layers, **options)
+    return {output.name: restore(_pick(features, output.kind)) for output in wanted}
+
+
+def _pick(features: Any, kind: str) -> jax.Array:
+    part, _, layer = kind.partition("_")
+    if layer:
+        return getattr(features, part)[int(layer)]
+    if kind == "mask":
+        tokens = features.tokens
+        if features.valid is None:
+            return jax.numpy.ones(tokens.shape[:2], bool)
+        return features.valid
+    return getattr(features, kind or "embedding")
+
+
+def _flatten_copies(
+    array: jax.Array, rank: int
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """``[B, K, ...]`` as ``[B * K, ...]`` and back, where there are several a row."""
+    if array.ndim == rank:
+        return array, lambda x: x
+    rows, copies = array.shape[:2]
+    flat = array.reshape(rows * copies, *array.shape[2:])
+    return flat, lambda x: x.reshape(rows, copies, *x.shape[1:])

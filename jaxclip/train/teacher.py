@@ -1,0 +1,118 @@
+"""A teacher: another model whose outputs objectives see without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxclip import fields as field_lib
+from jaxclip import parallel
+from jaxclip.config import Config
+from jaxclip.models.presets import CLIPConfig
+from jaxclip.objectives import as_weight
+from jaxclip.train import init_from, outputs, towers
+
+KINDS = ("none", "frozen", "ema", "stored")
+
+
+class Setup(NamedTuple):
+    """What a configured teacher brings into a run.
+
+    Attributes:
+      teacher: what the forward pass uses; None without a teacher.
+      sizes: its architecture; None without one or for stored embeddings.
+      fields: what it needs of the records.
+      decay: ``step -> `` decay of a teacher that follows the run, else None.
+      source: of frozen weights, else None.
+      shardings: of frozen weights.
+    """
+
+    teacher: outputs.Teacher | None = None
+    sizes: CLIPConfig | None = None
+    fields: field_lib.BatchSpec = {}  # noqa: RUF012 (never changed in place)
+    decay: Callable[[Any], Any] | None = None
+    source: init_from.Source | None = None
+    shardings: Any = None
+
+    def load(self) -> Any:
+        """Read frozen weights into their shardings; None if there are none."""
+        return None if self.source is None else self.source.read(self.shardings)
+
+    def abstract(self) -> Any:
+        """Shapes of frozen weights with shardings; None if there are none."""
+        if self.source is None:
+            return None
+        shapes = jax.eval_shape(towers.build_model(self.source.config).init, jax.random.key(0))
+        return jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            self.shardings,
+        )
+
+
+def build(
+    config: Config, own: towers.ModelTowers, needs: Iterable[str], mesh: jax.sharding.Mesh
+) -> Setup:
+    """The teacher of a configuration.
+
+    Args:
+      config: resolved configuration of the run; its section ``teacher``:
+
+        * ``kind: "frozen"``: the weights of the run at ``path``, of any architecture;
+        * ``kind: "ema"``: the run's own parameters, followed with ``decay`` (a number or
+          ``[[step, decay], ...]``);
+        * ``kind: "stored"``: embeddings in the records, vectors of ``size`` numbers under the keys
+          ``image_key`` and ``text_key``.
+      own: the towers in training.
+      needs: names of the outputs that objectives want.
+      mesh: devices to put frozen weights on.
+
+    Raises:
+      ValueError: an unknown kind, a missing path, a decay outside [0, 1], another tokenizer.
+    """
+    section = config["teacher"]
+    kind = section["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"teacher.kind={kind!r}; use {', '.join(map(repr, KINDS))}")
+    if kind == "none":
+        return Setup()
+    if kind == "ema":
+        decay = as_weight(section["decay"], "teacher.decay")
+        points = section["decay"]
+        values = [points] if isinstance(points, (int, float)) else [p[1] for p in points]
+        if max(values) > 1:
+            raise ValueError(f"teacher.decay={points!r} must be in [0, 1]")
+        return Setup(outputs.Teacher(own), own.model.config, decay=decay)
+    if kind == "stored":
+        if section["size"] < 1:
+            raise ValueError(
+                f"teacher.size={section['size']}: set it to the length of the stored embeddings"
+            )
+        fields = {
+            name: field_lib.Stored(section[f"{tower}_key"], section["size"])
+            for tower in ("image", "text")
+            if (name := f"{outputs.TEACHER}{tower}") in set(needs)
+        }
+        return Setup(outputs.Teacher(None), fields=fields)
+    if not section["path"]:
+        raise ValueError("teacher.kind='frozen' needs teacher.path, the workdir of a run")
+    source = init_from.open_source(section["path"], "teacher.path")
+    for key in ("kind", "path"):
+        if source.config["tokenizer"][key] != config["tokenizer"][key]:
+            raise ValueError(
+                f"the teacher {section['path']!r} reads tokens of tokenizer."
+                f"{key}={source.config['tokenizer'][key]!r}, this run makes "
+                f"{config['tokenizer'][key]!r}; use one tokenizer for both"
+            )
+    source_config = {**source.config, "remat": "none"}
+    shapes = jax.eval_shape(towers.build_model(source_config).init, jax.random.key(0))
+    shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
+    model = towers.build_model(source_config, mesh, shardings)
+    return Setup(
+        outputs.Teacher(towers.from_config(source_config, model, shardings, resize=True)),
+        model.config,
+        source=source,
+        shardings=shardings,
+    )
