@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,12 @@ class Objective:
 
     Where the batch has K captions a row, [B, K, L], there is an axis K behind B. Any other name is
     that of an array of the batch as it is (``label``, ``boxes``); ``fields`` says how it is made.
+
+    Attributes:
+      small: options that suit a model of width 16, for tests.
     """
+
+    small: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -174,8 +179,7 @@ def as_weight(value: Any, name: str) -> Any:
         steps, weights = zip(*[(float(s), float(w)) for s, w in points], strict=True)
     except (TypeError, ValueError):
         raise ValueError(
-            f"weight={value!r} of objective {name!r} is neither a number nor "
-            "[[step, weight], ...]"
+            f"weight={value!r} of objective {name!r} is neither a number nor [[step, weight], ...]"
         ) from None
     if not all(0 <= weight < float("inf") for weight in weights):
         raise ValueError(f"weight={value!r} of objective {name!r} must not be negative")

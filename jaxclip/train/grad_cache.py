@@ -69,9 +69,9 @@ def value_and_grad(
 
         # The gradient of the loss has the parameters' tree, with zeros for the towers': it is what
         # the sums over micro-batches start from.
-        (value, aux), (cotangents, start) = jax.value_and_grad(
-            whole, argnums=(0, 1), has_aux=True
-        )(smooth, params)
+        (value, aux), (cotangents, start) = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(
+            smooth, params
+        )
 
         def backward(total: Params, item: Any) -> tuple[Params, None]:
             piece, cotangent = item

@@ -87,7 +87,13 @@ def make_gradient(
 
             names = total.needs | total.row_needs
             made = outputs.compute(
-                names, batch, towers, params, options, teacher=teacher, teacher_params=teacher_params
+                names,
+                batch,
+                towers,
+                params,
+                options,
+                teacher=teacher,
+                teacher_params=teacher_params,
             )
             seen = outputs.fields(names, batch) | made
             by_row = total.rows(params.get("objective", {}), seen, ctx)
