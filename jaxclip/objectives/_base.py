@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -183,7 +184,7 @@ def as_weight(value: Any, name: str) -> Any:
         ) from None
     if not all(0 <= weight < float("inf") for weight in weights):
         raise ValueError(f"weight={value!r} of objective {name!r} must not be negative")
-    if any(a >= b for a, b in zip(steps, steps[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(steps)):
         raise ValueError(f"weight={value!r} of objective {name!r}: its steps must rise")
     if len(set(weights)) == 1:
         return lambda step: weights[0]

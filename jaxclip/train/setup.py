@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxclip import fields as field_lib
 from jaxclip import models, objectives, optim, parallel
 from jaxclip.config import Config
-from jaxclip.train import outputs, towers
 from jaxclip.train import init_from as init_from_lib
+from jaxclip.train import outputs, towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import teacher as teacher_lib
