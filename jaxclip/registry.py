@@ -117,7 +117,7 @@ class Registry:
         """
         options = {"name": config} if isinstance(config, str) else dict(config)
         if "name" not in options:
-            raise ValueError(f"a {self.kind} needs a 'name'; known: {', '.join(self.names())}")
+            raise ValueError(f"{self.kind} without a 'name'; known: {', '.join(self.names())}")
         name = options.pop("name")
         thing = self.get(name)
         check_options(options, option_names(thing), f"{self.kind} {name!r}")

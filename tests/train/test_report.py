@@ -243,3 +243,20 @@ def test_a_clipper_with_norms_of_its_own_gets_a_chart(make):
 def test_no_workdir(tmp_path):
     with pytest.raises(workdir.WorkdirError, match=r"is not the workdir of a run"):
         report.write_report(tmp_path)
+
+
+def test_each_term_of_the_objective_gets_its_chart(make):
+    steps = np.linspace(3, 1, 20)
+    page = make(
+        loss=steps,
+        **{
+            "slip/loss": 0.5 * steps,
+            "slip/weight": np.linspace(0, 1, 20),
+            "slip/accuracy_views": np.linspace(0, 0.5, 20),
+            "clip/loss": 0.7 * steps,
+            "clip/weight": np.ones(20),
+        },
+    )
+    assert {"loss of slip over steps", "loss of clip over steps"} <= set(page.charts())
+    assert "Accuracy within the batch, slip" in page.texts
+    assert "weight 0 to 1" in page.texts and "weight 1" in page.texts
