@@ -2,6 +2,21 @@
 
 from jaxclip.models import fused_attention, presets
 from jaxclip.models.clip import CLIP, build
+from jaxclip.models.features import Features, Insert, Tokens
+from jaxclip.models.layers import Attend, softmax_weights
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 
-__all__ = ["CLIP", "CLIPConfig", "ImageConfig", "TextConfig", "build", "fused_attention", "presets"]
+__all__ = [
+    "Attend",
+    "CLIP",
+    "CLIPConfig",
+    "Features",
+    "ImageConfig",
+    "Insert",
+    "TextConfig",
+    "Tokens",
+    "build",
+    "fused_attention",
+    "presets",
+    "softmax_weights",
+]
