@@ -1,16 +1,24 @@
 """Encoders: pure functions of a plain dict of parameters."""
 
 from jaxclip.models import fused_attention, presets
-from jaxclip.models.clip import CLIP, build, unit
+from jaxclip.models.clip import CLIP, build
+from jaxclip.models.features import Features, Insert, Tokens
+from jaxclip.models.layers import Attend, softmax_weights
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.models.tower import unit
 
 __all__ = [
     "CLIP",
+    "Attend",
     "CLIPConfig",
+    "Features",
     "ImageConfig",
+    "Insert",
     "TextConfig",
+    "Tokens",
     "build",
     "fused_attention",
     "presets",
+    "softmax_weights",
     "unit",
 ]
