@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.evaluate import runner
 from jaxclip.train import loop, setup
 from jaxclip.train import workdir as workdir_lib
@@ -31,7 +32,7 @@ def evaluate_workdir(
     Raises:
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(storage.absolute(workdir))
     config = config_lib.resolve(workdir_lib.read_config(folder), overrides)
     experiment = setup.build(config)
     tokenizer = loop.load_tokenizer(config)

@@ -63,12 +63,11 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises:
       workdir.WorkdirError: it is not the workdir of a run.
+      OSError: the report can't be written.
     """
     run = read(workdir)
     path = run.workdir / FILE_NAME
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page(run), encoding="utf-8")
-    temporary.replace(path)
+    storage.write_text(path, page(run))
     return path
 
 
@@ -78,7 +77,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     Raises:
       workdir.WorkdirError: it is not the workdir of a run.
     """
-    folder = pathlib.Path(workdir).expanduser().absolute()
+    folder = pathlib.Path(storage.absolute(workdir))
     return Run(
         workdir=folder,
         config=workdir_lib.read_config(folder),

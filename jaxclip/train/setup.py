@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip import losses, models, optim, parallel
+from jaxclip import config_check, losses, models, optim, parallel
 from jaxclip.config import Config
 from jaxclip.models import presets
 from jaxclip.train import state as state_lib
@@ -103,7 +103,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         value_and_grad,
         tx,
         ema_decay=config["ema_decay"],
-        logit_scale_max=config["logit_scale_max"],
+        logit_scale_max=config_check.logit_scale_limit(config),
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
