@@ -99,7 +99,7 @@ def page(run: Run) -> str:
         section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
         section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
         section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),
-        section("Configuration", configuration(run.config)),
+        section("Configuration", configuration(run.config), changes_note(run)),
         section("Environment", facts(run.environment)),
     ]
     css = importlib.resources.files("jaxclip.train").joinpath("report.css").read_text("utf-8")
@@ -249,6 +249,16 @@ def best_of(curves: Curves, name: str) -> str:
         return "-"
     place = int(np.nanargmax(values))
     return f"{names.percent(name, float(values[place]))} (step {steps[place]})"
+
+
+def changes_note(run: Run) -> str:
+    """What ``--extend`` changed on the way."""
+    parts = [
+        f"after step {entry['step']}: "
+        + ", ".join(f"{key} {before} → {now}" for key, (before, now) in entry["changes"].items())
+        for entry in workdir_lib.read_history(run.workdir)
+    ]
+    return escape("Changed " + "; ".join(parts)) if parts else ""
 
 
 def gallery_note(run: Run) -> str:

@@ -72,12 +72,15 @@ def hold(
       WorkdirError: not writable, or the processes do not see the same folder.
     """
     path = pathlib.Path(storage.absolute(workdir))
-    lock, problem = None, None
+    lock: Lock | None = None
+    problem: Exception | None = None
     try:
         check_writable(path)
         if jax.process_index() == 0:
             lock = Lock(path, force=break_lock, stopped=stopped)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problem = _unwritable(path, error)
+    except ValueError as error:
         problem = error
     try:
         # All of them learn of it, for one that is alone in a collective would hang there.
@@ -173,9 +176,13 @@ def check_writable(path: pathlib.Path) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise WorkdirError(
-            f"workdir {path} can't be written ({error.strerror or error}); choose another --workdir"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> WorkdirError:
+    return WorkdirError(
+        f"workdir {path} can't be written ({error.strerror or error}); choose another --workdir"
+    )
 
 
 def check_shared(path: pathlib.Path) -> None:

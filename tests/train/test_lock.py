@@ -170,3 +170,11 @@ def test_a_beat_keeps_the_size_of_the_file(tmp_path):
     second = path.read_bytes()
     assert second != first and len(second) == len(first)
     lock.release()
+
+
+def test_who_was_killed_while_removing_a_dead_lock_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_lib, "_GUARD_SECONDS", 0.1)
+    write(tmp_path, Holder.this_process()._replace(pid=2**22 + 1))
+    (tmp_path / f"{FILE_NAME}.taking").write_text("")
+    Lock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
