@@ -304,9 +304,7 @@ def _train(args: argparse.Namespace) -> int:
 
     for key, value in config_lib.flatten(config):
         logging.getLogger("jaxclip").debug("%s = %r", key, value)
-    result = loop.train(
-        config, args.workdir, extend=args.extend, break_lock=args.break_lock
-    )
+    result = loop.train(config, args.workdir, extend=args.extend, break_lock=args.break_lock)
     if result.signal == signal.SIGINT:
         return 128 + signal.SIGINT
     # A checkpoint is written and all is well, but several processes have a launcher, which must

@@ -33,6 +33,9 @@ _OPEN_SECTIONS = ("optim", "loss", "tokenizer")
 # Lists of names, which may be written "a|b", too.
 _SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
 
+# What its owner reads as a string or as a list.
+_EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates")
+
 # Sections that name an algorithm: naming another one drops the options of the default's.
 _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
 
@@ -270,11 +273,14 @@ def _is_within(key: str, sections: Sequence[str]) -> bool:
 
 
 def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:
-    preset = given.get("model", {}).get("preset", defaults()["model"]["preset"])
+    model = given.get("model", {})
+    if not isinstance(model, Mapping):
+        raise ValueError(f"config key 'model' is a section, got {model!r}; set its keys")
+    preset = model.get("preset", defaults()["model"]["preset"])
     for key, value in parsed:
         if key == "model.preset":
             preset = value
-    return preset
+    return _typed("model.preset", "tiny", preset)
 
 
 def _model_defaults(preset: str) -> Config:
@@ -361,8 +367,8 @@ def _typed(key: str, old: Any, value: Any) -> Any:
         return int(value)
     elif isinstance(old, list) and isinstance(value, str) and key in _SPLIT_LISTS:
         return [part.strip() for part in value.split("|") if part.strip()]
-    elif isinstance(old, (str, list)) and isinstance(value, (str, list)):
-        return value  # operations and templates are read by their owner either way
+    elif key in _EITHER_FORM and isinstance(value, (str, list)):
+        return value
     elif isinstance(value, type(old)):
         return value
     raise ValueError(

@@ -135,7 +135,9 @@ def _check_type(key: str, value: Any) -> None:
         fits = isinstance(value, list) and all(_is_a(kind, element) for element in value)
         if not fits or count not in (None, len(value)):
             many = "" if count is None else f"{count} "
-            raise ValueError(f"config key {key!r} wants a list of {many}{kind.__name__}, got {value!r}")
+            raise ValueError(
+                f"config key {key!r} wants a list of {many}{kind.__name__}, got {value!r}"
+            )
 
 
 def _is_a(kind: type, value: Any) -> bool:

@@ -126,9 +126,7 @@ def check_config(
     else:
         ways = "use another --workdir, or give the configuration it was started with"
         if all(config_lib.is_extendable(key) for key in refused):
-            ways = (
-                "--extend goes on from its newest checkpoint with the new values; or " + ways
-            )
+            ways = "--extend goes on from its newest checkpoint with the new values; or " + ways
     raise WorkdirError(
         f"workdir {path} holds a run of another configuration:\n  "
         + "\n  ".join(config_lib.differences(old, config))

@@ -55,9 +55,7 @@ def test_every_command_takes_a_relative_path(copy, tiny_config_file, capsys):
     config = os.path.relpath(tiny_config_file)
     plan = ["plan", "--config", config, "--no_measure", "--output", "plan", "--cache", "cache"]
     assert cli.main(plan) == 0
-    assert (copy.parent / "plan" / "plan.json").exists() and any(
-        (copy.parent / "cache").iterdir()
-    )
+    assert (copy.parent / "plan" / "plan.json").exists() and any((copy.parent / "cache").iterdir())
 
 
 def test_a_home_folder_is_filled_in(copy, monkeypatch, capsys):
@@ -265,9 +263,7 @@ def test_extended_is_what_one_long_run_is_and_the_change_is_noted(
 def test_an_extension_that_the_state_does_not_fit_changes_nothing(copy, tiny_config):
     before = (copy / "config.json").read_bytes()
     with pytest.raises(ValueError, match="belongs to another model or optimizer"):
-        loop.train(
-            tiny_config("optim.name=lion", "total_steps=22"), copy, extend=True
-        )
+        loop.train(tiny_config("optim.name=lion", "total_steps=22"), copy, extend=True)
     assert (copy / "config.json").read_bytes() == before
     assert len(list((copy / "checkpoints").glob("step_*"))) == 2
 
