@@ -58,6 +58,15 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``("a.b", value)`` for every leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _siblings(file: pathlib.Path) -> list[str]:
     return [p.name for p in file.parent.glob("*.py")] if file.parent.is_dir() else []
 

@@ -158,8 +158,8 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         from jaxclip.data import webdataset
 
         return webdataset.open_pattern(text[len(_WEBDATASET) :])
-    if text in _BUILT_IN:
-        return open_directory(_BUILT_IN[text](), name=text)
+    if text in BUILT_IN:
+        return open_directory(BUILT_IN[text](), name=text)
     return open_directory(text)
 
 
@@ -169,7 +169,7 @@ def _emoji_directory() -> pathlib.Path:
     return emoji.directory()
 
 
-_BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": _emoji_directory}
+BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": _emoji_directory}
 
 
 def open_directory(directory: str | os.PathLike[str], name: str | None = None) -> DataSet:
@@ -323,11 +323,11 @@ def _load_json(directory: pathlib.Path, file: str, name: str) -> dict[str, Any]:
     if not directory.is_dir():
         parent = directory.parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        near = difflib.get_close_matches(directory.name, [*siblings, *_BUILT_IN], n=1)
+        near = difflib.get_close_matches(directory.name, [*siblings, *BUILT_IN], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise FileNotFoundError(
             f"data set {name!r}: no such directory, and the built-in data sets are "
-            f"{', '.join(_BUILT_IN)}{hint}"
+            f"{', '.join(BUILT_IN)}{hint}"
         )
     path = directory / file
     if not path.is_file():

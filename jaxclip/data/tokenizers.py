@@ -28,7 +28,7 @@ import numpy as np
 
 PAD_ID = 0
 _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
-_HINT = "install the training extra: pip install 'jaxclip[train]'"
+_HINT = "install the training extra, in a clone of jaxclip: pip install '.[train]'"
 
 
 class Tokenizer(abc.ABC):

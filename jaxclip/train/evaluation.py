@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
 
 import jax
+from etils import epath
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.evaluate import runner
-from jaxclip.train import loop, setup
+from jaxclip.train import agreement, checks, loop
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+
+logger = logging.getLogger("jaxclip")
 
 
 def evaluate_workdir(
@@ -31,9 +36,9 @@ def evaluate_workdir(
     Raises:
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(storage.absolute(workdir))
     config = config_lib.resolve(workdir_lib.read_config(folder), overrides)
-    experiment = setup.build(config)
+    experiment = checks.build(config)
     tokenizer = loop.load_tokenizer(config)
     # What is evaluated: the averaged parameters where the run keeps them. Nothing else is read.
     name = "params" if experiment.abstract_state.ema_params is None else "ema_params"
@@ -50,6 +55,9 @@ def evaluate_workdir(
     if restored is None:
         raise workdir_lib.WorkdirError(f"{folder / 'checkpoints'} holds no usable checkpoint")
     restored_step = int(restored.state["step"])
+    problem = storage.probe(epath.Path(folder)) if jax.process_index() == 0 else ""
+    if problem:
+        logger.warning("%s; the results are printed, but not kept", problem)
     metrics = runner.evaluate(
         experiment.encode_image,
         experiment.encode_text,
@@ -57,7 +65,7 @@ def evaluate_workdir(
         config,
         tokenizer=tokenizer,
         mesh=experiment.mesh,
-        workdir=folder,
+        workdir=None if not agreement.all_agree(not problem) else folder,
         step=restored_step,
         weights="model" if name == "params" else "ema",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
 import pathlib
 import time
@@ -25,6 +24,7 @@ FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 _RESERVED = ("step", "time")
 _NUMBERS = itertools.count()
+_FLUSH_SECONDS = 15.0
 
 # ``{name: (steps int64[N], values float64[N])}``, steps ascending.
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -71,26 +71,19 @@ class MetricWriter:
             _repair(self.path, resume_step)
             self._file = self.path.open("a", encoding="utf-8")
             if tensorboard:
-                from tensorboardX import SummaryWriter
-
-                # It warns of every NaN; a curve that ends in NaN speaks for itself.
-                logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-                self._events = SummaryWriter(
-                    logdir=str(self.path.parent / TENSORBOARD_FOLDER),
-                    # TensorBoard hides what an earlier process wrote from this step on.
-                    purge_step=None if resume_step is None else resume_step + 1,
-                    flush_secs=15,
-                    # Names hold the second and the host: two writers of one second shall not clash.
-                    filename_suffix=f".{os.getpid()}.{next(_NUMBERS):04d}",
-                )
+                self._events = _Events(self.path.parent / TENSORBOARD_FOLDER, resume_step)
         except OSError as error:
             raise self._explain(error) from error
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, _kind: Any, error: Any, _trace: Any) -> None:
+        try:
+            self.close()
+        except MetricsError:
+            if error is None:  # never hide the first error behind this one
+                raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step.
@@ -114,31 +107,84 @@ class MetricWriter:
             # One write of a whole line: a kill tears at most the last one.
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
+            if self._events is not None:
+                self._events.write(int(step), now, numbers)
         except OSError as error:
             raise self._explain(error) from error
-        if self._events is not None:
-            for name, number in numbers.items():
-                self._events.add_scalar(name, number, global_step=int(step), walltime=now)
 
     def flush(self) -> None:
-        """Put everything on disk."""
-        if self._file is not None:
-            self._file.flush()
-        if self._events is not None:
-            self._events.flush()
+        """Put everything on disk.
+
+        Raises:
+          MetricsError: the disk is full or gone.
+        """
+        try:
+            if self._file is not None:
+                self._file.flush()
+            if self._events is not None:
+                self._events.flush()
+        except OSError as error:
+            raise self._explain(error) from error
 
     def close(self) -> None:
-        """Flush and close; further writes do nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        """Flush and close; further writes do nothing.
+
+        Raises:
+          MetricsError: the disk is full or gone.
+        """
+        files, self._file, self._events = (self._file, self._events), None, None
+        problem = None
+        for file in files:
+            try:
+                if file is not None:
+                    file.close()
+            except OSError as error:
+                problem = error
+        if problem is not None:
+            raise self._explain(problem) from problem
 
     def _explain(self, error: OSError) -> MetricsError:
         folder = epath.Path(self.path.parent)
         return MetricsError(f"{self.path} can't be written: {storage.reason(error, folder)}")
+
+
+class _Events:
+    """Events for TensorBoard, written by the caller's own thread.
+
+    The thread of ``tensorboardX.SummaryWriter`` dies on a full disk, and its queue then blocks the
+    run for good; here the error is the caller's.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int | None):
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        # Names hold the second and the host: two writers of one second shall not clash.
+        suffix = f".{os.getpid()}.{next(_NUMBERS):04d}"
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"), suffix)
+        self._flushed = time.monotonic()
+        if resume_step is not None:
+            # TensorBoard hides what an earlier process wrote from this step on.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            event = event_pb2.Event(step=resume_step + 1, wall_time=time.time(), session_log=start)
+            self._writer.write_event(event)
+            self.flush()
+
+    def write(self, step: int, now: float, numbers: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=x) for name, x in numbers.items()]
+        summary = self._summary(value=values)
+        self._writer.write_event(self._event(step=step, wall_time=now, summary=summary))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
