@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from jaxclip.data.ahead import Closed, interpreter_ends
 from jaxclip.data.decode import decode
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
@@ -97,12 +98,14 @@ class RecordLoader:
     ):
         self._source = source
         self._chain = chain
+        self.image_size = chain.image_size
         self._shape = (chain.image_size, chain.image_size, 3)
         self._cache = _Cache(len(source), self._shape, int(cache_decoded_mb * 2**20))
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
         self._num_threads = num_threads or num_cpus()
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
         self.stats = RecordStats(what)
 
     def load(self, index: int) -> Loaded | BadRecord:
@@ -157,6 +160,8 @@ class RecordLoader:
         records: list[Record | None] = [None] * len(indices)
 
         def fill(rows: range) -> None:
+            if self._closed or interpreter_ends():
+                raise Closed("reading was given up")
             loaded = [(row, self._usable(int(indices[row]), row, replacement)) for row in rows]
             good = [(row, each) for row, each in loaded if each is not None]
             if not good:
@@ -204,7 +209,8 @@ class RecordLoader:
         return self._pool
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads; a batch that is being made is given up."""
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data import image_ops, loader, order, sources
+from jaxclip.data.ahead import Ahead
 from jaxclip.data.record import Record
 
 _LOG = logging.getLogger(__name__)
@@ -80,17 +81,28 @@ def rows_per_process(size: int, process_index: int, process_count: int, name: st
 
 
 class TrainIterator(Iterator[Batch]):
-    """Batches of consecutive steps, without an end; made by :func:`train_iterator`."""
+    """Batches of consecutive steps, without an end; made by :func:`train_iterator`.
 
-    def __init__(self, dataset: Any, record_loader: loader.RecordLoader):
+    A program that ends with it open ends all the same.
+    """
+
+    def __init__(self, dataset: Any, ahead: Ahead, record_loader: loader.RecordLoader):
         self._iterator = dataset.as_numpy_iterator()
+        self._ahead = ahead
         self._loader = record_loader
 
     def __iter__(self) -> TrainIterator:
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            raise
+        except Exception:
+            if self._ahead.error is not None:  # not TensorFlow's account of it
+                raise self._ahead.error from None
+            raise
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Bad records met so far (also by steps made ahead).
@@ -103,6 +115,7 @@ class TrainIterator(Iterator[Batch]):
     def close(self) -> None:
         """Stop reading ahead."""
         self._iterator = iter(())
+        self._ahead.close()
         self._loader.close()
 
 
@@ -166,7 +179,10 @@ def train_iterator(
         global_batch_size=global_batch_size,
         tokenizer=tokenizer,
     )
-    return TrainIterator(_dataset(maker, config, start_step), record_loader)
+    # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
+    # within a batch do the rest; more batches at once would only take more memory.
+    ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
+    return TrainIterator(_dataset(maker, ahead, start_step), ahead, record_loader)
 
 
 @dataclasses.dataclass
@@ -203,33 +219,33 @@ def _draw(record: Record | None, u: float) -> str:
     return record.texts[min(int(u * len(record.texts)), len(record.texts) - 1)]
 
 
-def _dataset(maker: _BatchMaker, config: Mapping[str, Any], start_step: int) -> Any:
-    """The tf.data graph: step numbers -> batches, made ahead and handed out in order.
+def _dataset(maker: _BatchMaker, ahead: Ahead, start_step: int) -> Any:
+    """The tf.data graph: step numbers -> batches.
 
-    Decoding and image ops run in threads of :class:`loader.RecordLoader`, not as TensorFlow ops:
-    these were two to five times slower on small images, cannot replace a record that does not
-    decode, and differ in the last bits with the size of the batch.
+    Batches are made by threads of :class:`Ahead` and :class:`loader.RecordLoader`, not as TensorFlow
+    ops: these were two to five times slower on small images, cannot replace a record that does not
+    decode, and differ in the last bits with the size of the batch. tf.data starts no thread that
+    calls Python, see :mod:`jaxclip.data.ahead`.
     """
     from jaxclip.data._tfds import tensorflow
 
     tf = tensorflow()
     length = maker.tokenizer([""]).shape[1]
-    size = config["image_size"]
+    size = maker.loader.image_size
 
-    def make(step: Any) -> Batch:
-        image, text = tf.numpy_function(maker, [step], (tf.uint8, tf.int32), stateful=False)
+    def take(step: Any) -> Batch:
+        image, text = tf.numpy_function(
+            lambda step: ahead.take(int(step)), [step], (tf.uint8, tf.int32), stateful=False
+        )
         image.set_shape((maker.rows, size, size, 3))
         text.set_shape((maker.rows, length))
         return {"image": image, "text": text}
 
-    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
-    # within a batch do the rest; more batches at once would only take more memory.
-    dataset = dataset.map(make, num_parallel_calls=2, deterministic=True)
     options = tf.data.Options()
     options.deterministic = True
     options.autotune.enabled = False
-    return dataset.prefetch(max(1, config["prefetch"])).with_options(options)
+    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    return dataset.map(take).with_options(options)
 
 
 def eval_batches(
