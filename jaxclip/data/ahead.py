@@ -1,10 +1,10 @@
 """Values of consecutive steps, made ahead by threads and handed out in order.
 
-The threads belong to Python and not to TensorFlow. A tf.data pipeline that calls Python from threads
-of its own (``map`` with parallel calls, ``prefetch``) can't be destroyed safely: its destructor waits
-for these threads while it holds the interpreter's lock, and they wait for that lock. A script that
-ended with such a pipeline open never ended. Threads of an executor are told to stop when the
-interpreter ends, before anything is torn down.
+The threads belong to Python and not to TensorFlow. A tf.data pipeline that calls Python from
+threads of its own (``map`` with parallel calls, ``prefetch``) can't be destroyed safely: its
+destructor waits for these threads while it holds the interpreter's lock, and they wait for that
+lock. A script that ended with such a pipeline open never ended. Threads of an executor are told to
+stop when the interpreter ends, before anything is torn down.
 """
 
 from __future__ import annotations

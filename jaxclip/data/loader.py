@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from jaxclip.data.ahead import Closed, interpreter_ends
+from jaxclip.data.dataset import RecordSource
 from jaxclip.data.decode import decode
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
-from jaxclip.data.sources import RecordSource
 
 _LOG = logging.getLogger(__name__)
 

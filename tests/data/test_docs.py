@@ -15,7 +15,7 @@ def test_every_op_with_its_defaults():
     written = dict(re.findall(r"^\| `(\w+)\(([^`]*)\)` \|", TEXT, re.MULTILINE))
     assert sorted(written) == image_ops.names()
     for name, options in written.items():
-        factory = image_ops._REGISTRY[name].factory
+        factory = image_ops.get(name).factory
         parameters = inspect.signature(factory).parameters.values()
         expected = ", ".join(
             f"{p.name}={round(p.default, 3) if isinstance(p.default, float) else p.default!r}"
