@@ -147,7 +147,7 @@ def _checked(
 
 
 def _typed(what: str, parameter: inspect.Parameter, value: Any) -> Any:
-    kind = str(parameter.annotation)
+    kind = inspect.formatannotation(parameter.annotation).strip("'")
     if value is None and "None" in kind:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
