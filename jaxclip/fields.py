@@ -66,7 +66,8 @@ class Captions(Field):
       count: how many. A record with fewer repeats some.
       policy: which: ``"random"`` (uniform, each draw independent), ``"distinct"`` (without
         repetition as long as there are enough), ``"first"``, ``"shortest"``, ``"longest"``.
-      source: only captions with this tag (a source or a language); empty for any.
+      source: only captions with this tag (a source or a language: the record's ``caption_tags``, or
+        a language of the data set); empty for any.
       ops: chain of text ops; empty for none.
       min_words: captions with fewer words are passed over where the record has a longer one.
       length: tokens L; 0 for ``tokenizer.context_length``.
@@ -88,8 +89,9 @@ class Captions(Field):
 class Negatives(Field):
     """Hard negative captions of the record as token ids: int32[B, count, L].
 
-    They are the record's own where it has some (``hard_negatives``), else made of the caption of
-    ``text`` by ``ops``.
+    They are the record's own as far as it has some (``hard_negatives``), the others made of the
+    caption of ``text`` by ``ops``. Where there is none (``ops`` change nothing) the row is padding
+    only: a negative is valid where any id is not 0.
 
     Attributes:
       count: how many.

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 
 from jaxclip.data import sources
+from jaxclip.data.dataset import DataSet
 
 _SAMPLE = 200
 
@@ -33,7 +34,7 @@ def describe(name: str | os.PathLike[str]) -> str:
     return "\n".join(lines)
 
 
-def _sampled(data_set: sources.DataSet, split: str, size: int) -> str:
+def _sampled(data_set: DataSet, split: str, size: int) -> str:
     if not size:
         return ""
     records = data_set.source(split).read(list(range(min(size, _SAMPLE))))

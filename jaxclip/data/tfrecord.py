@@ -7,6 +7,7 @@ headers makes one: an offset and a size for each record.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import mmap
@@ -166,7 +167,9 @@ def save_sidecar(
             np.savez(file, allow_pickle=False, stamp=stamp, **arrays)
         os.replace(temporary, sidecar)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        # On a read-only file system even removing what is not there is an error.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class FileCache:

@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.record import BadRecord, Record, decode_texts
-from jaxclip.data.sources import DataSet, RecordSource
 from jaxclip.data.tfrecord import FileCache, load_sidecar, save_sidecar
 
 _LOG = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """WebDataset tars read in place."""
 
+import errno
 import io
 import json
 import string
@@ -10,7 +11,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxclip.data import pipeline, sources, webdataset
+from jaxclip.data import pipeline, sources, tfrecord, webdataset
 from jaxclip.data.record import BadRecord, Record
 
 
@@ -95,6 +96,21 @@ def test_index_is_kept_and_renewed(tars, toys, monkeypatch):
     monkeypatch.setattr(webdataset, "_scan", scan)
     toys.make_tar(tars / "01.tar", samples(toys, 1, 2))
     assert sources.open(f"webdataset:{tars}/*.tar").splits == {"train": 10}
+
+
+def test_a_folder_that_cannot_be_written_to(tars, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def read_only(path, mode="r", *args, **options):
+        return (open if mode.startswith("r") else refuse)(path, mode, *args, **options)
+
+    # A read-only mount refuses to remove even what is not there.
+    monkeypatch.setattr(tfrecord, "open", read_only, raising=False)
+    monkeypatch.setattr(tfrecord.pathlib.Path, "unlink", refuse)
+    data_set = sources.open(f"webdataset:{tars}/*.tar")
+    assert data_set.splits == {"train": 12} and isinstance(data_set.source("train")[11], Record)
+    assert not list(tars.glob(".*"))
 
 
 @pytest.mark.parametrize("noted", ["sizes", "stats"])
