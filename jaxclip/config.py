@@ -106,6 +106,7 @@ def defaults() -> Config:
             "retrieval": [],  # splits
             "templates": ["{}"],
             "gallery_split": "",
+            "tasks": [],  # dicts: name, data, split, …; see docs/evaluation.md
         },
         "log_every_steps": 20,
         # Several processes: a silent one counts as dead, and ends the run, after the heartbeat.

@@ -213,10 +213,9 @@ class _Run:
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Evaluate the averaged parameters if there are any, else the current ones."""
-        from jaxclip.evaluate import runner
+        from jaxclip.evaluate import runner, tasks
 
-        options = self.config["evaluate"]
-        if not (options["zero_shot"] or options["retrieval"] or options["gallery_split"]):
+        if not tasks.from_config(self.config):
             return
         with self.progress.paused("evaluating"):
             params = state.params if state.ema_params is None else state.ema_params
