@@ -14,6 +14,9 @@ from jaxclip.registry import hint
 # A set's name, a file, a template, several, or {class name: its prompts, complete}.
 Templates = str | Sequence[str] | Mapping[str, Sequence[str]]
 
+# Where the name goes; the second as in the files of CLIP_benchmark.
+_PLACES = ("{}", "{c}")
+
 # Radford et al. (2021) found these seven, of eighty, to carry most of the gain on ImageNet.
 _CLIP_7 = (
     "itap of a {}.",
@@ -64,18 +67,20 @@ def resolve(templates: Templates) -> tuple[str, ...] | dict[str, tuple[str, ...]
     if isinstance(given, str):
         if given in TEMPLATES:
             return TEMPLATES[given]
-        given = [given] if _place(given) else read_file(given, f"templates={given!r}", [*TEMPLATES])
+        is_template = any(place in given for place in _PLACES)
+        where = f"templates={given!r}"
+        given = [given] if is_template else read_file(given, where, [*TEMPLATES])
     if not given:
         raise ValueError("templates is empty; use ['{}'] for the bare class name")
     if isinstance(given, Mapping):
         return {str(name): _prompts(str(name), prompts) for name, prompts in given.items()}
     result = []
     for template in given:
-        if not isinstance(template, str) or template.count(_place(template) or "{}") != 1:
+        if not isinstance(template, str) or sum(map(template.count, _PLACES)) != 1:
             raise ValueError(
                 f"templates has {template!r}; put exactly one {{}} where the name goes"
             )
-        result.append(template.replace(_place(template), "{}"))
+        result.append(template.replace("{c}", "{}"))
     return tuple(result)
 
 
@@ -115,11 +120,6 @@ def prompts(
                 f"templates has no prompts of class {name!r}{hint(name, templates, cutoff=0.0)}"
             )
     return [list(templates[name]) for name in class_names]
-
-
-def _place(template: str) -> str:
-    """Where the name goes: ``{}``, or ``{c}`` as CLIP_benchmark's files have it; else empty."""
-    return next((place for place in ("{}", "{c}") if place in template), "")
 
 
 def _prompts(name: str, given: Any) -> tuple[str, ...]:
