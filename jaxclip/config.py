@@ -37,6 +37,7 @@ RUNTIME_KEYS = (
     "checkpoint",
     "evaluate",
     "log_every_steps",
+    "writers",
     "distributed",
     "compilation_cache_dir",
     "profile",
@@ -109,6 +110,8 @@ def defaults() -> Config:
             "tasks": [],  # dicts: name, data, split, …; see docs/evaluation.md
         },
         "log_every_steps": 20,
+        # Names, or dicts with a name and options: jsonl (always on), tensorboard, wandb, mlflow.
+        "writers": ["jsonl", "tensorboard"],
         # Several processes: a silent one counts as dead, and ends the run, after the heartbeat.
         "distributed": {
             "heartbeat_timeout_seconds": 60,

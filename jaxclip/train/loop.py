@@ -14,7 +14,7 @@ import jax
 
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import agreement, environment, names, setup
+from jaxclip.train import agreement, environment, names, setup, writers
 from jaxclip.train import report as report_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -70,6 +70,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
     experiment = setup.build(config)
     tokenizer = load_tokenizer(config)
     check_data(config)
+    writers.from_config(config["writers"])
     workdir = workdir_lib.prepare(config, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -84,7 +85,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
         describe(experiment, workdir, start)
         parameters = setup.parameter_count(experiment.abstract_state.params)
         environment.write(workdir, parameters=parameters)
-        with MetricWriter(workdir, resume_step=start) as writer:
+        with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
             run = _Run(experiment, tokenizer, checkpointer, writer, stop, workdir)
             if evaluation:
                 run.evaluation, run.last_evaluated = evaluation, start
