@@ -216,6 +216,14 @@ def _add_eval(commands: Any) -> None:
     parser = _command(commands, "eval", _eval, "evaluate a checkpoint of a workdir")
     parser.add_argument("--workdir", required=True, help="workdir of a run")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="'NAME key=value …'",
+        help="evaluate this in place of what the run's configuration asks for, such as "
+        "'zero_shot data=DIR split=test templates=imagenet_80'; may be given several times",
+    )
     parser.epilog = _OVERRIDES
     _add_distributed(parser)
     parser.set_defaults(takes_overrides=True)
@@ -345,7 +353,12 @@ def _eval(args: argparse.Namespace) -> int:
 
     config = config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
     _join_others(args, config)
-    evaluation.evaluate_workdir(args.workdir, step=args.step, overrides=args.overrides)
+    evaluation.evaluate_workdir(
+        args.workdir,
+        step=args.step,
+        overrides=args.overrides,
+        tasks=[evaluation.parse_task(text) for text in args.task],
+    )
     return 0
 
 

@@ -47,6 +47,7 @@ RUNTIME_KEYS = (
     "checkpoint",
     "evaluate",
     "log_every_steps",
+    "writers",
     "distributed",
     "compilation_cache_dir",
     "profile",
@@ -135,10 +136,13 @@ def defaults() -> Config:
             "retrieval": [],  # splits
             "templates": ["{}"],
             "gallery_split": "",
+            "tasks": [],  # dicts: name, data, split, …; see docs/evaluation.md
         },
         "log_every_steps": 20,
         # A trace of these steps for TensorBoard's profiler, in workdir/profile; 0 steps = none.
         "profile": {"start_step": 10, "num_steps": 0},
+        # Names, or dicts with a name and options: jsonl (always on), tensorboard, wandb, mlflow.
+        "writers": ["jsonl", "tensorboard"],
         # Several processes: a silent one counts as dead, and ends the run, after the heartbeat.
         "distributed": {
             "heartbeat_timeout_seconds": 60,
@@ -383,9 +387,7 @@ def _typed(key: str, old: Any, value: Any) -> Any:
         return int(value)
     elif isinstance(old, list) and isinstance(value, str) and key in _SPLIT_LISTS:
         return [part.strip() for part in value.split("|") if part.strip()]
-    elif key in _EITHER_FORM and isinstance(value, (str, list)):
-        return value
-    elif isinstance(value, type(old)):
+    elif (key in _EITHER_FORM and isinstance(value, (str, list))) or isinstance(value, type(old)):
         return value
     raise ValueError(
         f"config key {key!r} wants {type(old).__name__} (as {old!r}), got "

@@ -193,6 +193,12 @@ def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
         assert cli.main(["eval", "--workdir", str(workdir), "--step", "10", few]) == 0
         out = capsys.readouterr().out
         assert "checkpoint of step 10" in out and "retrieval" not in out
+        task = "zero_shot split=train label=seen templates=photo"
+        assert cli.main(["eval", "--workdir", str(workdir), "--task", task]) == 0
+        out = capsys.readouterr().out
+        assert "seen/zero_shot/top1" in out and "test/" not in out
+        assert cli.main(["eval", "--workdir", str(workdir), "--task", "zero_sot split=test"]) == 2
+        assert "did you mean 'zero_shot'?" in capsys.readouterr().err
         assert cli.main(["eval", "--workdir", str(workdir), "--step", "13"]) == 1
         assert "no usable checkpoint of step 13" in capsys.readouterr().err
     (workdir / "report.html").unlink()

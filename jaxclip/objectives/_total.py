@@ -72,6 +72,10 @@ class Total:
         wanted = field_lib.union((f"objective {t.name!r}", t.objective.fields) for t in self.terms)
         return dict(sorted({**field_lib.PAIR, **wanted}.items()))
 
+    def owners(self) -> dict[str, str]:
+        """Who wants which key of the batch, for errors."""
+        return {key: f"objective {t.name!r}" for t in self.terms for key in t.objective.fields}
+
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> dict[str, Params]:
         """Own parameters of the terms that have any, by name."""
         every = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -13,15 +15,40 @@ from etils import epath
 from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.evaluate import runner
+from jaxclip.evaluate import tasks as tasks_lib
 from jaxclip.train import agreement, checks, loop
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 
 logger = logging.getLogger("jaxclip")
 
+# What stands for tasks beside `evaluate.tasks`.
+_SPLIT_KEYS = ("zero_shot", "retrieval", "gallery_split")
+
+
+def parse_task(text: str) -> dict[str, Any]:
+    """A task of a command line: ``"zero_shot data=/x split=test templates=imagenet_80"``.
+
+    Values are Python literals, anything else is taken as a string; what has spaces is quoted.
+
+    Raises:
+      ValueError: not of this form.
+    """
+    try:
+        name, *options = shlex.split(text)
+        return {"name": name, **dict(config_lib.parse_override(option) for option in options)}
+    except ValueError as error:
+        raise ValueError(
+            f"--task {text!r} is not of the form 'zero_shot data=DIR split=test': {error}"
+        ) from error
+
 
 def evaluate_workdir(
-    workdir: str | os.PathLike[str], *, step: int | None = None, overrides: Sequence[str] = ()
+    workdir: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    tasks: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, float]:
     """Restore a checkpoint, evaluate it, print and return the results.
 
@@ -29,15 +56,25 @@ def evaluate_workdir(
       workdir: folder of a run.
       step: the checkpoint's step, or None for the newest usable one.
       overrides: ``"evaluate.zero_shot=['test_style']"`` and the like.
+      tasks: evaluate these in place of what the run's configuration asks for; dicts as of
+        ``evaluate.tasks``.
 
     Returns:
       Metrics by ``split/task/name``.
 
     Raises:
+      ValueError: as :func:`jaxclip.evaluate.runner.check`, before anything is compiled.
+      FileNotFoundError: likewise.
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
     folder = pathlib.Path(storage.absolute(workdir))
     config = config_lib.resolve(workdir_lib.read_config(folder), overrides)
+    if tasks:
+        config["evaluate"] |= {"tasks": list(tasks), **{key: [] for key in _SPLIT_KEYS}}
+    # No checkpoint is chosen here: the best of a run goes by what the run itself evaluates.
+    runner.check({**config, "checkpoint": {**config["checkpoint"], "best_metric": ""}})
+    if not tasks_lib.from_config(config):
+        raise ValueError("there is nothing to evaluate; name a --task, or set evaluate.zero_shot")
     experiment = checks.build(config)
     tokenizer = loop.load_tokenizer(config)
     # What is evaluated: the averaged parameters where the run keeps them. Nothing else is read.

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import agreement, checks, environment, names, setup
+from jaxclip.train import agreement, checks, environment, names, setup, writers
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
@@ -83,7 +84,8 @@ def train(
     # Whatever is wrong shall be found before anything is written.
     experiment = checks.build(config)
     tokenizer = load_tokenizer(config)
-    check_data(config)
+    check_data(config, experiment.batch_spec, experiment.total.owners())
+    writers.from_config(config["writers"])
     checks.trace(experiment)
     with (
         StopSignals() as stop,
@@ -127,7 +129,7 @@ def _train(
         checks.warn_of_frozen_scale(config, state.params)
         parameters = setup.parameter_count(experiment.abstract_state.params)
         environment.write(workdir, parameters=parameters)
-        with MetricWriter(workdir, resume_step=start) as writer:
+        with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
             run = _Run(experiment, tokenizer, checkpointer, writer, stop, held)
             run.changes = changes
             if evaluation:
@@ -228,6 +230,7 @@ class _Run:
             start_step=start,
             process_index=share,
             process_count=count,
+            spec=self.experiment.batch_spec,
         )
 
     def flush(self, unusable: Mapping[str, int]) -> None:
@@ -286,10 +289,9 @@ class _Run:
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Evaluate the averaged parameters if there are any, else the current ones."""
-        from jaxclip.evaluate import runner
+        from jaxclip.evaluate import runner, tasks
 
-        options = self.config["evaluate"]
-        if not (options["zero_shot"] or options["retrieval"] or options["gallery_split"]):
+        if not tasks.from_config(self.config):
             return
         with self.progress.paused("evaluating"):
             params = state.params if state.ema_params is None else state.ema_params
@@ -362,13 +364,22 @@ def load_tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def check_data(config: Config) -> None:
+def check_data(
+    config: Config,
+    spec: field_lib.BatchSpec = field_lib.PAIR,
+    owners: Mapping[str, str] | None = None,
+) -> None:
     """Refuse what training or evaluation would trip over, before anything is compiled.
+
+    Args:
+      config: resolved configuration.
+      spec: what a batch holds.
+      owners: who wants which key of it, for errors.
 
     Raises:
       FileNotFoundError: the data set does not exist.
-      ValueError: a missing or empty split, an unknown image op or language, or as
-        :func:`jaxclip.evaluate.runner.check`.
+      ValueError: a missing or empty split, an unknown image op or language, a field that the data
+        set can't have, or as :func:`jaxclip.evaluate.runner.check`.
     """
     from jaxclip.data import image_ops, pipeline, sources
     from jaxclip.evaluate import runner
@@ -379,6 +390,7 @@ def check_data(config: Config) -> None:
     data_set = sources.open(data["name"])
     data_set.source(data["train_split"])
     data_set.texts_of(data["languages"])
+    pipeline.check_spec(config["data"], spec, owners=owners)
     runner.check(config)
 
 

@@ -144,10 +144,11 @@ def heading(run: Run) -> str:
 def tiles(run: Run, found: dict[str, spikes.Spikes]) -> str:
     """The few numbers one looks for first."""
     reached = [
-        (names.percent(name, float(value)), f"{names.short(last)}, {split.replace('_', ' ')}")
+        (names.percent(name, float(value)), f"{names.short(last)}, {data.replace('_', ' ')}")
         for result in run.results.values()
         for name, value in result["metrics"].items()
-        for split, _, last in [name.split("/")]
+        for head, _, last in [name.rpartition("/")]
+        for data in [head.rpartition("/")[0].replace("/", " ") or head]
         if last in ("top1", "image_to_text_r5", "text_to_image_r5")
     ]
     shown: list[tuple[str, str]] = []

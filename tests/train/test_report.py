@@ -58,13 +58,13 @@ def make(tmp_path):
     def build(loss=(), grad_norm=(), results=None, gallery=None, overrides=(), **curves):
         config = config_lib.resolve({"total_steps": 400}, overrides)
         config_lib.save(config, tmp_path / workdir.CONFIG_FILE)
-        with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+        with metrics.MetricWriter(tmp_path, writers=["jsonl"]) as writer:
             for step, value in enumerate(loss, start=1):
                 norm = {"grad_norm": grad_norm[step - 1]} if len(grad_norm) else {}
                 more = {name: values[step - 1] for name, values in curves.items()}
                 writer.write(step, {"loss": value, **norm, **more})
         for step, values in results or ():
-            with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+            with metrics.MetricWriter(tmp_path, writers=["jsonl"]) as writer:
                 writer.write(step, {f"eval/{k}": v for k, v in values.items()})
             runner.write_results(tmp_path, values, step=step, weights="ema")
         if gallery is not None:
