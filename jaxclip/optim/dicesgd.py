@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _per_example
+from jaxclip.optim import _base, _moments, _per_example
 
 
 class DicesgdState(NamedTuple):
@@ -107,8 +107,8 @@ def dicesgd(
     def update_fn(
         updates: Any, state: DicesgdState, params: Any = None
     ) -> tuple[Any, DicesgdState]:
-        del params
         leaves, treedef = _base.flatten(updates)
+        dtypes = _moments.update_dtypes(params, leaves)
         errors = treedef.flatten_up_to(state.error)
         dtype = state.norm.dtype
 
@@ -126,12 +126,12 @@ def dicesgd(
         scale = value(noise_multiplier) * bound / _per_example.number_of_examples(leaves)
         noises = _per_example.normal_like(leaves, seed, state.count)
         out, new_errors = [], []
-        for leaf, error, noise in zip(leaves, errors, noises, strict=True):
+        for leaf, error, noise, out_dtype in zip(leaves, errors, noises, dtypes, strict=True):
             fed_back = jnp.where(finite, error * error_factor, 0)
             direction = _per_example.weighted_mean(leaf, factors, finite) + fed_back
             held_back = _per_example.weighted_mean(leaf, 1 - factors, finite) - fed_back
             step = -value(learning_rate) * (direction + scale * noise)
-            out.append(jnp.where(finite, step, 0).astype(leaf.dtype))
+            out.append(_moments.finish(finite, step, out_dtype))
             new_errors.append((error + held_back).astype(error.dtype))
         new_state = DicesgdState(
             count=optax.safe_increment(state.count),
