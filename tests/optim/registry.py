@@ -194,8 +194,8 @@ CASES: tuple[Case, ...] = (
     Case(
         "track_clipping_quantile",
         {"initial_norm": 1.0},
-        inject={"target": 0.7, "learning_rate": 0.3},
-        static_args=("initial_norm",),
+        inject={"target": 0.7, "adaptation_rate": 0.3},
+        static_args=("initial_norm", "noise_multiplier"),
         per_example=True,
     ),
 )
