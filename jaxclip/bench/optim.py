@@ -89,7 +89,7 @@ PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     ),
     "dicesgd": lambda: optim.dicesgd(LEARNING_RATE, 1.0, 1.0, 1.0, seed=0),
     "track_clipping_quantile": lambda: optax.chain(
-        optim.track_clipping_quantile(noise_multiplier=0.1), optax.sgd(LEARNING_RATE)
+        optim.track_clipping_quantile(noise_multiplier=0.1, seed=0), optax.sgd(LEARNING_RATE)
     ),
 }
 

@@ -20,6 +20,8 @@ from jaxclip.optim.config import from_config
 from jaxclip.optim.dicesgd import dicesgd
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.monitor import monitor
+from jaxclip.optim.skip_nonfinite import skip_nonfinite
+from jaxclip.optim.skip_on_spike import skip_on_spike
 from jaxclip.optim.spam import scale_by_spam, spam
 from jaxclip.optim.stable_adamw import scale_by_stable_adam, stable_adamw
 from jaxclip.optim.stable_spam import scale_by_stable_spam, stable_spam
@@ -41,6 +43,8 @@ __all__ = [
     "scale_by_spam",
     "scale_by_stable_adam",
     "scale_by_stable_spam",
+    "skip_nonfinite",
+    "skip_on_spike",
     "spam",
     "stable_adamw",
     "stable_spam",

@@ -147,10 +147,11 @@ def check_number(
       below: value that it must not reach.
 
     Raises:
-      TypeError: the value is neither number, array nor schedule.
+      TypeError: the value is neither number, array nor schedule, or an array in half precision.
       ValueError: the value is out of range (or NaN).
     """
     if isinstance(value, jax.Array) or callable(value):
+        _check_precision(name, value)
         return
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.number, np.ndarray)
@@ -168,6 +169,22 @@ def check_number(
     if number != number or not all(conditions.values()):
         wanted = " and ".join(text for text in conditions if not text.endswith("None"))
         raise ValueError(f"{name}={value} must be {wanted or 'a number'}")
+
+
+def _check_precision(name: str, value: Any) -> None:
+    """Refuse a hyperparameter in half precision, which makes 1.0 of 0.999.
+
+    Raises:
+      TypeError: the value is an array of a float dtype narrower than float32.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize >= 4:
+        return
+    raise TypeError(
+        f"{name} is an array of dtype {dtype}, too coarse for a hyperparameter (0.999 is 1.0 in "
+        "bfloat16); optax.inject_hyperparams casts to the parameters' dtype unless told otherwise: "
+        "pass hyperparam_dtype=jnp.float32 to it"
+    )
 
 
 def static_integer(name: str, value: Any, low: int) -> int:

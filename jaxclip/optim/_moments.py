@@ -98,9 +98,26 @@ def add(update: jax.Array, decay: jax.Array | None) -> jax.Array:
     return update if decay is None else update + decay
 
 
-def finish(keep: jax.Array, update: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The update in the gradient's dtype, or zero unless ``keep``."""
-    return jnp.where(keep, update, 0).astype(leaf.dtype)
+def update_dtypes(params: Any, leaves: Sequence[jax.Array]) -> list[Any]:
+    """Dtype of each tensor's update: as optax has it, the wider of parameter and gradient.
+
+    A float32 parameter with bfloat16 gradients gets float32 updates, or weight decay and learning
+    rate would be rounded to bfloat16. Without parameters the gradients decide alone.
+
+    Args:
+      params: may be ``None``.
+      leaves: of the updates.
+    """
+    if params is None:
+        return [leaf.dtype for leaf in leaves]
+    tensors, _ = _base.flatten(params, len(leaves))
+    pairs = zip(tensors, leaves, strict=True)
+    return [jnp.promote_types(tensor.dtype, leaf.dtype) for tensor, leaf in pairs]
+
+
+def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
+    """The update in a dtype of :func:`update_dtypes`, or zero unless ``keep``."""
+    return jnp.where(keep, update, 0).astype(dtype)
 
 
 class Step(NamedTuple):

@@ -65,12 +65,31 @@ def clip_factors(norms: jax.Array, bound: jax.Array) -> jax.Array:
     return jnp.where(norms > bound, _base.safe_divide(bound, norms, 1.0), 1.0).astype(norms.dtype)
 
 
+def is_noisy(noise_multiplier: Any) -> bool:
+    """Whether there may be noise: unless the multiplier is the number zero."""
+    return not isinstance(noise_multiplier, (int, float)) or noise_multiplier > 0
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Refuse private noise without a seed: one that everybody knows hides nothing.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if seed is None:
+        raise ValueError(
+            f"{name}.seed is required where there is noise, and must stay unknown to others; give "
+            "one that is drawn: seed=secrets.randbits(31)"
+        )
+
+
 def normal_like(leaves: Sequence[jax.Array], seed: Any, count: jax.Array) -> list[jax.Array]:
     """Standard normal noise for a step, ``leaf.shape[1:]`` each, float32 at least.
 
-    Of the seed and the step alone, so that no random key need be kept in a state.
+    Of the seed (an integer or a key) and the step alone, so that no state holds a random key.
     """
-    key = jax.random.fold_in(jax.random.key(seed), count)
+    is_key = isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    key = jax.random.fold_in(seed if is_key else jax.random.key(seed), count)
     keys = jax.random.split(key, max(1, len(leaves)))
     return [
         jax.random.normal(keys[i], leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))

@@ -140,8 +140,8 @@ def clip_radagrad_d(
     def update_fn(
         updates: Any, state: ClipRadagradDState, params: Any = None
     ) -> tuple[Any, ClipRadagradDState]:
-        del params
         leaves, treedef = _base.flatten(updates)
+        dtypes = _moments.update_dtypes(params, leaves)
         count, dtype = state.count, state.norm.dtype
         bound = jnp.minimum(_base.hyperparameter(clip, count, dtype), _base.LARGEST_SQUARABLE)
         small = _base.hyperparameter(eps, count, dtype)
@@ -166,7 +166,7 @@ def clip_radagrad_d(
                 mu, m = _moments.store(keep, m, mu)
             stored, new = _moments.store(keep, old_weight * old + new_weight * square, totals[i])
             update = _base.safe_divide(m, jnp.sqrt(old if delay else new) + small, 0.0)
-            return _moments.Step(_moments.finish(keep, update, leaf), mu, stored, norms[i])
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored, norms[i])
 
         steps = [step(i) for i in range(len(leaves))]
         accumulator = state.accumulator

@@ -2,8 +2,8 @@
 
 The order in the chain, from the gradient to the update::
 
-    freeze( sam( clip → optimizer (with schedule and masked weight decay) → update_clip
-                 → learning-rate multipliers ) )
+    skip( sam( freeze( clip → optimizer (with schedule and masked weight decay) → update_clip
+                       → learning-rate multipliers ) ) )
 
 Whatever is not understood is an error that names the nearest thing that is.
 """
@@ -27,6 +27,8 @@ from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
 from jaxclip.optim.median_clip import median_clip
+from jaxclip.optim.skip_nonfinite import skip_nonfinite
+from jaxclip.optim.skip_on_spike import skip_on_spike
 from jaxclip.optim.spam import spam
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
@@ -81,6 +83,9 @@ OPTIMIZERS: dict[str, Factory] = {
     "yogi": optax.yogi,
 }
 
+# Wrappers of all the rest, which leave out whole steps.
+SKIPS: dict[str, Factory] = {"nonfinite": skip_nonfinite, "spike": skip_on_spike}
+
 # Rules that measure a tensor against itself make nothing good of a scalar: its gradient passes
 # through zero, so its "norm" says little, and a threshold that has shrunk holds it still.
 _PER_TENSOR = ("adaclip", "adagc", "adagn", "agc", "block_rms", "clip_by_coordinate")
@@ -99,6 +104,7 @@ _SECTIONS = (
     "no_decay",
     "learning_rate_multipliers",
     "sam",
+    "skip",
 )
 # Arguments of optimizers that this module gives.
 _GIVEN = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
@@ -129,6 +135,11 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           multiplies the parameter's update, its weight decay included.
         * ``sam``: ``{"rho": …}`` for sharpness-aware minimisation (``optax.contrib.sam``), which
           needs ``grad_fn`` in ``update`` (the train step gives it) and two gradients a step.
+        * ``skip``: ``"nonfinite"`` (:func:`jaxclip.optim.skip_nonfinite`), or ``"spike"``, or
+          ``{"name": "spike", "sigma_factor": …, "history_size": …}``
+          (:func:`jaxclip.optim.skip_on_spike`, which also looks at the loss if ``update`` gets it
+          as ``value``; the train step gives it). Outermost: a skipped step leaves everything above
+          as it was.
 
         Patterns are regular expressions, searched in paths such as
         ``image/blocks_0/mlp/up/kernel``; one that matches no parameter is an error.
@@ -173,6 +184,7 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
     tx = _frozen(tx, _patterns("optim.freeze", config.get("freeze"), used))
     if config.get("sam"):
         tx = _sharpness_aware(tx, config["sam"])
+    tx = _skipping(tx, config.get("skip"))
     return _checking(tx, used)
 
 
@@ -308,6 +320,16 @@ def _sharpness_aware(
     # The gradient's direction is NaN if the gradient is zero; then there is nowhere to climb.
     ascent = optax.chain(optax.contrib.normalize(), optax.zero_nans(), optax.sgd(rho))
     return optax.contrib.sam(tx, ascent, opaque_mode=True)
+
+
+def _skipping(tx: optax.GradientTransformation, section: Any) -> optax.GradientTransformation:
+    """The transformation, which leaves out the steps that ``skip`` says."""
+    if section is None:
+        return tx
+    name, options = _options.named("optim.skip", section)
+    factory = _options.lookup("optim.skip.name", name, SKIPS)
+    _options.check_known("optim.skip", name, options, factory, hidden=("inner",))
+    return factory(tx, **options)
 
 
 def _checking(

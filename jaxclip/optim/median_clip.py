@@ -92,8 +92,8 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
     def update_fn(
         updates: Any, state: MedianClipState, params: Any = None
     ) -> tuple[Any, MedianClipState]:
-        del params
         leaves, treedef = _base.flatten(updates)
+        dtypes = _moments.update_dtypes(params, leaves)
         medians = treedef.flatten_up_to(state.median)
         dtype = state.norm.dtype
         bound = _base.hyperparameter(tau, state.count, dtype)
@@ -124,8 +124,8 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
         out = [
-            jnp.where(keep, median, 0).astype(leaf.dtype)
-            for leaf, (median, keep) in zip(leaves, moved, strict=True)
+            _moments.finish(keep, median, dtype)
+            for dtype, (median, keep) in zip(dtypes, moved, strict=True)
         ]
         return jax.tree.unflatten(treedef, out), new_state
 

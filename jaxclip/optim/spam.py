@@ -256,6 +256,7 @@ def _spam(
         leaves, treedef = _base.flatten(updates, state.norm.size)
         count, dtype = state.count, state.norm.dtype
         decays = _moments.decay_terms(weight_decay, mask, params, leaves, count, dtype)
+        dtypes = _moments.update_dtypes(params, leaves)
         fresh1, fresh2 = (_base.complement(b, count, dtype) for b in (b1, b2))
         small, theta = (_base.hyperparameter(h, count, dtype) for h in (eps, threshold))
         clock = count + 1 - state.nonfinite_count
@@ -291,7 +292,7 @@ def _spam(
             update = _moments.add(phase.warmup[i] * update, decay)
             if chosen is not None:
                 update = sampling.put(update, chosen, leaf.shape[-1])
-            return _moments.Step(_moments.finish(keep, update, leaf), mu, nu, norm)
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, nu, norm)
 
         moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
         steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]

@@ -180,6 +180,7 @@ def _stable_adam(
         leaves, treedef = _base.flatten(updates, state.norm.size)
         dtype = state.norm.dtype
         decays = _moments.decay_terms(weight_decay, mask, params, leaves, state.count, dtype)
+        dtypes = _moments.update_dtypes(params, leaves)
         clock = state.count + 1 - state.nonfinite_count
         fresh1, fresh2 = (_base.complement(b, state.count, dtype) for b in (b1, b2))
         # 1 - β̂, the weight of the new gradient.
@@ -195,7 +196,7 @@ def _stable_adam(
             nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), weight2[i]), nu)
             update = _moments.add(_moments.direction(m, v, small), decays[i])
             update = update / jnp.maximum(rms, 1.0)
-            return _moments.Step(_moments.finish(keep, update, leaf), mu, nu, rms)
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, nu, rms)
 
         moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
         steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]

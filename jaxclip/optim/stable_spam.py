@@ -251,6 +251,7 @@ def _stable_spam(
         leaves, treedef = _base.flatten(updates, state.norm.size)
         count, dtype = state.count, state.norm.dtype
         decays = _moments.decay_terms(weight_decay, mask, params, leaves, count, dtype)
+        dtypes = _moments.update_dtypes(params, leaves)
         fresh = {key: _base.complement(h, count, dtype) for key, h in decay_rates.items()}
         small = _base.hyperparameter(eps, count, dtype)
         clock = count + 1 - state.nonfinite_count
@@ -283,7 +284,7 @@ def _stable_spam(
             square = jnp.square(gradient)
             nu, v = _moments.store(keep, _moments.average(old_nu, square, fresh["b2"]), nu)
             update = _moments.direction(m / correction1[i], v / correction2[i], small)
-            update = _moments.finish(keep, _moments.add(update, decays[i]), leaf)
+            update = _moments.finish(keep, _moments.add(update, decays[i]), dtypes[i])
             return _moments.Step(update, mu, nu, largest[i])
 
         moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)

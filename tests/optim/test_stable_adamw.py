@@ -138,6 +138,16 @@ def test_moments_have_the_dtypes_asked_for() -> None:
         assert state.mu["a"].dtype == state.nu["a"].dtype == jnp.float64
 
 
+def test_weight_decay_is_not_rounded_to_the_dtype_of_the_gradients() -> None:
+    """optax.adamw: -5e-7 beside a step of 1e-3; 0 in bfloat16, whose neighbours are 8e-6 apart."""
+    params, gradient = jnp.full(2, 0.005), jnp.asarray([1.0, -1.0], jnp.bfloat16)
+    steps = []
+    for weight_decay in (0.1, 0.0):
+        tx = optim.stable_adamw(1e-3, weight_decay=weight_decay)
+        steps.append(tx.update(gradient, tx.init(params), params)[0])
+    np.testing.assert_allclose(steps[0] - steps[1], [-5e-7, -5e-7], rtol=1e-3)
+
+
 def test_a_skipped_tensor_does_not_decay() -> None:
     tx = optim.stable_adamw(1.0, weight_decay=0.5)
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
