@@ -138,7 +138,7 @@ def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:
         # A copy: what was mapped from the file must not change with it.
         return np.array(array, dtype)
     return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.ascontiguousarray(array[index]).astype(dtype)
+        array.shape, sharding, lambda index: np.array(array[index], dtype, order="C")
     )
 
 

@@ -14,6 +14,7 @@ from jaxclip.weights.families._parts import (
     activation,
     count_blocks,
     read_number,
+    square_grid,
 )
 from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, dense, norm
 
@@ -38,10 +39,15 @@ class HFCLIP(Family):
         shapes = checkpoint.shapes
         embed_dim, width = shapes["visual_projection.weight"]
         patches = shapes["vision_model.embeddings.patch_embedding.weight"]
+        tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+        image_size = square_grid(tokens, 1, "vision_model") * patches[2]
+        told = read_number(image, "image_size", image_size)
+        if told // patches[2] * patches[2] != image_size:
+            raise ValueError(f"image_size={told}, but its positions are for {image_size} pixels")
         vocab_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
         return CLIPConfig(
             image=ImageConfig(
-                image_size=read_number(image, "image_size", 224),
+                image_size=image_size,
                 patch_size=patches[2],
                 width=width,
                 **_shape(image, "vision_model", shapes, width),
