@@ -247,6 +247,21 @@ class Tower(abc.ABC):
             out: Any = self.projection.apply({"params": params["projection"]}, x.astype(self.dtype))
         return out
 
+    def pool_tokens(self, params: Params, x: jax.Array) -> jax.Array:
+        """Each token as if the pool saw it alone, for dense methods: [..., C] -> [..., C].
+
+        With attention pooling that is the pool's value path and MLP; other pools change nothing.
+
+        Args:
+          params: of the tower.
+          x: normed tokens (:attr:`Features.tokens`).
+        """
+        if self.config.pool != "map":
+            return x
+        alone = x.reshape(-1, 1, x.shape[-1])
+        out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, alone)
+        return out.reshape(x.shape)
+
     def encode(self, params: Params, inputs: jax.Array) -> jax.Array:
         """All stages, nothing asked: [B, D], not of unit length."""
         tokens, _ = self.blocks(params, self.embed(params, inputs))
