@@ -268,6 +268,13 @@ def test_requests_that_do_not_fit_are_named(clip, asked, message):
         jax.eval_shape(lambda p: model.image_features(p, images, **asked), params)
 
 
+def test_blocks_that_are_not_there_are_named(clip):
+    model, params, images, _ = clip
+    tokens = model.image.embed(params["image"], images)
+    with pytest.raises(ValueError, match=r"no blocks\[1:3\] in a tower of depth 2"):
+        model.image.blocks(params["image"], tokens, 1, 3)
+
+
 def test_low_rank_is_a_sum_of_kernels(clip):
     model, params, images, _ = clip
     rng = np.random.default_rng(0)
