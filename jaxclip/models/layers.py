@@ -70,6 +70,9 @@ class How(NamedTuple):
     weights: bool = False
 
 
+UNCHANGED = How()
+
+
 class Attention(nn.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(d)) V (Vaswani et al., 2017, equation 1)."""
 
@@ -86,7 +89,7 @@ class Attention(nn.Module):
         *,
         mask: jax.Array | None,
         causal: bool,
-        how: How = How(),
+        how: How = UNCHANGED,
     ) -> tuple[jax.Array, jax.Array | None]:
         """[B, Q, C], [B, K, C] -> [B, Q, C] and weights float32[B, H, Q, K], if asked for.
 
@@ -180,7 +183,7 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         mask: jax.Array | None,
-        how: How = How(),
+        how: How = UNCHANGED,
         keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """[B, L, C] -> [B, L, C] and the attention weights float32[B, H, L, L], if asked for.
@@ -336,6 +339,13 @@ def _flat_dot_general(
 def norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
     """Layer norm; its statistics are float32 whatever ``dtype`` is."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scale rows to unit length in float32; a zero row stays zero and has gradient zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 def remat_policy(remat: str) -> Callable[..., bool] | None:
