@@ -97,9 +97,7 @@ def initialize_distributed(
             **timeouts, cluster_detection_method="slurm", local_device_ids=_slurm_devices()
         )
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:
-        jax.distributed.initialize(
-            **timeouts, cluster_detection_method="ompi", **_mpi_devices()
-        )
+        jax.distributed.initialize(**timeouts, cluster_detection_method="ompi", **_mpi_devices())
     elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         # JAX itself puts it there on a machine that has TPU chips and libtpu.
         _join_tpu_slice(timeouts)
