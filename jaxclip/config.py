@@ -367,9 +367,7 @@ def _typed(key: str, old: Any, value: Any) -> Any:
         return int(value)
     elif isinstance(old, list) and isinstance(value, str) and key in _SPLIT_LISTS:
         return [part.strip() for part in value.split("|") if part.strip()]
-    elif key in _EITHER_FORM and isinstance(value, (str, list)):
-        return value
-    elif isinstance(value, type(old)):
+    elif (key in _EITHER_FORM and isinstance(value, (str, list))) or isinstance(value, type(old)):
         return value
     raise ValueError(
         f"config key {key!r} wants {type(old).__name__} (as {old!r}), got "

@@ -54,7 +54,8 @@ def trace(experiment: setup.Experiment) -> None:
       ValueError: it can't be traced.
     """
     with in_one_line("the training step can't be built from this configuration"):
-        experiment.train_step.eval_shape(experiment.abstract_state, experiment.abstract_batch())
+        batch = experiment.abstract_batch()
+        jax.eval_shape(experiment.train_step, experiment.abstract_state, batch)
 
 
 @contextlib.contextmanager

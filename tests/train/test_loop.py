@@ -239,7 +239,7 @@ def test_a_stop_within_a_streak_leaves_nothing_of_it_once_it_ends_the_run(
     assert loop.train(tiny_config(*options), tmp_path).step == 13
     assert (tmp_path / "checkpoints" / "step_00000013").exists()
     stop_after(-1, signal.SIGTERM)
-    with pytest.raises(loop.NonFiniteError, match="last 4 gradients up to step 15 .* is 10"):
+    with pytest.raises(loop.NonFiniteError, match=r"last 4 gradients up to step 15 .* is 10"):
         loop.train(tiny_config(*options), tmp_path)
     assert not (tmp_path / "checkpoints" / "step_00000013").exists()
 
@@ -247,7 +247,9 @@ def test_a_stop_within_a_streak_leaves_nothing_of_it_once_it_ends_the_run(
 def test_the_last_step_counts_too(tiny_config, tmp_path, break_from):
     break_from(19)
     options = ("evaluate.every_steps=0", "checkpoint.every_steps=0")
-    with pytest.raises(loop.NonFiniteError, match="last 2 gradients up to step 20 .*no checkpoint"):
+    with pytest.raises(
+        loop.NonFiniteError, match=r"last 2 gradients up to step 20 .*no checkpoint"
+    ):
         loop.train(tiny_config("max_consecutive_nonfinite=2", *options), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: from any folder, held by one, claimed by a first step, extended on purpose."""
+"""The folder of a run: found from anywhere, held by one, claimed by a first step, extended."""
 
 import json
 import os
@@ -120,9 +120,9 @@ def test_whole_checkpoints_that_can_not_be_read_are_not_called_damaged(copy, mon
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(checkpoint.state_io, "restore", fail)
-    with pytest.raises(checkpoint.CheckpointError) as error:
-        with checkpoint.Checkpointer(copy / "checkpoints", writable=False) as checkpointer:
-            checkpointer.restore_latest({"step": np.int32(0)}, partial=True)
+    reader = checkpoint.Checkpointer(copy / "checkpoints", writable=False)
+    with reader, pytest.raises(checkpoint.CheckpointError) as error:
+        reader.restore_latest({"step": np.int32(0)}, partial=True)
     assert "its checksums are right, but RuntimeError: no memory" in str(error.value)
     assert "every checkpoint" not in str(error.value)
 
@@ -317,10 +317,10 @@ def test_every_writer_says_in_one_line_that_the_disk_is_full(writer, trained, sm
         assert "test/zero_shot/top1" in out, "the results are printed all the same"
         assert "Traceback" not in error
     else:
-        with pytest.raises(metrics.MetricsError, match="no space left on the device"):
-            with metrics.MetricWriter(disk / "run", tensorboard=False) as writing:
-                for step in range(100):
-                    writing.write(step, {"loss": 1.0})
+        writing = metrics.MetricWriter(disk / "run", tensorboard=False)
+        with pytest.raises(metrics.MetricsError, match="no space left on the device"), writing:
+            for step in range(100):
+                writing.write(step, {"loss": 1.0})
 
 
 def test_a_read_only_workdir_is_evaluated_and_refused_for_training(
