@@ -74,7 +74,7 @@ def attempt(config, key, value):
     """All that a run does before it touches its workdir, but for tracing; the message, or None."""
     try:
         resolved = config_lib.resolve(put(config, key, value))
-        checks.build(resolved, devices=jax.devices()[:1])
+        checks.build(resolved)
         loop.load_tokenizer(resolved)
         loop.check_data(resolved)
     except REFUSED as error:
@@ -151,7 +151,7 @@ def test_a_fault_of_ours_says_where_to_look():
 
 def test_the_step_is_traced_once(tiny_config):
     """The trace that looks for mistakes is the one that the first step then compiles."""
-    experiment = checks.build(tiny_config(), devices=jax.devices()[:1])
+    experiment = checks.build(tiny_config())
     traced = []
     encode = experiment.model.__class__.encode_image
 
