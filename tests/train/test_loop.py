@@ -113,6 +113,7 @@ def test_sigterm_saves_and_the_rest_is_bit_exact(
     assert (result.finished, result.step, result.signal) == (False, 7, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped after step 7" in capsys.readouterr().out
+    assert not (tmp_path / "lock.json").exists()
     assert (tmp_path / "report.html").exists()
     stop_after(-1, signal.SIGTERM)
     result = loop.train(tiny_config(), tmp_path)
