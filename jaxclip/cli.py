@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not getattr(args, "takes_overrides", False):
         parser.error(f"`jaxclip {args.command}` takes no --config.* overrides")
     args.overrides = overrides
-    _complete_paths(args)
     _quiet()
     try:
+        _complete_paths(args)
         return args.run(args)
     except BaseException as error:
         distributed = _joined()

@@ -232,6 +232,8 @@ def test_the_refusal_names_the_ways_on(copy, tiny_config_file, capsys):
     assert "--extend does not change seed" in capsys.readouterr().err
     assert cli.main([*argv, "--extend", "--config.total_steps=15"]) == 2
     assert "total_steps=15, but 20 steps are done already" in one_line(capsys)
+    assert cli.main([*argv, "--extend", "--config.optim.learning_rate=0.01"]) == 2
+    assert "total_steps=20, but 20 steps are done already" in one_line(capsys)
     assert workdir.read_config(copy)["total_steps"] == 20
 
 
@@ -317,8 +319,10 @@ def test_every_writer_says_in_one_line_that_the_disk_is_full(writer, trained, sm
         assert "test/zero_shot/top1" in out, "the results are printed all the same"
         assert "Traceback" not in error
     else:
-        writing = metrics.MetricWriter(disk / "run", tensorboard=False)
-        with pytest.raises(metrics.MetricsError, match="no space left on the device"), writing:
+        with (
+            pytest.raises(metrics.MetricsError, match="no space left on the device"),
+            metrics.MetricWriter(disk / "run", tensorboard=False) as writing,
+        ):
             for step in range(100):
                 writing.write(step, {"loss": 1.0})
 
