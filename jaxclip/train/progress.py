@@ -198,7 +198,8 @@ class Progress:
     def _say_duration(self, now: float) -> None:
         """Once, after a minute: how long it will take in all, from :meth:`start` on."""
         passed, left = now - self._began, self._left()
-        if self._forecast or passed < _FORECAST_SECONDS or not math.isfinite(left):
+        # The first stretch is slow, with empty caches: it would promise too long a run.
+        if self._forecast or passed < _FORECAST_SECONDS or self._measured < 2:
             return
         self._forecast = True
         if left >= _FORECAST_SECONDS:

@@ -79,6 +79,18 @@ def test_after_a_minute_it_says_how_long_it_will_take_in_all(clock):
     assert shown(stream).index(said[0]) == 4, "below the third row"
 
 
+def test_the_slow_first_stretch_says_nothing_of_the_whole(clock):
+    stream = io.StringIO()
+    with Progress(1001, 32, stream=stream) as display:
+        display.start(0)
+        display.compiled(1)
+        for step, seconds in ((21, 80.0), (41, 10.0)):
+            clock.now += seconds
+            display.update([record(step)])
+    (said,) = [line for line in shown(stream) if "in all" in line]
+    assert said.endswith("8:00 more (0.5 s a step)")
+
+
 def test_a_run_that_is_nearly_done_says_nothing_of_its_length(clock):
     stream = io.StringIO()
     with Progress(100, 32, stream=stream) as display:
