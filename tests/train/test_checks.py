@@ -36,6 +36,7 @@ SUSPECT = {
 MEANT = {
     ("logit_scale_max", -math.inf),
     ("model.logit_bias_init", 5),
+    ("optim.weight_decay", None),  # for an optimizer that has none
     ("data.languages", "no such thing"),  # refused by the data set
 }
 # Any text will do: a place that may not exist yet, or a name that the data set has to know.
