@@ -118,13 +118,13 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message = str(error)
     elif isinstance(error, (RunError, OSError)):
         message, status = str(error), 1
+    elif isinstance(error, ImportError) and "pip install" in str(error):
+        message = str(error)  # ours: says what is needed for what
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
         message = (
             f"{error}; `jaxclip {command}` needs an extra, in a clone of jaxclip: "
             "pip install '.[train]'"
         )
-    elif isinstance(error, ImportError) and error.name is None:
-        message = str(error)  # ours: says what is needed for what
     else:
         return None
     print(f"jaxclip: error: {message}", file=sys.stderr)

@@ -218,7 +218,8 @@ def test_an_import_that_is_missing_names_the_clone(monkeypatch, capsys):
     assert cli._explain(missing.value, "train", "") == 2
     error = capsys.readouterr().err
     assert "in a clone of jaxclip: pip install '.[train]'" in error
-    assert cli._explain(ImportError("reading pictures needs tensorflow"), "data", "") == 2
+    ours = ImportError("reading pictures needs tensorflow; pip install '.[train]'")
+    assert cli._explain(ours, "data", "") == 2
     files = ["README.md", *(p.relative_to(ROOT) for p in (ROOT / "jaxclip").rglob("*.py"))]
     for file in files:
         text = (ROOT / file).read_text()

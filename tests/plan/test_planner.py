@@ -322,4 +322,5 @@ def test_without_libtpu_the_error_names_the_extra(monkeypatch, tmp_path, capsys)
         topology.get("v5e:4x4")
     arguments = ["plan", "--config", config_file(tmp_path), "--topology", "v5e:4x4"]
     assert cli.main(arguments) == 2
-    assert "pip install 'jaxclip[tpu]'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pip install '.[tpu]'" in error and "[train]" not in error
