@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not getattr(args, "takes_overrides", False):
         parser.error(f"`jaxclip {args.command}` takes no --config.* overrides")
     args.overrides = overrides
-    _complete_paths(args)
     _quiet()
     try:
+        _complete_paths(args)
         return args.run(args)
     except BaseException as error:
         distributed = _joined()
@@ -118,13 +118,13 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message = str(error)
     elif isinstance(error, (RunError, OSError)):
         message, status = str(error), 1
+    elif isinstance(error, ImportError) and "pip install" in str(error):
+        message = str(error)  # ours: says what is needed for what
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
         message = (
             f"{error}; `jaxclip {command}` needs an extra, in a clone of jaxclip: "
             "pip install '.[train]'"
         )
-    elif isinstance(error, ImportError) and error.name is None:
-        message = str(error)  # ours: says what is needed for what
     else:
         return None
     print(f"jaxclip: error: {message}", file=sys.stderr)

@@ -33,6 +33,9 @@ _OPEN_SECTIONS = ("optim", "loss", "tokenizer")
 # Lists of names, which may be written "a|b", too.
 _SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
 
+# None where the optimizer has no such option.
+_NULLABLE = ("optim.weight_decay",)
+
 # What its owner reads as a string or as a list.
 _EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates")
 
@@ -376,7 +379,7 @@ def _typed(key: str, old: Any, value: Any) -> Any:
     """Return ``value`` if it has the type of the default, else raise; ints pass as floats."""
     if value is None and isinstance(old, str):
         return "none" if old else ""  # on a command line the word, where a word is wanted
-    if old is None or (value is None and key in _NAMED_SECTIONS):
+    if old is None or (value is None and key in (*_NAMED_SECTIONS, *_NULLABLE)):
         return value
     if isinstance(old, bool) or isinstance(value, bool):
         if isinstance(old, bool) and isinstance(value, bool):

@@ -124,20 +124,20 @@ def logit_scale_limit(config: Mapping[str, Any]) -> float:
 
 
 def _check_type(key: str, value: Any) -> None:
-    if key in _OPTIONAL and value is not None:
-        if isinstance(value, bool) or not isinstance(value, _OPTIONAL[key]):
-            kind = _OPTIONAL[key][0].__name__
-            raise ValueError(f"config key {key!r} wants {kind} or None, got {value!r}")
-    elif key in _ELEMENTS:
-        kind, count = _ELEMENTS[key]
-        if isinstance(value, str) and kind is str:
-            return
-        fits = isinstance(value, list) and all(_is_a(kind, element) for element in value)
-        if not fits or count not in (None, len(value)):
-            many = "" if count is None else f"{count} "
-            raise ValueError(
-                f"config key {key!r} wants a list of {many}{kind.__name__}, got {value!r}"
-            )
+    if key in _OPTIONAL:
+        kinds = _OPTIONAL[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise ValueError(f"config key {key!r} wants {kinds[0].__name__} or None, got {value!r}")
+        return
+    if key not in _ELEMENTS:
+        return
+    kind, count = _ELEMENTS[key]
+    if isinstance(value, str) and kind is str:
+        return
+    fits = isinstance(value, list) and all(_is_a(kind, element) for element in value)
+    if not fits or count not in (None, len(value)):
+        many = kind.__name__ if count is None else f"{count} {kind.__name__}"
+        raise ValueError(f"config key {key!r} wants a list of {many}, got {value!r}")
 
 
 def _is_a(kind: type, value: Any) -> bool:
@@ -145,7 +145,9 @@ def _is_a(kind: type, value: Any) -> bool:
         return False
     if kind is float:
         return isinstance(value, (int, float)) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is not int or value > 0)
+    if kind is int:
+        return isinstance(value, int) and value > 0
+    return isinstance(value, kind)
 
 
 def _check_range(key: str, value: Any) -> None:

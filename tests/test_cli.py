@@ -1,6 +1,7 @@
 """The command line: overrides, help, and every mistake answered in one line that helps."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 from jaxclip import cli
 from jaxclip.train import loop
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -205,6 +208,28 @@ def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
     assert cli.main(["report", "--workdir", str(workdir)]) == 0
     assert capsys.readouterr().out.strip() == str(workdir / "report.html")
     assert (workdir / "report.html").exists()
+
+
+def test_a_dry_run_says_mistakes_in_one_line(tiny_config_file, capsys):
+    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.b1=high"]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "the training step can't be built" in error and error.count("\n") == 1
+
+
+def test_an_import_that_is_missing_names_the_clone(monkeypatch, capsys):
+    """Nothing is published under the name: what helps is an install from a clone."""
+    with pytest.raises(ModuleNotFoundError) as missing:
+        import no_such_module  # noqa: F401
+    assert cli._explain(missing.value, "train", "") == 2
+    error = capsys.readouterr().err
+    assert "in a clone of jaxclip: pip install '.[train]'" in error
+    ours = ImportError("reading pictures needs tensorflow; pip install '.[train]'")
+    assert cli._explain(ours, "data", "") == 2
+    files = ["README.md", *(p.relative_to(ROOT) for p in (ROOT / "jaxclip").rglob("*.py"))]
+    for file in files:
+        text = (ROOT / file).read_text()
+        assert "pip install jaxclip" not in text and "pip install 'jaxclip" not in text, file
 
 
 def test_dry_run_needs_no_data_and_no_workdir(tiny_config_file, capsys, compilation_cache):

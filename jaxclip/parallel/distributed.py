@@ -97,7 +97,9 @@ def initialize_distributed(
             **timeouts, cluster_detection_method="slurm", local_device_ids=_slurm_devices()
         )
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:
-        jax.distributed.initialize(**timeouts, cluster_detection_method="ompi", **_mpi_devices())
+        jax.distributed.initialize(
+            **timeouts, cluster_detection_method="ompi", local_device_ids=_mpi_devices()
+        )
     elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         # JAX itself puts it there on a machine that has TPU chips and libtpu.
         _join_tpu_slice(timeouts)
@@ -213,14 +215,13 @@ def _slurm_devices() -> list[int] | None:
     )
 
 
-def _mpi_devices() -> dict[str, list[int]]:
-    """The same for a rank of Open MPI, as an argument; empty where JAX's own choice will do."""
-    devices = _task_devices(
+def _mpi_devices() -> list[int] | None:
+    """The same for a rank of Open MPI."""
+    return _task_devices(
         tasks=_count("OMPI_COMM_WORLD_LOCAL_SIZE"),
         index=_count("OMPI_COMM_WORLD_LOCAL_RANK"),
         on_node=0,
     )
-    return {} if devices is None else {"local_device_ids": devices}
 
 
 def _task_devices(tasks: int, index: int, on_node: int) -> list[int] | None:

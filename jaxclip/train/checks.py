@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,20 +29,20 @@ _PLAIN = (ValueError, OSError, RunError, ModuleNotFoundError)
 _SCALE = "logit_scale"
 
 
-def build(config: Config, *, devices: Sequence[Any] | None = None) -> setup.Experiment:
-    """:func:`jaxclip.train.setup.build`, but every failure is one clear line.
+def build(config: Config) -> setup.Experiment:
+    """:func:`jaxclip.train.setup.build` on all devices, but every failure is one clear line.
 
     Raises:
       ValueError: a configuration that can't be built here, or is too large for the memory.
     """
-    platform = (jax.devices() if devices is None else devices)[0].platform
+    platform = jax.devices()[0].platform
     if config["attention_implementation"] == "cudnn" and platform != "gpu":
         raise ValueError(
             f"attention_implementation='cudnn' needs an NVIDIA GPU, this is a {platform}; use None"
         )
     with in_one_line("this configuration can't be built"):
         check_batch_memory(config)
-        experiment = setup.build(config, devices=devices)
+        experiment = setup.build(config)
     check_state_memory(experiment)
     return experiment
 
@@ -54,7 +54,8 @@ def trace(experiment: setup.Experiment) -> None:
       ValueError: it can't be traced.
     """
     with in_one_line("the training step can't be built from this configuration"):
-        experiment.train_step.eval_shape(experiment.abstract_state, experiment.abstract_batch())
+        batch = experiment.abstract_batch()
+        jax.eval_shape(experiment.train_step, experiment.abstract_state, batch)
 
 
 @contextlib.contextmanager

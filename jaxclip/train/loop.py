@@ -119,9 +119,10 @@ def _train(
     with checkpointer:
         state, evaluation = first_state(experiment, checkpointer)
         start = int(state.step)
-        if changes and start > config["total_steps"]:
+        if changes and start >= config["total_steps"]:
             raise workdir_lib.WorkdirError(
-                f"total_steps={config['total_steps']}, but {start} steps are done already"
+                f"total_steps={config['total_steps']}, but {start} steps are done already; give "
+                "--extend more of them"
             )
         describe(experiment, workdir, start)
         for key, (before, now) in changes.items():

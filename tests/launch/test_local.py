@@ -36,7 +36,7 @@ def test_options_are_handed_on_as_they_are(local, hostile):
     local.run("launch/local.sh", "configs/emoji.py:an arg", *hostile)
     (call,) = local.calls
     assert call["argv"][2].endswith("/configs/emoji.py:an arg")
-    assert call["argv"][4].endswith("/workdir/emoji")
+    assert call["argv"][4].endswith("/workdir/emoji-an_arg")
     assert call["argv"][5:] == list(hostile)
 
 
@@ -54,7 +54,10 @@ def test_paths_are_taken_from_where_one_stands(local):
     assert local.calls[0]["argv"][1:] == ["--config", f"{here}/mine.py", "--workdir", f"{here}/out"]
     local.run("launch/local.sh", "configs/emoji.py", cwd=here, WORKDIR="/abs")
     # The configs of the checkout are found from anywhere.
-    assert local.calls[1]["argv"][2:] == ["configs/emoji.py", "--workdir", "/abs"]
+    config = f"{local.root}/configs/emoji.py"
+    assert local.calls[1]["argv"][2:] == [config, "--workdir", "/abs"]
+    local.run("launch/local.sh", "configs/emoji.py", "--workdir", "w", cwd=here)
+    assert local.calls[2]["cwd"] == str(here), "a relative --workdir is meant from here"
 
 
 @pytest.mark.parametrize(

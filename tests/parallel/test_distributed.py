@@ -135,7 +135,8 @@ def test_a_shell_in_a_slurm_allocation_is_one_process(start):
 
 def test_open_mpi(start):
     found = start(OMPI_COMM_WORLD_SIZE="2")
-    assert found == {**TIMEOUTS, "cluster_detection_method": "ompi"}
+    method = {"cluster_detection_method": "ompi", "local_device_ids": None}
+    assert found == {**TIMEOUTS, **method}
     assert start(OMPI_COMM_WORLD_SIZE="1") is None
 
 

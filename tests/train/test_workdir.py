@@ -1,4 +1,4 @@
-"""The folder of a run: from any folder, held by one, claimed by a first step, extended on purpose."""
+"""The folder of a run: found from anywhere, held by one, claimed by a first step, extended."""
 
 import json
 import os
@@ -120,9 +120,9 @@ def test_whole_checkpoints_that_can_not_be_read_are_not_called_damaged(copy, mon
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(checkpoint.state_io, "restore", fail)
-    with pytest.raises(checkpoint.CheckpointError) as error:
-        with checkpoint.Checkpointer(copy / "checkpoints", writable=False) as checkpointer:
-            checkpointer.restore_latest({"step": np.int32(0)}, partial=True)
+    reader = checkpoint.Checkpointer(copy / "checkpoints", writable=False)
+    with reader, pytest.raises(checkpoint.CheckpointError) as error:
+        reader.restore_latest({"step": np.int32(0)}, partial=True)
     assert "its checksums are right, but RuntimeError: no memory" in str(error.value)
     assert "every checkpoint" not in str(error.value)
 
@@ -215,8 +215,8 @@ def test_a_run_that_fails_before_its_first_step_leaves_the_workdir_free(
         with pytest.raises(RuntimeError):
             loop.train(tiny_config("seed=3"), tmp_path)
     assert workdir.find_config(tmp_path) is None
-    assert loop.train(tiny_config("total_steps=2"), tmp_path).finished
-    assert workdir.read_config(tmp_path) == tiny_config("total_steps=2")
+    assert loop.train(tiny_config(), tmp_path).finished
+    assert workdir.read_config(tmp_path) == tiny_config()
 
 
 # More steps, another rate.
@@ -232,6 +232,8 @@ def test_the_refusal_names_the_ways_on(copy, tiny_config_file, capsys):
     assert "--extend does not change seed" in capsys.readouterr().err
     assert cli.main([*argv, "--extend", "--config.total_steps=15"]) == 2
     assert "total_steps=15, but 20 steps are done already" in one_line(capsys)
+    assert cli.main([*argv, "--extend", "--config.optim.learning_rate=0.01"]) == 2
+    assert "total_steps=20, but 20 steps are done already" in one_line(capsys)
     assert workdir.read_config(copy)["total_steps"] == 20
 
 
@@ -317,10 +319,12 @@ def test_every_writer_says_in_one_line_that_the_disk_is_full(writer, trained, sm
         assert "test/zero_shot/top1" in out, "the results are printed all the same"
         assert "Traceback" not in error
     else:
-        with pytest.raises(metrics.MetricsError, match="no space left on the device"):
-            with metrics.MetricWriter(disk / "run", tensorboard=False) as writing:
-                for step in range(100):
-                    writing.write(step, {"loss": 1.0})
+        with (
+            pytest.raises(metrics.MetricsError, match="no space left on the device"),
+            metrics.MetricWriter(disk / "run", tensorboard=False) as writing,
+        ):
+            for step in range(100):
+                writing.write(step, {"loss": 1.0})
 
 
 def test_a_read_only_workdir_is_evaluated_and_refused_for_training(

@@ -317,8 +317,8 @@ def _finished(target: pathlib.Path, request: dict[str, Any]) -> Summary | None:
     there = _request_of(target)
     if there != request:
         raise FileExistsError(
-            f"{target} is another import ({_difference(there, request)}); use --overwrite to "
-            "replace it, or another folder"
+            f"{target} is another import ({_difference(there, request)}); name another "
+            "folder, or replace it for good with --overwrite"
         )
     (target / STATE_FILE).unlink(missing_ok=True)  # killed in the last moment
     content = json.loads((target / SUMMARY_FILE).read_text(encoding="utf-8"))
@@ -330,7 +330,8 @@ def _check_unfinished(unfinished: pathlib.Path, request: dict[str, Any]) -> None
     if there is not None and there != request:
         raise FileExistsError(
             f"{unfinished} is an unfinished import of something else "
-            f"({_difference(there, request)}); use --overwrite to replace it, or another folder"
+            f"({_difference(there, request)}); name another folder, or "
+            "replace it for good with --overwrite"
         )
 
 
@@ -343,7 +344,10 @@ def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:
     if not (target / "dataset_info.json").is_file():
         raise FileExistsError(f"{target} holds something that is no data set; name another folder")
     if not overwrite:
-        raise FileExistsError(f"{target} is a data set already; use --overwrite to replace it")
+        raise FileExistsError(
+            f"{target} is a data set already; name another folder, or replace it for good with "
+            "--overwrite"
+        )
 
 
 def _difference(there: dict[str, Any] | None, request: dict[str, Any]) -> str:
