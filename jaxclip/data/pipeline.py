@@ -17,6 +17,7 @@ import numpy as np
 from jaxclip import fields
 from jaxclip.data import columns, image_ops, loader, order, sources
 from jaxclip.data.ahead import Ahead
+from jaxclip.data.column import Column, Context
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.labels import read_labels
 from jaxclip.data.record import Record
@@ -144,18 +145,24 @@ def check_spec(
         wants it.
       FileNotFoundError: the data set does not exist.
     """
-    _columns(complete(data_config), spec, 0, owners)
+    _build_columns(complete(data_config), spec, 0, owners)
 
 
-def _columns(
+def _build_columns(
     config: Mapping[str, Any],
     spec: fields.BatchSpec,
     seed: int,
     owners: Mapping[str, str] | None = None,
-) -> tuple[columns.Context, dict[str, columns.Column[Any]]]:
-    context = columns.Context(config, sources.open(config["name"]), spec, seed)
+) -> tuple[Context, dict[str, Column[Any]]]:
+    context = Context(config, sources.open(config["name"]), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
+    group = config["examples_per_class"]
+    if group > 1 and all(each.record.label < 0 for each in context.sample()):
+        raise ValueError(
+            f"data.examples_per_class={group} needs class labels, but {context} has none; set it "
+            "to 1"
+        )
     return context, columns.build(context, owners)
 
 
@@ -204,7 +211,7 @@ def train_iterator(
     rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
     if seed < 0 or start_step < 0:
         raise ValueError(f"seed={seed} and start_step={start_step} must not be negative")
-    context, made = _columns(config, spec, seed, owners)
+    context, made = _build_columns(config, spec, seed, owners)
     data_set, split = context.data_set, config["train_split"]
     source = data_set.source(split)
     if len(source) < global_batch_size:
@@ -249,11 +256,6 @@ def _order(
             f"data.examples_per_class={group}"
         )
     labels = read_labels(data_set, split)
-    if labels.max() < 0:
-        raise ValueError(
-            f"data.examples_per_class={group} needs class labels, but split {split!r} of "
-            f"{data_set.name!r} has none; set it to 1"
-        )
     return order.GroupedOrder(size, seed, labels, group, window, chunk)
 
 
