@@ -157,6 +157,7 @@ def _build_columns(
     context = Context(config, sources.open(config["name"]), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
+    context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
         raise ValueError(
