@@ -9,8 +9,8 @@ crop in one op, resize, flip, batch. ``--memory_steps N`` also reports how the m
 changes over N steps.
 
 ``--views`` measures instead what a batch costs by what it holds, in CPU time, on the photographs:
-two views of a picture beside one decode and two augmentations by hand, and labels, hashes and record
-numbers beside the plain pair.
+two views of a picture beside one decode and two augmentations by hand, and labels, hashes and
+record numbers beside the plain pair.
 """
 
 from __future__ import annotations

@@ -32,11 +32,11 @@ def is_filled(value: Any) -> bool:
 
 def find(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """Those of ``names`` that are ``known``, in the order of ``known``."""
-    spelled: dict[str, str] = {}
+    spelled: dict[str, list[str]] = {}
     for name in names:
         if isinstance(name, str):
-            spelled.setdefault(name.strip().lower(), name)
-    return [spelled[name] for name in known if name in spelled]
+            spelled.setdefault(name.strip().lower(), []).append(name)
+    return [name for each in known for name in spelled.get(each, ())]
 
 
 def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:

@@ -169,9 +169,9 @@ class Dotted:
         assert self._first is not None
         key, extension = self._first
         return (
-            f"{self.count or self.total} pictures are left out: a sample's name ends at its first dot, so "
-            f"{key}.{extension} is file {extension!r} of sample {key!r} and has no partner; rename "
-            "the files without dots inside"
+            f"{self.count or self.total} pictures are left out: a sample's name ends at its first "
+            f"dot, so {key}.{extension} is file {extension!r} of sample {key!r} and has no "
+            "partner; rename the files without dots inside"
         )
 
 

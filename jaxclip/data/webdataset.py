@@ -143,7 +143,7 @@ def _counts(paths: Sequence[str]) -> list[int]:
 
 
 def check_complete(paths: Sequence[str]) -> None:
-    """Raise FileNotFoundError if ``sizes.json`` beside some tars names others that are not there."""
+    """Raise FileNotFoundError if ``sizes.json`` beside tars names others that are not there."""
     for folder in sorted({os.path.dirname(path) for path in paths}):
         there = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
         named = _sizes(pathlib.Path(folder, SIZES_FILE))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxclip.data import info, sources
-from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.record import BadRecord, Record, _example_class, parse_example
 
 
 def test_splits_records_and_shards(tmp_path, toys):
@@ -90,6 +90,30 @@ def test_array_record(tmp_path, toys):
     content = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**content, "fileFormat": "array_record"}))
     assert sources.open(folder).source("train").read([3, 0, 4]) == [records[i] for i in (3, 0, 4)]
+
+
+def test_captions_in_a_sequence_of_dicts(toys, tmp_path):
+    """As TFDS's coco_captions has them."""
+    kind = "tensorflow_datasets.core.features."
+    inner = {"text": {"pythonClassName": kind + "text_feature.Text"}, "id": {}}
+    features = {
+        "image": {"pythonClassName": kind + "image_feature.Image"},
+        "image/filename": {"pythonClassName": kind + "text_feature.Text"},
+        "captions": {
+            "pythonClassName": kind + "sequence_feature.Sequence",
+            "sequence": {"feature": {"featuresDict": {"features": inner}}},
+        },
+    }
+    names = sources.field_names({"featuresDict": {"features": features}}, "coco")
+    assert (names.texts, names.key) == ("captions/text", "image/filename")
+    message = _example_class()()
+    feature = message.features.feature
+    feature["image"].bytes_list.value.append(toys.picture(0))
+    feature["image/filename"].bytes_list.value.append(b"0.jpg")
+    feature["captions/text"].bytes_list.value.extend([b"one", b"two"])
+    feature["captions/id"].int64_list.value.extend([7, 8])
+    record = parse_example(message.SerializeToString(), names)
+    assert (record.texts, record.key) == (("one", "two"), "0.jpg")
 
 
 def test_mistakes_are_named(tmp_path, toys):
