@@ -18,11 +18,10 @@ from jaxclip import fields
 from jaxclip.data import image_ops, loader, order
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
+from jaxclip.data.naming import BOXES
 from jaxclip.data.record import BadRecord, Record
 from jaxclip.data.stored import StoredColumn
 from jaxclip.data.text_columns import CaptionsColumn, NegativesColumn
-
-BOXES = "boxes"  # the member of a record's meta
 
 
 class ViewColumn(Column[fields.View]):

@@ -20,6 +20,10 @@ TEXT_FIELDS = (
 KEY_FIELDS = ("key", "id")
 LABEL_FIELDS = ("label", "class", "cls")
 
+# Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
+# caption, captions that are wrong, and boxes.
+CAPTION_TAGS, HARD_NEGATIVES, BOXES = "caption_tags", "hard_negatives", "boxes"
+
 
 def is_filled(value: Any) -> bool:
     """Whether a value says anything: no None, blank text, or list of nothing but those."""

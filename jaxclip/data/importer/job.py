@@ -32,6 +32,7 @@ from jaxclip.data.importer.progress import Progress
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
 from jaxclip.data.loader import num_cpus
+from jaxclip.data.naming import CAPTION_TAGS
 from jaxclip.data.record import BadRecord, Record, decode_texts
 
 SUMMARY_FILE = "import.json"
@@ -203,9 +204,23 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
         label = outcome.label
     store.state.lost_captions += len([text for text in outcome.texts if not text.strip()]) + bad
     assert isinstance(outcome.image, bytes)
-    meta = json.dumps(outcome.meta, ensure_ascii=False, sort_keys=True) if outcome.meta else ""
+    values = _with_tags(outcome, texts)
+    meta = json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
     record = Record(outcome.image, texts, label, outcome.key, meta)
     store.write(outcome.split or _split_of(outcome.key, options.val_fraction), record)
+
+
+def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:
+    """The item's meta, its tags of captions brought in line with the captions that are kept."""
+    values = dict(item.meta)
+    tags = values.get(CAPTION_TAGS)
+    if isinstance(tags, list) and len(tags) == len(item.texts):
+        kept: dict[str, Any] = {}
+        for raw, tag in zip(item.texts, tags, strict=True):
+            for text in decode_texts((raw,))[0]:
+                kept.setdefault(" ".join(text.split()), tag)
+        values[CAPTION_TAGS] = [kept.get(text) for text in texts]
+    return values
 
 
 def _split_of(key: str, val_fraction: float) -> str:

@@ -95,6 +95,24 @@ def test_columns_of_parquet_by_option(tmp_path, toys, run):
     assert found["train"][0].texts == ("a cat",)
 
 
+def test_what_fields_of_a_batch_want_is_kept(tmp_path, toys, run):
+    """Tags stay those of their captions, whichever of these are left out."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(toys.picture(0))
+    meta = {"hard_negatives": ["a dog"], "boxes": [[0, 0, 0.5, 1]], "teacher": [0.5, 1.5]}
+    captions = ["a  cat", " ", "a cat", "un chat"]
+    line = {
+        "file": "a.png",
+        "captions": captions,
+        "caption_tags": ["alt", "x", "y", ["fr"]],
+        **meta,
+    }
+    (tmp_path / "in" / "metadata.jsonl").write_text(json.dumps(line))
+    _, found = run(tmp_path / "in")
+    assert found["train"][0].texts == ("a cat", "un chat")
+    assert json.loads(found["train"][0].meta) == {**meta, "caption_tags": ["alt", ["fr"]]}
+
+
 # --- tars ---------------------------------------------------------------------------------------
 
 
