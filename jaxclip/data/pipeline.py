@@ -9,14 +9,15 @@ once, in order.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxclip import fields
 from jaxclip.data import columns, image_ops, loader, order, sources
-from jaxclip.data.ahead import Ahead
+from jaxclip.data.ahead import Ahead, Closed
 from jaxclip.data.column import Column, Context
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.labels import read_labels
@@ -88,13 +89,24 @@ def rows_per_process(size: int, process_index: int, process_count: int, name: st
 class TrainIterator(Iterator[Batch]):
     """Batches of consecutive steps, without an end; made by :func:`train_iterator`.
 
-    A program that ends with it open ends all the same.
+    A program that ends with it open ends all the same. It is closed when nobody holds it any more.
     """
 
-    def __init__(self, dataset: Any, ahead: Ahead, record_loader: loader.RecordLoader):
-        self._iterator = dataset.as_numpy_iterator()
-        self._ahead = ahead
-        self._loader = record_loader
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[tuple[int, ...], str]],
+        start_step: int,
+        ahead: Ahead,
+        record_loader: loader.RecordLoader,
+    ):
+        # TensorFlow may keep a function for as long as the process lives, so what it is given leads
+        # to the batches and to the cache of pictures only while this object is open.
+        source = [ahead]
+        self._iterator = _dataset(shapes, source, start_step).as_numpy_iterator()
+        self._source = source
+        self._stats = record_loader.stats
+        self._release = weakref.finalize(self, _release, source, record_loader)
+        self._release.atexit = False
 
     def __iter__(self) -> TrainIterator:
         return self
@@ -105,8 +117,9 @@ class TrainIterator(Iterator[Batch]):
         except StopIteration:
             raise
         except Exception:
-            if self._ahead.error is not None:  # not TensorFlow's account of it
-                raise self._ahead.error from None
+            error = self._source[0].error if self._source else None
+            if error is not None:  # not TensorFlow's account of it
+                raise error from None
             raise
 
     def stats(self) -> dict[str, dict[str, int]]:
@@ -115,13 +128,18 @@ class TrainIterator(Iterator[Batch]):
         Returns:
           ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``.
         """
-        return self._loader.stats.as_dict()
+        return self._stats.as_dict()
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and let go of the cache."""
         self._iterator = iter(())
-        self._ahead.close()
-        self._loader.close()
+        self._release()
+
+
+def _release(source: list[Ahead], record_loader: loader.RecordLoader) -> None:
+    while source:
+        source.pop().close()
+    record_loader.close()
 
 
 def check_spec(
@@ -239,7 +257,7 @@ def train_iterator(
     ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(_dataset(shapes, ahead, start_step), ahead, record_loader)
+    return TrainIterator(shapes, start_step, ahead, record_loader)
 
 
 def _order(
@@ -261,7 +279,7 @@ def _order(
 
 
 def _dataset(
-    shapes: Mapping[str, tuple[tuple[int, ...], str]], ahead: Ahead, start_step: int
+    shapes: Mapping[str, tuple[tuple[int, ...], str]], source: Sequence[Ahead], start_step: int
 ) -> Any:
     """The tf.data graph: step numbers -> batches.
 
@@ -276,7 +294,9 @@ def _dataset(
     types = [tf.as_dtype(dtype) for _, dtype in shapes.values()]
 
     def take(step: Any) -> list[np.ndarray]:
-        arrays = ahead.take(int(step))
+        if not source:
+            raise Closed("the iterator is closed")
+        arrays = source[0].take(int(step))
         return [np.ascontiguousarray(arrays[key]) for key in shapes]
 
     def make(step: Any) -> Batch:
@@ -289,7 +309,7 @@ def _dataset(
     options.deterministic = True
     options.autotune.enabled = False
     dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return dataset.map(make).with_options(options)
+    return dataset.map(tf.autograph.experimental.do_not_convert(make)).with_options(options)
 
 
 def eval_batches(

@@ -133,7 +133,7 @@ def test_a_picture_is_decoded_once_for_all_views_and_not_without_one(toy, monkey
             config, tokenizer=tokens, global_batch_size=30, seed=0, spec=spec
         )
         # One at a time, so that nothing is made ahead.
-        maker = iterator._ahead._make
+        maker = iterator._source[0]._make
         maker(0)
         iterator.close()
         return len(decoded)
