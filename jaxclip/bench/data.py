@@ -97,13 +97,15 @@ def _photo_config(photos: pathlib.Path, args: argparse.Namespace) -> dict[str, A
 
 def _views(args: argparse.Namespace) -> int:
     """What a batch costs by what it holds."""
-    pair = dict(fields.PAIR)
-    second = {"view1/image": fields.View()}
-    others = {"label": fields.Label(required=False), "hash": fields.CaptionHash()}
-    specs = {
-        "pair": pair,
-        "pair, labels, hashes, numbers": {**pair, **others, "index": fields.Index()},
-        "pair, second view": {**pair, **second},
+    others: fields.BatchSpec = {
+        "label": fields.Label(required=False),
+        "hash": fields.CaptionHash(),
+        "index": fields.Index(),
+    }
+    specs: dict[str, fields.BatchSpec] = {
+        "pair": fields.PAIR,
+        "pair, labels, hashes, numbers": {**fields.PAIR, **others},
+        "pair, second view": {**fields.PAIR, "view1/image": fields.View()},
         "captions alone": {"text": fields.Captions()},
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -9,17 +9,17 @@ once, in order.
 from __future__ import annotations
 
 import logging
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxclip import fields
 from jaxclip.data import columns, image_ops, loader, order, sources
-from jaxclip.data.ahead import Ahead, Closed
+from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.image_chain import Chain
+from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
 from jaxclip.data.record import Record
 from jaxclip.data.stored import write_stored
@@ -31,8 +31,6 @@ __all__ = [
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-
-Batch = dict[str, Any]
 
 DEFAULTS: dict[str, Any] = {
     "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
@@ -84,62 +82,6 @@ def rows_per_process(size: int, process_index: int, process_count: int, name: st
             f"{name}={size} must be a positive multiple of the {process_count} processes"
         )
     return size // process_count
-
-
-class TrainIterator(Iterator[Batch]):
-    """Batches of consecutive steps, without an end; made by :func:`train_iterator`.
-
-    A program that ends with it open ends all the same. It is closed when nobody holds it any more.
-    """
-
-    def __init__(
-        self,
-        shapes: Mapping[str, tuple[tuple[int, ...], str]],
-        start_step: int,
-        ahead: Ahead,
-        record_loader: loader.RecordLoader,
-    ):
-        # TensorFlow may keep a function for as long as the process lives, so what it is given leads
-        # to the batches and to the cache of pictures only while this object is open.
-        source = [ahead]
-        self._iterator = _dataset(shapes, source, start_step).as_numpy_iterator()
-        self._source = source
-        self._stats = record_loader.stats
-        self._release = weakref.finalize(self, _release, source, record_loader)
-        self._release.atexit = False
-
-    def __iter__(self) -> TrainIterator:
-        return self
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            raise
-        except Exception:
-            error = self._source[0].error if self._source else None
-            if error is not None:  # not TensorFlow's account of it
-                raise error from None
-            raise
-
-    def stats(self) -> dict[str, dict[str, int]]:
-        """Bad records met so far (also by steps made ahead).
-
-        Returns:
-          ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``.
-        """
-        return self._stats.as_dict()
-
-    def close(self) -> None:
-        """Stop reading ahead, and let go of the cache."""
-        self._iterator = iter(())
-        self._release()
-
-
-def _release(source: list[Ahead], record_loader: loader.RecordLoader) -> None:
-    while source:
-        source.pop().close()
-    record_loader.close()
 
 
 def check_spec(
@@ -276,40 +218,6 @@ def _order(
         )
     labels = read_labels(data_set, split)
     return order.GroupedOrder(size, seed, labels, group, window, chunk)
-
-
-def _dataset(
-    shapes: Mapping[str, tuple[tuple[int, ...], str]], source: Sequence[Ahead], start_step: int
-) -> Any:
-    """The tf.data graph: step numbers -> batches.
-
-    Batches are made by threads of :class:`Ahead` and :class:`loader.RecordLoader`, not as
-    TensorFlow ops: these were two to five times slower on small images, cannot replace a record
-    that does not decode, and differ in the last bits with the size of the batch. tf.data starts no
-    thread that calls Python, see :mod:`jaxclip.data.ahead`.
-    """
-    from jaxclip.data._tfds import tensorflow
-
-    tf = tensorflow()
-    types = [tf.as_dtype(dtype) for _, dtype in shapes.values()]
-
-    def take(step: Any) -> list[np.ndarray]:
-        if not source:
-            raise Closed("the iterator is closed")
-        arrays = source[0].take(int(step))
-        return [np.ascontiguousarray(arrays[key]) for key in shapes]
-
-    def make(step: Any) -> Batch:
-        arrays = tf.numpy_function(take, [step], types, stateful=False)
-        for array, (shape, _) in zip(arrays, shapes.values(), strict=True):
-            array.set_shape(shape)
-        return dict(zip(shapes, arrays, strict=True))
-
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return dataset.map(tf.autograph.experimental.do_not_convert(make)).with_options(options)
 
 
 def eval_batches(
