@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class TrainIterator(Iterator[Batch]):
         start_step: int,
         ahead: Ahead,
         record_loader: RecordLoader,
+        caption_counts: Callable[[], dict[str, int]],
     ):
         # TensorFlow may keep a function for as long as the process lives, so what it is given leads
         # to the batches and to the cache of pictures only while this object is open.
@@ -33,6 +34,7 @@ class TrainIterator(Iterator[Batch]):
         self._iterator = _dataset(shapes, source, start_step).as_numpy_iterator()
         self._source = source
         self._stats = record_loader.stats
+        self._caption_counts = caption_counts
         self._release = weakref.finalize(self, _release, source, record_loader)
         self._release.atexit = False
 
@@ -51,12 +53,14 @@ class TrainIterator(Iterator[Batch]):
             raise
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Bad records met so far (also by steps made ahead).
+        """What was met so far (also by steps made ahead): bad records, and what captions are like.
 
         Returns:
-          ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``.
+          ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn},
+          "captions": {"drawn": …, "fill": …, "equal": …}}``; the last as
+          :meth:`.columns.BatchMaker.caption_counts` has it.
         """
-        return self._stats.as_dict()
+        return {**self._stats.as_dict(), "captions": self._caption_counts()}
 
     def close(self) -> None:
         """Stop reading ahead, and let go of the cache."""

@@ -199,7 +199,7 @@ def train_iterator(
     ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, record_loader)
+    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
 
 
 def _order(

@@ -272,6 +272,20 @@ def test_caption_hash_tells_captions_apart(toy):
     assert len(pairs) == len({p[0] for p in pairs}) == len({p[1] for p in pairs}) > 40
 
 
+def test_what_captions_are_like_is_counted(tmp_path, toys):
+    texts = [("short",), ("short",), ("x" * 32,), ("x" * 40,), ("other",)]
+    records = [Record(toys.picture(i), t, key=str(i)) for i, t in enumerate(texts)]
+    config = {"name": str(toys.write_data_set(tmp_path / "d", {"train": records}))}
+    iterator = pipeline.train_iterator(config, tokenizer=tokens, global_batch_size=5, seed=0)
+    next(iterator)
+    counts = iterator.stats()["captions"]
+    iterator.close()
+    # Batches made ahead count as well; each has every record once.
+    batches = counts["drawn"] // 5
+    assert batches >= 1
+    assert counts == {"drawn": 5 * batches, "fill": 2 * batches, "equal": 2 * batches}
+
+
 # --- labels and boxes ---------------------------------------------------------------------------
 
 

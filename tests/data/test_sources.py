@@ -1,10 +1,12 @@
 """Data sets by name: directories, features of other people's data sets, mistakes."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from jaxclip.data import info, sources
+from jaxclip.data import info, sources, stored
 from jaxclip.data.record import BadRecord, Record, _example_class, parse_example
 
 
@@ -175,6 +177,26 @@ def test_describe(tmp_path, toys):
     assert "4 records, 2.0 captions each, 1 of 4 looked at are unusable" in text
     assert "key0: thing 0; item 0" in text
     assert "none                      0 records" in text
+    assert "1 of 4 looked at are unusable: 1 zero_bytes" in text
+
+
+def test_describe_what_records_hold(tmp_path, toys):
+    meta = [{"caption_tags": ["alt", ["made", "long"]], "boxes": []}, {"boxes": []}, {}, {}]
+    texts = [("a cat", "a very long caption of a cat"), ("a cat",), ("a dog",), ("the dog there",)]
+    records = [
+        dataclasses.replace(r, texts=t, meta=json.dumps(m), label=i - 1)
+        for i, (r, t, m) in enumerate(zip(toys.records(4), texts, meta, strict=True))
+    ]
+    folder = toys.write_data_set(tmp_path, {"train": records})
+    stored.write_stored(folder, "train", "teacher/image", np.zeros((4, 6), np.float16))
+    lines = [line.strip() for line in info.describe(folder).splitlines()]
+    assert lines[2:6] == [
+        "words in a caption: 2 (median), 7 (95%), 7 (longest); "
+        "40% of captions occur more than once",
+        "labels: 75% of records, 3 classes seen",
+        "meta: boxes, caption_tags (caption_tags: alt, made, long)",
+        "stored vectors: teacher/image [6] float16",
+    ]
 
 
 def test_describe_from_the_command_line(capsys):
