@@ -1,6 +1,6 @@
-"""The input pipeline: records in, batches of uint8 images and token ids out.
+"""The input pipeline: records in, batches of arrays out.
 
-Training: :func:`train_iterator`. What stands in row ``r`` of step ``s`` (record, caption, and
+Training: :func:`train_iterator`; what a batch holds is said by :mod:`jaxclip.fields`. What stands in row ``r`` of step ``s`` (record, caption, and
 augmentation) is a function of (seed, s * global_batch_size + r) and of the records, so training can
 stop anywhere and go on with any number of hosts. Evaluation: :func:`eval_batches`, every example
 once, in order.
@@ -18,6 +18,7 @@ from jaxclip import fields
 from jaxclip.data import columns, image_ops, loader, order, sources
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
+from jaxclip.data.defaults import DEFAULTS
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
@@ -31,23 +32,6 @@ __all__ = [
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-
-DEFAULTS: dict[str, Any] = {
-    "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
-    "train_split": "train",
-    "image_size": 64,
-    "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
-    "eval_image_ops": "resize",
-    "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
-    "image_std": [0.5, 0.5, 0.5],
-    "languages": ["en"],  # of the captions; where a data set has more than one
-    "examples_per_class": 1,  # records of a class that stand together in a batch
-    "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
-    "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
-    "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
-    "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
-    "prefetch": 2,  # batches made ahead
-}
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
