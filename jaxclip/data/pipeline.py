@@ -1,9 +1,9 @@
 """The input pipeline: records in, batches of arrays out.
 
-Training: :func:`train_iterator`; what a batch holds is said by :mod:`jaxclip.fields`. What stands in row ``r`` of step ``s`` (record, caption, and
-augmentation) is a function of (seed, s * global_batch_size + r) and of the records, so training can
-stop anywhere and go on with any number of hosts. Evaluation: :func:`eval_batches`, every example
-once, in order.
+Training: :func:`train_iterator`; what a batch holds is said by :mod:`jaxclip.fields`. What stands
+in row ``r`` of step ``s`` (record, caption, and augmentation) is a function of
+(seed, s * global_batch_size + r) and of the records, so training can stop anywhere and go on with
+any number of hosts. Evaluation: :func:`eval_batches`, every example once, in order.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
         for format, endings in _ENDINGS.items()
         if any(file.lower().endswith(endings) for file in files)
     }
+    if kinds == {"webdataset", "parquet"} and _is_img2dataset(files):
+        return "webdataset"
     if len(kinds) == 1:
         return kinds.pop()
     if len(kinds) > 1:
@@ -83,6 +85,13 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
         f"in {', '.join(ending for endings in _ENDINGS.values() for ending in endings)}; say what "
         "it is with --format"
     )
+
+
+def _is_img2dataset(files: list[str]) -> bool:
+    """Whether each Parquet file only says about a tar beside it what is in the tar, too."""
+    names = [os.path.basename(file).lower() for file in files]
+    tars = {name.partition(".")[0] for name in names if name.endswith(_TAR_ENDINGS)}
+    return all(name.partition(".")[0] in tars for name in names if name.endswith(".parquet"))
 
 
 def _folder(path: pathlib.Path, columns: tuple[str, str]) -> Reader:

@@ -171,6 +171,22 @@ def test_a_shard_that_is_missing(tmp_path, toys, run):
     assert run(tmp_path / "in" / "*.tar")[0].splits == {"train": 1}
 
 
+def test_a_folder_as_img2dataset_leaves_it(tmp_path, toys, run):
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        values = json.dumps({"caption": f"cat {i}", "url": "u", "status": "success", "key": "0"})
+        files = [("0.jpg", toys.picture(i)), ("0.txt", b"cat"), ("0.json", values.encode())]
+        files = [(f"{i:05d}{name}", data) for name, data in files]
+        toys.make_tar(tmp_path / "in" / f"{i:05d}.tar", files)
+        (tmp_path / "in" / f"{i:05d}.parquet").write_bytes(b"not even looked at")
+        (tmp_path / "in" / f"{i:05d}_stats.json").write_text('{"successes": 1}')
+    summary, found = run(tmp_path / "in")
+    assert summary.splits == {"train": 2} and not summary.skipped
+    assert json.loads(found["train"][1].meta) == {"url": "u", "status": "success"}
+    in_place = sources.open(f"webdataset:{tmp_path}/in").source("train").read(range(2))
+    assert [r.texts for r in in_place] == [r.texts for r in found["train"]] == [("cat",)] * 2
+
+
 # --- folders ------------------------------------------------------------------------------------
 
 
