@@ -110,7 +110,7 @@ class Label(Field):
     """Class of the record: int32[B], -1 for none.
 
     Attributes:
-      required: a data set without any label is refused.
+      required: a record without one is replaced and counted, a data set without any is refused.
     """
 
     required: bool = True

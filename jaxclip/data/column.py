@@ -20,7 +20,7 @@ import numpy as np
 from jaxclip.data import order
 from jaxclip.data.dataset import DataSet
 from jaxclip.data.loader import Loaded
-from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.record import REASONS, BadRecord, Record
 from jaxclip.fields import BatchSpec, Field
 
 F = TypeVar("F", bound=Field)
@@ -65,16 +65,32 @@ class Context:
 
     def sample(self) -> Iterator[Candidate]:
         """Readable records of the split: some of its start, then some of all over it."""
+        for index, record in self._looked_at():
+            if isinstance(record, Record):
+                yield Candidate(index, record)
+
+    def check_readable(self) -> None:
+        """Raise ValueError if no record that is looked at can be read."""
+        first: BadRecord | None = None
+        count = 0
+        for _, record in self._looked_at():
+            if isinstance(record, Record):
+                return
+            first, count = first or record, count + 1
+        if first is not None:
+            raise ValueError(
+                f"{self}: none of {count} records looked at can be used; the first is "
+                f"{first.reason}: {first.detail or REASONS[first.reason]}"
+            )
+
+    def _looked_at(self) -> Iterator[tuple[int, Record | BadRecord]]:
         source = self.data_set.source(self.split)
         start = range(min(_SAMPLE_START, len(source)))
         firsts = np.linspace(0, max(0, len(source) - _SAMPLE_RUN), _SAMPLE_PLACES).astype(int)
-        spread = [
-            i for first in firsts for i in range(first, min(first + _SAMPLE_RUN, len(source)))
-        ]
-        for index in itertools.chain(start, sorted(set(spread) - set(start))):
-            record = source[index]
-            if isinstance(record, Record):
-                yield Candidate(index, record)
+        spread = {i for first in firsts for i in range(first, first + _SAMPLE_RUN)}
+        for index in itertools.chain(start, sorted(spread - set(start))):
+            if index < len(source):
+                yield index, source[index]
 
 
 class Candidate:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,11 +20,10 @@ from jaxclip import fields
 from jaxclip.data import image_ops, loader, order
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
+from jaxclip.data.naming import BOXES
 from jaxclip.data.record import BadRecord, Record
 from jaxclip.data.stored import StoredColumn
 from jaxclip.data.text_columns import CaptionsColumn, NegativesColumn
-
-BOXES = "boxes"  # the member of a record's meta
 
 
 class ViewColumn(Column[fields.View]):
@@ -185,6 +186,8 @@ class BatchMaker:
         texts = [each for each in self.columns.values() if isinstance(each, TextColumn)]
         lengths = {each.length for each in texts} - {0}
         self._tokenizers = {0: self.tokenizer}
+        self._lock = threading.Lock()
+        self._counts = Counter[str](drawn=0, fill=0, equal=0)
         for length in lengths:
             if getattr(self.tokenizer, "context_length", None) == length:
                 self._tokenizers[length] = self.tokenizer
@@ -213,7 +216,28 @@ class BatchMaker:
         for key, column in self.columns.items():
             if not isinstance(column, TextColumn):
                 arrays[key] = column.make(rows)
+        if TEXT in arrays:
+            self._count(rows.captions, arrays[TEXT])
         return {key: arrays[key] for key in self.columns}
+
+    def _count(self, captions: list[str], ids: np.ndarray) -> None:
+        rows = ids.reshape(len(captions), -1, ids.shape[-1])[:, 0]
+        equal = sum(count for count in Counter(captions).values() if count > 1)
+        with self._lock:
+            self._counts.update(
+                drawn=len(captions), fill=int((rows[:, -1] != 0).sum()), equal=equal
+            )
+
+    def caption_counts(self) -> dict[str, int]:
+        """What captions of ``text`` were like so far.
+
+        Returns:
+          How many were ``drawn``, how many of them ``fill`` their row to the last token (and are
+          cut, unless they fit exactly), and how many were ``equal`` to another one of their batch,
+          as far as it was made here.
+        """
+        with self._lock:
+            return dict(self._counts)
 
     def _tokenized(self, rows: Rows) -> dict[str, np.ndarray]:
         """The columns of token ids; the tokenizer is called once for each length."""

@@ -195,11 +195,12 @@ class RecordLoader:
             if self._closed or interpreter_ends():
                 raise Closed("reading was given up")
             chosen: list[int] = []
+            pixels: list[np.ndarray] = []
             for row in rows:
-                records[row] = self._usable(int(indices[row]), row, replacement)
-                if records[row] is not None:
+                loaded = records[row] = self._usable(int(indices[row]), row, replacement)
+                if loaded is not None and loaded.pixels is not None:
                     chosen.append(row)
-            pixels = [each.pixels for row in chosen if (each := records[row]) is not None]
+                    pixels.append(loaded.pixels)
             if chosen:
                 for key, chain in self._views.items():
                     views[key][chosen] = chain(pixels, draws[key][chosen])

@@ -1,9 +1,9 @@
-"""The input pipeline: records in, batches of uint8 images and token ids out.
+"""The input pipeline: records in, batches of arrays out.
 
-Training: :func:`train_iterator`. What stands in row ``r`` of step ``s`` (record, caption, and
-augmentation) is a function of (seed, s * global_batch_size + r) and of the records, so training can
-stop anywhere and go on with any number of hosts. Evaluation: :func:`eval_batches`, every example
-once, in order.
+Training: :func:`train_iterator`; what a batch holds is said by :mod:`jaxclip.fields`. What stands
+in row ``r`` of step ``s`` (record, caption, and augmentation) is a function of
+(seed, s * global_batch_size + r) and of the records, so training can stop anywhere and go on with
+any number of hosts. Evaluation: :func:`eval_batches`, every example once, in order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import numpy as np
 from jaxclip import fields
 from jaxclip.data import columns, image_ops, loader, order, sources
 from jaxclip.data.ahead import Ahead
+from jaxclip.data.column import Column, Context
+from jaxclip.data.defaults import DEFAULTS
 from jaxclip.data.image_chain import Chain
+from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
 from jaxclip.data.record import Record
 from jaxclip.data.stored import write_stored
@@ -29,25 +32,6 @@ __all__ = [
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-
-Batch = dict[str, Any]
-
-DEFAULTS: dict[str, Any] = {
-    "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
-    "train_split": "train",
-    "image_size": 64,
-    "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
-    "eval_image_ops": "resize",
-    "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
-    "image_std": [0.5, 0.5, 0.5],
-    "languages": ["en"],  # of the captions; where a data set has more than one
-    "examples_per_class": 1,  # records of a class that stand together in a batch
-    "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
-    "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
-    "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
-    "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
-    "prefetch": 2,  # batches made ahead
-}
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,45 +68,6 @@ def rows_per_process(size: int, process_index: int, process_count: int, name: st
     return size // process_count
 
 
-class TrainIterator(Iterator[Batch]):
-    """Batches of consecutive steps, without an end; made by :func:`train_iterator`.
-
-    A program that ends with it open ends all the same.
-    """
-
-    def __init__(self, dataset: Any, ahead: Ahead, record_loader: loader.RecordLoader):
-        self._iterator = dataset.as_numpy_iterator()
-        self._ahead = ahead
-        self._loader = record_loader
-
-    def __iter__(self) -> TrainIterator:
-        return self
-
-    def __next__(self) -> Batch:
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            raise
-        except Exception:
-            if self._ahead.error is not None:  # not TensorFlow's account of it
-                raise self._ahead.error from None
-            raise
-
-    def stats(self) -> dict[str, dict[str, int]]:
-        """Bad records met so far (also by steps made ahead).
-
-        Returns:
-          ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``.
-        """
-        return self._loader.stats.as_dict()
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._iterator = iter(())
-        self._ahead.close()
-        self._loader.close()
-
-
 def check_spec(
     data_config: Mapping[str, Any],
     spec: fields.BatchSpec,
@@ -144,18 +89,25 @@ def check_spec(
         wants it.
       FileNotFoundError: the data set does not exist.
     """
-    _columns(complete(data_config), spec, 0, owners)
+    _build_columns(complete(data_config), spec, 0, owners)
 
 
-def _columns(
+def _build_columns(
     config: Mapping[str, Any],
     spec: fields.BatchSpec,
     seed: int,
     owners: Mapping[str, str] | None = None,
-) -> tuple[columns.Context, dict[str, columns.Column[Any]]]:
-    context = columns.Context(config, sources.open(config["name"]), spec, seed)
+) -> tuple[Context, dict[str, Column[Any]]]:
+    context = Context(config, sources.open(config["name"]), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
+    context.check_readable()
+    group = config["examples_per_class"]
+    if group > 1 and all(each.record.label < 0 for each in context.sample()):
+        raise ValueError(
+            f"data.examples_per_class={group} needs class labels, but {context} has none; set it "
+            "to 1"
+        )
     return context, columns.build(context, owners)
 
 
@@ -204,7 +156,7 @@ def train_iterator(
     rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
     if seed < 0 or start_step < 0:
         raise ValueError(f"seed={seed} and start_step={start_step} must not be negative")
-    context, made = _columns(config, spec, seed, owners)
+    context, made = _build_columns(config, spec, seed, owners)
     data_set, split = context.data_set, config["train_split"]
     source = data_set.source(split)
     if len(source) < global_batch_size:
@@ -231,7 +183,7 @@ def train_iterator(
     ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(_dataset(shapes, ahead, start_step), ahead, record_loader)
+    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
 
 
 def _order(
@@ -249,44 +201,7 @@ def _order(
             f"data.examples_per_class={group}"
         )
     labels = read_labels(data_set, split)
-    if labels.max() < 0:
-        raise ValueError(
-            f"data.examples_per_class={group} needs class labels, but split {split!r} of "
-            f"{data_set.name!r} has none; set it to 1"
-        )
     return order.GroupedOrder(size, seed, labels, group, window, chunk)
-
-
-def _dataset(
-    shapes: Mapping[str, tuple[tuple[int, ...], str]], ahead: Ahead, start_step: int
-) -> Any:
-    """The tf.data graph: step numbers -> batches.
-
-    Batches are made by threads of :class:`Ahead` and :class:`loader.RecordLoader`, not as
-    TensorFlow ops: these were two to five times slower on small images, cannot replace a record
-    that does not decode, and differ in the last bits with the size of the batch. tf.data starts no
-    thread that calls Python, see :mod:`jaxclip.data.ahead`.
-    """
-    from jaxclip.data._tfds import tensorflow
-
-    tf = tensorflow()
-    types = [tf.as_dtype(dtype) for _, dtype in shapes.values()]
-
-    def take(step: Any) -> list[np.ndarray]:
-        arrays = ahead.take(int(step))
-        return [np.ascontiguousarray(arrays[key]) for key in shapes]
-
-    def make(step: Any) -> Batch:
-        arrays = tf.numpy_function(take, [step], types, stateful=False)
-        for array, (shape, _) in zip(arrays, shapes.values(), strict=True):
-            array.set_shape(shape)
-        return dict(zip(shapes, arrays, strict=True))
-
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
-    return dataset.map(make).with_options(options)
 
 
 def eval_batches(

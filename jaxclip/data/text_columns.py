@@ -9,13 +9,12 @@ import numpy as np
 from jaxclip.data import schema, text_op
 from jaxclip.data.column import TEXT, Candidate, Context, Rows, TextColumn
 from jaxclip.data.dataset import OWN_LANGUAGE
+from jaxclip.data.naming import CAPTION_TAGS, HARD_NEGATIVES
 from jaxclip.data.record import BadRecord
 from jaxclip.fields import Captions, Negatives
 from jaxclip.registry import hint
 
 POLICIES = ("random", "distinct", "first", "shortest", "longest")
-# Members of a record's meta: a tag (or a list of them) for each of its captions, and negatives.
-TAGS, HARD_NEGATIVES = "caption_tags", "hard_negatives"
 
 
 class CaptionsColumn(TextColumn[Captions]):
@@ -65,7 +64,7 @@ class CaptionsColumn(TextColumn[Captions]):
                 detail = f"no caption tagged {self.field.source!r}"
                 tags = _tags(candidate)
                 if tags is not None and len(tags) != len(candidate.record.texts):
-                    detail = f"{TAGS} is not as long as the list of captions"
+                    detail = f"{CAPTION_TAGS} is not as long as the list of captions"
                 return candidate.bad("empty_caption", detail)
         long = tuple(text for text in texts if len(text.split()) >= self.field.min_words)
         texts = long or texts
@@ -158,7 +157,7 @@ def _distinct(u: np.ndarray, size: int) -> list[int]:
 
 def _tags(candidate: Candidate) -> list[Sequence[str]] | None:
     """Tags of each of the record's captions; None if it has no tags."""
-    tags = candidate.meta.get(TAGS)
+    tags = candidate.meta.get(CAPTION_TAGS)
     if not isinstance(tags, list):
         return None
     return [[tag] if isinstance(tag, str) else list(map(str, tag or ())) for tag in tags]

@@ -45,6 +45,10 @@ def open_directory(directory: str | os.PathLike[str], name: str | None = None) -
     return DataSet(name, counts, open_split, class_names, bool(names.texts), path)
 
 
+# Text features that may name a record.
+_KEYS = ("key", "id", "file_name", "filename", "image/filename")
+
+
 class _BytesReader(Protocol):
     def __len__(self) -> int: ...
 
@@ -141,6 +145,8 @@ def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
         if key in ("texts", "text", "captions", "caption")
         and (kind == "Text" or _is_text_sequence(known[key]))
     ]
+    # As coco_captions has them: a Sequence of dicts with the caption under "text".
+    texts += [f"{key}/{inner}" for key in ("captions", "texts") for inner in _texts_in(known, key)]
     labels = [key for key in ("label", "labels") if kinds.get(key) in ("ClassLabel", "Scalar")]
     if not texts and not (labels and kinds[labels[0]] == "ClassLabel"):
         raise ValueError(
@@ -151,9 +157,20 @@ def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
         image="image" if "image" in images else images[0],
         texts="texts" if "texts" in texts else (texts[0] if texts else ""),
         label=labels[0] if labels else "",
-        key=next((key for key in ("key", "id", "file_name") if kinds.get(key) == "Text"), ""),
+        key=next((key for key in _KEYS if kinds.get(key) == "Text"), ""),
         meta="meta" if kinds.get("meta") == "Text" else "",
     )
+
+
+def _texts_in(known: Mapping[str, Any], key: str) -> list[str]:
+    """Names of the texts in a feature that is a Sequence of dicts."""
+    inner = known.get(key, {}).get("sequence", {}).get("feature", {})
+    features = inner.get("featuresDict", {}).get("features", {})
+    return [
+        name
+        for name in ("text", "caption", "raw")
+        if str(features.get(name, {}).get("pythonClassName", "")).endswith(".Text")
+    ]
 
 
 def _is_text_sequence(feature: Mapping[str, Any]) -> bool:

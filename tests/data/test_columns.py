@@ -133,7 +133,7 @@ def test_a_picture_is_decoded_once_for_all_views_and_not_without_one(toy, monkey
             config, tokenizer=tokens, global_batch_size=30, seed=0, spec=spec
         )
         # One at a time, so that nothing is made ahead.
-        maker = iterator._ahead._make
+        maker = iterator._source[0]._make
         maker(0)
         iterator.close()
         return len(decoded)
@@ -270,6 +270,20 @@ def test_caption_hash_tells_captions_apart(toy):
     assert batch["hash"].min() >= 0
     pairs = {(text(row), int(each)) for row, each in zip(batch["text"], batch["hash"], strict=True)}
     assert len(pairs) == len({p[0] for p in pairs}) == len({p[1] for p in pairs}) > 40
+
+
+def test_what_captions_are_like_is_counted(tmp_path, toys):
+    texts = [("short",), ("short",), ("x" * 32,), ("x" * 40,), ("other",)]
+    records = [Record(toys.picture(i), t, key=str(i)) for i, t in enumerate(texts)]
+    config = {"name": str(toys.write_data_set(tmp_path / "d", {"train": records}))}
+    iterator = pipeline.train_iterator(config, tokenizer=tokens, global_batch_size=5, seed=0)
+    next(iterator)
+    counts = iterator.stats()["captions"]
+    iterator.close()
+    # Batches made ahead count as well; each has every record once.
+    batches = counts["drawn"] // 5
+    assert batches >= 1
+    assert counts == {"drawn": 5 * batches, "fill": 2 * batches, "equal": 2 * batches}
 
 
 # --- labels and boxes ---------------------------------------------------------------------------
