@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxclip import registry
 from jaxclip.config_file import load_file as load_file
 from jaxclip.config_file import to_plain as to_plain
 
@@ -246,10 +246,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def nearest(key: str, known: Sequence[str]) -> str:
     """The hint of an error: ``"; did you mean 'x'?"`` or the list of what there is."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:  # a right name in the wrong section counts as near, too
-        close = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    # A right name in the wrong section counts as near, too.
+    last = key.rsplit(".", 1)[-1]
+    elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+    if elsewhere and not registry.nearest(key, known):
+        return registry.hint(elsewhere[0], elsewhere)
+    return registry.hint(key, known)
 
 
 def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:

@@ -15,6 +15,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The known name that is most like another one; empty where none is near.
+
+    Args:
+      name: what was asked for.
+      known: what there is.
+      cutoff: how alike a name must be, in [0, 1].
+    """
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), "")
+
+
 def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """The end of an error about an unknown name.
 
@@ -27,8 +38,8 @@ def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
       ``"; did you mean 'x'?"``, or ``"; known: a, b, c"`` where nothing is near.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+    near = nearest(name, known, cutoff=cutoff)
+    return f"; did you mean {near!r}?" if near else f"; known: {', '.join(known) or 'none'}"
 
 
 def check_options(options: Iterable[str], known: Iterable[str], what: str) -> None:

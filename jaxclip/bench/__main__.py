@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from jaxclip.registry import hint
+
 # Each is a module of this package with `main(arguments) -> exit status` and a docstring.
 BENCHMARKS = {
     "data": "images a second that the input pipeline makes, against plain tf.data",
@@ -27,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  {known:<6} {what}")
         return 0
     if name not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        print(f"jaxclip.bench: error: no benchmark {name!r}; there are: {known}", file=sys.stderr)
+        near = hint(name, BENCHMARKS)
+        print(f"jaxclip.bench: error: no benchmark {name!r}{near}", file=sys.stderr)
         return 2
     return importlib.import_module(f"jaxclip.bench.{name}").main(words[1:])
 

@@ -8,10 +8,11 @@ shape-optimised So400m).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from jaxclip.registry import hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +183,7 @@ def get(name: str) -> CLIPConfig:
       ValueError: there is none of that name; the message names the nearest.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names())}"
-        raise ValueError(f"unknown model preset {name!r}; {hint}")
+        raise ValueError(f"unknown model preset {name!r}{hint(name, _PRESETS, cutoff=0.6)}")
     return _PRESETS[name]()
 
 
@@ -207,9 +206,7 @@ def _known(section: str, given: Mapping[str, Any], cls: type) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown field {section}.{key}; {hint}")
+            raise ValueError(f"unknown field {section}.{key}{hint(key, known)}")
 
 
 def _clip(
