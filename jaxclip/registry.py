@@ -66,6 +66,26 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(factory).parameters)
 
 
+def check_numbers(thing: Any, what: str) -> None:
+    """Refuse options of a dataclass that are no numbers where the default is one.
+
+    Args:
+      thing: an instance; fields with a default that is a bool, an int or a float are looked at.
+      what: what it is, for the error: ``"evaluator 'gallery'"``.
+
+    Raises:
+      ValueError: a value of another type; ints pass as floats.
+    """
+    for field in dataclasses.fields(thing):
+        kind, value = type(field.default), getattr(thing, field.name)
+        if kind not in (bool, int, float) or type(value) is kind:
+            continue
+        if not (kind is float and type(value) is int):
+            raise ValueError(
+                f"{field.name}={value!r} of {what} must be {kind.__name__}, as {field.default!r}"
+            )
+
+
 class Registry:
     """Things of one kind by name.
 

@@ -183,7 +183,7 @@ def get(name: str) -> CLIPConfig:
       ValueError: there is none of that name; the message names the nearest.
     """
     if name not in _PRESETS:
-        raise ValueError(f"unknown model preset {name!r}{hint(name, _PRESETS, cutoff=0.6)}")
+        raise ValueError(f"unknown model preset {name!r}{hint(name, names())}")
     return _PRESETS[name]()
 
 
