@@ -269,9 +269,9 @@ def _model_defaults(preset: str) -> Config:
 
 
 def _data_defaults() -> Config:
-    from jaxclip.data import pipeline
+    from jaxclip.data import defaults
 
-    return to_plain(pipeline.DEFAULTS)
+    return to_plain(defaults.DEFAULTS)
 
 
 def _merge(base: Config, given: Config, prefix: str) -> Config:

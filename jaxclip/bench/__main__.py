@@ -13,6 +13,7 @@ BENCHMARKS = {
     "data": "images a second that the input pipeline makes, against plain tf.data",
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
+    "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
     "mesh": "training step on every mesh of the devices at hand",
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: python -m jaxclip.bench NAME [OPTIONS]   (NAME --help: its options)\n")
         for known, what in BENCHMARKS.items():
-            print(f"  {known:<6} {what}")
+            print(f"  {known:<11} {what}")
         return 0
     if name not in BENCHMARKS:
         near = hint(name, BENCHMARKS)
