@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxclip import storage
+from jaxclip import registry, storage
 from jaxclip.config_check import check as check
 from jaxclip.config_file import flatten as flatten
 from jaxclip.config_file import load_file as load_file
@@ -285,10 +284,12 @@ def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
 
 def nearest(key: str, known: Sequence[str]) -> str:
     """The hint of an error: ``"; did you mean 'x'?"`` or the list of what there is."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:  # a right name in the wrong section counts as near, too
-        close = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    # A right name in the wrong section counts as near, too.
+    last = key.rsplit(".", 1)[-1]
+    elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+    if elsewhere and not registry.nearest(key, known):
+        return registry.hint(elsewhere[0], elsewhere)
+    return registry.hint(key, known)
 
 
 def _is_within(key: str, sections: Sequence[str]) -> bool:
@@ -313,9 +314,9 @@ def _model_defaults(preset: str) -> Config:
 
 
 def _data_defaults() -> Config:
-    from jaxclip.data import pipeline
+    from jaxclip.data import defaults
 
-    return to_plain(pipeline.DEFAULTS)
+    return to_plain(defaults.DEFAULTS)
 
 
 def _merge(base: Config, given: Config, prefix: str) -> Config:

@@ -33,6 +33,7 @@ import optax
 from jaxclip import models, optim
 from jaxclip.bench import timing
 from jaxclip.models import presets
+from jaxclip.registry import hint
 from jaxclip.train import allocator
 
 LEARNING_RATE = 1e-4
@@ -132,11 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if allocator.runs_on_cpu() and not options.system_malloc:
         allocator.keep_freed_memory()
     names = options.only or NAMES
-    unknown = sorted(set(names) - set(NAMES))
-    if unknown:
-        known = ", ".join(NAMES)
-        print(f"error: no transformation {unknown[0]!r}; there are: {known}", file=sys.stderr)
-        return 2
+    for name in names:
+        if name not in NAMES:
+            print(f"error: no transformation {name!r}{hint(name, NAMES)}", file=sys.stderr)
+            return 2
     params = made_up_parameters(options.preset, options.blocks)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]

@@ -72,6 +72,8 @@ def resolve(
         where = "class_names"
     if isinstance(given, Mapping):
         return _of_mapping(given, labels, where, what)
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"class_names={given!r} must be names, a mapping or a file")
     if not given:
         if labels is None:
             raise ValueError(

@@ -13,7 +13,7 @@ from jaxclip.evaluate import EVALUATORS
 from jaxclip.evaluate.base import Evaluator
 from jaxclip.evaluate.encoding import EncodedSplit
 from jaxclip.evaluate.stored import StoredData
-from jaxclip.registry import check_options, option_names
+from jaxclip.registry import check_numbers, check_options, option_names
 
 # Keys of a task beside the options of its evaluator.
 _KEYS = ("name", "data", "split", "label", "image_ops")
@@ -95,7 +95,8 @@ def from_config(config: Mapping[str, Any]) -> list[Task]:
             given.append(("evaluate.retrieval", {"name": "retrieval", "split": split}))
         if split == gallery:
             given.append(("evaluate.gallery_split", {"name": "gallery", "split": split}))
-    for number, task in enumerate(options.get("tasks") or ()):
+    tasks_given = options.get("tasks") or []
+    for number, task in enumerate([tasks_given] if isinstance(tasks_given, str) else tasks_given):
         given.append((f"evaluate.tasks[{number}]", task))
     tasks = [_task(where, task, config["data"]) for where, task in given]
     _check_distinct(tasks, str(config["data"]["name"]))
@@ -136,6 +137,7 @@ def _task(where: str, given: Any, data: Mapping[str, Any]) -> Task:
             if not isinstance(own[key], str):
                 raise ValueError(f"{key}={own[key]!r} must be a string")
         evaluator = factory(**options)
+        check_numbers(evaluator, f"evaluator {name!r}")
     data_config = dict(data)
     if own["data"] and own["data"] != data["name"]:
         data_config["name"] = own["data"]

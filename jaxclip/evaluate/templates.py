@@ -74,6 +74,8 @@ def resolve(templates: Templates) -> tuple[str, ...] | dict[str, tuple[str, ...]
         raise ValueError("templates is empty; use ['{}'] for the bare class name")
     if isinstance(given, Mapping):
         return {str(name): _prompts(str(name), prompts) for name, prompts in given.items()}
+    if not isinstance(given, (list, tuple)):
+        raise ValueError(f"templates={given!r} must be templates, a mapping, a set or a file")
     result = []
     for template in given:
         if not isinstance(template, str) or sum(map(template.count, _PLACES)) != 1:

@@ -117,9 +117,10 @@ def class_embeddings(prompts: np.ndarray, counts: int | Sequence[int]) -> np.nda
     if not len(sizes) or sizes.min() < 1 or sizes.sum() != len(prompts):
         raise ValueError(f"{len(prompts)} prompts are not what classes of {counts} have")
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    mean = np.add.reduceat(np.asarray(prompts, np.float32), starts) / sizes[:, None]
+    sums = np.add.reduceat(np.asarray(prompts, np.float32), starts)
+    mean = sums / sizes[:, None].astype(np.float32)
     norm = np.linalg.norm(mean, axis=1, keepdims=True)
-    return (mean / np.where(norm > 0, norm, 1.0)).astype(np.float32)
+    return mean / np.where(norm > 0, norm, 1.0)
 
 
 def classify(

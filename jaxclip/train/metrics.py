@@ -40,9 +40,9 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 class MetricWriter:
     """Hands numbers to ``metrics.jsonl`` and to the other writers of a configuration.
 
-    With several processes only process 0 writes; the others' calls do nothing. A writer other than
-    ``jsonl`` that fails in the middle of a run (a server that is gone) is closed with a warning:
-    the run goes on, and ``metrics.jsonl`` has everything.
+    With several processes only process 0 writes; the others' calls do nothing. A writer that may
+    fail (its service is gone) is closed with a warning: the run goes on, and ``metrics.jsonl`` has
+    everything.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class MetricWriter:
                 self._workdir.mkdir(parents=True, exist_ok=True)
                 writer.open(run)
             except Exception as error:
-                if isinstance(error, OSError) and not self._writers:
+                if isinstance(error, OSError) and not writer.may_fail:
                     raise self._explain(error) from error
                 self.close()
                 raise MetricsError(
@@ -88,8 +88,12 @@ class MetricWriter:
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, _kind: Any, error: Any, _trace: Any) -> None:
+        try:
+            self.close()
+        except MetricsError:
+            if error is None:  # never hide the first error behind this one
+                raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step.
@@ -111,20 +115,36 @@ class MetricWriter:
         self._each(lambda writer: writer.write(int(step), now, numbers))
 
     def flush(self) -> None:
-        """Put everything on disk."""
+        """Put everything on disk.
+
+        Raises:
+          MetricsError: the disk is full or gone.
+        """
         self._each(lambda writer: writer.flush())
 
     def close(self) -> None:
-        """Flush and close; further writes do nothing."""
-        self._each(lambda writer: writer.close())
+        """Flush and close; further writes do nothing.
+
+        Raises:
+          MetricsError: the disk is full or gone.
+        """
+        writers, problem = self._writers, None
+        for writer in writers:
+            self._writers = [writer]
+            try:
+                self._each(lambda each: each.close())
+            except MetricsError as error:
+                problem = error
         self._writers = []
+        if problem is not None:
+            raise problem
 
     def _each(self, call: Callable[[Writer], None]) -> None:
-        for place, writer in enumerate(list(self._writers)):
+        for writer in list(self._writers):
             try:
                 call(writer)
             except Exception as error:
-                if place == 0:
+                if not writer.may_fail:
                     if isinstance(error, OSError):
                         raise self._explain(error) from error
                     raise

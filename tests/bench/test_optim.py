@@ -24,7 +24,7 @@ def test_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_transformation_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_optim.main(["--system_malloc", "--only", "zlip"]) == 2
-    assert "'zlip'; there are: " in capsys.readouterr().err
+    assert "'zlip'; did you mean 'zclip'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

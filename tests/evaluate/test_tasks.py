@@ -118,6 +118,11 @@ FLOWER = ["a flower"]
         ({"name": "zero_shot", "split": "test", "ks": [0]}, r"ks=\[0\] must be"),
         ({"name": "retrieval", "split": "test", "ks": []}, r"ks=\[\] must be"),
         ({"name": "gallery", "split": "test", "num_results": 0}, "num_results=0 must be"),
+        ({"name": "gallery", "split": "test", "seed": "x"}, "seed='x' of .* must be int"),
+        ({"name": "retrieval", "split": "test", "ks": 3}, "ks=3 must be"),
+        ({"name": "zero_shot", "split": "test", "templates": 3}, "templates=3 must be"),
+        ({"name": "zero_shot", "split": "test", "class_names": 3}, "class_names=3 must be"),
+        (3, "a task is a dict with a 'name'"),
     ],
 )
 def test_mistakes_come_to_light_before_anything_is_compiled(tiny_config, task, message):

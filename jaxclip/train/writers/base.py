@@ -36,10 +36,13 @@ class Writer:
 
     Attributes:
       library: module that must be importable, empty for none; ``package`` is how pip calls it.
+      may_fail: whether a run goes on without it when it fails in the middle, as that of a service
+        elsewhere may.
     """
 
     library: ClassVar[str] = ""
     package: ClassVar[str] = ""
+    may_fail: ClassVar[bool] = False
 
     def check(self) -> None:
         """Refuse a missing library or a wrong option, before the run starts.

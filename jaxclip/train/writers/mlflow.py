@@ -30,6 +30,7 @@ class MLflow(Writer):
 
     library: ClassVar[str] = "mlflow"
     package: ClassVar[str] = "mlflow-skinny"
+    may_fail: ClassVar[bool] = True
 
     _client: Any = dataclasses.field(default=None, init=False, repr=False)
     _id: str = dataclasses.field(default="", init=False, repr=False)

@@ -15,7 +15,9 @@ class Breaking(writers.Writer):
     """Fails at a chosen moment."""
 
     moment: str = "write"
+    error: str = "RuntimeError"
     seen: ClassVar[list] = []
+    may_fail: ClassVar[bool] = True
 
     def open(self, run):
         self.run = run
@@ -33,7 +35,8 @@ class Breaking(writers.Writer):
 
     def _may_fail(self, moment):
         if self.moment == moment:
-            raise RuntimeError(f"server gone at {moment}\nand a page of details")
+            kind = {"RuntimeError": RuntimeError, "OSError": OSError}[self.error]
+            raise kind(f"server gone at {moment}\nand a page of details")
 
 
 @pytest.fixture
@@ -66,6 +69,8 @@ def test_jsonl_is_always_on_and_first():
         ([{"name": "tensorboard", "flush_sec": 1}], "did you mean 'flush_secs'"),
         ([{"project": "x"}], "needs a 'name'"),
         (["tensorboard", {"name": "tensorboard"}], "names 'tensorboard' twice"),
+        ([3], "has 3; a writer is a name"),
+        ([{"name": "tensorboard", "flush_secs": "x"}], "flush_secs='x' of .* must be float"),
     ],
 )
 def test_mistakes(given, message):
@@ -111,11 +116,34 @@ def test_a_writer_that_fails_is_closed_and_the_run_goes_on(breaking, tmp_path, c
 
 
 @pytest.mark.parametrize("moment", ["flush", "close"])
-def test_so_is_one_that_fails_at_the_end(breaking, tmp_path, caplog, moment):
-    with metrics.MetricWriter(tmp_path, [{"name": "breaking", "moment": moment}]) as writer:
+@pytest.mark.parametrize("error", ["RuntimeError", "OSError"])
+def test_so_is_one_that_fails_at_the_end(breaking, tmp_path, caplog, moment, error):
+    given = {"name": "breaking", "moment": moment, "error": error}
+    with metrics.MetricWriter(tmp_path, [given]) as writer:
         writer.write(1, {"loss": 2.0})
         writer.flush()
     assert f"server gone at {moment}" in caplog.text
+
+
+@pytest.mark.parametrize("moment", ["open", "write", "flush", "close"])
+def test_a_full_disk_under_a_writer_that_must_not_fail_ends_the_run(
+    breaking, tmp_path, monkeypatch, moment
+):
+    monkeypatch.setattr(Breaking, "may_fail", False)
+    given = {"name": "breaking", "moment": moment, "error": "OSError"}
+    with (
+        pytest.raises(metrics.MetricsError, match="can't be written"),
+        metrics.MetricWriter(tmp_path, [given]) as writer,
+    ):
+        writer.write(1, {"loss": 2.0})
+        writer.flush()
+
+
+def test_the_first_error_is_not_hidden_by_one_in_closing(breaking, tmp_path, monkeypatch):
+    monkeypatch.setattr(Breaking, "may_fail", False)
+    given = {"name": "breaking", "moment": "close", "error": "OSError"}
+    with pytest.raises(KeyError), metrics.MetricWriter(tmp_path, [given]):
+        raise KeyError
 
 
 def test_one_that_cannot_start_ends_the_run_in_one_line(breaking, tmp_path):
