@@ -133,8 +133,8 @@ def spam(
     :math:`\Delta T` updates have no warm-up, and the bias corrections count through resets: with
     fresh moments and w = 1 steps would be :math:`(1 - \beta_1) / \sqrt{1 - \beta_2}` (3.2) times
     too long, which the warm-up is there to hide. ε and where it is added, to :math:`\sqrt v` and
-    not to the bias-corrected root as in ``optax.adam``, are the authors', too: at the t-th update it
-    is worth :math:`\epsilon / \sqrt{1 - \beta_2^t}` there, 3e-5 at the first.
+    not to the bias-corrected root as in ``optax.adam``, are the authors', too: at the t-th update
+    it is worth :math:`\epsilon / \sqrt{1 - \beta_2^t}` there, 3e-5 at the first.
 
     Where this is not the authors' code:
 
