@@ -271,10 +271,11 @@ def _spam(
         count, dtype = state.count, state.norm.dtype
         fresh1, fresh2 = (_base.complement(decay, count, dtype) for decay in b)
         shared = _Shared(
-            fresh1,
-            fresh2,
-            *(_base.hyperparameter(h, count, dtype) for h in (eps, clipping.threshold)),
-            _base.hyperparameter(weight_decay, count, dtype),
+            fresh1=fresh1,
+            fresh2=fresh2,
+            eps=_base.hyperparameter(eps, count, dtype),
+            theta=_base.hyperparameter(clipping.threshold, count, dtype),
+            rate=_base.hyperparameter(weight_decay, count, dtype),
         )
         clock = count + 1 - state.nonfinite_count
         phase = _phase(clock, *resets, clipping.grace_steps, dtype)
