@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _rows
 
 
 def number_of_examples(leaves: Sequence[jax.Array]) -> int:
@@ -91,10 +92,19 @@ def normal_like(leaves: Sequence[jax.Array], seed: Any, count: jax.Array) -> lis
     is_key = isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
     key = jax.random.fold_in(seed if is_key else jax.random.key(seed), count)
     keys = jax.random.split(key, max(1, len(leaves)))
+    rows = _rows.rows(list(jax.random.key_data(keys).T), count)
+    implementation = str(jax.random.key_impl(keys))
     return [
-        jax.random.normal(keys[i], leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))
-        for i, leaf in enumerate(leaves)
+        _normal(row, leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32), implementation)
+        for row, leaf in zip(rows, leaves, strict=False)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(key_data: jax.Array, shape: tuple[int, ...], dtype: Any, implementation: str) -> Any:
+    """Standard normal numbers of a key's data."""
+    key = jax.random.wrap_key_data(key_data, impl=implementation)
+    return jax.random.normal(key, shape, dtype)
 
 
 def _along_examples(vector: jax.Array, leaf: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
+from jaxclip.optim.groups import Group, group_of, read_groups, scale_updates
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.skip_nonfinite import skip_nonfinite
 from jaxclip.optim.skip_on_spike import skip_on_spike
@@ -101,6 +102,8 @@ _SECTIONS = (
     "clip",
     "update_clip",
     "freeze",
+    "groups",
+    "layer_decay",
     "no_decay",
     "learning_rate_multipliers",
     "sam",
@@ -131,6 +134,11 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           scanned layers. (CLIP exempts "gains and biases"; open_clip decays position embeddings:
           for that, leave ``positions`` out of the pattern.)
         * ``freeze``: patterns of parameters that get zero updates and no optimizer state.
+        * ``groups``: list of ``{"pattern": …, "learning_rate_factor": …, "weight_decay": True or
+          False, "frozen": True or False}``, of which a parameter follows the first that matches its
+          path; what a group does not say stays as it is otherwise.
+        * ``layer_decay``: d, multiplies learning rates by :math:`d^{L - i}` in block i of L, lowest
+          for embeddings and 1 for the head (:func:`jaxclip.optim.groups.layer_factors`).
         * ``learning_rate_multipliers``: list of ``[pattern, factor]``; the first that matches
           multiplies the parameter's update, its weight decay included.
         * ``sam``: ``{"rho": …}`` for sharpness-aware minimisation (``optax.contrib.sam``), which
@@ -175,13 +183,18 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
     if "name" not in config:
         raise ValueError(f"optim.name is required; known: {', '.join(sorted(OPTIMIZERS))}")
     used: list[tuple[str, str]] = []
+    groups = read_groups("optim.groups", config.get("groups"))
+    used += [(f"optim.groups[{i}].pattern", group.pattern) for i, group in enumerate(groups)]
     tx = optax.chain(
         *_clippers("optim.clip", config.get("clip"), used),
-        _optimizer(config, total_steps, used),
+        _optimizer(config, total_steps, groups, used),
         *_clippers("optim.update_clip", config.get("update_clip"), used),
         *_multipliers(config.get("learning_rate_multipliers"), used),
     )
-    tx = _frozen(tx, _patterns("optim.freeze", config.get("freeze"), used))
+    tx = _frozen(tx, _patterns("optim.freeze", config.get("freeze"), used), groups)
+    if groups or config.get("layer_decay") is not None:
+        # Outside of what is frozen: the depth of a tower is that of all its blocks.
+        tx = optax.chain(tx, scale_updates(groups, _layer_decay(config.get("layer_decay"))))
     if config.get("sam"):
         tx = _sharpness_aware(tx, config["sam"])
     tx = _skipping(tx, config.get("skip"))
@@ -223,7 +236,10 @@ def _clipper(
 
 
 def _optimizer(
-    config: Mapping[str, Any], total_steps: int, used: list[tuple[str, str]]
+    config: Mapping[str, Any],
+    total_steps: int,
+    groups: Sequence[Group],
+    used: list[tuple[str, str]],
 ) -> optax.GradientTransformation:
     name = config["name"]
     factory = _options.lookup("optim.name", name, OPTIMIZERS)
@@ -248,7 +264,13 @@ def _optimizer(
         no_decay = _patterns("optim.no_decay", config["no_decay"], used)
 
     def decays(tree: Any) -> Any:
-        return _map_paths(lambda path, leaf: leaf.ndim >= 2 and not _any(no_decay, path), tree)
+        def of(path: str, leaf: Any) -> bool:
+            group = group_of(groups, path)
+            if group is not None and group.weight_decay is not None:
+                return group.weight_decay
+            return leaf.ndim >= 2 and not _any(no_decay, path)
+
+        return _map_paths(of, tree)
 
     for mask in ("mask", "weight_decay_mask"):
         if mask in arguments:
@@ -297,18 +319,32 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
 
 
 def _frozen(
-    tx: optax.GradientTransformation, patterns: Sequence[re.Pattern[str]]
+    tx: optax.GradientTransformation,
+    patterns: Sequence[re.Pattern[str]],
+    others: Sequence[Group],
 ) -> optax.GradientTransformation:
     """The transformation for all but the parameters that match; zero updates for these."""
-    if not patterns:
+    if not patterns and not any(group.frozen for group in others):
         return tx
 
     def label(path: str, leaf: Any) -> str:
         del leaf
-        return "frozen" if _any(patterns, path) else "trained"
+        group = group_of(others, path)
+        frozen = _any(patterns, path) or (group is not None and group.frozen)
+        return "frozen" if frozen else "trained"
 
     groups = {"trained": tx, "frozen": optax.set_to_zero()}
     return optax.partition(groups, lambda tree: _map_paths(label, tree))
+
+
+def _layer_decay(value: Any) -> float | None:
+    """The option as a number in (0, 1]."""
+    if value is None:
+        return None
+    number = _options.number("optim.layer_decay", value)
+    if not 0 < number <= 1:
+        raise ValueError(f"optim.layer_decay={value} must be > 0 and <= 1")
+    return number
 
 
 def _sharpness_aware(

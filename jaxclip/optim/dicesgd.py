@@ -58,10 +58,10 @@ def dicesgd(
     JAX-Privacy) says for the budget, and the root pays for the error that is fed back: at C2 = C1
     the noise is :math:`\sqrt 3` times that of DP-SGD. They ask the accountant for
     :math:`\lfloor 1 + \ln E \rfloor` times as many epochs as the E that they run; do so, too. What
-    this adds up to is the claim of the paper's Rényi analysis, not of the accountant. Two things are
-    the paper's here and not the code's: e is the error of the mean over examples (the code clips and
-    feeds back that of the sum, so that its C2 bounds B times as much), and what was fed back leaves
-    e entirely.
+    this adds up to is the claim of the paper's Rényi analysis, not of the accountant. Two things
+    are the paper's here and not the code's: e is the error of the mean over examples (the code
+    clips and feeds back that of the sum, so that its C2 bounds B times as much), and what was fed
+    back leaves e entirely.
 
     ``update`` wants per-example gradients, each tensor ``[B, ...]`` (``jax.vmap(jax.grad(loss),
     in_axes=(None, 0))``), so it stands first in a chain and not within ``optax.MultiSteps``. A step
@@ -77,8 +77,8 @@ def dicesgd(
       clip_error: C2, bound on the norm of the error fed back; the paper wants it at least C1.
       noise_multiplier: σ, as an accountant of DP-SGD gives it.
       seed: of the noise, which is a function of it and the number of the step; an integer or a key
-        (``jax.random.key``). Who knows it can take the noise away: draw it, from ``secrets`` say, and
-        tell nobody.
+        (``jax.random.key``). Who knows it can take the noise away: draw it, from ``secrets`` say,
+        and tell nobody.
 
     Returns:
       An ``optax.GradientTransformation`` with state :class:`DicesgdState`.

@@ -92,7 +92,7 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
     def update_fn(
         updates: Any, state: MedianClipState, params: Any = None
     ) -> tuple[Any, MedianClipState]:
-        leaves, treedef = _base.flatten(updates)
+        leaves, treedef = _base.flatten(updates, len(jax.tree.leaves(state.median)))
         dtypes = _moments.update_dtypes(params, leaves)
         medians = treedef.flatten_up_to(state.median)
         dtype = state.norm.dtype

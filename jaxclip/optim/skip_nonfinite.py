@@ -99,8 +99,8 @@ def skip_nonfinite(
         if value is not None:
             finite &= jnp.all(jnp.isfinite(value))
         arguments = _skip.extra_arguments(inner, value, extra)
-        given = inner.update(updates, state.inner_state, params, **arguments)
-        out, inner_state = _skip.undo(~finite, *given, state.inner_state)
+        out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
+        out, inner_state = _skip.undo(~finite, out, inner_state, state.inner_state)
         new_state = SkipNonfiniteState(
             count=optax.safe_increment(state.count),
             streak=jnp.where(finite, 0, optax.safe_increment(state.streak)),

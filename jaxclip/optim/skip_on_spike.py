@@ -150,8 +150,8 @@ def skip_on_spike(
 
         skip = spike | ~finite
         arguments = _skip.extra_arguments(inner, value, extra)
-        given = inner.update(updates, state.inner_state, params, **arguments)
-        out, inner_state = _skip.undo(skip, *given, state.inner_state)
+        out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
+        out, inner_state = _skip.undo(skip, out, inner_state, state.inner_state)
         bound = jnp.where(jnp.isfinite(high), high, norm)
         new_state = SkipOnSpikeState(
             count=optax.safe_increment(state.count),

@@ -81,8 +81,8 @@ def track_clipping_quantile(
       An ``optax.GradientTransformation`` with state :class:`TrackClippingQuantileState`.
 
     Raises:
-      ValueError: a number out of its range, noise without a seed; from ``update``, gradients without
-        an axis of examples, or too few examples for the noise.
+      ValueError: a number out of its range, noise without a seed; from ``update``, gradients
+        without an axis of examples, or too few examples for the noise.
 
     Examples:
       >>> import jax.numpy as jnp, optax

@@ -147,6 +147,16 @@ CASES: tuple[Case, ...] = (
         label="norm",
     ),
     Case(
+        "clip_radagrad_d",
+        {"learning_rate": 1e-2, "clip": 0.3, "kind": "tensor", "initial_accumulator": 0.1},
+        kind="optimizer",
+        per_tensor=True,
+        inject={"learning_rate": 2e-2, "eta": 0.5},
+        static_args=("delay", "kind"),
+        state_copies=1,
+        label="tensor",
+    ),
+    Case(
         "stable_adamw",
         {"learning_rate": 1e-2, "weight_decay": 0.1, "mu_dtype": "bfloat16"},
         kind="optimizer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -174,3 +175,16 @@ def test_says_what_it_lacks() -> None:
         tx.update(params, tx.init(params))
     with pytest.raises(TypeError, match="complex"):
         tx.init(jnp.ones(2, jnp.complex64))
+
+
+def test_arguments_stand_where_optax_has_them() -> None:
+    """The fifth is ``mu_dtype``; who gives weight decay there, as before, is told."""
+    ours = list(inspect.signature(optim.stable_adamw).parameters)
+    adamw = [p for p in inspect.signature(optax.adamw).parameters if p not in ("eps_root",)]
+    assert ours == adamw[: len(ours)]
+    with pytest.raises(TypeError, match=r"stable_adamw\.mu_dtype=0\.2 must be a float dtype"):
+        optim.stable_adamw(1e-3, 0.9, 0.99, 1e-8, 0.2)
+    with pytest.raises(TypeError, match=r"stable_spam\.mu_dtype='int8' must be"):
+        optim.stable_spam(1e-3, mu_dtype="int8")
+    with pytest.raises(TypeError, match=r"stable_spam\.reset_interval counts updates"):
+        optim.stable_spam(1e-3, reset_interval=optax.constant_schedule(5))
