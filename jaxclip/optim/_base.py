@@ -31,13 +31,22 @@ a function of the number of updates before this one.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from jaxclip.optim._norms import combine_norms as combine_norms
+from jaxclip.optim._norms import global_norm as global_norm
+from jaxclip.optim._norms import max_or_nan as max_or_nan
+from jaxclip.optim._norms import ordered_pattern as ordered_pattern
+from jaxclip.optim._norms import sum_or_nan as sum_or_nan
+from jaxclip.optim._norms import tensor_maxima as tensor_maxima
+from jaxclip.optim._norms import tensor_norms as tensor_norms
+from jaxclip.optim._norms import unpack as unpack
 
 Hyperparameter = float | jax.Array | Callable[[Any], Any]
 
@@ -170,6 +179,31 @@ def check_number(
         raise ValueError(f"{name}={value} must be {wanted or 'a number'}")
 
 
+def integer(name: str, value: Any, low: int) -> int | jax.Array:
+    """A number of steps: an integer or a traced array, but no schedule.
+
+    Args:
+      name: ``"transformation.argument"``, for the message.
+      value: the argument; a float without a fraction will do.
+      low: smallest value allowed, if it is a plain number.
+
+    Raises:
+      TypeError: it is a function or no number.
+      ValueError: it has a fraction, or is less than ``low``.
+    """
+    if callable(value):
+        raise TypeError(
+            f"{name} is a number of updates and can't be a schedule (got {value!r}); give an "
+            "integer, or an array through optax.inject_hyperparams"
+        )
+    if isinstance(value, jax.Array):
+        return value
+    check_number(name, value, low)
+    if float(value) != int(value):
+        raise ValueError(f"{name}={value} must be an integer")
+    return int(value)
+
+
 def static_integer(name: str, value: Any, low: int) -> int:
     """An argument that sets a shape, as an int.
 
@@ -178,16 +212,16 @@ def static_integer(name: str, value: Any, low: int) -> int:
       ValueError: it is less than ``low``.
     """
     try:
-        integer = operator.index(value)
+        number = operator.index(value)
     except (TypeError, jax.errors.JAXTypeError) as error:
         argument = name.rpartition(".")[2]
         raise TypeError(
             f"{name}={value!r} must be an integer known when tracing; within "
             f"optax.inject_hyperparams pass static_args={argument!r}"
         ) from error
-    if integer < low:
-        raise ValueError(f"{name}={integer} must be >= {low}")
-    return integer
+    if number < low:
+        raise ValueError(f"{name}={number} must be >= {low}")
+    return number
 
 
 def static_number(name: str, value: Any, **limits: float) -> float:
@@ -212,116 +246,6 @@ def static_number(name: str, value: Any, **limits: float) -> float:
         ) from error
     check_number(name, number, **limits)
     return number
-
-
-def tensor_norms(
-    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
-) -> jax.Array:
-    """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``.
-
-    Args:
-      leaves: tensors.
-      dtype: of the result.
-      minus: tensors to be subtracted first, ``None`` for none. (Given differences instead, the
-        second look at norms that overflowed would have them all written to memory.)
-    """
-
-    def tensors() -> list[jax.Array]:
-        if minus is None:
-            return list(leaves)
-        return [a.astype(b.dtype) - b for a, b in zip(leaves, minus, strict=True)]
-
-    if not leaves:
-        return jnp.zeros((0,), dtype)
-    norms = jnp.sqrt(jnp.stack([_square_sum(tensor, dtype) for tensor in tensors()]))
-    if norms.dtype == jnp.float64:
-        return norms
-    # Computed anew, with care, if float32 overflowed.
-    return jax.lax.cond(
-        jnp.all(jnp.isfinite(norms)),
-        lambda: norms,
-        lambda: jnp.stack([_scaled_norm(tensor, dtype) for tensor in tensors()]),
-    )
-
-
-def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
-    if not leaves:
-        return jnp.zeros((0,), dtype)
-    largest = [max_or_nan(jnp.abs(leaf), jnp.isnan(leaf)) for leaf in leaves]
-    return jnp.stack([value.astype(dtype) for value in largest])
-
-
-def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
-    """Largest of a tensor's non-negative values (0 without any), NaN if any is spoilt.
-
-    ``jnp.max`` would not do: XLA's reductions on the CPU may lose NaN.
-
-    Args:
-      values: tensor of any shape.
-      spoilt: bool, of the same shape or a scalar.
-    """
-    spoilt = jnp.broadcast_to(spoilt, values.shape)
-    largest, any_spoilt = jax.lax.reduce(
-        (values, spoilt),
-        (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
-        lambda x, y: (jnp.maximum(x[0], y[0]), x[1] | y[1]),
-        tuple(range(values.ndim)),
-    )
-    return jnp.where(any_spoilt, jnp.nan, largest)
-
-
-def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
-    """Sum of a tensor's values, NaN if any is spoilt.
-
-    Not by a reduction with two results, as the maximum: that adds one value after the other, which
-    costs float32 its digits beyond some ten thousand, and to do rows first would have devices that
-    share rows exchange a number for each.
-
-    Args:
-      values: tensor of any shape.
-      spoilt: bool, of the same shape.
-    """
-    return jnp.sum(jnp.where(spoilt, jnp.nan, values))
-
-
-def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Sum of the squared absolute values, computed in ``dtype``."""
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return _square_sum(leaf.real, dtype) + _square_sum(leaf.imag, dtype)
-    return jnp.sum(jnp.square(leaf.astype(dtype)))
-
-
-def _scaled_norm(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """L2 norm of a tensor with its largest element taken out, so that no square overflows."""
-    magnitude = jnp.abs(leaf).astype(dtype)
-    # A constant to scale by would not do: XLA pulls it out of squares, where it underflows.
-    largest = jnp.max(magnitude, initial=0.0)
-    safe = jnp.where(largest > 0, largest, 1.0)
-    return safe * jnp.sqrt(jnp.sum(jnp.square(magnitude / safe)))
-
-
-def ordered_pattern(magnitude: jax.Array) -> jax.Array:
-    """Bit patterns of non-negative floats: integers in the same order, NaN above infinity.
-
-    An integer maximum of them keeps NaN, as a float maximum does, but vectorises.
-    """
-    integer = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(magnitude, integer)
-
-
-def combine_norms(norms: jax.Array) -> jax.Array:
-    """L2 norm of a vector of norms; neither over- nor underflows before its result does."""
-    largest = jnp.max(norms, initial=0.0)
-    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe)))
-
-
-def global_norm(
-    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
-) -> jax.Array:
-    """L2 norm of all tensors together, a scalar; arguments as for :func:`tensor_norms`."""
-    return combine_norms(tensor_norms(leaves, dtype, minus))
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
