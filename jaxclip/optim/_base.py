@@ -262,7 +262,8 @@ def rescale(leaf: jax.Array, factor: jax.Array, keep: jax.Array) -> jax.Array:
       factor: scalar, of the statistics' dtype.
       keep: bool scalar. A multiplication by zero would not do: NaN times zero is NaN.
     """
-    return jnp.where(keep, leaf * factor, 0).astype(leaf.dtype)
+    scaled = leaf * factor
+    return jax.lax.select(keep, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
 
 def zeros_like_wide(leaf: Any) -> jax.Array:

@@ -16,7 +16,8 @@ import optax
 
 from jaxclip.optim import _base, _norms
 
-Act = Callable[[list[jax.Array]], list[jax.Array]]
+# From gradients to updates, and new values of own fields that come out on the way.
+Act = Callable[[list[jax.Array]], tuple[list[jax.Array], Mapping[str, Any]]]
 
 
 class Decision(NamedTuple):
@@ -26,9 +27,8 @@ class Decision(NamedTuple):
       norm: what it looked at.
       threshold: what it allows.
       clipped: whether it acts.
-      act: from the gradients to the update.
+      act: from the gradients to the update, and to own fields that are stored as they come.
       own: new values of the state's own fields; where not finite they stay.
-      always: new values of further own fields, for finite and other norms alike.
       finite: whether the rule may act and learn; by default whether ``norm`` is finite.
     """
 
@@ -37,7 +37,6 @@ class Decision(NamedTuple):
     clipped: jax.Array
     act: Act
     own: Mapping[str, jax.Array] = MappingProxyType({})
-    always: Mapping[str, Any] = MappingProxyType({})
     finite: jax.Array | None = None
 
 
@@ -120,10 +119,14 @@ def clipper(
             ),
         }
         mine = {name: after(value, getattr(before, name)) for name, value in decision.own.items()}
+        out, as_they_come = decision.act(given.leaves)
         new_state = before._replace(
-            count=optax.safe_increment(before.count), **noted, **mine, **decision.always
+            count=optax.safe_increment(before.count),
+            **noted,
+            **mine,
+            **jax.lax.stop_gradient(dict(as_they_come)),
         )
-        return given.restore(decision.act(given.leaves)), new_state
+        return given.restore(out), new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -136,13 +139,18 @@ def scale(factor: jax.Array, finite: jax.Array) -> Act:
       finite: bool, of the same shape.
     """
     if not factor.ndim:
-        return lambda leaves: [_base.rescale(leaf, factor, finite) for leaf in leaves]
+        return lambda leaves: ([_base.rescale(leaf, factor, finite) for leaf in leaves], {})
     factors = unpack_where(finite, factor)
 
-    def act(leaves: list[jax.Array]) -> list[jax.Array]:
-        return [_base.rescale(leaf, by, by == by) for leaf, by in zip(leaves, factors, strict=True)]
+    def one(leaf: jax.Array, by: jax.Array) -> jax.Array:
+        return _base.rescale(leaf, by, by == by)
 
-    return act
+    return each(one, factors)
+
+
+def each(one: Callable[..., jax.Array], *numbers: Sequence[jax.Array]) -> Act:
+    """Does the same to each tensor: ``one(leaf, *its numbers)``."""
+    return lambda leaves: ([one(*of_one) for of_one in zip(leaves, *numbers, strict=True)], {})
 
 
 def unpack_where(finite: jax.Array, vector: jax.Array) -> list[jax.Array]:

@@ -115,8 +115,9 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
     if not leaves:
         return jnp.zeros((0,), dtype)
-    largest = [max_or_nan(jnp.abs(leaf), jnp.isnan(leaf)) for leaf in leaves]
-    return jnp.stack([value.astype(dtype) for value in largest])
+    found = [_maximum(lax.abs(leaf), lax.ne(leaf, leaf)) for leaf in leaves]
+    largest = jnp.stack([value.astype(dtype) for value, _ in found])
+    return jnp.where(jnp.stack([spoilt for _, spoilt in found]), jnp.nan, largest)
 
 
 def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
@@ -129,13 +130,19 @@ def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
       spoilt: bool, of the same shape or a scalar.
     """
     spoilt = jnp.broadcast_to(spoilt, values.shape)
+    largest, any_spoilt = _maximum(values, spoilt)
+    return jnp.where(any_spoilt, jnp.nan, largest)
+
+
+def _maximum(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest of non-negative values, and whether any is spoilt, from one read."""
     largest, any_spoilt = lax.reduce(
         (values, spoilt),
         (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
-        lambda x, y: (jnp.maximum(x[0], y[0]), x[1] | y[1]),
+        lambda x, y: (lax.max(x[0], y[0]), x[1] | y[1]),
         tuple(range(values.ndim)),
     )
-    return jnp.where(any_spoilt, jnp.nan, largest)
+    return largest, any_spoilt
 
 
 def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
@@ -170,7 +177,10 @@ def unpack(vector: jax.Array) -> list[jax.Array]:
     time).
 
     Args:
-      vector: [num_tensors], of any number type.
+      vector: [num_tensors] or [num_tensors, k], of any number type.
+
+    Returns:
+      Scalars, or vectors [k].
     """
     number = vector.shape[0]
     if number < 2:
@@ -188,16 +198,19 @@ def _by_sums(vector: jax.Array) -> list[jax.Array]:
     width = math.isqrt(number - 1) + 1
     height = -(-number // width)
     zero = jnp.zeros((), vector.dtype)
-    table = lax.pad(vector, zero, [(0, width * height - number, 0)]).reshape(height, width)
+    rest = vector.shape[1:]
+    padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
+    table = lax.pad(vector, zero, padding).reshape(height, width, *rest)
     # Arrays, not comparisons with an index: that would be a constant of the kernel.
     rows, columns = np.eye(height, dtype=bool), np.eye(width, dtype=bool)
     result: list[jax.Array] = []
     for row in rows:
-        chosen = np.repeat(row[:, None], width, axis=1)
+        chosen = np.broadcast_to(row.reshape(-1, *[1] * (table.ndim - 1)), table.shape)
         values = lax.reduce(lax.select(chosen, table, lax.full_like(table, 0)), zero, lax.add, (0,))
         blank = lax.full_like(values, 0)
         for column in columns[: number - len(result)]:
-            result.append(lax.reduce(lax.select(column, values, blank), zero, lax.add, (0,)))
+            chosen = np.broadcast_to(column.reshape(-1, *[1] * len(rest)), values.shape)
+            result.append(lax.reduce(lax.select(chosen, values, blank), zero, lax.add, (0,)))
     return result
 
 

@@ -85,25 +85,29 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
         maximum, bound = average_maximum(state.maximum, largest, now.complement(theta), seen)
         clipped = largest > bound
         factor = jnp.where(clipped, _base.safe_divide(bound, largest, 1.0), 1.0)
-        factors = _clipper.unpack_where(jnp.isfinite(largest), factor.astype(now.dtype))
-        bounds = _base.unpack(bound)
+        finite = jnp.isfinite(largest)
+        pairs = jnp.stack([jnp.where(finite, factor, jnp.nan).astype(now.dtype), bound], axis=1)
         return _clipper.Decision(
             norm=largest,
             threshold=bound,
             clipped=clipped,
-            act=lambda leaves: [
-                _scale_above(*of_one) for of_one in zip(leaves, factors, bounds, strict=True)
-            ],
+            act=_clipper.each(_scale_above, _base.unpack(pairs)),
             own={"maximum": maximum},
         )
 
     return _clipper.clipper(AdaclipState, rule, own, per_tensor=True)
 
 
-def _scale_above(leaf: jax.Array, factor: jax.Array, bound: jax.Array) -> jax.Array:
-    """Elements above the bound times the factor, the others as they are; zero if that is NaN."""
+def _scale_above(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Elements above a bound times a factor, the others as they are; zero if the factor is NaN.
+
+    Args:
+      leaf: tensor.
+      numbers: factor and bound.
+    """
+    factor, bound = numbers[0], numbers[1]
     scaled = jnp.where(jnp.abs(leaf) > bound, leaf * factor, leaf)
-    return jnp.where(factor == factor, scaled, 0).astype(leaf.dtype)
+    return jax.lax.select(factor == factor, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
 
 def average_maximum(

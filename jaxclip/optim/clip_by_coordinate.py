@@ -88,7 +88,7 @@ def clip_by_coordinate(
             norm=found.maximum,
             threshold=found.quantile,
             clipped=found.maximum > found.quantile,
-            act=lambda leaves: [_clip(leaf, tau) for leaf, tau in zip(leaves, taus, strict=True)],
+            act=_clipper.each(_clip, taus),
         )
 
     return _clipper.clipper(ClipByCoordinateState, rule, per_tensor=True)
@@ -121,4 +121,4 @@ def _clip(leaf: jax.Array, tau: jax.Array) -> jax.Array:
         clipped = leaf * jnp.where(size > tau, tau / jnp.where(size > 0, size, 1), 1)
     else:
         clipped = jax.lax.clamp(-tau, leaf.astype(tau.dtype), tau)
-    return jnp.where(tau == tau, clipped, 0).astype(leaf.dtype)
+    return jax.lax.select(tau == tau, clipped, jax.lax.full_like(clipped, 0)).astype(leaf.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -93,44 +94,37 @@ def median_clip(
     ) -> _clipper.Decision:
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
-        innovations = _innovations(leaves, medians)
         if per_tensor:
-            norm = _base.tensor_maxima(innovations, now.dtype)
+            norm = _base.tensor_maxima(_innovations(leaves, medians), now.dtype)
+            limit = jnp.broadcast_to(bound, norm.shape)
+            steps = _clipper.unpack_where(jnp.isfinite(norm), limit)
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
-        finite = jnp.isfinite(norm)
-        factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
-        limits = _base.unpack(jnp.where(finite, bound, jnp.nan)) if per_tensor else None
+            factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
+            steps = [jnp.where(jnp.isfinite(norm), factor, jnp.nan)] * len(leaves)
 
-        def move(gradients: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-            """New median and update of each tensor."""
-            steps = _innovations(gradients, medians)
-            if limits is None:
-                kept = [finite] * len(steps)
-                steps = [step * factor for step in steps]
-            else:
-                kept = [limit == limit for limit in limits]
-                steps = [_clip(*of_one) for of_one in zip(steps, limits, strict=True)]
+        def act(gradients: list[jax.Array]) -> tuple[list[jax.Array], dict[str, Any]]:
+            innovations = _innovations(gradients, medians)
+            clip = _clip if per_tensor else operator.mul
             moved = [
-                jnp.where(keep, median + step.astype(median.dtype), median)
-                for median, step, keep in zip(medians, steps, kept, strict=True)
+                median + clip(innovation, step).astype(median.dtype)
+                for innovation, median, step in zip(innovations, medians, steps, strict=True)
             ]
-            return [
-                (new, jnp.where(keep, new, 0).astype(leaf.dtype))
-                for leaf, new, keep in zip(gradients, moved, kept, strict=True)
+            stored = [
+                old if gone else jax.lax.select(step == step, new, old)
+                for new, step, (gone, old) in zip(moved, steps, absent, strict=True)
             ]
+            updates = [
+                jax.lax.select(step == step, new, jax.lax.full_like(new, 0)).astype(leaf.dtype)
+                for new, step, leaf in zip(moved, steps, gradients, strict=True)
+            ]
+            return updates, {"median": now.treedef.unflatten(stored)}
 
-        stored = [new for new, _ in move(leaves)]
         return _clipper.Decision(
             norm=norm,
             threshold=jnp.broadcast_to(bound, norm.shape),
             clipped=norm > bound,
-            act=lambda gradients: [update for _, update in move(gradients)],
-            always={
-                "median": now.treedef.unflatten(
-                    [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
-                )
-            },
+            act=act,
         )
 
     return _clipper.clipper(MedianClipState, rule, own, per_tensor=per_tensor)
