@@ -85,8 +85,35 @@ def tensor_names(tree: Any) -> list[str]:
     Returns:
       One string a tensor, such as ``"image/blocks_0/mlp/up/kernel"``.
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    return [path for path, _ in named_leaves(tree)]
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Path and value of every tensor, in the order of ``jax.tree.leaves``.
+
+    A box around an array (an NNX ``Variable``, a Linen ``Partitioned``) is no part of the path:
+    trainers put it on or take it off between ``init`` and ``update``.
+    """
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, node in nodes
+        for leaf in jax.tree.leaves(node)
+    ]
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """A tree of ``function(path, leaf)``; ``None`` and ``MaskedNode`` are no leaves."""
+    values = [function(path, leaf) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node is one of flax's boxes. By name, since flax is not imported here."""
+    return any(
+        parent.__module__.startswith("flax.") and parent.__name__ in ("Variable", "AxisMetadata")
+        for parent in type(node).__mro__
+    )
 
 
 def statistics_dtype(tree: Any) -> Any:

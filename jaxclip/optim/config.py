@@ -15,7 +15,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 
 from jaxclip.optim import _base, _options
@@ -206,7 +205,9 @@ def _clipper(
     if not patterns:
         return [tx]
     return [
-        optax.masked(tx, lambda tree: _map_paths(lambda path, _: not _any(patterns, path), tree))
+        optax.masked(
+            tx, lambda tree: _base.map_named(lambda path, _: not _any(patterns, path), tree)
+        )
     ]
 
 
@@ -236,7 +237,7 @@ def _optimizer(
         no_decay = _patterns("optim.no_decay", config["no_decay"], used)
 
     def decays(tree: Any) -> Any:
-        return _map_paths(lambda path, leaf: leaf.ndim >= 2 and not _any(no_decay, path), tree)
+        return _base.map_named(lambda path, leaf: leaf.ndim >= 2 and not _any(no_decay, path), tree)
 
     for mask in ("mask", "weight_decay_mask"):
         if mask in arguments:
@@ -261,7 +262,7 @@ def _muon_dimensions(params: Any) -> Any:
             return None
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
-    return _map_paths(of, params)
+    return _base.map_named(of, params)
 
 
 def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.GradientTransformation]:
@@ -281,7 +282,7 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
         return next((str(i) for i, p in enumerate(patterns) if p.search(path)), "others")
 
     groups = {**scales, "others": optax.identity()}
-    return [optax.partition(groups, lambda tree: _map_paths(label, tree))]
+    return [optax.partition(groups, lambda tree: _base.map_named(label, tree))]
 
 
 def _frozen(
@@ -296,7 +297,7 @@ def _frozen(
         return "frozen" if _any(patterns, path) else "trained"
 
     groups = {"trained": tx, "frozen": optax.set_to_zero()}
-    return optax.partition(groups, lambda tree: _map_paths(label, tree))
+    return optax.partition(groups, lambda tree: _base.map_named(label, tree))
 
 
 def _sharpness_aware(
@@ -341,11 +342,3 @@ def _patterns(key: str, given: Any, used: list[tuple[str, str]]) -> list[re.Patt
 
 def _any(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
     return any(pattern.search(path) for pattern in patterns)
-
-
-def _map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """A tree of ``function(path, leaf)``; ``None`` and ``MaskedNode`` are no leaves."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        tree,
-    )

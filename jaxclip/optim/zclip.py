@@ -126,8 +126,11 @@ def zclip(
 
     def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params
-        zero = jnp.zeros(shape, dtype)
-        return {"mean": zero, "variance": zero, "streak": jnp.zeros(shape, jnp.int32)}
+        return {
+            "mean": jnp.zeros(shape, dtype),
+            "variance": jnp.zeros(shape, dtype),
+            "streak": jnp.zeros(shape, jnp.int32),
+        }
 
     def rule(
         leaves: list[jax.Array], state: ZclipState, now: _clipper.Context
