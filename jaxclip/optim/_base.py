@@ -2,7 +2,7 @@
 
 **The state convention.** Every transformation's state is a ``NamedTuple`` of arrays which has,
 beside what the rule itself needs, these four fields, so that anything can be logged without a
-second pass over the gradients (:func:`jaxclip.optim.monitor` collects them):
+second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them):
 
 ==================== =============================================================================
 ``norm``             What the rule looked at in the last step: a norm, or a largest absolute value.

@@ -156,7 +156,7 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
       >>> params = {"image": {"kernel": jnp.ones((2, 3))}, "logit_scale": jnp.asarray(2.7)}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
-      >>> sorted(optim.monitor(state))[1:]
+      >>> sorted(optim.read_metrics(state))[1:]
       ['adagc/nonfinite_count', 'adagc/norm', 'adagc/threshold']
     """
     config = _options.plain(config)

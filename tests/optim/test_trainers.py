@@ -131,7 +131,7 @@ def test_functional_trainers(make: Callable[[], Any]) -> None:
     paths = optim.tensor_names(params)
     assert sorted(paths) == sorted(SHAPES)
     check(optax.apply_updates(params, updates), paths)
-    assert optim.monitor(state)["adagc/norm"].shape == (3,)
+    assert optim.read_metrics(state)["adagc/norm"].shape == (3,)
 
 
 class Linen(nn.Module):
