@@ -1,7 +1,7 @@
 """What the transformations of this package share: one state convention, norms, safe scaling.
 
 **The state convention.** Every transformation's state is a ``NamedTuple`` of arrays which has,
-beside what the rule itself needs, these four fields, so that anything can be logged without a
+beside what the rule itself needs, ``count`` and these four fields, so that anything can be logged without a
 second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them):
 
 ==================== =============================================================================
@@ -11,7 +11,8 @@ second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them
 ``nonfinite_count``  int32: steps whose update became zero because ``norm`` was NaN or infinite.
 ==================== =============================================================================
 
-Global rules keep scalars; per-tensor rules keep one vector ``[num_tensors]`` a field, in the order
+``count`` is the number of calls of ``update``, those with NaN included: a rule that has seen k
+finite norms has ``k = count - nonfinite_count``. Global rules keep scalars; per-tensor rules keep one vector ``[num_tensors]`` a field, in the order
 of ``jax.tree.leaves(updates)`` (:func:`tensor_names` gives the paths). Vectors rather than trees of
 scalars: a few arrays to dispatch, checkpoint and log instead of several for each tensor, and no
 state leaf that a sharding rule could take for a parameter.
@@ -25,7 +26,10 @@ they were, the update is zero (for the tensor or the tree), ``clipped`` is true 
 A finite gradient whose square overflows float32 (1e30, say) has its true, finite norm.
 
 **Hyperparameters.** A float hyperparameter may be a number, an array (traced or not) or a schedule,
-a function of the number of updates before this one.
+a function of the number of updates before this one. A number of updates may not be a schedule.
+
+**Differentiation.** Statistics, thresholds and factors of clippers are constants to ``jax.grad``:
+what is left is the derivative of factor times gradient.
 """
 
 from __future__ import annotations
