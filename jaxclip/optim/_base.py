@@ -1,8 +1,8 @@
 """What the transformations of this package share: one state convention, norms, safe scaling.
 
 **The state convention.** Every transformation's state is a ``NamedTuple`` of arrays which has,
-beside what the rule itself needs, ``count`` and these four fields, so that anything can be logged without a
-second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them):
+beside what the rule itself needs, ``count`` and these four fields, so that anything can be logged
+without a second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them):
 
 ==================== =============================================================================
 ``norm``             What the rule looked at in the last step: a norm, or a largest absolute value.
@@ -12,7 +12,9 @@ second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them
 ==================== =============================================================================
 
 ``count`` is the number of calls of ``update``, those with NaN included: a rule that has seen k
-finite norms has ``k = count - nonfinite_count``. Global rules keep scalars; per-tensor rules keep one vector ``[num_tensors]`` a field, in the order
+finite norms has ``k = count - nonfinite_count``.
+
+Global rules keep scalars; per-tensor rules keep one vector ``[num_tensors]`` a field, in the order
 of ``jax.tree.leaves(updates)`` (:func:`tensor_names` gives the paths). Vectors rather than trees of
 scalars: a few arrays to dispatch, checkpoint and log instead of several for each tensor, and no
 state leaf that a sharding rule could take for a parameter.

@@ -17,7 +17,7 @@ from typing import Any
 
 import optax
 
-from jaxclip.optim import _base, _options
+from jaxclip.optim import _base, _sections
 from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
@@ -30,6 +30,7 @@ from jaxclip.optim.spam import spam
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
+from jaxclip.registry import hint
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -159,7 +160,7 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
       >>> sorted(optim.read_metrics(state))[1:]
       ['adagc/nonfinite_count', 'adagc/norm', 'adagc/threshold']
     """
-    config = _options.plain(config)
+    config = _sections.plain(config)
     if "name" not in config:
         raise ValueError(f"optim.name is required; known: {', '.join(sorted(OPTIMIZERS))}")
     used: list[tuple[str, str]] = []
@@ -191,10 +192,10 @@ def _clippers(
 def _clipper(
     key: str, section: Any, used: list[tuple[str, str]]
 ) -> list[optax.GradientTransformation]:
-    name, options = _options.named(key, section)
-    factory = _options.lookup(f"{key}.name", name, CLIPPERS)
+    name, options = _sections.named(key, section)
+    factory = _sections.lookup(f"{key}.name", name, CLIPPERS)
     given = options.pop("exempt", None)
-    _options.check_known(key, name, options, factory, extra=("exempt",))
+    _sections.check_known(key, name, options, factory, extra=("exempt",))
     if name == "none":
         return []
     tx = factory(**options)
@@ -215,7 +216,7 @@ def _optimizer(
     config: Mapping[str, Any], total_steps: int, used: list[tuple[str, str]]
 ) -> optax.GradientTransformation:
     name = config["name"]
-    factory = _options.lookup("optim.name", name, OPTIMIZERS)
+    factory = _sections.lookup("optim.name", name, OPTIMIZERS)
     options = {key: value for key, value in config.items() if key not in _SECTIONS}
     for key in ("ema", "ema_decay"):
         if key in options:
@@ -229,7 +230,7 @@ def _optimizer(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
             f"decay; set it to 0, or use one that has: {', '.join(_decaying())}"
         )
-    _options.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
+    _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 
     if config.get("no_decay") is None:
         no_decay = [re.compile(pattern) for pattern in NO_DECAY]
@@ -273,7 +274,7 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
         raise ValueError(f"{key}={pairs!r} must be a list of [pattern, factor]")
     patterns = _patterns(key, [pattern for pattern, _ in pairs], used)
     factors = {
-        str(i): _options.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
+        str(i): _sections.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
     }
     scales = {label: optax.scale(factor) for label, factor in factors.items()}
 
@@ -305,7 +306,7 @@ def _sharpness_aware(
 ) -> optax.GradientTransformation:
     if not isinstance(section, Mapping) or list(section) != ["rho"]:
         raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}")
-    rho = _options.number("optim.sam.rho", section["rho"])
+    rho = _sections.number("optim.sam.rho", section["rho"])
     # The gradient's direction is NaN if the gradient is zero; then there is nowhere to climb.
     ascent = optax.chain(optax.contrib.normalize(), optax.zero_nans(), optax.sgd(rho))
     return optax.contrib.sam(tx, ascent, opaque_mode=True)
@@ -321,8 +322,8 @@ def _checking(
         names = _base.tensor_names(params)
         for key, pattern in used:
             if not any(re.search(pattern, name) for name in names):
-                hint = _options.nearest(pattern.strip("^$"), names[:200])
-                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{hint}")
+                near = hint(pattern.strip("^$"), names[:200])
+                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{near}")
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init_fn, tx.update)

@@ -98,7 +98,14 @@ def _transformation(state_class: type) -> str:
 
 
 def monitor(opt_state: Any) -> dict[str, jax.Array]:
-    """The former name of :func:`read_metrics`; ``optax.monitor`` is something else."""
+    """The former name of :func:`read_metrics`; ``optax.monitor`` is something else.
+
+    Args:
+      opt_state: state of any optax transformation.
+
+    Returns:
+      What :func:`read_metrics` returns.
+    """
     warnings.warn(
         "optim.monitor is now optim.read_metrics", PendingDeprecationWarning, stacklevel=2
     )
