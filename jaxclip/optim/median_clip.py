@@ -95,7 +95,7 @@ def median_clip(
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
         if per_tensor:
-            norm = _base.tensor_maxima(_innovations(leaves, medians), now.dtype)
+            norm = _base.tensor_maxima(list(map(_innovation, leaves, medians)), now.dtype)
             limit = jnp.broadcast_to(bound, norm.shape)
             steps = _clipper.unpack_where(jnp.isfinite(norm), limit)
         else:
@@ -104,21 +104,25 @@ def median_clip(
             steps = [jnp.where(jnp.isfinite(norm), factor, jnp.nan)] * len(leaves)
 
         def act(gradients: list[jax.Array]) -> tuple[list[jax.Array], dict[str, Any]]:
-            innovations = _innovations(gradients, medians)
+            # Aside, lest XLA writes the differences out for these and the norm to share.
+            pairs = [_moments.aside(*pair) for pair in zip(gradients, medians, strict=True)]
+            innovations = [_innovation(*pair) for pair in pairs]
             clip = _clip if per_tensor else operator.mul
             moved = [
                 median + clip(innovation, step).astype(median.dtype)
                 for innovation, median, step in zip(innovations, medians, steps, strict=True)
             ]
+            # The update comes from what is stored: from `moved`, XLA would compute that twice.
             stored = [
-                old if gone else jax.lax.select(step == step, new, old)
-                for new, step, (gone, old) in zip(moved, steps, absent, strict=True)
+                jax.lax.select(step == step, new, old)
+                for new, step, old in zip(moved, steps, medians, strict=True)
             ]
             updates = [
                 jax.lax.select(step == step, new, jax.lax.full_like(new, 0)).astype(leaf.dtype)
-                for new, step, leaf in zip(moved, steps, gradients, strict=True)
+                for new, step, leaf in zip(stored, steps, gradients, strict=True)
             ]
-            return updates, {"median": now.treedef.unflatten(stored)}
+            kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
+            return updates, {"median": now.treedef.unflatten(kept)}
 
         return _clipper.Decision(
             norm=norm,
@@ -145,10 +149,9 @@ def _medians_of(
     return [jnp.zeros((0,)) if gone else old for gone, old in absent], absent
 
 
-def _innovations(leaves: list[jax.Array], medians: list[jax.Array]) -> list[jax.Array]:
-    """g - m of each tensor, in the median's precision."""
-    pairs = [_moments.aside(g, m) for g, m in zip(leaves, medians, strict=True)]
-    return [g.astype(m.dtype) - m for g, m in pairs]
+def _innovation(leaf: jax.Array, median: jax.Array) -> jax.Array:
+    """g - m, in the median's precision."""
+    return leaf.astype(median.dtype) - median
 
 
 def _clip(innovation: jax.Array, bound: jax.Array) -> jax.Array:
