@@ -183,7 +183,7 @@ def test_nnx_optimizer() -> None:
     step(model, optimizer, gradients)
     params = nnx.state(model, nnx.Param)
     assert sorted(optim.tensor_names(params)) == sorted(SHAPES)
-    assert optim.tensor_names(params) == optim.tensor_names(nnx.pure(params))
+    assert optim.tensor_names(params) == optim.tensor_names(nnx.as_pure(params))
     check(params, optim.tensor_names(params))
 
 
