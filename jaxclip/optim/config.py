@@ -15,10 +15,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 
-from jaxclip.optim import _base, _options
+from jaxclip.optim import _base, _sections
 from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
@@ -34,6 +33,7 @@ from jaxclip.optim.spam import spam
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
+from jaxclip.registry import hint
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -176,10 +176,10 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
       >>> params = {"image": {"kernel": jnp.ones((2, 3))}, "logit_scale": jnp.asarray(2.7)}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
-      >>> sorted(optim.monitor(state))[1:]
+      >>> sorted(optim.read_metrics(state))[1:]
       ['adagc/nonfinite_count', 'adagc/norm', 'adagc/threshold']
     """
-    config = _options.plain(config)
+    config = _sections.plain(config)
     if "name" not in config:
         raise ValueError(f"optim.name is required; known: {', '.join(sorted(OPTIMIZERS))}")
     used: list[tuple[str, str]] = []
@@ -217,10 +217,10 @@ def _clippers(
 def _clipper(
     key: str, section: Any, used: list[tuple[str, str]]
 ) -> list[optax.GradientTransformation]:
-    name, options = _options.named(key, section)
-    factory = _options.lookup(f"{key}.name", name, CLIPPERS)
+    name, options = _sections.named(key, section)
+    factory = _sections.lookup(f"{key}.name", name, CLIPPERS)
     given = options.pop("exempt", None)
-    _options.check_known(key, name, options, factory, extra=("exempt",))
+    _sections.check_known(key, name, options, factory, extra=("exempt",))
     if name == "none":
         return []
     tx = factory(**options)
@@ -231,7 +231,9 @@ def _clipper(
     if not patterns:
         return [tx]
     return [
-        optax.masked(tx, lambda tree: _map_paths(lambda path, _: not _any(patterns, path), tree))
+        optax.masked(
+            tx, lambda tree: _base.map_named(lambda path, _: not _any(patterns, path), tree)
+        )
     ]
 
 
@@ -242,7 +244,7 @@ def _optimizer(
     used: list[tuple[str, str]],
 ) -> optax.GradientTransformation:
     name = config["name"]
-    factory = _options.lookup("optim.name", name, OPTIMIZERS)
+    factory = _sections.lookup("optim.name", name, OPTIMIZERS)
     options = {key: value for key, value in config.items() if key not in _SECTIONS}
     for key in ("ema", "ema_decay"):
         if key in options:
@@ -256,7 +258,7 @@ def _optimizer(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
             f"decay; set it to 0, or use one that has: {', '.join(_decaying())}"
         )
-    _options.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
+    _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 
     if config.get("no_decay") is None:
         no_decay = [re.compile(pattern) for pattern in NO_DECAY]
@@ -270,7 +272,7 @@ def _optimizer(
                 return group.weight_decay
             return leaf.ndim >= 2 and not _any(no_decay, path)
 
-        return _map_paths(of, tree)
+        return _base.map_named(of, tree)
 
     for mask in ("mask", "weight_decay_mask"):
         if mask in arguments:
@@ -295,7 +297,7 @@ def _muon_dimensions(params: Any) -> Any:
             return None
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
-    return _map_paths(of, params)
+    return _base.map_named(of, params)
 
 
 def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.GradientTransformation]:
@@ -306,7 +308,7 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
         raise ValueError(f"{key}={pairs!r} must be a list of [pattern, factor]")
     patterns = _patterns(key, [pattern for pattern, _ in pairs], used)
     factors = {
-        str(i): _options.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
+        str(i): _sections.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
     }
     scales = {label: optax.scale(factor) for label, factor in factors.items()}
 
@@ -315,7 +317,7 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
         return next((str(i) for i, p in enumerate(patterns) if p.search(path)), "others")
 
     groups = {**scales, "others": optax.identity()}
-    return [optax.partition(groups, lambda tree: _map_paths(label, tree))]
+    return [optax.partition(groups, lambda tree: _base.map_named(label, tree))]
 
 
 def _frozen(
@@ -334,14 +336,14 @@ def _frozen(
         return "frozen" if frozen else "trained"
 
     groups = {"trained": tx, "frozen": optax.set_to_zero()}
-    return optax.partition(groups, lambda tree: _map_paths(label, tree))
+    return optax.partition(groups, lambda tree: _base.map_named(label, tree))
 
 
 def _layer_decay(value: Any) -> float | None:
     """The option as a number in (0, 1]."""
     if value is None:
         return None
-    number = _options.number("optim.layer_decay", value)
+    number = _sections.number("optim.layer_decay", value)
     if not 0 < number <= 1:
         raise ValueError(f"optim.layer_decay={value} must be > 0 and <= 1")
     return number
@@ -352,7 +354,7 @@ def _sharpness_aware(
 ) -> optax.GradientTransformation:
     if not isinstance(section, Mapping) or list(section) != ["rho"]:
         raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}")
-    rho = _options.number("optim.sam.rho", section["rho"])
+    rho = _sections.number("optim.sam.rho", section["rho"])
     # The gradient's direction is NaN if the gradient is zero; then there is nowhere to climb.
     ascent = optax.chain(optax.contrib.normalize(), optax.zero_nans(), optax.sgd(rho))
     return optax.contrib.sam(tx, ascent, opaque_mode=True)
@@ -362,9 +364,9 @@ def _skipping(tx: optax.GradientTransformation, section: Any) -> optax.GradientT
     """The transformation, which leaves out the steps that ``skip`` says."""
     if section is None:
         return tx
-    name, options = _options.named("optim.skip", section)
-    factory = _options.lookup("optim.skip.name", name, SKIPS)
-    _options.check_known("optim.skip", name, options, factory, hidden=("inner",))
+    name, options = _sections.named("optim.skip", section)
+    factory = _sections.lookup("optim.skip.name", name, SKIPS)
+    _sections.check_known("optim.skip", name, options, factory, hidden=("inner",))
     return factory(tx, **options)
 
 
@@ -378,8 +380,8 @@ def _checking(
         names = _base.tensor_names(params)
         for key, pattern in used:
             if not any(re.search(pattern, name) for name in names):
-                hint = _options.nearest(pattern.strip("^$"), names[:200])
-                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{hint}")
+                near = hint(pattern.strip("^$"), names[:200])
+                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{near}")
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init_fn, tx.update)
@@ -399,11 +401,3 @@ def _patterns(key: str, given: Any, used: list[tuple[str, str]]) -> list[re.Patt
 
 def _any(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
     return any(pattern.search(path) for pattern in patterns)
-
-
-def _map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """A tree of ``function(path, leaf)``; ``None`` and ``MaskedNode`` are no leaves."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        tree,
-    )

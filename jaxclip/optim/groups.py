@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import optax
 
-from jaxclip.optim import _base, _options
+from jaxclip.optim import _base, _sections
+from jaxclip.registry import hint
 
 _KEYS = ("pattern", "learning_rate_factor", "weight_decay", "frozen")
 _BLOCK = re.compile(r"(^|/)blocks_(\d+)(/|$)")
@@ -58,9 +59,7 @@ def _read_group(key: str, section: Any) -> Group:
         raise ValueError(f"{key}={section!r} must be a mapping with a pattern")
     for name in section:
         if name not in _KEYS:
-            raise ValueError(
-                f"{key}.{name}: a group has no such key{_options.nearest(name, _KEYS)}"
-            )
+            raise ValueError(f"{key}.{name}: a group has no such key{hint(str(name), _KEYS)}")
     values = dict(section)
     try:
         re.compile(values["pattern"])
@@ -70,7 +69,7 @@ def _read_group(key: str, section: Any) -> Group:
         ) from error
     if "learning_rate_factor" in values:
         factor = values["learning_rate_factor"]
-        values["learning_rate_factor"] = _options.number(f"{key}.learning_rate_factor", factor)
+        values["learning_rate_factor"] = _sections.number(f"{key}.learning_rate_factor", factor)
     for name in ("weight_decay", "frozen"):
         if not isinstance(values.get(name), (bool, type(None))):
             raise ValueError(f"{key}.{name}={values[name]!r} must be True or False")

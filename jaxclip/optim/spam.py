@@ -196,7 +196,7 @@ def spam(
       >>> state = tx.init(params)
       >>> for size in (1.0, 1.0, 1000.0):
       ...     _, state = tx.update({"w": jnp.asarray([size, 1.0])}, state, params)
-      >>> optim.monitor(state)["spam/clipped"].tolist(), state[0].threshold.tolist()
+      >>> optim.read_metrics(state)["spam/clipped"].tolist(), state[0].threshold.tolist()
       ([True], [5000.0])
 
     References:

@@ -127,7 +127,8 @@ def clippers(curves: Curves) -> list[str]:
             share = float(np.mean(clipped[np.isfinite(clipped)])) if len(clipped) else 0.0
             line = charts.Line(steps, trailing_share(clipped), color=charts.COLORS[2])
             svg = charts.chart([line], title=f"{short} clipped", percent=True, from_zero=True)
-            figures.append(figure(f"Clipped by {short}", svg, f"{share:.2%} of the whole run"))
+            note = f"{share:.2%} of the whole run{locked(curves, name)}"
+            figures.append(figure(f"Clipped by {short}", svg, note))
         if not judges_global_norm(curves, name):
             lines = [
                 charts.Line(*curves[f"{name}/norm"], label="norm"),
@@ -138,6 +139,13 @@ def clippers(curves: Curves) -> list[str]:
             svg = charts.chart(lines, title=f"norm and threshold of {short}", log=True)
             figures.append(figure(f"What {short} sees", svg, "means over its tensors"))
     return figures
+
+
+def locked(curves: Curves, name: str) -> str:
+    """What to say of a rule that clipped without a break, long enough to be no spike."""
+    _, streak = curves.get(f"{name}/streak", (None, np.zeros(1)))
+    longest = int(np.nanmax(streak, initial=0))
+    return f"; {longest} steps in a row: norms have risen for good" if longest >= 50 else ""
 
 
 def clipper_names(curves: Curves) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.evaluate import runner
-from jaxclip.train import charts, environment, metrics, report, workdir
+from jaxclip.train import charts, environment, metrics, report, report_charts, workdir
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 VOID = {"meta", "img", "br", "use", "path", "rect", "circle", "link"}
@@ -245,6 +245,12 @@ def test_no_workdir(tmp_path):
         report.write_report(tmp_path)
 
 
+def test_a_clipper_that_never_lets_go_is_told() -> None:
+    steps = np.arange(200)
+    curves = {"optim/zclip/streak": (steps, np.where(steps < 80, steps, 0.0))}
+    assert "79 steps in a row" in report_charts.locked(curves, "optim/zclip")
+    assert report_charts.locked({}, "optim/zclip") == ""
+    assert report_charts.locked({"optim/zclip/streak": (steps, steps % 9)}, "optim/zclip") == ""
 def test_each_term_of_the_objective_gets_its_chart(make):
     steps = np.linspace(3, 1, 20)
     page = make(
