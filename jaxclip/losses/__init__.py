@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
-from jaxclip.losses.infonce import infonce
+from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
 from jaxclip.losses.sigmoid import sigmoid
+from jaxclip.losses.soft_targets import soft_cross_entropy, soft_kl
 from jaxclip.losses.softmax import softmax
 from jaxclip.registry import check_options, hint
 
@@ -42,8 +43,11 @@ __all__ = [
     "get",
     "infonce",
     "names",
+    "off_diagonal_logsumexp",
     "sigmoid",
     "sigmoid_blockwise",
+    "soft_cross_entropy",
+    "soft_kl",
     "softmax",
     "softmax_blockwise",
 ]

@@ -89,6 +89,38 @@ def infonce(
     return jnp.mean(each if weights is None else weights * each), metrics
 
 
+def off_diagonal_logsumexp(
+    a: jax.Array,
+    b: jax.Array,
+    scale: jax.Array | float,
+    *,
+    precision: str = "highest",
+    implementation: str = "plain",
+    tile_size: int = blockwise.TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-sum-exp of the logits scale · a bᵀ without their diagonal, over rows and over columns.
+
+    Args:
+      a: float[B, D], the global batch.
+      b: float[B, D].
+      scale: factor on the products.
+      precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
+      implementation: ``"plain"`` or ``"blockwise"``, as :func:`infonce`.
+      tile_size: as :func:`infonce`.
+      mesh: as :func:`infonce`.
+
+    Returns:
+      ``(float32[B], float32[B])``: lse_{j≠i} of row i and lse_{i≠j} of column j.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
+    a, b = as_float(a, b)
+    lse = _logsumexp_by(implementation, precision, tile_size, mesh)
+    return lse(a, b, jnp.asarray(scale, a.dtype))[:2]
+
+
 def _logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
     """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
     logits off the diagonal, each [B]; the maxima carry no gradient."""

@@ -1,0 +1,38 @@
+"""Cross-entropy and divergence to soft targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip import losses
+
+STUDENT = jnp.array([[2.0, 0.0], [1.0, 1.0]])
+TEACHER = jnp.array([[3.0, 1.0], [0.0, 2.0]])
+
+
+def both(fn, student, teacher):
+    rows = fn(student, jax.nn.softmax(teacher))
+    columns = fn(student.T, jax.nn.softmax(teacher.T))
+    return float(rows.mean() + columns.mean()) / 2
+
+
+def test_published_values():
+    cross_entropy = both(losses.soft_cross_entropy, STUDENT, TEACHER)
+    assert cross_entropy == pytest.approx(0.500343, abs=1e-6)
+    divergence = both(losses.soft_kl, STUDENT, TEACHER)
+    assert divergence == pytest.approx(0.124409, abs=1e-6)
+    assert cross_entropy - divergence == pytest.approx(0.375934, abs=1e-6)
+
+
+def test_divergence_is_zero_with_a_zero_gradient_where_both_agree():
+    targets = jax.nn.softmax(TEACHER)
+    np.testing.assert_allclose(losses.soft_kl(TEACHER, targets), 0.0, atol=1e-6)
+    gradient = jax.grad(lambda x: losses.soft_kl(x, targets).sum())(TEACHER)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_one_hot_targets_are_cross_entropy():
+    expected = -jnp.diagonal(jax.nn.log_softmax(STUDENT))
+    for fn in (losses.soft_kl, losses.soft_cross_entropy):
+        np.testing.assert_allclose(fn(STUDENT, jnp.eye(2)), expected, rtol=1e-6)
