@@ -17,7 +17,7 @@ import jax
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
 from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
 from jaxclip.losses.sigmoid import sigmoid
-from jaxclip.losses.soft_targets import soft_cross_entropy, soft_kl
+from jaxclip.losses.soft_targets import products, soft_cross_entropy, soft_kl
 from jaxclip.losses.softmax import softmax
 from jaxclip.registry import check_options, hint
 
@@ -44,6 +44,7 @@ __all__ = [
     "infonce",
     "names",
     "off_diagonal_logsumexp",
+    "products",
     "sigmoid",
     "sigmoid_blockwise",
     "soft_cross_entropy",

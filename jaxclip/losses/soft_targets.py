@@ -9,6 +9,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxclip.losses._base import as_float, matmul
+
+
+def products(a: jax.Array, b: jax.Array, *, precision: str = "highest") -> jax.Array:
+    """a bᵀ in at least float32: cosines where the rows have unit length.
+
+    Args:
+      a: float[N, D].
+      b: float[M, D].
+      precision: as :func:`jaxclip.losses.softmax`.
+
+    Returns:
+      float32[N, M].
+    """
+    a, b = as_float(a, b)
+    return matmul(a, b.T, precision)
+
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy of each row: -Σ_j targets_ij log softmax(logits)_ij.

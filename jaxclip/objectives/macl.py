@@ -45,8 +45,8 @@ class MACL(Objective):
         check_choice("macl.implementation", self.implementation, IMPLEMENTATIONS)
         if self.alpha * (1.0 + self.start) >= 1.0:
             raise ValueError(
-                f"macl.alpha={self.alpha!r} with start={self.start!r} would make the temperature of "
-                f"opposite pairs negative; use alpha below {1.0 / (1.0 + self.start):g}"
+                f"macl.alpha={self.alpha!r} with start={self.start!r} would make the temperature "
+                f"of opposite pairs negative; use alpha below {1.0 / (1.0 + self.start):g}"
             )
 
     @property

@@ -25,6 +25,24 @@ def test_published_values():
     assert cross_entropy - divergence == pytest.approx(0.375934, abs=1e-6)
 
 
+def test_an_ensembles_targets_are_averaged_after_the_softmax():
+    def pair(targets_of):
+        sides = ((STUDENT, lambda x: x), (STUDENT.T, lambda x: x.T))
+        return sum(
+            float(losses.soft_cross_entropy(student, targets_of(turn)).mean()) / 2
+            for student, turn in sides
+        )
+
+    def after(turn):
+        return (jax.nn.softmax(turn(TEACHER)) + jax.nn.softmax(turn(jnp.eye(2)))) / 2
+
+    def before(turn):
+        return jax.nn.softmax(turn((TEACHER + jnp.eye(2)) / 2))
+
+    assert pair(after) == pytest.approx(0.565467, abs=1e-6)
+    assert pair(before) == pytest.approx(0.549898, abs=1e-6)
+
+
 def test_divergence_is_zero_with_a_zero_gradient_where_both_agree():
     targets = jax.nn.softmax(TEACHER)
     np.testing.assert_allclose(losses.soft_kl(TEACHER, targets), 0.0, atol=1e-6)

@@ -56,7 +56,7 @@ def test_equal_rows_have_a_finite_gradient():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="align_uniform.align=-1 must be a number of at least 0"):
+    with pytest.raises(ValueError, match=r"align_uniform.align=-1 must be a number of at least 0"):
         AlignUniform(align=-1)
-    with pytest.raises(ValueError, match="align_uniform.implementation='fast'; use 'plain' or"):
+    with pytest.raises(ValueError, match=r"align_uniform.implementation='fast'; use 'plain' or"):
         AlignUniform(implementation="fast")

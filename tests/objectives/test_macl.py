@@ -64,7 +64,9 @@ def test_sure_and_hopeless_pairs_have_finite_values():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="macl.temperature=0 must be a positive number"):
+    with pytest.raises(ValueError, match=r"macl.temperature=0 must be a positive number"):
         MACL(0)
-    with pytest.raises(ValueError, match="would make the temperature .* negative; use alpha below"):
+    with pytest.raises(
+        ValueError, match=r"would make the temperature .* negative; use alpha below"
+    ):
         MACL(alpha=1.0)

@@ -53,9 +53,9 @@ def test_sizes_are_halves_down_to_64_unless_given():
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match=r"matryoshka.dims=\(4, 32\) must not exceed .*=16"):
         Matryoshka((4, 32)).check(models.CLIPConfig(embed_dim=16), None)
-    with pytest.raises(ValueError, match="matryoshka.weights=.* one for each of dims"):
+    with pytest.raises(ValueError, match=r"matryoshka.weights=.* one for each of dims"):
         Matryoshka((4, 8), (1.0,))
-    with pytest.raises(ValueError, match="matryoshka.dims=8 must be a list of whole numbers"):
+    with pytest.raises(ValueError, match=r"matryoshka.dims=8 must be a list of whole numbers"):
         Matryoshka(8)
-    with pytest.raises(ValueError, match="did you mean 'softmax'"):
+    with pytest.raises(ValueError, match=r"did you mean 'softmax'"):
         Matryoshka(kind="sofmax")

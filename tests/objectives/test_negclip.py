@@ -46,5 +46,5 @@ def test_it_asks_for_the_negatives_of_a_record():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="negclip.count=0 must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"negclip.count=0 must be a whole number of at least 1"):
         NegCLIP(0)

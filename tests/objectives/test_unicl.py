@@ -56,5 +56,5 @@ def test_captions_can_be_the_labels():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="unicl.labels='text'; use 'class' or 'caption'"):
+    with pytest.raises(ValueError, match=r"unicl.labels='text'; use 'class' or 'caption'"):
         UniCL("text")
