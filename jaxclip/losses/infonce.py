@@ -64,7 +64,7 @@ def infonce(
         raise ValueError("decoupled and labels can't be combined: which pair would be left out?")
     images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
-    lse = _logsumexp_by(implementation, precision, tile_size, mesh)
+    lse = logsumexp_by(implementation, precision, tile_size, mesh)
     row, column, row_max, column_max = lse(images, texts, scale)
     own = scale * jnp.sum(images * texts, axis=-1)
     for wrong in () if negatives is None else jnp.moveaxis(as_float(negatives)[0], 1, 0):
@@ -89,39 +89,7 @@ def infonce(
     return jnp.mean(each if weights is None else weights * each), metrics
 
 
-def off_diagonal_logsumexp(
-    a: jax.Array,
-    b: jax.Array,
-    scale: jax.Array | float,
-    *,
-    precision: str = "highest",
-    implementation: str = "plain",
-    tile_size: int = blockwise.TILE_SIZE,
-    mesh: Mesh | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-sum-exp of the logits scale · a bᵀ without their diagonal, over rows and over columns.
-
-    Args:
-      a: float[B, D], the global batch.
-      b: float[B, D].
-      scale: factor on the products.
-      precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
-      implementation: ``"plain"`` or ``"blockwise"``, as :func:`infonce`.
-      tile_size: as :func:`infonce`.
-      mesh: as :func:`infonce`.
-
-    Returns:
-      ``(float32[B], float32[B])``: lse_{j≠i} of row i and lse_{i≠j} of column j.
-
-    Raises:
-      ValueError: an unknown implementation.
-    """
-    a, b = as_float(a, b)
-    lse = _logsumexp_by(implementation, precision, tile_size, mesh)
-    return lse(a, b, jnp.asarray(scale, a.dtype))[:2]
-
-
-def _logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
+def logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
     """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
     logits off the diagonal, each [B]; the maxima carry no gradient."""
 
@@ -154,3 +122,35 @@ def _mean_of_label(rows: jax.Array, labels: jax.Array) -> jax.Array:
     sums = jax.ops.segment_sum(rows, group, num_segments=size)
     counts = jax.ops.segment_sum(jnp.ones(size, rows.dtype), group, num_segments=size)
     return sums[group] / counts[group][:, None]
+
+
+def off_diagonal_logsumexp(
+    a: jax.Array,
+    b: jax.Array,
+    scale: jax.Array | float,
+    *,
+    precision: str = "highest",
+    implementation: str = "plain",
+    tile_size: int = blockwise.TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-sum-exp of the logits scale · a bᵀ without their diagonal, over rows and over columns.
+
+    Args:
+      a: float[B, D], the global batch.
+      b: float[B, D].
+      scale: factor on the products.
+      precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
+      implementation: ``"plain"`` or ``"blockwise"``, as :func:`infonce`.
+      tile_size: as :func:`infonce`.
+      mesh: as :func:`infonce`.
+
+    Returns:
+      ``(float32[B], float32[B])``: lse_{j≠i} of row i and lse_{i≠j} of column j.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
+    a, b = as_float(a, b)
+    lse = logsumexp_by(implementation, precision, tile_size, mesh)
+    return lse(a, b, jnp.asarray(scale, a.dtype))[:2]

@@ -45,8 +45,8 @@ class Affinity(Objective):
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if teacher is None and self.teacher_scale is None:
             raise ValueError(
-                "affinity.teacher_scale=None is the teacher's own scale, but stored embeddings have "
-                "none; set it to a number, such as 50"
+                "affinity.teacher_scale=None is the teacher's own scale, but stored embeddings "
+                "have none; set it to a number, such as 50"
             )
 
     def loss(

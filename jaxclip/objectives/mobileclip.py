@@ -25,9 +25,9 @@ class MobileCLIP(Objective):
     contrastive · CLIP + distill · (cross-entropy of rows + of columns) / 2, the student's scale is
     learned. With a synthetic caption beside the true one it is the sum of both.
 
-    Use it with ``teacher.kind="stored"`` and ``teacher.size`` the sum of ``sizes``. A vector belongs
-    to one caption, so the record's first one is taken, or the first with the tag ``synthetic``,
-    whose vector the record keeps under ``teacher.text_key`` + ``_texts1``.
+    Use it with ``teacher.kind="stored"`` and ``teacher.size`` the sum of ``sizes``. A vector is of
+    one caption: the record's first one, and the first one with the tag ``synthetic``, whose vector
+    the record keeps under ``teacher.text_key`` + ``_texts1``.
 
     Attributes:
       sizes: length of each teacher's part.
