@@ -31,5 +31,5 @@ def test_clips_row_loss_is_softplus_of_it():
 
 
 def test_an_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match=r"dcl.implementation='fast'; use 'plain' or 'blockwise'"):
+    with pytest.raises(ValueError, match=r"dcl\.implementation='fast'; use 'plain' or 'blockwise'"):
         DCL("fast")
