@@ -64,7 +64,7 @@ def infonce(
         raise ValueError("decoupled and labels can't be combined: which pair would be left out?")
     images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
-    lse = _logsumexp_by(implementation, precision, tile_size, mesh)
+    lse = logsumexp_by(implementation, precision, tile_size, mesh)
     row, column, row_max, column_max = lse(images, texts, scale)
     own = scale * jnp.sum(images * texts, axis=-1)
     for wrong in () if negatives is None else jnp.moveaxis(as_float(negatives)[0], 1, 0):
@@ -89,7 +89,7 @@ def infonce(
     return jnp.mean(each if weights is None else weights * each), metrics
 
 
-def _logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
+def logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
     """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
     logits off the diagonal, each [B]; the maxima carry no gradient."""
 
