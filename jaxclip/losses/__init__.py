@@ -17,7 +17,10 @@ import jax
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
 from jaxclip.losses.infonce import infonce
 from jaxclip.losses.sigmoid import sigmoid
+from jaxclip.losses.simclr import simclr
 from jaxclip.losses.softmax import softmax
+from jaxclip.losses.tokens import token_sums
+from jaxclip.losses.tokenwise import tokenwise_similarity
 from jaxclip.registry import check_options, hint
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
@@ -44,8 +47,11 @@ __all__ = [
     "names",
     "sigmoid",
     "sigmoid_blockwise",
+    "simclr",
     "softmax",
     "softmax_blockwise",
+    "token_sums",
+    "tokenwise_similarity",
 ]
 
 
