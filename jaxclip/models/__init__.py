@@ -7,8 +7,8 @@ from jaxclip.models.layers import Attend, softmax_weights
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 
 __all__ = [
-    "Attend",
     "CLIP",
+    "Attend",
     "CLIPConfig",
     "Features",
     "ImageConfig",

@@ -70,6 +70,9 @@ class How(NamedTuple):
     weights: bool = False
 
 
+UNCHANGED = How()
+
+
 class Attention(nn.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(d)) V (Vaswani et al., 2017, equation 1)."""
 
@@ -86,7 +89,7 @@ class Attention(nn.Module):
         *,
         mask: jax.Array | None,
         causal: bool,
-        how: How = How(),
+        how: How = UNCHANGED,
     ) -> tuple[jax.Array, jax.Array | None]:
         """[B, Q, C], [B, K, C] -> [B, Q, C] and weights float32[B, H, Q, K], if asked for.
 
@@ -180,7 +183,7 @@ class Block(nn.Module):
         self,
         x: jax.Array,
         mask: jax.Array | None,
-        how: How = How(),
+        how: How = UNCHANGED,
         keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """[B, L, C] -> [B, L, C] and the attention weights float32[B, H, L, L], if asked for.

@@ -126,7 +126,7 @@ class Embed(nn.Module):
     def __call__(
         self, tokens: jax.Array, context: jax.Array | None = None, at: jax.Array | None = None
     ) -> jax.Array:
-        """int32[B, L] -> [B, L, C]; context [M, C] or [B, M, C] replaces the embeddings at ``at``."""
+        """int32[B, L] -> [B, L, C]; context [M, C] or [B, M, C] replaces embeddings at ``at``."""
         c = self.config
         embedding = nn.Embed(
             c.vocab_size,

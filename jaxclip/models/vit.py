@@ -61,8 +61,8 @@ class VisionTransformer(Tower):
         size = self.config.patch_size
         if len(shape) != 4 or shape[3] != 3 or shape[1] % size or shape[2] % size:
             raise ValueError(
-                f"images of shape {shape}; the image tower takes [B, H, W, 3], H and W multiples of "
-                f"model.image.patch_size={size}"
+                f"images of shape {shape}; the image tower takes [B, H, W, 3] with H and W "
+                f"multiples of model.image.patch_size={size}"
             )
         return shape[1] // size, shape[2] // size
 
