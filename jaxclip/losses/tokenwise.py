@@ -20,7 +20,7 @@ def tokenwise_similarity(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean over one side's tokens of the largest product with the other side's.
 
-    image_to_text_ij = mean_p max_q v_ip · t_jq and text_to_image_ij = mean_q max_p v_ip · t_jq, over
+    image_to_text_ij = mean_p max_q v_ip · t_jq and text_to_image_ij = mean_q max_p v_ip · t_jq, of
     real tokens q alone. The two are not the same. With one token each, both are the products.
 
     Of the products of tokens no more than ``tile_size`` images by ``tile_size`` texts are held at a

@@ -21,12 +21,12 @@ from jaxclip.objectives.contrastive import Contrastive
 class CoCa(Contrastive):
     """Yu et al. 2022 (arXiv:2205.01917): contrastive + caption_weight * captioning.
 
-    The text tower is the unimodal half, so it must be causal; a decoder of as many layers goes on
-    from its tokens and looks at the picture through learned queries. Captioning is the mean
-    cross-entropy of the next token over all tokens of the global batch up to a text's last one. In
-    place of the class token that CoCa appends, the text's embedding is that of its last token (the
-    end of text): it sees all others, too, and none sees it. The image's embedding is the tower's
-    own, where the paper pools once more.
+    The text tower is the unimodal half; a causal decoder of as many layers goes on from its tokens
+    and looks at the picture through learned queries. Captioning is the mean cross-entropy of the
+    next token over all tokens of the global batch up to a text's last one. In place of the class
+    token that CoCa appends, the text's embedding is that of its last token (the end of text): it
+    sees all others, too, and none sees it. The image's embedding is the tower's own, where the
+    paper pools once more.
 
     The other options are those of :class:`Contrastive`.
 
@@ -34,13 +34,16 @@ class CoCa(Contrastive):
       caption_weight: of captioning; 2 in the paper.
       num_queries: image tokens for the decoder, 256 in the paper; 0 for all patches as they are.
       depth: layers of the decoder; 0 for as many as the text tower has (open_clip).
+      from_embeddings: the decoder starts from the token embeddings, as it must where the text tower
+        is bidirectional and so knows the tokens to predict.
     """
 
     caption_weight: float = 2.0
     num_queries: int = 256
     depth: int = 0
+    from_embeddings: bool = False
 
-    small: ClassVar[Mapping[str, Any]] = {"num_queries": 5}
+    small: ClassVar[Mapping[str, Any]] = {"num_queries": 5, "from_embeddings": True}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,13 +52,17 @@ class CoCa(Contrastive):
 
     @property
     def row_needs(self) -> frozenset[str]:
-        return frozenset({"image_tokens", "text_tokens", "text_mask", "text_input"})
+        return frozenset({"image_tokens", self._start, "text_mask", "text_input"})
+
+    @property
+    def _start(self) -> str:
+        return "text_hidden_0" if self.from_embeddings else "text_tokens"
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
-        if not sizes.text.causal:
+        if not (sizes.text.causal or self.from_embeddings):
             raise ValueError(
-                "coca needs model.text.causal=True: else the text tower shows the decoder the "
-                "tokens that it is to predict"
+                "coca: with model.text.causal=False the text tower shows the decoder the tokens "
+                "that it is to predict; set coca's from_embeddings=True or model.text.causal=True"
             )
 
     def _decoder(self, sizes: CLIPConfig, dtype: Any) -> CrossAttentionDecoder:
@@ -86,14 +93,8 @@ class CoCa(Contrastive):
         return params
 
     def logits(self, params: Params, outputs: Outputs, sizes: CLIPConfig) -> jax.Array:
-        """float32[B, L, V]: what the decoder expects behind each token of a text.
-
-        Args:
-          params: of the objective.
-          outputs: ``image_tokens`` [B, N, C] and ``text_tokens`` [B, L, C].
-          sizes: of the model.
-        """
-        image, text = outputs["image_tokens"], outputs["text_tokens"]
+        """float32[B, L, V]: what the decoder expects behind each token of a text."""
+        image, text = outputs["image_tokens"], outputs[self._start]
         if self.num_queries:
             pooler = self._pooler(sizes, image.dtype)
             image = pooler.apply({"params": params["pooler"]}, image)

@@ -1,5 +1,6 @@
 """Contrast beside captioning."""
 
+import dataclasses
 import functools
 import math
 
@@ -24,20 +25,23 @@ PIXELS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 3)), jnp.flo
 
 
 @functools.cache
-def setting(num_queries=5):
-    objective = CoCa(num_queries=num_queries)
-    model = models.build(SIZES)
+def setting(num_queries=5, causal=True):
+    objective = CoCa(num_queries=num_queries, from_embeddings=not causal)
+    text = dataclasses.replace(SIZES.text, causal=causal)
+    model = models.build(dataclasses.replace(SIZES, text=text))
     params = model.init(jax.random.key(0))
     params["objective"] = objective.init_params(jax.random.key(1), SIZES)
 
     @jax.jit
     def outputs(params, pixels, texts):
-        image, text = model.image_features(params, pixels), model.text_features(params, texts)
+        image = model.image_features(params, pixels)
+        text = model.text_features(params, texts, hidden=(0,))
         return {
             "image": g.I,
             "text": g.T,
             "image_tokens": image.tokens,
             "text_tokens": text.tokens,
+            "text_hidden_0": text.hidden[0],
             "text_mask": text.valid,
             "text_input": texts,
         }
@@ -80,9 +84,9 @@ def test_weight_0_is_clip():
     assert float(loss) == float(g.value(Contrastive(), made, ctx)[0])
 
 
-@pytest.mark.parametrize("num_queries", [5, 0])
-def test_logits_see_the_past_and_the_picture(num_queries):
-    objective, params, outputs = setting(num_queries)
+@pytest.mark.parametrize(("num_queries", "causal"), [(5, True), (0, False)])
+def test_logits_see_the_past_and_the_picture(num_queries, causal):
+    objective, params, outputs = setting(num_queries, causal)
     assert ("pooler" in params["objective"]) == bool(num_queries)
     logits = jax.jit(lambda made: objective.logits(params["objective"], made, SIZES))
     before = logits(outputs(PIXELS, TEXTS))
@@ -95,9 +99,10 @@ def test_logits_see_the_past_and_the_picture(num_queries):
 
 
 def test_a_text_tower_that_sees_the_future_is_refused():
-    text = models.TextConfig(causal=False, **TOWER)
-    with pytest.raises(ValueError, match=r"coca needs model\.text\.causal=True"):
-        CoCa().check(models.CLIPConfig(text=text), None)
+    sizes = models.CLIPConfig(text=models.TextConfig(causal=False, **TOWER))
+    with pytest.raises(ValueError, match=r"set coca's from_embeddings=True or model\.text\.causal"):
+        CoCa().check(sizes, None)
+    CoCa(from_embeddings=True).check(sizes, None)
 
 
 @pytest.mark.parametrize(
