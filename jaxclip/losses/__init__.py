@@ -21,6 +21,7 @@ from jaxclip.losses.simclr import simclr
 from jaxclip.losses.softmax import softmax
 from jaxclip.losses.tokens import token_sums
 from jaxclip.losses.tokenwise import tokenwise_similarity
+from jaxclip.losses.word_groups import group_sums, group_weights
 from jaxclip.registry import check_options, hint
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
@@ -43,6 +44,8 @@ __all__ = [
     "REGISTRY",
     "from_config",
     "get",
+    "group_sums",
+    "group_weights",
     "infonce",
     "names",
     "sigmoid",
