@@ -25,9 +25,10 @@ class SPARC(Contrastive):
     """Bica et al. 2024 (arXiv:2401.09865): global_weight * contrastive + local_weight * local.
 
     Linear maps bring patches and words to one space. Each word gets a group of patches
-    (:func:`jaxclip.losses.group_weights`), and is to be told from the other words of its caption by that group
-    and the group by the word, under a learned scale: no other pair is needed. The loss is the mean
-    over all real words of the global batch. Words that occur twice are false negatives.
+    (:func:`jaxclip.losses.group_weights`). By it the word is told from the other words of its
+    caption, and the group from theirs by the word, under a learned scale: no other pair is needed.
+    The loss is the mean over all real words of the global batch. Words that occur twice are false
+    negatives.
 
     The weights are as remembered from the paper, which has no code. Its embeddings are means of the
     mapped tokens, where here they are the towers' own: give them ``pool="mean"`` to be like it.
