@@ -253,9 +253,10 @@ def add_low_rank(params: Mapping[str, Any], low_rank: LowRank) -> dict[str, Any]
     }
     kernels = [name for name, leaf in flat.items() if name.endswith("/kernel") and leaf.ndim == 2]
     result = dict(params)
-    for path, (a, b) in low_rank.items():
+    for path, pair in low_rank.items():
         if path not in kernels:
             raise ValueError(f"low_rank: no kernel {path!r} in the tower{hint(path, kernels)}")
+        a, b = pair
         kernel = flat[path]
         if a.ndim != 2 or b.ndim != 2 or (a.shape[0], b.shape[1]) != kernel.shape:
             raise ValueError(

@@ -208,6 +208,7 @@ class Tower(abc.ABC):
     ) -> tuple[jax.Array, jax.Array | None]:
         """A run of blocks that are treated alike; attention weights only of a run of one."""
         block = self.block
+        loop = self.scan_layers and len(run) > 1
 
         def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, jax.Array | None]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
@@ -219,10 +220,10 @@ class Tower(abc.ABC):
         if self.remat != "none":
             # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
             policy = layers.remat_policy(self.remat)
-            apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan_layers)
+            apply = jax.checkpoint(apply, policy=policy, prevent_cse=not loop)
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
-            if not self.scan_layers or len(run) == 1:
+            if not loop:
                 weights = None
                 for index, params in zip(indices, run, strict=True):
                     x, weights = apply(params, x, index if keys is not None else None)

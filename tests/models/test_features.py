@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxclip import models, parallel
+from jaxclip.models import positions
 from tests.models import old_towers, small
 
 CONFIGS = {
@@ -44,12 +45,12 @@ def close(got, expected, atol=3e-6):
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip"])
-def test_embeddings_and_first_parameters_are_those_of_before_to_the_bit(name):
+def test_embeddings_are_those_of_before_to_the_bit_and_so_are_draws(name):
     config = CONFIGS[name]
     model = models.build(config)
     params = small.params_for(model)
     images, tokens = small.batch(config)
-    drawn = model.init(jax.random.key(5))
+    drawn = jax.jit(model.init)(jax.random.key(5))
     rngs = jax.random.split(jax.random.key(5))
     for tower, encode, inputs, rng in (
         ("image", model.encode_image, images, rngs[0]),
@@ -58,9 +59,9 @@ def test_embeddings_and_first_parameters_are_those_of_before_to_the_bit(name):
         old = old_towers.Tower(getattr(config, tower), config.embed_dim)
         got = jax.jit(encode)(params, inputs)
         np.testing.assert_array_equal(got, jax.jit(old.apply)({"params": params[tower]}, inputs))
-        expected = old.init(rng, jnp.asarray(inputs[:1]))["params"]
+        expected = jax.jit(old.init)(rng, inputs[:1])["params"]
         assert jax.tree.structure(drawn[tower]) == jax.tree.structure(expected)
-        jax.tree.map(np.testing.assert_array_equal, drawn[tower], expected)
+        jax.tree.map(lambda a, b: close(a, b, 1e-7), drawn[tower], expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -151,7 +152,7 @@ def test_stages_compose_to_the_whole(clip):
 
 
 def test_scanned_layers_take_every_request(clip):
-    model, params, images, tokens = clip
+    images = clip[2]
     config = small.change(small.CLIP, image={"depth": 4, "dropout": 0.2})
     params = small.params_for(models.build(config))
     bias = jnp.zeros((1, 1, 5, 5)).at[..., 2].set(-1.0)
@@ -264,14 +265,36 @@ def test_low_rank_is_a_sum_of_kernels(clip):
     assert np.abs(got - model.encode_image(params, images)).max() > 1e-2
 
 
-def test_another_image_size_has_positions_between(clip):
-    model, params, _, _ = clip
+def test_another_image_size_has_positions_between():
+    model = models.build(small.SIGLIP)  # without a norm behind the positions
+    params = small.params_for(model)
     images = np.random.default_rng(0).standard_normal((2, 12, 8, 3)).astype(np.float32)
-    features = model.image_features(params, images, hidden=(0,))
+    run = jax.jit(lambda p: model.image_features(p, images, hidden=(0,)))
+    features = run(params)
     assert features.tokens.shape == (2, 6, 16)
-    flat = {**params["image"], "positions": jnp.ones((5, 16))}
-    same = model.image.embed(flat, images).x
-    table = {**params["image"], "positions": jnp.zeros((5, 16))}
-    assert np.abs(same - model.image.embed(table, images).x).max() > 0.1
-    with pytest.raises(ValueError, match=r"\(2, 9, 8, 3\); the image tower takes .* patch_size=4"):
+    table = params["image"]["positions"]
+    without = run({**params, "image": {**params["image"], "positions": jnp.zeros_like(table)}})
+    resized = positions.resize_positions(jnp.asarray(table), (2, 2), (3, 2))
+    close(features.hidden[0] - without.hidden[0], np.broadcast_to(resized, (2, 6, 16)))
+    with pytest.raises(ValueError, match=r"\(2, 9, 8, 3\); the image tower .*patch_size=4"):
         model.image_features(params, np.zeros((2, 9, 8, 3)))
+
+
+def keys_weights(size, new):
+    """Bicubic weights [new, size], Keys' kernel of a = -0.5, wider where an image shrinks."""
+    scale = max(size / new, 1.0)
+    centres = (np.arange(new) + 0.5) * size / new - 0.5
+    t = np.abs(centres[:, None] - np.arange(size)) / scale
+    near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    weights = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("new", [(6, 9), (2, 3), (4, 5)])
+def test_position_tables_are_resized_bicubically_with_antialiasing(new):
+    table = np.random.default_rng(0).standard_normal((1 + 4 * 5, 3))
+    got = positions.resize_positions(jnp.asarray(table, jnp.float32), (4, 5), new, prefix=1)
+    rows, columns = keys_weights(4, new[0]), keys_weights(5, new[1])
+    expected = np.einsum("ya,xb,abc->yxc", rows, columns, table[1:].reshape(4, 5, 3))
+    np.testing.assert_allclose(got[1:], expected.reshape(-1, 3), atol=1e-5)
+    np.testing.assert_array_equal(got[0], table[0].astype(np.float32))
