@@ -15,9 +15,10 @@ from typing import Any
 import jax
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
-from jaxclip.losses.infonce import infonce
+from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
 from jaxclip.losses.sigmoid import sigmoid
 from jaxclip.losses.simclr import simclr
+from jaxclip.losses.soft_targets import products, soft_cross_entropy, soft_kl
 from jaxclip.losses.softmax import softmax
 from jaxclip.losses.tokens import token_sums
 from jaxclip.losses.tokenwise import tokenwise_similarity
@@ -48,9 +49,13 @@ __all__ = [
     "group_weights",
     "infonce",
     "names",
+    "off_diagonal_logsumexp",
+    "products",
     "sigmoid",
     "sigmoid_blockwise",
     "simclr",
+    "soft_cross_entropy",
+    "soft_kl",
     "softmax",
     "softmax_blockwise",
     "token_sums",

@@ -122,3 +122,35 @@ def _mean_of_label(rows: jax.Array, labels: jax.Array) -> jax.Array:
     sums = jax.ops.segment_sum(rows, group, num_segments=size)
     counts = jax.ops.segment_sum(jnp.ones(size, rows.dtype), group, num_segments=size)
     return sums[group] / counts[group][:, None]
+
+
+def off_diagonal_logsumexp(
+    a: jax.Array,
+    b: jax.Array,
+    scale: jax.Array | float,
+    *,
+    precision: str = "highest",
+    implementation: str = "plain",
+    tile_size: int = blockwise.TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-sum-exp of the logits scale · a bᵀ without their diagonal, over rows and over columns.
+
+    Args:
+      a: float[B, D], the global batch.
+      b: float[B, D].
+      scale: factor on the products.
+      precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
+      implementation: ``"plain"`` or ``"blockwise"``, as :func:`infonce`.
+      tile_size: as :func:`infonce`.
+      mesh: as :func:`infonce`.
+
+    Returns:
+      ``(float32[B], float32[B])``: lse_{j≠i} of row i and lse_{i≠j} of column j.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
+    a, b = as_float(a, b)
+    lse = logsumexp_by(implementation, precision, tile_size, mesh)
+    return lse(a, b, jnp.asarray(scale, a.dtype))[:2]
