@@ -15,8 +15,9 @@ from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
-from jaxclip.objectives import _options, _views
+from jaxclip.objectives import _views
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 
 STRONG_TEXT_OPS = "drop_words(0.8)|swap_words(0.4)|delete_words(0.2, 0.2)"
 _MAX_LOGIT_SCALE = math.log(100.0)
@@ -71,13 +72,11 @@ class Rocket(Objective):
 
     def __post_init__(self) -> None:
         name = type(self).__module__.rpartition(".")[2]  # as in a configuration
-        _options.at_least(name, 0, local_weight=self.local_weight)
-        _options.at_least(name, 1, width=self.width, features=self.features)
-        _options.share(name, label_smoothing=self.label_smoothing)
-        if self.implementation not in ("plain", "blockwise"):
-            raise ValueError(
-                f"{name}.implementation={self.implementation!r}; use 'plain' or 'blockwise'"
-            )
+        check_number(f"{name}.local_weight", self.local_weight)
+        check_number(f"{name}.label_smoothing", self.label_smoothing, high=0.99)
+        check_choice(f"{name}.implementation", self.implementation, IMPLEMENTATIONS)
+        check_count(f"{name}.width", self.width)
+        check_count(f"{name}.features", self.features)
 
     @property
     def needs(self) -> frozenset[str]:

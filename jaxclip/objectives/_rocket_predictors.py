@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.heads import MLPHead
-from jaxclip.objectives import _options, _rocket
+from jaxclip.objectives import _rocket
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params
+from jaxclip.objectives._checks import check_count, check_number
 from jaxclip.objectives._rocket import IMAGES, PAIRS, TEXTS
 
 
@@ -42,9 +43,9 @@ class Predictors(_rocket.Rocket):
     def __post_init__(self) -> None:
         super().__post_init__()
         name = type(self).__module__.rpartition(".")[2]  # as in a configuration
-        sizes = {"predict_width": self.predict_width, "predict_features": self.predict_features}
-        _options.at_least(name, 0, predict_weight=self.predict_weight)
-        _options.at_least(name, 1, **sizes)
+        check_number(f"{name}.predict_weight", self.predict_weight)
+        check_count(f"{name}.predict_width", self.predict_width)
+        check_count(f"{name}.predict_features", self.predict_features)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
-from jaxclip.objectives import _options, _rocket
+from jaxclip.objectives import _rocket
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params
+from jaxclip.objectives._checks import check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,10 @@ class BarLIP(_rocket.Rocket):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _options.at_least("barlip", 0, bar_weight=self.bar_weight, redundancy=self.redundancy)
-        _options.at_least("barlip", 1, bar_width=self.bar_width, bar_features=self.bar_features)
+        check_number("barlip.bar_weight", self.bar_weight)
+        check_number("barlip.redundancy", self.redundancy)
+        check_count("barlip.bar_width", self.bar_width)
+        check_count("barlip.bar_features", self.bar_features)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder
-from jaxclip.objectives import _options
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
+from jaxclip.objectives._checks import check_count, check_number
 from jaxclip.objectives.contrastive import Contrastive
 
 
 @dataclasses.dataclass(frozen=True)
 class CoCa(Contrastive):
-    """Yu et al. 2022 (arXiv:2205.01917): contrastive + caption_weight * captioning.
+    """Yu et al. 2022 (arXiv:2205.01917): CLIP + caption_weight * captioning.
 
     The text tower is the unimodal half; a causal decoder of as many layers goes on from its tokens
     and looks at the picture through learned queries. Captioning is the mean cross-entropy of the
@@ -31,13 +31,15 @@ class CoCa(Contrastive):
     The other options are those of :class:`Contrastive`.
 
     Attributes:
-      caption_weight: of captioning; 2 in the paper.
+      contrastive: weight of the contrastive loss; 0 where a term of its own is listed.
+      caption_weight: of captioning.
       num_queries: image tokens for the decoder, 256 in the paper; 0 for all patches as they are.
       depth: layers of the decoder; 0 for as many as the text tower has (open_clip).
       from_embeddings: the decoder starts from the token embeddings, as it must where the text tower
         is bidirectional and so knows the tokens to predict.
     """
 
+    contrastive: float = 1.0
     caption_weight: float = 2.0
     num_queries: int = 256
     depth: int = 0
@@ -47,8 +49,10 @@ class CoCa(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _options.at_least("coca", 0, caption_weight=self.caption_weight)
-        _options.at_least("coca", 0, num_queries=self.num_queries, depth=self.depth)
+        check_number("coca.contrastive", self.contrastive)
+        check_number("coca.caption_weight", self.caption_weight)
+        check_count("coca.num_queries", self.num_queries, 0)
+        check_count("coca.depth", self.depth, 0)
 
     @property
     def row_needs(self) -> frozenset[str]:
@@ -113,4 +117,4 @@ class CoCa(Contrastive):
         caption = jnp.sum(outputs["nll"]) / count
         metrics |= {"clip_loss": clip, "caption_loss": caption}
         metrics["caption_accuracy"] = jnp.sum(outputs["hits"]) / count
-        return clip + self.caption_weight * caption, metrics, state
+        return self.contrastive * clip + self.caption_weight * caption, metrics, state

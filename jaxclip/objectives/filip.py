@@ -14,8 +14,8 @@ import optax
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
-from jaxclip.objectives import _options
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
+from jaxclip.objectives._checks import check_count, check_number
 from jaxclip.objectives.contrastive import Contrastive
 
 _MAX_LOGIT_SCALE = math.log(100.0)
@@ -31,13 +31,13 @@ class FILIP(Contrastive):
     scale of their own, at first 1 / 0.07. Padding is never a best word, which it is in DeCLIP's
     code. The mapped tokens of the whole batch are held, of their products only a tile.
 
-    The paper has no other loss and compares by tokens at test time, too: ``clip_weight=0``. But
+    The paper has no other loss and compares by tokens at test time, too: ``contrastive=0``. But
     evaluation here compares embeddings, which the contrastive loss trains.
 
     The other options are those of :class:`Contrastive`.
 
     Attributes:
-      clip_weight: of the contrastive loss.
+      contrastive: weight of the contrastive loss.
       token_weight: of the contrast of tokens.
       features: that the maps give.
       keep_tokens: tokens of each side that are compared: those with the largest sum of products
@@ -46,7 +46,7 @@ class FILIP(Contrastive):
       token_tile_size: images and texts whose tokens are compared at a time.
     """
 
-    clip_weight: float = 1.0
+    contrastive: float = 1.0
     token_weight: float = 1.0
     features: int = 256
     keep_tokens: int = 0
@@ -56,9 +56,11 @@ class FILIP(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = {"clip_weight": self.clip_weight, "token_weight": self.token_weight}
-        _options.at_least("filip", 0, **weights, keep_tokens=self.keep_tokens)
-        _options.at_least("filip", 1, features=self.features, token_tile_size=self.token_tile_size)
+        check_number("filip.contrastive", self.contrastive)
+        check_number("filip.token_weight", self.token_weight)
+        check_count("filip.features", self.features)
+        check_count("filip.keep_tokens", self.keep_tokens, 0)
+        check_count("filip.token_tile_size", self.token_tile_size)
 
     @property
     def row_needs(self) -> frozenset[str]:
@@ -111,4 +113,4 @@ class FILIP(Contrastive):
         token = jnp.mean(rows + columns) / 2
         metrics |= {"clip_loss": clip, "token_loss": token, "token_logit_scale": scale}
         metrics["token_accuracy"] = jnp.mean(jnp.argmax(to_text, axis=1) == label)
-        return self.clip_weight * clip + self.token_weight * token, metrics, state
+        return self.contrastive * clip + self.token_weight * token, metrics, state

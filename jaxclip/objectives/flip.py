@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 from jaxclip.models.dropout import random_patches
-from jaxclip.objectives import _options
 from jaxclip.objectives._base import Context, Outputs
+from jaxclip.objectives._checks import check_number
 from jaxclip.objectives.contrastive import Contrastive
 
 
@@ -32,7 +32,7 @@ class FLIP(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _options.share("flip", mask_ratio=self.mask_ratio)
+        check_number("flip.mask_ratio", self.mask_ratio, high=0.99)
 
     def tower_options(self, view: str, batch: Outputs, ctx: Context) -> dict[str, Any]:
         if view != "image" or not self.mask_ratio:

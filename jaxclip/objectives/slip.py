@@ -13,14 +13,15 @@ from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
-from jaxclip.objectives import _options, _views
+from jaxclip.objectives import _views
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
+from jaxclip.objectives._checks import check_count, check_number
 from jaxclip.objectives.contrastive import Contrastive
 
 
 @dataclasses.dataclass(frozen=True)
 class SLIP(Contrastive):
-    """Mu et al. 2021 (arXiv:2112.12750): contrastive + ssl_weight * SimCLR(view 1, view 2).
+    """Mu et al. 2021 (arXiv:2112.12750): CLIP + ssl_weight * SimCLR(view 1, view 2).
 
     The views' vectors before the projection go through an MLP of three layers with batch norm
     (over the global batch, however it is cut) to unit length. Each step runs the image tower three
@@ -32,13 +33,15 @@ class SLIP(Contrastive):
     The other options are those of :class:`Contrastive`; ``implementation`` is for both parts.
 
     Attributes:
-      ssl_weight: of SimCLR; 0 is the contrastive loss.
+      contrastive: weight of the contrastive loss; 0 where a term of its own is listed.
+      ssl_weight: of SimCLR.
       temperature: of SimCLR.
       image_ops: of the two views.
       width: of the MLP's hidden layers.
       features: that come out of it.
     """
 
+    contrastive: float = 1.0
     ssl_weight: float = 1.0
     temperature: float = 0.1
     image_ops: str = _views.STRONG_IMAGE_OPS
@@ -49,9 +52,11 @@ class SLIP(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _options.at_least("slip", 0, ssl_weight=self.ssl_weight)
-        _options.at_least("slip", 1, width=self.width, features=self.features)
-        _options.above_zero("slip", temperature=self.temperature)
+        check_number("slip.contrastive", self.contrastive)
+        check_number("slip.ssl_weight", self.ssl_weight)
+        check_number("slip.temperature", self.temperature, positive=True)
+        check_count("slip.width", self.width)
+        check_count("slip.features", self.features)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -83,4 +88,4 @@ class SLIP(Contrastive):
             mesh=ctx.mesh,
         )
         metrics |= {"clip_loss": clip, "ssl_loss": ssl, "ssl_accuracy": own["accuracy"]}
-        return clip + self.ssl_weight * ssl, metrics, state
+        return self.contrastive * clip + self.ssl_weight * ssl, metrics, state

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
-from jaxclip.objectives import _options
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
+from jaxclip.objectives._checks import check_count, check_number
 from jaxclip.objectives.contrastive import Contrastive
 
 _MAX_LOGIT_SCALE = math.log(100.0)
@@ -22,7 +22,7 @@ _MAX_LOGIT_SCALE = math.log(100.0)
 
 @dataclasses.dataclass(frozen=True)
 class SPARC(Contrastive):
-    """Bica et al. 2024 (arXiv:2401.09865): global_weight * contrastive + local_weight * local.
+    """Bica et al. 2024 (arXiv:2401.09865): CLIP / 2 + words and their patches.
 
     Linear maps bring patches and words to one space. Each word gets a group of patches
     (:func:`jaxclip.losses.group_weights`). By it the word is told from the other words of its
@@ -36,12 +36,12 @@ class SPARC(Contrastive):
     The other options are those of :class:`Contrastive`.
 
     Attributes:
-      global_weight: of the contrastive loss.
+      contrastive: weight of the contrastive loss.
       local_weight: of words and groups.
       features: of the space.
     """
 
-    global_weight: float = 0.5
+    contrastive: float = 0.5
     local_weight: float = 1.0
     features: int = 512
 
@@ -49,9 +49,9 @@ class SPARC(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = {"global_weight": self.global_weight, "local_weight": self.local_weight}
-        _options.at_least("sparc", 0, **weights)
-        _options.at_least("sparc", 1, features=self.features)
+        check_number("sparc.contrastive", self.contrastive)
+        check_number("sparc.local_weight", self.local_weight)
+        check_count("sparc.features", self.features)
 
     @property
     def row_needs(self) -> frozenset[str]:
@@ -86,4 +86,4 @@ class SPARC(Contrastive):
         local = jnp.sum(outputs["nll"]) / jnp.maximum(jnp.sum(outputs["tokens"]), 1.0)
         metrics |= {"clip_loss": clip, "local_loss": local}
         metrics["local_logit_scale"] = jnp.exp(params["logit_scale"])
-        return self.global_weight * clip + self.local_weight * local, metrics, state
+        return self.contrastive * clip + self.local_weight * local, metrics, state

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip.objectives import _options, _rocket
+from jaxclip.objectives import _rocket
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params
+from jaxclip.objectives._checks import check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,9 @@ class SwALIP(_rocket.Rocket):
             raise ValueError(
                 f"swalip.label_smoothing={self.label_smoothing}; its targets are soft: use 0"
             )
-        _options.at_least("swalip", 0, swap_weight=self.swap_weight)
-        _options.at_least("swalip", 1, iterations=self.iterations)
-        _options.above_zero("swalip", epsilon=self.epsilon)
+        check_number("swalip.swap_weight", self.swap_weight)
+        check_number("swalip.epsilon", self.epsilon, positive=True)
+        check_count("swalip.iterations", self.iterations)
 
     def relative(
         self, params: Params, outputs: Outputs, local: _rocket.Local, ctx: Context

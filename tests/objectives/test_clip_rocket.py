@@ -83,7 +83,10 @@ def test_the_default_ops_parse():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_smoothing": 1}, r"clip_rocket\.label_smoothing=1 must be in \[0, 1\)"),
+        (
+            {"label_smoothing": 1},
+            r"clip_rocket\.label_smoothing=1 must be a number in \[0, 0\.99\]",
+        ),
         ({"local_weight": -1}, r"clip_rocket\.local_weight=-1"),
         ({"implementation": "fast"}, r"clip_rocket\.implementation='fast'; use 'plain' or"),
     ],

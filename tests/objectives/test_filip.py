@@ -73,7 +73,7 @@ def test_one_token_each_is_clip():
     images, texts = g.I[:, None], g.T[:, None]
     made = {"images": images, "texts": texts, "mask": jnp.ones((3, 1), bool)}
     made |= {"image": g.I, "text": g.T}
-    objective = FILIP(clip_weight=0.0)
+    objective = FILIP(contrastive=0.0)
     loss, metrics, _ = objective.loss({"logit_scale": jnp.log(10.0)}, {}, made, g.context())
     assert float(loss) == pytest.approx(0.1081597, rel=1e-6)
     assert metrics["clip_loss"] == g.value(Contrastive(), made)[0]
@@ -103,7 +103,7 @@ def test_the_kept_tokens_are_those_that_fit_their_pair_and_no_padding():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": 0}, r"filip\.features=0 must be a number of at least 1"),
+        ({"features": 0}, r"filip\.features=0 must be a whole number of at least 1"),
         ({"keep_tokens": -1}, r"filip\.keep_tokens=-1"),
         ({"token_weight": -0.5}, r"filip\.token_weight=-0\.5"),
     ],

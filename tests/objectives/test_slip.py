@@ -72,7 +72,7 @@ def test_the_views_ops_parse():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, r"slip\.temperature=0 must be above 0"),
+        ({"temperature": 0}, r"slip\.temperature=0 must be a positive number"),
         ({"ssl_weight": -1}, r"slip\.ssl_weight=-1 must be a number of at least 0"),
         ({"width": 0}, r"slip\.width=0"),
         ({"kind": "softmaxx"}, "did you mean 'softmax'"),

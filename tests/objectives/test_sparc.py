@@ -55,7 +55,7 @@ def test_it_is_a_mean_over_all_words_beside_clip():
     assert rows["tokens"].tolist() == [2, 5, 3] and local > 0
     assert float(metrics["local_logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
     assert float(loss) == pytest.approx(0.5 * 0.1081597 + local, rel=1e-5)
-    only = SPARC(features=4, global_weight=1.0, local_weight=0.0)
+    only = SPARC(features=4, contrastive=1.0, local_weight=0.0)
     clip = g.value(Contrastive(), made)[0]
     assert float(g.value(only, made, params=params)[0]) == float(clip)
 

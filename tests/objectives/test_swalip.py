@@ -54,7 +54,7 @@ def test_no_gradient_goes_through_the_plan():
     ("options", "message"),
     [
         ({"label_smoothing": 0.1}, r"swalip\.label_smoothing=0\.1; its targets are soft: use 0"),
-        ({"epsilon": 0}, r"swalip\.epsilon=0 must be above 0"),
+        ({"epsilon": 0}, r"swalip\.epsilon=0 must be a positive number"),
     ],
 )
 def test_bad_options_are_refused(options, message):
