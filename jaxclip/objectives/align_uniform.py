@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_number
+from jaxclip.objectives._clip import clip_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +63,9 @@ class AlignUniform(Objective):
             "uniform": (spread(images, images) + spread(texts, texts)) / 2,
             "cross_uniform": spread(images, texts),
         }
-        clip, metrics = losses.infonce(
-            images,
-            texts,
-            logit_scale=ctx.logit_scale,
-            implementation=self.implementation,
-            mesh=ctx.mesh,
+        loss, metrics = clip_part(
+            self.contrastive, images, texts, ctx, implementation=self.implementation
         )
-        loss = self.contrastive * clip
         for name, value in parts.items():
             loss += getattr(self, name) * value
         return loss, metrics | parts, state

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._clip import clip_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,8 @@ class M2Mix(Objective):
         if self.epoch_steps:
             weight /= ctx.step // self.epoch_steps + 1
         log_scale = ctx.logit_scale if self.scale is None else jnp.log(jnp.float32(self.scale))
-        clip, metrics = losses.infonce(images, texts, logit_scale=log_scale)
-        metrics |= {"mixed": mixed, "clip": clip, "ratio": ratio}
-        return self.contrastive * clip + weight * mixed, metrics, state
+        clip, metrics = clip_part(self.contrastive, images, texts, ctx, log_scale=log_scale)
+        return clip + weight * mixed, metrics | {"mixed": mixed, "ratio": ratio}, state
 
     def mixed_negatives(self, images: jax.Array, texts: jax.Array, ratio: jax.Array) -> jax.Array:
         """L, float32[], for λ = ``ratio``."""

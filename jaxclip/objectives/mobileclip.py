@@ -14,6 +14,7 @@ from jaxclip import losses
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import as_integers, check_number
+from jaxclip.objectives._clip import clip_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,8 @@ class MobileCLIP(Objective):
             each = losses.soft_cross_entropy(logits, rows)
             each += losses.soft_cross_entropy(logits.T, columns)
             distill = jnp.mean(each) / 2
-            clip, own = losses.infonce(images, outputs[name], logit_scale=ctx.logit_scale)
-            total += self.contrastive * clip + self.distill * distill
-            own = own | {"distill": distill, "clip": clip}
+            clip, own = clip_part(self.contrastive, images, outputs[name], ctx)
+            total += clip + self.distill * distill
+            own = own | {"distill": distill}
             metrics |= own if name == "text" else {f"synthetic_{k}": v for k, v in own.items()}
         return total, metrics, state

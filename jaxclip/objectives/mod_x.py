@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._clip import clip_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,6 @@ class ModX(Objective):
             each = losses.soft_kl(logits, jax.nn.softmax(teacher))
             divergence += jnp.sum(jnp.where(sure, each, 0.0)) / 2
             kept += jnp.mean(sure, dtype=jnp.float32) / 2
-        clip, metrics = losses.infonce(images, texts, logit_scale=ctx.logit_scale)
-        loss = self.contrastive * clip + self.alpha * divergence
-        return loss, metrics | {"divergence": divergence, "kept_rows": kept}, state
+        loss, metrics = clip_part(self.contrastive, images, texts, ctx)
+        metrics |= {"divergence": divergence, "kept_rows": kept}
+        return loss + self.alpha * divergence, metrics, state

@@ -15,6 +15,7 @@ from jaxclip.models import CLIPConfig, unit
 from jaxclip.objectives import _episodes
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._clip import clip_part
 
 _TOWERS = ("image", "text")
 
@@ -100,8 +101,8 @@ class ProtoCLIP(Objective):
             logits = scale * losses.products(features[tower], prototypes)
             proto += jnp.mean(self.to_clusters(logits, own, centroids)) / 2
         proto *= state["episodes"] > 0
-        clip, metrics = losses.infonce(images, texts, logit_scale=ctx.logit_scale)
-        return self.contrastive * clip + self.proto * proto, metrics | {"proto": proto}, state
+        clip, metrics = clip_part(self.contrastive, images, texts, ctx)
+        return clip + self.proto * proto, metrics | {"proto": proto}, state
 
     def to_clusters(self, logits: jax.Array, own: jax.Array, centroids: jax.Array) -> jax.Array:
         """Loss float32[B] of logits [B, K] over prototypes, for rows whose partners are of the
