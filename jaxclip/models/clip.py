@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
 from jaxclip.models.features import Features
+from jaxclip.models.layers import unit
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.models.text import TextTransformer
-from jaxclip.models.tower import unit
 from jaxclip.models.vit import VisionTransformer
 
 __all__ = ["CLIP", "Params", "build", "unit"]

@@ -194,10 +194,6 @@ class Requests:
             block in asked,
         )
 
-    def asked_as(self, names: Iterable[int], index: int, size: int) -> list[int]:
-        """Under which of the names that were asked for an index is returned."""
-        return [name for name in names if _from_end(name, size) == index]
-
 
 def requests(
     depth: int,
@@ -266,6 +262,11 @@ def add_low_rank(params: Mapping[str, Any], low_rank: LowRank) -> dict[str, Any]
         delta = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
         result = _with(result, path.split("/"), kernel + delta.astype(kernel.dtype))
     return result
+
+
+def names_of(index: int, asked: Iterable[int], size: int) -> list[int]:
+    """Those of the indices that were asked for, -1 and the like included, that mean an index."""
+    return [name for name in asked if _from_end(name, size) == index]
 
 
 def pairs(cuts: Sequence[int]) -> Iterable[tuple[int, int]]:

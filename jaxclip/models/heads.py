@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.models import layers
-from jaxclip.models.tower import unit as to_unit
+from jaxclip.models.layers import unit as to_unit
 
 _NORMS = ("none", "batch", "layer")
 

@@ -341,6 +341,13 @@ def norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Scale rows to unit length in float32; a zero row stays zero and has gradient zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 def remat_policy(remat: str) -> Callable[..., bool] | None:
     """The policy of ``jax.checkpoint`` that keeps what a name says.
 

@@ -175,9 +175,14 @@ class Tower(abc.ABC):
           stop: the block behind the last one; None for all.
           requests: what is asked (:func:`jaxclip.models.features.requests`).
           keys: PRNG keys [B] for dropout, None for none.
+
+        Raises:
+          ValueError: blocks that are not there.
         """
         asked = requests or features_lib.requests(self.config.depth)
         stop = self.config.depth if stop is None else stop
+        if not 0 <= start <= stop <= self.config.depth:
+            raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
         taps = Taps({}, {})
         cuts = asked.cuts(start, stop)
         self._tap(taps, asked, tokens, start)
@@ -189,12 +194,13 @@ class Tower(abc.ABC):
             x, weights = self._run(run, tokens.x, self.mask(tokens), how, keys, first)
             tokens = dataclasses.replace(tokens, x=x)
             self._tap(taps, asked, tokens, end)
-            for name in asked.asked_as(asked.attention, first, self.config.depth):
-                taps.attention[name] = weights
+            if weights is not None:
+                for name in features_lib.names_of(first, asked.attention, self.config.depth):
+                    taps.attention[name] = weights
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
-        for name in asked.asked_as(asked.hidden, layer, self.config.depth + 1):
+        for name in features_lib.names_of(layer, asked.hidden, self.config.depth + 1):
             taps.hidden[name] = tokens.x[:, tokens.inserted :]
 
     def _run(
@@ -246,6 +252,21 @@ class Tower(abc.ABC):
         with jax.named_scope(type(self).__name__):
             out: Any = self.projection.apply({"params": params["projection"]}, x.astype(self.dtype))
         return out
+
+    def pool_tokens(self, params: Params, x: jax.Array) -> jax.Array:
+        """Each token as if the pool saw it alone, for dense methods: [..., C] -> [..., C].
+
+        With attention pooling that is the pool's value path and MLP; other pools change nothing.
+
+        Args:
+          params: of the tower.
+          x: normed tokens (:attr:`Features.tokens`).
+        """
+        if self.config.pool != "map":
+            return x
+        alone = x.reshape(-1, 1, x.shape[-1])
+        out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, alone)
+        return out.reshape(x.shape)
 
     def encode(self, params: Params, inputs: jax.Array) -> jax.Array:
         """All stages, nothing asked: [B, D], not of unit length."""
@@ -305,7 +326,7 @@ class Tower(abc.ABC):
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
         return Features(
-            embedding=unit(raw),
+            embedding=layers.unit(raw),
             raw=raw,
             pooled=pooled,
             tokens=normed[0],
@@ -335,13 +356,12 @@ class Tower(abc.ABC):
         norm = layers.norm(self.config.norm_eps, self.dtype, None)
         y: Any = norm.apply({"params": p["attention_norm"]}, x)
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        query, key, value = (
-            layers.split_heads(
-                linear.apply({"params": p["attention"][name]}, y), self.config.num_heads
-            )  # type: ignore[arg-type]
-            for name in ("query", "key", "value")
-        )
-        return query, key, value
+
+        def heads(name: str) -> jax.Array:
+            out: Any = linear.apply({"params": p["attention"][name]}, y)
+            return layers.split_heads(out, self.config.num_heads)
+
+        return heads("query"), heads("key"), heads("value")
 
     def attention_out(
         self, params: Params, weights: jax.Array, value: jax.Array, block: int
@@ -372,10 +392,3 @@ class _Parts(nn.Module):
         for name in self.names:
             module, args = self.part(name)
             module.clone(name=name, parent=self)(*args)  # type: ignore[operator]
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Scale rows to unit length in float32; a zero row stays zero and has gradient zero."""
-    x = x.astype(jnp.float32)
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

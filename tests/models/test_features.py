@@ -204,6 +204,22 @@ def test_keep_runs_these_patches_with_their_own_positions(clip):
     close(run(params, everything).embedding, model.encode_image(params, images))
 
 
+def test_a_token_pooled_alone_is_the_embedding_of_it_alone():
+    model = models.build(small.SIGLIP)
+    params = small.params_for(model)
+    images, _ = small.batch(small.SIGLIP)
+    keep = jnp.array([[0], [3], [1], [2]])
+
+    @jax.jit
+    def run(params):
+        features = model.image_features(params, images, keep=keep)
+        alone = model.image.pool_tokens(params["image"], features.tokens)
+        return features.raw, model.project_image(params, alone)
+
+    raw, alone = run(params)
+    close(alone[:, 0], raw)
+
+
 def test_keep_of_a_text_pools_where_the_text_ends(clip):
     model, params, _, tokens = clip
     tokens = tokens[2:]  # lengths 4 and 6
@@ -250,6 +266,13 @@ def test_requests_that_do_not_fit_are_named(clip, asked, message):
     model, params, images, _ = clip
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda p: model.image_features(p, images, **asked), params)
+
+
+def test_blocks_that_are_not_there_are_named(clip):
+    model, params, images, _ = clip
+    tokens = model.image.embed(params["image"], images)
+    with pytest.raises(ValueError, match=r"no blocks\[1:3\] in a tower of depth 2"):
+        model.image.blocks(params["image"], tokens, 1, 3)
 
 
 def test_low_rank_is_a_sum_of_kernels(clip):
