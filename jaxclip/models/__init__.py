@@ -2,15 +2,22 @@
 
 from jaxclip.models import fused_attention, presets
 from jaxclip.models.clip import CLIP, build, unit
+from jaxclip.models.features import Features, Insert, Tokens
+from jaxclip.models.layers import Attend, softmax_weights
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 
 __all__ = [
     "CLIP",
+    "Attend",
     "CLIPConfig",
+    "Features",
     "ImageConfig",
+    "Insert",
     "TextConfig",
+    "Tokens",
     "build",
     "fused_attention",
     "presets",
+    "softmax_weights",
     "unit",
 ]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
+from jaxclip.models.features import Features
+from jaxclip.models.layers import unit
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.vit import VisionTransformer
+
+__all__ = ["CLIP", "Params", "build", "unit"]
 
 Params = dict[str, Any]
 
@@ -28,22 +32,15 @@ class CLIP:
     """
 
     config: CLIPConfig
-    image: nn.Module
-    text: nn.Module
-    flat_products: bool = False
+    image: VisionTransformer
+    text: TextTransformer
 
     def init(self, rng: jax.Array) -> Params:
         """Draw float32 parameters; traceable, so that they can be made sharded."""
         image_rng, text_rng = jax.random.split(rng)
-        # One example does not divide over the devices of a sharded attention, which has no
-        # parameters of its own.
-        image, text = (m.clone(attention_implementation=None) for m in (self.image, self.text))
-        size = self.config.image.image_size
-        images = jnp.zeros((1, size, size, 3), jnp.float32)
-        tokens = jnp.ones((1, self.config.text.context_length), jnp.int32)
         params = {
-            "image": image.init(image_rng, images)["params"],
-            "text": text.init(text_rng, tokens)["params"],
+            "image": self.image.init(image_rng),
+            "text": self.text.init(text_rng),
             "logit_scale": jnp.asarray(self.config.logit_scale_init, jnp.float32),
         }
         if self.config.logit_bias_init is not None:
@@ -55,14 +52,18 @@ class CLIP:
 
         Args:
           params: the whole dict.
-          images: float[B, image_size, image_size, 3], normalised.
+          images: float[B, image_size, image_size, 3], normalised; :meth:`image_features` takes
+            other sizes.
 
         Returns:
           float32[B, embed_dim] of unit length.
         """
-        with layers.flat_products(self.flat_products):
-            embeddings: Any = self.image.apply({"params": params["image"]}, images)
-        return unit(embeddings)
+        size = self.config.image.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images of shape {images.shape}; the image tower takes [B, {size}, {size}, 3]"
+            )
+        return unit(self.image.encode(params["image"], images))
 
     def encode_text(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Embed texts.
@@ -74,9 +75,113 @@ class CLIP:
         Returns:
           float32[B, embed_dim] of unit length.
         """
-        with layers.flat_products(self.flat_products):
-            embeddings: Any = self.text.apply({"params": params["text"]}, tokens)
-        return unit(embeddings)
+        return unit(self.text.encode(params["text"], tokens))
+
+    def image_features(
+        self,
+        params: Params,
+        images: jax.Array,
+        *,
+        keep: jax.Array | None = None,
+        insert: features_lib.InsertLike = None,
+        attend: features_lib.AttendLike = None,
+        attention_bias: features_lib.BiasLike = None,
+        low_rank: features_lib.LowRank | None = None,
+        hidden: Sequence[int] = (),
+        attention: Sequence[int] = (),
+        train: bool = False,
+        keys: jax.Array | None = None,
+    ) -> Features:
+        """Everything that the image tower gives. Under jit, what nobody uses costs nothing.
+
+        Layers and blocks may be counted from the end (-1). With ``scan_layers``, blocks that
+        something is asked of run between loops over the others.
+
+        Args:
+          params: the whole dict.
+          images: float[B, H, W, 3], normalised. Where H and W are not ``image_size``, positions are
+            interpolated (:func:`jaxclip.models.positions.resize_positions`).
+          keep: int32[B, K], patches to run (FLIP). They are chosen after positions are added;
+            class, register and inserted tokens always run. An index that is not there gives NaN.
+          insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers,
+            or :class:`jaxclip.models.features.Insert` with its options.
+          attend: {block: function or :class:`jaxclip.models.layers.Attend`}, another attention in
+            chosen blocks.
+          attention_bias: float[B or 1, heads or 1, P+N, P+N], added to the attention scores of all
+            blocks, or {block: such an array}.
+          low_rank: {kernel path within the tower: (A, B)}, A B is added to the kernel (LoRA).
+          hidden: layers to return, 0 = after the embedding, i = after block i (from 1).
+          attention: blocks whose attention weights are returned, from 0.
+          train: whether dropout and patch dropout are on.
+          keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A
+            row's draw depends on its key alone. The towers want keys of their own.
+
+        Raises:
+          ValueError: shapes, indices, paths or keys that don't fit.
+        """
+        return self.image.features(
+            params["image"],
+            images,
+            keep=keep,
+            insert=insert,
+            attend=attend,
+            attention_bias=attention_bias,
+            low_rank=low_rank,
+            hidden=hidden,
+            attention=attention,
+            train=train,
+            keys=keys,
+        )
+
+    def text_features(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        *,
+        keep: jax.Array | None = None,
+        insert: features_lib.InsertLike = None,
+        attend: features_lib.AttendLike = None,
+        attention_bias: features_lib.BiasLike = None,
+        low_rank: features_lib.LowRank | None = None,
+        hidden: Sequence[int] = (),
+        attention: Sequence[int] = (),
+        train: bool = False,
+        keys: jax.Array | None = None,
+    ) -> Features:
+        """Everything that the text tower gives; arguments as in :meth:`image_features`.
+
+        Args:
+          params: the whole dict.
+          tokens: int32[B, L], L at most ``context_length``, 0 = padding.
+          keep: int32[B, K], ascending, the places of the text to run.
+          insert: inserted tokens stand before the text, so that all of a causal text sees them;
+            with ``Insert(at=…)`` they take the places of tokens.
+          attend, attention_bias, low_rank, hidden, attention, train, keys: as there.
+        """
+        return self.text.features(
+            params["text"],
+            tokens,
+            keep=keep,
+            insert=insert,
+            attend=attend,
+            attention_bias=attention_bias,
+            low_rank=low_rank,
+            hidden=hidden,
+            attention=attention,
+            train=train,
+            keys=keys,
+        )
+
+    def project_image(self, params: Params, x: jax.Array) -> jax.Array:
+        """Map normed tokens or pooled vectors to the joint space: [..., C] -> float32[..., D].
+
+        The rows are not of unit length. A tower without projection returns them as they are.
+        """
+        return self.image.project(params["image"], x).astype(jnp.float32)
+
+    def project_text(self, params: Params, x: jax.Array) -> jax.Array:
+        """:meth:`project_image` for texts."""
+        return self.text.project(params["text"], x).astype(jnp.float32)
 
 
 def build(
@@ -99,11 +204,12 @@ def build(
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
-        device, or what its ``sharded`` returns for several.
+        device, or what its ``sharded`` returns for several. Where a caller gives a bias, asks for
+        weights or attends by another function, XLA computes attention.
       gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
         them what the block uses, where they are sharded; None leaves them as they are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
-        (:func:`jaxclip.models.layers.flat_products`).
+        (:func:`jaxclip.models.layers.dense`).
 
     Raises:
       ValueError: an unknown remat policy or attention implementation.
@@ -123,6 +229,7 @@ def build(
         "remat": remat,
         "scan_layers": scan_layers,
         "attention_implementation": attention_implementation,
+        "flat_products": flat_products,
     }
     return CLIP(
         config,
@@ -130,12 +237,4 @@ def build(
             config.image, config.embed_dim, gather_block=gather.get("image"), **options
         ),
         TextTransformer(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
-        flat_products=flat_products,
     )
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Scale rows to unit length in float32; a zero row stays zero and has gradient zero."""
-    x = x.astype(jnp.float32)
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))

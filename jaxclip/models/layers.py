@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from jaxclip.models import dropout as dropout_lib
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -33,25 +33,80 @@ REMAT_KEEPS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Added to the score of a pair that is masked. Finite, so that a row without any pair stays finite.
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+# (query, key, value, bias) -> weights; the arrays are [B, H, L, d], the bias as in
+# :func:`softmax_weights`, the weights float32[B or 1, H or 1, L, L] (rows need not sum to 1).
+AttendFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+
+class Attend(NamedTuple):
+    """What a block does in place of its own attention.
+
+    Attributes:
+      fn: makes the attention weights from queries, keys and values (:data:`AttendFn`); None for
+        the block's own. The bias that it gets holds the causal and padding masks, too.
+      residual: whether the block's input is added to what attention gives.
+      mlp: whether the MLP (and its own residual) follows.
+    """
+
+    fn: AttendFn | None = None
+    residual: bool = True
+    mlp: bool = True
+
+
+class How(NamedTuple):
+    """What a caller changes in a block; the default changes nothing.
+
+    Attributes:
+      bias: float32, broadcast to [B, H, L, L], added to the scores; None for nothing.
+      attend: another attention and the switches of residual and MLP.
+      weights: whether the attention weights are returned.
+    """
+
+    bias: jax.Array | None = None
+    attend: Attend = Attend()
+    weights: bool = False
+
+
+UNCHANGED = How()
+
+
 class Attention(nn.Module):
     """Multi-head attention: softmax(Q K^T / sqrt(d)) V (Vaswani et al., 2017, equation 1)."""
 
     num_heads: int
     dtype: Any
     implementation: Implementation = None
+    flat: bool = False
 
     @nn.compact
     def __call__(
-        self, queries: jax.Array, keys: jax.Array, *, mask: jax.Array | None, causal: bool
-    ) -> jax.Array:
-        """[B, Q, C], [B, K, C] -> [B, Q, C]; mask: bool, broadcast to [B, heads, Q, K]."""
+        self,
+        queries: jax.Array,
+        keys: jax.Array,
+        *,
+        mask: jax.Array | None,
+        causal: bool,
+        how: How = UNCHANGED,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """[B, Q, C], [B, K, C] -> [B, Q, C] and weights float32[B, H, Q, K], if asked for.
+
+        mask: bool, broadcast to [B, heads, Q, K].
+        """
         width = queries.shape[-1]
 
         query, key, value = (
-            checkpoint_name(dense(width, self.dtype, name)(x), "qkv")
+            checkpoint_name(dense(width, self.dtype, name, flat=self.flat)(x), "qkv")
             for name, x in (("query", queries), ("key", keys), ("value", keys))
         )
-        if callable(self.implementation) and mask is None and queries is keys:
+        weights = None
+        if how.attend.fn is not None or how.weights:
+            out, weights = self.explicit(query, key, value, mask, causal, how)
+        elif (
+            callable(self.implementation) and mask is None and how.bias is None and queries is keys
+        ):
             out = self.implementation(query, key, value, num_heads=self.num_heads, causal=causal)
         else:
             shape = (-1, self.num_heads, width // self.num_heads)
@@ -60,12 +115,38 @@ class Attention(nn.Module):
                 query.reshape(query.shape[0], *shape),
                 key.reshape(key.shape[0], *shape),
                 value.reshape(value.shape[0], *shape),
-                mask=mask,
+                how.bias,
+                mask,
                 is_causal=causal,
                 implementation=implementation,
             )
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
-        return dense(width, self.dtype, "out")(out)
+        return dense(width, self.dtype, "out", flat=self.flat)(out), weights
+
+    def explicit(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        mask: jax.Array | None,
+        causal: bool,
+        how: How,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
+        bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
+        query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
+        weights = (how.attend.fn or _own_weights)(query, key, value, bias)
+        shape = (*query.shape[:3], key.shape[2])
+        try:
+            weights = jnp.broadcast_to(weights, shape)
+        except ValueError:
+            raise ValueError(
+                f"an attention function gave weights of shape {jnp.shape(weights)}; they must "
+                f"broadcast to [B, H, L, L] = {shape}"
+            ) from None
+        return join_heads(
+            jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+        ), weights
 
 
 class MLP(nn.Module):
@@ -74,11 +155,14 @@ class MLP(nn.Module):
     mlp_dim: int
     activation: str
     dtype: Any
+    flat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = checkpoint_name(dense(self.mlp_dim, self.dtype, "up")(x), "mlp_hidden")
-        return dense(x.shape[-1], self.dtype, "down")(ACTIVATIONS[self.activation](hidden))
+        hidden = dense(self.mlp_dim, self.dtype, "up", flat=self.flat)(x)
+        hidden = checkpoint_name(hidden, "mlp_hidden")
+        hidden = ACTIVATIONS[self.activation](hidden)
+        return dense(x.shape[-1], self.dtype, "down", flat=self.flat)(hidden)
 
 
 class Block(nn.Module):
@@ -91,15 +175,43 @@ class Block(nn.Module):
     dtype: Any
     causal: bool = False
     implementation: Implementation = None
+    flat: bool = False
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """[B, L, C] -> [B, L, C]; mask as in :class:`Attention`."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        how: How = UNCHANGED,
+        keys: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """[B, L, C] -> [B, L, C] and the attention weights float32[B, H, L, L], if asked for.
+
+        Args:
+          x: input.
+          mask: as in :class:`Attention`.
+          how: what the caller changes.
+          keys: a PRNG key for each row, [B], for dropout of what attention and MLP add; None for
+            no dropout.
+        """
         y = norm(self.norm_eps, self.dtype, "attention_norm")(x)
-        attention = Attention(self.num_heads, self.dtype, self.implementation, name="attention")
-        x = x + attention(y, y, mask=mask, causal=self.causal)
-        y = norm(self.norm_eps, self.dtype, "mlp_norm")(x)
-        return x + MLP(self.mlp_dim, self.activation, self.dtype, name="mlp")(y)
+        attention = Attention(
+            self.num_heads, self.dtype, self.implementation, self.flat, name="attention"
+        )
+        y, weights = attention(y, y, mask=mask, causal=self.causal, how=how)
+        y = self.drop(y, keys, 0)
+        x = x + y if how.attend.residual else y
+        if how.attend.mlp:
+            y = norm(self.norm_eps, self.dtype, "mlp_norm")(x)
+            y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
+            x = x + self.drop(y, keys, 1)
+        return x, weights
+
+    def drop(self, x: jax.Array, keys: jax.Array | None, place: int) -> jax.Array:
+        if keys is None or not self.dropout:
+            return x
+        return dropout_lib.dropout(x, dropout_lib.fold_in(keys, place), self.dropout)
 
 
 class AttentionPool(nn.Module):
@@ -110,102 +222,108 @@ class AttentionPool(nn.Module):
     activation: str
     norm_eps: float
     dtype: Any
+    flat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, L, C] -> [B, C]."""
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
-        attention = Attention(self.num_heads, self.dtype, name="attention")
-        x = attention(probe, x, mask=mask, causal=False)
+        attention = Attention(self.num_heads, self.dtype, flat=self.flat, name="attention")
+        x, _ = attention(probe, x, mask=mask, causal=False)
         y = norm(self.norm_eps, self.dtype, "norm")(x)
-        return (x + MLP(self.mlp_dim, self.activation, self.dtype, name="mlp")(y))[:, 0]
+        y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
+        return (x + y)[:, 0]
 
 
-def transformer(
-    module: nn.Module,
-    block: Block,
-    depth: int,
-    x: jax.Array,
-    mask: jax.Array | None,
-    *,
-    remat: str,
-    scan_layers: bool,
-) -> jax.Array:
-    """Run ``depth`` copies of a block inside a compact module; parameters are ``blocks_<i>``.
+def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """softmax(Q K^T / sqrt(d) + bias) over keys, in float32.
 
-    The parameters keep this unrolled layout whatever the switches say; with ``scan_layers`` they
-    are stacked on the fly, which compiles one block instead of ``depth``.
+    ``softmax_weights(q, q, bias)`` and ``softmax_weights(k, k, bias)`` are the self-self attention
+    of dense methods (SCLIP, ClearCLIP, NACLIP).
 
     Args:
-      module: the tower, inside its ``__call__``; its ``gather_block``, if any, is applied to the
-        parameters of a block before they are used.
-      block: an unbound block.
-      depth: how many.
-      x: [B, L, C].
-      mask: as in :class:`Attention`.
-      remat: what blocks compute again, see :func:`remat_policy`; ``"none"`` for nothing.
-      scan_layers: loop instead of unrolling.
+      query: [B, H, Q, d].
+      key: [B, H, K, d].
+      bias: broadcast to [B, H, Q, K], or None.
 
     Returns:
-      [B, L, C].
+      float32[B, H, Q, K].
     """
-    if module.is_initializing():
-        for index in range(depth):
-            x = block.clone(name=f"blocks_{index}", parent=module)(x, mask)
-        return x
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
 
-    gather_block = getattr(module, "gather_block", None)
 
-    def apply(params: Any, x: jax.Array) -> jax.Array:
-        if gather_block is not None:  # inside of what is recomputed: not kept between the passes
-            params = gather_block(params)
-        out: Any = block.clone(parent=None).apply({"params": params}, x, mask)
-        return out
+def _own_weights(
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    del value
+    return softmax_weights(query, key, bias)
 
-    if remat != "none":
-        # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-        apply = jax.checkpoint(apply, policy=remat_policy(remat), prevent_cse=not scan_layers)
-    params = module.variables["params"]
-    blocks = [params[f"blocks_{index}"] for index in range(depth)]
-    if not scan_layers:
-        for block_params in blocks:
-            x = apply(block_params, x)
-        return x
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    return jax.lax.scan(lambda x, params: (apply(params, x), None), x, stacked)[0]
+
+def score_bias(
+    bias: jax.Array | None, mask: jax.Array | None, causal: bool, shape: tuple[int, int]
+) -> jax.Array | None:
+    """Masks as a bias of the scores, added to a given one: float32[B or 1, H or 1, Q, K] or None.
+
+    Args:
+      bias: broadcast to [B, H, Q, K], or None.
+      mask: bool, broadcast to [B, H, Q, K], or None.
+      causal: no token sees those behind it.
+      shape: (Q, K).
+    """
+    if causal:
+        past = jnp.tril(jnp.ones(shape, bool))[None, None]
+        mask = past if mask is None else mask & past
+    if mask is None:
+        return bias
+    masked = jnp.where(mask, 0.0, MASKED)
+    return masked if bias is None else jnp.where(mask, bias, masked)
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[B, L, C] -> [B, H, L, C / H]."""
+    return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def join_heads(x: jax.Array) -> jax.Array:
+    """[B, H, L, d] -> [B, L, H d]."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def dense(
-    features: int, dtype: Any, name: str, *, use_bias: bool = True, init: Any = None
+    features: int,
+    dtype: Any,
+    name: str | None,
+    *,
+    use_bias: bool = True,
+    init: Any = None,
+    flat: bool = False,
+    dot_general: Any = None,
 ) -> nn.Dense:
-    """A linear layer with float32 parameters that computes in ``dtype``."""
+    """A linear layer with float32 parameters that computes in ``dtype``.
+
+    Args:
+      features: channels that come out.
+      dtype: compute dtype.
+      name: of its parameters.
+      use_bias: whether a bias is added.
+      init: initializer of the kernel; None for Glorot's.
+      flat: multiply [B, L, C] as [B * L, C]: the same numbers. For CPUs. There XLA copies an
+        operand of the weight's gradient into another order first, as it contracts over two axes,
+        which takes a sixth of a small model's step. Not for TPUs, which contract over both but pad
+        L to a multiple of 8, so that flattening is what copies.
+      dot_general: another product, in place of both.
+    """
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=init or nn.initializers.xavier_uniform(),
-        dot_general=_flat_dot_general if _FLAT_PRODUCTS.get() else None,
+        dot_general=dot_general or (_flat_dot_general if flat else None),
         name=name,
     )
-
-
-_FLAT_PRODUCTS = contextvars.ContextVar("flat_products", default=False)
-
-
-@contextlib.contextmanager
-def flat_products(on: bool) -> Iterator[None]:
-    """While tracing within it, linear layers multiply [B, L, C] as [B * L, C]: the same numbers.
-
-    For CPUs. There XLA copies an operand of the weight's gradient into another order first, as it
-    contracts over two axes, which takes a sixth of a small model's step. Not for TPUs, which
-    contract over both but pad L to a multiple of 8, so that flattening is what copies.
-    """
-    token = _FLAT_PRODUCTS.set(on)
-    try:
-        yield
-    finally:
-        _FLAT_PRODUCTS.reset(token)
 
 
 def _flat_dot_general(
@@ -218,9 +336,16 @@ def _flat_dot_general(
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+def norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
     """Layer norm; its statistics are float32 whatever ``dtype`` is."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Scale rows to unit length in float32; a zero row stays zero and has gradient zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 def remat_policy(remat: str) -> Callable[..., bool] | None:

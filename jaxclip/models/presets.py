@@ -8,10 +8,11 @@ shape-optimised So400m).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from jaxclip.registry import hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,13 @@ class ImageConfig:
       activation: ``"gelu"``, ``"gelu_tanh"`` or ``"quick_gelu"``.
       norm_eps: epsilon of the layer norms.
       projection: ``"linear"`` (no bias) to the joint space, or ``"none"`` if ``width`` is its size.
+      num_registers: learned tokens behind the class token that no output reads (Darcet et al.,
+        2024, arXiv:2309.16588).
+      dropout: in training, share of what attention and MLP of a block add that is zeroed.
+      patch_dropout: in training, share of the patches that do not run (FLIP).
+      first_layer: ``"plain"``, or ``"tract"`` for TrAct's gradient of the patch embedding
+        (:mod:`jaxclip.models.tract`).
+      tract_lambda: its ridge.
     """
 
     image_size: int = 224
@@ -55,8 +63,23 @@ class ImageConfig:
     activation: str = "gelu"
     norm_eps: float = 1e-5
     projection: str = "linear"
+    num_registers: int = 0
+    dropout: float = 0.0
+    patch_dropout: float = 0.0
+    first_layer: str = "plain"
+    tract_lambda: float = 0.1
 
     def __post_init__(self) -> None:
+        _choice("image.first_layer", self.first_layer, ("plain", "tract"))
+        _rate("image.dropout", self.dropout)
+        _rate("image.patch_dropout", self.patch_dropout)
+        if self.num_registers < 0:
+            raise ValueError(f"model.image.num_registers={self.num_registers} is negative; use 0")
+        if self.first_layer == "tract" and (self.stem != "patch" or not self.tract_lambda > 0):
+            raise ValueError(
+                "model.image.first_layer='tract' needs model.image.stem='patch' and a tract_lambda "
+                f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
+            )
         _choice("image.stem", self.stem, ("patch", "conv"))
         _choice("image.pool", self.pool, ("cls", "mean", "map"))
         _choice("image.positions", self.positions, ("learned", "sincos"))
@@ -102,6 +125,7 @@ class TextConfig:
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
       projection: ``"linear"`` (no bias, CLIP) or ``"linear_bias"`` (SigLIP).
+      dropout: as in :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408
@@ -116,8 +140,10 @@ class TextConfig:
     activation: str = "gelu"
     norm_eps: float = 1e-5
     projection: str = "linear"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        _rate("text.dropout", self.dropout)
         _choice("text.pool", self.pool, ("last", "final", "mean", "map"))
         _choice("text.projection", self.projection, ("linear", "linear_bias"))
         _choice("text.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
@@ -148,6 +174,11 @@ class CLIPConfig:
                 f"model.image.projection='none' needs model.image.width={self.image.width} equal "
                 f"to model.embed_dim={self.embed_dim}"
             )
+
+    @property
+    def whole_batch(self) -> tuple[str, ...]:
+        """Options with which a gradient needs the whole batch in one pass through a tower."""
+        return ("model.image.first_layer='tract'",) if self.image.first_layer == "tract" else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict; tuples become lists, so that it survives JSON."""
@@ -182,9 +213,7 @@ def get(name: str) -> CLIPConfig:
       ValueError: there is none of that name; the message names the nearest.
     """
     if name not in _PRESETS:
-        near = difflib.get_close_matches(name, _PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names())}"
-        raise ValueError(f"unknown model preset {name!r}; {hint}")
+        raise ValueError(f"unknown model preset {name!r}{hint(name, names())}")
     return _PRESETS[name]()
 
 
@@ -198,6 +227,11 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"model.{name}={value!r}; use {', '.join(map(repr, known))}")
 
 
+def _rate(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"model.{name}={value}; use a rate from 0 (none) to below 1")
+
+
 def _heads(tower: str, width: int, num_heads: int) -> None:
     if width % num_heads:
         raise ValueError(f"model.{tower}.num_heads={num_heads} does not divide width={width}")
@@ -207,9 +241,7 @@ def _known(section: str, given: Mapping[str, Any], cls: type) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown field {section}.{key}; {hint}")
+            raise ValueError(f"unknown field {section}.{key}{hint(key, known)}")
 
 
 def _clip(

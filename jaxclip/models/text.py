@@ -6,39 +6,128 @@ is the exclamation mark.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models import layers
+from jaxclip.models import features as features_lib
+from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.presets import TextConfig
+from jaxclip.models.tower import Params, Tower
 
 
-class TextTransformer(nn.Module):
-    """Tokens int32[B, L] (padded with 0 at the end) -> float[B, embed_dim]."""
+@dataclasses.dataclass(frozen=True)
+class TextTransformer(Tower):
+    """Tokens int32[B, L] (padded with 0) -> features; :meth:`encode` gives float[B, embed_dim]."""
 
     config: TextConfig
-    embed_dim: int
-    dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_implementation: layers.Implementation = None
-    gather_block: Callable[[Any], Any] | None = None
 
-    @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    @property
+    def prefix(self) -> int:
+        return 0
+
+    @property
+    def has_projection(self) -> bool:
+        return True
+
+    @property
+    def embedding(self) -> Embed:
+        """The first stage as an unbound module."""
+        return Embed(self.config, self.dtype, parent=None)
+
+    def init_embed(self, rng: jax.Array) -> dict[str, Any]:
+        tokens = jnp.ones((1, self.config.context_length), jnp.int32)
+        drawn: Any = self.embedding.init(rng, tokens)
+        return dict(drawn["params"])
+
+    def random_rates(self) -> dict[str, float]:
+        rate = self.config.dropout
+        return {"model.text.dropout": rate} if rate else {}
+
+    def embed(
+        self,
+        params: Params,
+        inputs: jax.Array,
+        *,
+        keep: jax.Array | None = None,
+        insert: InsertLike = None,
+        keys: jax.Array | None = None,
+    ) -> Tokens:
+        """Token embeddings with positions: the first stage.
+
+        Args:
+          params: of the tower.
+          inputs: int32[B, L], L at most ``context_length``, 0 = padding.
+          keep: int32[B, K], ascending, the places to run; None for all.
+          insert: tokens put in at layer 0.
+          keys: not used: nothing is random here.
+        """
+        del keys
         c = self.config
-        length = tokens.shape[1]
+        length = inputs.shape[1]
         if length > c.context_length:
             raise ValueError(
-                f"tokens of shape {tokens.shape}: longer than model.text.context_length="
+                f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last = last_token(tokens)
-        real = jnp.arange(length) <= last[:, None]  # bool[B, L]
+        last = last_token(inputs)
+        places = jnp.arange(length)
+        asked = features_lib.as_insert(insert, c.depth)
+        context = at = None
+        if asked is not None and asked.at is not None and 0 in asked.layers:
+            context, at = asked.layers[0], asked.at
+        with jax.named_scope(type(self).__name__):
+            x: Any = self.embedding.apply({"params": params}, inputs, context, at)
+            if keep is not None:
+                x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
+                places = keep
+            real = places <= last[:, None]  # bool[B, N]
+            if keep is not None:
+                last = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.int32) - 1, 0)
+            tokens = Tokens(x, real, last)
+            if asked is not None and asked.at is None and 0 in asked.layers:
+                tokens = features_lib.put_in(tokens, asked, 0)
+        return tokens
+
+    def mask(self, tokens: Tokens) -> jax.Array | None:
+        c = self.config
+        if not c.mask_padding or c.causal:  # behind a causal mask no token sees the padding
+            return None
+        return _valid_keys(tokens.valid, tokens.inserted)
+
+    def pool(self, params: Params, tokens: Tokens) -> jax.Array:
+        """[B, M+N, C] -> [B, C], of the text's own tokens."""
+        c = self.config
+        with jax.named_scope(type(self).__name__):
+            x = self.normed(params, tokens.x[:, tokens.inserted :] if tokens.inserted else tokens.x)
+            if c.pool == "final":
+                return x[:, -1]
+            assert tokens.valid is not None and tokens.last is not None
+            if c.pool == "last":
+                return jnp.take_along_axis(x, tokens.last[:, None, None], axis=1)[:, 0]
+            if c.pool == "mean":
+                where = tokens.valid[:, :, None] if c.mask_padding else None
+                return jnp.mean(x, axis=1, where=where)
+            mask = _valid_keys(tokens.valid, 0) if c.mask_padding else None
+            out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
+            return out
+
+
+class Embed(nn.Module):
+    """Token embeddings with positions."""
+
+    config: TextConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, context: jax.Array | None = None, at: jax.Array | None = None
+    ) -> jax.Array:
+        """int32[B, L] -> [B, L, C]; context [M, C] or [B, M, C] replaces embeddings at ``at``."""
+        c = self.config
         embedding = nn.Embed(
             c.vocab_size,
             c.width,
@@ -46,49 +135,11 @@ class TextTransformer(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="token_embedding",
         )
-        positions = self.param(
-            "positions", nn.initializers.normal(0.01), (c.context_length, c.width)
-        )
-        x = embedding(tokens) + positions[:length].astype(self.dtype)
-        mask = None
-        if c.mask_padding and not c.causal:  # behind a causal mask no token sees the padding
-            mask = real[:, None, None, :]
-        block = layers.Block(
-            num_heads=c.num_heads,
-            mlp_dim=c.mlp_dim,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            dtype=self.dtype,
-            causal=c.causal,
-            implementation=self.attention_implementation,
-            parent=None,
-        )
-        x = layers.transformer(
-            self, block, c.depth, x, mask, remat=self.remat, scan_layers=self.scan_layers
-        )
-        x = layers.norm(c.norm_eps, self.dtype, "norm_post")(x)
-        x = self.pool(x, last, real)
-        return layers.dense(
-            self.embed_dim,
-            self.dtype,
-            "projection",
-            use_bias=c.projection == "linear_bias",
-            init=nn.initializers.normal(c.width**-0.5),
-        )(x)
-
-    def pool(self, x: jax.Array, last: jax.Array, real: jax.Array) -> jax.Array:
-        """[B, L, C], int32[B], bool[B, L] -> [B, C]."""
-        c = self.config
-        if c.pool == "final":
-            return x[:, -1]
-        if c.pool == "last":
-            return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        if c.pool == "mean":
-            return jnp.mean(x, axis=1, where=real[:, :, None] if c.mask_padding else None)
-        mask = real[:, None, None, :] if c.mask_padding else None
-        return layers.AttentionPool(
-            c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="attention_pool"
-        )(x, mask)
+        table = self.param("positions", nn.initializers.normal(0.01), (c.context_length, c.width))
+        x = embedding(tokens)
+        if context is not None and at is not None:
+            x = features_lib.overwrite(x, features_lib.rows(context, x), at)
+        return x + table[: tokens.shape[1]].astype(self.dtype)
 
 
 def last_token(tokens: jax.Array) -> jax.Array:
@@ -99,3 +150,11 @@ def last_token(tokens: jax.Array) -> jax.Array:
     """
     place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
     return jnp.max(jnp.where(tokens != 0, place, 0), axis=1)
+
+
+def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:
+    """bool[B, N] -> bool[B, 1, 1, M+N]; tokens that were put in are valid."""
+    assert valid is not None
+    if inserted:
+        valid = jnp.pad(valid, ((0, 0), (inserted, 0)), constant_values=True)
+    return valid[:, None, None, :]

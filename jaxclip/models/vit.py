@@ -2,75 +2,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxclip.models import layers
+from jaxclip.models import dropout as dropout_lib
+from jaxclip.models import features as features_lib
+from jaxclip.models import layers, tract
+from jaxclip.models.features import InsertLike, Tokens
+from jaxclip.models.positions import Grid, resize_positions, sincos_positions
 from jaxclip.models.presets import ImageConfig
+from jaxclip.models.tower import Params, Tower
+
+__all__ = ["Embed", "VisionTransformer", "patches", "resize_positions", "sincos_positions"]
+
+# Number of the place where patches are dropped, for keys; blocks have their index.
+_PATCH_DROPOUT = 1_000_000
 
 
-class VisionTransformer(nn.Module):
-    """Normalised images float[B, H, W, 3] -> float[B, embed_dim], not yet of unit length."""
+@dataclasses.dataclass(frozen=True)
+class VisionTransformer(Tower):
+    """Normalised images float[B, H, W, 3] -> features; :meth:`encode` gives float[B, embed_dim]."""
 
     config: ImageConfig
-    embed_dim: int
-    dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_implementation: layers.Implementation = None
-    gather_block: Callable[[Any], Any] | None = None
+
+    @property
+    def prefix(self) -> int:
+        return (self.config.pool == "cls") + self.config.num_registers
+
+    @property
+    def has_projection(self) -> bool:
+        return self.config.projection != "none"
+
+    @property
+    def embedding(self) -> Embed:
+        """The first stage as an unbound module."""
+        return Embed(self.config, self.dtype, self.flat_products, parent=None)
+
+    def init_embed(self, rng: jax.Array) -> dict[str, Any]:
+        size = self.config.image_size
+        drawn: Any = self.embedding.init(rng, jnp.zeros((1, size, size, 3), jnp.float32))
+        return dict(drawn["params"])
+
+    def random_rates(self) -> dict[str, float]:
+        c = self.config
+        rates = {"dropout": c.dropout, "patch_dropout": c.patch_dropout}
+        return {f"model.image.{name}": rate for name, rate in rates.items() if rate}
+
+    def grid(self, shape: tuple[int, ...]) -> Grid:
+        """Rows and columns of patches of images of this shape.
+
+        Raises:
+          ValueError: it is no [B, H, W, 3] with sides that patches fill.
+        """
+        size = self.config.patch_size
+        if len(shape) != 4 or shape[3] != 3 or shape[1] % size or shape[2] % size:
+            raise ValueError(
+                f"images of shape {shape}; the image tower takes [B, H, W, 3] with H and W "
+                f"multiples of model.image.patch_size={size}"
+            )
+        return shape[1] // size, shape[2] // size
+
+    def embed(
+        self,
+        params: Params,
+        inputs: jax.Array,
+        *,
+        keep: jax.Array | None = None,
+        insert: InsertLike = None,
+        keys: jax.Array | None = None,
+    ) -> Tokens:
+        """Patches with positions, behind class and register tokens: the first stage.
+
+        Args:
+          params: of the tower.
+          inputs: float[B, H, W, 3], normalised; any size that patches fill.
+          keep: int32[B, K], patches to run; None for all.
+          insert: tokens put in at layer 0.
+          keys: PRNG keys [B] for patch dropout (not where ``keep`` is given), None for none.
+        """
+        rows, columns = self.grid(inputs.shape)
+        rate = self.config.patch_dropout
+        if keep is None and keys is not None and rate:
+            drawn = dropout_lib.fold_in(keys, _PATCH_DROPOUT)
+            keep = dropout_lib.random_patches(drawn, rows * columns, rate)
+        asked = features_lib.as_insert(insert, self.config.depth)
+        first = None
+        if asked is not None:
+            if asked.at is not None:
+                raise ValueError("insert: at= takes places in texts; images get more tokens")
+            if asked.before_norm and 0 in asked.layers:
+                first = asked.layers[0]
+        with jax.named_scope(type(self).__name__):
+            x: Any = self.embedding.apply({"params": params}, inputs, keep, first)
+            tokens = Tokens(x, inserted=0 if first is None else first.shape[-2])
+            if asked is not None and 0 in asked.layers and first is None:
+                tokens = features_lib.put_in(tokens, asked, 0)
+        return tokens
+
+    def mask(self, tokens: Tokens) -> jax.Array | None:
+        del tokens
+        return None
+
+    def pool(self, params: Params, tokens: Tokens) -> jax.Array:
+        """[B, M+P+N, C] -> [B, C]: the class token, or of the patches alone."""
+        c = self.config
+        x = tokens.x[:, tokens.inserted :] if tokens.inserted else tokens.x
+        with jax.named_scope(type(self).__name__):
+            if c.pool == "cls":
+                return self.normed(params, x[:, 0])
+            x = self.normed(params, x[:, self.prefix :])
+            if c.pool == "mean":
+                return x.mean(axis=1)
+            out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x)
+            return out
+
+
+class Embed(nn.Module):
+    """Patches with positions, behind class and register tokens."""
+
+    config: ImageConfig
+    dtype: Any
+    flat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        images: jax.Array,
+        keep: jax.Array | None = None,
+        first: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, H, W, 3] -> [B, M+P+N, C].
+
+        Args:
+          images: normalised.
+          keep: int32[B, K], patches to run.
+          first: [M, C] or [B, M, C], tokens put in before the norm.
+        """
         c = self.config
-        if images.shape[1:] != (c.image_size, c.image_size, 3):
-            raise ValueError(
-                f"images of shape {images.shape}; the image tower takes [B, {c.image_size}, "
-                f"{c.image_size}, 3]"
-            )
         x = self.stem(images.astype(self.dtype))
-        x = x.reshape(x.shape[0], c.grid * c.grid, -1)  # [B, N, C]
+        grid = (x.shape[1], x.shape[2])
+        x = x.reshape(x.shape[0], grid[0] * grid[1], -1)  # [B, N, C]
         if x.shape[-1] != c.width:
-            x = layers.dense(c.width, self.dtype, "stem_out")(x)
-        x = self.add_positions(x)
+            x = layers.dense(c.width, self.dtype, "stem_out", flat=self.flat)(x)
+        x = self.add_positions(x, grid)
+        has_token = c.pool == "cls"
+        if keep is not None:
+            kept = jnp.take_along_axis(x[:, has_token:], keep[:, :, None], axis=1)
+            x = jnp.concatenate([x[:, :1], kept], axis=1) if has_token else kept
+        if c.num_registers:
+            shape = (c.num_registers, c.width)
+            registers = self.param("registers", nn.initializers.normal(0.02), shape)
+            registers = features_lib.rows(registers, x)
+            x = jnp.concatenate([x[:, :has_token], registers, x[:, has_token:]], axis=1)
+        if first is not None:
+            x = jnp.concatenate([features_lib.rows(first, x), x], axis=1)
         if c.pre_norm:
             x = layers.norm(c.norm_eps, self.dtype, "norm_pre")(x)
-        block = layers.Block(
-            num_heads=c.num_heads,
-            mlp_dim=c.mlp_dim,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            dtype=self.dtype,
-            implementation=self.attention_implementation,
-            parent=None,
-        )
-        x = layers.transformer(
-            self, block, c.depth, x, None, remat=self.remat, scan_layers=self.scan_layers
-        )
-        x = self.pool(x)
-        if c.projection == "linear":
-            init = nn.initializers.normal(c.width**-0.5)
-            x = layers.dense(self.embed_dim, self.dtype, "projection", use_bias=False, init=init)(x)
         return x
 
     def stem(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, 3] -> [B, grid, grid, width or stem_widths[-1]]."""
+        """[B, H, W, 3] -> [B, rows, columns, width or stem_widths[-1]]."""
         c = self.config
         if c.stem == "patch":
-            return layers.dense(c.width, self.dtype, "patch_embedding", use_bias=c.patch_bias)(
-                patches(images, c.patch_size)
-            )
+            product = tract.dot_general(c.tract_lambda) if c.first_layer == "tract" else None
+            return layers.dense(
+                c.width,
+                self.dtype,
+                "patch_embedding",
+                use_bias=c.patch_bias,
+                flat=self.flat,
+                dot_general=product,
+            )(patches(images, c.patch_size))
         x = images
         factor = c.patch_size // 2 ** (len(c.stem_widths) - 1)
         for stage, width in enumerate(c.stem_widths):
             # Non-overlapping reduction: a plain matrix product, several times cheaper on a CPU
             # than an overlapping strided convolution; the residual convolutions mix neighbours.
-            x = layers.dense(width, self.dtype, f"stem_{stage}_reduce")(patches(x, factor))
+            reduce = layers.dense(width, self.dtype, f"stem_{stage}_reduce", flat=self.flat)
+            x = reduce(patches(x, factor))
             x = layers.norm(c.norm_eps, self.dtype, f"stem_{stage}_norm")(x)
             for index in range(c.stem_depth):
                 y = nn.Conv(width, (3, 3), dtype=self.dtype, name=f"stem_{stage}_conv_{index}")(x)
@@ -79,7 +192,7 @@ class VisionTransformer(nn.Module):
             factor = 2
         return x
 
-    def add_positions(self, x: jax.Array) -> jax.Array:
+    def add_positions(self, x: jax.Array, grid: Grid) -> jax.Array:
         """Add positions, and put the class token first where there is one."""
         c = self.config
         has_token = c.pool == "cls"
@@ -88,23 +201,12 @@ class VisionTransformer(nn.Module):
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, c.width))
             x = jnp.concatenate([token, x], axis=1)
         if c.positions == "sincos":
-            table = jnp.asarray(sincos_positions(c.grid, c.width), self.dtype)
-            return x.at[:, 1:].add(table) if has_token else x + table
+            fixed = jnp.asarray(sincos_positions(grid, c.width), self.dtype)
+            return x.at[:, 1:].add(fixed) if has_token else x + fixed
         shape = (c.grid * c.grid + has_token, c.width)
         table = self.param("positions", nn.initializers.normal(c.width**-0.5), shape)
+        table = resize_positions(table, (c.grid, c.grid), grid, prefix=int(has_token))
         return x + table.astype(self.dtype)
-
-    def pool(self, x: jax.Array) -> jax.Array:
-        """[B, N, C] -> [B, C]."""
-        c = self.config
-        if c.pool == "cls":
-            return layers.norm(c.norm_eps, self.dtype, "norm_post")(x[:, 0])
-        x = layers.norm(c.norm_eps, self.dtype, "norm_post")(x)
-        if c.pool == "mean":
-            return x.mean(axis=1)
-        return layers.AttentionPool(
-            c.num_heads, c.mlp_dim, c.activation, c.norm_eps, self.dtype, name="attention_pool"
-        )(x)
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
@@ -113,27 +215,3 @@ def patches(images: jax.Array, size: int) -> jax.Array:
     x = images.reshape(batch, height // size, size, width // size, size, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // size, width // size, size * size * channels)
-
-
-def sincos_positions(grid: int, width: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed 2-d sine-cosine positions (Chen et al., 2021, MoCo v3; Beyer et al., 2022).
-
-    Args:
-      grid: patches along a side.
-      width: channels, a multiple of 4.
-      temperature: ratio of the longest wavelength to the shortest, 2π patches.
-
-    Returns:
-      float32[grid * grid, width].
-
-    Raises:
-      ValueError: the width is no multiple of 4.
-    """
-    if width % 4:
-        raise ValueError(f"positions='sincos' needs a width divisible by 4, got {width}")
-    y, x = np.mgrid[:grid, :grid].reshape(2, -1)
-    omega = 1.0 / temperature ** (np.arange(width // 4) / max(width // 4 - 1, 1))
-    angles = [np.outer(x, omega), np.outer(y, omega)]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(
-        np.float32
-    )

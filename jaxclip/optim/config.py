@@ -87,7 +87,7 @@ _PER_TENSOR = ("adaclip", "adagc", "adagn", "agc", "block_rms", "clip_by_coordin
 EXEMPT = (r"(^|/)logit_(scale|bias)$",)
 
 # Gains, biases and the like by name, since layers that are scanned over stack them to matrices.
-NO_DECAY = (r"(^|/)(bias|scale|positions|probe|class_token|logit_scale|logit_bias)$",)
+NO_DECAY = (r"(^|/)(bias|scale|positions|probe|class_token|registers|logit_scale|logit_bias)$",)
 
 _SECTIONS = (
     "name",

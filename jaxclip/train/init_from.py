@@ -123,28 +123,32 @@ def merge(
     """
     ours, theirs = state_io.named_leaves(initial), state_io.named_leaves(given)
     patterns = [re.compile(pattern) for pattern in exclude]
-    taken, resized, new, mismatched, values = [], [], [], [], []
+    fates: dict[str, list[str]] = {"taken": [], "resized": [], "new": [], "mismatched": []}
+    values = []
     for name, leaf in ours.items():
         value: Any = leaf
         if name not in theirs or any(pattern.search(name) for pattern in patterns):
-            new.append(name)
+            fate = "new"
         elif theirs[name].shape == leaf.shape:
-            value, _ = theirs[name], taken.append(name)
+            value, fate = theirs[name], "taken"
         else:
             value = _resize(name, np.asarray(theirs[name]), leaf.shape)
-            (mismatched if value is None else resized).append(name)
+            fate = "mismatched" if value is None else "resized"
+        fates[fate].append(name)
         if value is not leaf and value is not None:
             value = jax.device_put(jnp.asarray(value, leaf.dtype), leaf.sharding)
         values.append(value)
-    if mismatched:
-        raise ValueError(_mismatch(mismatched, ours, theirs, path))
+    if fates["mismatched"]:
+        raise ValueError(_mismatch(fates["mismatched"], ours, theirs, path))
+    taken, resized = tuple(fates["taken"]), tuple(fates["resized"])
     if not taken:
         raise ValueError(
             f"init_from={path!r} has no tensor in common with this model; it has, for instance, "
             f"{', '.join(list(theirs)[:3])}"
         )
     used = {*taken, *resized}
-    report = Report(*map(tuple, (taken, resized, new, [n for n in theirs if n not in used])))
+    left = tuple(name for name in theirs if name not in used)
+    report = Report(taken, resized, tuple(fates["new"]), left)
     return jax.tree.unflatten(jax.tree.structure(initial), values), report
 
 

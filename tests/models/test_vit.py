@@ -88,7 +88,7 @@ def test_convolutional_stem():
     model = models.build(config)
     images, _ = small.batch(config, size=2)
     variables = {"params": small.params_for(model)["image"]}
-    apply = functools.partial(model.image.apply, capture_intermediates=True)
+    apply = functools.partial(model.image.embedding.apply, capture_intermediates=True)
     _, kept = jax.jit(apply)(variables, images)
     embedded = kept["intermediates"]["stem_out"]["__call__"][0]
 
