@@ -18,6 +18,13 @@ I, T = unit_vectors(0, 60, 150), unit_vectors(20, 40, 170)  # noqa: E741
 U, N = unit_vectors(10, 50, 160), unit_vectors(90, 120, 60)
 
 
+def with_negatives(image, text, negatives, valid=None):
+    """Outputs of a batch with hard negatives [B, M, D]; all are valid unless said otherwise."""
+    ids = jnp.ones((*negatives.shape[:2], 4), jnp.int32)
+    ids = ids if valid is None else ids * jnp.asarray(valid, jnp.int32)[:, :, None]
+    return {"image": image, "text": text, "negatives/text": negatives, "negatives/text_input": ids}
+
+
 def context(scale=10.0, *, size=3, step=0, **options):
     """A context of one device whose logit scale is ``ln scale``."""
     return objectives.Context(
