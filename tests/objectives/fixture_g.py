@@ -56,7 +56,9 @@ def random_rows(*names, size=6, dim=5, seed=0):
     return arrays
 
 
-def check_gradient(objective, outputs, reference, ctx=None, *, wrt=None, state=None, rtol=2e-4):
+def check_gradient(
+    objective, outputs, reference, ctx=None, *, wrt=None, params=None, state=None, rtol=2e-4
+):
     """Compare a term's value and gradient with a reference in float64.
 
     ``reference(arrays, base)`` is the loss in NumPy of arrays near ``base``; what the term puts
@@ -68,7 +70,7 @@ def check_gradient(objective, outputs, reference, ctx=None, *, wrt=None, state=N
     smooth = [k for k in smooth if not k.startswith("teacher/")] if wrt is None else list(wrt)
 
     def loss(varied):
-        return value(objective, {**outputs, **varied}, ctx, state=state)[0]
+        return value(objective, {**outputs, **varied}, ctx, params, state)[0]
 
     result, gradient = jax.value_and_grad(loss)({k: outputs[k] for k in smooth})
     base = {k: np.asarray(v, np.float64) for k, v in outputs.items()}
