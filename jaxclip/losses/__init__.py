@@ -15,9 +15,14 @@ from typing import Any
 import jax
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
-from jaxclip.losses.infonce import infonce
+from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
 from jaxclip.losses.sigmoid import sigmoid
+from jaxclip.losses.simclr import simclr
+from jaxclip.losses.soft_targets import products, soft_cross_entropy, soft_kl
 from jaxclip.losses.softmax import softmax
+from jaxclip.losses.tokens import token_sums
+from jaxclip.losses.tokenwise import tokenwise_similarity
+from jaxclip.losses.word_groups import group_sums, group_weights
 from jaxclip.registry import check_options, hint
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
@@ -40,12 +45,21 @@ __all__ = [
     "REGISTRY",
     "from_config",
     "get",
+    "group_sums",
+    "group_weights",
     "infonce",
     "names",
+    "off_diagonal_logsumexp",
+    "products",
     "sigmoid",
     "sigmoid_blockwise",
+    "simclr",
+    "soft_cross_entropy",
+    "soft_kl",
     "softmax",
     "softmax_blockwise",
+    "token_sums",
+    "tokenwise_similarity",
 ]
 
 

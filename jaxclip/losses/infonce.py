@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -22,6 +24,7 @@ def infonce(
     labels: jax.Array | None = None,
     weights: jax.Array | None = None,
     negatives: jax.Array | None = None,
+    negatives_valid: jax.Array | None = None,
     label_smoothing: float = 0.0,
     precision: str = "highest",
     implementation: str = "plain",
@@ -46,6 +49,7 @@ def infonce(
       weights: float[B] or None for 1: w.
       negatives: float[B, M, D] or None: further texts, each a wrong answer for every image
         (Yuksekgonul et al. 2023, NegCLIP, arXiv:2210.01936); they are no columns of their own.
+      negatives_valid: bool[B, M] or None for all: which of them there are.
       label_smoothing: ε in [0, 1): the target is (1 - ε) times the positives plus ε / B everywhere.
       precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
       implementation: ``"plain"``, or ``"blockwise"``: no matrix of logits is held, and memory on a
@@ -64,12 +68,12 @@ def infonce(
         raise ValueError("decoupled and labels can't be combined: which pair would be left out?")
     images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
-    lse = _logsumexp_by(implementation, precision, tile_size, mesh)
+    lse = logsumexp_by(implementation, precision, tile_size, mesh)
     row, column, row_max, column_max = lse(images, texts, scale)
     own = scale * jnp.sum(images * texts, axis=-1)
-    for wrong in () if negatives is None else jnp.moveaxis(as_float(negatives)[0], 1, 0):
-        others, _, others_max, _ = lse(images, wrong, scale)
-        beside = scale * jnp.sum(images * wrong, axis=-1)  # lse leaves the diagonal out
+    for query, wrong in _negative_columns(images, negatives, negatives_valid):
+        others, _, others_max, _ = lse(query, wrong, scale)
+        beside = scale * jnp.sum(query * wrong, axis=-1)  # lse leaves the diagonal out
         row = jnp.logaddexp(row, jnp.logaddexp(others, beside))
         row_max = jnp.maximum(row_max, jnp.maximum(others_max, beside))
     if not decoupled:
@@ -89,7 +93,7 @@ def infonce(
     return jnp.mean(each if weights is None else weights * each), metrics
 
 
-def _logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
+def logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
     """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
     logits off the diagonal, each [B]; the maxima carry no gradient."""
 
@@ -111,6 +115,25 @@ def _logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mes
         raise ValueError(f"implementation={implementation!r}; use 'plain' or 'blockwise'") from None
 
 
+def _negative_columns(
+    images: jax.Array, negatives: jax.Array | None, valid: jax.Array | None
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Images and one negative of each row at a time, [B, D'] both.
+
+    A further coordinate, 1 of every image, puts those that are not valid far below any logit, so
+    that tiles of products need no mask.
+    """
+    if negatives is None:
+        return
+    wrong = jnp.moveaxis(as_float(negatives)[0], 1, 0)
+    if valid is not None:
+        far = jnp.where(valid.T[:, :, None], 0.0, -1e9).astype(wrong.dtype)
+        wrong = jnp.concatenate([wrong, far], axis=-1)
+        images = jnp.concatenate([images, jnp.ones((len(images), 1), images.dtype)], axis=-1)
+    for each in wrong:
+        yield images, each
+
+
 def _mean_of_label(rows: jax.Array, labels: jax.Array) -> jax.Array:
     """float[B, D]: for each row the mean of the rows of its label."""
     size = rows.shape[0]
@@ -122,3 +145,35 @@ def _mean_of_label(rows: jax.Array, labels: jax.Array) -> jax.Array:
     sums = jax.ops.segment_sum(rows, group, num_segments=size)
     counts = jax.ops.segment_sum(jnp.ones(size, rows.dtype), group, num_segments=size)
     return sums[group] / counts[group][:, None]
+
+
+def off_diagonal_logsumexp(
+    a: jax.Array,
+    b: jax.Array,
+    scale: jax.Array | float,
+    *,
+    precision: str = "highest",
+    implementation: str = "plain",
+    tile_size: int = blockwise.TILE_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-sum-exp of the logits scale · a bᵀ without their diagonal, over rows and over columns.
+
+    Args:
+      a: float[B, D], the global batch.
+      b: float[B, D].
+      scale: factor on the products.
+      precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
+      implementation: ``"plain"`` or ``"blockwise"``, as :func:`infonce`.
+      tile_size: as :func:`infonce`.
+      mesh: as :func:`infonce`.
+
+    Returns:
+      ``(float32[B], float32[B])``: lse_{j≠i} of row i and lse_{i≠j} of column j.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
+    a, b = as_float(a, b)
+    lse = logsumexp_by(implementation, precision, tile_size, mesh)
+    return lse(a, b, jnp.asarray(scale, a.dtype))[:2]

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 def dot_general(ridge: float) -> Callable[..., jax.Array]:
     """A product for ``nn.Dense(dot_general=…)`` with TrAct's gradient of the kernel.
 
-    Under gradient accumulation each micro-batch is whitened by its own patches, which is not what
-    the whole batch would give; the paper's batch is what goes through the tower at once.
+    The patches are those of one pass through the tower, on all devices. A training step with
+    micro-batches is refused, as each would be whitened by its own patches alone.
 
     Args:
       ridge: λ; 0.1 in the paper.

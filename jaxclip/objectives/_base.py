@@ -33,6 +33,9 @@ class Context:
       logit_bias: float32[] or None.
       teacher_logit_scale: float32[] of the teacher, or None.
       mesh: the mesh the batch is sharded over, or None for one device.
+      sizes: of the model in training.
+      teacher_own: the term's own parameters as a teacher that follows the run has them, without a
+        gradient; empty for another teacher.
     """
 
     step: jax.Array
@@ -42,6 +45,8 @@ class Context:
     logit_bias: jax.Array | None = None
     teacher_logit_scale: jax.Array | None = None
     mesh: jax.sharding.Mesh | None = None
+    sizes: CLIPConfig = dataclasses.field(default_factory=CLIPConfig)
+    teacher_own: Params = dataclasses.field(default_factory=dict)
 
     def row_keys(self) -> jax.Array:
         """key[B]: one for each row, a function of (seed, step, row) and the term's name."""
@@ -64,7 +69,8 @@ class Objective:
     kind               none: float32[B, D] of unit length; ``raw``: float32[B, D] before that;
                        ``pooled`` [B, C] before the projection; ``tokens`` [B, N, C] without
                        class and prompt tokens; ``prefix``: those; ``mask`` bool[B, N]: which
-                       tokens are real; ``hidden_3`` [B, P + N, C] after block 3;
+                       tokens are real; ``input``: what the tower runs on, uint8 pixels or
+                       int32[B, L] token ids; ``hidden_3`` [B, P + N, C] after block 3;
                        ``attention_3`` float32[B, H, P + N, P + N] of block 3
     scope              none: ``batch["image"]``, ``batch["text"]``; ``view1/``:
                        ``batch["view1/image"]``; ``texts1/``: ``batch["texts1/text"]``;

@@ -156,7 +156,9 @@ class Total:
 
 
 def _own(ctx: Context, name: str) -> Context:
-    return dataclasses.replace(ctx, key=term_key(ctx.key, name))
+    """The context of a term; the one of all terms has the teacher's parameters of all."""
+    of_teacher = ctx.teacher_own.get(name, {})
+    return dataclasses.replace(ctx, key=term_key(ctx.key, name), teacher_own=of_teacher)
 
 
 def _select(outputs: Outputs, keys: frozenset[str]) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ import jax
 
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,7 @@ class DCL(Objective):
     implementation: str = "plain"
 
     def __post_init__(self) -> None:
-        if self.implementation not in ("plain", "blockwise"):
-            raise ValueError(
-                f"dcl.implementation={self.implementation!r}; use 'plain' or 'blockwise'"
-            )
+        check_choice("dcl.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxclip.models import unit
+from jaxclip.models import CLIPConfig, unit
 from jaxclip.registry import hint
 
 Params = Any
 Batch = Mapping[str, jax.Array]
 
 TEACHER = "teacher/"
-_KINDS = ("raw", "pooled", "tokens", "prefix", "mask")
+_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input")
 _NAME = re.compile(
     rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
     rf"(?:_(?P<kind>{'|'.join(_KINDS)}|(?:hidden|attention)_(?P<layer>\d+)))?"
@@ -55,6 +55,11 @@ def parse(name: str) -> Output | None:
 
 class Towers(Protocol):
     """Both towers of a model on a batch's own arrays (uint8 images, int32 tokens)."""
+
+    @property
+    def sizes(self) -> CLIPConfig:
+        """Their architecture."""
+        ...
 
     def encode(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
         """float32[B, D] of unit length."""
@@ -175,6 +180,10 @@ def _run(
 ) -> dict[str, jax.Array]:
     """One tower on one view."""
     tower = wanted[0].tower
+    inputs = {output.name: array for output in wanted if output.kind == "input"}
+    wanted = [output for output in wanted if output.kind != "input"]
+    if inputs:
+        return inputs | (_run(towers, params, array, wanted, options) if wanted else {})
     flat, restore = _flatten_copies(array, 4 if tower == "image" else 2)
     if not options and all(output.kind == "" for output in wanted):
         embedding = towers.encode(params, tower, flat)

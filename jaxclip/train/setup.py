@@ -108,6 +108,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
     sizes = towers.model_sizes(config)
+    check_micro_batches(config, sizes)
     tx = optim.from_config(config["optim"], config["total_steps"])
     section = config["teacher"]["kind"]
     create_state = _state_maker(config, total, tx, with_ema_teacher=section == "ema")
@@ -237,6 +238,16 @@ def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
             f"global_batch_size={size} does not divide over data x fsdp={shards} devices x "
             f"num_micro_batches={config['num_micro_batches']}; use a multiple of {pieces}, for "
             f"instance {max(pieces, size // pieces * pieces)}, or change config.mesh"
+        )
+
+
+def check_micro_batches(config: Config, sizes: Any) -> None:
+    """Refuse micro-batches where the gradient would be another than that of the whole batch."""
+    count = config["num_micro_batches"]
+    if count > 1 and sizes.whole_batch:
+        raise ValueError(
+            f"num_micro_batches={count}: the gradient with {' and '.join(sizes.whole_batch)} needs "
+            "the whole batch in one pass; use num_micro_batches=1 or leave that option out"
         )
 
 

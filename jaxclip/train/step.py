@@ -75,6 +75,8 @@ def make_gradient(
                 logit_bias=params.get("logit_bias"),
                 teacher_logit_scale=of_teacher.get("logit_scale"),
                 mesh=mesh,
+                sizes=towers.sizes,
+                teacher_own=of_teacher.get("objective", {}),
             )
 
         def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -64,7 +64,8 @@ def build(
         * ``kind: "ema"``: the run's own parameters, followed with ``decay`` (a number or
           ``[[step, decay], ...]``);
         * ``kind: "stored"``: embeddings in the records, vectors of ``size`` numbers under the keys
-          ``image_key`` and ``text_key``.
+          ``image_key`` and ``text_key``; those of a further view or caption under its scope
+          behind that: ``teacher/texts1/text`` is the record's ``{text_key}_texts1``.
       own: the towers in training.
       needs: names of the outputs that objectives want.
       mesh: devices to put frozen weights on.
@@ -90,12 +91,7 @@ def build(
             raise ValueError(
                 f"teacher.size={section['size']}: set it to the length of the stored embeddings"
             )
-        fields = {
-            name: field_lib.Stored(section[f"{tower}_key"], section["size"])
-            for tower in ("image", "text")
-            if (name := f"{outputs.TEACHER}{tower}") in set(needs)
-        }
-        return Setup(outputs.Teacher(None), fields=fields)
+        return Setup(outputs.Teacher(None), fields=dict(_stored(section, needs)))
     if not section["path"]:
         raise ValueError("teacher.kind='frozen' needs teacher.path, the workdir of a run")
     source = init_from.open_source(section["path"], "teacher.path")
@@ -116,3 +112,15 @@ def build(
         source=source,
         shardings=shardings,
     )
+
+
+def _stored(
+    section: Mapping[str, Any], needs: Iterable[str]
+) -> Iterator[tuple[str, field_lib.Stored]]:
+    """Fields of the embeddings that are wanted of a stored teacher."""
+    for output in map(outputs.parse, needs):
+        if output is None or not output.teacher or output.kind:
+            continue
+        *scope, tower = output.view.split("/")
+        key = "_".join([section[f"{tower}_key"], *scope])
+        yield output.name, field_lib.Stored(key, section["size"])

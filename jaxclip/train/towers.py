@@ -38,6 +38,11 @@ class ModelTowers:
     shardings: Any = None
     resize: bool = False
 
+    @property
+    def sizes(self) -> presets.CLIPConfig:
+        """Architecture of the model."""
+        return self.model.config
+
     def encode(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
         """float32[B, D] of unit length, of uint8[B, H, W, 3] or int32[B, L]."""
         encode = self.model.encode_image if tower == "image" else self.model.encode_text

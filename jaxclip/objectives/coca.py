@@ -1,0 +1,120 @@
+"""CoCa: contrast, and a decoder that writes the caption of the picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import losses
+from jaxclip.models import CLIPConfig
+from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder
+from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
+from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives.contrastive import Contrastive
+
+
+@dataclasses.dataclass(frozen=True)
+class CoCa(Contrastive):
+    """Yu et al. 2022 (arXiv:2205.01917): CLIP + caption_weight * captioning.
+
+    The text tower is the unimodal half; a causal decoder of as many layers goes on from its tokens
+    and looks at the picture through learned queries. Captioning is the mean cross-entropy of the
+    next token over all tokens of the global batch up to a text's last one. In place of the class
+    token that CoCa appends, the text's embedding is that of its last token (the end of text): it
+    sees all others, too, and none sees it. The image's embedding is the tower's own, where the
+    paper pools once more.
+
+    The other options are those of :class:`Contrastive`.
+
+    Attributes:
+      contrastive: weight of the contrastive loss; 0 where a term of its own is listed.
+      caption_weight: of captioning.
+      num_queries: image tokens for the decoder, 256 in the paper; 0 for all patches as they are.
+      depth: layers of the decoder; 0 for as many as the text tower has (open_clip).
+      from_embeddings: the decoder starts from the token embeddings, as it must where the text tower
+        is bidirectional and so knows the tokens to predict.
+    """
+
+    contrastive: float = 1.0
+    caption_weight: float = 2.0
+    num_queries: int = 256
+    depth: int = 0
+    from_embeddings: bool = False
+
+    small: ClassVar[Mapping[str, Any]] = {"num_queries": 5, "from_embeddings": True}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("coca.contrastive", self.contrastive)
+        check_number("coca.caption_weight", self.caption_weight)
+        check_count("coca.num_queries", self.num_queries, 0)
+        check_count("coca.depth", self.depth, 0)
+
+    @property
+    def row_needs(self) -> frozenset[str]:
+        return frozenset({"image_tokens", self._start, "text_mask", "text_input"})
+
+    @property
+    def _start(self) -> str:
+        return "text_hidden_0" if self.from_embeddings else "text_tokens"
+
+    def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        if not (sizes.text.causal or self.from_embeddings):
+            raise ValueError(
+                "coca: with model.text.causal=False the text tower shows the decoder the tokens "
+                "that it is to predict; set coca's from_embeddings=True or model.text.causal=True"
+            )
+
+    def _decoder(self, sizes: CLIPConfig, dtype: Any) -> CrossAttentionDecoder:
+        text = sizes.text
+        return CrossAttentionDecoder(
+            width=text.width,
+            depth=self.depth or text.depth,
+            num_heads=text.num_heads,
+            mlp_dim=text.mlp_dim,
+            vocab_size=text.vocab_size,
+            activation=text.activation,
+            norm_eps=text.norm_eps,
+            dtype=dtype,
+        )
+
+    def _pooler(self, sizes: CLIPConfig, dtype: Any) -> AttentionPooler:
+        image = sizes.image
+        return AttentionPooler(
+            self.num_queries, image.width, image.num_heads, image.norm_eps, dtype
+        )
+
+    def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
+        first, second = jax.random.split(rng)
+        image, text = (jnp.zeros((1, 2, tower.width)) for tower in (sizes.image, sizes.text))
+        params = {"decoder": self._decoder(sizes, image.dtype).init(first, text, image)["params"]}
+        if self.num_queries:
+            params["pooler"] = self._pooler(sizes, image.dtype).init(second, image)["params"]
+        return params
+
+    def logits(self, params: Params, outputs: Outputs, sizes: CLIPConfig) -> jax.Array:
+        """float32[B, L, V]: what the decoder expects behind each token of a text."""
+        image, text = outputs["image_tokens"], outputs[self._start]
+        if self.num_queries:
+            pooler = self._pooler(sizes, image.dtype)
+            image = pooler.apply({"params": params["pooler"]}, image)
+        decoder = self._decoder(sizes, text.dtype)
+        return decoder.apply({"params": params["decoder"]}, text, image)
+
+    def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
+        logits = self.logits(params, outputs, ctx.sizes)[:, :-1]
+        return losses.token_sums(logits, outputs["text_input"][:, 1:], outputs["text_mask"][:, 1:])
+
+    def loss(
+        self, params: Params, state: State, outputs: Outputs, ctx: Context
+    ) -> tuple[jax.Array, Metrics, State]:
+        clip, metrics, state = super().loss(params, state, outputs, ctx)
+        count = jnp.maximum(jnp.sum(outputs["tokens"]), 1.0)
+        caption = jnp.sum(outputs["nll"]) / count
+        metrics |= {"clip_loss": clip, "caption_loss": caption}
+        metrics["caption_accuracy"] = jnp.sum(outputs["hits"]) / count
+        return self.contrastive * clip + self.caption_weight * caption, metrics, state

@@ -1,0 +1,118 @@
+"""MobileCLIP: distillation from the stored embeddings of an ensemble of teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import fields as field_lib
+from jaxclip import losses
+from jaxclip.models import CLIPConfig, unit
+from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._checks import as_integers, check_number
+from jaxclip.objectives._clip import clip_part
+
+
+@dataclasses.dataclass(frozen=True)
+class MobileCLIP(Objective):
+    """Vasu et al. 2024 (arXiv:2311.17049): multi-modal reinforced training.
+
+    A teacher's vector is the concatenation of those of the ensemble. The target of a row is
+    P = mean_t softmax(s_t I_t T_tᵀ), averaged after the softmax, of a column likewise; the loss is
+    contrastive · CLIP + distill · (cross-entropy of rows + of columns) / 2, the student's scale is
+    learned. With a synthetic caption beside the true one it is the sum of both.
+
+    Use it with ``teacher.kind="stored"`` and ``teacher.size`` the sum of ``sizes``. A vector is of
+    one caption: the record's first one, and the first one with the tag ``synthetic``, whose vector
+    the record keeps under ``teacher.text_key`` + ``_texts1``.
+
+    Attributes:
+      sizes: length of each teacher's part.
+      scales: s_t, one for each (v2: 70 and 60).
+      contrastive: weight of CLIP (theirs: 0 at 12 million pairs, 0.25 at a billion).
+      distill: weight of the distillation (1, 0.75).
+      synthetic: tag of a second caption; empty for none.
+    """
+
+    sizes: Sequence[int] = (768, 768)
+    scales: Sequence[float] = (100.0, 100.0)
+    contrastive: float = 0.0
+    distill: float = 1.0
+    synthetic: str = ""
+
+    small: ClassVar[Mapping[str, Any]] = {
+        "sizes": (10, 6),
+        "scales": (10.0, 5.0),
+        "contrastive": 0.25,
+        "distill": 0.75,
+        "synthetic": "synthetic",
+    }
+
+    def __post_init__(self) -> None:
+        sizes = as_integers("mobileclip.sizes", self.sizes)
+        if not sizes or len(self.scales) != len(sizes):
+            raise ValueError(
+                f"mobileclip.scales={self.scales!r} must be one for each of sizes={self.sizes!r}"
+            )
+        for scale in self.scales:
+            check_number("mobileclip.scales", scale, positive=True)
+        check_number("mobileclip.contrastive", self.contrastive)
+        check_number("mobileclip.distill", self.distill)
+
+    @property
+    def _texts(self) -> tuple[str, ...]:
+        return ("text", "texts1/text") if self.synthetic else ("text",)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        student = {"image", *self._texts}
+        return frozenset(student | {f"teacher/{name}" for name in student})
+
+    @property
+    def fields(self) -> field_lib.BatchSpec:
+        first = field_lib.Captions(policy="first")
+        second = dataclasses.replace(first, source=self.synthetic)
+        return dict(zip(self._texts, (first, second), strict=False))
+
+    def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        if teacher is not None:
+            self._check_size(teacher.embed_dim)
+
+    def _check_size(self, size: int) -> None:
+        if size != sum(self.sizes):
+            raise ValueError(
+                f"mobileclip.sizes={self.sizes!r} sum to {sum(self.sizes)}, but the teacher's "
+                f"vectors have {size} numbers (teacher.size)"
+            )
+
+    def _targets(self, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """float32[B, B] twice: of the rows and of the columns."""
+        self._check_size(images.shape[-1])
+        rows, columns, start = jnp.zeros(()), jnp.zeros(()), 0
+        for size, scale in zip(self.sizes, self.scales, strict=True):
+            part = slice(start, start := start + size)
+            logits = scale * losses.products(unit(images[:, part]), unit(texts[:, part]))
+            rows += jax.nn.softmax(logits) / len(self.sizes)
+            columns += jax.nn.softmax(logits.T) / len(self.sizes)
+        return rows, columns
+
+    def loss(
+        self, params: Params, state: State, outputs: Outputs, ctx: Context
+    ) -> tuple[jax.Array, Metrics, State]:
+        images, total = outputs["image"], jnp.zeros(())
+        metrics: Metrics = {}
+        for name in self._texts:
+            rows, columns = self._targets(outputs["teacher/image"], outputs[f"teacher/{name}"])
+            logits = jnp.exp(ctx.logit_scale) * losses.products(images, outputs[name])
+            each = losses.soft_cross_entropy(logits, rows)
+            each += losses.soft_cross_entropy(logits.T, columns)
+            distill = jnp.mean(each) / 2
+            clip, own = clip_part(self.contrastive, images, outputs[name], ctx)
+            total += clip + self.distill * distill
+            own = own | {"distill": distill}
+            metrics |= own if name == "text" else {f"synthetic_{k}": v for k, v in own.items()}
+        return total, metrics, state
