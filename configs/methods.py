@@ -25,7 +25,7 @@ OPTIONS = {
     "slip": {"image_ops": STRONG_OPS, "width": 512, "features": 128},
     # The recipe's text tower is bidirectional.
     "coca": {"from_embeddings": True, "num_queries": 16},
-    "filip": {"features": 128, "token_tile_size": 64},
+    "filip": {"features": 128, "tile_size": 64},
     "sparc": {"features": 128},
     "clip_rocket": ROCKET,
     "byolip": {**ROCKET, "predict_width": 512, "predict_features": 64},

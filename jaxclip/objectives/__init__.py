@@ -1,8 +1,9 @@
 """What is trained: one method a file, each a term that names the outputs it needs.
 
 A configuration lists terms: ``config.objective = [{"name": "contrastive", "kind": "sigmoid"},
-{"name": "slip", "contrastive": 0.0, "weight": 1.0}]``. A new method is a new file here (:class:`Objective` says what is in it) and its
-test file; nothing else changes. See docs/methods.md.
+{"name": "slip", "contrastive": 0.0, "weight": 1.0}]``. A new method is a new file here
+(:class:`Objective` says what is in it) and its test file; nothing else changes. See
+docs/methods.md.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Predictors(_rocket.Rocket):
         }
         both = [*PAIRS, *((text, image) for image, text in PAIRS)]
         distance = sum(apart(predicted[one], targets[other]) for one, other in both) / len(both)
-        return self.predict_weight * distance, {"predict_loss": distance}
+        return self.predict_weight * distance, {"distance": distance}
 
 
 def apart(predicted: Any, target: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def test_ten_terms_across_the_modalities():
         for i, j in pairs
         for a, b in (("image", "text"), ("text", "image"))
     ]
-    assert float(metrics["predict_loss"]) == pytest.approx(np.mean(terms), rel=1e-4)
+    assert float(metrics["distance"]) == pytest.approx(np.mean(terms), rel=1e-4)
     rocket, _, _ = g.value(ClipRocket(width=5, features=4), made, ctx, own)
     assert float(loss) == pytest.approx(float(rocket) + np.mean(terms), rel=1e-4)
 
