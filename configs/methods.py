@@ -25,7 +25,8 @@ OPTIONS = {
     "slip": {"image_ops": STRONG_OPS, "width": 512, "features": 128},
     # The recipe's text tower is bidirectional.
     "coca": {"from_embeddings": True, "num_queries": 16},
-    "filip": {"features": 128, "token_tile_size": 64},
+    "filip": {"features": 128, "tile_size": 64},
+    "a_clip": {"image_ops": STRONG_OPS, "width": 512, "features": 128},
     "sparc": {"features": 128},
     "clip_rocket": ROCKET,
     "byolip": {**ROCKET, "predict_width": 512, "predict_features": 64},
@@ -34,7 +35,10 @@ OPTIONS = {
     "swalip": ROCKET,
 }
 
-TEACHERS = {"byolip": {"kind": "ema", "decay": 0.99}}
+TEACHERS = {
+    "byolip": {"kind": "ema", "decay": 0.99},
+    "a_clip": {"kind": "ema", "decay": [[0, 0.996], [2000, 1.0]]},
+}
 
 # Objective, its options, and the share of the recipe's steps and learning rate.
 SECOND_PHASES = {"flip_unmasked": ("flip", {"mask_ratio": 0.0}, 0.1)}

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
+from jaxclip.losses.cosine import cosine_distance
 from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
 from jaxclip.losses.sigmoid import sigmoid
 from jaxclip.losses.simclr import simclr
@@ -43,6 +44,7 @@ REGISTRY: dict[str, Loss] = {
 __all__ = [
     "IMPLEMENTATIONS",
     "REGISTRY",
+    "cosine_distance",
     "from_config",
     "get",
     "group_sums",

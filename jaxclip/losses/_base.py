@@ -14,6 +14,12 @@ def as_float(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(array, dtype) for array in arrays)
 
 
+def unit(x: jax.Array) -> jax.Array:
+    """Scale rows to unit length in float32; a zero row stays zero."""
+    x = jnp.asarray(x, jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
 def matmul(a: jax.Array, b: jax.Array, precision: str) -> jax.Array:
     """Matrix product at ``"default"``, ``"high"`` or ``"highest"`` precision.
 

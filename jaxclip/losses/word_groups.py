@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxclip.losses._base import unit
+
 _NOTHING = -1e30
 
 
@@ -42,15 +44,10 @@ def group_sums(
       float32[B] each, sums over a caption: ``nll``, the mean of both directions' cross-entropies,
       and ``tokens``.
     """
-    logits = jnp.exp(logit_scale) * jnp.einsum("bqd,brd->bqr", _unit(groups), _unit(texts))
+    logits = jnp.exp(logit_scale) * jnp.einsum("bqd,brd->bqr", unit(groups), unit(texts))
     both = real[:, :, None] & real[:, None, :]
     own = jnp.diagonal(logits, axis1=1, axis2=2)
     logits = jnp.where(both, logits, _NOTHING)
     lse = (jax.nn.logsumexp(logits, axis=2) + jax.nn.logsumexp(logits, axis=1)) / 2
     sums = {"nll": lse - own, "tokens": jnp.ones_like(own)}
     return {key: jnp.sum(x, axis=1, where=real) for key, x in sums.items()}
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

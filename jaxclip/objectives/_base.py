@@ -71,7 +71,8 @@ class Objective:
                        class and prompt tokens; ``prefix``: those; ``mask`` bool[B, N]: which
                        tokens are real; ``input``: what the tower runs on, uint8 pixels or
                        int32[B, L] token ids; ``hidden_3`` [B, P + N, C] after block 3;
-                       ``attention_3`` float32[B, H, P + N, P + N] of block 3
+                       ``attention_3`` float32[B, H, P + N, P + N] of block 3; ``attention``
+                       float32[B, P + N, P + N], the mean over all blocks and heads
     scope              none: ``batch["image"]``, ``batch["text"]``; ``view1/``:
                        ``batch["view1/image"]``; ``texts1/``: ``batch["texts1/text"]``;
                        ``teacher/`` in front of any: the same by the teacher, without a gradient
@@ -127,7 +128,7 @@ class Objective:
 
         Args:
           view: key of the batch that the tower runs on (``"image"``, ``"view1/image"``).
-          batch: the rows at hand.
+          batch: the rows at hand, with the teacher's outputs that terms need (``teacher/...``).
           ctx: with ``row`` of these rows.
 
         Returns:

@@ -113,7 +113,7 @@ class Rocket(Objective):
         pairs = itertools.product(local.images, local.texts)
         strong = sum(losses.infonce(*pair, **options)[0] for pair in pairs) / 4
         total = (weak + self.local_weight * strong) / (1 + self.local_weight)
-        metrics |= {"global_loss": weak, "local_loss": strong}
+        metrics |= {"clip": weak, "local": strong}
         metrics["local_logit_scale"] = jnp.exp(local.logit_scale)
         more, own = self.relative(params, outputs, local, ctx)
         return total + more, metrics | own, state

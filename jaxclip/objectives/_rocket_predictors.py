@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models import CLIPConfig, unit
+from jaxclip import losses
+from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives import _rocket
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params
@@ -92,16 +93,13 @@ class Predictors(_rocket.Rocket):
     ) -> tuple[Any, Metrics]:
         del local
         projected = self.project(params, outputs)
-        targets = jax.lax.stop_gradient(self.targets(projected, outputs, ctx))
-        predicted = {
+        targets = self.targets(projected, outputs, ctx)
+        predicted: Any = {
             view: self.predictor.apply({"params": params["predictor"][view.rpartition("/")[2]]}, x)
             for view, x in projected.items()
         }
         both = [*PAIRS, *((text, image) for image, text in PAIRS)]
-        distance = sum(apart(predicted[one], targets[other]) for one, other in both) / len(both)
-        return self.predict_weight * distance, {"predict_loss": distance}
-
-
-def apart(predicted: Any, target: jax.Array) -> jax.Array:
-    """Mean over rows of 2 - 2 cos: float32[]."""
-    return jnp.mean(2 - 2 * jnp.sum(unit(predicted) * unit(target), axis=-1))
+        distance = sum(losses.cosine_distance(predicted[a], targets[b]) for a, b in both) / len(
+            both
+        )
+        return self.predict_weight * distance, {"distance": distance}

@@ -80,7 +80,7 @@ class BarLIP(_rocket.Rocket):
             for image, text in _rocket.PAIRS
         ]
         bar = jnp.mean(jnp.stack(pairs))
-        return self.bar_weight * bar, {"bar_loss": bar}
+        return self.bar_weight * bar, {"barlow": bar}
 
 
 def correlation(images: jax.Array, texts: jax.Array) -> jax.Array:

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder
-from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
-from jaxclip.objectives.contrastive import Contrastive
+from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
+from jaxclip.objectives._clip import clip_part
+
+# What the decoder has of the text tower.
+_SHARED = ("width", "num_heads", "mlp_dim", "vocab_size", "activation", "norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
-class CoCa(Contrastive):
+class CoCa(Objective):
     """Yu et al. 2022 (arXiv:2205.01917): CLIP + caption_weight * captioning.
 
     The text tower is the unimodal half; a causal decoder of as many layers goes on from its tokens
@@ -28,15 +31,14 @@ class CoCa(Contrastive):
     sees all others, too, and none sees it. The image's embedding is the tower's own, where the
     paper pools once more.
 
-    The other options are those of :class:`Contrastive`.
-
     Attributes:
-      contrastive: weight of the contrastive loss; 0 where a term of its own is listed.
+      contrastive: weight of CLIP's loss; 0 where a contrastive term of its own is listed.
       caption_weight: of captioning.
       num_queries: image tokens for the decoder, 256 in the paper; 0 for all patches as they are.
       depth: layers of the decoder; 0 for as many as the text tower has (open_clip).
       from_embeddings: the decoder starts from the token embeddings, as it must where the text tower
         is bidirectional and so knows the tokens to predict.
+      implementation: of CLIP's loss, ``"plain"`` or ``"blockwise"``.
     """
 
     contrastive: float = 1.0
@@ -44,15 +46,20 @@ class CoCa(Contrastive):
     num_queries: int = 256
     depth: int = 0
     from_embeddings: bool = False
+    implementation: str = "plain"
 
     small: ClassVar[Mapping[str, Any]] = {"num_queries": 5, "from_embeddings": True}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_number("coca.contrastive", self.contrastive)
+        check_choice("coca.implementation", self.implementation, IMPLEMENTATIONS)
         check_number("coca.caption_weight", self.caption_weight)
         check_count("coca.num_queries", self.num_queries, 0)
         check_count("coca.depth", self.depth, 0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"image", "text"})
 
     @property
     def row_needs(self) -> frozenset[str]:
@@ -70,23 +77,12 @@ class CoCa(Contrastive):
             )
 
     def _decoder(self, sizes: CLIPConfig, dtype: Any) -> CrossAttentionDecoder:
-        text = sizes.text
-        return CrossAttentionDecoder(
-            width=text.width,
-            depth=self.depth or text.depth,
-            num_heads=text.num_heads,
-            mlp_dim=text.mlp_dim,
-            vocab_size=text.vocab_size,
-            activation=text.activation,
-            norm_eps=text.norm_eps,
-            dtype=dtype,
-        )
+        shared = {name: getattr(sizes.text, name) for name in _SHARED}
+        return CrossAttentionDecoder(**shared, depth=self.depth or sizes.text.depth, dtype=dtype)
 
     def _pooler(self, sizes: CLIPConfig, dtype: Any) -> AttentionPooler:
         image = sizes.image
-        return AttentionPooler(
-            self.num_queries, image.width, image.num_heads, image.norm_eps, dtype
-        )
+        return AttentionPooler(self.num_queries, image.width, image.num_heads, dtype=dtype)
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
         first, second = jax.random.split(rng)
@@ -100,10 +96,10 @@ class CoCa(Contrastive):
         """float32[B, L, V]: what the decoder expects behind each token of a text."""
         image, text = outputs["image_tokens"], outputs[self._start]
         if self.num_queries:
-            pooler = self._pooler(sizes, image.dtype)
-            image = pooler.apply({"params": params["pooler"]}, image)
-        decoder = self._decoder(sizes, text.dtype)
-        return decoder.apply({"params": params["decoder"]}, text, image)
+            pooler = {"params": params["pooler"]}
+            image = self._pooler(sizes, image.dtype).apply(pooler, image)
+        decoder = {"params": params["decoder"]}
+        return self._decoder(sizes, text.dtype).apply(decoder, text, image)
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         logits = self.logits(params, outputs, ctx.sizes)[:, :-1]
@@ -112,9 +108,11 @@ class CoCa(Contrastive):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        clip, metrics, state = super().loss(params, state, outputs, ctx)
+        images, texts = outputs["image"], outputs["text"]
+        loss, metrics = clip_part(
+            self.contrastive, images, texts, ctx, implementation=self.implementation
+        )
         count = jnp.maximum(jnp.sum(outputs["tokens"]), 1.0)
         caption = jnp.sum(outputs["nll"]) / count
-        metrics |= {"clip_loss": clip, "caption_loss": caption}
-        metrics["caption_accuracy"] = jnp.sum(outputs["hits"]) / count
-        return self.contrastive * clip + self.caption_weight * caption, metrics, state
+        metrics |= {"caption": caption, "caption_accuracy": jnp.sum(outputs["hits"]) / count}
+        return loss + self.caption_weight * caption, metrics, state

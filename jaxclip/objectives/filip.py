@@ -13,17 +13,17 @@ import optax
 
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
-from jaxclip.models.heads import MLPHead
-from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
-from jaxclip.objectives.contrastive import Contrastive
+from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
+from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._token_maps import init_maps, mapped_tokens
 
 _MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class FILIP(Contrastive):
-    """Yao et al. 2021 (arXiv:2111.07783), as in DeCLIP's code beside the contrastive loss.
+class FILIP(Objective):
+    """Yao et al. 2021 (arXiv:2111.07783), as in DeCLIP's code beside CLIP's loss.
 
     Patch and word tokens go through linear maps of their own to unit length. An image is as similar
     to a text as its patches' best words, on average; a text to an image as its real words' best
@@ -32,56 +32,51 @@ class FILIP(Contrastive):
     code. The mapped tokens of the whole batch are held, of their products only a tile.
 
     The paper has no other loss and compares by tokens at test time, too: ``contrastive=0``. But
-    evaluation here compares embeddings, which the contrastive loss trains.
-
-    The other options are those of :class:`Contrastive`.
+    evaluation here compares embeddings, which CLIP's loss trains.
 
     Attributes:
-      contrastive: weight of the contrastive loss.
+      contrastive: weight of CLIP's loss.
       token_weight: of the contrast of tokens.
       features: that the maps give.
       keep_tokens: tokens of each side that are compared: those with the largest sum of products
         with the other side's of their own pair (16 in DeCLIP; the paper keeps a quarter, as far as
         remembered); 0 for all.
-      token_tile_size: images and texts whose tokens are compared at a time.
+      tile_size: images and texts whose tokens are compared at a time.
+      implementation: of CLIP's loss, ``"plain"`` or ``"blockwise"``.
     """
 
     contrastive: float = 1.0
     token_weight: float = 1.0
     features: int = 256
     keep_tokens: int = 0
-    token_tile_size: int = 16
+    tile_size: int = 16
+    implementation: str = "plain"
 
-    small: ClassVar[Mapping[str, Any]] = {"features": 8, "token_tile_size": 2, "keep_tokens": 4}
+    small: ClassVar[Mapping[str, Any]] = {"features": 8, "tile_size": 2, "keep_tokens": 4}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_number("filip.contrastive", self.contrastive)
+        check_choice("filip.implementation", self.implementation, IMPLEMENTATIONS)
         check_number("filip.token_weight", self.token_weight)
         check_count("filip.features", self.features)
         check_count("filip.keep_tokens", self.keep_tokens, 0)
-        check_count("filip.token_tile_size", self.token_tile_size)
+        check_count("filip.tile_size", self.tile_size)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"image", "text"})
 
     @property
     def row_needs(self) -> frozenset[str]:
         return frozenset({"image_tokens", "text_tokens", "text_mask"})
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
-        first, second = jax.random.split(rng)
-        head = MLPHead(self.features, depth=1, unit=True)
-        return {
-            "image": head.init(first, jnp.zeros((1, sizes.image.width)))["params"],
-            "text": head.init(second, jnp.zeros((1, sizes.text.width)))["params"],
-            "logit_scale": jnp.asarray(math.log(1 / 0.07), jnp.float32),
-        }
+        maps = init_maps(rng, sizes, self.features)
+        return {**maps, "logit_scale": jnp.asarray(math.log(1 / 0.07), jnp.float32)}
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
-        def mapped(tower: str) -> Any:
-            x = outputs[f"{tower}_tokens"]
-            head = MLPHead(self.features, depth=1, unit=True, dtype=x.dtype)
-            return head.apply({"params": params[tower]}, x)
-
-        images, texts, mask = mapped("image"), mapped("text"), outputs["text_mask"]
+        images, texts = mapped_tokens(params, outputs, self.features, unit=True)
+        mask = outputs["text_mask"]
         if self.keep_tokens:
             products = jax.lax.stop_gradient(jnp.einsum("bpd,bqd->bpq", images, texts))
             scores = jnp.sum(products, axis=2, where=mask[:, None])
@@ -98,12 +93,15 @@ class FILIP(Contrastive):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        clip, metrics, state = super().loss(params, state, outputs, ctx)
+        images, texts = outputs["image"], outputs["text"]
+        loss, metrics = clip_part(
+            self.contrastive, images, texts, ctx, implementation=self.implementation
+        )
         to_text, to_image = losses.tokenwise_similarity(
             outputs["images"],
             outputs["texts"],
             outputs["mask"],
-            tile_size=self.token_tile_size,
+            tile_size=self.tile_size,
             mesh=ctx.mesh,
         )
         scale = jnp.exp(jnp.minimum(params["logit_scale"], _MAX_LOGIT_SCALE))
@@ -111,6 +109,6 @@ class FILIP(Contrastive):
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         rows, columns = (cross_entropy(scale * x, label) for x in (to_text, to_image.T))
         token = jnp.mean(rows + columns) / 2
-        metrics |= {"clip_loss": clip, "token_loss": token, "token_logit_scale": scale}
+        metrics |= {"token": token, "token_logit_scale": scale}
         metrics["token_accuracy"] = jnp.mean(jnp.argmax(to_text, axis=1) == label)
-        return self.contrastive * clip + self.token_weight * token, metrics, state
+        return loss + self.token_weight * token, metrics, state

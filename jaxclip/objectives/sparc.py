@@ -12,16 +12,16 @@ import jax.numpy as jnp
 
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
-from jaxclip.models.heads import MLPHead
-from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
-from jaxclip.objectives.contrastive import Contrastive
+from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
+from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._token_maps import init_maps, mapped_tokens
 
 _MAX_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class SPARC(Contrastive):
+class SPARC(Objective):
     """Bica et al. 2024 (arXiv:2401.09865): CLIP / 2 + words and their patches.
 
     Linear maps bring patches and words to one space. Each word gets a group of patches
@@ -33,47 +33,40 @@ class SPARC(Contrastive):
     The weights are as remembered from the paper, which has no code. Its embeddings are means of the
     mapped tokens, where here they are the towers' own: give them ``pool="mean"`` to be like it.
 
-    The other options are those of :class:`Contrastive`.
-
     Attributes:
-      contrastive: weight of the contrastive loss.
+      contrastive: weight of CLIP's loss.
       local_weight: of words and groups.
       features: of the space.
+      implementation: of CLIP's loss, ``"plain"`` or ``"blockwise"``.
     """
 
     contrastive: float = 0.5
     local_weight: float = 1.0
     features: int = 512
+    implementation: str = "plain"
 
     small: ClassVar[Mapping[str, Any]] = {"features": 8}
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_number("sparc.contrastive", self.contrastive)
+        check_choice("sparc.implementation", self.implementation, IMPLEMENTATIONS)
         check_number("sparc.local_weight", self.local_weight)
         check_count("sparc.features", self.features)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"image", "text"})
 
     @property
     def row_needs(self) -> frozenset[str]:
         return frozenset({"image_tokens", "text_tokens", "text_mask"})
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
-        first, second = jax.random.split(rng)
-        head = MLPHead(self.features, depth=1)
-        return {
-            "image": head.init(first, jnp.zeros((1, sizes.image.width)))["params"],
-            "text": head.init(second, jnp.zeros((1, sizes.text.width)))["params"],
-            "logit_scale": jnp.asarray(math.log(1 / 0.07), jnp.float32),
-        }
+        maps = init_maps(rng, sizes, self.features)
+        return {**maps, "logit_scale": jnp.asarray(math.log(1 / 0.07), jnp.float32)}
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
-        def mapped(tower: str) -> Any:
-            x = outputs[f"{tower}_tokens"]
-            return MLPHead(self.features, depth=1, dtype=x.dtype).apply(
-                {"params": params[tower]}, x
-            )
-
-        patches, texts = mapped("image"), mapped("text")
+        patches, texts = mapped_tokens(params, outputs, self.features, unit=False)
         weights = losses.group_weights(texts, patches)
         groups = jnp.einsum("bqp,bpd->bqd", weights, patches)
         scale = jnp.minimum(params["logit_scale"], _MAX_LOGIT_SCALE)
@@ -82,8 +75,10 @@ class SPARC(Contrastive):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        clip, metrics, state = super().loss(params, state, outputs, ctx)
+        images, texts = outputs["image"], outputs["text"]
+        loss, metrics = clip_part(
+            self.contrastive, images, texts, ctx, implementation=self.implementation
+        )
         local = jnp.sum(outputs["nll"]) / jnp.maximum(jnp.sum(outputs["tokens"]), 1.0)
-        metrics |= {"clip_loss": clip, "local_loss": local}
-        metrics["local_logit_scale"] = jnp.exp(params["logit_scale"])
-        return self.contrastive * clip + self.local_weight * local, metrics, state
+        metrics |= {"local": local, "local_logit_scale": jnp.exp(params["logit_scale"])}
+        return loss + self.local_weight * local, metrics, state

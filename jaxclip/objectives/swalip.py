@@ -65,7 +65,7 @@ class SwALIP(_rocket.Rocket):
                 log_probability = jax.nn.log_softmax(logits, axis=axis)
                 terms.append(-jnp.sum(target * log_probability) / len(logits))
         swap = jnp.mean(jnp.stack(terms))
-        return self.swap_weight * swap, {"swap_loss": swap}
+        return self.swap_weight * swap, {"swap": swap}
 
 
 def sinkhorn(scores: jax.Array, epsilon: float, iterations: int) -> jax.Array:

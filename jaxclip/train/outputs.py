@@ -19,10 +19,10 @@ Params = Any
 Batch = Mapping[str, jax.Array]
 
 TEACHER = "teacher/"
-_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input")
+_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input", "attention")
 _NAME = re.compile(
     rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
-    rf"(?:_(?P<kind>{'|'.join(_KINDS)}|(?:hidden|attention)_(?P<layer>\d+)))?"
+    rf"(?:_(?P<kind>(?:hidden|attention)_(?P<layer>\d+)|{'|'.join(_KINDS)}))?"
 )
 
 
@@ -137,7 +137,7 @@ def compute(
     batch: Batch,
     towers: Towers,
     params: Params,
-    options: Callable[[str, str], dict[str, Any]],
+    options: Callable[[str, str, Batch], dict[str, Any]],
     *,
     teacher: Teacher | None = None,
     teacher_params: Params = None,
@@ -149,7 +149,7 @@ def compute(
       batch: the rows at hand.
       towers: of the model in training.
       params: its parameters.
-      options: ``(tower, view) ->`` how the tower runs on it, see
+      options: ``(tower, view, outputs of the teacher) ->`` how the tower runs on it, see
         :meth:`jaxclip.objectives.Objective.tower_options`.
       teacher: the teacher, if any output is its.
       teacher_params: its parameters.
@@ -157,22 +157,24 @@ def compute(
     Returns:
       Arrays by name, without those that are :func:`fields`.
     """
+    of_teacher: dict[str, jax.Array] = {}
     outputs: dict[str, jax.Array] = {}
     runs: dict[tuple[bool, str], list[Output]] = {}
     for name in sorted(set(names)):
         output = parse(name)
         if output is not None:
             runs.setdefault((output.teacher, output.view), []).append(output)
-    for (is_teacher, view), wanted in runs.items():
+    # The teacher first: how a tower runs may depend on what it saw.
+    for (is_teacher, view), wanted in sorted(runs.items(), key=lambda item: not item[0][0]):
         if not is_teacher:
-            made = _run(towers, params, batch[view], wanted, options(wanted[0].tower, view))
+            how = options(wanted[0].tower, view, of_teacher)
+            outputs |= _run(towers, params, batch[view], wanted, how)
         elif teacher is not None and teacher.towers is not None:
             made = _run(teacher.towers, teacher_params, batch[view], wanted, {})
-            made = jax.lax.stop_gradient(made)
+            of_teacher |= jax.lax.stop_gradient(made)
         else:
-            made = {output.name: unit(batch[output.name]) for output in wanted}
-        outputs |= made
-    return outputs
+            of_teacher |= {output.name: unit(batch[output.name]) for output in wanted}
+    return of_teacher | outputs
 
 
 def _run(
@@ -192,7 +194,7 @@ def _run(
     for output in wanted:
         part, _, layer = output.kind.partition("_")
         if part in asked:
-            asked[part].append(int(layer))
+            asked[part] += [int(layer)] if layer else range(getattr(towers.sizes, tower).depth)
     layers = {part: tuple(sorted(set(numbers))) for part, numbers in asked.items() if numbers}
     features = towers.features(params, tower, flat, **layers, **options)
     return {output.name: restore(_pick(features, output.kind)) for output in wanted}
@@ -207,6 +209,9 @@ def _pick(features: Any, kind: str) -> jax.Array:
         if features.valid is None:
             return jax.numpy.ones(tokens.shape[:2], bool)
         return features.valid
+    if kind == "attention":
+        every = [jax.numpy.mean(weights, axis=1) for weights in features.attention.values()]
+        return jax.numpy.mean(jax.numpy.stack(every), axis=0)
     return getattr(features, kind or "embedding")
 
 

@@ -83,9 +83,9 @@ def make_gradient(
             params = stop_frozen_gradients(params, frozen)
             ctx = context(params, batch[ROW])
 
-            def options(tower: str, view: str) -> dict[str, Any]:
+            def options(tower: str, view: str, of_teacher: Batch) -> dict[str, Any]:
                 own = towers.train_options(tower, objectives.view_keys(ctx, view))
-                return own | total.tower_options(view, batch, ctx)
+                return own | total.tower_options(view, {**batch, **of_teacher}, ctx)
 
             names = total.needs | total.row_needs
             made = outputs.compute(

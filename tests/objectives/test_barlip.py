@@ -41,7 +41,7 @@ def test_it_is_added_for_one_weak_and_four_strong_pairs():
         expected.append(((np.diag(matrix) - 1) ** 2).sum() + 5e-3 * (off**2).sum())
     loss, metrics, _ = g.value(objective, made, params=params)
     rocket, _, _ = g.value(ClipRocket(width=5, features=4), made, params=params)
-    assert float(metrics["bar_loss"]) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert float(metrics["barlow"]) == pytest.approx(np.mean(expected), rel=1e-4)
     assert float(loss - rocket) == pytest.approx(0.025 * np.mean(expected), rel=1e-3)
 
 

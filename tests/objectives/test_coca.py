@@ -62,7 +62,7 @@ def test_equal_logits_cost_ln_v_a_token():
     own = {**params["objective"]}
     own["decoder"] = {**own["decoder"], "logits": {"kernel": jnp.zeros((16, 11))}}
     loss, metrics, _ = g.value(objective, outputs(PIXELS, TEXTS), g.context(sizes=SIZES), own)
-    assert float(metrics["caption_loss"]) == pytest.approx(math.log(11), rel=1e-6)
+    assert float(metrics["caption"]) == pytest.approx(math.log(11), rel=1e-6)
     assert float(loss) == pytest.approx(0.1081597 + 2 * math.log(11), rel=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_every_token_up_to_the_last_counts_and_no_padding():
     nll = np.log(np.exp(logits).sum(-1, keepdims=True)) - logits
     picked = [nll[row, i, TEXTS[row, i + 1]] for row, n in enumerate((3, 5, 1)) for i in range(n)]
     _, metrics, _ = g.value(objective, made, ctx, own)
-    assert float(metrics["caption_loss"]) == pytest.approx(np.mean(picked), rel=1e-5)
+    assert float(metrics["caption"]) == pytest.approx(np.mean(picked), rel=1e-5)
 
 
 def test_weight_0_is_clip():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxclip import losses, models, parallel
-from jaxclip.objectives.contrastive import Contrastive
 from jaxclip.objectives.filip import FILIP
 from tests.objectives import fixture_g as g
 
@@ -76,7 +75,10 @@ def test_one_token_each_is_clip():
     objective = FILIP(contrastive=0.0)
     loss, metrics, _ = objective.loss({"logit_scale": jnp.log(10.0)}, {}, made, g.context())
     assert float(loss) == pytest.approx(0.1081597, rel=1e-6)
-    assert metrics["clip_loss"] == g.value(Contrastive(), made)[0]
+    assert metrics["token"] == loss and "clip" not in metrics
+    loss, metrics, _ = FILIP().loss({"logit_scale": jnp.log(10.0)}, {}, made, g.context())
+    assert float(metrics["clip"]) == pytest.approx(0.1081597, rel=1e-6)
+    assert float(loss) == pytest.approx(2 * 0.1081597, rel=1e-6)
 
 
 def test_the_kept_tokens_are_those_that_fit_their_pair_and_no_padding():

@@ -38,7 +38,7 @@ def test_targets_are_the_other_views_and_fixed():
             for axis in (0, 1):
                 normed = logits - np.log(np.exp(logits).sum(axis, keepdims=True))
                 total -= (plan * normed).sum() / 3 / 8
-    assert float(metrics["swap_loss"]) == pytest.approx(total, rel=1e-5)
+    assert float(metrics["swap"]) == pytest.approx(total, rel=1e-5)
     assert float(added) == pytest.approx(0.5 * total, rel=1e-5)
 
 

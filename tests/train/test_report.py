@@ -251,6 +251,8 @@ def test_a_clipper_that_never_lets_go_is_told() -> None:
     assert "79 steps in a row" in report_charts.locked(curves, "optim/zclip")
     assert report_charts.locked({}, "optim/zclip") == ""
     assert report_charts.locked({"optim/zclip/streak": (steps, steps % 9)}, "optim/zclip") == ""
+
+
 def test_each_term_of_the_objective_gets_its_chart(make):
     steps = np.linspace(3, 1, 20)
     page = make(
