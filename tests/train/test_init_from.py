@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_named(trained, tiny_config, overrides, message):
 def test_a_folder_that_is_no_run(tmp_path, tiny_config):
     experiment = build(tiny_config(f"init_from={tmp_path}"))
     with pytest.raises(
-        ValueError, match="is neither the workdir of a run nor published weights: .*holds no"
+        ValueError, match=r"is neither the workdir of a run nor published weights: .*holds no"
     ):
         experiment.init_state()
 
