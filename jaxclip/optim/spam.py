@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments, _rows
+from jaxclip.optim import _base, _moments, _rows, _spam_step
 from jaxclip.optim._sample import Sampling
 
 
@@ -270,7 +269,7 @@ def _spam(
         found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
         fresh1, fresh2 = (_base.complement(decay, count, dtype) for decay in b)
-        shared = _Shared(
+        shared = _spam_step.Shared(
             fresh1=fresh1,
             fresh2=fresh2,
             eps=_base.hyperparameter(eps, count, dtype),
@@ -278,7 +277,7 @@ def _spam(
             rate=_base.hyperparameter(weight_decay, count, dtype),
         )
         clock = count + 1 - state.nonfinite_count
-        phase = _phase(clock, *resets, clipping.grace_steps, dtype)
+        phase = _spam_step.phase(clock, *resets, clipping.grace_steps, dtype)
         scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
             fresh1, clock
         )
@@ -287,10 +286,10 @@ def _spam(
         sampled = [leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)]
         keys: list[jax.Array | None] = [None] * len(sampled)
         if any(sampled):
-            drawn = _rows.rows(list(_key_data(phase.period).T), count)
+            drawn = _rows.rows(list(_spam_step.key_data(phase.period).T), count)
             keys = [key if use else None for key, use in zip(drawn, sampled, strict=True)]
         steps = [
-            _step(*tensor, shared, dtype=out, sampling=sampling)
+            _spam_step.step(*tensor, shared, dtype=out, sampling=sampling)
             for *tensor, out in zip(
                 *found[:3], found.params, numbers, keys, found.dtypes, strict=True
             )
@@ -339,146 +338,3 @@ def _moment_shapes(name: str, params: Any, sampling: Sampling, layers: str | Non
             for shape, use in zip(shapes, chosen, strict=True)
         ],
     )
-
-
-class _Shared(NamedTuple):
-    """Numbers that are the same for all tensors, scalars of the statistics' dtype.
-
-    Attributes:
-      fresh1: 1 - β1.
-      fresh2: 1 - β2.
-      eps: ε.
-      theta: θ.
-      rate: λ.
-    """
-
-    fresh1: jax.Array
-    fresh2: jax.Array
-    eps: jax.Array
-    theta: jax.Array
-    rate: jax.Array
-
-
-@functools.partial(jax.jit, static_argnames=("dtype", "sampling"))
-def _step(
-    leaf: jax.Array,
-    mu: jax.Array,
-    nu: jax.Array,
-    param: jax.Array | None,
-    numbers: jax.Array,
-    key: jax.Array | None,
-    shared: _Shared,
-    *,
-    dtype: Any,
-    sampling: Sampling,
-) -> _moments.Step:
-    """One tensor's step.
-
-    Args:
-      leaf: gradient.
-      mu: first moment.
-      nu: second moment.
-      param: the parameter if it decays.
-      numbers: ``[3]``: factor on the direction, whether to reset and whether to clip.
-      key: data of the key that chooses elements, ``None`` for a tensor that has all of them.
-      shared: what is the same for all.
-      dtype: of the update.
-      sampling: how to choose.
-    """
-    scale, reset, clips = numbers[0], numbers[1] > 0, (numbers[2] > 0) & ~(numbers[1] > 0)
-    gradient = _moments.squarable(leaf, shared.eps.dtype)
-    # Of the gradient all elements must be finite, those that are not chosen, too.
-    finite = jnp.isfinite(leaf)
-    if key is not None:
-        chosen = sampling.draw(jax.random.wrap_key_data(key, impl="threefry2x32"), leaf.shape)
-        gradient = sampling.take(gradient, chosen)
-        finite = jnp.isfinite(_base.tensor_maxima([leaf], gradient.dtype)[0])
-        param = None if param is None else sampling.take(param, chosen)
-    norm = _largest_ratio(_moments.aside(gradient, nu, finite), reset)
-    keep = jnp.isfinite(norm)
-
-    def since_reset(moment: jax.Array) -> jax.Array:
-        return jnp.where(reset, 0, moment)
-
-    clipped = _clip_spikes(gradient, nu, shared.theta, clips)
-    m = _moments.average(since_reset(mu), clipped, shared.fresh1)
-    mu, m = _moments.store(keep, m, mu)
-    # All of mu before nu, which is then overwritten where it is.
-    mu, m, gradient, nu = _moments.aside(mu, m, gradient, nu)
-    square = jnp.square(_clip_spikes(gradient, nu, shared.theta, clips))
-    nu, v = _moments.store(keep, _moments.average(since_reset(nu), square, shared.fresh2), nu)
-    update = _moments.direction(scale * m, v, shared.eps)
-    update = _moments.add_decay(update, shared.rate, param)
-    if key is not None:
-        update = sampling.put(update, chosen, leaf.shape[-1])
-    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (norm,))
-
-
-class _Phase(NamedTuple):
-    """Where each tensor is in the rule's schedule, ``[num_tensors]`` each.
-
-    Attributes:
-      period: int32, number of resets so far, that of this update included.
-      reset: bool, whether this update begins with one.
-      clips: bool, whether the grace period is over.
-      warmup: factor on the update.
-    """
-
-    period: jax.Array
-    reset: jax.Array
-    clips: jax.Array
-    warmup: jax.Array
-
-
-def _phase(clock: jax.Array, reset_interval: Any, warmup: Any, grace: Any, dtype: Any) -> _Phase:
-    """The phase at an update, the first of which is number one."""
-    # inject_hyperparams makes floats of integers.
-    interval = jnp.asarray(reset_interval).astype(jnp.int32)
-    period, since = clock // interval, clock % interval
-    length = jnp.asarray(warmup, dtype)
-    # 1 - 0.99 (1 + cos 2x) / 2 without the cancellation.
-    x = jnp.pi / 2 * since.astype(dtype) / (length + 1)
-    rising = 0.01 + 0.99 * jnp.square(jnp.sin(x))
-    return _Phase(
-        period=period,
-        reset=since == 0,
-        clips=since >= jnp.asarray(grace),
-        warmup=jnp.where((period > 0) & (since < length), rising, 1.0).astype(dtype),
-    )
-
-
-def _largest_ratio(tensors: tuple[jax.Array, ...], reset: jax.Array) -> jax.Array:
-    """Largest ``g² / v`` where v > 0, a finite number; NaN if the gradient is not finite.
-
-    Args:
-      tensors: gradient, second moment, and which elements of the gradient are finite.
-      reset: whether the second moment is about to become zero.
-    """
-    gradient, nu, finite = tensors
-    known = (nu > 0) & ~reset
-    ratio = jnp.square(gradient) / jnp.where(known, nu.astype(gradient.dtype), 1)
-    largest = jnp.finfo(ratio.dtype).max
-    return _base.max_or_nan(jnp.where(known, jnp.minimum(ratio, largest), 0), ~finite)
-
-
-def _clip_spikes(
-    gradient: jax.Array, nu: jax.Array, theta: jax.Array, clips: jax.Array
-) -> jax.Array:
-    """The gradient with ``sqrt(theta v)`` for its spikes; v = 0 says nothing of what is one."""
-    bound = theta * nu
-    spike = clips & (jnp.square(gradient) > bound) & (nu > 0)
-    return jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
-
-
-def _key_data(period: jax.Array) -> jax.Array:
-    """Keys for the tensors' choices of elements between two resets, as data ``[num_tensors, 2]``.
-
-    Args:
-      period: int32 ``[num_tensors]``, number of resets so far.
-    """
-    key = jax.random.key(0, impl="threefry2x32")
-
-    def of_tensor(number: jax.Array, period: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, number), period)
-
-    return jax.random.key_data(jax.vmap(of_tensor)(jnp.arange(period.size), period))
