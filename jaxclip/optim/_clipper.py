@@ -49,7 +49,7 @@ class Context(NamedTuple):
       treedef: structure of the gradients.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     dtype: Any
     treedef: Any
 
