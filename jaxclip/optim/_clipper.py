@@ -50,7 +50,7 @@ class Context(NamedTuple):
       params: the parameters, or None where the caller gives none.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
     dtype: Any
     treedef: Any
     params: Any = None

@@ -224,6 +224,5 @@ def varying_like(values: Any, leaves: Sequence[jax.Array]) -> Any:
 
 def _varying_axes(aval: Any) -> Iterable[str]:
     """Mesh axes that a value differs along; its name in JAX has changed between versions."""
-    return getattr(getattr(aval, "manual_axis_type", aval), "varying", None) or getattr(
-        aval, "vma", ()
-    )
+    axes: Iterable[str] = getattr(aval, "vma", ())
+    return getattr(getattr(aval, "manual_axis_type", None), "varying", axes)
