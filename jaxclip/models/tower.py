@@ -242,14 +242,15 @@ class Tower(abc.ABC):
 
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """The last norm, of any tokens [..., C]."""
-        out: Any = self.norm_post.apply({"params": params["norm_post"]}, x)
+        with jax.named_scope("norm_post"):  # the plan tells norms by their names
+            out: Any = self.norm_post.apply({"params": params["norm_post"]}, x)
         return out
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """To the joint space: [..., C] -> [..., D], not of unit length."""
         if not self.has_projection:
             return x
-        with jax.named_scope(type(self).__name__):
+        with jax.named_scope(type(self).__name__), jax.named_scope("projection"):
             out: Any = self.projection.apply({"params": params["projection"]}, x.astype(self.dtype))
         return out
 
