@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -22,6 +24,7 @@ def infonce(
     labels: jax.Array | None = None,
     weights: jax.Array | None = None,
     negatives: jax.Array | None = None,
+    negatives_valid: jax.Array | None = None,
     label_smoothing: float = 0.0,
     precision: str = "highest",
     implementation: str = "plain",
@@ -46,6 +49,7 @@ def infonce(
       weights: float[B] or None for 1: w.
       negatives: float[B, M, D] or None: further texts, each a wrong answer for every image
         (Yuksekgonul et al. 2023, NegCLIP, arXiv:2210.01936); they are no columns of their own.
+      negatives_valid: bool[B, M] or None for all: which of them there are.
       label_smoothing: ε in [0, 1): the target is (1 - ε) times the positives plus ε / B everywhere.
       precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
       implementation: ``"plain"``, or ``"blockwise"``: no matrix of logits is held, and memory on a
@@ -67,9 +71,9 @@ def infonce(
     lse = logsumexp_by(implementation, precision, tile_size, mesh)
     row, column, row_max, column_max = lse(images, texts, scale)
     own = scale * jnp.sum(images * texts, axis=-1)
-    for wrong in () if negatives is None else jnp.moveaxis(as_float(negatives)[0], 1, 0):
-        others, _, others_max, _ = lse(images, wrong, scale)
-        beside = scale * jnp.sum(images * wrong, axis=-1)  # lse leaves the diagonal out
+    for query, wrong in _negative_columns(images, negatives, negatives_valid):
+        others, _, others_max, _ = lse(query, wrong, scale)
+        beside = scale * jnp.sum(query * wrong, axis=-1)  # lse leaves the diagonal out
         row = jnp.logaddexp(row, jnp.logaddexp(others, beside))
         row_max = jnp.maximum(row_max, jnp.maximum(others_max, beside))
     if not decoupled:
@@ -109,6 +113,25 @@ def logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh
         return {"plain": plain, "blockwise": by_tiles}[implementation]
     except KeyError:
         raise ValueError(f"implementation={implementation!r}; use 'plain' or 'blockwise'") from None
+
+
+def _negative_columns(
+    images: jax.Array, negatives: jax.Array | None, valid: jax.Array | None
+) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Images and one negative of each row at a time, [B, D'] both.
+
+    A further coordinate, 1 of every image, puts those that are not valid far below any logit, so
+    that tiles of products need no mask.
+    """
+    if negatives is None:
+        return
+    wrong = jnp.moveaxis(as_float(negatives)[0], 1, 0)
+    if valid is not None:
+        far = jnp.where(valid.T[:, :, None], 0.0, -1e9).astype(wrong.dtype)
+        wrong = jnp.concatenate([wrong, far], axis=-1)
+        images = jnp.concatenate([images, jnp.ones((len(images), 1), images.dtype)], axis=-1)
+    for each in wrong:
+        yield images, each
 
 
 def _mean_of_label(rows: jax.Array, labels: jax.Array) -> jax.Array:

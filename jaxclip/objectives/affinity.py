@@ -60,8 +60,9 @@ class Affinity(Objective):
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
         log_scale = ctx.logit_scale if self.scale is None else jnp.log(jnp.float32(self.scale))
-        teacher_scale = self.teacher_scale
-        if teacher_scale is None:
+        if self.teacher_scale is not None:
+            teacher_scale = jnp.float32(self.teacher_scale)
+        else:
             assert ctx.teacher_logit_scale is not None  # see check
             teacher_scale = jnp.exp(ctx.teacher_logit_scale)
         ours = jnp.exp(log_scale) * losses.products(images, texts)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
+from jaxclip.objectives import _negatives
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_count, check_number
 
@@ -44,11 +45,11 @@ class CEClip(Objective):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"image", "text", "negatives/text"})
+        return frozenset({"image", "text"}) | _negatives.NEEDS
 
     @property
     def fields(self) -> field_lib.BatchSpec:
-        return {"negatives/text": field_lib.Negatives(self.count, self.ops)}
+        return {_negatives.KEY: field_lib.Negatives(self.count, self.ops)}
 
     def init_state(self, sizes: CLIPConfig) -> State:
         return {"threshold": jnp.zeros(self.count, jnp.float32)}
@@ -56,19 +57,25 @@ class CEClip(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        images, texts, wrong = (outputs[key] for key in ("image", "text", "negatives/text"))
+        images, texts, wrong = (outputs[key] for key in ("image", "text", _negatives.KEY))
+        valid = _negatives.valid(outputs)
         scale = jnp.exp(ctx.logit_scale)
-        base, metrics = losses.infonce(images, texts, logit_scale=ctx.logit_scale, negatives=wrong)
+        base, metrics = losses.infonce(
+            images, texts, logit_scale=ctx.logit_scale, negatives=wrong, negatives_valid=valid
+        )
         own = scale * jnp.sum(images * texts, axis=-1)
         of_image, of_text = (
             scale * jnp.einsum("bd,bmd->bm", rows, wrong, precision="highest")
             for rows in (images, texts)
         )
         gap = own[:, None] - of_image
-        rank = jnp.mean(jax.nn.relu(state["threshold"] - gap))
-        captions = jnp.concatenate([own[:, None], of_text], axis=1)
+        share = valid / jnp.maximum(jnp.sum(valid), 1)
+        rank = jnp.sum(share * jax.nn.relu(state["threshold"] - gap))
+        captions = jnp.concatenate([own[:, None], jnp.where(valid, of_text, -jnp.inf)], axis=1)
         intra = jnp.mean(jax.nn.logsumexp(captions, axis=1) - own)
-        threshold = jnp.maximum(jnp.mean(gap, axis=0), 0.0)
+        counts = jnp.sum(valid, axis=0)
+        mean_gap = jnp.sum(gap, axis=0, where=valid) / jnp.maximum(counts, 1)
+        threshold = jnp.where(counts > 0, jnp.maximum(mean_gap, 0.0), state["threshold"])
         metrics |= {"base": base, "rank": rank, "intra": intra, "threshold": jnp.mean(threshold)}
         loss = base + self.rank * rank + self.intra * intra
         return loss, metrics, {"threshold": threshold}

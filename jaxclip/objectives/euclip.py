@@ -15,7 +15,7 @@ from jaxclip.objectives._checks import check_choice, check_number
 
 @dataclasses.dataclass(frozen=True)
 class EuCLIP(Objective):
-    """Chou et al. 2024 (arXiv:2409.13079): embedding geometries; the hyperbolic one is left out.
+    """Chou & Alam 2024 (arXiv:2409.13079): embedding geometries; the hyperbolic one is left out.
 
     With x, y the raw embeddings over √D, CLIP's loss on the logits -s |x - y|² (``squared``, the
     paper's choice), -s |x - y| (``euclidean``), s x·y (``inner``) or, of unit rows, -s arccos x·y
@@ -62,7 +62,6 @@ class EuCLIP(Objective):
         clip = jnp.mean(rows + columns - 2.0 * own) / 2
         entailment = self._entailment(images, texts)
         metrics = {"clip": clip, "entailment": entailment}
-        # The distance itself, whose scale nothing else shows.
         metrics["length"] = jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(images), axis=-1))
         return clip + self.entailment * entailment, metrics, state
 

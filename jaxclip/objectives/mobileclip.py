@@ -103,7 +103,8 @@ class MobileCLIP(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        images, total, metrics = outputs["image"], jnp.zeros(()), {}
+        images, total = outputs["image"], jnp.zeros(())
+        metrics: Metrics = {}
         for name in self._texts:
             rows, columns = self._targets(outputs["teacher/image"], outputs[f"teacher/{name}"])
             logits = jnp.exp(ctx.logit_scale) * losses.products(images, outputs[name])

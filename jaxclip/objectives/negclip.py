@@ -8,6 +8,7 @@ import jax
 
 from jaxclip import fields as field_lib
 from jaxclip import losses
+from jaxclip.objectives import _negatives
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count
 
@@ -22,7 +23,8 @@ class NegCLIP(Objective):
 
     Attributes:
       count: negative captions a record.
-      ops: chain of text ops that makes one of the caption where the record has none.
+      ops: chain of text ops that makes one of the caption where the record has none; a caption
+        that it does not change has no negative.
       implementation: ``"plain"`` or ``"blockwise"``.
     """
 
@@ -36,11 +38,11 @@ class NegCLIP(Objective):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"image", "text", "negatives/text"})
+        return frozenset({"image", "text"}) | _negatives.NEEDS
 
     @property
     def fields(self) -> field_lib.BatchSpec:
-        return {"negatives/text": field_lib.Negatives(self.count, self.ops)}
+        return {_negatives.KEY: field_lib.Negatives(self.count, self.ops)}
 
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
@@ -49,7 +51,8 @@ class NegCLIP(Objective):
             outputs["image"],
             outputs["text"],
             logit_scale=ctx.logit_scale,
-            negatives=outputs["negatives/text"],
+            negatives=outputs[_negatives.KEY],
+            negatives_valid=_negatives.valid(outputs),
             implementation=self.implementation,
             mesh=ctx.mesh,
         )

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 
 from jaxclip import fields as field_lib
 from jaxclip import losses
+from jaxclip.objectives import _negatives
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_choice, check_count, check_number
+
+_NOTHING = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +24,9 @@ class OHDCaps(Objective):
     [CE(S) + CE([Sᵀ, a])] / 2
     + true_margin · mean relu(threshold + x - S_ii), over x = s T_i·I_j (j ≠ i) and a_im,
     + batch_margin · mean relu(threshold + a_im - max_{j≠i} s T_i·I_j).
-    As released, the negatives extend the *text* rows. The threshold is in units of logits: 5 is a
-    cosine of 0.05 at a scale of 100. Released recipe: learning rate 1e-5, 3 epochs, 27 negatives.
+    Missing negatives are left out. As released, they extend the *text* rows. The threshold is in
+    units of logits: 5 is a cosine of 0.05 at a scale of 100. Released recipe: learning rate 1e-5,
+    3 epochs, 27 negatives.
 
     Attributes:
       count: negatives a record.
@@ -48,20 +52,22 @@ class OHDCaps(Objective):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"image", "text", "negatives/text"})
+        return frozenset({"image", "text"}) | _negatives.NEEDS
 
     @property
     def fields(self) -> field_lib.BatchSpec:
-        return {"negatives/text": field_lib.Negatives(self.count, self.ops)}
+        return {_negatives.KEY: field_lib.Negatives(self.count, self.ops)}
 
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        images, wrong = outputs["image"], outputs["negatives/text"]
+        images, wrong = outputs["image"], outputs[_negatives.KEY]
         scale = jnp.exp(ctx.logit_scale)
         logits = scale * losses.products(images, outputs["text"])
         own = jnp.diagonal(logits)
         against = scale * jnp.einsum("bd,bmd->bm", images, wrong, precision="highest")
+        valid = _negatives.valid(outputs)
+        against = jnp.where(valid, against, _NOTHING)
         by_row = {"image": jax.nn.logsumexp(logits, 1), "text": jax.nn.logsumexp(logits, 0)}
         extended = jnp.concatenate([by_row[self.rows_extended][:, None], against], axis=1)
         by_row[self.rows_extended] = jax.nn.logsumexp(extended, axis=1)
@@ -71,10 +77,11 @@ class OHDCaps(Objective):
         others = logits.T  # of text i with all images
         above = jnp.where(itself, 0.0, jax.nn.relu(self.threshold + others - own[:, None]))
         above_wrong = jax.nn.relu(self.threshold + against - own[:, None])
-        number = len(own) * (len(own) - 1) + above_wrong.size
+        number = len(own) * (len(own) - 1) + jnp.sum(valid)
         true_margin = (jnp.sum(above) + jnp.sum(above_wrong)) / number
         hardest = jnp.max(jnp.where(itself, -jnp.inf, others), axis=1, keepdims=True)
-        batch_margin = jnp.mean(jax.nn.relu(self.threshold + against - hardest))
+        above_hardest = jax.nn.relu(self.threshold + against - hardest)
+        batch_margin = jnp.sum(above_hardest) / jnp.maximum(jnp.sum(valid), 1)
         metrics = {
             "base": base,
             "true_margin": true_margin,

@@ -18,6 +18,13 @@ I, T = unit_vectors(0, 60, 150), unit_vectors(20, 40, 170)  # noqa: E741
 U, N = unit_vectors(10, 50, 160), unit_vectors(90, 120, 60)
 
 
+def with_negatives(image, text, negatives, valid=None):
+    """Outputs of a batch with hard negatives [B, M, D]; all are valid unless said otherwise."""
+    ids = jnp.ones((*negatives.shape[:2], 4), jnp.int32)
+    ids = ids if valid is None else ids * jnp.asarray(valid, jnp.int32)[:, :, None]
+    return {"image": image, "text": text, "negatives/text": negatives, "negatives/text_input": ids}
+
+
 def context(scale=10.0, *, size=3, step=0, **options):
     """A context of one device whose logit scale is ``ln scale``."""
     return objectives.Context(
@@ -49,7 +56,9 @@ def random_rows(*names, size=6, dim=5, seed=0):
     return arrays
 
 
-def check_gradient(objective, outputs, reference, ctx=None, *, wrt=None, state=None, rtol=2e-4):
+def check_gradient(
+    objective, outputs, reference, ctx=None, *, wrt=None, params=None, state=None, rtol=2e-4
+):
     """Compare a term's value and gradient with a reference in float64.
 
     ``reference(arrays, base)`` is the loss in NumPy of arrays near ``base``; what the term puts
@@ -61,7 +70,7 @@ def check_gradient(objective, outputs, reference, ctx=None, *, wrt=None, state=N
     smooth = [k for k in smooth if not k.startswith("teacher/")] if wrt is None else list(wrt)
 
     def loss(varied):
-        return value(objective, {**outputs, **varied}, ctx, state=state)[0]
+        return value(objective, {**outputs, **varied}, ctx, params, state)[0]
 
     result, gradient = jax.value_and_grad(loss)({k: outputs[k] for k in smooth})
     base = {k: np.asarray(v, np.float64) for k, v in outputs.items()}

@@ -1,5 +1,7 @@
 """CE-CLIP."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from jaxclip import models
 from jaxclip.objectives.ce_clip import CEClip
 from tests.objectives import fixture_g as g
 
-ROWS = {"image": g.I, "text": g.T, "negatives/text": g.N[:, None]}
+ROWS = g.with_negatives(g.I, g.T, g.N[:, None])
 ONE = CEClip(1)
 START = ONE.init_state(models.CLIPConfig())
 
@@ -58,8 +60,27 @@ def test_gradient_is_that_of_the_formula_and_thresholds_are_held():
 
     given = g.random_rows("image", "text")
     negatives = g.random_rows("negatives", size=12, seed=3)["negatives"]
-    given["negatives/text"] = negatives.reshape(6, 2, 5)
+    given = g.with_negatives(given["image"], given["text"], negatives.reshape(6, 2, 5))
     g.check_gradient(CEClip(2, intra=0.5), given, reference, state={"threshold": threshold})
+
+
+def test_negatives_that_could_not_be_made_are_left_out():
+    state = {"threshold": np.array([8.0, 3.0], np.float32)}
+    rows = g.with_negatives(g.I, g.T, jnp.stack([g.N, g.I], axis=1), [[True, False]] * 3)
+    loss, _, new = g.value(CEClip(2), rows, state=state)
+    expected, _, alone = g.value(ONE, ROWS, state={"threshold": state["threshold"][:1]})
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(new["threshold"], [float(alone["threshold"][0]), 3.0], rtol=1e-5)
+
+    def gradient(rows):
+        return jax.grad(lambda x: g.value(CEClip(2), {**rows, "text": x}, state=state)[0])(g.T)
+
+    assert np.isfinite(gradient(rows)).all()
+    none = g.with_negatives(g.I, g.T, rows["negatives/text"], [[False, False]] * 3)
+    loss, _, new = g.value(CEClip(2), none, state=state)
+    assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
+    np.testing.assert_array_equal(new["threshold"], state["threshold"])
+    assert np.isfinite(gradient(none)).all()
 
 
 def test_bad_options_are_refused():

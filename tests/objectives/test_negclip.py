@@ -10,7 +10,7 @@ from tests.objectives import fixture_g as g
 
 
 def outputs(negatives):
-    return {"image": g.I, "text": g.T, "negatives/text": negatives}
+    return g.with_negatives(g.I, g.T, negatives)
 
 
 @pytest.mark.parametrize("implementation", ["plain", "blockwise"])
@@ -37,8 +37,22 @@ def test_gradient_is_that_of_the_formula():
 
     given = g.random_rows("image", "text")
     negatives = g.random_rows("negatives", size=12, seed=3)["negatives"]
-    given["negatives/text"] = negatives.reshape(6, 2, 5)
+    given = g.with_negatives(given["image"], given["text"], negatives.reshape(6, 2, 5))
     g.check_gradient(NegCLIP(2), given, reference)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "blockwise"])
+def test_a_negative_that_could_not_be_made_is_no_column(implementation):
+    wrong = jnp.stack([g.N, g.I], axis=1)  # the second ones, which would be hard, are not there
+    valid = [[True, False]] * 3
+    rows = g.with_negatives(g.I, g.T, wrong, valid)
+    loss, metrics, _ = g.value(NegCLIP(2, implementation=implementation), rows)
+    assert float(loss) == pytest.approx(0.3580037, abs=1e-6)
+    _, expected, _ = g.value(NegCLIP(), outputs(g.N[:, None]))
+    assert metrics == expected
+    none = g.with_negatives(g.I, g.T, g.N[:, None], [[False]] * 3)
+    loss, _, _ = g.value(NegCLIP(implementation=implementation), none)
+    assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 
 def test_it_asks_for_the_negatives_of_a_record():

@@ -1,5 +1,7 @@
 """OHD-Caps."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from jaxclip import fields
 from jaxclip.objectives.ohd_caps import OHDCaps
 from tests.objectives import fixture_g as g
 
-ROWS = {"image": g.I, "text": g.T, "negatives/text": g.N[:, None]}
+ROWS = g.with_negatives(g.I, g.T, g.N[:, None])
 
 
 def test_values_on_fixture_g():
@@ -20,8 +22,7 @@ def test_values_on_fixture_g():
 
 
 def test_without_negatives_and_margins_it_is_clip():
-    none = {**ROWS, "negatives/text": g.N[:, None] * 0 - 90.0 * g.I[:, None]}
-    objective = OHDCaps(true_margin=0.0, batch_margin=0.0)
+    none = g.with_negatives(g.I, g.T, g.N[:, None], [[False]] * 3)
     for rows_extended in ("text", "image"):
         objective = OHDCaps(1, rows_extended=rows_extended, true_margin=0.0, batch_margin=0.0)
         loss, _, _ = g.value(objective, none)
@@ -45,9 +46,19 @@ def test_gradient_is_that_of_the_formula(side):
 
     given = g.random_rows("image", "text")
     negatives = g.random_rows("negatives", size=12, seed=3)["negatives"]
-    given["negatives/text"] = negatives.reshape(6, 2, 5)
+    given = g.with_negatives(given["image"], given["text"], negatives.reshape(6, 2, 5))
     objective = OHDCaps(2, rows_extended=side, true_margin=0.3, batch_margin=0.4, threshold=2.0)
     g.check_gradient(objective, given, reference)
+
+
+def test_negatives_that_could_not_be_made_are_left_out():
+    wrong = jnp.stack([g.I, g.N], axis=1)
+    rows = g.with_negatives(g.I, g.T, wrong, [[False, True]] * 3)
+    loss, metrics, _ = g.value(OHDCaps(2), rows)
+    assert float(loss) == pytest.approx(0.9856854, abs=1e-5)
+    assert float(metrics["accuracy_against_negatives"]) == 1.0
+    gradient = jax.grad(lambda x: g.value(OHDCaps(2), {**rows, "image": x})[0])(g.I)
+    assert np.isfinite(gradient).all()
 
 
 def test_it_asks_for_the_negatives_of_a_record():

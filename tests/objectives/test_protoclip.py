@@ -1,5 +1,7 @@
 """ProtoCLIP, and k-means inside a step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,13 +106,43 @@ def test_gradient_reaches_both_heads_and_towers():
     rows = g.random_rows("image", "text")
     for step in range(2):
         _, _, state = g.value(SMALL, rows, g.context(size=6, step=step), params, state)
-    only = ProtoCLIP(**{**SMALL.__dict__, "contrastive": 0.0})
+    only = dataclasses.replace(SMALL, contrastive=0.0)
 
     def loss(params, rows, state):
         return g.value(only, rows, g.context(size=6), params, state)[0]
 
     gradients = jax.grad(loss, argnums=(0, 1))(params, rows, state)
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(gradients))
+
+
+def test_gradient_is_that_of_the_formula():
+    params, state = start()
+    for step in range(2):  # to the end of an episode
+        rows = g.random_rows("image", "text", seed=step)
+        _, _, state = g.value(SMALL, rows, g.context(size=6, step=step), params, state)
+
+    def head(name, rows):
+        own = {key: np.asarray(value, np.float64) for key, value in params[name].items()}
+        x = rows @ own["in"]
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+        x = np.maximum(x * own["scale"] + own["bias"], 0) @ own["out"]
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    def reference(x, base):
+        total = 0.5 * g.clip(x["image"], x["text"], 10.0)
+        for tower, other in (("image", "text"), ("text", "image")):
+            centroids = np.asarray(state["centroids"][other], np.float64)
+            gaps = head(other, base[other])[:, None] - centroids
+            labels = (gaps**2).sum(-1).argmin(1)
+            target = g.softmax_rows(centroids[labels] @ centroids.T / 0.5)
+            prototypes = np.asarray(state["prototypes"][tower], np.float64)
+            logits = head(tower, x[tower]) @ prototypes.T / 0.07
+            total -= (target * (logits - g.lse(logits)[:, None])).sum(1).mean()
+        return total
+
+    objective = dataclasses.replace(SMALL, proto=2.0, contrastive=0.5)
+    rows = g.random_rows("image", "text", seed=5)
+    g.check_gradient(objective, rows, reference, params=params, state=state, rtol=2e-3)
 
 
 def test_bad_options_are_refused():
