@@ -3,9 +3,8 @@
 from jaxclip.models import fused_attention, presets
 from jaxclip.models.clip import CLIP, build
 from jaxclip.models.features import Features, Insert, Tokens
-from jaxclip.models.layers import Attend, softmax_weights
+from jaxclip.models.layers import Attend, softmax_weights, unit
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.models.tower import unit
 
 __all__ = [
     "CLIP",

@@ -22,7 +22,9 @@ class FakeTowers:
 def compute(names, batch, towers=None, **options):
     towers = towers or FakeTowers()
     params = {"factor": jnp.float32(2)}
-    return outputs.compute(names, batch, towers, params, lambda tower, view, of_teacher: {}, **options), towers
+    return outputs.compute(
+        names, batch, towers, params, lambda tower, view, of_teacher: {}, **options
+    ), towers
 
 
 def batch():
