@@ -41,6 +41,9 @@ _EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates")
 # Sections that name an algorithm: naming another one drops the options of the default's.
 _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
 
+# Keys that take [[step, value], ...], too; what uses them checks it.
+_SCHEDULES = ("teacher.decay",)
+
 # Keys that say how a run is carried out, not what it computes: they may differ on resume.
 RUNTIME_KEYS = (
     "mesh",
@@ -381,6 +384,8 @@ def _typed(key: str, old: Any, value: Any) -> Any:
     if value is None and isinstance(old, str):
         return "none" if old else ""  # on a command line the word, where a word is wanted
     if old is None or (value is None and key in (*_NAMED_SECTIONS, *_NULLABLE)):
+        return value
+    if key in _SCHEDULES and (isinstance(value, list) or isinstance(old, list)):
         return value
     if isinstance(old, bool) or isinstance(value, bool):
         if isinstance(old, bool) and isinstance(value, bool):

@@ -133,6 +133,15 @@ def test_the_short_emoji_recipe():
         config_lib.load_file(f"{CONFIGS / 'emoji.py'}:shrt")
 
 
+def test_the_decay_of_a_teacher_is_a_number_or_a_schedule():
+    points = [[0, 0.9], [10, 1.0]]
+    assert config_lib.resolve({"teacher": {"decay": points}})["teacher"]["decay"] == points
+    config = config_lib.resolve({"teacher": {"decay": points}}, ["teacher.decay=0.5"])
+    assert config["teacher"]["decay"] == 0.5
+    with pytest.raises(ValueError, match=r"'teacher\.decay' wants float"):
+        config_lib.resolve({"teacher": {"decay": "slow"}})
+
+
 def test_missing_config_file_names_its_neighbour():
     with pytest.raises(FileNotFoundError, match=r"emoji\.py"):
         config_lib.load_file(CONFIGS / "emojis.py")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip import losses, models
+from jaxclip import losses, models, parallel
 from jaxclip.data import image_ops
 from jaxclip.objectives.contrastive import Contrastive
 from jaxclip.objectives.slip import SLIP
@@ -28,6 +28,24 @@ def test_simclr_on_fixture_g(implementation):
     )
     assert float(loss) == pytest.approx(0.3167622, rel=1e-6)
     assert float(metrics["accuracy"]) == pytest.approx(4 / 6)  # 20 and 40 degrees tie
+
+
+def test_simclr_without_its_matrices_on_eight_devices():
+    rng = np.random.default_rng(0)
+    views = [rng.normal(size=(16, 4)).astype(np.float32) for _ in range(2)]
+    views = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in views]
+    mesh = parallel.make_mesh()
+
+    def value(views, **options):
+        return losses.simclr(*views, logit_scale=jnp.log(5.0), **options)[0]
+
+    expected = jax.jit(jax.value_and_grad(value))(views)
+    options = {"implementation": "blockwise", "tile_size": 2, "mesh": mesh}
+    sharded = jax.device_put(views, parallel.batch_sharding(mesh))
+    result = jax.jit(jax.value_and_grad(lambda x: value(x, **options)))(sharded)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), result, expected
+    )
 
 
 def test_weight_0_is_clip():
