@@ -199,7 +199,7 @@ class _Run:
                 stopping = self.stop.requested(step)
                 last = stopping or step == total
                 if last or step % config["log_every_steps"] == 0:
-                    self.flush(records.stats()["records"])
+                    self.flush(records.stats())
                     self.check_finite(step, metrics, records)
                 # Who stops a run seldom waits for long; on the way back there is time.
                 if is_due(config["evaluate"]["every_steps"], step) and not stopping:
@@ -234,12 +234,13 @@ class _Run:
             spec=self.experiment.batch_spec,
         )
 
-    def flush(self, unusable: Mapping[str, int]) -> None:
+    def flush(self, stats: Mapping[str, Mapping[str, int]]) -> None:
         """Fetch, write and show the metrics of the steps since the last flush.
 
         Args:
-          unusable: number of records that this process could not use so far, by reason.
+          stats: what this process met in the data so far (:meth:`.TrainIterator.stats`).
         """
+        unusable, captions = stats["records"], stats["captions"]
         if not self.pending:
             return
         self.held.check()
@@ -250,7 +251,8 @@ class _Run:
         step, _ = fetched[-1]
         speed = self.progress.update(fetched)
         count = agreement.total(sum(unusable.values()))
-        self.writer.write(step, {**speed, "unusable_records": count})
+        shares = caption_shares({k: agreement.total(n) for k, n in sorted(captions.items())})
+        self.writer.write(step, {**speed, **shares, "unusable_records": count})
         if count > self.unusable:
             self.unusable = count
             reasons = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
@@ -279,7 +281,7 @@ class _Run:
             return
         # The step under way has no say any more.
         self.pending = [(at, values) for at, values in self.pending if at <= step]
-        self.flush(records.stats()["records"])
+        self.flush(records.stats())
         newest = self.checkpointer.drop_after(step - streak)
         left = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
         raise NonFiniteError(
@@ -329,6 +331,15 @@ class _Run:
 
 
 _all_finite = jax.jit(step_lib.all_finite)
+
+
+def caption_shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """``captions_full``: the share that fills its row to the last token, so may have been cut;
+    ``captions_equal``: the share that equals another caption of its batch, a false negative."""
+    drawn = counts.get("drawn", 0)
+    if not drawn:
+        return {}
+    return {"captions_full": counts["fill"] / drawn, "captions_equal": counts["equal"] / drawn}
 
 
 def is_due(every: int, step: int) -> bool:
