@@ -1,6 +1,7 @@
 """CLIP on the built-in emoji, in minutes on two CPU cores.
 
-    bash launch/local.sh configs/emoji.py
+    bash launch/local.sh configs/emoji.py          # 10 minutes on fast cores, 25 on slow ones
+    bash launch/local.sh configs/emoji.py:short    # 30% of the steps: 15% top-1 instead of 37%
 
 Trains on two drawing styles (Noto, Twemoji) and is judged on a third one (Fluent, ``test_style``)
 among all its names, and on ideas that occur nowhere in training (``test_concept``). What each
@@ -20,8 +21,9 @@ IMAGE_OPS = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The experiment; ``arg`` is not used."""
-    del arg
+    """The experiment; ``arg`` is empty or ``"short"``."""
+    if arg not in ("", "short"):
+        raise ValueError(f"configs/emoji.py has no variant {arg!r}; there is 'short'")
     config = ConfigDict()
     config.seed = 0
     config.global_batch_size = 128
@@ -55,4 +57,15 @@ def get_config(arg: str = "") -> ConfigDict:
         "test_style", "test_concept", every_steps=500, gallery_split="test_style"
     )
     config.checkpoint = {"every_steps": 500, "best_metric": "test_style/zero_shot/top1"}
+    if arg == "short":
+        shorten(config)
     return config
+
+
+def shorten(config: ConfigDict) -> None:
+    """Fewer steps, and one evaluation at their end."""
+    config.total_steps = 600
+    config.optim.schedule.warmup_steps = 50
+    config.ema_decay = 0.99
+    config.evaluate.every_steps = 0
+    config.checkpoint.every_steps = 300

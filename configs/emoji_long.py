@@ -2,8 +2,8 @@
 
     bash launch/local.sh configs/emoji_long.py
 
-Some twenty minutes on two CPU cores. What it reached, and after how many steps, is in
-docs/benchmarks.md.
+Twenty minutes on two fast CPU cores, fifty on slow ones. What it reached, and after how many steps,
+is in docs/benchmarks.md.
 """
 
 import emoji

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import pathlib
 import signal
 import sys
 import traceback
@@ -17,10 +18,16 @@ Train a model, or go on training it.
   jaxclip train --config configs/emoji.py --workdir runs/emoji
   jaxclip train --workdir runs/emoji              # go on with the configuration it was started with
 
+  jaxclip train --workdir runs/emoji --extend --config.total_steps=4000
+
 The workdir gets checkpoints, config.json, metrics.jsonl, TensorBoard events, eval.json and
 report.html. Ctrl-C and SIGTERM end the run after the step in flight with a checkpoint; the same
 command again goes on from the newest one, to the same parameters as if it had never stopped. Only
-how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then.
+how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then; with
+--extend also total_steps, optim.* and a few more, and config_history.json notes what changed when.
+
+A workdir serves one run at a time: its lock.json names host and process. A run that died does not
+keep it, except on another host for a minute.
 """
 
 _OVERRIDES = """\
@@ -35,6 +42,8 @@ Values are Python literals; anything else is taken as a string. `--print_config`
 
 # A wrong request, not a bug: a page of traceback would only hide what is wrong.
 _MISTAKES = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
+# What JAX calls errors of a device, out of memory among them.
+_DEVICE = ("JaxRuntimeError", "XlaRuntimeError")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.overrides = overrides
     _quiet()
     try:
+        _complete_paths(args)
         return args.run(args)
     except BaseException as error:
         distributed = _joined()
@@ -62,6 +72,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
 
 
+def _complete_paths(args: argparse.Namespace) -> None:
+    """Take every path option from the current folder, and fill in ``~`` as in ``--workdir=~/run``.
+
+    A config file keeps its relative name, which is the shorter one in messages.
+    """
+    from jaxclip import config as config_lib
+    from jaxclip import storage
+
+    for name in ("workdir", "output", "cache", "source", "to"):
+        if getattr(args, name, None):
+            setattr(args, name, storage.absolute(getattr(args, name)))
+    if getattr(args, "config", None):
+        args.config = os.path.expanduser(args.config)
+    if args.command == "data" and args.action == "info":
+        args.name = config_lib.absolute_data_name(args.name)
+
+
 def _joined() -> Any:
     """The module that joined this process to others; None for a process on its own."""
     module = sys.modules.get("jaxclip.parallel.distributed")
@@ -74,9 +101,13 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         return None
     from jaxclip.train.errors import RunError
 
+    checks = sys.modules.get("jaxclip.train.checks")
+    memory = checks.explain_memory(error) if checks and type(error).__name__ in _DEVICE else ""
     status = 2
     if lost:
         message, status = lost, 1
+    elif memory:
+        message, status = memory, 1
     elif isinstance(error, KeyboardInterrupt) and _joined():
         message, status = "interrupted", 130
     elif isinstance(error, BrokenPipeError):
@@ -87,8 +118,13 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message = str(error)
     elif isinstance(error, (RunError, OSError)):
         message, status = str(error), 1
+    elif isinstance(error, ImportError) and "pip install" in str(error):
+        message = str(error)  # ours: says what is needed for what
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
-        message = f"{error}; `jaxclip {command}` needs an extra: pip install 'jaxclip[train]'"
+        message = (
+            f"{error}; `jaxclip {command}` needs an extra, in a clone of jaxclip: "
+            "pip install '.[train]'"
+        )
     else:
         return None
     print(f"jaxclip: error: {message}", file=sys.stderr)
@@ -155,6 +191,16 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--print_config", action="store_true", help="print the resolved configuration and stop"
     )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on with the run in the workdir with other values of total_steps, optim.*, …",
+    )
+    parser.add_argument(
+        "--break_lock",
+        action="store_true",
+        help="take the workdir from a run elsewhere that is gone for good",
+    )
     _add_distributed(parser)
     parser.set_defaults(takes_overrides=True)
 
@@ -170,6 +216,14 @@ def _add_eval(commands: Any) -> None:
     parser = _command(commands, "eval", _eval, "evaluate a checkpoint of a workdir")
     parser.add_argument("--workdir", required=True, help="workdir of a run")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+    parser.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="'NAME key=value …'",
+        help="evaluate this in place of what the run's configuration asks for, such as "
+        "'zero_shot data=DIR split=test templates=imagenet_80'; may be given several times",
+    )
     parser.epilog = _OVERRIDES
     _add_distributed(parser)
     parser.set_defaults(takes_overrides=True)
@@ -258,7 +312,7 @@ def _train(args: argparse.Namespace) -> int:
 
     for key, value in config_lib.flatten(config):
         logging.getLogger("jaxclip").debug("%s = %r", key, value)
-    result = loop.train(config, args.workdir)
+    result = loop.train(config, args.workdir, extend=args.extend, break_lock=args.break_lock)
     if result.signal == signal.SIGINT:
         return 128 + signal.SIGINT
     # A checkpoint is written and all is well, but several processes have a launcher, which must
@@ -283,8 +337,10 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.config:
         return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
-    if args.workdir and os.path.exists(os.path.join(args.workdir, workdir_lib.CONFIG_FILE)):
-        return config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
+    if args.workdir:
+        known = workdir_lib.find_config(pathlib.Path(args.workdir))
+        if known is not None:
+            return config_lib.resolve(known, args.overrides)
     raise ValueError(
         "--config is missing: name a config file, or the --workdir of a run to go on with"
     )
@@ -297,7 +353,12 @@ def _eval(args: argparse.Namespace) -> int:
 
     config = config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
     _join_others(args, config)
-    evaluation.evaluate_workdir(args.workdir, step=args.step, overrides=args.overrides)
+    evaluation.evaluate_workdir(
+        args.workdir,
+        step=args.step,
+        overrides=args.overrides,
+        tasks=[evaluation.parse_task(text) for text in args.task],
+    )
     return 0
 
 

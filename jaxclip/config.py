@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import ast
 import copy
-import difflib
 import json
+import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxclip import registry, storage
+from jaxclip.config_check import check as check
+from jaxclip.config_file import flatten as flatten
 from jaxclip.config_file import load_file as load_file
 from jaxclip.config_file import to_plain as to_plain
 
@@ -25,6 +28,15 @@ Config = dict[str, Any]
 # Sections whose keys depend on a choice made inside them (which optimizer, which loss, …): their
 # owner checks the keys when it builds the thing, with the same nearest-name error.
 _OPEN_SECTIONS = ("optim", "loss", "tokenizer")
+
+# Lists of names, which may be written "a|b", too.
+_SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
+
+# None where the optimizer has no such option.
+_NULLABLE = ("optim.weight_decay",)
+
+# What its owner reads as a string or as a list.
+_EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates")
 
 # Sections that name an algorithm: naming another one drops the options of the default's.
 _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
@@ -40,6 +52,7 @@ RUNTIME_KEYS = (
     "checkpoint",
     "evaluate",
     "log_every_steps",
+    "writers",
     "distributed",
     "compilation_cache_dir",
     "profile",
@@ -48,20 +61,23 @@ RUNTIME_KEYS = (
     "data.num_parallel_calls",
 )
 
+# Keys that `jaxclip train --extend` may change for a run that has begun: its state still fits, and
+# the data of the steps so far stay what they were.
+EXTENDABLE_KEYS = (
+    "total_steps",
+    "optim",
+    "ema_decay",
+    "logit_scale_max",
+    "max_consecutive_nonfinite",
+    "num_micro_batches",
+    "remat",
+    "attention_implementation",
+    "data.name",  # the same records, moved
+)
 
-_LEAST = {
-    "seed": 0,
-    "total_steps": 1,
-    "global_batch_size": 1,
-    "num_micro_batches": 1,
-    "max_consecutive_nonfinite": 1,
-    "log_every_steps": 1,
-    "checkpoint.every_steps": 0,
-    "checkpoint.keep_last": 1,
-    "checkpoint.keep_best": 0,
-    "evaluate.every_steps": 0,
-    "evaluate.batch_size": 1,
-}
+# Keys that name a file or folder: relative ones count from the current folder, once and for all, so
+# that a run goes on, and is evaluated, from any other one.
+PATH_KEYS = ("tokenizer.path", "compilation_cache_dir")
 
 
 def defaults() -> Config:
@@ -125,8 +141,13 @@ def defaults() -> Config:
             "retrieval": [],  # splits
             "templates": ["{}"],
             "gallery_split": "",
+            "tasks": [],  # dicts: name, data, split, …; see docs/evaluation.md
         },
         "log_every_steps": 20,
+        # A trace of these steps for TensorBoard's profiler, in workdir/profile; 0 steps = none.
+        "profile": {"start_step": 10, "num_steps": 0},
+        # Names, or dicts with a name and options: jsonl (always on), tensorboard, wandb, mlflow.
+        "writers": ["jsonl", "tensorboard"],
         # Several processes: a silent one counts as dead, and ends the run, after the heartbeat.
         "distributed": {
             "heartbeat_timeout_seconds": 60,
@@ -163,7 +184,7 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
         _set(result, key, value)
     _tie(result, given, {key for key, _ in parsed})
     check(result)
-    return result
+    return absolute_paths(result)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -180,41 +201,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, raw
 
 
-def check(config: Config) -> None:
-    """Refuse values that do not fit together, before anything is built or compiled."""
-    flat = dict(flatten(config))
-    for key, least in _LEAST.items():
-        if flat[key] < least:
-            raise ValueError(f"{key}={flat[key]} must be at least {least}")
-    if config["global_batch_size"] % config["num_micro_batches"]:
-        raise ValueError(
-            f"num_micro_batches={config['num_micro_batches']} does not divide "
-            f"global_batch_size={config['global_batch_size']}"
-        )
-    if not 0.0 <= config["ema_decay"] < 1.0:
-        raise ValueError(f"ema_decay={config['ema_decay']} must be in [0, 1)")
-    image_size = config["data"]["image_size"]
-    patch_size = config["model"]["image"].get("patch_size")
-    if patch_size and image_size % patch_size:
-        fits = [p for p in (4, 8, 14, 16, 32) if image_size % p == 0]
-        raise ValueError(
-            f"model.image.patch_size={patch_size} does not divide data.image_size={image_size}; "
-            f"use {', '.join(map(str, fits)) or 'another image size'}"
-        )
-    mode = config["checkpoint"]["best_mode"]
-    if mode not in ("max", "min"):
-        raise ValueError(f"checkpoint.best_mode={mode!r} must be 'max' or 'min'")
-    dtype = config["precision"]["compute_dtype"]
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(
-            f"precision.compute_dtype={dtype!r}; use 'float32', 'bfloat16' or 'float16'"
-        )
-
-
 def save(config: Config, path: str | pathlib.Path) -> None:
-    """Write the configuration as JSON (sorted keys, so that files can be compared)."""
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    pathlib.Path(path).write_text(text, encoding="utf-8")
+    """Write the configuration as JSON (sorted keys, so that files can be compared).
+
+    Raises:
+      OSError: it can't be written; what was there stays.
+    """
+    storage.write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load(path: str | pathlib.Path) -> Config:
@@ -224,15 +217,57 @@ def load(path: str | pathlib.Path) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Keys whose difference makes it another experiment, as ``"key: old -> new"`` lines."""
-    flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
-    lines = []
+    return [f"{key}: {a!r} -> {b!r}" for key, (a, b) in changes(old, new).items()]
+
+
+def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """``{key: (before, now)}`` of the keys whose difference makes it another experiment.
+
+    A key that one of them lacks has the value ``"(unset)"`` there.
+    """
+    # A workdir of an earlier version may hold a relative path.
+    flat_old, flat_new = dict(flatten(absolute_paths(old))), dict(flatten(absolute_paths(new)))
+    found = {}
     for key in sorted(flat_old.keys() | flat_new.keys()):
-        if any(key == runtime or key.startswith(runtime + ".") for runtime in RUNTIME_KEYS):
+        if _is_within(key, RUNTIME_KEYS):
             continue
         before, after = flat_old.get(key, "(unset)"), flat_new.get(key, "(unset)")
         if before != after:
-            lines.append(f"{key}: {before!r} -> {after!r}")
-    return lines
+            found[key] = (before, after)
+    return found
+
+
+def is_extendable(key: str) -> bool:
+    """Whether ``jaxclip train --extend`` may change a key."""
+    return _is_within(key, EXTENDABLE_KEYS)
+
+
+def absolute_paths(config: Config) -> Config:
+    """The configuration (a copy) with every relative path taken from the current folder."""
+    result = copy.deepcopy(config)
+    for key in PATH_KEYS:
+        section, _, name = key.rpartition(".")
+        node = result.get(section, {}) if section else result
+        if isinstance(node, dict) and isinstance(node.get(name), str):
+            node[name] = storage.absolute(node[name])
+    data = result.get("data", {})
+    if isinstance(data.get("name"), str):
+        data["name"] = absolute_data_name(data["name"])
+    return result
+
+
+def absolute_data_name(name: str) -> str:
+    """The name of a data set with its path, if it has one, taken from the current folder.
+
+    A name without a scheme (``webdataset:``) is a path only where there is such a folder.
+    """
+    scheme, colon, path = name.rpartition(":")
+    if colon and not path.startswith("//"):
+        return f"{scheme}:{storage.absolute(path)}"
+    from jaxclip.data import sources
+
+    path = storage.absolute(name)
+    return path if os.path.isdir(path) and name not in sources.BUILT_IN else name
 
 
 def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
@@ -250,29 +285,29 @@ def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield ``("a.b", value)`` for every leaf."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def nearest(key: str, known: Sequence[str]) -> str:
     """The hint of an error: ``"; did you mean 'x'?"`` or the list of what there is."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not close:  # a right name in the wrong section counts as near, too
-        close = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    # A right name in the wrong section counts as near, too.
+    last = key.rsplit(".", 1)[-1]
+    elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
+    if elsewhere and not registry.nearest(key, known):
+        return registry.hint(elsewhere[0], elsewhere)
+    return registry.hint(key, known)
+
+
+def _is_within(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
 
 
 def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:
-    preset = given.get("model", {}).get("preset", defaults()["model"]["preset"])
+    model = given.get("model", {})
+    if not isinstance(model, Mapping):
+        raise ValueError(f"config key 'model' is a section, got {model!r}; set its keys")
+    preset = model.get("preset", defaults()["model"]["preset"])
     for key, value in parsed:
         if key == "model.preset":
             preset = value
-    return preset
+    return _typed("model.preset", "tiny", preset)
 
 
 def _model_defaults(preset: str) -> Config:
@@ -282,9 +317,9 @@ def _model_defaults(preset: str) -> Config:
 
 
 def _data_defaults() -> Config:
-    from jaxclip.data import pipeline
+    from jaxclip.data import defaults
 
-    return to_plain(pipeline.DEFAULTS)
+    return to_plain(defaults.DEFAULTS)
 
 
 def _merge(base: Config, given: Config, prefix: str) -> Config:
@@ -347,8 +382,8 @@ def _set(config: Config, key: str, value: Any) -> None:
 def _typed(key: str, old: Any, value: Any) -> Any:
     """Return ``value`` if it has the type of the default, else raise; ints pass as floats."""
     if value is None and isinstance(old, str):
-        return "none"  # on a command line the word, where a word is wanted
-    if old is None or value is None:
+        return "none" if old else ""  # on a command line the word, where a word is wanted
+    if old is None or (value is None and key in (*_NAMED_SECTIONS, *_NULLABLE)):
         return value
     if key in _SCHEDULES and (isinstance(value, list) or isinstance(old, list)):
         return value
@@ -359,10 +394,9 @@ def _typed(key: str, old: Any, value: Any) -> Any:
         return float(value)
     elif isinstance(old, int) and isinstance(value, float) and value.is_integer():
         return int(value)
-    elif isinstance(old, (str, list)) and isinstance(value, (str, list)):
-        # Operations and split lists may be written "a|b" or as a list.
-        return value
-    elif isinstance(value, type(old)):
+    elif isinstance(old, list) and isinstance(value, str) and key in _SPLIT_LISTS:
+        return [part.strip() for part in value.split("|") if part.strip()]
+    elif (key in _EITHER_FORM and isinstance(value, (str, list))) or isinstance(value, type(old)):
         return value
     raise ValueError(
         f"config key {key!r} wants {type(old).__name__} (as {old!r}), got "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from jaxclip.registry import nearest
 
 
 def load_file(spec: str | pathlib.Path) -> dict[str, Any]:
@@ -27,8 +28,8 @@ def load_file(spec: str | pathlib.Path) -> dict[str, Any]:
     path, _, arg = str(spec).partition(":")
     file = pathlib.Path(path)
     if not file.is_file():
-        near = difflib.get_close_matches(file.name, _siblings(file), n=1)
-        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        near = nearest(file.name, _siblings(file), cutoff=0.6)
+        hint = f"; did you mean {file.parent / near}?" if near else ""
         raise FileNotFoundError(f"config file {path!r} does not exist{hint}")
     module_spec = importlib.util.spec_from_file_location(f"jaxclip_config_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None
@@ -56,6 +57,15 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     return value
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``("a.b", value)`` for every leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _siblings(file: pathlib.Path) -> list[str]:

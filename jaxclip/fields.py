@@ -66,7 +66,8 @@ class Captions(Field):
       count: how many. A record with fewer repeats some.
       policy: which: ``"random"`` (uniform, each draw independent), ``"distinct"`` (without
         repetition as long as there are enough), ``"first"``, ``"shortest"``, ``"longest"``.
-      source: only captions with this tag (a source or a language); empty for any.
+      source: only captions with this tag (a source or a language: the record's ``caption_tags``, or
+        a language of the data set); empty for any.
       ops: chain of text ops; empty for none.
       min_words: captions with fewer words are passed over where the record has a longer one.
       length: tokens L; 0 for ``tokenizer.context_length``.
@@ -88,8 +89,9 @@ class Captions(Field):
 class Negatives(Field):
     """Hard negative captions of the record as token ids: int32[B, count, L].
 
-    They are the record's own where it has some (``hard_negatives``), else made of the caption of
-    ``text`` by ``ops``.
+    They are the record's own as far as it has some (``hard_negatives``), the others made of the
+    caption of ``text`` by ``ops``. Where there is none (``ops`` change nothing) the row is padding
+    only: a negative is valid where any id is not 0.
 
     Attributes:
       count: how many.
@@ -108,7 +110,7 @@ class Label(Field):
     """Class of the record: int32[B], -1 for none.
 
     Attributes:
-      required: a data set without any label is refused.
+      required: a record without one is replaced and counted, a data set without any is refused.
     """
 
     required: bool = True

@@ -15,6 +15,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The known name that is most like another one; empty where none is near.
+
+    Args:
+      name: what was asked for.
+      known: what there is.
+      cutoff: how alike a name must be, in [0, 1].
+    """
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), "")
+
+
 def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """The end of an error about an unknown name.
 
@@ -27,8 +38,8 @@ def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
       ``"; did you mean 'x'?"``, or ``"; known: a, b, c"`` where nothing is near.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+    near = nearest(name, known, cutoff=cutoff)
+    return f"; did you mean {near!r}?" if near else f"; known: {', '.join(known) or 'none'}"
 
 
 def check_options(options: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -53,6 +64,26 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     if dataclasses.is_dataclass(factory):
         return [field.name for field in dataclasses.fields(factory) if field.init]
     return list(inspect.signature(factory).parameters)
+
+
+def check_numbers(thing: Any, what: str) -> None:
+    """Refuse options of a dataclass that are no numbers where the default is one.
+
+    Args:
+      thing: an instance; fields with a default that is a bool, an int or a float are looked at.
+      what: what it is, for the error: ``"evaluator 'gallery'"``.
+
+    Raises:
+      ValueError: a value of another type; ints pass as floats.
+    """
+    for field in dataclasses.fields(thing):
+        kind, value = type(field.default), getattr(thing, field.name)
+        if kind not in (bool, int, float) or type(value) is kind:
+            continue
+        if not (kind is float and type(value) is int):
+            raise ValueError(
+                f"{field.name}={value!r} of {what} must be {kind.__name__}, as {field.default!r}"
+            )
 
 
 class Registry:
@@ -117,7 +148,7 @@ class Registry:
         """
         options = {"name": config} if isinstance(config, str) else dict(config)
         if "name" not in options:
-            raise ValueError(f"a {self.kind} needs a 'name'; known: {', '.join(self.names())}")
+            raise ValueError(f"{self.kind} without a 'name'; known: {', '.join(self.names())}")
         name = options.pop("name")
         thing = self.get(name)
         check_options(options, option_names(thing), f"{self.kind} {name!r}")

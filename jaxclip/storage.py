@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -16,6 +17,17 @@ from etils import epath
 def is_local(path: os.PathLike[str] | str) -> bool:
     """Whether a path lies in the machine's own file system, not in an object store."""
     return "://" not in os.fspath(path)
+
+
+def absolute(path: os.PathLike[str] | str) -> str:
+    """A path as it is meant everywhere: ``~`` filled in, relative ones from the current folder.
+
+    Addresses of an object store (``gs://…``) are returned as they are.
+    """
+    text = os.fspath(path)
+    if not text or not is_local(text):
+        return text
+    return os.path.join(os.getcwd(), os.path.expanduser(text))
 
 
 def probe(directory: epath.Path) -> str:
@@ -94,12 +106,27 @@ def write_json(path: os.PathLike[str] | str, content: Any) -> None:
     Raises:
       TypeError: the content is not JSON-serialisable.
       ValueError: it holds NaN or infinity (see :func:`encode_floats`).
+      OSError: as :func:`write_text`.
     """
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: os.PathLike[str] | str, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all.
+
+    Raises:
+      OSError: it can't be written; the message says why and what helps. What was there stays.
+    """
     target = epath.Path(path)
     temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(target)
+    try:
+        temporary.write_bytes(text.encode())
+        temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        message = f"{target} can't be written: {reason(error, target.parent)}"
+        raise type(error)(message) from error
 
 
 def read_json(path: os.PathLike[str] | str, default: Any) -> Any:

@@ -7,7 +7,7 @@
 #   bash launch/local.sh configs/emoji.py --config.optim.learning_rate=3e-4
 #   WORKDIR=/data/run1 bash launch/local.sh configs/emoji.py
 #
-# The run goes to $WORKDIR, by default workdir/<name of the config>. The same command again
+# The run goes to $WORKDIR, by default workdir/<name of the config>[-<its argument>]. The same command again
 # carries on where it stopped (after Ctrl-C, kill, or a crash). When the training is done the
 # workdir holds checkpoints, config.json, metrics.jsonl, TensorBoard events and report.html.
 # --dry_run before the config prints the commands and runs none; after it, it is that of
@@ -45,13 +45,20 @@ shift
 file=${config%%:*}
 if [[ -f "$invoked_from/$file" ]]; then
   config=$invoked_from/$config
-elif [[ ! -f "$root/$file" && ! -f "$file" ]]; then
+elif [[ -f "$root/$file" ]]; then
+  config=$root/$config
+elif [[ ! -f "$file" ]]; then
   # common.py holds what configs share.
   there=$(cd "$root" && printf '%s\n' configs/*.py | grep -v '/common\.py$' | tr '\n' ' ')
   die "no such config: $file; there are: $there"
 fi
 
 name=$(basename "${file%.py}")
+# A variant of a config is another run: workdir/emoji-short.
+if [[ "$config" == *:* ]]; then
+  variant=${config##*:}
+  name+=-${variant//[^A-Za-z0-9_.=-]/_}
+fi
 workdir_arguments=()
 case " $* " in
   *" --workdir "* | *" --workdir="*) ;;
@@ -65,6 +72,9 @@ esac
 cd "$root"
 environment=${JAXCLIP_VENV:-.venv}
 ensure_environment "$environment" "${JAXCLIP_EXTRA:-train}" 3.11
+[[ "$environment" == /* ]] || environment=$root/$environment
+# Relative paths in the options are meant from there.
+cd "$invoked_from"
 
 command=("$environment/bin/jaxclip" train --config "$config"
   ${workdir_arguments[@]+"${workdir_arguments[@]}"} "$@")

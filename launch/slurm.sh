@@ -37,7 +37,14 @@ source "$root/launch/common.sh"
 task() {
   export JAXCLIP_PROCESS_ID=$SLURM_PROCID
   if [[ "$JAXCLIP_PROCESSES_PER_NODE" != 1 ]]; then
-    export CUDA_VISIBLE_DEVICES=$SLURM_LOCALID
+    # The one that Slurm has bound to this task, else the one of its number among those it sees.
+    local visible
+    IFS=, read -r -a visible <<<"${CUDA_VISIBLE_DEVICES:-}"
+    case ${#visible[@]} in
+      0) export CUDA_VISIBLE_DEVICES=$SLURM_LOCALID ;;
+      1) ;;
+      *) export CUDA_VISIBLE_DEVICES=${visible[SLURM_LOCALID]:-$SLURM_LOCALID} ;;
+    esac
   fi
   exec "$JAXCLIP_VENV/bin/jaxclip" train "$@"
 }

@@ -138,8 +138,8 @@ ship() {
   on_workers all 'if [ -f jaxclip/launch/tpu_worker.sh ] && [ "$(bash jaxclip/launch/tpu_worker.sh status)" = running ]; then echo "a training is running: stop it first" >&2; exit 1; fi'
   run gcloud compute tpus tpu-vm scp "$archive" "$name:jaxclip.tar.gz" "${place[@]}" --worker=all
   if [[ "$DRY_RUN" == 0 ]]; then rm -r "${archive%/*}"; fi
-  # All but the environment goes first, so that a file deleted here is gone there.
-  on_workers all "mkdir -p jaxclip && find jaxclip -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + && tar -xzf jaxclip.tar.gz -C jaxclip && bash jaxclip/launch/tpu_worker.sh install $extras"
+  # All but the environment and runs goes first, so that a file deleted here is gone there.
+  on_workers all "mkdir -p jaxclip && find jaxclip -mindepth 1 -maxdepth 1 ! -name .venv ! -name workdir -exec rm -rf {} + && tar -xzf jaxclip.tar.gz -C jaxclip && bash jaxclip/launch/tpu_worker.sh install $extras"
   if [[ -n "$mount" ]]; then
     on_workers all "bash jaxclip/launch/tpu_worker.sh mount $(quote "$mount")"
   fi

@@ -1,6 +1,7 @@
 """The command line: overrides, help, and every mistake answered in one line that helps."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 from jaxclip import cli
 from jaxclip.train import loop
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -105,6 +108,26 @@ MISTAKES = {
     "evaluate.templates=['a photo']": "put exactly one {} where the name goes",
     "checkpoint.best_metric=test/top1": "did you mean 'test/zero_shot/top1'?",
     "checkpoint.keep_last=0": "checkpoint.keep_last=0 must be at least 1",
+    "data.image_std=[0,0.5,0.5]": "data.image_std=[0, 0.5, 0.5]: pixels are divided by it",
+    "data.image_std=0": "'data.image_std' wants list",
+    "data.image_mean=[0.5]": "'data.image_mean' wants a list of 3 float",
+    "model.image.depth=0": "model.image.depth=0 must be at least 1",
+    "model.text.depth=100000": "model.text.depth=100000 must be at most 1000",
+    "model.text.width=-8": "model.text.width=-8 must be at least 1",
+    "total_steps=None": "'total_steps' wants int",
+    "seed=-1": "seed=-1 must be at least 0",
+    "logit_scale_max=None": "'logit_scale_max' wants float",
+    "evaluate.zero_shot=tset|test": "no split 'tset'; did you mean 'test'?",
+    "precision.compute_dtype=float8": "precision.compute_dtype='float8'; use 'float32', 'bfloat16'",
+    "attention_implementation=flash": "attention_implementation='flash'; use None, 'xla', 'cudnn'",
+    "attention_implementation=cudnn": "'cudnn' needs an NVIDIA GPU, this is a cpu; use None",
+    "mesh.data=16": "wants 16 devices, there are 8",
+    "global_batch_size=1600000000": "global_batch_size=1600000000: this process's share of the",
+    "evaluate.batch_size=100000000": "evaluate.batch_size=100000000 must be at most",
+    "optim.b1=high": "the training step can't be built from this configuration: ",
+    "optim.learning_rate=-1": "optim.learning_rate=-1.0 must be at least 0",
+    "optim.learning_rate=nan": "optim.learning_rate",
+    "profile.num_steps=-1": "profile.num_steps=-1 must be at least 0",
 }
 
 
@@ -173,12 +196,40 @@ def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
         assert cli.main(["eval", "--workdir", str(workdir), "--step", "10", few]) == 0
         out = capsys.readouterr().out
         assert "checkpoint of step 10" in out and "retrieval" not in out
+        task = "zero_shot split=train label=seen templates=photo"
+        assert cli.main(["eval", "--workdir", str(workdir), "--task", task]) == 0
+        out = capsys.readouterr().out
+        assert "seen/zero_shot/top1" in out and "test/" not in out
+        assert cli.main(["eval", "--workdir", str(workdir), "--task", "zero_sot split=test"]) == 2
+        assert "did you mean 'zero_shot'?" in capsys.readouterr().err
         assert cli.main(["eval", "--workdir", str(workdir), "--step", "13"]) == 1
         assert "no usable checkpoint of step 13" in capsys.readouterr().err
     (workdir / "report.html").unlink()
     assert cli.main(["report", "--workdir", str(workdir)]) == 0
     assert capsys.readouterr().out.strip() == str(workdir / "report.html")
     assert (workdir / "report.html").exists()
+
+
+def test_a_dry_run_says_mistakes_in_one_line(tiny_config_file, capsys):
+    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.b1=high"]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "the training step can't be built" in error and error.count("\n") == 1
+
+
+def test_an_import_that_is_missing_names_the_clone(monkeypatch, capsys):
+    """Nothing is published under the name: what helps is an install from a clone."""
+    with pytest.raises(ModuleNotFoundError) as missing:
+        import no_such_module  # noqa: F401
+    assert cli._explain(missing.value, "train", "") == 2
+    error = capsys.readouterr().err
+    assert "in a clone of jaxclip: pip install '.[train]'" in error
+    ours = ImportError("reading pictures needs tensorflow; pip install '.[train]'")
+    assert cli._explain(ours, "data", "") == 2
+    files = ["README.md", *(p.relative_to(ROOT) for p in (ROOT / "jaxclip").rglob("*.py"))]
+    for file in files:
+        text = (ROOT / file).read_text()
+        assert "pip install jaxclip" not in text and "pip install 'jaxclip" not in text, file
 
 
 def test_dry_run_needs_no_data_and_no_workdir(tiny_config_file, capsys, compilation_cache):

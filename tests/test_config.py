@@ -131,6 +131,17 @@ def test_the_decay_of_a_teacher_is_a_number_or_a_schedule():
         config_lib.resolve({"teacher": {"decay": "slow"}})
 
 
+def test_the_short_emoji_recipe():
+    whole, short = (
+        config_lib.resolve(config_lib.load_file(f"{CONFIGS / 'emoji.py'}{arg}"))
+        for arg in ("", ":short")
+    )
+    assert short["total_steps"] <= 0.3 * whole["total_steps"]
+    assert (whole["model"], whole["data"]) == (short["model"], short["data"])
+    with pytest.raises(ValueError, match="has no variant 'shrt'; there is 'short'"):
+        config_lib.load_file(f"{CONFIGS / 'emoji.py'}:shrt")
+
+
 def test_missing_config_file_names_its_neighbour():
     with pytest.raises(FileNotFoundError, match=r"emoji\.py"):
         config_lib.load_file(CONFIGS / "emojis.py")

@@ -6,11 +6,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from jaxclip.registry import hint
+
 # Each is a module of this package with `main(arguments) -> exit status` and a docstring.
 BENCHMARKS = {
     "data": "images a second that the input pipeline makes, against plain tf.data",
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
+    "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
     "mesh": "training step on every mesh of the devices at hand",
@@ -24,11 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name in ("-h", "--help"):
         print("usage: python -m jaxclip.bench NAME [OPTIONS]   (NAME --help: its options)\n")
         for known, what in BENCHMARKS.items():
-            print(f"  {known:<6} {what}")
+            print(f"  {known:<11} {what}")
         return 0
     if name not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        print(f"jaxclip.bench: error: no benchmark {name!r}; there are: {known}", file=sys.stderr)
+        near = hint(name, BENCHMARKS)
+        print(f"jaxclip.bench: error: no benchmark {name!r}{near}", file=sys.stderr)
         return 2
     return importlib.import_module(f"jaxclip.bench.{name}").main(words[1:])
 

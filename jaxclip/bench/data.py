@@ -7,11 +7,17 @@ Two loads: the built-in pictures (64 x 64 JPEG, cached once decoded, with the au
 flip). The reference for the second is what one would write by hand with tf.data: parse, decode and
 crop in one op, resize, flip, batch. ``--memory_steps N`` also reports how the memory of the process
 changes over N steps.
+
+``--views`` measures instead what a batch costs by what it holds, in CPU time, on the photographs:
+two views of a picture beside one decode and two augmentations by hand, and labels, hashes and
+record numbers beside the plain pair.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import pathlib
 import tempfile
 import time
@@ -20,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip import fields
 from jaxclip.bench.timing import table, take_turns
 
 _EMOJI_OPS = (
@@ -43,17 +50,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--photos", type=int, default=256, help="number of made-up photographs")
     parser.add_argument("--ops", default=_EMOJI_OPS, help="image ops for the built-in pictures")
     parser.add_argument("--memory_steps", type=int, default=0)
+    parser.add_argument("--views", action="store_true", help="what views and other fields cost")
     args = parser.parse_args(arguments)
+    if args.views:
+        return _views(args)
     with tempfile.TemporaryDirectory() as folder:
         photos = make_photos(pathlib.Path(folder), args.photos)
         emoji = {"name": "emoji", "image_size": 64, "num_parallel_calls": args.threads}
-        photo = {
-            "name": str(photos),
-            "image_size": _PHOTO_SIZE,
-            "image_ops": _PHOTO_OPS,
-            "cache_decoded_mb": 0,
-            "num_parallel_calls": args.threads,
-        }
+        photo = _photo_config(photos, args)
         augmented = {**emoji, "image_ops": args.ops}
         pipelines = {
             "64 px, cached, no ops": _batches(emoji, args.batch_size),
@@ -79,6 +83,82 @@ def main(arguments: Sequence[str]) -> int:
     if args.memory_steps:
         print(_memory(augmented, args.batch_size, args.memory_steps))
     return 0
+
+
+def _photo_config(photos: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "name": str(photos),
+        "image_size": _PHOTO_SIZE,
+        "image_ops": _PHOTO_OPS,
+        "cache_decoded_mb": 0,
+        "num_parallel_calls": args.threads,
+    }
+
+
+def _views(args: argparse.Namespace) -> int:
+    """What a batch costs by what it holds."""
+    others: fields.BatchSpec = {
+        "label": fields.Label(required=False),
+        "hash": fields.CaptionHash(),
+        "index": fields.Index(),
+    }
+    specs: dict[str, fields.BatchSpec] = {
+        "pair": fields.PAIR,
+        "pair, labels, hashes, numbers": {**fields.PAIR, **others},
+        "pair, second view": {**fields.PAIR, "view1/image": fields.View()},
+        "captions alone": {"text": fields.Captions()},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        photos = make_photos(pathlib.Path(folder), args.photos)
+        config = _photo_config(photos, args)
+        candidates: dict[str, Callable[[], None]] = {}
+        for name, spec in specs.items():
+            batches = _batches(config, args.batch_size, spec)
+            candidates[name] = functools.partial(_take_and_settle, batches, args.steps)
+        for views in (1, 2):
+            name = f"by hand: one decode, {views} augmentation{'s'[: views - 1]}"
+            candidates[name] = _by_hand(photos, args, views)
+        cpu = functools.partial(take_turns, rounds=args.rounds, warmup=1, clock=time.process_time)
+        timings = cpu(candidates, reference="by hand: one decode, 2 augmentations")
+        to_pair = {name: timings[name].ratio / timings["pair"].ratio for name in candidates}
+    images = args.batch_size * args.steps
+    rows = [["batch", "CPU ms an image", "to the pair", "to two views by hand"]]
+    for name, timing in timings.items():
+        cost = f"{1e3 * timing.median / images:.2f}"
+        rows.append([name, cost, f"{to_pair[name]:.3f}", f"{timing.ratio:.3f}"])
+    print(f"{args.threads} threads, batch {args.batch_size}\n\n{table(rows)}")
+    return 0
+
+
+def _take_and_settle(batches: Iterator[Any], steps: int) -> None:
+    """Takes batches and waits until as many are made anew, which is when no CPU time is spent."""
+    _take(batches, steps)
+    quiet = 0
+    while quiet < 3:
+        before = time.process_time()
+        time.sleep(0.05)
+        quiet = quiet + 1 if time.process_time() - before < 0.005 else 0
+
+
+def _by_hand(photos: pathlib.Path, args: argparse.Namespace, views: int) -> Callable[[], None]:
+    """Reads and decodes pictures and augments each, with nothing else around it."""
+    from jaxclip.data import image_ops, order, sources
+    from jaxclip.data.decode import decode
+
+    source = sources.open(photos).source("train")
+    chain = image_ops.build(_PHOTO_OPS, _PHOTO_SIZE)
+    pool = concurrent.futures.ThreadPoolExecutor(args.threads)
+
+    def one(index: int) -> None:
+        record: Any = source[index % len(source)]
+        pixels = np.asarray(decode(record.image))
+        for view in range(views):
+            chain([pixels], order.uniforms(view, np.array([index]), chain.num_draws))
+
+    def run() -> None:
+        list(pool.map(one, range(args.batch_size * args.steps)))
+
+    return run
 
 
 def make_photos(folder: pathlib.Path, count: int) -> pathlib.Path:
@@ -110,7 +190,7 @@ def make_photos(folder: pathlib.Path, count: int) -> pathlib.Path:
     return folder / "photos"
 
 
-def _batches(config: dict[str, Any], batch_size: int) -> Any:
+def _batches(config: dict[str, Any], batch_size: int, spec: fields.BatchSpec = fields.PAIR) -> Any:
     from jaxclip.data import pipeline, tokenizers
 
     return pipeline.train_iterator(
@@ -118,6 +198,7 @@ def _batches(config: dict[str, Any], batch_size: int) -> Any:
         tokenizer=tokenizers.load({"kind": "emoji_bpe"}),
         global_batch_size=batch_size,
         seed=0,
+        spec=spec,
     )
 
 

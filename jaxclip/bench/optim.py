@@ -12,6 +12,8 @@ norm before AdamW sees the gradients can't cost less.
 On CPUs freed memory is kept, as `jaxclip train` has it. With ``--system_malloc`` it is not: then
 whatever needs a temporary array pays for the system's clearing it anew in every step.
 
+With ``--compile_tensors 60 300`` it is not run but compiled: see :mod:`jaxclip.bench.compile_time`.
+
 The private ones stand in the optimizer's place and take the gradients of a few examples; AdamW on
 their mean is what they are compared with.
 """
@@ -31,8 +33,9 @@ import numpy as np
 import optax
 
 from jaxclip import models, optim
-from jaxclip.bench import timing
+from jaxclip.bench import compile_time, timing
 from jaxclip.models import presets
+from jaxclip.registry import hint
 from jaxclip.train import allocator
 
 LEARNING_RATE = 1e-4
@@ -89,7 +92,7 @@ PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     ),
     "dicesgd": lambda: optim.dicesgd(LEARNING_RATE, 1.0, 1.0, 1.0, seed=0),
     "track_clipping_quantile": lambda: optax.chain(
-        optim.track_clipping_quantile(noise_multiplier=0.1), optax.sgd(LEARNING_RATE)
+        optim.track_clipping_quantile(noise_multiplier=0.1, seed=0), optax.sgd(LEARNING_RATE)
     ),
 }
 
@@ -128,15 +131,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="on CPUs: do not keep freed memory as `jaxclip train` does",
     )
+    parser.add_argument(
+        "--compile_tensors",
+        type=int,
+        nargs="+",
+        help="measure compile time instead, for updates of so many tensors",
+    )
     options = parser.parse_args(arguments)
     if allocator.runs_on_cpu() and not options.system_malloc:
         allocator.keep_freed_memory()
     names = options.only or NAMES
-    unknown = sorted(set(names) - set(NAMES))
-    if unknown:
-        known = ", ".join(NAMES)
-        print(f"error: no transformation {unknown[0]!r}; there are: {known}", file=sys.stderr)
-        return 2
+    for name in names:
+        if name not in NAMES:
+            print(f"error: no transformation {name!r}{hint(name, NAMES)}", file=sys.stderr)
+            return 2
+    if options.compile_tensors:
+        print(compile_table(names, options.compile_tensors))
+        return 0
     params = made_up_parameters(options.preset, options.blocks)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
@@ -155,6 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\nautoclip, percentile of 10 000 norms: {passed:.3f} ms, of the processor {worked:.3f} ms"
     )
     return 0
+
+
+def compile_table(names: Sequence[str], numbers: Sequence[int]) -> str:
+    """What the transformations of these names cost to compile, for so many tensors."""
+    clippers, optimizers = (
+        {name: make for name, make in group.items() if name in names}
+        for group in (CLIPPERS, OPTIMIZERS)
+    )
+
+    def report(result: compile_time.Result) -> None:
+        print(f"  {result.name}, {result.tensors}: {result.ratio:.2f}", file=sys.stderr, flush=True)
+
+    return compile_time.as_table(
+        compile_time.measure_all(clippers, optimizers, numbers, report=report)
+    )
 
 
 def made_up_parameters(preset: str, blocks: int | None = None) -> Any:

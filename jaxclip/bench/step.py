@@ -88,11 +88,16 @@ class Trainer(NamedTuple):
     compile_seconds: float
 
 
-def make_trainer(config: Config) -> Trainer:
-    """Build and compile the real training step of a resolved configuration, on made-up data."""
+def make_trainer(config: Config, devices: Sequence[Any] | None = None) -> Trainer:
+    """Build and compile the real training step of a resolved configuration, on made-up data.
+
+    Args:
+      config: resolved configuration.
+      devices: of the mesh; default: all.
+    """
     from jaxclip.train import dry_run, setup
 
-    experiment = setup.build(config)
+    experiment = setup.build(config, devices=devices)
     state = experiment.init_state()
     params = jax.device_get(state.params)
     batch = dry_run.made_up_batch(config)

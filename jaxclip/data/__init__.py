@@ -10,7 +10,17 @@ import importlib
 from typing import Any
 
 _SUBMODULES = frozenset(
-    {"emoji", "image_ops", "importer", "pipeline", "schema", "sources", "tokenizers", "webdataset"}
+    {
+        "emoji",
+        "image_ops",
+        "importer",
+        "pipeline",
+        "schema",
+        "sources",
+        "text_ops",
+        "tokenizers",
+        "webdataset",
+    }
 )
 
 

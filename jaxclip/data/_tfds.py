@@ -6,7 +6,7 @@ import functools
 import os
 from typing import Any
 
-_HINT = "install the training extra: pip install 'jaxclip[train]'"
+_HINT = "install the training extra, in a clone of jaxclip: pip install '.[train]'"
 
 
 @functools.cache

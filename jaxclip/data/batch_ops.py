@@ -15,7 +15,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.image_ops import BatchFn, Either, register
+from jaxclip.data.image_op import BatchFn, Either, Size, register
 
 # Luma of Rec. 601, as everywhere in image augmentation.
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -76,7 +76,11 @@ def flip(p: float = 0.5) -> Either:
     def example(image: Image.Image, u: np.ndarray) -> Image.Image:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[0] < p else image
 
-    return Either(example, _sometimes(p, lambda images, u: images[..., ::-1]))
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        sign, start = (-1.0, size[0]) if u[0] < p else (1.0, 0.0)
+        return size, np.array([[sign, 0.0, start], [0.0, 1.0, 0.0]])
+
+    return Either(example, _sometimes(p, lambda images, u: images[..., ::-1]), where)
 
 
 @register("color_jitter", level="batch", draws=5)

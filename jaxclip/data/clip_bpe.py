@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data.tokenizers import Tokenizer, _library
+from jaxclip.data.tokenizer import Tokenizer, library
 
 VOCAB_SIZE = 49408
 START_ID, END_ID = 49406, 49407
@@ -69,7 +69,7 @@ class CLIPTokenizer(Tokenizer):
                 f"{VOCAB_SIZE}, {START_ID} and {END_ID}"
             )
         self._fix = _ftfy() if fix_text else None
-        hf = _library()
+        hf = library()
         self._bpe = hf.Tokenizer(hf.models.BPE(vocab, merges, end_of_word_suffix=_WORD_END))
         self._bpe.pre_tokenizer = hf.pre_tokenizers.Sequence(
             [

@@ -7,11 +7,12 @@ preprocessing of the published CLIP models (``resize_small`` bicubic, then ``cen
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.image_ops import ExampleFn, register
+from jaxclip.data.image_op import Moving, Size, register
 
 _METHODS = {
     "nearest": Image.Resampling.NEAREST,
@@ -35,14 +36,25 @@ def _positive(**sizes: float) -> None:
 
 
 def _side(size: int | None) -> int:
-    """Check the side of an image, which :func:`image_ops.build` fills in where none is written."""
+    """Check the side of an image, which ``image_chain.build`` fills in where none is written."""
     if size is None or size < 1:
         raise ValueError(f"size={size} must be at least 1")
     return size
 
 
+def _cut_and_scale(box: tuple[float, float, float, float], size: Size) -> np.ndarray:
+    """float64[2, 3]: the pixels of ``box`` become an image of ``size``."""
+    left, top, right, bottom = box
+    across, down = size[0] / (right - left), size[1] / (bottom - top)
+    return np.array([[across, 0.0, -left * across], [0.0, down, -top * down]])
+
+
+def _shift(size: Size, offset: tuple[float, float]) -> tuple[Size, np.ndarray]:
+    return size, np.array([[1.0, 0.0, offset[0]], [0.0, 1.0, offset[1]]])
+
+
 @register("resize", level="example", keeps_square=True)
-def resize(size: int | None = None, method: str = "bicubic") -> ExampleFn:
+def resize(size: int | None = None, method: str = "bicubic") -> Moving:
     """Stretch to ``size`` x ``size``."""
     side = _side(size)
     resample = _method(method)
@@ -50,27 +62,35 @@ def resize(size: int | None = None, method: str = "bicubic") -> ExampleFn:
     def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
         return image if image.size == (side, side) else image.resize((side, side), resample)
 
-    return apply
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        return (side, side), _cut_and_scale((0, 0, *size), (side, side))
+
+    return Moving(apply, where)
 
 
 @register("resize_small", level="example", keeps_square=True)
-def resize_small(size: int | None = None, method: str = "bicubic") -> ExampleFn:
+def resize_small(size: int | None = None, method: str = "bicubic") -> Moving:
     """Scale so that the shorter side becomes ``size``, keeping the aspect ratio."""
     side = _side(size)
     resample = _method(method)
 
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        width, height = image.size
-        short = min(width, height)
+    def scaled(size: Size) -> Size:
+        short = min(size)
         # The longer side is rounded down, as torchvision does it.
-        shape = (side * width // short, side * height // short)
+        return side * size[0] // short, side * size[1] // short
+
+    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
+        shape = scaled(image.size)
         return image if shape == image.size else image.resize(shape, resample)
 
-    return apply
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        return scaled(size), _cut_and_scale((0, 0, *size), scaled(size))
+
+    return Moving(apply, where)
 
 
 @register("pad", level="example", keeps_square=True)
-def pad(fill: int = 255) -> ExampleFn:
+def pad(fill: int = 255) -> Moving:
     """Pad the shorter side evenly to a square, with grey level ``fill``."""
     if not 0 <= fill <= 255:
         raise ValueError(f"fill={fill} must be between 0 and 255")
@@ -84,35 +104,50 @@ def pad(fill: int = 255) -> ExampleFn:
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
 
-    return apply
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        side = max(size)
+        return _shift((side, side), ((side - size[0]) // 2, (side - size[1]) // 2))
+
+    return Moving(apply, where)
+
+
+def _crop(side: int, corner: Callable[[Size, np.ndarray], tuple[int, int]]) -> Moving:
+    """Cut out ``side`` x ``side`` pixels from a corner on (all there is of a smaller image)."""
+
+    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
+        width, height = image.size
+        left, top = corner(image.size, u)
+        return image.crop((left, top, min(width, left + side), min(height, top + side)))
+
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        left, top = corner(size, u)
+        return _shift((min(size[0] - left, side), min(size[1] - top, side)), (-left, -top))
+
+    return Moving(apply, where)
 
 
 @register("center_crop", level="example", keeps_square=True)
-def center_crop(size: int | None = None) -> ExampleFn:
+def center_crop(size: int | None = None) -> Moving:
     """Cut out the central ``size`` x ``size`` pixels (all there is where the image is smaller)."""
     side = _side(size)
 
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        width, height = image.size
+    def corner(size: Size, u: np.ndarray) -> tuple[int, int]:
         # Halves go to the even pixel, as torchvision does it.
-        left, top = max(0, round((width - side) / 2)), max(0, round((height - side) / 2))
-        return image.crop((left, top, min(width, left + side), min(height, top + side)))
+        return max(0, round((size[0] - side) / 2)), max(0, round((size[1] - side) / 2))
 
-    return apply
+    return _crop(side, corner)
 
 
 @register("random_crop", level="example", draws=2, keeps_square=True)
-def random_crop(size: int | None = None) -> ExampleFn:
+def random_crop(size: int | None = None) -> Moving:
     """Cut out ``size`` x ``size`` pixels anywhere (all there is where the image is smaller)."""
     side = _side(size)
 
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        width, height = image.size
-        left = int(u[0] * (max(0, width - side) + 1))
-        top = int(u[1] * (max(0, height - side) + 1))
-        return image.crop((left, top, min(width, left + side), min(height, top + side)))
+    def corner(size: Size, u: np.ndarray) -> tuple[int, int]:
+        width, height = size
+        return int(u[0] * (max(0, width - side) + 1)), int(u[1] * (max(0, height - side) + 1))
 
-    return apply
+    return _crop(side, corner)
 
 
 @register("random_resized_crop", level="example", draws=4)
@@ -123,7 +158,7 @@ def random_resized_crop(
     ratio_max: float = 4 / 3,
     size: int | None = None,
     method: str = "bicubic",
-) -> ExampleFn:
+) -> Moving:
     """Cut out a random part and scale it to ``size`` x ``size`` (Szegedy et al., 2015).
 
     The part has ``scale_min`` to ``scale_max`` of the area and an aspect ratio between
@@ -140,8 +175,8 @@ def random_resized_crop(
     resample = _method(method)
     low, high = math.log(ratio_min), math.log(ratio_max)
 
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        width, height = image.size
+    def box(size: Size, u: np.ndarray) -> tuple[float, float, float, float]:
+        width, height = size
         area = width * height * (scale_min + float(u[0]) * (scale_max - scale_min))
         ratio = math.exp(low + float(u[1]) * (high - low))
         crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
@@ -149,12 +184,15 @@ def random_resized_crop(
         crop_width, crop_height = crop_width * shrink, crop_height * shrink
         left = max(0.0, float(u[2]) * (width - crop_width))
         top = max(0.0, float(u[3]) * (height - crop_height))
-        right, bottom = min(width, left + crop_width), min(height, top + crop_height)
-        return image.resize(
-            (side, side), resample, box=(left, top, right, bottom), reducing_gap=2.0
-        )
+        return left, top, min(width, left + crop_width), min(height, top + crop_height)
 
-    return apply
+    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
+        return image.resize((side, side), resample, box=box(image.size, u), reducing_gap=2.0)
+
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        return (side, side), _cut_and_scale(box(size, u), (side, side))
+
+    return Moving(apply, where)
 
 
 @register("affine", level="example", draws=6)
@@ -166,7 +204,7 @@ def affine(
     shear: float = 0.0,
     fill: int = 255,
     p: float = 1.0,
-) -> ExampleFn:
+) -> Moving:
     """Rotate, shear, scale and shift about the centre, in one bilinear interpolation.
 
     Args:
@@ -187,35 +225,43 @@ def affine(
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p={p} must be between 0 and 1")
 
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        if u[0] >= p:
-            return image
-        width, height = image.size
+    def inverse(size: Size, u: np.ndarray) -> tuple[float, float, float, float, float, float]:
+        """Output pixel -> input pixel, which is what Pillow wants."""
+        width, height = size
         turn, lean, grow, shift_x, shift_y = (float(value) for value in u[1:])
         angle = math.radians(degrees) * (2.0 * turn - 1.0)
         skew = math.tan(math.radians(shear) * (2.0 * lean - 1.0))
         zoom = scale_min * (scale_max / scale_min) ** grow
-        # Pillow wants the inverse map, output -> input.
         a, c = math.cos(angle) / zoom, -math.sin(angle) / zoom
         b, d = math.sin(angle) / zoom + skew * a, math.cos(angle) / zoom + skew * c
         out_x = width / 2.0 + translate * width * (2.0 * shift_x - 1.0)
         out_y = height / 2.0 + translate * height * (2.0 * shift_y - 1.0)
-        inverse = (
+        return (
             a, b, width / 2.0 - a * out_x - b * out_y,
             c, d, height / 2.0 - c * out_x - d * out_y,
         )  # fmt: skip
+
+    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
+        if u[0] >= p:
+            return image
         return image.transform(
             image.size,
             Image.Transform.AFFINE,
-            inverse,
+            inverse(image.size, u),
             Image.Resampling.BILINEAR,
             fillcolor=(fill, fill, fill),
         )
 
-    return apply
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        if u[0] >= p:
+            return _shift(size, (0.0, 0.0))
+        back = np.array([*inverse(size, u), 0.0, 0.0, 1.0]).reshape(3, 3)
+        return size, np.linalg.inv(back)[:2]
+
+    return Moving(apply, where)
 
 
 @register("rotate", level="example", draws=6)
-def rotate(degrees: float = 15.0, fill: int = 255, p: float = 1.0) -> ExampleFn:
+def rotate(degrees: float = 15.0, fill: int = 255, p: float = 1.0) -> Moving:
     """Rotate by an angle drawn from [-degrees, degrees]."""
     return affine(degrees=degrees, fill=fill, p=p)

@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what SOURCE is (default: auto)",
     )
+    for kind in ("image", "text"):
+        parser.add_argument(
+            f"--{kind}-column",
+            default="",
+            metavar="NAME",
+            help=f"the {kind} column of tables and Parquet, if it has no usual name",
+        )
     parser.add_argument(
         "--val-fraction",
         type=float,
@@ -75,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     options = importer.Options(
         name=args.name,
         format=args.format,
+        image_column=args.image_column,
+        text_column=args.text_column,
         val_fraction=args.val_fraction,
         max_side=args.max_side,
         min_side=args.min_side,

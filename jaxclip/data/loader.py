@@ -7,15 +7,17 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
+from jaxclip.data.ahead import Closed, interpreter_ends
+from jaxclip.data.dataset import RecordSource
 from jaxclip.data.decode import decode
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
-from jaxclip.data.sources import RecordSource
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,12 +28,25 @@ _PIECE_BYTES = 1 << 20
 _RECORD_OVERHEAD = 400  # bytes of Python objects around a cached record
 
 
+# (number of the record, record) -> what fields keep of it by their keys, or why it can't be used.
+Examine = Callable[[int, Record], dict[str, Any] | BadRecord]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """A record whose image is decoded: ``pixels`` uint8[H, W, 3]; ``record.image`` is empty."""
+    """A record that can be used.
 
-    pixels: np.ndarray
+    Attributes:
+      index: its number.
+      record: the record, without image bytes and meta.
+      pixels: the decoded image, uint8[H, W, 3]; None if no view wants it.
+      extras: what fields keep of it.
+    """
+
+    index: int
     record: Record
+    pixels: np.ndarray | None
+    extras: Mapping[str, Any]
 
 
 class RecordStats:
@@ -72,37 +87,46 @@ class RecordStats:
 class RecordLoader:
     """Reads records of one split, decodes them and runs the image ops, on several threads.
 
-    Decoded images are kept in memory, before any op, within a limit. That changes no result.
+    Decoded images are kept in memory, before any op, within a limit. That changes no result. An
+    image is decoded once for all views, and not at all if there is none.
 
     Args:
       source: the split.
-      chain: image ops.
+      views: chains of image ops by the key of the view.
       what: the split's name in log messages.
       cache_decoded_mb: how much memory decoded records may take.
       num_threads: threads that read and decode; 0 = one for each CPU of this process.
       texts_of: captions of a record (by default its own).
       need_texts: whether a record without captions is bad.
+      examine: what else a record must have.
     """
 
     def __init__(
         self,
         source: RecordSource,
-        chain: Chain,
+        views: Mapping[str, Chain],
         *,
         what: str = "data",
         cache_decoded_mb: float = 0,
         num_threads: int = 0,
         texts_of: Callable[[Record], tuple[str, ...]] | None = None,
         need_texts: bool = True,
+        examine: Examine | None = None,
     ):
         self._source = source
-        self._chain = chain
-        self._shape = (chain.image_size, chain.image_size, 3)
-        self._cache = _Cache(len(source), self._shape, int(cache_decoded_mb * 2**20))
+        self._views = dict(views)
+        sizes = {chain.image_size for chain in views.values()}
+        self._largest = max(sizes, default=0)
+        # With several sizes, no image has the final shape of all views.
+        block_side = self._largest if len(sizes) == 1 else 0
+        self._keeps_square = bool(block_side) and all(c.keeps_square for c in views.values())
+        self._cache = _Cache(len(source), block_side, int(cache_decoded_mb * 2**20))
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
+        self._examine = examine
         self._num_threads = num_threads or num_cpus()
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
         self.stats = RecordStats(what)
 
     def load(self, index: int) -> Loaded | BadRecord:
@@ -123,48 +147,63 @@ class RecordLoader:
         texts = self._texts_of(record)
         if not texts and self._need_texts:
             return BadRecord("empty_caption", "", record.key)
-        image = decode(record.image)
-        if isinstance(image, BadRecord):
-            return dataclasses.replace(image, key=record.key)
-        loaded = Loaded(np.asarray(image), dataclasses.replace(record, image=b"", texts=texts))
-        self._cache.put(index, loaded)
-        return loaded
+        extras = self._examine(index, record) if self._examine is not None else {}
+        if isinstance(extras, BadRecord):
+            return extras
+        pixels = None
+        if self._views:
+            image = decode(record.image)
+            if isinstance(image, BadRecord):
+                return dataclasses.replace(image, key=record.key)
+            pixels = np.asarray(image)
+        record = dataclasses.replace(record, image=b"", texts=texts, meta="")
+        return self._cache.put(Loaded(index, record, pixels, extras))
 
     def batch(
         self,
         indices: np.ndarray,
-        uniforms: np.ndarray,
+        draws: Mapping[str, np.ndarray],
         replacement: Callable[[int, int], int] | None,
-    ) -> tuple[np.ndarray, list[Record | None]]:
-        """Images and records of a batch, after the image ops.
+    ) -> tuple[dict[str, np.ndarray], list[Loaded | None]]:
+        """Views and records of a batch.
 
         Args:
           indices: int64[n], record numbers.
-          uniforms: float32[n, chain.num_draws].
+          draws: uniform numbers float32[n, num_draws] of each view.
           replacement: (row, attempt) -> number of the record that stands in for a bad one; None
             leaves the row black and its record None.
 
         Returns:
-          uint8[n, S, S, 3] and the n records, without image bytes.
+          uint8[n, S, S, 3] of each view, and the n records.
 
         Raises:
           RuntimeError: so many replacements were bad as well that nothing usable is to be found.
         """
-        images = self._cache.images(indices) if self._chain.keeps_square else None
+        images = self._cache.images(indices) if self._keeps_square else None
         if images is not None:
-            return images, [self._cache.record(index) for index in indices]
-        images = np.zeros((len(indices), *self._shape), np.uint8)
-        records: list[Record | None] = [None] * len(indices)
+            cached: list[Loaded | None] = [self._cache.get(int(index)) for index in indices]
+            return {
+                key: images if n == 0 else images.copy() for n, key in enumerate(self._views)
+            }, cached
+        views = {
+            key: np.zeros((len(indices), chain.image_size, chain.image_size, 3), np.uint8)
+            for key, chain in self._views.items()
+        }
+        records: list[Loaded | None] = [None] * len(indices)
 
         def fill(rows: range) -> None:
-            loaded = [(row, self._usable(int(indices[row]), row, replacement)) for row in rows]
-            good = [(row, each) for row, each in loaded if each is not None]
-            if not good:
-                return
-            chosen = [row for row, _ in good]
-            images[chosen] = self._chain([each.pixels for _, each in good], uniforms[chosen])
-            for row, each in good:
-                records[row] = each.record
+            if self._closed or interpreter_ends():
+                raise Closed("reading was given up")
+            chosen: list[int] = []
+            pixels: list[np.ndarray] = []
+            for row in rows:
+                loaded = records[row] = self._usable(int(indices[row]), row, replacement)
+                if loaded is not None and loaded.pixels is not None:
+                    chosen.append(row)
+                    pixels.append(loaded.pixels)
+            if chosen:
+                for key, chain in self._views.items():
+                    views[key][chosen] = chain(pixels, draws[key][chosen])
 
         pieces = self._pieces(len(indices))
         if self._num_threads == 1 or len(pieces) == 1:
@@ -172,12 +211,12 @@ class RecordLoader:
                 fill(rows)
         else:
             list(self._threads().map(fill, pieces))
-        return images, records
+        return views, records
 
     def _pieces(self, count: int) -> list[range]:
         """Rows handled together: few enough for their planes to stay in a CPU's own cache (for each
         op goes through all of them), and for all threads to have work to the end."""
-        in_cache = _PIECE_BYTES // (4 * int(np.prod(self._shape)))
+        in_cache = _PIECE_BYTES // (4 * 3 * max(1, self._largest**2))
         size = max(1, min(in_cache, -(-count // (2 * self._num_threads))))
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -204,7 +243,8 @@ class RecordLoader:
         return self._pool
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads; a batch that is being made is given up."""
+        self._closed = True
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
@@ -213,31 +253,22 @@ class RecordLoader:
 class _Cache:
     """Decoded records within a memory limit; those that come first stay.
 
-    Images that already have the final shape lie in one array, if that fits for the whole split, so
-    that a batch of them is one indexing operation.
+    Images that already have the final shape, ``side`` x ``side``, lie in one array, if that fits
+    for the whole split, so that a batch of them is one indexing operation.
     """
 
-    def __init__(self, num_records: int, shape: tuple[int, ...], limit: int):
+    def __init__(self, num_records: int, side: int, limit: int):
         self._left = limit
-        self._shape = shape
-        self._records: dict[int, Record] = {}
-        self._pixels: dict[int, np.ndarray] = {}
+        self._shape = (side, side, 3)
+        self._loaded: dict[int, Loaded] = {}
         self._lock = threading.Lock()
-        block = num_records * int(np.prod(shape))
+        fits = 0 < num_records * int(np.prod(self._shape)) <= limit
         # Memory that is never written takes no space: np.empty only reserves it.
-        self._block = np.empty((num_records, *shape), np.uint8) if block <= limit else None
-        self._in_block = np.zeros(num_records if self._block is not None else 0, bool)
+        self._block = np.empty((num_records, *self._shape), np.uint8) if fits else None
+        self._in_block = np.zeros(num_records if fits else 0, bool)
 
     def get(self, index: int) -> Loaded | None:
-        record = self._records.get(index)
-        if record is None:
-            return None
-        if self._block is not None and self._in_block[index]:
-            return Loaded(self._block[index], record)
-        return Loaded(self._pixels[index], record)
-
-    def record(self, index: int) -> Record:
-        return self._records[index]
+        return self._loaded.get(index)
 
     def images(self, indices: np.ndarray) -> np.ndarray | None:
         """uint8[n, H, W, 3] if all of them are in the block."""
@@ -245,20 +276,31 @@ class _Cache:
             return None
         return self._block[indices]
 
-    def put(self, index: int, loaded: Loaded) -> None:
-        size = loaded.pixels.nbytes + _RECORD_OVERHEAD + len(loaded.record.meta)
+    def put(self, loaded: Loaded) -> Loaded:
+        """Keep a record if there is room; returns it, with its pixels where they are kept."""
+        pixels = loaded.pixels
+        size = _RECORD_OVERHEAD + (0 if pixels is None else pixels.nbytes)
         size += sum(len(text) + 60 for text in loaded.record.texts)
+        size += sum(_size_of(value) for value in loaded.extras.values())
         with self._lock:
-            if size > self._left or index in self._records:
-                return
+            if size > self._left or loaded.index in self._loaded:
+                return loaded
             self._left -= size
-            if self._block is not None and loaded.pixels.shape == self._shape:
-                self._block[index] = loaded.pixels
-                self._records[index] = loaded.record
-                self._in_block[index] = True
+            if self._block is not None and pixels is not None and pixels.shape == self._shape:
+                self._block[loaded.index] = pixels
+                loaded = dataclasses.replace(loaded, pixels=self._block[loaded.index])
+                self._loaded[loaded.index] = loaded
+                self._in_block[loaded.index] = True
             else:
-                self._pixels[index] = loaded.pixels
-                self._records[index] = loaded.record
+                self._loaded[loaded.index] = loaded
+        return loaded
+
+
+def _size_of(extra: Any) -> int:
+    """About the bytes of what a field keeps."""
+    if isinstance(extra, np.ndarray):
+        return extra.nbytes + 200
+    return 100 + (sum(len(text) + 60 for text in extra) if isinstance(extra, tuple) else 0)
 
 
 def num_cpus() -> int:

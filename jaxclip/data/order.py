@@ -11,13 +11,14 @@ Only raw bits of Philox and of SeedSequence are used, which NumPy guarantees nev
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 
 import numpy as np
 
 # What a random stream is for; part of its key, so that streams never share numbers.
-_CHUNKS, _WINDOW, _REPLACEMENT = 1, 2, 3
+_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS = 1, 2, 3, 4
 
 DEFAULT_CHUNK = 1024
 DEFAULT_WINDOW = 1 << 20
@@ -136,8 +137,81 @@ def _permutation(key: tuple[int, ...], count: int) -> np.ndarray:
     return np.argsort(_bits(key, count), kind="stable")
 
 
-def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:
-    """Random numbers of examples, by (seed, place, number) alone.
+class GroupedOrder(ShuffledOrder):
+    """The same epochs, in which records of one class stand together, ``group`` of them.
+
+    In each window of the shuffled order, the records of a class are cut into groups of ``group``
+    in the order in which they stand there. What is left of a class, and records without one, fill
+    further places, ``group`` of them at a time. Groups begin at multiples of ``group`` of the
+    endless row, so that none is cut by the border of a batch whose size is such a multiple. Each
+    epoch is a permutation still, and which record stands where is a function of (seed, place).
+
+    Args:
+      num_records: size of the split.
+      seed: any non-negative integer.
+      labels: int[num_records], class of each record, negative for none.
+      group: records of a class that stand together.
+      window: records that are shuffled together.
+      chunk: consecutive records that stay in one window.
+
+    Raises:
+      ValueError: a size below one.
+    """
+
+    def __init__(
+        self,
+        num_records: int,
+        seed: int,
+        labels: np.ndarray,
+        group: int,
+        window: int = DEFAULT_WINDOW,
+        chunk: int = DEFAULT_CHUNK,
+    ):
+        super().__init__(num_records, seed, window, chunk)
+        if group < 1:
+            raise ValueError(f"group={group} must be at least 1")
+        self._labels = np.asarray(labels)
+        self._group = group
+
+    def _window(self, epoch: int, window: int) -> np.ndarray:
+        start = epoch * self.num_records + int(self._window_starts(epoch)[window])
+
+        def grouped(key: tuple[int, ...]) -> np.ndarray:
+            records = super(GroupedOrder, self)._window(epoch, window)
+            order = _group_order(self._labels[records], self._group, -start % self._group, key)
+            return records[order]
+
+        return self._cached((_GROUPS, epoch, window), grouped)
+
+
+def _group_order(labels: np.ndarray, group: int, lead: int, key: tuple[int, ...]) -> np.ndarray:
+    """Permutation of the places of ``labels`` that puts classes together.
+
+    Args:
+      labels: int[n], negative for none.
+      group: places that belong together.
+      lead: places before the first group.
+      key: of the random numbers that order the groups.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    ordered = labels[by_class]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    counts = np.diff(np.r_[starts, len(ordered)])
+    rank = np.arange(len(ordered)) - np.repeat(starts, counts)
+    whole = (rank < np.repeat(counts // group * group, counts)) & (ordered >= 0)
+    groups = by_class[whole].reshape(-1, group)
+    singles = np.sort(by_class[~whole])  # as they stand in the shuffled order
+    while len(groups) and len(singles) < lead:  # none to spare: one group is taken apart
+        singles, groups = np.concatenate([singles, groups[-1]]), groups[:-1]
+    head, singles = singles[:lead], singles[lead:]
+    rest = len(singles) - len(singles) % group
+    blocks = np.concatenate([groups, singles[:rest].reshape(-1, group)])
+    blocks = blocks[_permutation(key, len(blocks))]
+    return np.concatenate([head, blocks.reshape(-1), singles[rest:]])
+
+
+def uniforms(seed: int, places: np.ndarray, count: int, stream: str = "") -> np.ndarray:
+    """Random numbers of examples, by (seed, stream, place, number) alone.
 
     Counter-based (the finaliser of SplitMix64 over a keyed counter; Steele, Lea, Flood, 2014), so
     that the numbers of many places come out of a few array operations.
@@ -146,17 +220,43 @@ def uniforms(seed: int, places: np.ndarray, count: int) -> np.ndarray:
       seed: any non-negative integer.
       places: int64[n].
       count: numbers for each place.
+      stream: name of an independent row of numbers; empty for the first one.
 
     Returns:
       float32[n, count], uniform in [0, 1).
     """
-    key = _bits((seed, 0), 2)
+    key = _bits((seed, 0, *_words(stream)), 2)
     with np.errstate(over="ignore"):
         base = _mix(np.asarray(places, np.int64).astype(np.uint64) ^ key[0])
         counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         bits = _mix(base[:, None] + (counter ^ key[1])[None, :])
     # 24 bits are what a float32 below 1 can hold.
     return (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def spread(u: np.ndarray, count: int) -> np.ndarray:
+    """Many numbers out of two.
+
+    Args:
+      u: float32[2], uniform in [0, 1).
+      count: how many.
+
+    Returns:
+      float64[count], uniform in [0, 1).
+    """
+    high, low = (np.asarray(u, np.float64) * 2.0**24).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(_mix((high << np.uint64(24) | low) + np.uint64(1)) + counter)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _words(stream: str) -> tuple[int, ...]:
+    """A name as integers, none for the empty one."""
+    if not stream:
+        return ()
+    digest = hashlib.sha256(stream.encode("utf-8")).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

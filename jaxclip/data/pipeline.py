@@ -1,46 +1,37 @@
-"""The input pipeline: records in, batches of uint8 images and token ids out.
+"""The input pipeline: records in, batches of arrays out.
 
-Training: :func:`train_iterator`. What stands in row ``r`` of step ``s`` (record, caption, and
-augmentation) is a function of (seed, s * global_batch_size + r) and of the records, so training can
-stop anywhere and go on with any number of hosts. Evaluation: :func:`eval_batches`, every example
-once, in order.
+Training: :func:`train_iterator`; what a batch holds is said by :mod:`jaxclip.fields`. What stands
+in row ``r`` of step ``s`` (record, caption, and augmentation) is a function of
+(seed, s * global_batch_size + r) and of the records, so training can stop anywhere and go on with
+any number of hosts. Evaluation: :func:`eval_batches`, every example once, in order.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxclip.data import image_ops, loader, order, sources
+from jaxclip import fields
+from jaxclip.data import columns, image_ops, loader, order, sources
+from jaxclip.data.ahead import Ahead
+from jaxclip.data.column import Column, Context
+from jaxclip.data.defaults import DEFAULTS
+from jaxclip.data.image_chain import Chain
+from jaxclip.data.iterator import Batch, TrainIterator
+from jaxclip.data.labels import read_labels
 from jaxclip.data.record import Record
+from jaxclip.data.stored import write_stored
+from jaxclip.registry import hint
+
+__all__ = [
+    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "rows_per_process",
+    "train_iterator", "write_stored",
+]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-
-Batch = dict[str, Any]
-
-DEFAULTS: dict[str, Any] = {
-    "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
-    "train_split": "train",
-    "image_size": 64,
-    "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
-    "eval_image_ops": "resize",
-    "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
-    "image_std": [0.5, 0.5, 0.5],
-    "languages": ["en"],  # of the captions; where a data set has more than one
-    "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
-    "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
-    "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
-    "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
-    "prefetch": 2,  # batches made ahead
-}
-
-# The caption is drawn with the first uniform number of an example, the image ops take the others.
-_CAPTION_DRAWS = 1
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,11 +42,9 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key in config:
         if key not in DEFAULTS:
-            near = difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DEFAULTS)}"
-            raise ValueError(f"unknown data config key {key!r}; {hint}")
+            raise ValueError(f"unknown data config key {key!r}{hint(key, DEFAULTS)}")
     result = {**DEFAULTS, **config}
-    for key in ("image_size", "shuffle_window", "shuffle_chunk"):
+    for key in ("image_size", "examples_per_class", "shuffle_window", "shuffle_chunk"):
         if result[key] < 1:
             raise ValueError(f"data.{key}={result[key]} must be at least 1")
     for key in ("cache_decoded_mb", "num_parallel_calls", "prefetch"):
@@ -79,31 +68,47 @@ def rows_per_process(size: int, process_index: int, process_count: int, name: st
     return size // process_count
 
 
-class TrainIterator(Iterator[Batch]):
-    """Batches of consecutive steps, without an end; made by :func:`train_iterator`."""
+def check_spec(
+    data_config: Mapping[str, Any],
+    spec: fields.BatchSpec,
+    *,
+    owners: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse what a data set can't have, before anything is started or compiled.
 
-    def __init__(self, dataset: Any, record_loader: loader.RecordLoader):
-        self._iterator = dataset.as_numpy_iterator()
-        self._loader = record_loader
+    What only some records lack is no error: they are replaced and counted. To find out what there
+    is, a few records are read where the metadata do not say it.
 
-    def __iter__(self) -> TrainIterator:
-        return self
+    Args:
+      data_config: see :data:`DEFAULTS`.
+      spec: what a batch is to hold.
+      owners: who wants which key, for errors: ``{"text": "objective 'clip'"}``.
 
-    def __next__(self) -> Batch:
-        return next(self._iterator)
+    Raises:
+      ValueError: an option that can't be, or a field that no record has; names the key and who
+        wants it.
+      FileNotFoundError: the data set does not exist.
+    """
+    _build_columns(complete(data_config), spec, 0, owners)
 
-    def stats(self) -> dict[str, dict[str, int]]:
-        """Bad records met so far (also by steps made ahead).
 
-        Returns:
-          ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``.
-        """
-        return self._loader.stats.as_dict()
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        self._iterator = iter(())
-        self._loader.close()
+def _build_columns(
+    config: Mapping[str, Any],
+    spec: fields.BatchSpec,
+    seed: int,
+    owners: Mapping[str, str] | None = None,
+) -> tuple[Context, dict[str, Column[Any]]]:
+    context = Context(config, sources.open(config["name"]), spec, seed)
+    context.data_set.source(config["train_split"])
+    context.data_set.texts_of(config["languages"])
+    context.check_readable()
+    group = config["examples_per_class"]
+    if group > 1 and all(each.record.label < 0 for each in context.sample()):
+        raise ValueError(
+            f"data.examples_per_class={group} needs class labels, but {context} has none; set it "
+            "to 1"
+        )
+    return context, columns.build(context, owners)
 
 
 def train_iterator(
@@ -115,13 +120,16 @@ def train_iterator(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    spec: fields.BatchSpec = fields.PAIR,
+    owners: Mapping[str, str] | None = None,
 ) -> TrainIterator:
     """Training batches for steps ``start_step``, ``start_step + 1``, … without an end.
 
     Row ``r`` of a step is row ``r - process_index * b`` of process ``r // b``, where
     ``b = global_batch_size // process_count``. A batch may run across the border of two epochs; a
     data set smaller than a batch is repeated within it, with a warning. A record that cannot be
-    used is replaced by another one, drawn by (seed, place), and counted.
+    used, or lacks what the batch is to hold of it, is replaced by another one, drawn by (seed,
+    place), and counted. What a key holds does not depend on which other keys there are.
 
     Args:
       data_config: see :data:`DEFAULTS`.
@@ -131,105 +139,69 @@ def train_iterator(
       start_step: the first step; reaching it costs nothing.
       process_index: which part of each batch is made here.
       process_count: number of parts.
+      spec: what a batch holds.
+      owners: who wants which key, for errors.
 
     Returns:
-      An iterator of ``{"image": uint8[b, S, S, 3], "text": int32[b, L]}``, with ``stats()`` and
-      ``close()``.
+      An iterator of dicts with the keys of ``spec``, arrays as :func:`jaxclip.fields.shapes` says
+      for ``b`` rows: by default ``{"image": uint8[b, S, S, 3], "text": int32[b, L]}``. It has
+      ``stats()`` and ``close()``.
 
     Raises:
-      ValueError: an unknown key or op, a missing split, an empty data set, one without captions, or
-        a batch that does not divide.
+      ValueError: an unknown key or op, a missing split, an empty data set, one that lacks what
+        ``spec`` wants (see :func:`check_spec`), or a batch that does not divide.
       FileNotFoundError: the data set does not exist.
     """
     config = complete(data_config)
     rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
     if seed < 0 or start_step < 0:
         raise ValueError(f"seed={seed} and start_step={start_step} must not be negative")
-    chain = image_ops.build(config["image_ops"], config["image_size"])
-    data_set = sources.open(config["name"])
-    source = data_set.source(config["train_split"])
+    context, made = _build_columns(config, spec, seed, owners)
+    data_set, split = context.data_set, config["train_split"]
+    source = data_set.source(split)
     if len(source) < global_batch_size:
         _LOG.warning(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
-            config["train_split"], config["name"], len(source), global_batch_size,
+            split, config["name"], len(source), global_batch_size,
         )  # fmt: skip
-    record_loader = _loader(config, chain, source, data_set)
-    maker = _BatchMaker(
-        loader=record_loader,
-        order=order.ShuffledOrder(
-            len(source), seed, config["shuffle_window"], config["shuffle_chunk"]
-        ),
+    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
+    record_loader = _loader(
+        config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
+    )
+    maker = columns.BatchMaker(
+        columns=made,
+        record_loader=record_loader,
+        order=_order(config, data_set, global_batch_size, seed),
         seed=seed,
-        num_draws=_CAPTION_DRAWS + chain.num_draws,
         first_row=process_index * rows,
         rows=rows,
         global_batch_size=global_batch_size,
         tokenizer=tokenizer,
     )
-    return TrainIterator(_dataset(maker, config, start_step), record_loader)
-
-
-@dataclasses.dataclass
-class _BatchMaker:
-    """Makes this process's rows of a step."""
-
-    loader: loader.RecordLoader
-    order: order.ShuffledOrder
-    seed: int
-    num_draws: int
-    first_row: int
-    rows: int
-    global_batch_size: int
-    tokenizer: Callable[[list[str]], np.ndarray]
-
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images uint8[b, S, S, 3] and tokens int32[b, L]."""
-        first = int(step) * self.global_batch_size + self.first_row
-        places = np.arange(first, first + self.rows, dtype=np.int64)
-        uniforms = order.uniforms(self.seed, places, self.num_draws)
-        images, records = self.loader.batch(
-            self.order(places),
-            uniforms[:, _CAPTION_DRAWS:],
-            lambda row, attempt: self.order.replacement(first + row, attempt),
-        )
-        captions = [
-            _draw(record, float(u)) for record, u in zip(records, uniforms[:, 0], strict=True)
-        ]
-        return images, np.asarray(self.tokenizer(captions), np.int32)
-
-
-def _draw(record: Record | None, u: float) -> str:
-    assert record is not None  # with replacements on, every row has a record
-    return record.texts[min(int(u * len(record.texts)), len(record.texts) - 1)]
-
-
-def _dataset(maker: _BatchMaker, config: Mapping[str, Any], start_step: int) -> Any:
-    """The tf.data graph: step numbers -> batches, made ahead and handed out in order.
-
-    Decoding and image ops run in threads of :class:`loader.RecordLoader`, not as TensorFlow ops:
-    these were two to five times slower on small images, cannot replace a record that does not
-    decode, and differ in the last bits with the size of the batch.
-    """
-    from jaxclip.data._tfds import tensorflow
-
-    tf = tensorflow()
-    length = maker.tokenizer([""]).shape[1]
-    size = config["image_size"]
-
-    def make(step: Any) -> Batch:
-        image, text = tf.numpy_function(maker, [step], (tf.uint8, tf.int32), stateful=False)
-        image.set_shape((maker.rows, size, size, 3))
-        text.set_shape((maker.rows, length))
-        return {"image": image, "text": text}
-
-    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
     # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
     # within a batch do the rest; more batches at once would only take more memory.
-    dataset = dataset.map(make, num_parallel_calls=2, deterministic=True)
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    return dataset.prefetch(max(1, config["prefetch"])).with_options(options)
+    ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
+    sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
+    shapes = fields.shapes(spec, rows, sizes)
+    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+
+
+def _order(
+    config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
+) -> order.ShuffledOrder:
+    split, group = config["train_split"], config["examples_per_class"]
+    size, window, chunk = (
+        data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
+    )  # fmt: skip
+    if group == 1:
+        return order.ShuffledOrder(size, seed, window, chunk)
+    if global_batch_size % group:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} must be a multiple of "
+            f"data.examples_per_class={group}"
+        )
+    labels = read_labels(data_set, split)
+    return order.GroupedOrder(size, seed, labels, group, window, chunk)
 
 
 def eval_batches(
@@ -267,13 +239,13 @@ def eval_batches(
     chain = image_ops.build(config["eval_image_ops"], config["image_size"])
     data_set = sources.open(config["name"])
     source = data_set.source(split)
-    record_loader = _loader({**config, "cache_decoded_mb": 0}, chain, source, data_set, False)
+    record_loader = _loader({**config, "cache_decoded_mb": 0}, {"image": chain}, source, data_set)
     return _eval_batches(record_loader, chain, len(source), batch_size, process_index * rows, rows)
 
 
 def _eval_batches(
     record_loader: loader.RecordLoader,
-    chain: image_ops.Chain,
+    chain: Chain,
     num_records: int,
     batch_size: int,
     first_row: int,
@@ -287,9 +259,11 @@ def _eval_batches(
             count = int(inside.sum())
             # Random ops are allowed in evaluation, too: what they draw depends on the example only.
             uniforms = order.uniforms(0, index, chain.num_draws)
-            images, records = record_loader.batch(index[:count], uniforms[:count], None)
-            padding = np.zeros((rows - count, *images.shape[1:]), np.uint8)
-            images = np.concatenate([images, padding])
+            draws = {"image": uniforms[:count]}
+            views, loaded = record_loader.batch(index[:count], draws, None)
+            padding = np.zeros((rows - count, *views["image"].shape[1:]), np.uint8)
+            images = np.concatenate([views["image"], padding])
+            records = [None if each is None else each.record for each in loaded]
             padded: list[Record | None] = [*records, *[None] * (rows - count)]
             yield {
                 "image": images,
@@ -305,17 +279,19 @@ def _eval_batches(
 
 def _loader(
     config: Mapping[str, Any],
-    chain: image_ops.Chain,
+    views: Mapping[str, Chain],
     source: sources.RecordSource,
     data_set: sources.DataSet,
-    need_texts: bool = True,
+    need_texts: bool = False,
+    examine: loader.Examine | None = None,
 ) -> loader.RecordLoader:
     return loader.RecordLoader(
         source,
-        chain,
+        views,
         what=f"data set {data_set.name!r}",
         cache_decoded_mb=config["cache_decoded_mb"],
         num_threads=config["num_parallel_calls"],
         texts_of=data_set.texts_of(config["languages"]),
         need_texts=need_texts,
+        examine=examine,
     )

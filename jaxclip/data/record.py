@@ -22,6 +22,9 @@ REASONS = {
     "duplicate_key": "a record with this key came before",
     "missing_image": "the row names an image file that does not exist or cannot be read",
     "bad_row": "the row cannot be read: not valid CSV or JSON, or without the needed fields",
+    "missing_label": "the record has no class, which the run needs",
+    "bad_vector": "the stored vector is missing, of another length, or not finite",
+    "bad_meta": "what the run needs of the record's `meta` is not as it should be",
     "corrupted": "the stored bytes of the record are damaged (checksum or format)",
 }
 

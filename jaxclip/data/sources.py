@@ -1,143 +1,32 @@
-"""Data sets as random access to records, whatever they are stored in.
+"""Data sets by name: built in, a directory, or a kind of files read in place.
 
-:func:`open` takes a name: ``"emoji"`` (built in), the directory of a TFDS data set (TFRecord or
-ArrayRecord shards, with one configuration and version), or ``"webdataset:/path/{000..009}.tar"``.
-Only metadata is read on opening; neither TensorFlow nor a network is needed.
+:func:`open` takes ``"emoji"`` (built in), the directory of a TFDS data set (TFRecord or ArrayRecord
+shards, with one configuration and version), or ``"webdataset:/path/{000..009}.tar"``. Only metadata
+is read on opening; neither TensorFlow nor a network is needed.
 """
 
 from __future__ import annotations
 
-import abc
-import difflib
-import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
 
-import numpy as np
+from jaxclip.data import emoji, webdataset
+from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
+from jaxclip.data.tfds_directory import field_names, open_directory
+from jaxclip.registry import Registry, hint
 
-from jaxclip.data import schema
-from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
+__all__ = [
+    "BUILT_IN", "KINDS", "OWN_LANGUAGE", "DataSet", "RecordSource", "field_names", "open",
+    "open_directory",
+]  # fmt: skip
 
-_WEBDATASET = "webdataset:"
+# Directories of the data sets that come with the package.
+BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": emoji.directory}
 
-# The language of a data set's own captions; others are kept as translations beside it.
-OWN_LANGUAGE = "en"
-
-
-class RecordSource(abc.ABC):
-    """Random access to the records of one split; safe to use from many threads."""
-
-    @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def __getitem__(self, index: int) -> Record | BadRecord:
-        """Record number ``index``, or why it cannot be read. Never raises for bad data."""
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record | BadRecord]:
-        """Several records, in the order asked for."""
-        return [self[int(index)] for index in indices]
-
-
-class DataSet:
-    """A named data set with its splits.
-
-    Attributes:
-      name: as given to :func:`open`.
-      splits: number of records of each split.
-      has_texts: whether records carry captions of their own (else class names stand in).
-      directory: where it is, None if it is no TFDS directory.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        splits: Mapping[str, int],
-        open_split: Callable[[str], RecordSource],
-        class_names: list[str] | None = None,
-        has_texts: bool = True,
-        directory: pathlib.Path | None = None,
-    ):
-        self.name = name
-        self.directory = directory
-        self.splits = dict(splits)
-        self.has_texts = has_texts
-        self._open_split = open_split
-        self._class_names = class_names
-        self._sources: dict[str, RecordSource] = {}
-
-    def class_names(self, split: str | None = None) -> list[str] | None:
-        """Names of the classes by label, or None if records have no labels.
-
-        Args:
-          split: checked to exist if given; all splits share the names.
-        """
-        if split is not None:
-            self.check_split(split)
-        return None if self._class_names is None else list(self._class_names)
-
-    def split_classes(self, split: str) -> list[int] | None:
-        """Class ids that can occur in a split, or None if that is not known."""
-        self.check_split(split)
-        known = schema.split_classes(self.directory) if self.directory is not None else None
-        return None if known is None else known.get(split)
-
-    def texts_of(self, languages: Sequence[str]) -> Callable[[Record], tuple[str, ...]]:
-        """How captions in the given languages are got from a record.
-
-        Args:
-          languages: ``"en"`` stands for the data set's own captions, whatever their language; any
-            other must be among its translations. Empty = its own.
-
-        Returns:
-          A function from a record to its captions in all of these languages.
-
-        Raises:
-          ValueError: the data set has no captions in one of the languages.
-        """
-        others = [language for language in languages if language != OWN_LANGUAGE]
-        if not others:
-            return lambda record: record.texts
-        if self.directory is None:
-            raise ValueError(
-                f"data set {self.name!r} has no captions in other languages; data.languages="
-                f"{list(languages)} must be ['{OWN_LANGUAGE}'], which stands for its own"
-            )
-        tables = [schema.translations(self.directory, language) for language in others]
-        own = OWN_LANGUAGE in languages
-
-        def texts(record: Record) -> tuple[str, ...]:
-            result = list(record.texts) if own else []
-            for table in tables:
-                result.extend(table.get(record.label, ()))
-            return tuple(result)
-
-        return texts
-
-    def source(self, split: str) -> RecordSource:
-        """Random access to the records of a split.
-
-        Raises:
-          ValueError: there is no such split, or it has no records.
-        """
-        self.check_split(split)
-        if not self.splits[split]:
-            raise ValueError(f"split {split!r} of data set {self.name!r} is empty")
-        if split not in self._sources:
-            self._sources[split] = self._open_split(split)
-        return self._sources[split]
-
-    def check_split(self, split: str) -> None:
-        """Raise ValueError, naming the nearest split, if there is no such split."""
-        if split not in self.splits:
-            near = difflib.get_close_matches(split, self.splits, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"data set {self.name!r} has no split {split!r}{hint} "
-                f"(it has: {', '.join(self.splits) or 'none'})"
-            )
+# What stands before the colon of "KIND:REST" -> a function from REST to a DataSet.
+KINDS = Registry("kind of data set")
+KINDS.register("webdataset", webdataset.open_pattern)
 
 
 def open(name: str | os.PathLike[str]) -> DataSet:
@@ -154,217 +43,17 @@ def open(name: str | os.PathLike[str]) -> DataSet:
       ValueError: a directory that holds no TFDS data set, or one without the needed features.
     """
     text = os.fspath(name)
-    if text.startswith(_WEBDATASET):
-        from jaxclip.data import webdataset
-
-        return webdataset.open_pattern(text[len(_WEBDATASET) :])
-    if text in _BUILT_IN:
-        return open_directory(_BUILT_IN[text](), name=text)
-    return open_directory(text)
-
-
-def _emoji_directory() -> pathlib.Path:
-    from jaxclip.data import emoji
-
-    return emoji.directory()
-
-
-_BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": _emoji_directory}
-
-
-def open_directory(directory: str | os.PathLike[str], name: str | None = None) -> DataSet:
-    """Open the directory of a TFDS data set; see :func:`open`."""
-    path = pathlib.Path(directory)
-    name = name or os.fspath(directory)
-    info = _load_json(path, "dataset_info.json", name)
-    features = _load_json(path, "features.json", name)
-    names = field_names(features, name)
-    class_names = _class_names(path, names.label)
-    splits = {split["name"]: split for split in info.get("splits", [])}
-    lengths = {
-        split: [int(length) for length in entry.get("shardLengths", [])]
-        for split, entry in splits.items()
-    }
-
-    def open_split(split: str) -> RecordSource:
-        paths = _shard_paths(path, info, splits[split], len(lengths[split]))
-        missing = [shard for shard in paths if not os.path.isfile(shard)]
-        if missing:
-            raise FileNotFoundError(
-                f"split {split!r} of data set {name!r} lacks {len(missing)} of {len(paths)} "
-                f"shards, the first is {missing[0]}; copy it there or import the data again"
-            )
-        reader = _reader(info.get("fileFormat", "tfrecord"), paths, lengths[split], name)
-        return _ExampleSource(reader, names, class_names)
-
-    counts = {split: sum(each) for split, each in lengths.items()}
-    return DataSet(name, counts, open_split, class_names, bool(names.texts), path)
-
-
-class _BytesReader(Protocol):
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes | BadRecord: ...
-
-
-class _ExampleSource(RecordSource):
-    """Records out of serialised ``tf.train.Example`` messages."""
-
-    def __init__(self, reader: _BytesReader, names: FieldNames, class_names: list[str] | None):
-        self._reader = reader
-        self._names = names
-        self._class_names = None if names.texts else class_names
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def __getitem__(self, index: int) -> Record | BadRecord:
-        data = self._reader.read(index)
-        if isinstance(data, BadRecord):
-            return data
-        return parse_example(data, self._names, self._class_names)
-
-
-class ArrayRecordReader:
-    """Bytes of record ``i`` of a list of ArrayRecord files.
-
-    Args:
-      paths: the files, in order.
-      lengths: number of records in each.
-    """
-
-    def __init__(self, paths: list[str], lengths: list[int]):
-        self._paths = paths
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self._readers: dict[int, Any] = {}
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def read(self, index: int) -> bytes | BadRecord:
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        try:
-            return self._shard(shard).read([index - int(self._starts[shard])])[0]
-        except (RuntimeError, ValueError, IndexError) as error:
-            return BadRecord("corrupted", f"{self._paths[shard]}: {error}")
-
-    def _shard(self, shard: int) -> Any:
-        if shard not in self._readers:
-            from array_record.python import array_record_module
-
-            self._readers[shard] = array_record_module.ArrayRecordReader(self._paths[shard])
-        return self._readers[shard]
-
-
-def _reader(file_format: str, paths: list[str], lengths: list[int], name: str) -> _BytesReader:
-    if file_format == "tfrecord":
-        from jaxclip.data import tfrecord
-
-        return tfrecord.TFRecordReader(paths, lengths)
-    if file_format == "array_record":
-        return ArrayRecordReader(paths, lengths)
-    raise ValueError(
-        f"data set {name!r} is stored as {file_format!r}; jaxclip reads 'tfrecord' and "
-        "'array_record'"
-    )
-
-
-def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
-    """Find image, captions and label among the features of a TFDS ``features.json``.
-
-    Args:
-      features: the parsed file.
-      name: of the data set, for errors.
-
-    Returns:
-      The names; ``texts`` is empty if the data set has class labels in place of captions.
-
-    Raises:
-      ValueError: there is no image feature, or neither captions nor a class label.
-    """
-    known = features.get("featuresDict", {}).get("features", {})
-    kinds = {
-        key: value.get("pythonClassName", "").rsplit(".", 1)[-1] for key, value in known.items()
-    }
-    listing = ", ".join(f"{key}: {kind}" for key, kind in kinds.items()) or "none"
-    images = [key for key, kind in kinds.items() if kind == "Image"]
-    if not images:
-        raise ValueError(
-            f"data set {name!r} has no image feature (its features are {listing}); jaxclip needs "
-            "'image' and 'texts', which `jaxclip data import` writes"
-        )
-    texts = [
-        key
-        for key, kind in kinds.items()
-        if key in ("texts", "text", "captions", "caption")
-        and (kind == "Text" or _is_text_sequence(known[key]))
-    ]
-    labels = [key for key in ("label", "labels") if kinds.get(key) in ("ClassLabel", "Scalar")]
-    if not texts and not (labels and kinds[labels[0]] == "ClassLabel"):
-        raise ValueError(
-            f"data set {name!r} has neither captions nor class labels (its features are "
-            f"{listing}); jaxclip needs 'texts', a Sequence of Text"
-        )
-    return FieldNames(
-        image="image" if "image" in images else images[0],
-        texts="texts" if "texts" in texts else (texts[0] if texts else ""),
-        label=labels[0] if labels else "",
-        key=next((key for key in ("key", "id", "file_name") if kinds.get(key) == "Text"), ""),
-        meta="meta" if kinds.get("meta") == "Text" else "",
-    )
-
-
-def _is_text_sequence(feature: Mapping[str, Any]) -> bool:
-    inner = feature.get("sequence", {}).get("feature", {})
-    return inner.get("pythonClassName", "").endswith(".Text")
-
-
-def _load_json(directory: pathlib.Path, file: str, name: str) -> dict[str, Any]:
-    if not directory.is_dir():
-        parent = directory.parent
-        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        near = difflib.get_close_matches(directory.name, [*siblings, *_BUILT_IN], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+    kind, colon, rest = text.partition(":")
+    if colon and kind in KINDS.names():
+        return KINDS.get(kind)(rest)
+    if text in BUILT_IN:
+        return open_directory(BUILT_IN[text](), name=text)
+    path = pathlib.Path(text)
+    if not path.is_dir():
+        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = hint(path.name, [*siblings, *BUILT_IN]) if "/" not in text else ""
         raise FileNotFoundError(
-            f"data set {name!r}: no such directory, and the built-in data sets are "
-            f"{', '.join(_BUILT_IN)}{hint}"
+            f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
+            f"of KIND:FILES ({', '.join(KINDS.names())}){near or hint(path.name, siblings)}"
         )
-    path = directory / file
-    if not path.is_file():
-        nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))
-        hint = f"; did you mean {str(nested[0].parent)!r}?" if nested else ""
-        raise ValueError(
-            f"{str(directory)!r} is not a TFDS data set: it has no {file}{hint} "
-            "(`jaxclip data import --from ... --to DIR` makes one)"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def _class_names(directory: pathlib.Path, label: str) -> list[str] | None:
-    path = directory / f"{label}.labels.txt"
-    if not label or not path.is_file():
-        return None
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _shard_paths(
-    directory: pathlib.Path, info: Mapping[str, Any], split: Mapping[str, Any], num_shards: int
-) -> list[str]:
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    return [
-        str(
-            directory
-            / template.format(
-                DATASET=info["name"],
-                SPLIT=split["name"],
-                FILEFORMAT=info.get("fileFormat", "tfrecord"),
-                SHARD_INDEX=f"{shard:05d}",
-                NUM_SHARDS=f"{num_shards:05d}",
-                SHARD_X_OF_Y=f"{shard:05d}-of-{num_shards:05d}",
-            )
-        )
-        for shard in range(num_shards)
-    ]
+    return open_directory(text)

@@ -7,6 +7,7 @@ headers makes one: an offset and a size for each record.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import mmap
@@ -82,10 +83,8 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
     stamp = np.array([stat.st_size, stat.st_mtime_ns, num_records], np.int64)
     sidecar = path.with_name(f".{path.name}.index.npz")
     loaded = load_sidecar(sidecar, stamp, ("offsets", "sizes"))
-    if loaded is not None:
-        return ShardIndex(*loaded)
-    index = _scan(path, num_records)
-    if stat.st_size >= _SIDECAR_MIN_BYTES:
+    index = _scan(path, num_records) if loaded is None else ShardIndex(*loaded)
+    if loaded is None and stat.st_size >= _SIDECAR_MIN_BYTES:
         save_sidecar(sidecar, stamp, {"offsets": index.offsets, "sizes": index.sizes})
     if index.num_lost:
         _LOG.warning("%s is damaged: %d of %d records are lost", path, index.num_lost, num_records)
@@ -166,7 +165,9 @@ def save_sidecar(
             np.savez(file, allow_pickle=False, stamp=stamp, **arrays)
         os.replace(temporary, sidecar)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        # On a read-only file system even removing what is not there is an error.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class FileCache:

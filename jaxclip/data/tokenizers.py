@@ -16,91 +16,19 @@ Kinds:
 
 from __future__ import annotations
 
-import abc
 import argparse
-import difflib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+from jaxclip.data import emoji
+from jaxclip.data.clip_bpe import CLIPTokenizer
+from jaxclip.data.record import Record
+from jaxclip.data.tokenizer import HINT, PAD_ID, Tokenizer, check_file, library
+from jaxclip.registry import hint
 
-PAD_ID = 0
 _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
-_HINT = "install the training extra: pip install 'jaxclip[train]'"
-
-
-class Tokenizer(abc.ABC):
-    """Turns texts into rows of token ids.
-
-    Args:
-      vocab_size: number of ids, the size of the embedding table.
-      context_length: tokens in a row, start and end of text included.
-      start_id: put before every text; None for none.
-      end_id: put after every text.
-
-    Raises:
-      ValueError: ``context_length`` leaves no room for a token between start and end.
-    """
-
-    pad_id = PAD_ID
-
-    def __init__(
-        self, *, vocab_size: int, context_length: int, start_id: int | None, end_id: int
-    ) -> None:
-        least = 2 if start_id is None else 3
-        if not isinstance(context_length, int) or context_length < least:
-            raise ValueError(
-                f"tokenizer.context_length={context_length!r} must be an integer, at least {least}"
-            )
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.start_id = start_id
-        self.end_id = end_id
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Tokenize.
-
-        Args:
-          texts: any strings; too long ones lose their end.
-
-        Returns:
-          int32[len(texts), context_length].
-
-        Raises:
-          TypeError: given a single string in place of a sequence of them.
-        """
-        if isinstance(texts, str):
-            raise TypeError(
-                f"expected a sequence of texts, got the text {texts!r}; wrap it in a list"
-            )
-        rows = np.full((len(texts), self.context_length), PAD_ID, np.int32)
-        start = [] if self.start_id is None else [self.start_id]
-        room = self.context_length - len(start) - 1
-        for row, ids in zip(rows, self._encode([_encodable(text) for text in texts]), strict=True):
-            whole = [*start, *ids[:room], self.end_id]
-            row[: len(whole)] = whole
-        return rows
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of one row, without padding, start and end.
-
-        Args:
-          ids: token ids, one-dimensional.
-
-        Returns:
-          The text as the vocabulary sees it (in lower case if it is a lower-case vocabulary).
-        """
-        special = {PAD_ID, self.start_id, self.end_id}
-        return self._decode([int(i) for i in ids if int(i) not in special])
-
-    @abc.abstractmethod
-    def _encode(self, texts: list[str]) -> Iterable[Sequence[int]]:
-        """Ids of each text without start and end, never 0."""
-
-    @abc.abstractmethod
-    def _decode(self, ids: list[int]) -> str: ...
 
 
 class BPETokenizer(Tokenizer):
@@ -116,9 +44,9 @@ class BPETokenizer(Tokenizer):
     """
 
     def __init__(self, path: str | os.PathLike[str], context_length: int):
-        _check_file(path, "tokenizers.train_bpe makes one")
+        check_file(path, "tokenizers.train_bpe makes one")
         try:
-            self._bpe = _library().Tokenizer.from_file(os.fspath(path))
+            self._bpe = library().Tokenizer.from_file(os.fspath(path))
         except Exception as error:  # the library raises bare Exception for whatever is wrong
             raise ValueError(
                 f"{os.fspath(path)!r} is not a tokenizer of the `tokenizers` library: {error}"
@@ -168,11 +96,11 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(
         self, path: str | os.PathLike[str], context_length: int, *, lowercase: bool = False
     ):
-        _check_file(path, "models come with the weights they were trained with")
+        check_file(path, "models come with the weights they were trained with")
         try:
             import sentencepiece
         except ImportError as error:
-            raise ImportError(f"SentencePiece models need sentencepiece; {_HINT}") from error
+            raise ImportError(f"SentencePiece models need sentencepiece; {HINT}") from error
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=os.fspath(path))
         except (RuntimeError, OSError) as error:
@@ -228,7 +156,7 @@ def train_bpe(
     """
     if vocab_size < 256 + 3:
         raise ValueError(f"vocab_size={vocab_size} is less than the 256 bytes and 3 special tokens")
-    hf = _library()
+    hf = library()
     steps = [hf.normalizers.NFC(), *([hf.normalizers.Lowercase()] if lowercase else [])]
     steps += [hf.normalizers.Replace(hf.Regex(r"\s+"), " "), hf.normalizers.Strip()]
     bpe = hf.Tokenizer(hf.models.BPE())
@@ -268,18 +196,13 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
     kind, path = options.pop("kind", "emoji_bpe"), os.fspath(options.pop("path", "") or "")
     context_length = options.pop("context_length", 32)
     if kind not in _KINDS:
-        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint} (known: {', '.join(_KINDS)})")
+        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint(str(kind), _KINDS)}")
     known = _OPTIONS.get(kind, ())
     for key in options:
         if key not in known:
             names = ("kind", "path", "context_length", *known)
-            near = difflib.get_close_matches(key, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"tokenizer.{key} is no option of tokenizer.kind={kind!r}{hint} "
-                f"(known: {', '.join(names)})"
+                f"tokenizer.{key} is no option of tokenizer.kind={kind!r}{hint(key, names)}"
             )
     if kind == "emoji_bpe" and path:
         raise ValueError(
@@ -292,50 +215,21 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
 
 
 def _load_emoji(path: str, context_length: int) -> Tokenizer:
-    from jaxclip.data import emoji
-
     return BPETokenizer(emoji.tokenizer_file(), context_length)
-
-
-def _load_clip(path: str, context_length: int, **options: Any) -> Tokenizer:
-    from jaxclip.data.clip_bpe import CLIPTokenizer
-
-    return CLIPTokenizer(path, context_length, **options)
 
 
 _KINDS: dict[str, Callable[..., Tokenizer]] = {
     "emoji_bpe": _load_emoji,
     "bpe": BPETokenizer,
-    "clip": _load_clip,
+    "clip": CLIPTokenizer,
     "sentencepiece": SentencePieceTokenizer,
 }
 _OPTIONS = {"sentencepiece": ("lowercase",), "clip": ("fix_text",)}
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(f"BPE vocabularies need the package `tokenizers`; {_HINT}") from error
-    return tokenizers
-
-
-def _check_file(path: str | os.PathLike[str], hint: str) -> None:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"tokenizer.path={os.fspath(path)!r}: there is no such vocabulary file; {hint}"
-        )
-
-
-def _encodable(text: str) -> str:
-    """Half surrogates, which are no characters, become question marks."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _captions(data: str, split: str) -> Iterator[str]:
     """Captions of a data set, each once (the pictures of one idea share theirs)."""
     from jaxclip.data import sources
-    from jaxclip.data.record import Record
 
     source = sources.open(data).source(split)
     seen: set[int] = set()

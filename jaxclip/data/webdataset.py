@@ -18,33 +18,23 @@ import logging
 import os
 import pathlib
 import re
-import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jaxclip.data.dataset import DataSet, RecordSource
+from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
 from jaxclip.data.record import BadRecord, Record, decode_texts
-from jaxclip.data.sources import DataSet, RecordSource
-from jaxclip.data.tfrecord import FileCache, load_sidecar, save_sidecar
+from jaxclip.data.tar_index import NONE, PARTS, TarIndex, index_tar
+from jaxclip.data.tfrecord import FileCache
 
 _LOG = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
-TEXT_EXTENSIONS = ("txt", "text", "caption")
-JSON_EXTENSION = "json"
-# Members of a JSON file that hold captions, if there is no text file.
-CAPTION_FIELDS = ("texts", "captions", "text", "caption")
-
 SIZES_FILE = "sizes.json"
-
-# Columns of an index: where the image, the text and the JSON file of a sample start, and their
-# sizes; -1 = there is none.
-_PARTS = ("image", "text", "json")
-_NONE = -1
 
 
 def open_pattern(pattern: str) -> DataSet:
@@ -58,11 +48,18 @@ def open_pattern(pattern: str) -> DataSet:
       The data set.
 
     Raises:
-      FileNotFoundError: no tar matches, or one named by the pattern does not exist.
-      ValueError: a tar is compressed.
+      FileNotFoundError: no tar matches, or one named by the pattern, or by ``sizes.json`` in the
+        folder, does not exist.
+      ValueError: a tar is compressed, or the files of its samples are not side by side.
     """
     splits = _splits(pattern)
+    for paths in splits.values() if os.path.isdir(pattern) else ():
+        check_complete(paths)
     counts = {name: _counts(paths) for name, paths in splits.items()}
+    for name, paths in splits.items():
+        if not sum(counts[name]):
+            problem = bytes(index_tar(paths[0]).problem.item()).decode("utf-8")
+            raise ValueError(f"{paths[0]} holds no samples" + (f": {problem}" if problem else ""))
     return DataSet(
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
@@ -132,117 +129,6 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     return below
 
 
-class SampleName(NamedTuple):
-    """A file name in a tar, taken apart: ``"a/0001.seg.PNG"`` is ``("a/0001", "seg.png")``."""
-
-    key: str
-    extension: str
-
-
-def sample_name(name: str) -> SampleName | None:
-    """Key and extension of a file in a tar; None for one that belongs to no sample.
-
-    As WebDataset defines it: the key ends at the first dot of the last part of the name. Hidden
-    files and files without an extension are no part of a sample.
-    """
-    folder, slash, last = name.rpartition("/")
-    stem, dot, extension = last.partition(".")
-    if not stem or not dot or not extension:
-        return None
-    return SampleName(folder + slash + stem, extension.lower())
-
-
-def part_of(extension: str) -> str | None:
-    """Which part of a sample a file is: "image", "text", "json", or None if none we use."""
-    if extension in IMAGE_EXTENSIONS:
-        return "image"
-    if extension in TEXT_EXTENSIONS:
-        return "text"
-    return "json" if extension == JSON_EXTENSION else None
-
-
-class TarIndex(NamedTuple):
-    """Where the files of the samples of one tar are.
-
-    Attributes:
-      keys: bytes[n], UTF-8.
-      offsets: int64[n, 3], of image, text and JSON; -1 = the sample has none.
-      sizes: int64[n, 3].
-    """
-
-    keys: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-
-def index_tar(path: str | os.PathLike[str]) -> TarIndex:
-    """Scan the headers of a tar, or load what an earlier scan left beside it.
-
-    A damaged tar is indexed up to the damage, with a warning.
-
-    Raises:
-      ValueError: the tar is compressed.
-    """
-    path = pathlib.Path(path)
-    stat = path.stat()
-    stamp = np.array([stat.st_size, stat.st_mtime_ns], np.int64)
-    sidecar = path.with_name(f".{path.name}.index.npz")
-    loaded = load_sidecar(sidecar, stamp, TarIndex._fields)
-    if loaded is not None:
-        return TarIndex(*loaded)
-    index = _scan(path)
-    save_sidecar(sidecar, stamp, index._asdict())
-    return index
-
-
-def _scan(path: pathlib.Path) -> TarIndex:
-    keys: list[bytes] = []
-    offsets: list[list[int]] = []
-    sizes: list[list[int]] = []
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in members(tar):
-                name = sample_name(member.name) if member.isreg() else None
-                part = part_of(name.extension) if name else None
-                if name is None or part is None:
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
-                key = name.key.encode("utf-8", "replace")
-                if not keys or keys[-1] != key:
-                    keys.append(key)
-                    offsets.append([_NONE] * len(_PARTS))
-                    sizes.append([0] * len(_PARTS))
-                column = _PARTS.index(part)
-                if offsets[-1][column] == _NONE:
-                    offsets[-1][column], sizes[-1][column] = member.offset_data, member.size
-    except tarfile.TarError as error:
-        if not keys and _is_compressed(path):
-            raise ValueError(
-                f"{path} is compressed, which cannot be read in place; unpack it, or use "
-                "`jaxclip data import`"
-            ) from error
-        _LOG.warning("%s is damaged after %d samples: %s", path, len(keys), error)
-    return TarIndex(
-        np.array(keys, np.bytes_),
-        np.array(offsets, np.int64).reshape(-1, len(_PARTS)),
-        np.array(sizes, np.int64).reshape(-1, len(_PARTS)),
-    )
-
-
-def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Members one by one, not kept: the list that tarfile keeps of them would only grow."""
-    while (member := tar.next()) is not None:
-        yield member
-        tar.members = []  # type: ignore[attr-defined]
-
-
-def _is_compressed(path: pathlib.Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-
-
 def _counts(paths: Sequence[str]) -> list[int]:
     """Number of samples of each tar: from what lies beside them, else by indexing."""
     known = [_noted_count(pathlib.Path(path)) for path in paths]
@@ -256,24 +142,42 @@ def _counts(paths: Sequence[str]) -> list[int]:
     return [counted[path] if n is None else n for path, n in zip(paths, known, strict=True)]
 
 
+def check_complete(paths: Sequence[str]) -> None:
+    """Raise FileNotFoundError if ``sizes.json`` beside tars names others that are not there."""
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        there = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
+        named = _sizes(pathlib.Path(folder, SIZES_FILE))
+        missing = sorted(name for name in named if name.endswith(".tar") and name not in there)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise FileNotFoundError(
+                f"{os.path.join(folder, missing[0])}{more} is not there, but {SIZES_FILE} names "
+                f"it; bring it back, or name those that you have: {os.path.join(folder, '*.tar')}"
+            )
+
+
+def _sizes(path: pathlib.Path) -> Mapping[str, Any]:
+    """Numbers of samples by the name of the tar; none if there is no such file."""
+    try:
+        stamp = (str(path), path.stat().st_mtime_ns)
+        if stamp not in _sizes_cache:
+            _sizes_cache[stamp] = json.loads(path.read_text())
+        sizes = _sizes_cache[stamp]
+    except (OSError, ValueError):
+        return {}
+    return sizes if isinstance(sizes, dict) else {}
+
+
 _sizes_cache: dict[tuple[str, int], dict[str, Any]] = {}
 
 
 def _noted_count(path: pathlib.Path) -> int | None:
-    sizes = path.with_name(SIZES_FILE)
-    stats = path.with_name(f"{path.stem}_stats.json")
-    try:
-        if sizes.is_file():
-            stamp = (str(sizes), sizes.stat().st_mtime_ns)
-            if stamp not in _sizes_cache:
-                _sizes_cache[stamp] = json.loads(sizes.read_text())
-            value = _sizes_cache[stamp].get(path.name)
-        elif stats.is_file():
-            value = json.loads(stats.read_text()).get("successes")
-        else:
+    value = _sizes(path.with_name(SIZES_FILE)).get(path.name)
+    if value is None:
+        try:
+            value = json.loads(path.with_name(f"{path.stem}_stats.json").read_text())["successes"]
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-    except (OSError, ValueError, AttributeError):
-        return None
     return value if isinstance(value, int) and value >= 0 else None
 
 
@@ -301,24 +205,31 @@ class TarSource(RecordSource):
     def __getitem__(self, index: int) -> Record | BadRecord:
         tar = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[tar])
-        where = self._index(tar)
+        try:
+            where = self._index(tar)
+        except ValueError as error:
+            return BadRecord("corrupted", str(error))
         if row >= len(where.keys):
             return BadRecord("corrupted", f"{self._paths[tar]} has {len(where.keys)} samples only")
         key = where.keys[row].decode("utf-8")
-        files = {part: self._bytes(tar, where, row, part) for part in ("image", "text")}
-        image, text = files["image"], files["text"]
+        image = self._bytes(tar, where, row, "image")
         if image is None:
             return BadRecord("missing_image", f"sample without an image in {self._paths[tar]}", key)
-        in_json = self._bytes(tar, where, row, "json") if text is None else None
-        texts, bad = decode_texts(caption_bytes(in_json) if text is None else (text,))
+        text = self._bytes(tar, where, row, "text")
+        meta = self._bytes(tar, where, row, "json")
+        label = label_of(self._bytes(tar, where, row, "label"))
+        texts, bad = decode_texts(() if text is None else (text,))
         if not texts:
+            texts, bad_in_json = decode_texts(caption_bytes(json_object(meta)))
+            bad += bad_in_json
+        if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
-        return Record(image, texts, key=key)
+        return Record(image, texts, label, key, (meta or b"").decode("utf-8", "replace"))
 
     def _bytes(self, tar: int, where: TarIndex, row: int, part: str) -> bytes | None:
-        column = _PARTS.index(part)
+        column = PARTS.index(part)
         offset, size = int(where.offsets[row, column]), int(where.sizes[row, column])
-        return None if offset == _NONE else self._files.pread(self._paths[tar], size, offset)
+        return None if offset == NONE else self._files.pread(self._paths[tar], size, offset)
 
     def _index(self, tar: int) -> TarIndex:
         with self._tar_locks[tar]:  # one scan of a tar, whoever needs it first
@@ -335,20 +246,35 @@ class TarSource(RecordSource):
         return index
 
 
-def caption_bytes(data: bytes | None) -> tuple[bytes, ...]:
-    """Captions in a sample's JSON file, not yet checked to be UTF-8; none if it is not JSON."""
+def json_object(data: bytes | None) -> dict[str, Any]:
+    """The object in a sample's JSON file, empty if it is none.
+
+    Bytes that are no UTF-8 stay what they are, for the caller to find.
+    """
     if data is None:
-        return ()
+        return {}
     try:
-        # Bytes that are no UTF-8 stay what they are, for the caller to find.
         values = json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):
-        return ()
-    if not isinstance(values, dict):
-        return ()
-    name = next((name for name in CAPTION_FIELDS if values.get(name)), None)
-    found = values[name] if name else []
-    texts = [found] if isinstance(found, str) else found
-    if not isinstance(texts, list):
-        return ()
-    return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """Captions among the values of a JSON file, not yet checked to be UTF-8.
+
+    They are those of the first usual name that has any.
+    """
+    for name in find(values, TEXT_FIELDS):
+        found = [values[name]] if isinstance(values[name], str) else values[name]
+        if isinstance(found, list) and is_filled(found):
+            return tuple(
+                text.encode("utf-8", "surrogateescape") for text in found if isinstance(text, str)
+            )
+    return ()
+
+
+def label_of(data: bytes | None) -> int:
+    """The class in a ``.cls`` file, -1 if it is no whole number."""
+    text = (data or b"").strip()
+    return int(text) if text.isdigit() and len(text) < 18 else -1

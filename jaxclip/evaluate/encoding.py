@@ -221,3 +221,13 @@ def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
     if not len(array):
         return np.zeros((rows, *array.shape[1:]), array.dtype)
     return np.concatenate([array, np.repeat(array[-1:], rows - len(array), axis=0)])
+
+
+def share_of_work(count: int) -> np.ndarray:
+    """Numbers below ``count`` that this process handles."""
+    return np.arange(jax.process_index(), count, jax.process_count())
+
+
+def sum_over_processes(value: int) -> int:
+    """The sum of each process's integer."""
+    return sum(gather_json(value))

@@ -3,15 +3,65 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxclip.evaluate import ranking, retrieval
+from jaxclip.evaluate.base import Data, Evaluator, Model
 
+GALLERY_FILE = "gallery.json"
 THUMBNAIL_SIDE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery(Evaluator):
+    """Images and captions that are retrieved for some queries, for the report; no metrics.
+
+    Attributes:
+      num_text_queries: captions that ask.
+      num_image_queries: images that ask.
+      num_results: how many are retrieved for each.
+      seed: of the draw: the same queries whatever the model.
+    """
+
+    num_text_queries: int = 12
+    num_image_queries: int = 8
+    num_results: int = 5
+    seed: int = 0
+
+    writes: ClassVar[tuple[str, ...]] = (GALLERY_FILE,)
+
+    def metric_names(self) -> list[str]:
+        return []
+
+    def check(self, data: Data) -> None:
+        """Refuse sizes below 1 and a split without captions."""
+        for name in ("num_text_queries", "num_image_queries", "num_results"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        retrieval.check_captions(data)
+
+    def evaluate(self, model: Model, data: Data) -> dict[str, float]:
+        """No metrics."""
+        return {}
+
+    def files(self, model: Model, data: Data) -> dict[str, Any]:
+        """``gallery.json``; see :meth:`Picks.content`."""
+        images = data.images(model)
+        captions = retrieval.captions_of(images.texts, data)
+        embedded = model.texts(captions.texts)
+        if jax.process_index() != 0:
+            return {}
+        picked = pick(images.embeddings, embedded, captions, **dataclasses.asdict(self))
+        # A second pass over the split: the pictures shown are known only now.
+        found = data.pictures(picked.images())
+        pictures = {number: data_uri(picture) for number, picture in found.items()}
+        return {GALLERY_FILE: picked.content(captions.texts, pictures, data.split)}
 
 
 class Picks(NamedTuple):
@@ -44,7 +94,7 @@ class Picks(NamedTuple):
         )
 
     def content(
-        self, texts: Sequence[str], pictures: Mapping[int, str], split: str, step: int
+        self, texts: Sequence[str], pictures: Mapping[int, str], split: str
     ) -> dict[str, Any]:
         """The gallery as JSON.
 
@@ -52,10 +102,9 @@ class Picks(NamedTuple):
           texts: the captions.
           pictures: data URI of each image of :meth:`images`.
           split: name of the split.
-          step: step of the parameters.
 
         Returns:
-          ``{"split", "step", "pictures": {number: data URI}, "text_to_image": [{"query",
+          ``{"split", "pictures": {number: data URI}, "text_to_image": [{"query",
           "results": [{"picture", "score", "right"}]}], "image_to_text": [{"picture", "results":
           [{"text", "score", "right"}]}]}``.
         """
@@ -93,7 +142,6 @@ class Picks(NamedTuple):
         ]
         return {
             "split": split,
-            "step": step,
             "pictures": {str(number): uri for number, uri in pictures.items()},
             "text_to_image": text_to_image,
             "image_to_text": image_to_text,
@@ -143,31 +191,6 @@ def pick(
         text_scores,
         retrieval.owned(shown, found_texts, captions.pairs),
     )
-
-
-def pictures(
-    batches: Iterable[Mapping[str, Any]], index: np.ndarray, wanted: Sequence[int]
-) -> dict[int, str]:
-    """Thumbnails of some images of a split.
-
-    Args:
-      batches: all of the split's batches (:func:`jaxclip.data.pipeline.eval_batches`).
-      index: int64[N], position in the split of each image.
-      wanted: which of the N.
-
-    Returns:
-      Data URI of each.
-    """
-    position = {int(index[i]): i for i in wanted}
-    found: dict[int, str] = {}
-    for batch in batches:
-        for row in np.flatnonzero(np.asarray(batch["mask"], bool)):
-            number = position.get(int(batch["index"][row]))
-            if number is not None:
-                found[number] = data_uri(np.asarray(batch["image"][row]))
-        if len(found) == len(position):
-            break
-    return found
 
 
 def data_uri(image: np.ndarray) -> str:

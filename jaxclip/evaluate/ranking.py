@@ -13,6 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
+def check_cutoffs(ks: Sequence[int]) -> None:
+    """Raise ValueError unless all of at least one cut-off are integers from 1 on."""
+    good = isinstance(ks, (list, tuple)) and all(isinstance(k, int) and k >= 1 for k in ks)
+    if not ks or not good:
+        raise ValueError(f"ks={ks!r} must be integers of at least 1, such as [1, 5]")
+
+
 def top_k(
     queries: np.ndarray,
     gallery: np.ndarray,

@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.evaluate import ranking
+from jaxclip.evaluate import encoding, ranking
+from jaxclip.evaluate.base import Data, Evaluator, Model
+
+_DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval(Evaluator):
+    """Which caption belongs to this picture, which picture to this caption?
+
+    Attributes:
+      ks: cut-offs.
+    """
+
+    ks: Sequence[int] = (1, 5, 10)
+
+    def metric_names(self) -> list[str]:
+        return [f"{direction}_r{k}" for direction in _DIRECTIONS for k in self.ks]
+
+    def check(self, data: Data) -> None:
+        """Refuse wrong cut-offs and a split without captions."""
+        ranking.check_cutoffs(self.ks)
+        check_captions(data)
+
+    def evaluate(self, model: Model, data: Data) -> dict[str, float]:
+        """Recall in both directions among the images and distinct captions of the split, and
+        ``num_images``, ``num_captions``."""
+        images = data.images(model)
+        captions = captions_of(images.texts, data)
+        embedded = model.texts(captions.texts)
+        found: dict[str, float] = {}
+        for direction, ask, queries in zip(
+            _DIRECTIONS,
+            (image_to_text, text_to_image),
+            (len(images.positions), len(captions.texts)),
+            strict=True,
+        ):
+            counts = ask(
+                images.embeddings,
+                embedded,
+                captions.pairs,
+                ks=self.ks,
+                queries=encoding.share_of_work(queries),
+            )
+            hits = {k: encoding.sum_over_processes(count) for k, count in counts.hits.items()}
+            total = Recall(hits, encoding.sum_over_processes(counts.queries))
+            found |= total.metrics(direction)
+        sizes = {"num_images": len(images.positions), "num_captions": len(captions.texts)}
+        return {**found, **sizes}
 
 
 class Captions(NamedTuple):
@@ -39,6 +88,21 @@ class Recall(NamedTuple):
             f"{direction}_r{k}": count / self.queries if self.queries else float("nan")
             for k, count in self.hits.items()
         }
+
+
+def check_captions(data: Data) -> None:
+    """Raise ValueError if none of the first records of the split has a caption."""
+    sample = data.sample(data.split)
+    if sample and not any(count for _, count in sample):
+        raise ValueError(f"the first {len(sample)} records of {data.name} have no caption")
+
+
+def captions_of(texts: Sequence[Sequence[str]], data: Data) -> Captions:
+    """As :func:`index_captions`; ValueError, naming the data, if there is not a single caption."""
+    captions = index_captions(texts)
+    if not captions.texts:
+        raise ValueError(f"split {data.split!r} of data set {data.name!r} has no captions")
+    return captions
 
 
 def index_captions(texts: Sequence[Sequence[str]]) -> Captions:

@@ -2,15 +2,82 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.evaluate import ranking
+from jaxclip.evaluate import class_names, encoding, ranking, templates
+from jaxclip.evaluate.base import Data, Evaluator, Model
+from jaxclip.evaluate.class_names import ClassNames
+from jaxclip.evaluate.templates import Templates
 
 
-class ZeroShot(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(Evaluator):
+    """Which of the class names describes this picture?
+
+    Attributes:
+      class_names: the classes that compete: ``""`` for the data set's own names, tidied; else as
+        :func:`jaxclip.evaluate.class_names.resolve` takes them.
+      templates: as :func:`jaxclip.evaluate.templates.resolve` takes them.
+      ks: cut-offs: an image counts at k if its class is among the k best.
+    """
+
+    class_names: ClassNames = ""
+    templates: Templates = "name"
+    ks: Sequence[int] = (1, 5)
+
+    def metric_names(self) -> list[str]:
+        return [f"top{k}" for k in self.ks]
+
+    def check(self, data: Data) -> None:
+        """Refuse wrong options, and a split without labels or with labels that have no name."""
+        ranking.check_cutoffs(self.ks)
+        names = self.names(data)
+        self._prompts(names)
+        if data.class_names() is not None:
+            return
+        # Nothing says which labels there are but the records themselves.
+        labels = [label for label, _ in data.sample(data.split)]
+        if labels and max(labels) < 0:
+            raise ValueError(f"the first {len(labels)} records of {data.name} have no label")
+        if isinstance(self.class_names, str | Sequence) and max(labels, default=0) >= len(names):
+            raise ValueError(
+                f"a record of {data.name} has label {max(labels)}, but class_names has only "
+                f"{len(names)} names"
+            )
+
+    def evaluate(self, model: Model, data: Data) -> dict[str, float]:
+        """``top1``, ``top5``, ``num_examples``, ``num_classes``; images of classes that do not
+        compete do not count."""
+        names = self.names(data)
+        prompts = self._prompts(names)
+        embedded = model.texts([prompt for each in prompts for prompt in each])
+        classes = class_embeddings(embedded, [len(each) for each in prompts])
+        images = data.images(model)
+        place = {label: i for i, label in enumerate(names)}
+        labels = np.array([place.get(int(label), -1) for label in images.labels], np.int64)
+        mine = encoding.share_of_work(len(labels))
+        counts = classify(images.embeddings[mine], classes, labels[mine], ks=self.ks)
+        correct = {k: encoding.sum_over_processes(count) for k, count in counts.correct.items()}
+        total = Counts(correct, encoding.sum_over_processes(counts.examples))
+        sizes = {"num_examples": total.examples, "num_classes": len(names)}
+        return {**total.metrics(), **sizes}
+
+    def names(self, data: Data) -> dict[int, str]:
+        """The classes that compete: label -> name."""
+        occurring = data.split_classes(data.split)
+        return class_names.resolve(
+            self.class_names, data.class_names(), occurring, what=f"data set {data.name!r}"
+        )
+
+    def _prompts(self, names: dict[int, str]) -> list[list[str]]:
+        return templates.prompts(list(names.values()), templates.resolve(self.templates))
+
+
+class Counts(NamedTuple):
     """Counts of a zero-shot classification; integers, so that parts can be added up.
 
     Attributes:
@@ -29,22 +96,29 @@ class ZeroShot(NamedTuple):
         }
 
 
-def class_embeddings(prompts: np.ndarray, num_classes: int) -> np.ndarray:
+def class_embeddings(prompts: np.ndarray, counts: int | Sequence[int]) -> np.ndarray:
     """Average the embeddings of a class's prompts and normalise the average.
 
     Args:
-      prompts: float[num_classes * T, D], L2-normalised, the T prompts of a class in a row.
-      num_classes: C.
+      prompts: float[P, D], L2-normalised, the prompts of a class in a row.
+      counts: number of prompts of each of C classes, or C if all have as many.
 
     Returns:
       float32[C, D], L2-normalised (zero where the prompts cancel out).
 
     Raises:
-      ValueError: the number of prompts is not a multiple of the number of classes.
+      ValueError: the prompts do not divide over the classes.
     """
-    if num_classes < 1 or len(prompts) % num_classes:
-        raise ValueError(f"{len(prompts)} prompts do not divide over {num_classes} classes")
-    mean = np.asarray(prompts, np.float32).reshape(num_classes, -1, prompts.shape[-1]).mean(axis=1)
+    if isinstance(counts, int):
+        if counts < 1 or len(prompts) % counts:
+            raise ValueError(f"{len(prompts)} prompts do not divide over {counts} classes")
+        counts = [len(prompts) // counts] * counts
+    sizes = np.asarray(counts, np.int64)
+    if not len(sizes) or sizes.min() < 1 or sizes.sum() != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts are not what classes of {counts} have")
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    sums = np.add.reduceat(np.asarray(prompts, np.float32), starts)
+    mean = sums / sizes[:, None].astype(np.float32)
     norm = np.linalg.norm(mean, axis=1, keepdims=True)
     return mean / np.where(norm > 0, norm, 1.0)
 
@@ -57,7 +131,7 @@ def classify(
     ks: Sequence[int] = (1, 5),
     mask: np.ndarray | None = None,
     **tiling: Any,
-) -> ZeroShot:
+) -> Counts:
     """Count the images whose class is among the k with the largest inner products.
 
     Of equal scores the class with the lower index ranks first, NaN last (see
@@ -72,7 +146,7 @@ def classify(
       **tiling: ``query_tile``, ``gallery_tile``, ``devices`` of :func:`ranking.top_k`.
 
     Returns:
-      :class:`ZeroShot` counts.
+      :class:`Counts`.
 
     Raises:
       ValueError: a label that is no class.
@@ -85,4 +159,4 @@ def classify(
     if labels.size and labels.max() >= len(classes):
         raise ValueError(f"label {labels.max()} is no class: there are {len(classes)} names")
     _, indices = ranking.top_k(np.asarray(images)[keep], classes, max(ks), **tiling)
-    return ZeroShot(ranking.hits_at(indices == labels[:, None], ks), len(labels))
+    return Counts(ranking.hits_at(indices == labels[:, None], ks), len(labels))

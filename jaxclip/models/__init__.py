@@ -1,9 +1,9 @@
 """Encoders: pure functions of a plain dict of parameters."""
 
 from jaxclip.models import fused_attention, presets
-from jaxclip.models.clip import CLIP, build, unit
+from jaxclip.models.clip import CLIP, build
 from jaxclip.models.features import Features, Insert, Tokens
-from jaxclip.models.layers import Attend, softmax_weights
+from jaxclip.models.layers import Attend, softmax_weights, unit
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 
 __all__ = [

@@ -72,6 +72,10 @@ class Total:
         wanted = field_lib.union((f"objective {t.name!r}", t.objective.fields) for t in self.terms)
         return dict(sorted({**field_lib.PAIR, **wanted}.items()))
 
+    def owners(self) -> dict[str, str]:
+        """Who wants which key of the batch, for errors."""
+        return {key: f"objective {t.name!r}" for t in self.terms for key in t.objective.fields}
+
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> dict[str, Params]:
         """Own parameters of the terms that have any, by name."""
         every = {
@@ -177,10 +181,14 @@ def from_config(terms: Sequence[Mapping[str, Any] | str], loss: Mapping[str, Any
         losses.from_config(loss)  # its errors speak of config.loss
         objective = REGISTRY.build({**dict(loss), "name": "contrastive", "kind": loss["name"]})
         return Total((Term("contrastive", objective, as_weight(1.0, "contrastive"), ""),))
-    if isinstance(terms, (str, Mapping)):
+    if isinstance(terms, (str, Mapping)):  # one term, not in a list
         terms = [terms]
     built: list[Term] = []
     for given in terms:
+        if not isinstance(given, (str, Mapping)):
+            raise ValueError(
+                f"a term of config.objective is a name or a dict with a 'name', got {given!r}"
+            )
         options = {"name": given} if isinstance(given, str) else dict(given)
         weight = options.pop("weight", 1.0)
         name = options.pop("as", str(options.get("name")).rpartition(":")[2])

@@ -1,8 +1,8 @@
 """What the transformations of this package share: one state convention, norms, safe scaling.
 
 **The state convention.** Every transformation's state is a ``NamedTuple`` of arrays which has,
-beside what the rule itself needs, these four fields, so that anything can be logged without a
-second pass over the gradients (:func:`jaxclip.optim.monitor` collects them):
+beside what the rule itself needs, ``count`` and these four fields, so that anything can be logged
+without a second pass over the gradients (:func:`jaxclip.optim.read_metrics` collects them):
 
 ==================== =============================================================================
 ``norm``             What the rule looked at in the last step: a norm, or a largest absolute value.
@@ -10,6 +10,9 @@ second pass over the gradients (:func:`jaxclip.optim.monitor` collects them):
 ``clipped``          bool: did the rule act in that step? For clippers ``not norm <= threshold``.
 ``nonfinite_count``  int32: steps whose update became zero because ``norm`` was NaN or infinite.
 ==================== =============================================================================
+
+``count`` is the number of calls of ``update``, those with NaN included: a rule that has seen k
+finite norms has ``k = count - nonfinite_count``.
 
 Global rules keep scalars; per-tensor rules keep one vector ``[num_tensors]`` a field, in the order
 of ``jax.tree.leaves(updates)`` (:func:`tensor_names` gives the paths). Vectors rather than trees of
@@ -25,19 +28,31 @@ they were, the update is zero (for the tensor or the tree), ``clipped`` is true 
 A finite gradient whose square overflows float32 (1e30, say) has its true, finite norm.
 
 **Hyperparameters.** A float hyperparameter may be a number, an array (traced or not) or a schedule,
-a function of the number of updates before this one.
+a function of the number of updates before this one. A number of updates may not be a schedule.
+
+**Differentiation.** Statistics, thresholds and factors of clippers are constants to ``jax.grad``:
+what is left is the derivative of factor times gradient.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from jaxclip.optim._norms import combine_norms as combine_norms
+from jaxclip.optim._norms import global_norm as global_norm
+from jaxclip.optim._norms import max_or_nan as max_or_nan
+from jaxclip.optim._norms import ordered_pattern as ordered_pattern
+from jaxclip.optim._norms import sum_or_nan as sum_or_nan
+from jaxclip.optim._norms import tensor_maxima as tensor_maxima
+from jaxclip.optim._norms import tensor_norms as tensor_norms
+from jaxclip.optim._norms import unpack as unpack
 
 Hyperparameter = float | jax.Array | Callable[[Any], Any]
 
@@ -76,8 +91,35 @@ def tensor_names(tree: Any) -> list[str]:
     Returns:
       One string a tensor, such as ``"image/blocks_0/mlp/up/kernel"``.
     """
-    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    return [path for path, _ in named_leaves(tree)]
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Path and value of every tensor, in the order of ``jax.tree.leaves``.
+
+    A box around an array (an NNX ``Variable``, a Linen ``Partitioned``) is no part of the path:
+    trainers put it on or take it off between ``init`` and ``update``.
+    """
+    nodes, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_box)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, node in nodes
+        for leaf in jax.tree.leaves(node)
+    ]
+
+
+def map_named(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """A tree of ``function(path, leaf)``; ``None`` and ``MaskedNode`` are no leaves."""
+    values = [function(path, leaf) for path, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def _is_box(node: Any) -> bool:
+    """Whether a node is one of flax's boxes. By name, since flax is not imported here."""
+    return any(
+        parent.__module__.startswith("flax.") and parent.__name__ in ("Variable", "AxisMetadata")
+        for parent in type(node).__mro__
+    )
 
 
 def statistics_dtype(tree: Any) -> Any:
@@ -147,10 +189,11 @@ def check_number(
       below: value that it must not reach.
 
     Raises:
-      TypeError: the value is neither number, array nor schedule.
+      TypeError: the value is neither number, array nor schedule, or an array in half precision.
       ValueError: the value is out of range (or NaN).
     """
     if isinstance(value, jax.Array) or callable(value):
+        _check_precision(name, value)
         return
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.number, np.ndarray)
@@ -170,6 +213,47 @@ def check_number(
         raise ValueError(f"{name}={value} must be {wanted or 'a number'}")
 
 
+def _check_precision(name: str, value: Any) -> None:
+    """Refuse a hyperparameter in half precision, which makes 1.0 of 0.999.
+
+    Raises:
+      TypeError: the value is an array of a float dtype narrower than float32.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize >= 4:
+        return
+    raise TypeError(
+        f"{name} is an array of dtype {dtype}, too coarse for a hyperparameter (0.999 is 1.0 in "
+        "bfloat16); optax.inject_hyperparams casts to the parameters' dtype unless told otherwise: "
+        "pass hyperparam_dtype=jnp.float32 to it"
+    )
+
+
+def integer(name: str, value: Any, low: int) -> int | jax.Array:
+    """A number of steps: an integer or a traced array, but no schedule.
+
+    Args:
+      name: ``"transformation.argument"``, for the message.
+      value: the argument; a float without a fraction will do.
+      low: smallest value allowed, if it is a plain number.
+
+    Raises:
+      TypeError: it is a function or no number.
+      ValueError: it has a fraction, or is less than ``low``.
+    """
+    if callable(value):
+        raise TypeError(
+            f"{name} is a number of updates and can't be a schedule (got {value!r}); give an "
+            "integer, or an array through optax.inject_hyperparams"
+        )
+    if isinstance(value, jax.Array):
+        return value
+    check_number(name, value, low)
+    if float(value) != int(value):
+        raise ValueError(f"{name}={value} must be an integer")
+    return int(value)
+
+
 def static_integer(name: str, value: Any, low: int) -> int:
     """An argument that sets a shape, as an int.
 
@@ -178,16 +262,16 @@ def static_integer(name: str, value: Any, low: int) -> int:
       ValueError: it is less than ``low``.
     """
     try:
-        integer = operator.index(value)
+        number = operator.index(value)
     except (TypeError, jax.errors.JAXTypeError) as error:
         argument = name.rpartition(".")[2]
         raise TypeError(
             f"{name}={value!r} must be an integer known when tracing; within "
             f"optax.inject_hyperparams pass static_args={argument!r}"
         ) from error
-    if integer < low:
-        raise ValueError(f"{name}={integer} must be >= {low}")
-    return integer
+    if number < low:
+        raise ValueError(f"{name}={number} must be >= {low}")
+    return number
 
 
 def static_number(name: str, value: Any, **limits: float) -> float:
@@ -214,116 +298,6 @@ def static_number(name: str, value: Any, **limits: float) -> float:
     return number
 
 
-def tensor_norms(
-    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
-) -> jax.Array:
-    """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``.
-
-    Args:
-      leaves: tensors.
-      dtype: of the result.
-      minus: tensors to be subtracted first, ``None`` for none. (Given differences instead, the
-        second look at norms that overflowed would have them all written to memory.)
-    """
-
-    def tensors() -> list[jax.Array]:
-        if minus is None:
-            return list(leaves)
-        return [a.astype(b.dtype) - b for a, b in zip(leaves, minus, strict=True)]
-
-    if not leaves:
-        return jnp.zeros((0,), dtype)
-    norms = jnp.sqrt(jnp.stack([_square_sum(tensor, dtype) for tensor in tensors()]))
-    if norms.dtype == jnp.float64:
-        return norms
-    # Computed anew, with care, if float32 overflowed.
-    return jax.lax.cond(
-        jnp.all(jnp.isfinite(norms)),
-        lambda: norms,
-        lambda: jnp.stack([_scaled_norm(tensor, dtype) for tensor in tensors()]),
-    )
-
-
-def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
-    if not leaves:
-        return jnp.zeros((0,), dtype)
-    largest = [max_or_nan(jnp.abs(leaf), jnp.isnan(leaf)) for leaf in leaves]
-    return jnp.stack([value.astype(dtype) for value in largest])
-
-
-def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
-    """Largest of a tensor's non-negative values (0 without any), NaN if any is spoilt.
-
-    ``jnp.max`` would not do: XLA's reductions on the CPU may lose NaN.
-
-    Args:
-      values: tensor of any shape.
-      spoilt: bool, of the same shape or a scalar.
-    """
-    spoilt = jnp.broadcast_to(spoilt, values.shape)
-    largest, any_spoilt = jax.lax.reduce(
-        (values, spoilt),
-        (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
-        lambda x, y: (jnp.maximum(x[0], y[0]), x[1] | y[1]),
-        tuple(range(values.ndim)),
-    )
-    return jnp.where(any_spoilt, jnp.nan, largest)
-
-
-def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
-    """Sum of a tensor's values, NaN if any is spoilt.
-
-    Not by a reduction with two results, as the maximum: that adds one value after the other, which
-    costs float32 its digits beyond some ten thousand, and to do rows first would have devices that
-    share rows exchange a number for each.
-
-    Args:
-      values: tensor of any shape.
-      spoilt: bool, of the same shape.
-    """
-    return jnp.sum(jnp.where(spoilt, jnp.nan, values))
-
-
-def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Sum of the squared absolute values, computed in ``dtype``."""
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        return _square_sum(leaf.real, dtype) + _square_sum(leaf.imag, dtype)
-    return jnp.sum(jnp.square(leaf.astype(dtype)))
-
-
-def _scaled_norm(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """L2 norm of a tensor with its largest element taken out, so that no square overflows."""
-    magnitude = jnp.abs(leaf).astype(dtype)
-    # A constant to scale by would not do: XLA pulls it out of squares, where it underflows.
-    largest = jnp.max(magnitude, initial=0.0)
-    safe = jnp.where(largest > 0, largest, 1.0)
-    return safe * jnp.sqrt(jnp.sum(jnp.square(magnitude / safe)))
-
-
-def ordered_pattern(magnitude: jax.Array) -> jax.Array:
-    """Bit patterns of non-negative floats: integers in the same order, NaN above infinity.
-
-    An integer maximum of them keeps NaN, as a float maximum does, but vectorises.
-    """
-    integer = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(magnitude, integer)
-
-
-def combine_norms(norms: jax.Array) -> jax.Array:
-    """L2 norm of a vector of norms; neither over- nor underflows before its result does."""
-    largest = jnp.max(norms, initial=0.0)
-    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
-    return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe)))
-
-
-def global_norm(
-    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
-) -> jax.Array:
-    """L2 norm of all tensors together, a scalar; arguments as for :func:`tensor_norms`."""
-    return combine_norms(tensor_norms(leaves, dtype, minus))
-
-
 def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
     """``numerator / denominator``, and ``otherwise`` where the denominator is zero."""
     nonzero = denominator != 0
@@ -338,7 +312,8 @@ def rescale(leaf: jax.Array, factor: jax.Array, keep: jax.Array) -> jax.Array:
       factor: scalar, of the statistics' dtype.
       keep: bool scalar. A multiplication by zero would not do: NaN times zero is NaN.
     """
-    return jnp.where(keep, leaf * factor, 0).astype(leaf.dtype)
+    scaled = leaf * factor
+    return jax.lax.select(keep, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
 
 def zeros_like_wide(leaf: Any) -> jax.Array:

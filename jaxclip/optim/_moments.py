@@ -32,12 +32,8 @@ def zeros(leaf: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) ->
       dtype: of the moment; default the parameter's, but at least float32.
       shape: of the moment; default the parameter's.
 
-    Raises:
-      TypeError: the parameter is complex.
     """
     leaf = jnp.asarray(leaf)
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        raise TypeError(f"complex parameters ({leaf.dtype}) have no second moment here; split them")
     dtype = jnp.promote_types(leaf.dtype, jnp.float32) if dtype is None else dtype
     return jnp.zeros_like(leaf, dtype=dtype, shape=shape)
 
@@ -93,57 +89,194 @@ def store(keep: jax.Array, new: jax.Array, old: jax.Array) -> tuple[jax.Array, j
     return stored, stored if old.dtype == new.dtype else new
 
 
-def add(update: jax.Array, decay: jax.Array | None) -> jax.Array:
-    """The update with its weight decay, if there is any."""
-    return update if decay is None else update + decay
+def add_decay(update: jax.Array, rate: jax.Array, param: jax.Array | None) -> jax.Array:
+    """The update with its weight decay, if there is any.
+
+    Args:
+      update: in the statistics' dtype.
+      rate: weight decay.
+      param: the parameter, ``None`` for one that does not decay.
+    """
+    return update if param is None else update + rate * param.astype(update.dtype)
 
 
-def finish(keep: jax.Array, update: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The update in the gradient's dtype, or zero unless ``keep``."""
-    return jnp.where(keep, update, 0).astype(leaf.dtype)
+def update_dtypes(params: Any, leaves: Sequence[jax.Array]) -> list[Any]:
+    """Dtype of each tensor's update: as optax has it, the wider of parameter and gradient.
+
+    A float32 parameter with bfloat16 gradients gets float32 updates, or weight decay and learning
+    rate would be rounded to bfloat16. Without parameters the gradients decide alone.
+
+    Args:
+      params: may be ``None``.
+      leaves: of the updates.
+    """
+    if params is None:
+        return [leaf.dtype for leaf in leaves]
+    tensors, _ = _base.flatten(params, len(leaves))
+    pairs = zip(tensors, leaves, strict=True)
+    return [jnp.promote_types(tensor.dtype, leaf.dtype) for tensor, leaf in pairs]
+
+
+def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
+    """The update in a dtype of :func:`update_dtypes`, or zero unless ``keep``."""
+    return jnp.where(keep, update, 0).astype(dtype)
 
 
 class Step(NamedTuple):
-    """One tensor's update, its new moments, and the norm that was looked at."""
+    """One tensor's update, its new moments, and the numbers that its report is made of.
+
+    Attributes:
+      update: in the dtype of :func:`update_dtypes`.
+      mu: the first moment.
+      nu: the second moment.
+      seen: scalars of the statistics' dtype, the report's norm first.
+    """
 
     update: jax.Array
     mu: jax.Array
     nu: jax.Array
-    norm: jax.Array
+    seen: tuple[jax.Array, ...]
 
 
-def decay_terms(
-    weight_decay: _base.Hyperparameter,
-    mask: Mask,
-    params: Any,
-    leaves: Sequence[jax.Array],
-    count: jax.Array,
-    dtype: Any,
+class Tensors(NamedTuple):
+    """What an update works on, tensor by tensor; lists of equal length.
+
+    Attributes:
+      leaves: gradients.
+      mu: first moments.
+      nu: second moments.
+      params: parameters that decay, ``None`` where there is nothing to add.
+      dtypes: of the updates.
+      treedef: structure of the gradients.
+    """
+
+    leaves: list[jax.Array]
+    mu: list[jax.Array]
+    nu: list[jax.Array]
+    params: list[jax.Array | None]
+    dtypes: list[Any]
+    treedef: Any
+
+
+def tensors(
+    updates: Any, state: Any, params: Any, weight_decay: _base.Hyperparameter, mask: Mask
+) -> Tensors:
+    """The tensors of an update, for a state with ``mu``, ``nu`` and a report for each tensor.
+
+    Raises:
+      ValueError: the gradients are not of the state's structure; there is weight decay, but there
+        are no parameters.
+    """
+    leaves, treedef = _base.flatten(updates, state.norm.size)
+    return Tensors(
+        leaves,
+        treedef.flatten_up_to(state.mu),
+        treedef.flatten_up_to(state.nu),
+        decaying(weight_decay, mask, params, len(leaves)),
+        update_dtypes(params, leaves),
+        treedef,
+    )
+
+
+def collect(
+    steps: Sequence[Step], found: Tensors, state: Any
+) -> tuple[Any, dict[str, Any], tuple[jax.Array, ...]]:
+    """What the steps of all tensors make together.
+
+    Args:
+      steps: one a tensor.
+      found: the tensors.
+      state: the old state.
+
+    Returns:
+      The tree of updates; ``mu`` and ``nu`` by name, as trees; and the seen numbers as vectors
+      ``[num_tensors]`` (the old norm, once, if there are no tensors).
+    """
+
+    def tree(leaves: list[jax.Array]) -> Any:
+        return jax.tree.unflatten(found.treedef, leaves)
+
+    moments = {"mu": tree([s.mu for s in steps]), "nu": tree([s.nu for s in steps])}
+    seen = tuple(jnp.stack(column) for column in zip(*(s.seen for s in steps), strict=True))
+    return tree([s.update for s in steps]), moments, seen or (state.norm,)
+
+
+def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **decays: Any) -> None:
+    """Refuse arguments of an Adam-like optimizer that make no sense.
+
+    Args:
+      name: of the transformation, for the message.
+      eps: added to a root.
+      weight_decay: decoupled.
+      mu_dtype: of the first moment, ``None`` for the default.
+      **decays: of running averages, by the names of the arguments.
+
+    Raises:
+      ValueError: a number out of its range.
+      TypeError: no number at all, or no dtype.
+    """
+    for argument, value in decays.items():
+        _base.check_number(f"{name}.{argument}", value, 0, below=1)
+    _base.check_number(f"{name}.eps", eps, 0)
+    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
+    try:
+        floating = mu_dtype is None or jnp.issubdtype(jnp.dtype(mu_dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(f"{name}.mu_dtype={mu_dtype!r} must be a float dtype, such as 'bfloat16'")
+
+
+def check_updates(name: str, value: Any, low: int) -> None:
+    """Refuse a number of updates that is too small, or a schedule, which it can't be.
+
+    Raises:
+      ValueError: it is less than ``low``.
+      TypeError: it is no number.
+    """
+    if callable(value):
+        raise TypeError(
+            f"{name} counts updates and can't be a schedule, got {value!r}; give a number"
+        )
+    _base.check_number(name, value, low)
+
+
+def refuse_complex(name: str, tree: Any) -> None:
+    """Refuse complex tensors.
+
+    Raises:
+      TypeError: the tree holds one.
+    """
+    for leaf in jax.tree.leaves(tree):
+        dtype = jnp.asarray(leaf).dtype
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}: complex tensors ({dtype}) have no second moment here; split them into "
+                "real and imaginary parts"
+            )
+
+
+def decaying(
+    weight_decay: _base.Hyperparameter, mask: Mask, params: Any, number: int
 ) -> list[jax.Array | None]:
-    """``weight_decay * parameter`` of each tensor, ``None`` where there is none to add.
+    """The parameters that decay, ``None`` where there is nothing to add.
 
     Args:
       weight_decay: a hyperparameter.
       mask: which tensors decay; ``None`` for all.
       params: may be ``None`` if the decay is the number zero.
-      leaves: of the updates.
-      count: number of updates before this one.
-      dtype: of the result.
+      number: of tensors.
 
     Raises:
       ValueError: there is weight decay, but there are no parameters.
     """
     if isinstance(weight_decay, (int, float)) and weight_decay == 0:
-        return [None] * len(leaves)
+        return [None] * number
     if params is None:
         raise ValueError("weight decay needs the parameters: call `update(grads, state, params)`")
-    rate = _base.hyperparameter(weight_decay, count, dtype)
-    tensors, _ = _base.flatten(params, len(leaves))
-    flags = _decay_flags(mask, params, len(leaves))
-    return [
-        rate * tensor.astype(dtype) if flag else None
-        for tensor, flag in zip(tensors, flags, strict=True)
-    ]
+    found, _ = _base.flatten(params, number)
+    flags = _decay_flags(mask, params, number)
+    return [tensor if flag else None for tensor, flag in zip(found, flags, strict=True)]
 
 
 def _decay_flags(mask: Mask, params: Any, number: int) -> list[bool]:

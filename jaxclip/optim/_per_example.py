@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _rows
 
 
 def number_of_examples(leaves: Sequence[jax.Array]) -> int:
@@ -65,17 +66,45 @@ def clip_factors(norms: jax.Array, bound: jax.Array) -> jax.Array:
     return jnp.where(norms > bound, _base.safe_divide(bound, norms, 1.0), 1.0).astype(norms.dtype)
 
 
+def is_noisy(noise_multiplier: Any) -> bool:
+    """Whether there may be noise: unless the multiplier is the number zero."""
+    return not isinstance(noise_multiplier, (int, float)) or noise_multiplier > 0
+
+
+def check_seed(name: str, seed: Any) -> None:
+    """Refuse private noise without a seed: one that everybody knows hides nothing.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if seed is None:
+        raise ValueError(
+            f"{name}.seed is required where there is noise, and must stay unknown to others; give "
+            "one that is drawn: seed=secrets.randbits(31)"
+        )
+
+
 def normal_like(leaves: Sequence[jax.Array], seed: Any, count: jax.Array) -> list[jax.Array]:
     """Standard normal noise for a step, ``leaf.shape[1:]`` each, float32 at least.
 
-    Of the seed and the step alone, so that no random key need be kept in a state.
+    Of the seed (an integer or a key) and the step alone, so that no state holds a random key.
     """
-    key = jax.random.fold_in(jax.random.key(seed), count)
+    is_key = isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    key = jax.random.fold_in(seed if is_key else jax.random.key(seed), count)
     keys = jax.random.split(key, max(1, len(leaves)))
+    rows = _rows.rows(list(jax.random.key_data(keys).T), count)
+    implementation = str(jax.random.key_impl(keys))
     return [
-        jax.random.normal(keys[i], leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32))
-        for i, leaf in enumerate(leaves)
+        _normal(row, leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32), implementation)
+        for row, leaf in zip(rows, leaves, strict=False)
     ]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normal(key_data: jax.Array, shape: tuple[int, ...], dtype: Any, implementation: str) -> Any:
+    """Standard normal numbers of a key's data."""
+    key = jax.random.wrap_key_data(key_data, impl=implementation)
+    return jax.random.normal(key, shape, dtype)
 
 
 def _along_examples(vector: jax.Array, leaf: jax.Array) -> jax.Array:

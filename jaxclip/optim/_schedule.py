@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _options
+from jaxclip.optim import _sections
 
 
 def learning_rate_schedule(config: Mapping[str, Any], total_steps: int) -> optax.Schedule:
@@ -36,14 +36,14 @@ def learning_rate_schedule(config: Mapping[str, Any], total_steps: int) -> optax
     Raises:
       ValueError: an unknown name or option, or a number out of its range.
     """
-    peak = _options.number("optim.learning_rate", config.get("learning_rate"))
-    name, options = _options.named("optim.schedule", config.get("schedule", "constant"))
-    make = _options.lookup("optim.schedule.name", name, _SCHEDULES)
-    warmup_steps = _options.count("optim.schedule.warmup_steps", options.pop("warmup_steps", 0))
-    _options.check_known(
+    peak = _sections.number("optim.learning_rate", config.get("learning_rate"))
+    name, options = _sections.named("optim.schedule", config.get("schedule", "constant"))
+    make = _sections.lookup("optim.schedule.name", name, _SCHEDULES)
+    warmup_steps = _sections.count("optim.schedule.warmup_steps", options.pop("warmup_steps", 0))
+    _sections.check_known(
         "optim.schedule", name, options, make, extra=("warmup_steps",), hidden=("peak", "steps")
     )
-    cooldown_steps = _options.count(
+    cooldown_steps = _sections.count(
         "optim.schedule.cooldown_steps", options.get("cooldown_steps", 0)
     )
     if warmup_steps + cooldown_steps > total_steps:
@@ -82,7 +82,7 @@ def _rsqrt(
     cooldown_steps: int = 0,
     final_fraction: float = 0.0,
 ) -> optax.Schedule:
-    scale = _options.number("optim.schedule.timescale", timescale)
+    scale = _sections.number("optim.schedule.timescale", timescale)
     if scale <= 0:
         raise ValueError(f"optim.schedule.timescale={timescale} must be > 0")
 
@@ -104,7 +104,7 @@ def _cooled(
 
 
 def _fraction(value: Any) -> float:
-    fraction = _options.number("optim.schedule.final_fraction", value)
+    fraction = _sections.number("optim.schedule.final_fraction", value)
     if not 0 <= fraction <= 1:
         raise ValueError(f"optim.schedule.final_fraction={value} must be in [0, 1]")
     return fraction

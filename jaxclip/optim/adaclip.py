@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _clipper
 
 
 class AdaclipState(NamedTuple):
@@ -31,7 +31,7 @@ class AdaclipState(NamedTuple):
     nonfinite_count: jax.Array
 
 
-def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation:
+def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformationExtraArgs:
     r"""Scales elements that exceed the running average of their tensor's largest element.
 
     For every tensor, with :math:`s = \max |g|`,
@@ -51,7 +51,7 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
       theta: θ, decay of the average.
 
     Returns:
-      An ``optax.GradientTransformation`` with state :class:`AdaclipState`. ``norm`` and
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`AdaclipState`. ``norm`` and
       ``threshold`` are absolute values of elements.
 
     Raises:
@@ -69,46 +69,45 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
 
     References:
       Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
-      <https://arxiv.org/abs/2502.17055>`_, 2025.
+      <https://arxiv.org/abs/2502.17055v2>`_, 2025.
     """
     _base.check_number("adaclip.theta", theta, 0, below=1)
 
-    def init_fn(params: Any) -> AdaclipState:
-        dtype = _base.statistics_dtype(params)
-        shape = (len(jax.tree.leaves(params)),)
-        return AdaclipState(
-            count=jnp.zeros((), jnp.int32),
-            maximum=jnp.zeros(shape, dtype),
-            **_base.initial_report(shape, dtype),
-        )
-
-    def update_fn(
-        updates: Any, state: AdaclipState, params: Any = None
-    ) -> tuple[Any, AdaclipState]:
+    def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params
-        leaves, treedef = _base.flatten(updates, state.norm.size)
-        dtype = state.norm.dtype
-        largest = _base.tensor_maxima(leaves, dtype)
-        finite = jnp.isfinite(largest)
-        fresh = _base.complement(theta, state.count, dtype)
-        seen = state.count + 1 - state.nonfinite_count
-        maximum, bound = average_maximum(state.maximum, largest, fresh, seen)
-        clipped = largest > bound
-        new_state = AdaclipState(
-            count=optax.safe_increment(state.count),
-            maximum=jnp.where(finite, maximum, state.maximum),
-            norm=largest,
-            threshold=jnp.where(finite, bound, state.threshold),
-            clipped=clipped | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
-        )
-        out = [
-            jnp.where(finite[i], scale_above(leaf, largest[i], bound[i]), 0).astype(leaf.dtype)
-            for i, leaf in enumerate(leaves)
-        ]
-        return jax.tree.unflatten(treedef, out), new_state
+        return {"maximum": jnp.zeros(shape, dtype)}
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    def rule(
+        leaves: list[jax.Array], state: AdaclipState, now: _clipper.Context
+    ) -> _clipper.Decision:
+        largest = _base.tensor_maxima(leaves, now.dtype)
+        seen = state.count + 1 - state.nonfinite_count
+        maximum, bound = average_maximum(state.maximum, largest, now.complement(theta), seen)
+        clipped = largest > bound
+        factor = jnp.where(clipped, _base.safe_divide(bound, largest, 1.0), 1.0)
+        finite = jnp.isfinite(largest)
+        pairs = jnp.stack([jnp.where(finite, factor, jnp.nan).astype(now.dtype), bound], axis=1)
+        return _clipper.Decision(
+            norm=largest,
+            threshold=bound,
+            clipped=clipped,
+            act=_clipper.each(_scale_above, _base.unpack(pairs)),
+            own={"maximum": maximum},
+        )
+
+    return _clipper.clipper(AdaclipState, rule, own, per_tensor=True)
+
+
+def _scale_above(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Elements above a bound times a factor, the others as they are; zero if the factor is NaN.
+
+    Args:
+      leaf: tensor.
+      numbers: factor and bound.
+    """
+    factor, bound = numbers[0], numbers[1]
+    scaled = jnp.where(jnp.abs(leaf) > bound, leaf * factor, leaf)
+    return jax.lax.select(factor == factor, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
 
 def average_maximum(

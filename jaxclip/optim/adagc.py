@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _clipper
 
 
 class AdagcState(NamedTuple):
@@ -37,7 +37,9 @@ def adagc(
     lambda_rel: _base.Hyperparameter = 1.05,
     beta: _base.Hyperparameter = 0.98,
     warmup_steps: int | jax.Array = 100,
-) -> optax.GradientTransformation:
+    eps: _base.Hyperparameter = 0.0,
+    inclusive_warmup: bool = False,
+) -> optax.GradientTransformationExtraArgs:
     r"""Clips each tensor's norm at ``lambda_rel`` times the average of its clipped norms.
 
     In updates :math:`t < \mathrm{warmup\_steps}` (t counts from 1) gradients are clipped by their
@@ -60,6 +62,10 @@ def adagc(
     gradient in the first updates (any layer behind a zero-initialised projection has it in the
     first one) makes the average zero, and the tensor gets no update ever again.
 
+    The authors' released code (github.com/lishuai-97/AdaGC) has other defaults than the paper,
+    counts the warm-up inclusively and adds 1e-6 to norms:
+    ``adagc(lambda_rel=1.04, beta=0.99, eps=1e-6, inclusive_warmup=True)``.
+
     A threshold can shrink towards zero but grows by at most 0.1% an update (with the defaults), so
     exempt scalars whose gradient passes through zero, such as CLIP's ``logit_scale``:
     ``optax.masked(adagc(), {"image": True, "text": True, "logit_scale": False})``.
@@ -72,10 +78,12 @@ def adagc(
       lambda_rel: bound on a tensor's norm relative to its average.
       beta: decay of the average.
       warmup_steps: update from which the relative rule holds.
+      eps: added to the norms that gradients are compared with and divided by.
+      inclusive_warmup: whether update number ``warmup_steps`` still belongs to the warm-up.
 
     Returns:
-      An ``optax.GradientTransformation`` with state :class:`AdagcState`. In the warm-up a tensor's
-      ``threshold`` is its share ``lambda_abs * norm / global_norm``.
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`AdagcState`. In the
+      warm-up a tensor's ``threshold`` is its share ``lambda_abs * norm / global_norm``.
 
     Raises:
       ValueError: a number out of its range.
@@ -98,54 +106,43 @@ def adagc(
     _base.check_number("adagc.lambda_abs", lambda_abs, above=0)
     _base.check_number("adagc.lambda_rel", lambda_rel, above=0)
     _base.check_number("adagc.beta", beta, 0, 1)
-    _base.check_number("adagc.warmup_steps", warmup_steps, 0)
+    _base.check_number("adagc.eps", eps, 0)
+    # Number of the update, from 1, at which the relative rule begins.
+    steps = _base.integer("adagc.warmup_steps", warmup_steps, 0) + bool(inclusive_warmup)
 
-    def init_fn(params: Any) -> AdagcState:
-        dtype = _base.statistics_dtype(params)
-        shape = (len(jax.tree.leaves(params)),)
-        return AdagcState(
-            count=jnp.zeros((), jnp.int32),
-            gamma=jnp.full(shape, jnp.inf, dtype),
-            **_base.initial_report(shape, dtype),
-        )
-
-    def update_fn(updates: Any, state: AdagcState, params: Any = None) -> tuple[Any, AdagcState]:
+    def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params
-        leaves, treedef = _base.flatten(updates, state.norm.size)
-        dtype = state.norm.dtype
-        bound = _base.hyperparameter(lambda_abs, state.count, dtype)
-        ratio = _base.hyperparameter(lambda_rel, state.count, dtype)
-        decay = _base.hyperparameter(beta, state.count, dtype)
-        fresh = _base.complement(beta, state.count, dtype)
+        return {"gamma": jnp.full(shape, jnp.inf, dtype)}
 
-        norms = _base.tensor_norms(leaves, dtype)
+    def rule(
+        leaves: list[jax.Array], state: AdagcState, now: _clipper.Context
+    ) -> _clipper.Decision:
+        bound, small = now.value(lambda_abs), now.value(eps)
+        norms = _base.tensor_norms(leaves, now.dtype)
         total = _base.combine_norms(norms)
-        is_global = (state.count + 1 < warmup_steps) | ~jnp.isfinite(state.gamma)
-        finite = jnp.where(is_global, jnp.isfinite(total), jnp.isfinite(norms))
+        is_global = (now.count + 1 < steps) | ~jnp.isfinite(state.gamma)
+        # A tensor is skipped where the norm that it goes by is not finite.
+        looked = jnp.where(is_global & ~jnp.isfinite(total), jnp.nan, norms)
 
         # `total` is at least every one of the norms: where it is zero, so are they.
-        share = bound * _base.safe_divide(norms, total, 1.0)
-        threshold = jnp.where(is_global, share, ratio * state.gamma)
-        clipped = jnp.where(is_global, total > bound, norms > threshold)
-        factor = jnp.where(
-            is_global,
-            jnp.minimum(1.0, _base.safe_divide(bound, total, 1.0)),
-            jnp.where(clipped, _base.safe_divide(threshold, norms, 1.0), 1.0),
-        ).astype(dtype)
+        share = bound * _base.safe_divide(norms, total + small, 1.0)
+        threshold = jnp.where(is_global, share, now.value(lambda_rel) * state.gamma)
+        clipped = jnp.where(is_global, total + small > bound, norms + small > threshold)
+        allowed = jnp.where(is_global, bound, threshold)
+        against = jnp.where(is_global, total, norms) + small
+        factor = jnp.where(clipped, _base.safe_divide(allowed, against, 1.0), 1.0)
+        factor = factor.astype(now.dtype)
 
         let_out = factor * norms
         smallest = jnp.where(let_out > 0, jnp.minimum(state.gamma, let_out), state.gamma)
-        average = decay * state.gamma + fresh * let_out
-        gamma = jnp.where(is_global, smallest, average)
-        new_state = AdagcState(
-            count=optax.safe_increment(state.count),
-            gamma=jnp.where(finite, gamma, state.gamma),
+        average = now.value(beta) * state.gamma + now.complement(beta) * let_out
+        return _clipper.Decision(
             norm=norms,
-            threshold=jnp.where(finite, threshold, state.threshold),
-            clipped=clipped | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            finite=jnp.isfinite(looked),
+            threshold=threshold,
+            clipped=clipped,
+            act=_clipper.scale(factor, jnp.isfinite(looked)),
+            own={"gamma": jnp.where(is_global, smallest, average)},
         )
-        scaled = [_base.rescale(g, factor[i], finite[i]) for i, g in enumerate(leaves)]
-        return jax.tree.unflatten(treedef, scaled), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return _clipper.clipper(AdagcState, rule, own, per_tensor=True)

@@ -1,4 +1,4 @@
-"""AdaGN of Stable-SPAM: bring each tensor's norm to what its running averages say it should be."""
+"""AdaGN of Stable-SPAM, nearly GradientStabilizer: give each tensor the norm its averages say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _clipper
 
 
 class AdagnState(NamedTuple):
@@ -37,7 +37,7 @@ def adagn(
     gamma1: _base.Hyperparameter = 0.7,
     gamma2: _base.Hyperparameter = 0.9,
     eps: _base.Hyperparameter = 1e-8,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Normalises each tensor and gives it the norm of an "Adam of its norms".
 
     For every tensor, with :math:`n = \|g\|`,
@@ -54,6 +54,10 @@ def adagn(
     (Adam and its like) and makes small norms larger, too. This is step 2 of
     :func:`jaxclip.optim.stable_spam`.
 
+    GradientStabilizer is nearly the same rule: the norm of each tensor becomes mean over root mean
+    square of its past norms. It is version 3 of the arXiv number below, a paper of another title;
+    Stable-SPAM is version 2.
+
     Norms above 1e17 enter the averages as 1e17, for their squares to stay in float32. A scalar
     becomes its sign times a number near one: exempt CLIP's ``logit_scale`` with ``optax.masked``
     if its gradient's size should count.
@@ -66,7 +70,7 @@ def adagn(
       eps: added to the root of the latter.
 
     Returns:
-      An ``optax.GradientTransformation`` with state :class:`AdagnState`.
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`AdagnState`.
 
     Raises:
       ValueError: a number out of its range.
@@ -82,52 +86,43 @@ def adagn(
 
     References:
       Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
-      <https://arxiv.org/abs/2502.17055>`_, 2025.
+      <https://arxiv.org/abs/2502.17055v2>`_, 2025. GradientStabilizer: `arXiv 2502.17055v3
+      <https://arxiv.org/abs/2502.17055v3>`_, 2026.
     """
     _base.check_number("adagn.gamma1", gamma1, 0, below=1)
     _base.check_number("adagn.gamma2", gamma2, 0, below=1)
     _base.check_number("adagn.eps", eps, 0)
 
-    def init_fn(params: Any) -> AdagnState:
-        dtype = _base.statistics_dtype(params)
-        shape = (len(jax.tree.leaves(params)),)
-        return AdagnState(
-            count=jnp.zeros((), jnp.int32),
-            first=jnp.zeros(shape, dtype),
-            second=jnp.zeros(shape, dtype),
-            **_base.initial_report(shape, dtype),
-        )
-
-    def update_fn(updates: Any, state: AdagnState, params: Any = None) -> tuple[Any, AdagnState]:
+    def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params
-        leaves, treedef = _base.flatten(updates, state.norm.size)
-        dtype = state.norm.dtype
-        norms = _base.tensor_norms(leaves, dtype)
-        finite = jnp.isfinite(norms)
-        seen = state.count + 1 - state.nonfinite_count
+        return {"first": jnp.zeros(shape, dtype), "second": jnp.zeros(shape, dtype)}
+
+    # With an epsilon, norms that small count for nothing.
+    exact_small = isinstance(eps, (int, float)) and eps == 0
+
+    def rule(
+        leaves: list[jax.Array], state: AdagnState, now: _clipper.Context
+    ) -> _clipper.Decision:
+        norms = _base.tensor_norms(leaves, now.dtype, exact_small=exact_small)
         first, second, target = average_norms(
             state.first,
             state.second,
             norms,
-            _base.complement(gamma1, state.count, dtype),
-            _base.complement(gamma2, state.count, dtype),
-            _base.hyperparameter(eps, state.count, dtype),
-            seen,
+            now.complement(gamma1),
+            now.complement(gamma2),
+            now.value(eps),
+            state.count + 1 - state.nonfinite_count,
         )
-        new_state = AdagnState(
-            count=optax.safe_increment(state.count),
-            first=jnp.where(finite, first, state.first),
-            second=jnp.where(finite, second, state.second),
+        factor = _base.safe_divide(target, norms, 0.0).astype(now.dtype)
+        return _clipper.Decision(
             norm=norms,
-            threshold=jnp.where(finite, target, state.threshold),
-            clipped=(norms > target) | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            threshold=target,
+            clipped=norms > target,
+            act=_clipper.scale(factor, jnp.isfinite(norms)),
+            own={"first": first, "second": second},
         )
-        factor = _base.safe_divide(target, norms, 0.0).astype(dtype)
-        out = [_base.rescale(leaf, factor[i], finite[i]) for i, leaf in enumerate(leaves)]
-        return jax.tree.unflatten(treedef, out), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return _clipper.clipper(AdagnState, rule, own, per_tensor=True)
 
 
 def average_norms(
@@ -155,5 +150,7 @@ def average_norms(
     second = second + fresh2 * (jnp.square(fed) - second)
     mean = first / _base.bias_correction(fresh1, seen)
     root = jnp.sqrt(second / _base.bias_correction(fresh2, seen))
-    # Without a gradient so far, and eps = 0, this is 0 / 0.
-    return first, second, _base.safe_divide(mean, root + eps, 0.0)
+    # Norms below 1e-19 have squares of zero: with eps = 0 their ratio is that of equal norms.
+    ratio = jnp.where(mean > 0, 1.0, 0.0)
+    nonzero = root + eps > 0
+    return first, second, jnp.where(nonzero, mean / jnp.where(nonzero, root + eps, 1.0), ratio)

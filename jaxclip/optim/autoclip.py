@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip.optim import _base, _order
+from jaxclip.optim import _base, _clipper, _quantiles
 
 
 class AutoclipState(NamedTuple):
     """State of :func:`autoclip`.
 
     Attributes:
-      count: int32 scalar, number of updates with a finite norm.
-      history: [history_size], ring buffer of norms; entry ``count % history_size`` is written next.
+      count: int32 scalar, number of updates.
+      history: [history_size], ring buffer of the finite norms; entry
+        ``(count - nonfinite_count) % history_size`` is written next.
       norm: global norm seen in the last step.
       threshold: percentile of the norms in the last step.
       clipped: bool, were the gradients scaled in the last step.
@@ -34,7 +35,7 @@ class AutoclipState(NamedTuple):
 
 def autoclip(
     percentile: _base.Hyperparameter = 10.0, history_size: int = 10_000
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Clips the global norm at a percentile of the global norms seen, the current one included.
 
     .. math::
@@ -54,7 +55,7 @@ def autoclip(
         ``static_args``.
 
     Returns:
-      An ``optax.GradientTransformation`` with state :class:`AutoclipState`.
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`AutoclipState`.
 
     Raises:
       ValueError: a number out of its range.
@@ -78,44 +79,34 @@ def autoclip(
     _base.check_number("autoclip.percentile", percentile, 0, 100)
     size = _base.static_integer("autoclip.history_size", history_size, 1)
 
-    def init_fn(params: Any) -> AutoclipState:
-        dtype = _base.statistics_dtype(params)
-        return AutoclipState(
-            count=jnp.zeros((), jnp.int32),
-            history=jnp.zeros((size,), dtype),
-            **_base.initial_report((), dtype),
-        )
+    def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
+        del params, shape
+        return {"history": jnp.zeros((size,), dtype)}
 
-    def update_fn(
-        updates: Any, state: AutoclipState, params: Any = None
-    ) -> tuple[Any, AutoclipState]:
-        del params
-        leaves, treedef = _base.flatten(updates)
-        dtype = state.norm.dtype
-        step = state.count + state.nonfinite_count
-        norm = _base.global_norm(leaves, dtype)
+    def rule(
+        leaves: list[jax.Array], state: AutoclipState, now: _clipper.Context
+    ) -> _clipper.Decision:
+        norm = _base.global_norm(leaves, now.dtype)
         finite = jnp.isfinite(norm)
-        written = state.history.at[state.count % size].set(norm)
-        history = jnp.where(finite, written, state.history)
-        count = _base.increment_where(state.count, finite)
-        filled = jnp.minimum(count, size)
-        rank, weight = _position(percentile, size, filled, step, dtype)
+        collected = state.count - state.nonfinite_count
+        history = state.history.at[collected % size].set(norm)
+        history = jnp.where(finite, history, state.history)
+        filled = jnp.minimum(_base.increment_where(collected, finite), size)
+        rank, weight = _position(percentile, size, filled, now.count, now.dtype)
         found = _filled_quantile(history, filled, rank, weight)
         threshold = jnp.where(finite, found, state.threshold)
         clipped = norm > threshold
-        factor = jnp.where(clipped, _base.safe_divide(threshold, norm, 1.0), 1.0).astype(dtype)
-        new_state = AutoclipState(
-            count=count,
-            history=history,
+        factor = jnp.where(clipped, _base.safe_divide(threshold, norm, 1.0), 1.0)
+        return _clipper.Decision(
             norm=norm,
+            finite=finite,
             threshold=threshold,
-            clipped=clipped | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            clipped=clipped,
+            act=_clipper.scale(factor.astype(now.dtype), finite),
+            own={"history": history},
         )
-        scaled = [_base.rescale(leaf, factor, finite) for leaf in leaves]
-        return jax.tree.unflatten(treedef, scaled), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return _clipper.clipper(AutoclipState, rule, own, per_tensor=False)
 
 
 def _position(
@@ -139,5 +130,5 @@ def _filled_quantile(
     """Interpolated order statistic of the first ``filled`` entries."""
     # Infinity sorts above all norms, where no rank below `filled` looks.
     padded = jnp.where(jnp.arange(history.shape[0]) < filled, history, jnp.inf)
-    found = _order.absolute_quantiles([padded], rank[None], weight[None], history.dtype)
+    found = _quantiles.absolute_quantiles([padded], rank[None], weight[None], history.dtype)
     return found.quantile[0]

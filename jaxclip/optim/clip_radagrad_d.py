@@ -8,22 +8,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _moments, _rows
 
-KINDS = ("coordinate", "norm")
+KINDS = ("coordinate", "norm", "tensor")
 
 
 class ClipRadagradDState(NamedTuple):
     """State of :func:`clip_radagrad_d`.
 
-    The report holds scalars for ``kind="norm"`` and one entry a tensor for ``kind="coordinate"``.
+    The report holds scalars for ``kind="norm"`` and one entry a tensor for the others.
 
     Attributes:
       count: int32 scalar, number of updates.
       mu: first moment, a tree like the parameters; ``None`` without momentum.
-      accumulator: b², a scalar for ``kind="norm"``, a tree like the parameters for
-        ``kind="coordinate"``.
-      norm: L2 norm of all gradients, or largest absolute value of each tensor, in the last step.
+      accumulator: b², a scalar for ``kind="norm"``, a tree like the parameters for the others.
+      norm: L2 norm of all gradients (``"norm"``) or of each tensor (``"tensor"``), or largest
+        absolute value of each tensor (``"coordinate"``), in the last step.
       threshold: ``clip`` of the last step.
       clipped: bool, was anything clipped.
       nonfinite_count: int32, number of updates with a NaN or infinite norm.
@@ -67,6 +67,8 @@ def clip_radagrad_d(
     * ``kind="norm"``: one L2 norm and one scalar b for the whole tree,
       :math:`\hat g = \min(1, \mathrm{clip} / \|g\|)\, g` and
       :math:`b_{t+1}^2 = b_t^2 + \eta \|\hat g_t\|^2`.
+    * ``kind="tensor"``: what the authors train networks with (their ``clipping="local"``): every
+      tensor is clipped by its own L2 norm, and every coordinate has its own b.
 
     With ``b2`` the accumulator is Adam's, :math:`b_{t+1}^2 = \beta_2 b_t^2 + (1 - \beta_2) \eta\,
     \hat g_t^2`; with ``b1`` the numerator is :math:`m_t = \beta_1 m_{t-1} + (1 - \beta_1) \hat
@@ -76,21 +78,22 @@ def clip_radagrad_d(
 
     The rule is the paper's. Its first released optimizer for networks multiplies the previous
     gradient, not the present one, by the step size (a slip: its other one does not), and its
-    demonstration has :math:`\eta = \mathrm{lr}^2`.
+    demonstration has :math:`\eta = \mathrm{lr}^2`. For networks it adds 1e-6 to the norms that it
+    clips by, and starts with 1e-4 (AdaGrad) or 1e-5 (Adam) as accumulator.
 
-    Where the norm looked at is NaN or infinite (of the tree for ``"norm"``, in the tensor for
-    ``"coordinate"``) the update is zero, accumulator and momentum stay as they were.
+    Where the norm looked at is NaN or infinite (of the tree for ``"norm"``, else of the tensor) the
+    update is zero, accumulator and momentum stay as they were.
 
-    State: for ``"norm"`` one number, for ``"coordinate"`` one copy of the parameters, in float32;
-    with ``b1`` one copy more; and the report. Cost: one reduction a tensor.
+    State: for ``"norm"`` one number, for the others one copy of the parameters, in float32; with
+    ``b1`` one copy more; and the report. Cost: one reduction a tensor.
 
     Args:
       learning_rate: a number, an array or a schedule.
-      clip: bound on the norm, or on the absolute value of each coordinate. Values above 1e17 count
-        as 1e17, for squares to stay in float32.
+      clip: bound on the norm (of the tree, or of each tensor), or on the absolute value of each
+        coordinate. Values above 1e17 count as 1e17, for squares to stay in float32.
       eps: ε, added to b.
       delay: whether the accumulator lags behind by one update. Static.
-      kind: ``"coordinate"`` or ``"norm"``.
+      kind: ``"coordinate"``, ``"norm"`` or ``"tensor"``. Static.
       eta: η, weight of the squares in the accumulator.
       initial_accumulator: b² at the start; must be positive with ``delay``.
       b1: decay of the first moment; ``None`` for no momentum.
@@ -101,8 +104,9 @@ def clip_radagrad_d(
       :class:`ClipRadagradDState`.
 
     Raises:
-      ValueError: unknown ``kind``, or a number out of its range.
-      TypeError: from ``init``, a complex parameter.
+      ValueError: unknown ``kind``, or a number out of its range; from ``update``, a gradient is
+        ``None`` or missing.
+      TypeError: from ``init`` or ``update``, a complex tensor.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -123,11 +127,12 @@ def clip_radagrad_d(
     _check(clip, eps, delay, kind, eta, initial_accumulator, b1, b2)
 
     def init_fn(params: Any) -> ClipRadagradDState:
+        _moments.refuse_complex("clip_radagrad_d", params)
         dtype = _base.statistics_dtype(params)
         start = _base.hyperparameter(initial_accumulator, 0, dtype)
         accumulator: Any = start
         shape: tuple[int, ...] = ()
-        if kind == "coordinate":
+        if kind != "norm":
             accumulator = jax.tree.map(lambda leaf: _filled(leaf, start), params)
             shape = (len(jax.tree.leaves(params)),)
         return ClipRadagradDState(
@@ -140,8 +145,12 @@ def clip_radagrad_d(
     def update_fn(
         updates: Any, state: ClipRadagradDState, params: Any = None
     ) -> tuple[Any, ClipRadagradDState]:
-        del params
-        leaves, treedef = _base.flatten(updates)
+        _moments.refuse_complex("clip_radagrad_d", updates)
+        # The number of tensors that the state was made for, as far as it knows.
+        trees = [tree for tree in (state.mu, state.accumulator) if tree is not None]
+        known = None if kind == "norm" and b1 is None else len(jax.tree.leaves(trees[0]))
+        leaves, treedef = _base.flatten(updates, known)
+        dtypes = _moments.update_dtypes(params, leaves)
         count, dtype = state.count, state.norm.dtype
         bound = jnp.minimum(_base.hyperparameter(clip, count, dtype), _base.LARGEST_SQUARABLE)
         small = _base.hyperparameter(eps, count, dtype)
@@ -149,9 +158,11 @@ def clip_radagrad_d(
 
         # With kind="norm" all tensors share one norm and one accumulator.
         norm = _NORMS[kind](leaves, dtype)
-        norms = jnp.broadcast_to(norm, (len(leaves),))
+        norms = list(jnp.broadcast_to(norm, (len(leaves),)))
+        if kind == "tensor":
+            norms = [row[0] for row in _rows.rows([norm], count)]
         totals = [state.accumulator] * len(leaves)
-        if kind == "coordinate":
+        if kind != "norm":
             totals = treedef.flatten_up_to(state.accumulator)
         moments = [] if b1 is None else treedef.flatten_up_to(state.mu)
 
@@ -166,11 +177,11 @@ def clip_radagrad_d(
                 mu, m = _moments.store(keep, m, mu)
             stored, new = _moments.store(keep, old_weight * old + new_weight * square, totals[i])
             update = _base.safe_divide(m, jnp.sqrt(old if delay else new) + small, 0.0)
-            return _moments.Step(_moments.finish(keep, update, leaf), mu, stored, norms[i])
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored, ())
 
         steps = [step(i) for i in range(len(leaves))]
         accumulator = state.accumulator
-        if kind == "coordinate":
+        if kind != "norm":
             accumulator = jax.tree.unflatten(treedef, [s.nu for s in steps])
         elif steps:
             accumulator = steps[0].nu
@@ -205,8 +216,20 @@ def _by_coordinate(
     return clipped, jnp.square(clipped)
 
 
-_CLIPS = {"coordinate": _by_coordinate, "norm": _by_norm}
-_NORMS = {"coordinate": _base.tensor_maxima, "norm": _base.global_norm}
+def _by_tensor_norm(
+    gradient: jax.Array, norm: jax.Array, bound: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A tensor clipped by its own norm, and what each coordinate's accumulator gets."""
+    clipped, _ = _by_norm(gradient, norm, bound)
+    return clipped, jnp.square(clipped)
+
+
+_CLIPS = {"coordinate": _by_coordinate, "norm": _by_norm, "tensor": _by_tensor_norm}
+_NORMS = {
+    "coordinate": _base.tensor_maxima,
+    "norm": _base.global_norm,
+    "tensor": _base.tensor_norms,
+}
 
 
 def _weights(

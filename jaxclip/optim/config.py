@@ -2,8 +2,8 @@
 
 The order in the chain, from the gradient to the update::
 
-    freeze( sam( clip → optimizer (with schedule and masked weight decay) → update_clip
-                 → learning-rate multipliers ) )
+    skip( sam( freeze( clip → optimizer (with schedule and masked weight decay) → update_clip
+                       → learning-rate multipliers ) ) )
 
 Whatever is not understood is an error that names the nearest thing that is.
 """
@@ -15,10 +15,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 
-from jaxclip.optim import _base, _options
+from jaxclip.optim import _base, _sections
 from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
@@ -26,11 +25,15 @@ from jaxclip.optim.adagn import adagn
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
+from jaxclip.optim.groups import Group, group_of, read_groups, scale_updates
 from jaxclip.optim.median_clip import median_clip
+from jaxclip.optim.skip_nonfinite import skip_nonfinite
+from jaxclip.optim.skip_on_spike import skip_on_spike
 from jaxclip.optim.spam import spam
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
+from jaxclip.registry import hint
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -81,6 +84,9 @@ OPTIMIZERS: dict[str, Factory] = {
     "yogi": optax.yogi,
 }
 
+# Wrappers of all the rest, which leave out whole steps.
+SKIPS: dict[str, Factory] = {"nonfinite": skip_nonfinite, "spike": skip_on_spike}
+
 # Rules that measure a tensor against itself make nothing good of a scalar: its gradient passes
 # through zero, so its "norm" says little, and a threshold that has shrunk holds it still.
 _PER_TENSOR = ("adaclip", "adagc", "adagn", "agc", "block_rms", "clip_by_coordinate")
@@ -96,9 +102,12 @@ _SECTIONS = (
     "clip",
     "update_clip",
     "freeze",
+    "groups",
+    "layer_decay",
     "no_decay",
     "learning_rate_multipliers",
     "sam",
+    "skip",
 )
 # Arguments of optimizers that this module gives.
 _GIVEN = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
@@ -125,10 +134,20 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           scanned layers. (CLIP exempts "gains and biases"; open_clip decays position embeddings:
           for that, leave ``positions`` out of the pattern.)
         * ``freeze``: patterns of parameters that get zero updates and no optimizer state.
+        * ``groups``: list of ``{"pattern": …, "learning_rate_factor": …, "weight_decay": True or
+          False, "frozen": True or False}``, of which a parameter follows the first that matches its
+          path; what a group does not say stays as it is otherwise.
+        * ``layer_decay``: d, multiplies learning rates by :math:`d^{L - i}` in block i of L, lowest
+          for embeddings and 1 for the head (:func:`jaxclip.optim.groups.layer_factors`).
         * ``learning_rate_multipliers``: list of ``[pattern, factor]``; the first that matches
           multiplies the parameter's update, its weight decay included.
         * ``sam``: ``{"rho": …}`` for sharpness-aware minimisation (``optax.contrib.sam``), which
           needs ``grad_fn`` in ``update`` (the train step gives it) and two gradients a step.
+        * ``skip``: ``"nonfinite"`` (:func:`jaxclip.optim.skip_nonfinite`), or ``"spike"``, or
+          ``{"name": "spike", "sigma_factor": …, "history_size": …}``
+          (:func:`jaxclip.optim.skip_on_spike`, which also looks at the loss if ``update`` gets it
+          as ``value``; the train step gives it). Outermost: a skipped step leaves everything above
+          as it was.
 
         Patterns are regular expressions, searched in paths such as
         ``image/blocks_0/mlp/up/kernel``; one that matches no parameter is an error.
@@ -157,22 +176,28 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
       >>> params = {"image": {"kernel": jnp.ones((2, 3))}, "logit_scale": jnp.asarray(2.7)}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)
-      >>> sorted(optim.monitor(state))[1:]
+      >>> sorted(optim.read_metrics(state))[1:]
       ['adagc/nonfinite_count', 'adagc/norm', 'adagc/threshold']
     """
-    config = _options.plain(config)
+    config = _sections.plain(config)
     if "name" not in config:
         raise ValueError(f"optim.name is required; known: {', '.join(sorted(OPTIMIZERS))}")
     used: list[tuple[str, str]] = []
+    groups = read_groups("optim.groups", config.get("groups"))
+    used += [(f"optim.groups[{i}].pattern", group.pattern) for i, group in enumerate(groups)]
     tx = optax.chain(
         *_clippers("optim.clip", config.get("clip"), used),
-        _optimizer(config, total_steps, used),
+        _optimizer(config, total_steps, groups, used),
         *_clippers("optim.update_clip", config.get("update_clip"), used),
         *_multipliers(config.get("learning_rate_multipliers"), used),
     )
-    tx = _frozen(tx, _patterns("optim.freeze", config.get("freeze"), used))
+    tx = _frozen(tx, _patterns("optim.freeze", config.get("freeze"), used), groups)
+    if groups or config.get("layer_decay") is not None:
+        # Outside of what is frozen: the depth of a tower is that of all its blocks.
+        tx = optax.chain(tx, scale_updates(groups, _layer_decay(config.get("layer_decay"))))
     if config.get("sam"):
         tx = _sharpness_aware(tx, config["sam"])
+    tx = _skipping(tx, config.get("skip"))
     return _checking(tx, used)
 
 
@@ -192,10 +217,10 @@ def _clippers(
 def _clipper(
     key: str, section: Any, used: list[tuple[str, str]]
 ) -> list[optax.GradientTransformation]:
-    name, options = _options.named(key, section)
-    factory = _options.lookup(f"{key}.name", name, CLIPPERS)
+    name, options = _sections.named(key, section)
+    factory = _sections.lookup(f"{key}.name", name, CLIPPERS)
     given = options.pop("exempt", None)
-    _options.check_known(key, name, options, factory, extra=("exempt",))
+    _sections.check_known(key, name, options, factory, extra=("exempt",))
     if name == "none":
         return []
     tx = factory(**options)
@@ -206,15 +231,20 @@ def _clipper(
     if not patterns:
         return [tx]
     return [
-        optax.masked(tx, lambda tree: _map_paths(lambda path, _: not _any(patterns, path), tree))
+        optax.masked(
+            tx, lambda tree: _base.map_named(lambda path, _: not _any(patterns, path), tree)
+        )
     ]
 
 
 def _optimizer(
-    config: Mapping[str, Any], total_steps: int, used: list[tuple[str, str]]
+    config: Mapping[str, Any],
+    total_steps: int,
+    groups: Sequence[Group],
+    used: list[tuple[str, str]],
 ) -> optax.GradientTransformation:
     name = config["name"]
-    factory = _options.lookup("optim.name", name, OPTIMIZERS)
+    factory = _sections.lookup("optim.name", name, OPTIMIZERS)
     options = {key: value for key, value in config.items() if key not in _SECTIONS}
     for key in ("ema", "ema_decay"):
         if key in options:
@@ -228,7 +258,7 @@ def _optimizer(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
             f"decay; set it to 0, or use one that has: {', '.join(_decaying())}"
         )
-    _options.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
+    _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 
     if config.get("no_decay") is None:
         no_decay = [re.compile(pattern) for pattern in NO_DECAY]
@@ -236,7 +266,13 @@ def _optimizer(
         no_decay = _patterns("optim.no_decay", config["no_decay"], used)
 
     def decays(tree: Any) -> Any:
-        return _map_paths(lambda path, leaf: leaf.ndim >= 2 and not _any(no_decay, path), tree)
+        def of(path: str, leaf: Any) -> bool:
+            group = group_of(groups, path)
+            if group is not None and group.weight_decay is not None:
+                return group.weight_decay
+            return leaf.ndim >= 2 and not _any(no_decay, path)
+
+        return _base.map_named(of, tree)
 
     for mask in ("mask", "weight_decay_mask"):
         if mask in arguments:
@@ -261,7 +297,7 @@ def _muon_dimensions(params: Any) -> Any:
             return None
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
-    return _map_paths(of, params)
+    return _base.map_named(of, params)
 
 
 def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.GradientTransformation]:
@@ -272,7 +308,7 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
         raise ValueError(f"{key}={pairs!r} must be a list of [pattern, factor]")
     patterns = _patterns(key, [pattern for pattern, _ in pairs], used)
     factors = {
-        str(i): _options.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
+        str(i): _sections.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
     }
     scales = {label: optax.scale(factor) for label, factor in factors.items()}
 
@@ -281,22 +317,36 @@ def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.Gradient
         return next((str(i) for i, p in enumerate(patterns) if p.search(path)), "others")
 
     groups = {**scales, "others": optax.identity()}
-    return [optax.partition(groups, lambda tree: _map_paths(label, tree))]
+    return [optax.partition(groups, lambda tree: _base.map_named(label, tree))]
 
 
 def _frozen(
-    tx: optax.GradientTransformation, patterns: Sequence[re.Pattern[str]]
+    tx: optax.GradientTransformation,
+    patterns: Sequence[re.Pattern[str]],
+    others: Sequence[Group],
 ) -> optax.GradientTransformation:
     """The transformation for all but the parameters that match; zero updates for these."""
-    if not patterns:
+    if not patterns and not any(group.frozen for group in others):
         return tx
 
     def label(path: str, leaf: Any) -> str:
         del leaf
-        return "frozen" if _any(patterns, path) else "trained"
+        group = group_of(others, path)
+        frozen = _any(patterns, path) or (group is not None and group.frozen)
+        return "frozen" if frozen else "trained"
 
     groups = {"trained": tx, "frozen": optax.set_to_zero()}
-    return optax.partition(groups, lambda tree: _map_paths(label, tree))
+    return optax.partition(groups, lambda tree: _base.map_named(label, tree))
+
+
+def _layer_decay(value: Any) -> float | None:
+    """The option as a number in (0, 1]."""
+    if value is None:
+        return None
+    number = _sections.number("optim.layer_decay", value)
+    if not 0 < number <= 1:
+        raise ValueError(f"optim.layer_decay={value} must be > 0 and <= 1")
+    return number
 
 
 def _sharpness_aware(
@@ -304,10 +354,20 @@ def _sharpness_aware(
 ) -> optax.GradientTransformation:
     if not isinstance(section, Mapping) or list(section) != ["rho"]:
         raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}")
-    rho = _options.number("optim.sam.rho", section["rho"])
+    rho = _sections.number("optim.sam.rho", section["rho"])
     # The gradient's direction is NaN if the gradient is zero; then there is nowhere to climb.
     ascent = optax.chain(optax.contrib.normalize(), optax.zero_nans(), optax.sgd(rho))
     return optax.contrib.sam(tx, ascent, opaque_mode=True)
+
+
+def _skipping(tx: optax.GradientTransformation, section: Any) -> optax.GradientTransformation:
+    """The transformation, which leaves out the steps that ``skip`` says."""
+    if section is None:
+        return tx
+    name, options = _sections.named("optim.skip", section)
+    factory = _sections.lookup("optim.skip.name", name, SKIPS)
+    _sections.check_known("optim.skip", name, options, factory, hidden=("inner",))
+    return factory(tx, **options)
 
 
 def _checking(
@@ -320,8 +380,8 @@ def _checking(
         names = _base.tensor_names(params)
         for key, pattern in used:
             if not any(re.search(pattern, name) for name in names):
-                hint = _options.nearest(pattern.strip("^$"), names[:200])
-                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{hint}")
+                near = hint(pattern.strip("^$"), names[:200])
+                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{near}")
         return tx.init(params)
 
     return optax.GradientTransformationExtraArgs(init_fn, tx.update)
@@ -341,11 +401,3 @@ def _patterns(key: str, given: Any, used: list[tuple[str, str]]) -> list[re.Patt
 
 def _any(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
     return any(pattern.search(path) for pattern in patterns)
-
-
-def _map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    """A tree of ``function(path, leaf)``; ``None`` and ``MaskedNode`` are no leaves."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        tree,
-    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _clipper, _moments
 
 KINDS = ("component", "vector")
 
@@ -35,7 +36,9 @@ class MedianClipState(NamedTuple):
     nonfinite_count: jax.Array
 
 
-def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.GradientTransformation:
+def median_clip(
+    tau: _base.Hyperparameter, kind: str = "component"
+) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the gradient by a running estimate of its median.
 
     .. math::
@@ -58,7 +61,7 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
       kind: ``"component"`` or ``"vector"``.
 
     Returns:
-      An ``optax.GradientTransformation`` with state :class:`MedianClipState`.
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`MedianClipState`.
 
     Raises:
       ValueError: unknown ``kind``, or ``tau`` out of its range.
@@ -80,53 +83,86 @@ def median_clip(tau: _base.Hyperparameter, kind: str = "component") -> optax.Gra
         raise ValueError(f"median_clip.kind={kind!r}; use one of {', '.join(KINDS)}")
     _base.check_number("median_clip.tau", tau, above=0)
 
-    def init_fn(params: Any) -> MedianClipState:
-        dtype = _base.statistics_dtype(params)
-        shape = () if kind == "vector" else (len(jax.tree.leaves(params)),)
-        return MedianClipState(
-            count=jnp.zeros((), jnp.int32),
-            median=jax.tree.map(_base.zeros_like_wide, params),
-            **_base.initial_report(shape, dtype),
-        )
+    per_tensor = kind == "component"
 
-    def update_fn(
-        updates: Any, state: MedianClipState, params: Any = None
-    ) -> tuple[Any, MedianClipState]:
-        del params
-        leaves, treedef = _base.flatten(updates)
-        medians = treedef.flatten_up_to(state.median)
-        dtype = state.norm.dtype
-        bound = _base.hyperparameter(tau, state.count, dtype)
-        pairs = [_moments.aside(g, m) for g, m in zip(leaves, medians, strict=True)]
-        innovations = [g.astype(m.dtype) - m for g, m in pairs]
+    def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, Any]:
+        del shape, dtype
+        return {"median": jax.tree.map(_base.zeros_like_wide, params)}
 
-        if kind == "vector":
-            norm = _base.global_norm(leaves, dtype, minus=medians)
+    def rule(
+        leaves: list[jax.Array], state: MedianClipState, now: _clipper.Context
+    ) -> _clipper.Decision:
+        medians, absent = _medians_of(leaves, state.median, now.treedef)
+        bound = now.value(tau)
+        if per_tensor:
+            norm = _base.tensor_maxima(list(map(_innovation, leaves, medians)), now.dtype)
+            limit = jnp.broadcast_to(bound, norm.shape)
+            steps = _clipper.unpack_where(jnp.isfinite(norm), limit)
         else:
-            norm = _base.tensor_maxima(innovations, dtype)
-        finite = jnp.isfinite(norm)
-        clipped = norm > bound
-        factor = jnp.where(clipped, _base.safe_divide(bound, norm, 1.0), 1.0)
-        moved = []
-        for i, (innovation, median) in enumerate(zip(innovations, medians, strict=True)):
-            if kind == "vector":
-                step, keep = innovation * factor, finite
-            else:
-                step, keep = jnp.clip(innovation, -bound, bound), finite[i]
-            moved.append((jnp.where(keep, median + step.astype(median.dtype), median), keep))
+            norm = _base.global_norm(leaves, now.dtype, minus=medians)
+            factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
+            steps = [jnp.where(jnp.isfinite(norm), factor, jnp.nan)] * len(leaves)
 
-        new_state = MedianClipState(
-            count=optax.safe_increment(state.count),
-            median=jax.tree.unflatten(treedef, [median for median, _ in moved]),
-            norm=norm,
-            threshold=jnp.where(finite, jnp.broadcast_to(bound, norm.shape), state.threshold),
-            clipped=clipped | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        dtypes = _moments.update_dtypes(
+            None if now.params is None else now.treedef.flatten_up_to(now.params), leaves
         )
-        out = [
-            jnp.where(keep, median, 0).astype(leaf.dtype)
-            for leaf, (median, keep) in zip(leaves, moved, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, out), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+        def act(gradients: list[jax.Array]) -> tuple[list[jax.Array], dict[str, Any]]:
+            # Aside, lest XLA writes the differences out for these and the norm to share.
+            pairs = [_moments.aside(*pair) for pair in zip(gradients, medians, strict=True)]
+            innovations = [_innovation(*pair) for pair in pairs]
+            clip = _clip if per_tensor else operator.mul
+            moved = [
+                median + clip(innovation, step).astype(median.dtype)
+                for innovation, median, step in zip(innovations, medians, steps, strict=True)
+            ]
+            # The update comes from what is stored: from `moved`, XLA would compute that twice.
+            stored = [
+                jax.lax.select(step == step, new, old)
+                for new, step, old in zip(moved, steps, medians, strict=True)
+            ]
+            updates = [
+                jax.lax.select(step == step, new, jax.lax.full_like(new, 0)).astype(dtype)
+                for new, step, dtype in zip(stored, steps, dtypes, strict=True)
+            ]
+            kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
+            return updates, {"median": now.treedef.unflatten(kept)}
+
+        return _clipper.Decision(
+            norm=norm,
+            threshold=jnp.broadcast_to(bound, norm.shape),
+            clipped=norm > bound,
+            act=act,
+        )
+
+    return _clipper.clipper(MedianClipState, rule, own, per_tensor=per_tensor)
+
+
+def _medians_of(
+    leaves: list[jax.Array], median: Any, treedef: Any
+) -> tuple[list[jax.Array], list[tuple[bool, Any]]]:
+    """The median of each tensor that has a gradient, and (has it none?, its median) of each.
+
+    A tensor without a gradient is one without elements here.
+    """
+    olds = treedef.flatten_up_to(median)
+    absent = [
+        (old is None or old.shape != leaf.shape, old)
+        for leaf, old in zip(leaves, olds, strict=True)
+    ]
+    return [jnp.zeros((0,)) if gone else old for gone, old in absent], absent
+
+
+def _innovation(leaf: jax.Array, median: jax.Array) -> jax.Array:
+    """g - m, in the median's precision."""
+    return leaf.astype(median.dtype) - median
+
+
+def _clip(innovation: jax.Array, bound: jax.Array) -> jax.Array:
+    """Elements within ±bound; complex ones by their magnitude."""
+    if jnp.issubdtype(innovation.dtype, jnp.complexfloating):
+        size = jnp.abs(innovation)
+        return innovation * jnp.where(size > bound, bound / jnp.where(size > 0, size, 1), 1)
+    return jax.lax.clamp(
+        -bound.astype(innovation.dtype), innovation, bound.astype(innovation.dtype)
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _moments, _rows, _spam_step
 from jaxclip.optim._sample import Sampling
 
 
@@ -38,18 +39,19 @@ class SpamState(NamedTuple):
 def scale_by_spam(
     b1: _base.Hyperparameter = 0.9,
     b2: _base.Hyperparameter = 0.999,
-    eps: _base.Hyperparameter = 1e-8,
+    eps: _base.Hyperparameter = 1e-6,
     threshold: _base.Hyperparameter = 5000.0,
     reset_interval: int | jax.Array = 500,
     warmup_steps: int | jax.Array = 150,
     grace_steps: int | jax.Array = 20,
     density: float | None = None,
+    density_layers: str | None = None,
 ) -> optax.GradientTransformation:
     r"""The direction of :func:`spam`, without learning rate and weight decay.
 
     .. math::
 
-      u = w \, \frac{\hat m}{\sqrt{\hat v} + \epsilon}
+      u = w \, \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \, \frac{m}{\sqrt v + \epsilon}
 
     with the moments and the warm-up factor w explained there.
 
@@ -59,19 +61,21 @@ def scale_by_spam(
     Args:
       b1: β1, decay of the first moment.
       b2: β2, decay of the second moment.
-      eps: ε, added to the root of the second moment.
+      eps: ε, added to the root of the second moment before its bias is corrected.
       threshold: θ, bound on :math:`g^2 / v`.
       reset_interval: ΔT, number of updates between resets.
       warmup_steps: N, length of the warm-up after each reset.
       grace_steps: updates after start and reset without clipping.
       density: d, fraction of each matrix that has moments and is updated; ``None`` for all of it.
+      density_layers: pattern of the matrices that ``density`` is for; ``None`` for all.
 
     Returns:
       An ``optax.GradientTransformation`` with state :class:`SpamState`.
 
     Raises:
-      ValueError: a number out of its range.
-      TypeError: ``density`` is not known when tracing; from ``init``, a complex parameter.
+      ValueError: a number out of its range; from ``init``, ``density_layers`` matches no tensor.
+      TypeError: ``density`` is not known when tracing, a number of updates is a schedule; from
+        ``init``, a complex parameter.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -86,16 +90,10 @@ def scale_by_spam(
       Huang et al., `SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training
       <https://arxiv.org/abs/2501.06842>`_, 2025.
     """
+    clipping = _Clipping(threshold, grace_steps)
+    resets = _Resets(reset_interval, warmup_steps)
     return _spam(
-        "scale_by_spam",
-        b1,
-        b2,
-        eps,
-        threshold=threshold,
-        reset_interval=reset_interval,
-        warmup_steps=warmup_steps,
-        grace_steps=grace_steps,
-        density=density,
+        "scale_by_spam", (b1, b2), eps, clipping, resets, _Density(density, density_layers)
     )
 
 
@@ -103,7 +101,8 @@ def spam(
     learning_rate: optax.ScalarOrSchedule,
     b1: _base.Hyperparameter = 0.9,
     b2: _base.Hyperparameter = 0.999,
-    eps: _base.Hyperparameter = 1e-8,
+    eps: _base.Hyperparameter = 1e-6,
+    *,
     weight_decay: _base.Hyperparameter = 0.0,
     mask: _moments.Mask = None,
     threshold: _base.Hyperparameter = 5000.0,
@@ -111,6 +110,7 @@ def spam(
     warmup_steps: int | jax.Array = 150,
     grace_steps: int | jax.Array = 20,
     density: float | None = None,
+    density_layers: str | None = None,
 ) -> optax.GradientTransformation:
     r"""Adam with spike-aware clipping, momentum reset and a warm-up after each reset.
 
@@ -125,21 +125,21 @@ def spam(
       v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \\
       w &= 1 - 0.99 \, \tfrac12 \left(1 + \cos \tfrac{\pi s}{N + 1}\right)
         \quad \text{if } t \ge \Delta T \text{ and } s < N, \text{ else } 1, \\
-      p &\leftarrow p - \mathrm{lr} \left( w \frac{m / (1 - \beta_1^t)}
-        {\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda p \right).
+      p &\leftarrow p - \mathrm{lr} \left( w \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t}
+        \frac{m}{\sqrt v + \epsilon} + \lambda p \right).
 
     As in the authors' code, an update at a reset already has fresh moments and w = 0.01, the first
     :math:`\Delta T` updates have no warm-up, and the bias corrections count through resets: with
     fresh moments and w = 1 steps would be :math:`(1 - \beta_1) / \sqrt{1 - \beta_2}` (3.2) times
-    too long, which the warm-up is there to hide.
+    too long, which the warm-up is there to hide. ε and where it is added, to :math:`\sqrt v` and
+    not to the bias-corrected root as in ``optax.adam``, are the authors', too: at the t-th update
+    it is worth :math:`\epsilon / \sqrt{1 - \beta_2^t}` there, 3e-5 at the first.
 
     Where this is not the authors' code:
 
     * An element with v = 0 is not clipped. As published it is clipped to zero, and v stays zero: a
       row of the token embedding that got no gradient within ``grace_steps`` would not move until
       the next reset, nor after that, if it is as rare again.
-    * ε is added to :math:`\sqrt{\hat v}`, as in Adam's paper and optax; the code adds it to
-      :math:`\sqrt v`.
     * Weight decay acts on the parameter before the step, together with it; the code applies it
       after. With ``density < 1`` the code's decay of matrices acts on a copy, that is, on nothing.
 
@@ -149,6 +149,8 @@ def spam(
     the fraction (1 of 4, 3 of 10), d being rounded to a fraction with a denominator of at most 32.
     The choice follows from the number of resets and the tensor's place in the tree: no index or
     mask is stored, nor is a sharded tensor gathered. Its moments are compact, ``[..., d * last]``.
+    ``density_layers`` says which tensors: the authors leave out elements of the linear layers in
+    attention and MLPs only, which is ``r"(attention|attn|mlp)/.*kernel"``, and not of embeddings.
 
     A tensor with a NaN or infinite gradient element is skipped: no update (and no weight decay),
     and its moments and clock (t and s) stand still. Elements beyond 1e17 count as 1e17, for their
@@ -162,7 +164,7 @@ def spam(
       learning_rate: a number, an array or a schedule.
       b1: β1, decay of the first moment.
       b2: β2, decay of the second moment.
-      eps: ε, added to the root of the second moment.
+      eps: ε, added to the root of the second moment before its bias is corrected.
       weight_decay: λ, decoupled, not subject to the warm-up factor.
       mask: which parameters decay: a tree of bools, a prefix of one, or a function from parameters
         to it; ``None`` for all.
@@ -172,14 +174,18 @@ def spam(
       grace_steps: updates after start and reset without clipping.
       density: d, fraction of each matrix that has moments and is updated, in (0, 1]; ``None`` for
         all of it. Static: if given within ``optax.inject_hyperparams``, name it in ``static_args``.
+      density_layers: regular expression, searched in paths such as
+        ``image/blocks_0/mlp/up/kernel``, of the tensors that ``density`` is for; ``None`` for all
+        with at least two axes.
 
     Returns:
       An ``optax.GradientTransformation``; the first element of its state is a :class:`SpamState`,
       whose ``norm`` is the largest :math:`g^2 / v` of each tensor and ``threshold`` is θ.
 
     Raises:
-      ValueError: a number out of its range.
-      TypeError: ``density`` is not known when tracing; from ``init``, a complex parameter.
+      ValueError: a number out of its range; from ``init``, ``density_layers`` matches no tensor.
+      TypeError: ``density`` is not known when tracing, a number of updates is a schedule; from
+        ``init``, a complex parameter.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -189,7 +195,7 @@ def spam(
       >>> state = tx.init(params)
       >>> for size in (1.0, 1.0, 1000.0):
       ...     _, state = tx.update({"w": jnp.asarray([size, 1.0])}, state, params)
-      >>> optim.monitor(state)["spam/clipped"].tolist(), state[0].threshold.tolist()
+      >>> optim.read_metrics(state)["spam/clipped"].tolist(), state[0].threshold.tolist()
       ([True], [5000.0])
 
     References:
@@ -198,177 +204,137 @@ def spam(
     """
     core = _spam(
         "spam",
-        b1,
-        b2,
+        (b1, b2),
         eps,
-        weight_decay=weight_decay,
-        mask=mask,
-        threshold=threshold,
-        reset_interval=reset_interval,
-        warmup_steps=warmup_steps,
-        grace_steps=grace_steps,
-        density=density,
+        _Clipping(threshold, grace_steps),
+        _Resets(reset_interval, warmup_steps),
+        _Density(density, density_layers),
+        weight_decay,
+        mask,
     )
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
+class _Clipping(NamedTuple):
+    """Arguments of the clipping."""
+
+    threshold: _base.Hyperparameter
+    grace_steps: int | jax.Array
+
+
+class _Resets(NamedTuple):
+    """Arguments of momentum reset and warm-up."""
+
+    reset_interval: int | jax.Array
+    warmup_steps: int | jax.Array
+
+
+class _Density(NamedTuple):
+    """Arguments of what has moments."""
+
+    density: float | None
+    density_layers: str | None
+
+
 def _spam(
     name: str,
-    b1: _base.Hyperparameter,
-    b2: _base.Hyperparameter,
+    b: tuple[_base.Hyperparameter, _base.Hyperparameter],
     eps: _base.Hyperparameter,
-    *,
-    threshold: _base.Hyperparameter,
-    reset_interval: int | jax.Array,
-    warmup_steps: int | jax.Array,
-    grace_steps: int | jax.Array,
-    density: float | None,
+    clipping: _Clipping,
+    resets: _Resets,
+    density: _Density,
     weight_decay: _base.Hyperparameter = 0.0,
     mask: _moments.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
-    _base.check_number(f"{name}.b1", b1, 0, below=1)
-    _base.check_number(f"{name}.b2", b2, 0, below=1)
-    _base.check_number(f"{name}.eps", eps, 0)
-    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
-    _base.check_number(f"{name}.threshold", threshold, above=0)
-    _base.check_number(f"{name}.reset_interval", reset_interval, 1)
-    _base.check_number(f"{name}.warmup_steps", warmup_steps, 0)
-    _base.check_number(f"{name}.grace_steps", grace_steps, 0)
-    share = 1.0 if density is None else density
+    _moments.check(name, b1=b[0], b2=b[1], eps=eps, weight_decay=weight_decay)
+    _base.check_number(f"{name}.threshold", clipping.threshold, above=0)
+    _moments.check_updates(f"{name}.grace_steps", clipping.grace_steps, 0)
+    _moments.check_updates(f"{name}.reset_interval", resets.reset_interval, 1)
+    _moments.check_updates(f"{name}.warmup_steps", resets.warmup_steps, 0)
+    share = 1.0 if density.density is None else density.density
     sampling = Sampling.of(_base.static_number(f"{name}.density", share, above=0, high=1))
 
     def init_fn(params: Any) -> SpamState:
-        def moment(leaf: Any) -> jax.Array:
-            shape = jnp.shape(leaf)
-            return _moments.zeros(
-                leaf, shape=sampling.shape(shape) if sampling.applies(shape) else shape
-            )
-
+        _moments.refuse_complex(name, params)
+        shapes = _moment_shapes(name, params, sampling, density.density_layers)
         return SpamState(
             count=jnp.zeros((), jnp.int32),
-            mu=jax.tree.map(moment, params),
-            nu=jax.tree.map(moment, params),
+            mu=jax.tree.map(lambda p, shape: _moments.zeros(p, shape=shape.shape), params, shapes),
+            nu=jax.tree.map(lambda p, shape: _moments.zeros(p, shape=shape.shape), params, shapes),
             **_base.initial_report((len(jax.tree.leaves(params)),), _base.statistics_dtype(params)),
         )
 
     def update_fn(updates: Any, state: SpamState, params: Any = None) -> tuple[Any, SpamState]:
-        leaves, treedef = _base.flatten(updates, state.norm.size)
+        found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
-        decays = _moments.decay_terms(weight_decay, mask, params, leaves, count, dtype)
-        fresh1, fresh2 = (_base.complement(b, count, dtype) for b in (b1, b2))
-        small, theta = (_base.hyperparameter(h, count, dtype) for h in (eps, threshold))
+        fresh1, fresh2 = (_base.complement(decay, count, dtype) for decay in b)
+        shared = _spam_step.Shared(
+            fresh1=fresh1,
+            fresh2=fresh2,
+            eps=_base.hyperparameter(eps, count, dtype),
+            theta=_base.hyperparameter(clipping.threshold, count, dtype),
+            rate=_base.hyperparameter(weight_decay, count, dtype),
+        )
         clock = count + 1 - state.nonfinite_count
-        correction1, correction2 = (_base.bias_correction(f, clock) for f in (fresh1, fresh2))
-        phase = _phase(clock, reset_interval, warmup_steps, grace_steps, dtype)
-
-        def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
-            gradient, decay, chosen = _moments.squarable(leaf, dtype), decays[i], None
-            # Of the gradient all elements must be finite, those that are not chosen, too.
-            finite = jnp.isfinite(leaf)
-            if sampling.applies(leaf.shape):
-                chosen = sampling.draw(_key(i, phase.period[i]), leaf.shape)
-                gradient = sampling.take(gradient, chosen)
-                finite = jnp.isfinite(_base.tensor_maxima([leaf], dtype)[0])
-                decay = None if decay is None else sampling.take(decay, chosen)
-            norm = _largest_ratio(_moments.aside(gradient, nu, finite), phase.reset[i])
-            keep = jnp.isfinite(norm)
-
-            def clipped(gradient: jax.Array, nu: jax.Array) -> jax.Array:
-                return _clip_spikes(gradient, nu, theta, phase.clips[i] & ~phase.reset[i])
-
-            def since_reset(moment: jax.Array) -> jax.Array:
-                return jnp.where(phase.reset[i], 0, moment)
-
-            m = _moments.average(since_reset(mu), clipped(gradient, nu), fresh1)
-            mu, m = _moments.store(keep, m, mu)
-            # All of mu before nu, which is then overwritten where it is.
-            mu, m, gradient, nu = _moments.aside(mu, m, gradient, nu)
-            square = jnp.square(clipped(gradient, nu))
-            v = _moments.average(since_reset(nu), square, fresh2)
-            nu, v = _moments.store(keep, v, nu)
-            update = _moments.direction(m / correction1[i], v / correction2[i], small)
-            update = _moments.add(phase.warmup[i] * update, decay)
-            if chosen is not None:
-                update = sampling.put(update, chosen, leaf.shape[-1])
-            return _moments.Step(_moments.finish(keep, update, leaf), mu, nu, norm)
-
-        moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
-        steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
-        norm = jnp.stack([s.norm for s in steps]) if steps else state.norm
+        phase = _spam_step.phase(clock, *resets, clipping.grace_steps, dtype)
+        scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
+            fresh1, clock
+        )
+        columns = [scale * phase.warmup, phase.reset, phase.clips]
+        numbers = _rows.rows(columns, count)
+        sampled = [leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)]
+        keys: list[jax.Array | None] = [None] * len(sampled)
+        if any(sampled):
+            drawn = _rows.rows(list(_spam_step.key_data(phase.period).T), count)
+            keys = [key if use else None for key, use in zip(drawn, sampled, strict=True)]
+        steps = [
+            _spam_step.step(*tensor, shared, dtype=out, sampling=sampling)
+            for *tensor, out in zip(
+                *found[:3], found.params, numbers, keys, found.dtypes, strict=True
+            )
+        ]
+        out, moments, (norm,) = _moments.collect(steps, found, state)
         finite = jnp.isfinite(norm)
-        bound = jnp.where(phase.clips, theta, norm)
+        bound = jnp.where(phase.clips, shared.theta, norm)
         new_state = SpamState(
             count=optax.safe_increment(count),
-            mu=jax.tree.unflatten(treedef, [s.mu for s in steps]),
-            nu=jax.tree.unflatten(treedef, [s.nu for s in steps]),
+            **moments,
             norm=norm,
             threshold=jnp.where(finite, bound, state.threshold),
             clipped=~(norm <= bound),
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
-        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
+        return out, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-class _Phase(NamedTuple):
-    """Where each tensor is in the rule's schedule, ``[num_tensors]`` each.
+def _moment_shapes(name: str, params: Any, sampling: Sampling, layers: str | None) -> Any:
+    """Tree of the shapes of the moments, as ``jax.ShapeDtypeStruct``.
 
-    Attributes:
-      period: int32, number of resets so far, that of this update included.
-      reset: bool, whether this update begins with one.
-      clips: bool, whether the grace period is over.
-      warmup: factor on the update.
+    Raises:
+      ValueError: ``layers`` is no regular expression or matches no tensor.
     """
-
-    period: jax.Array
-    reset: jax.Array
-    clips: jax.Array
-    warmup: jax.Array
-
-
-def _phase(clock: jax.Array, reset_interval: Any, warmup: Any, grace: Any, dtype: Any) -> _Phase:
-    """The phase at an update, the first of which is number one."""
-    # inject_hyperparams makes floats of integers.
-    interval = jnp.asarray(reset_interval).astype(jnp.int32)
-    period, since = clock // interval, clock % interval
-    length = jnp.asarray(warmup, dtype)
-    # 1 - 0.99 (1 + cos 2x) / 2 without the cancellation.
-    x = jnp.pi / 2 * since.astype(dtype) / (length + 1)
-    rising = 0.01 + 0.99 * jnp.square(jnp.sin(x))
-    return _Phase(
-        period=period,
-        reset=since == 0,
-        clips=since >= jnp.asarray(grace),
-        warmup=jnp.where((period > 0) & (since < length), rising, 1.0).astype(dtype),
+    leaves, treedef = jax.tree.flatten(params)
+    names = _base.tensor_names(params)
+    try:
+        chosen = [layers is None or re.search(layers, path) is not None for path in names]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{name}.density_layers={layers!r} is no regular expression: {error}"
+        ) from error
+    if leaves and not any(chosen):
+        raise ValueError(
+            f"{name}.density_layers={layers!r} matches no tensor; their paths are like {names[0]!r}"
+        )
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jax.ShapeDtypeStruct(
+                sampling.shape(shape) if use and sampling.applies(shape) else shape, jnp.float32
+            )
+            for shape, use in zip(shapes, chosen, strict=True)
+        ],
     )
-
-
-def _largest_ratio(tensors: tuple[jax.Array, ...], reset: jax.Array) -> jax.Array:
-    """Largest ``g² / v`` where v > 0, a finite number; NaN if the gradient is not finite.
-
-    Args:
-      tensors: gradient, second moment, and which elements of the gradient are finite.
-      reset: whether the second moment is about to become zero.
-    """
-    gradient, nu, finite = tensors
-    known = (nu > 0) & ~reset
-    ratio = jnp.square(gradient) / jnp.where(known, nu.astype(gradient.dtype), 1)
-    largest = jnp.finfo(ratio.dtype).max
-    return _base.max_or_nan(jnp.where(known, jnp.minimum(ratio, largest), 0), ~finite)
-
-
-def _clip_spikes(
-    gradient: jax.Array, nu: jax.Array, theta: jax.Array, clips: jax.Array
-) -> jax.Array:
-    """The gradient with ``sqrt(theta v)`` for its spikes; v = 0 says nothing of what is one."""
-    bound = theta * nu
-    spike = clips & (jnp.square(gradient) > bound) & (nu > 0)
-    return jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
-
-
-def _key(tensor: int, period: jax.Array) -> jax.Array:
-    """The key for a tensor's choice of elements between two resets."""
-    key = jax.random.key(0, impl="threefry2x32")
-    return jax.random.fold_in(jax.random.fold_in(key, tensor), period)

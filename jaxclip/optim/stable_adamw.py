@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _moments, _rows
 
 
 class StableAdamState(NamedTuple):
@@ -75,7 +76,7 @@ def scale_by_stable_adam(
       Wortsman et al., `Stable and low-precision training for large-scale vision-language models
       <https://arxiv.org/abs/2304.13013>`_, 2023.
     """
-    return _stable_adam("scale_by_stable_adam", b1, b2, eps, 0.0, None, mu_dtype)
+    return _stable_adam("scale_by_stable_adam", b1, b2, eps, mu_dtype)
 
 
 def stable_adamw(
@@ -83,9 +84,10 @@ def stable_adamw(
     b1: _base.Hyperparameter = 0.9,
     b2: _base.Hyperparameter = 0.99,
     eps: _base.Hyperparameter = 1e-8,
+    mu_dtype: Any = None,
+    *,
     weight_decay: _base.Hyperparameter = 1e-4,
     mask: _moments.Mask = None,
-    mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
     r"""AdamW with AdaFactor's update clipping; the published baseline for CLIP.
 
@@ -118,10 +120,10 @@ def stable_adamw(
       b1: β1, decay of the first moment.
       b2: β2, decay of the second moment; 0.99 in the authors' code, less in their best CLIP runs.
       eps: ε, added to the root of the second moment.
+      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
       weight_decay: λ, decoupled; multiplied by the tensor's own η, as published.
       mask: which parameters decay: a tree of bools, a prefix of one, or a function from parameters
         to it; ``None`` for all.
-      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
 
     Returns:
       An ``optax.GradientTransformation``; the first element of its state is a
@@ -147,7 +149,7 @@ def stable_adamw(
       Wortsman et al., `Stable and low-precision training for large-scale vision-language models
       <https://arxiv.org/abs/2304.13013>`_, 2023.
     """
-    core = _stable_adam("stable_adamw", b1, b2, eps, weight_decay, mask, mu_dtype)
+    core = _stable_adam("stable_adamw", b1, b2, eps, mu_dtype, weight_decay, mask)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -156,17 +158,15 @@ def _stable_adam(
     b1: _base.Hyperparameter,
     b2: _base.Hyperparameter,
     eps: _base.Hyperparameter,
-    weight_decay: _base.Hyperparameter,
-    mask: _moments.Mask,
     mu_dtype: Any,
+    weight_decay: _base.Hyperparameter = 0.0,
+    mask: _moments.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
-    _base.check_number(f"{name}.b1", b1, 0, below=1)
-    _base.check_number(f"{name}.b2", b2, 0, below=1)
-    _base.check_number(f"{name}.eps", eps, 0)
-    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
+    _moments.check(name, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype)
 
     def init_fn(params: Any) -> StableAdamState:
+        _moments.refuse_complex(name, params)
         return StableAdamState(
             count=jnp.zeros((), jnp.int32),
             mu=jax.tree.map(lambda leaf: _moments.zeros(leaf, mu_dtype), params),
@@ -177,42 +177,64 @@ def _stable_adam(
     def update_fn(
         updates: Any, state: StableAdamState, params: Any = None
     ) -> tuple[Any, StableAdamState]:
-        leaves, treedef = _base.flatten(updates, state.norm.size)
-        dtype = state.norm.dtype
-        decays = _moments.decay_terms(weight_decay, mask, params, leaves, state.count, dtype)
-        clock = state.count + 1 - state.nonfinite_count
-        fresh1, fresh2 = (_base.complement(b, state.count, dtype) for b in (b1, b2))
+        found = _moments.tensors(updates, state, params, weight_decay, mask)
+        count, dtype = state.count, state.norm.dtype
+        small, rate = (_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay))
+        clock = count + 1 - state.nonfinite_count
+        fresh = [_base.complement(b, count, dtype) for b in (b1, b2)]
         # 1 - β̂, the weight of the new gradient.
-        weight1 = fresh1 / _base.bias_correction(fresh1, clock)
-        weight2 = fresh2 / _base.bias_correction(fresh2, clock)
-        small = _base.hyperparameter(eps, state.count, dtype)
-
-        def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
-            rms = _rms(_moments.aside(leaf, nu), weight2[i], small)
-            keep = jnp.isfinite(rms)
-            gradient = _moments.squarable(leaf, dtype)
-            mu, m = _moments.store(keep, _moments.average(mu, gradient, weight1[i]), mu)
-            nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), weight2[i]), nu)
-            update = _moments.add(_moments.direction(m, v, small), decays[i])
-            update = update / jnp.maximum(rms, 1.0)
-            return _moments.Step(_moments.finish(keep, update, leaf), mu, nu, rms)
-
-        moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
-        steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
-        norm = jnp.stack([s.norm for s in steps]) if steps else state.norm
+        weights = _rows.rows([f / _base.bias_correction(f, clock) for f in fresh], count)
+        steps = [
+            _step(*tensor, small, rate, dtype=out)
+            for *tensor, out in zip(*found[:3], found.params, weights, found.dtypes, strict=True)
+        ]
+        out, moments, (norm,) = _moments.collect(steps, found, state)
         finite = jnp.isfinite(norm)
         new_state = StableAdamState(
-            count=optax.safe_increment(state.count),
-            mu=jax.tree.unflatten(treedef, [s.mu for s in steps]),
-            nu=jax.tree.unflatten(treedef, [s.nu for s in steps]),
+            count=optax.safe_increment(count),
+            **moments,
             norm=norm,
             threshold=jnp.where(finite, jnp.ones_like(norm), state.threshold),
             clipped=~(norm <= 1),
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
-        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
+        return out, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _step(
+    leaf: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    param: jax.Array | None,
+    weights: jax.Array,
+    eps: jax.Array,
+    rate: jax.Array,
+    *,
+    dtype: Any,
+) -> _moments.Step:
+    """One tensor's step.
+
+    Args:
+      leaf: gradient.
+      mu: first moment.
+      nu: second moment.
+      param: the parameter if it decays.
+      weights: ``[2]``, of the new gradient in the moments.
+      eps: ε.
+      rate: λ.
+      dtype: of the update.
+    """
+    rms = _rms(_moments.aside(leaf, nu), weights[1], eps)
+    keep = jnp.isfinite(rms)
+    gradient = _moments.squarable(leaf, eps.dtype)
+    mu, m = _moments.store(keep, _moments.average(mu, gradient, weights[0]), mu)
+    nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), weights[1]), nu)
+    update = _moments.add_decay(_moments.direction(m, v, eps), rate, param)
+    update = _moments.finish(keep, update / jnp.maximum(rms, 1.0), dtype)
+    return _moments.Step(update, mu, nu, (rms,))
 
 
 def _rms(tensors: tuple[jax.Array, jax.Array], weight: jax.Array, eps: jax.Array) -> jax.Array:

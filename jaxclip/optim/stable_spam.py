@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _moments, _rows
 from jaxclip.optim.adaclip import average_maximum, scale_above
 from jaxclip.optim.adagn import average_norms
 
@@ -45,11 +46,12 @@ def scale_by_stable_spam(
     b1: _base.Hyperparameter = 0.9,
     b2: _base.Hyperparameter = 0.999,
     eps: _base.Hyperparameter = 1e-8,
+    mu_dtype: Any = None,
+    *,
     theta: _base.Hyperparameter = 0.999,
     gamma1: _base.Hyperparameter = 0.7,
     gamma2: _base.Hyperparameter = 0.9,
     reset_interval: int | jax.Array = 1000,
-    mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
     r"""The direction of :func:`stable_spam`, without learning rate and weight decay.
 
@@ -66,18 +68,18 @@ def scale_by_stable_spam(
       b1: β1, decay of the first moment.
       b2: β2, decay of the second moment.
       eps: ε, added to the root of the second moment and to that of b.
+      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
       theta: θ, decay of the average of largest elements.
       gamma1: decay of the average norm.
       gamma2: decay of the average squared norm.
       reset_interval: ΔT, number of updates between resets of the moments.
-      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
 
     Returns:
       An ``optax.GradientTransformation`` with state :class:`StableSpamState`.
 
     Raises:
       ValueError: a number out of its range.
-      TypeError: from ``init``, a complex parameter.
+      TypeError: ``reset_interval`` is a schedule; from ``init``, a complex parameter.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -90,11 +92,11 @@ def scale_by_stable_spam(
 
     References:
       Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
-      <https://arxiv.org/abs/2502.17055>`_, 2025.
+      <https://arxiv.org/abs/2502.17055v2>`_, 2025. (Version 2: the third one under that number is
+      another paper, GradientStabilizer, of which :func:`jaxclip.optim.adagn` is nearly the rule.)
     """
-    return _stable_spam(
-        "scale_by_stable_spam", b1, b2, eps, theta, gamma1, gamma2, reset_interval, mu_dtype
-    )
+    decays = {"b1": b1, "b2": b2, "theta": theta, "gamma1": gamma1, "gamma2": gamma2}
+    return _stable_spam("scale_by_stable_spam", decays, eps, mu_dtype, reset_interval)
 
 
 def stable_spam(
@@ -102,13 +104,14 @@ def stable_spam(
     b1: _base.Hyperparameter = 0.9,
     b2: _base.Hyperparameter = 0.999,
     eps: _base.Hyperparameter = 1e-8,
+    mu_dtype: Any = None,
+    *,
     weight_decay: _base.Hyperparameter = 0.0,
     mask: _moments.Mask = None,
     theta: _base.Hyperparameter = 0.999,
     gamma1: _base.Hyperparameter = 0.7,
     gamma2: _base.Hyperparameter = 0.9,
     reset_interval: int | jax.Array = 1000,
-    mu_dtype: Any = None,
 ) -> optax.GradientTransformation:
     r"""Adam with adaptive element clipping, adaptive norms and momentum reset.
 
@@ -163,6 +166,7 @@ def stable_spam(
       b1: β1, decay of the first moment.
       b2: β2, decay of the second moment.
       eps: ε, added to the root of the second moment and to that of b.
+      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
       weight_decay: λ, decoupled.
       mask: which parameters decay: a tree of bools, a prefix of one, or a function from parameters
         to it; ``None`` for all.
@@ -170,7 +174,6 @@ def stable_spam(
       gamma1: decay of the average norm.
       gamma2: decay of the average squared norm.
       reset_interval: ΔT, number of updates between resets of the moments.
-      mu_dtype: dtype of the first moment; default float32 (float64 for float64 parameters).
 
     Returns:
       An ``optax.GradientTransformation``; the first element of its state is a
@@ -178,7 +181,7 @@ def stable_spam(
 
     Raises:
       ValueError: a number out of its range.
-      TypeError: from ``init``, a complex parameter.
+      TypeError: ``reset_interval`` is a schedule; from ``init``, a complex parameter.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -193,46 +196,29 @@ def stable_spam(
 
     References:
       Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
-      <https://arxiv.org/abs/2502.17055>`_, 2025.
+      <https://arxiv.org/abs/2502.17055v2>`_, 2025. (Version 2: the third one under that number is
+      another paper, GradientStabilizer, of which :func:`jaxclip.optim.adagn` is nearly the rule.)
     """
-    core = _stable_spam(
-        "stable_spam",
-        b1,
-        b2,
-        eps,
-        theta,
-        gamma1,
-        gamma2,
-        reset_interval,
-        mu_dtype,
-        weight_decay,
-        mask,
-    )
+    decays = {"b1": b1, "b2": b2, "theta": theta, "gamma1": gamma1, "gamma2": gamma2}
+    core = _stable_spam("stable_spam", decays, eps, mu_dtype, reset_interval, weight_decay, mask)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
 def _stable_spam(
     name: str,
-    b1: _base.Hyperparameter,
-    b2: _base.Hyperparameter,
+    decays: dict[str, _base.Hyperparameter],
     eps: _base.Hyperparameter,
-    theta: _base.Hyperparameter,
-    gamma1: _base.Hyperparameter,
-    gamma2: _base.Hyperparameter,
-    reset_interval: int | jax.Array,
     mu_dtype: Any,
+    reset_interval: int | jax.Array,
     weight_decay: _base.Hyperparameter = 0.0,
     mask: _moments.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
-    decay_rates = {"b1": b1, "b2": b2, "theta": theta, "gamma1": gamma1, "gamma2": gamma2}
-    for argument, value in decay_rates.items():
-        _base.check_number(f"{name}.{argument}", value, 0, below=1)
-    _base.check_number(f"{name}.eps", eps, 0)
-    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
-    _base.check_number(f"{name}.reset_interval", reset_interval, 1)
+    _moments.check(name, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype, **decays)
+    _moments.check_updates(f"{name}.reset_interval", reset_interval, 1)
 
     def init_fn(params: Any) -> StableSpamState:
+        _moments.refuse_complex(name, params)
         dtype = _base.statistics_dtype(params)
         shape = (len(jax.tree.leaves(params)),)
         return StableSpamState(
@@ -248,50 +234,39 @@ def _stable_spam(
     def update_fn(
         updates: Any, state: StableSpamState, params: Any = None
     ) -> tuple[Any, StableSpamState]:
-        leaves, treedef = _base.flatten(updates, state.norm.size)
+        found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
-        decays = _moments.decay_terms(weight_decay, mask, params, leaves, count, dtype)
-        fresh = {key: _base.complement(h, count, dtype) for key, h in decay_rates.items()}
-        small = _base.hyperparameter(eps, count, dtype)
-        clock = count + 1 - state.nonfinite_count
-
-        largest = _base.tensor_maxima(leaves, dtype)
-        finite = jnp.isfinite(largest)
-        maximum, bound = average_maximum(state.maximum, largest, fresh["theta"], clock)
-
-        def clip(i: int, leaf: jax.Array) -> jax.Array:
-            return scale_above(leaf.astype(dtype), largest[i], bound[i])
-
-        scaled = [clip(i, _moments.aside(leaf)) for i, leaf in enumerate(leaves)]
-        norms = _norms(scaled, jnp.minimum(largest, bound))
-        first, second, target = average_norms(
-            state.first, state.second, norms, fresh["gamma1"], fresh["gamma2"], small, clock
+        shared = _Shared(
+            *(_base.complement(decays[key], count, dtype) for key in _Shared._fields[:5]),
+            *(_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay)),
         )
-        factor = _base.safe_divide(target, norms, 0.0)
-
+        clock = count + 1 - state.nonfinite_count
         # inject_hyperparams makes floats of integers.
         interval = jnp.asarray(reset_interval).astype(jnp.int32)
-        reset = clock % interval == 0
         since = jnp.where(clock < interval, clock, clock % interval + 1)
-        correction1 = _base.bias_correction(fresh["b1"], since)
-        correction2 = _base.bias_correction(fresh["b2"], since)
-
-        def step(i: int, leaf: jax.Array, mu: jax.Array, nu: jax.Array) -> _moments.Step:
-            gradient, keep = clip(i, leaf) * factor[i], finite[i]
-            old_mu, old_nu = (jnp.where(reset[i], 0, moment) for moment in (mu, nu))
-            mu, m = _moments.store(keep, _moments.average(old_mu, gradient, fresh["b1"]), mu)
-            square = jnp.square(gradient)
-            nu, v = _moments.store(keep, _moments.average(old_nu, square, fresh["b2"]), nu)
-            update = _moments.direction(m / correction1[i], v / correction2[i], small)
-            update = _moments.finish(keep, _moments.add(update, decays[i]), leaf)
-            return _moments.Step(update, mu, nu, largest[i])
-
-        moments = zip(treedef.flatten_up_to(state.mu), treedef.flatten_up_to(state.nu), strict=True)
-        steps = [step(i, g, *old) for i, (g, old) in enumerate(zip(leaves, moments, strict=True))]
+        columns = [
+            state.maximum,
+            state.first,
+            state.second,
+            clock,
+            clock % interval == 0,
+            *(_base.bias_correction(fresh, since) for fresh in (shared.b1, shared.b2)),
+        ]
+        numbers = _rows.rows(columns, count)
+        steps = [
+            _step(*tensor, shared, dtype=out)
+            for *tensor, out in zip(*found[:3], found.params, numbers, found.dtypes, strict=True)
+        ]
+        out, moments, (largest, *seen) = _moments.collect(steps, found, state)
+        finite = jnp.isfinite(largest)
+        (norms,) = seen or [largest]
+        maximum, bound = average_maximum(state.maximum, largest, shared.theta, clock)
+        first, second, _ = average_norms(
+            state.first, state.second, norms, shared.gamma1, shared.gamma2, shared.eps, clock
+        )
         new_state = StableSpamState(
             count=optax.safe_increment(count),
-            mu=jax.tree.unflatten(treedef, [s.mu for s in steps]),
-            nu=jax.tree.unflatten(treedef, [s.nu for s in steps]),
+            **moments,
             maximum=jnp.where(finite, maximum, state.maximum),
             first=jnp.where(finite, first, state.first),
             second=jnp.where(finite, second, state.second),
@@ -300,17 +275,78 @@ def _stable_spam(
             clipped=(largest > bound) | ~finite,
             nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
         )
-        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
+        return out, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _norms(leaves: list[jax.Array], largest: jax.Array) -> jax.Array:
-    """L2 norms of tensors with elements of at most ``largest``, ``[num_tensors]``.
+class _Shared(NamedTuple):
+    """Numbers that are the same for all tensors, scalars of the statistics' dtype.
+
+    Attributes:
+      b1, b2, theta, gamma1, gamma2: one minus the decay of that name.
+      eps: ε.
+      rate: λ.
+    """
+
+    b1: jax.Array
+    b2: jax.Array
+    theta: jax.Array
+    gamma1: jax.Array
+    gamma2: jax.Array
+    eps: jax.Array
+    rate: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _step(
+    leaf: jax.Array,
+    mu: jax.Array,
+    nu: jax.Array,
+    param: jax.Array | None,
+    numbers: jax.Array,
+    shared: _Shared,
+    *,
+    dtype: Any,
+) -> _moments.Step:
+    """One tensor's step.
+
+    Args:
+      leaf: gradient.
+      mu: first moment.
+      nu: second moment.
+      param: the parameter if it decays.
+      numbers: ``[7]``: M, a, b, t, whether to reset, and the bias corrections of the moments.
+      shared: what is the same for all.
+      dtype: of the update.
+    """
+    kind = shared.eps.dtype
+    clock = numbers[3]
+    largest = _base.tensor_maxima([leaf], kind)[0]
+    keep = jnp.isfinite(largest)
+    _, bound = average_maximum(numbers[0], largest, shared.theta, clock)
+    scaled = scale_above(_moments.aside(leaf).astype(kind), largest, bound)
+    norm = _norm(scaled, jnp.minimum(largest, bound))
+    _, _, target = average_norms(
+        numbers[1], numbers[2], norm, shared.gamma1, shared.gamma2, shared.eps, clock
+    )
+    factor = _base.safe_divide(target, norm, 0.0)
+    gradient = scale_above(leaf.astype(kind), largest, bound) * factor
+
+    old_mu, old_nu = (jnp.where(numbers[4] > 0, 0, moment) for moment in (mu, nu))
+    mu, m = _moments.store(keep, _moments.average(old_mu, gradient, shared.b1), mu)
+    square = jnp.square(gradient)
+    nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
+    update = _moments.direction(m / numbers[5], v / numbers[6], shared.eps)
+    update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
+    return _moments.Step(update, mu, nu, (largest, norm))
+
+
+def _norm(leaf: jax.Array, largest: jax.Array) -> jax.Array:
+    """L2 norm of a tensor with elements of at most ``largest``.
 
     Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
     squares overflowed it needs no copy of the scaled tensors in memory.
     """
     safe = jnp.where(largest > 0, largest, 1)
-    sums = [jnp.sum(jnp.square(leaf / safe[i])) for i, leaf in enumerate(leaves)]
-    return safe * jnp.sqrt(jnp.stack(sums)) if sums else largest
+    return safe * jnp.sqrt(jnp.sum(jnp.square(leaf / safe)))

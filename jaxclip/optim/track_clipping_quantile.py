@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -35,10 +36,12 @@ class TrackClippingQuantileState(NamedTuple):
 
 def track_clipping_quantile(
     target: _base.Hyperparameter = 0.5,
-    learning_rate: _base.Hyperparameter = 0.2,
+    adaptation_rate: _base.Hyperparameter = 0.2,
     noise_multiplier: _base.Hyperparameter = 0.0,
-    seed: int | jax.Array = 0,
+    seed: int | jax.Array | None = None,
     initial_norm: float = 0.1,
+    *,
+    learning_rate: _base.Hyperparameter | None = None,
 ) -> optax.GradientTransformation:
     r"""Averages clipped per-example gradients; the bound follows a quantile of their norms.
 
@@ -65,17 +68,21 @@ def track_clipping_quantile(
 
     Args:
       target: γ, the share of examples that shall not be clipped.
-      learning_rate: η, how fast C moves.
+      adaptation_rate: η, how fast C moves.
       noise_multiplier: z, as for DP-SGD; less than B / 10.
-      seed: of the noise, which is a function of it and the number of the step.
+      seed: of the noise, which is a function of it and the number of the step; an integer or a key
+        (``jax.random.key``). Required where there is noise. Who knows it can take the noise away:
+        draw it, from ``secrets`` say, and tell nobody.
       initial_norm: C of the first step.
+      learning_rate: old name of ``adaptation_rate``, which hid the optimizer's own learning rate
+        from ``optax.tree_utils.tree_get``; goes with the next version.
 
     Returns:
       An ``optax.GradientTransformation`` with state :class:`TrackClippingQuantileState`.
 
     Raises:
-      ValueError: a number out of its range; from ``update``, gradients without an axis of examples,
-        or too few examples for the noise.
+      ValueError: a number out of its range, noise without a seed; from ``update``, gradients
+        without an axis of examples, or too few examples for the noise.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -91,10 +98,21 @@ def track_clipping_quantile(
       <https://arxiv.org/abs/1905.03871>`_, 2021.
     """
     name = "track_clipping_quantile"
+    if learning_rate is not None:
+        warnings.warn(
+            f"{name}(learning_rate=…) is now adaptation_rate=…; the old name goes with the next "
+            "version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        adaptation_rate = learning_rate
     _base.check_number(f"{name}.target", target, 0, 1)
-    _base.check_number(f"{name}.learning_rate", learning_rate, 0)
+    _base.check_number(f"{name}.adaptation_rate", adaptation_rate, 0)
     _base.check_number(f"{name}.noise_multiplier", noise_multiplier, 0)
     _base.check_number(f"{name}.initial_norm", initial_norm, above=0)
+    noisy = _per_example.is_noisy(noise_multiplier)
+    if noisy:
+        _per_example.check_seed(name, seed)
 
     def init_fn(params: Any) -> TrackClippingQuantileState:
         dtype = _base.statistics_dtype(params)
@@ -125,11 +143,12 @@ def track_clipping_quantile(
         factors = _per_example.clip_factors(norms, bound)
 
         # One draw for the count, by a key that no tensor uses.
-        count_noise, *noises = _per_example.normal_like(
-            [jnp.zeros((1,), dtype), *leaves], seed, state.count
-        )
+        drawn = [jnp.zeros((1,), dtype), *leaves]
+        count_noise, *noises = [jnp.zeros((), dtype)] * len(drawn)
+        if noisy:
+            count_noise, *noises = _per_example.normal_like(drawn, seed, state.count)
         fraction = jnp.mean(norms <= bound, dtype=dtype) + jnp.where(noise > 0, count_noise / 20, 0)
-        moved = bound * jnp.exp(-value(learning_rate) * (fraction - value(target)))
+        moved = bound * jnp.exp(-value(adaptation_rate) * (fraction - value(target)))
         # Gradients that stay zero must not shrink the bound to zero, from where it can't grow.
         moved = jnp.clip(moved, jnp.finfo(dtype).tiny, jnp.finfo(dtype).max)
         scale = noise / jnp.sqrt(1 - jnp.square(10 * noise / examples)) * bound / examples

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _clipper
 
 MODES = ("zscore", "percentile")
 CLIP_OPTIONS = ("adaptive_scaling", "mean")
@@ -18,13 +18,15 @@ class ZclipState(NamedTuple):
     """State of :func:`zclip`; all scalars.
 
     Attributes:
-      count: int32, number of updates with a finite norm.
+      count: int32, number of updates.
       mean: average μ of the norms; during the warm-up, of those collected so far.
       variance: variance v; during the warm-up, the sum of squared deviations from ``mean``.
       norm: global norm seen in the last step.
       threshold: norm let out in the last step (c in the docstring of :func:`zclip`).
       clipped: bool, did the last step change the gradients.
       nonfinite_count: int32, number of updates with a NaN or infinite norm.
+      streak: int32, number of updates in a row, up to the last, in which the adaptive threshold
+        acted.
     """
 
     count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
@@ -34,6 +36,7 @@ class ZclipState(NamedTuple):
     threshold: jax.Array
     clipped: jax.Array
     nonfinite_count: jax.Array
+    streak: jax.Array
 
 
 def zclip(
@@ -46,7 +49,8 @@ def zclip(
     clip_option: str = "adaptive_scaling",
     clip_factor: _base.Hyperparameter = 1.0,
     skip_update_on_spike: bool = False,
-) -> optax.GradientTransformation:
+    release_after: int | jax.Array | None = 100,
+) -> optax.GradientTransformationExtraArgs:
     r"""Clips the global norm where its z-score among the recent norms is too high.
 
     With :math:`n = \|G\|` the L2 norm of all gradients, :math:`\sigma = \sqrt{v}` and
@@ -72,7 +76,13 @@ def zclip(
     poison them for ever. Norms above 1e17 enter the averages as 1e17, for their squares to stay in
     float32.
 
-    State: four scalars and the report. Cost: one reduction over the gradients.
+    As published, the averages can lock: where norms rise for good (to 1.5 times or more), the value
+    that enters is the threshold, which stays near the old μ, and every step is clipped for ever. So
+    from the update number ``release_after`` on of an unbroken row of adaptively clipped ones, raw
+    norms enter (with ``skip_update_on_spike``, too) until the threshold does not act; gradients are
+    clipped all the while. That is not in the paper; ``release_after=None`` is without it.
+
+    State: five scalars and the report. Cost: one reduction over the gradients.
 
     Args:
       alpha: decay of the averages.
@@ -85,9 +95,11 @@ def zclip(
       clip_factor: factor on the adaptive threshold; for ``"adaptive_scaling"``.
       skip_update_on_spike: whether a step in which the adaptive threshold acted leaves the averages
         as they were. (The gradients are clipped and passed on all the same.)
+      release_after: length of a row of adaptively clipped updates from which on the averages take
+        the raw norms; ``None`` for never, as published.
 
     Returns:
-      An ``optax.GradientTransformation`` with state :class:`ZclipState`.
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`ZclipState`.
 
     Raises:
       ValueError: unknown ``mode`` or ``clip_option``, or a number out of its range.
@@ -106,55 +118,53 @@ def zclip(
       Kumar et al., `ZClip: Adaptive Spike Mitigation for LLM Pre-Training
       <https://arxiv.org/abs/2504.02507>`_, 2025.
     """
-    _check(alpha, z_threshold, max_norm, eps, warmup_steps, mode, clip_option, clip_factor)
+    _check(alpha, z_threshold, max_norm, eps, mode, clip_option, clip_factor)
+    steps = _base.integer("zclip.warmup_steps", warmup_steps, 1)
+    release = (
+        None if release_after is None else _base.integer("zclip.release_after", release_after, 1)
+    )
 
-    def init_fn(params: Any) -> ZclipState:
-        dtype = _base.statistics_dtype(params)
-        return ZclipState(
-            count=jnp.zeros((), jnp.int32),
-            mean=jnp.zeros((), dtype),
-            variance=jnp.zeros((), dtype),
-            **_base.initial_report((), dtype),
-        )
-
-    def update_fn(updates: Any, state: ZclipState, params: Any = None) -> tuple[Any, ZclipState]:
+    def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params
-        leaves, treedef = _base.flatten(updates)
-        dtype = state.norm.dtype
-        step = state.count + state.nonfinite_count
+        return {
+            "mean": jnp.zeros(shape, dtype),
+            "variance": jnp.zeros(shape, dtype),
+            "streak": jnp.zeros(shape, jnp.int32),
+        }
 
-        def value(hyperparameter: _base.Hyperparameter) -> jax.Array:
-            return _base.hyperparameter(hyperparameter, step, dtype)
-
-        norm = _base.global_norm(leaves, dtype)
-        finite = jnp.isfinite(norm)
-        warm = state.count >= warmup_steps
+    def rule(
+        leaves: list[jax.Array], state: ZclipState, now: _clipper.Context
+    ) -> _clipper.Decision:
+        norm = _base.global_norm(leaves, now.dtype)
+        collected = state.count - state.nonfinite_count
         spike, adaptive = _adaptive_threshold(
-            state, norm, mode, clip_option, value(z_threshold), value(eps), value(clip_factor)
+            state, norm, mode, clip_option, *map(now.value, (z_threshold, eps, clip_factor))
         )
-        spike = spike & warm
+        spike = spike & (collected >= steps)
         allowed = jnp.where(spike, adaptive, norm)
+        streak = jnp.where(spike, optax.safe_increment(state.streak), 0)
+        released = jnp.bool_(False) if release is None else streak >= release
+
+        fed = jnp.minimum(jnp.where(released, norm, allowed), _base.LARGEST_SQUARABLE)
+        mean, variance = _feed(state, fed, now.value(alpha), steps, collected)
+        keep = spike & skip_update_on_spike & ~released
         if max_norm is not None:
-            allowed = jnp.minimum(allowed, value(max_norm))
+            allowed = jnp.minimum(allowed, now.value(max_norm))
         clipped = norm > allowed
-        factor = jnp.where(clipped, allowed / (norm + 1e-6), 1.0).astype(dtype)
-
-        fed = jnp.minimum(jnp.where(spike, adaptive, norm), _base.LARGEST_SQUARABLE)
-        mean, variance = _feed(state, fed, value(alpha), warmup_steps)
-        keep = ~finite | (spike & skip_update_on_spike)
-        new_state = ZclipState(
-            count=_base.increment_where(state.count, finite),
-            mean=jnp.where(keep, state.mean, mean),
-            variance=jnp.where(keep, state.variance, variance),
+        factor = jnp.where(clipped, allowed / (norm + 1e-6), 1.0).astype(now.dtype)
+        return _clipper.Decision(
             norm=norm,
-            threshold=jnp.where(finite, allowed, state.threshold),
-            clipped=clipped | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            threshold=allowed,
+            clipped=clipped,
+            act=_clipper.scale(factor, jnp.isfinite(norm)),
+            own={
+                "mean": jnp.where(keep, state.mean, mean),
+                "variance": jnp.where(keep, state.variance, variance),
+                "streak": streak,
+            },
         )
-        scaled = [_base.rescale(leaf, factor, finite) for leaf in leaves]
-        return jax.tree.unflatten(treedef, scaled), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return _clipper.clipper(ZclipState, rule, own, per_tensor=False)
 
 
 def _adaptive_threshold(
@@ -181,21 +191,33 @@ def _adaptive_threshold(
 
 
 def _feed(
-    state: ZclipState, fed: jax.Array, alpha: jax.Array, warmup_steps: int | jax.Array
+    state: ZclipState,
+    fed: jax.Array,
+    alpha: jax.Array,
+    warmup_steps: int | jax.Array,
+    collected: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Averages after one more value: exact sums in the warm-up, exponential ones after."""
-    number = (state.count + 1).astype(fed.dtype)
+    """Averages after one more value: exact sums in the warm-up, exponential ones after.
+
+    Args:
+      state: before.
+      fed: the value.
+      alpha: decay of the exponential ones.
+      warmup_steps: number of values of the warm-up.
+      collected: number of values so far.
+    """
+    number = (collected + 1).astype(fed.dtype)
     # Welford's update: the mean of squares minus the square of the mean would lose all digits where
     # norms vary little.
     deviation = fed - state.mean
     warm_mean = state.mean + deviation / number
     sum_of_squares = state.variance + deviation * (fed - warm_mean)
-    is_last = state.count + 1 == warmup_steps
+    is_last = collected + 1 == warmup_steps
     warm_variance = jnp.where(is_last, sum_of_squares / number, sum_of_squares)
 
     mean = alpha * state.mean + (1 - alpha) * fed
     variance = alpha * state.variance + (1 - alpha) * jnp.square(fed - mean)
-    warm = state.count >= warmup_steps
+    warm = collected >= warmup_steps
     return jnp.where(warm, mean, warm_mean), jnp.where(warm, variance, warm_variance)
 
 
@@ -204,7 +226,6 @@ def _check(
     z_threshold: Any,
     max_norm: Any,
     eps: Any,
-    warmup_steps: Any,
     mode: str,
     clip_option: str,
     clip_factor: Any,
@@ -217,7 +238,6 @@ def _check(
     _base.check_number("zclip.alpha", alpha, 0, 1)
     _base.check_number("zclip.z_threshold", z_threshold, above=0)
     _base.check_number("zclip.eps", eps, 0)
-    _base.check_number("zclip.warmup_steps", warmup_steps, 1)
     _base.check_number("zclip.clip_factor", clip_factor, above=0)
     if max_norm is not None:
         _base.check_number("zclip.max_norm", max_norm, above=0)

@@ -51,9 +51,10 @@ def initialize_distributed(
 
     1. the arguments, each of which defaults to its variable ``JAXCLIP_COORDINATOR_ADDRESS``,
        ``JAXCLIP_NUM_PROCESSES`` or ``JAXCLIP_PROCESS_ID``. A process uses all devices it sees;
-    2. a Slurm step of several tasks (``srun``): a process uses the GPU of its number on the node,
-       or all of them where each node has one task;
-    3. an Open MPI job of several ranks (``mpirun``);
+    2. a Slurm step of several tasks (``srun``): a process uses all GPUs that Slurm has bound to it
+       (``CUDA_VISIBLE_DEVICES``), else its share of those of the node: all of them where each node
+       has one task;
+    3. an Open MPI job of several ranks (``mpirun``), with the same rule;
     4. a Cloud TPU slice (a pod of TPU VMs, or GKE; several slices, too), from the metadata of the
        machine.
 
@@ -96,7 +97,9 @@ def initialize_distributed(
             **timeouts, cluster_detection_method="slurm", local_device_ids=_slurm_devices()
         )
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:
-        jax.distributed.initialize(**timeouts, cluster_detection_method="ompi")
+        jax.distributed.initialize(
+            **timeouts, cluster_detection_method="ompi", local_device_ids=_mpi_devices()
+        )
     elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         # JAX itself puts it there on a machine that has TPU chips and libtpu.
         _join_tpu_slice(timeouts)
@@ -202,11 +205,57 @@ def _count(variable: str) -> int:
 
 
 def _slurm_devices() -> list[int] | None:
-    """All GPUs of the node where it has one task; None: the one of the task's number."""
+    """GPUs of this task of a Slurm step, as numbers among those that it sees."""
     # "1" or "1(x4)": one task on each of four nodes. JAX alone would take one GPU of each node.
-    one_a_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
-    gpus = _count("SLURM_GPUS_ON_NODE")
-    return list(range(gpus)) if one_a_node and gpus else None
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition(",")[0].partition("(")[0]
+    return _task_devices(
+        tasks=int(tasks) if tasks.isdigit() else 0,
+        index=_count("SLURM_LOCALID"),
+        on_node=_count("SLURM_GPUS_ON_NODE"),
+    )
+
+
+def _mpi_devices() -> list[int] | None:
+    """The same for a rank of Open MPI."""
+    return _task_devices(
+        tasks=_count("OMPI_COMM_WORLD_LOCAL_SIZE"),
+        index=_count("OMPI_COMM_WORLD_LOCAL_RANK"),
+        on_node=0,
+    )
+
+
+def _task_devices(tasks: int, index: int, on_node: int) -> list[int] | None:
+    """GPUs that one of a node's tasks uses, as numbers among those that it sees.
+
+    Args:
+      tasks: tasks on this node; 0 if not known.
+      index: number of this one among them.
+      on_node: GPUs that the job has on this node; 0 if not known.
+
+    Returns:
+      None: the one of the task's number, JAX's own choice.
+    """
+    visible = _visible_gpus()
+    if visible is None:
+        return list(range(on_node)) if tasks == 1 and on_node else None
+    # One that is all, or fewer than there are: the scheduler has bound them to this task.
+    if visible == 1 or tasks == 1 or visible < on_node:
+        return list(range(visible)) or None
+    if tasks and visible % tasks == 0 and index < tasks:
+        each = visible // tasks
+        return list(range(index * each, (index + 1) * each)) or None
+    return None
+
+
+def _visible_gpus() -> int | None:
+    """How many GPUs this process sees by its environment; None where nothing limits them."""
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if name in os.environ:
+            # As CUDA reads it: what comes after the first number that can't be does not count.
+            entries = [entry.strip() for entry in os.environ[name].split(",")]
+            valid = [bool(entry) and not entry.startswith(("-", "No")) for entry in entries]
+            return (*valid, False).index(False)
+    return None
 
 
 def _join_tpu_slice(timeouts: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ by the parameter whose path its own path ends in.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.parallel.mesh import AXES
+from jaxclip.registry import hint
 
 Entry = str | tuple[str, ...] | None
 
@@ -141,9 +141,7 @@ def init_sharded(init_fn: Callable[[jax.Array], Any], rng: jax.Array, shardings:
 
 def _preset(name: str) -> tuple[Rule, ...]:
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(PRESETS)}"
-        raise ValueError(f"unknown sharding preset {name!r}; {hint}")
+        raise ValueError(f"unknown sharding preset {name!r}{hint(name, PRESETS)}")
     return PRESETS[name]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+
+from jaxclip.registry import hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,5 @@ def get(name: str) -> Chip:
       ValueError: there is none; the message names the nearest.
     """
     if name not in TPUS:
-        near = difflib.get_close_matches(name, TPUS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TPUS)}"
-        raise ValueError(f"unknown chip {name!r}; {hint}")
+        raise ValueError(f"unknown chip {name!r}{hint(name, TPUS, cutoff=0.6)}")
     return TPUS[name]

@@ -65,7 +65,7 @@ def get(name: str) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             f"planning for {name} compiles with libtpu, which is not installed (no TPU is needed): "
-            "pip install 'jaxclip[tpu]'",
+            "in a clone of jaxclip: pip install '.[tpu]'",
             name="libtpu",
         )
     _quiet_libtpu()

@@ -61,11 +61,19 @@ class Restored(NamedTuple):
 
 @dataclasses.dataclass
 class _Search:
-    """The search for a usable checkpoint: steps passed over, why, and how many were damaged."""
+    """The search for a usable checkpoint.
 
-    passed: list[int]
-    lines: list[str]
-    damaged: int
+    Attributes:
+      passed: steps passed over.
+      lines: why.
+      damaged: how many of them were finished once.
+      unread: how many of these have the right checksums, but could not be read.
+    """
+
+    passed: list[int] = dataclasses.field(default_factory=list)
+    lines: list[str] = dataclasses.field(default_factory=list)
+    damaged: int = 0
+    unread: int = 0
 
 
 class Checkpointer:
@@ -106,7 +114,8 @@ class Checkpointer:
             raise ValueError(f"checkpoint.keep_best={keep_best} must not be negative")
         if best_mode not in ("max", "min"):
             raise ValueError(f"checkpoint.best_mode={best_mode!r} must be 'max' or 'min'")
-        self.directory = epath.Path(directory)
+        # Tensorstore reads and writes absolute paths only.
+        self.directory = epath.Path(storage.absolute(directory))
         self._keep_last, self._keep_best = keep_last, keep_best
         self._best_metric, self._best_mode = best_metric, best_mode
         self._writable = writable
@@ -210,6 +219,25 @@ class Checkpointer:
             step, error = self._error
             self._error = None
             raise self._explain(step, error) from error
+
+    def drop_after(self, step: int) -> int | None:
+        """Remove the checkpoints after a step, if there is a whole one of it or before it.
+
+        Args:
+          step: the last step whose checkpoint is good.
+
+        Returns:
+          The step of the newest checkpoint that is left, or None.
+        """
+        self.wait()
+        steps = self.steps()
+        if any(other <= step for other in steps):
+            for other in steps:
+                if other > step:
+                    self._remove(other)
+                    self._known.discard(other)
+            steps = [other for other in steps if other <= step]
+        return steps[-1] if steps else None
 
     def close(self) -> None:
         """Wait for the last save and let go of orbax's threads."""
@@ -331,7 +359,7 @@ class Checkpointer:
 
     def _restore(self, only: int | None, abstract_state: Any, partial: bool) -> Restored | None:
         self.wait()
-        search = _Search([], [], 0)
+        search = _Search()
         while (step := self._choose(only, search)) >= 0:
             path = self._path(step)
             content = manifest.read(path)
@@ -347,12 +375,18 @@ class Checkpointer:
                 metrics = storage.decode_floats(content["metrics"])
                 return Restored(state, step, content["extra"], metrics, tuple(search.lines))
             search.damaged += 1
-            self._pass_over(search, step, failure or "another process could not read it")
+            search.unread += 1
+            reason = failure or "another process could not read it"
+            self._pass_over(search, step, f"its checksums are right, but {reason}")
         if int(agreement.broadcast(np.asarray(search.damaged))) and only is None:
+            if search.unread:
+                what = f"no checkpoint in {self.directory} can be read, but not all are damaged"
+            else:
+                what = f"every checkpoint in {self.directory} is damaged"
             raise CheckpointError(
-                f"every checkpoint in {self.directory} is damaged:\n  "
+                f"{what}:\n  "
                 + "\n  ".join(search.lines)
-                + "\nbring back a copy, or remove the folder to start from the beginning"
+                + "\nnothing was changed; bring back a copy, or start anew in another workdir"
             )
         return None
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import setup
+from jaxclip.train import checks, setup
 
 
 def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     pieces = jax.device_count() * config["num_micro_batches"]
     size = batch_size or min(config["global_batch_size"], 8 * pieces)
     reduced = {**config, "global_batch_size": size}
-    experiment = setup.build(reduced)
+    experiment = checks.build(reduced)
+    checks.trace(experiment)
     _print_shapes(experiment, config["global_batch_size"])
 
     began = time.perf_counter()

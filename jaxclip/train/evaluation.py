@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+from etils import epath
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.evaluate import runner
-from jaxclip.train import loop, setup
+from jaxclip.evaluate import tasks as tasks_lib
+from jaxclip.train import agreement, checks, loop
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 
+logger = logging.getLogger("jaxclip")
+
+# What stands for tasks beside `evaluate.tasks`.
+_SPLIT_KEYS = ("zero_shot", "retrieval", "gallery_split")
+
+
+def parse_task(text: str) -> dict[str, Any]:
+    """A task of a command line: ``"zero_shot data=/x split=test templates=imagenet_80"``.
+
+    Values are Python literals, anything else is taken as a string; what has spaces is quoted.
+
+    Raises:
+      ValueError: not of this form.
+    """
+    try:
+        name, *options = shlex.split(text)
+        return {"name": name, **dict(config_lib.parse_override(option) for option in options)}
+    except ValueError as error:
+        raise ValueError(
+            f"--task {text!r} is not of the form 'zero_shot data=DIR split=test': {error}"
+        ) from error
+
 
 def evaluate_workdir(
-    workdir: str | os.PathLike[str], *, step: int | None = None, overrides: Sequence[str] = ()
+    workdir: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    tasks: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, float]:
     """Restore a checkpoint, evaluate it, print and return the results.
 
@@ -24,16 +56,26 @@ def evaluate_workdir(
       workdir: folder of a run.
       step: the checkpoint's step, or None for the newest usable one.
       overrides: ``"evaluate.zero_shot=['test_style']"`` and the like.
+      tasks: evaluate these in place of what the run's configuration asks for; dicts as of
+        ``evaluate.tasks``.
 
     Returns:
       Metrics by ``split/task/name``.
 
     Raises:
+      ValueError: as :func:`jaxclip.evaluate.runner.check`, before anything is compiled.
+      FileNotFoundError: likewise.
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
-    folder = pathlib.Path(workdir)
+    folder = pathlib.Path(storage.absolute(workdir))
     config = config_lib.resolve(workdir_lib.read_config(folder), overrides)
-    experiment = setup.build(config)
+    if tasks:
+        config["evaluate"] |= {"tasks": list(tasks), **{key: [] for key in _SPLIT_KEYS}}
+    # No checkpoint is chosen here: the best of a run goes by what the run itself evaluates.
+    runner.check({**config, "checkpoint": {**config["checkpoint"], "best_metric": ""}})
+    if not tasks_lib.from_config(config):
+        raise ValueError("there is nothing to evaluate; name a --task, or set evaluate.zero_shot")
+    experiment = checks.build(config)
     tokenizer = loop.load_tokenizer(config)
     # What is evaluated: the averaged parameters where the run keeps them. Nothing else is read.
     name = "params" if experiment.abstract_state.ema_params is None else "ema_params"
@@ -50,6 +92,9 @@ def evaluate_workdir(
     if restored is None:
         raise workdir_lib.WorkdirError(f"{folder / 'checkpoints'} holds no usable checkpoint")
     restored_step = int(restored.state["step"])
+    problem = storage.probe(epath.Path(folder)) if jax.process_index() == 0 else ""
+    if problem:
+        logger.warning("%s; the results are printed, but not kept", problem)
     metrics = runner.evaluate(
         experiment.encode_image,
         experiment.encode_text,
@@ -57,7 +102,7 @@ def evaluate_workdir(
         config,
         tokenizer=tokenizer,
         mesh=experiment.mesh,
-        workdir=folder,
+        workdir=None if not agreement.all_agree(not problem) else folder,
         step=restored_step,
         weights="model" if name == "params" else "ema",
     )

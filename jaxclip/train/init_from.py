@@ -1,4 +1,7 @@
-"""Start from weights that are there already: another run's, for parameters or for a teacher."""
+"""Start from weights that are there already, for parameters or for a teacher.
+
+They are another run's, or published ones.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.train import state_io, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.weights import checkpoint
 
 Params = Any
 
@@ -67,15 +72,18 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     """Find weights.
 
     Args:
-      path: workdir of a run. Its averaged parameters are taken where it keeps them.
+      path: workdir of a run, of which the averaged parameters are taken where it keeps them; or
+        published weights (:func:`jaxclip.weights.checkpoint.open_checkpoint`).
       what: the configuration key, for errors.
 
     Raises:
-      ValueError: there is no such folder, or it holds no run.
+      ValueError: there is no such folder or file, or it holds neither.
     """
     folder = pathlib.Path(path).expanduser().absolute()
-    if not folder.is_dir():
-        raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder ({folder})")
+    if not folder.exists():
+        raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder or file ({folder})")
+    if not _is_run(folder):
+        return _published(folder, os.fspath(path), what)
     try:
         config = config_lib.resolve(workdir_lib.read_config(folder))
     except ValueError as error:
@@ -101,6 +109,34 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
         return restored.state[name]
 
     return Source(os.fspath(path), config, read)
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+    """Whether a folder's config.json is that of a run, which names its batch."""
+    try:
+        return "global_batch_size" in storage.read_json(folder / workdir_lib.CONFIG_FILE, {})
+    except (OSError, ValueError):
+        return False
+
+
+def _published(folder: pathlib.Path, path: str, what: str) -> Source:
+    try:
+        opened = checkpoint.open_checkpoint(folder)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{what}={path!r} is neither the workdir of a run nor published weights: {error}"
+        ) from error
+    data = {"image_mean": list(opened.preprocess.image_mean)}
+    data["image_std"] = list(opened.preprocess.image_std)
+    data["eval_image_ops"] = opened.preprocess.image_ops
+    config = config_lib.resolve(
+        {
+            "model": {"preset": "tiny", **opened.sizes.to_dict()},
+            "tokenizer": dict(opened.preprocess.tokenizer),
+            "data": data,
+        }
+    )
+    return Source(path, config, opened.read)
 
 
 def merge(

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import agreement, environment, names, setup
+from jaxclip.train import agreement, checks, environment, names, setup, writers
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
+from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.errors import RunError
 from jaxclip.train.metrics import MetricWriter, Progress
+from jaxclip.train.profile import Profile
 from jaxclip.train.signals import StopSignals
 from jaxclip.train.state import TrainState
 
@@ -50,13 +53,23 @@ class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
-def train(config: Config, workdir: str | pathlib.Path) -> Result:
+def train(
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    extend: bool = False,
+    break_lock: bool = False,
+) -> Result:
     """Train, evaluate and report, from the newest checkpoint in ``workdir`` if there is one.
 
     Args:
       config: resolved configuration.
       workdir: folder for checkpoints, ``config.json``, ``metrics.jsonl``, TensorBoard events,
-        ``eval.json`` and ``report.html``; created if missing.
+        ``eval.json`` and ``report.html``; created if missing. It belongs to this configuration
+        once a first step is done.
+      extend: the run in the workdir goes on with another value of what
+        :data:`jaxclip.config.EXTENDABLE_KEYS` names, such as more steps or another rate.
+      break_lock: take the workdir from a run that seems to be alive.
 
     Returns:
       A :class:`Result`. SIGTERM and SIGINT end the run after the step in flight with a
@@ -64,29 +77,62 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
 
     Raises:
       workdir.WorkdirError: the workdir is unwritable or holds a run of another configuration.
+      lock.LockedError: another run uses the workdir.
       NonFiniteError: ``max_consecutive_nonfinite`` steps in a row were not finite.
       ValueError: a configuration that can't be built.
     """
-    # Whatever is wrong shall be found before the workdir is this configuration's.
-    experiment = setup.build(config)
+    # Whatever is wrong shall be found before anything is written.
+    experiment = checks.build(config)
     tokenizer = load_tokenizer(config)
-    check_data(config)
-    workdir = workdir_lib.prepare(config, workdir)
+    check_data(config, experiment.batch_spec, experiment.total.owners())
+    writers.from_config(config["writers"])
+    checks.trace(experiment)
+    with (
+        StopSignals() as stop,
+        workdir_lib.hold(
+            workdir, break_lock=break_lock, stopped=lambda: stop.received is not None
+        ) as held,
+    ):
+        changes = workdir_lib.check_config(config, held.path, extend=extend)
+        result = _train(experiment, tokenizer, held, stop, changes)
+        if jax.process_index() == 0:
+            print(f"report: {report_lib.write_report(held.path)}", flush=True)
+    return result
+
+
+def _train(
+    experiment: setup.Experiment,
+    tokenizer: Any,
+    held: workdir_lib.Workdir,
+    stop: StopSignals,
+    changes: Mapping[str, tuple[Any, Any]],
+) -> Result:
+    """:func:`train` in a workdir that is ours; ``changes`` of its configuration are to be noted."""
+    config, workdir = experiment.config, held.path
     checkpointer = Checkpointer(
-        workdir / "checkpoints",
+        workdir / workdir_lib.CHECKPOINTS,
         keep_last=config["checkpoint"]["keep_last"],
         keep_best=config["checkpoint"]["keep_best"],
         best_metric=config["checkpoint"]["best_metric"],
         best_mode=config["checkpoint"]["best_mode"],
     )
-    with checkpointer, StopSignals() as stop:
+    with checkpointer:
         state, evaluation = first_state(experiment, checkpointer)
         start = int(state.step)
+        if changes and start >= config["total_steps"]:
+            raise workdir_lib.WorkdirError(
+                f"total_steps={config['total_steps']}, but {start} steps are done already; give "
+                "--extend more of them"
+            )
         describe(experiment, workdir, start)
+        for key, (before, now) in changes.items():
+            logger.info("changed after step %d: %s: %r -> %r", start, key, before, now)
+        checks.warn_of_frozen_scale(config, state.params)
         parameters = setup.parameter_count(experiment.abstract_state.params)
         environment.write(workdir, parameters=parameters)
-        with MetricWriter(workdir, resume_step=start) as writer:
-            run = _Run(experiment, tokenizer, checkpointer, writer, stop, workdir)
+        with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
+            run = _Run(experiment, tokenizer, checkpointer, writer, stop, held)
+            run.changes = changes
             if evaluation:
                 run.evaluation, run.last_evaluated = evaluation, start
             with run.progress:
@@ -94,8 +140,6 @@ def train(config: Config, workdir: str | pathlib.Path) -> Result:
                 finished = int(state.step) >= config["total_steps"]
                 if finished:
                     run.finish(state)
-    if jax.process_index() == 0:
-        print(f"report: {report_lib.write_report(workdir)}", flush=True)
     return Result(finished, int(state.step), stop.received, run.evaluation)
 
 
@@ -109,7 +153,7 @@ class _Run:
         checkpointer: Checkpointer,
         writer: MetricWriter,
         stop: StopSignals,
-        workdir: pathlib.Path,
+        held: workdir_lib.Workdir,
     ):
         self.experiment = experiment
         self.config = experiment.config
@@ -117,7 +161,8 @@ class _Run:
         self.checkpointer = checkpointer
         self.writer = writer
         self.stop = stop
-        self.workdir = workdir
+        self.held, self.workdir = held, held.path
+        self.changes: Mapping[str, tuple[Any, Any]] = {}
         self.evaluation: dict[str, float] = {}
         self.last_evaluated = -1
         self.unusable = 0
@@ -133,24 +178,29 @@ class _Run:
         if is_due(config["evaluate"]["every_steps"], start) and self.last_evaluated != start:
             self.evaluate(state, start)  # a stop cut it off
             self.save(state, start)
-        previous = None
+        previous: dict[str, jax.Array] | None = None
+        profile = Profile(config["profile"], self.workdir)
         self.progress.start(start)
-        with contextlib.closing(self.records(start)) as records:
+        with contextlib.closing(self.records(start)) as records, profile:
             for step in range(start + 1, total + 1):
                 batch = parallel.to_global(next(records), self.experiment.mesh)
+                profile.before(step, previous)
                 state, metrics = self.experiment.train_step(state, batch)
                 self.pending.append((step, metrics))
                 # Run one step ahead of the device and no further: the host's memory stays flat.
                 if previous is not None:
-                    jax.block_until_ready(previous)
-                previous = metrics["loss"]
+                    jax.block_until_ready(previous["loss"])
+                    self.check_finite(step - 1, previous, records)
+                previous = metrics
                 if step == start + 1:
-                    jax.block_until_ready(previous)
+                    jax.block_until_ready(metrics["loss"])
                     self.progress.compiled(step)
+                    workdir_lib.claim(config, self.workdir, start, self.changes)
                 stopping = self.stop.requested(step)
                 last = stopping or step == total
                 if last or step % config["log_every_steps"] == 0:
                     self.flush(records.stats()["records"])
+                    self.check_finite(step, metrics, records)
                 # Who stops a run seldom waits for long; on the way back there is time.
                 if is_due(config["evaluate"]["every_steps"], step) and not stopping:
                     self.evaluate(state, step)
@@ -181,6 +231,7 @@ class _Run:
             start_step=start,
             process_index=share,
             process_count=count,
+            spec=self.experiment.batch_spec,
         )
 
     def flush(self, unusable: Mapping[str, int]) -> None:
@@ -189,11 +240,14 @@ class _Run:
         Args:
           unusable: number of records that this process could not use so far, by reason.
         """
+        if not self.pending:
+            return
+        self.held.check()
         fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
         self.pending.clear()
         for step, metrics in fetched:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
-        step, last = fetched[-1]
+        step, _ = fetched[-1]
         speed = self.progress.update(fetched)
         count = agreement.total(sum(unusable.values()))
         self.writer.write(step, {**speed, "unusable_records": count})
@@ -204,20 +258,41 @@ class _Run:
             self.progress.message(
                 f"  records replaced because they can't be used{where}: {reasons or 'none here'}"
             )
-        streak, limit = int(last["nonfinite_streak"]), self.config["max_consecutive_nonfinite"]
-        if streak >= limit:
-            raise NonFiniteError(
-                f"the last {streak} gradients up to step {step} were not finite "
-                f"(max_consecutive_nonfinite={limit}); lower optim.learning_rate, set optim.clip, "
-                "or look at the data of these steps"
-            )
+
+    def check_finite(
+        self, step: int, metrics: Mapping[str, jax.Array], records: pipeline.TrainIterator
+    ) -> None:
+        """End the run at ``max_consecutive_nonfinite``, asking a step that the device is done with.
+
+        What remains as the newest checkpoint is from before the first of these steps.
+
+        Args:
+          step: the step.
+          metrics: of this step.
+          records: the batches, for the counts of those replaced.
+
+        Raises:
+          NonFiniteError: so many steps in a row were not finite.
+        """
+        streak, limit = int(metrics["nonfinite_streak"]), self.config["max_consecutive_nonfinite"]
+        if streak < limit:
+            return
+        # The step under way has no say any more.
+        self.pending = [(at, values) for at, values in self.pending if at <= step]
+        self.flush(records.stats()["records"])
+        newest = self.checkpointer.drop_after(step - streak)
+        left = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
+        raise NonFiniteError(
+            f"the last {streak} gradients up to step {step} were not finite "
+            f"(max_consecutive_nonfinite={limit}; {left}); lower optim.learning_rate or set "
+            "optim.clip (with --extend), or look at the data of these steps"
+        )
 
     def evaluate(self, state: TrainState, step: int) -> None:
         """Evaluate the averaged parameters if there are any, else the current ones."""
-        from jaxclip.evaluate import runner
+        from jaxclip.evaluate import runner, tasks
 
-        options = self.config["evaluate"]
-        if not (options["zero_shot"] or options["retrieval"] or options["gallery_split"]):
+        if not tasks.from_config(self.config):
             return
         with self.progress.paused("evaluating"):
             params = state.params if state.ema_params is None else state.ema_params
@@ -240,12 +315,20 @@ class _Run:
 
     def save(self, state: TrainState, step: int, *, postpone: bool = False) -> None:
         """Save the state, but ``postpone`` it if the state may be why gradients are not finite."""
-        if postpone and int(state.nonfinite_streak):
-            self.progress.message(f"  no checkpoint at step {step}: its gradient was not finite")
-            return
+        if postpone:
+            wrong = "gradient was" if int(state.nonfinite_streak) else ""
+            if not wrong and not bool(_all_finite(state.params)):
+                wrong = "parameters are"
+            if wrong:
+                self.progress.message(f"  no checkpoint at step {step}: its {wrong} not finite")
+                return
+        self.held.check()
         fresh = self.evaluation if self.last_evaluated == step else None
         saved = state_lib.to_save(state)
         self.checkpointer.save(step, saved, metrics=fresh, extra={"config": self.config})
+
+
+_all_finite = jax.jit(step_lib.all_finite)
 
 
 def is_due(every: int, step: int) -> bool:
@@ -282,13 +365,22 @@ def load_tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def check_data(config: Config) -> None:
+def check_data(
+    config: Config,
+    spec: field_lib.BatchSpec = field_lib.PAIR,
+    owners: Mapping[str, str] | None = None,
+) -> None:
     """Refuse what training or evaluation would trip over, before anything is compiled.
+
+    Args:
+      config: resolved configuration.
+      spec: what a batch holds.
+      owners: who wants which key of it, for errors.
 
     Raises:
       FileNotFoundError: the data set does not exist.
-      ValueError: a missing or empty split, an unknown image op or language, or as
-        :func:`jaxclip.evaluate.runner.check`.
+      ValueError: a missing or empty split, an unknown image op or language, a field that the data
+        set can't have, or as :func:`jaxclip.evaluate.runner.check`.
     """
     from jaxclip.data import image_ops, pipeline, sources
     from jaxclip.evaluate import runner
@@ -299,6 +391,7 @@ def check_data(config: Config) -> None:
     data_set = sources.open(data["name"])
     data_set.source(data["train_split"])
     data_set.texts_of(data["languages"])
+    pipeline.check_spec(config["data"], spec, owners=owners)
     runner.check(config)
 
 

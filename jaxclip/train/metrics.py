@@ -1,96 +1,99 @@
-"""Numbers of a run on disk: ``metrics.jsonl`` for programs, TensorBoard events for people."""
+"""Numbers of a run: written to all writers of the configuration, read back from the workdir."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
 from jaxclip import storage
-from jaxclip.train.errors import RunError
+from jaxclip.train import writers as writers_lib
 from jaxclip.train.progress import Progress
+from jaxclip.train.writers import MetricsError, Writer
+from jaxclip.train.writers.jsonl import FILE_NAME, read_metrics
 
-__all__ = ["Curves", "MetricWriter", "MetricsError", "Progress", "curves", "read_metrics"]
+__all__ = [
+    "FILE_NAME",
+    "Curves",
+    "MetricWriter",
+    "MetricsError",
+    "Progress",
+    "curves",
+    "read_metrics",
+]
 
-FILE_NAME = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
+_LOG = logging.getLogger(__name__)
+
 _RESERVED = ("step", "time")
-_NUMBERS = itertools.count()
 
 # ``{name: (steps int64[N], values float64[N])}``, steps ascending.
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-class MetricsError(RunError):
-    """Metrics can't be written; the message names the path and the way out."""
-
-
 class MetricWriter:
-    """Appends one JSON object a line to ``metrics.jsonl``, and the same to TensorBoard.
+    """Hands numbers to ``metrics.jsonl`` and to the other writers of a configuration.
 
-    A line is ``{"step": 120, "time": 1735689600.1, "loss": 3.2, …}``: updates done, seconds since
-    1970, values. JSON has no NaN and no infinities: they are the strings ``"NaN"``,
-    ``"Infinity"``, ``"-Infinity"`` (:func:`read_metrics` turns them back into floats). A step may
-    have several lines. With several processes only process 0 writes; the others' calls do nothing.
+    With several processes only process 0 writes; the others' calls do nothing. A writer that may
+    fail (its service is gone) is closed with a warning: the run goes on, and ``metrics.jsonl`` has
+    everything.
     """
 
     def __init__(
         self,
         workdir: str | os.PathLike[str],
+        writers: str | Sequence[str | Mapping[str, Any]] = writers_lib.DEFAULT,
         *,
         resume_step: int | None = None,
-        tensorboard: bool = True,
+        config: Mapping[str, Any] | None = None,
     ):
-        """Open the files of a workdir, created if missing.
+        """Open the writers of a workdir, which is created if missing.
 
         Args:
           workdir: the run's folder.
+          writers: as of :func:`jaxclip.train.writers.from_config`.
           resume_step: the step the run goes on from (0 for a new run): later records, which a
             killed run wrote beyond its last checkpoint, are dropped. None keeps everything.
-          tensorboard: also write TensorBoard events below ``workdir/tensorboard``.
+          config: resolved configuration, for writers that show it.
 
         Raises:
-          MetricsError: the files can't be written.
+          MetricsError: a writer can't start: the folder is unwritable, a service refuses.
+          ValueError: as :func:`jaxclip.train.writers.from_config`.
         """
-        self.path = pathlib.Path(workdir) / FILE_NAME
-        self._file: TextIO | None = None
-        self._events: Any = None
+        self._workdir = pathlib.Path(workdir)
+        self._writers: list[Writer] = []
         if jax.process_index() != 0:
             return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            _repair(self.path, resume_step)
-            self._file = self.path.open("a", encoding="utf-8")
-            if tensorboard:
-                from tensorboardX import SummaryWriter
-
-                # It warns of every NaN; a curve that ends in NaN speaks for itself.
-                logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-                self._events = SummaryWriter(
-                    logdir=str(self.path.parent / TENSORBOARD_FOLDER),
-                    # TensorBoard hides what an earlier process wrote from this step on.
-                    purge_step=None if resume_step is None else resume_step + 1,
-                    flush_secs=15,
-                    # Names hold the second and the host: two writers of one second shall not clash.
-                    filename_suffix=f".{os.getpid()}.{next(_NUMBERS):04d}",
-                )
-        except OSError as error:
-            raise self._explain(error) from error
+        run = writers_lib.Run(self._workdir, resume_step, config or {})
+        for writer in writers_lib.from_config(writers):
+            try:
+                self._workdir.mkdir(parents=True, exist_ok=True)
+                writer.open(run)
+            except Exception as error:
+                if isinstance(error, OSError) and not writer.may_fail:
+                    raise self._explain(error) from error
+                self.close()
+                raise MetricsError(
+                    f"metric writer {_name(writer)!r} can't start: {_line(error)}; mend it, or "
+                    "take it out of config.writers"
+                ) from error
+            self._writers.append(writer)
 
     def __enter__(self) -> MetricWriter:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, _kind: Any, error: Any, _trace: Any) -> None:
+        try:
+            self.close()
+        except MetricsError:
+            if error is None:  # never hide the first error behind this one
+                raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values of a step.
@@ -103,59 +106,57 @@ class MetricWriter:
           MetricsError: the disk is full or gone.
           ValueError: a value is not a scalar, or is named ``step`` or ``time``.
         """
-        if self._file is None:
+        if not self._writers:
             return
         now = time.time()
         # As a list, for jax would sort a dict by its keys.
         fetched = jax.device_get(list(values.values()))
         numbers = {name: _to_float(name, x) for name, x in zip(values, fetched, strict=True)}
-        record = {"step": int(step), "time": round(now, 3), **storage.encode_floats(numbers)}
-        try:
-            # One write of a whole line: a kill tears at most the last one.
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise self._explain(error) from error
-        if self._events is not None:
-            for name, number in numbers.items():
-                self._events.add_scalar(name, number, global_step=int(step), walltime=now)
+        self._each(lambda writer: writer.write(int(step), now, numbers))
 
     def flush(self) -> None:
-        """Put everything on disk."""
-        if self._file is not None:
-            self._file.flush()
-        if self._events is not None:
-            self._events.flush()
+        """Put everything on disk.
+
+        Raises:
+          MetricsError: the disk is full or gone.
+        """
+        self._each(lambda writer: writer.flush())
 
     def close(self) -> None:
-        """Flush and close; further writes do nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        """Flush and close; further writes do nothing.
+
+        Raises:
+          MetricsError: the disk is full or gone.
+        """
+        writers, problem = self._writers, None
+        for writer in writers:
+            self._writers = [writer]
+            try:
+                self._each(lambda each: each.close())
+            except MetricsError as error:
+                problem = error
+        self._writers = []
+        if problem is not None:
+            raise problem
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
+        for writer in list(self._writers):
+            try:
+                call(writer)
+            except Exception as error:
+                if not writer.may_fail:
+                    if isinstance(error, OSError):
+                        raise self._explain(error) from error
+                    raise
+                _LOG.warning(
+                    "metric writer %r failed and is closed; the run goes on, %s has everything: %s",
+                    _name(writer), FILE_NAME, _line(error),
+                )  # fmt: skip
+                self._writers.remove(writer)
 
     def _explain(self, error: OSError) -> MetricsError:
-        folder = epath.Path(self.path.parent)
-        return MetricsError(f"{self.path} can't be written: {storage.reason(error, folder)}")
-
-
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl`` in the order written; unreadable lines are left out.
-
-    Args:
-      workdir: the run's folder.
-
-    Returns:
-      Dicts with ``step`` (int), ``time`` (float, seconds since 1970) and values (float); empty if
-      there is no file.
-    """
-    path = pathlib.Path(workdir) / FILE_NAME
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return [record for record in map(_parse, file) if record is not None]
+        reason = storage.reason(error, epath.Path(self._workdir))
+        return MetricsError(f"{self._workdir / FILE_NAME} can't be written: {reason}")
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> Curves:
@@ -180,38 +181,6 @@ def curves(records: Iterable[Mapping[str, Any]]) -> Curves:
     return result
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        return None
-    return storage.decode_floats(record)
-
-
-def _repair(path: pathlib.Path, resume_step: int | None) -> None:
-    """Drop torn lines, and records of steps after ``resume_step``, whole or not at all."""
-    if not path.exists():
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    changed = False
-    with (
-        path.open(encoding="utf-8", errors="replace") as old,
-        temporary.open("w", encoding="utf-8") as new,
-    ):
-        for line in old:
-            record = _parse(line) if line.endswith("\n") else None
-            if record is None or (resume_step is not None and record["step"] > resume_step):
-                changed = True
-            else:
-                new.write(line)
-    if changed:
-        temporary.replace(path)
-    else:
-        temporary.unlink()
-
-
 def _to_float(name: str, value: Any) -> float:
     if name in _RESERVED:
         raise ValueError(f"metric {name!r} has a reserved name; call it something else")
@@ -219,3 +188,11 @@ def _to_float(name: str, value: Any) -> float:
     if array.size != 1:
         raise ValueError(f"metric {name!r} has shape {array.shape}; write scalars")
     return float(array.reshape(()))
+
+
+def _name(writer: Writer) -> str:
+    return type(writer).__name__.lower()
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

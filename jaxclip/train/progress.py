@@ -19,13 +19,16 @@ from jaxclip.train import names
 
 _HEADER_EVERY = 25
 _BAR_WIDTH = 24
+# When to say how long it will take in all; a run that ends within as much says nothing.
+_FORECAST_SECONDS = 60.0
 
 
 class Progress:
     """Shows step, loss, gradient norm, what the clipper did, speed and time left.
 
     Every :meth:`update` prints one row (80 columns) of means over the steps since the row before;
-    ``clipped`` is the share of these steps in which the clipper acted. On a terminal a live line
+    ``clipped`` is the share of these steps in which the clipper acted. After the first minute a
+    line says how long it will take in all. On a terminal a live line
     with a bar follows the last row. Processes other than 0 show nothing.
     """
 
@@ -58,7 +61,8 @@ class Progress:
         self._seconds_per_step = math.nan
         self._measured = 0
         self._nonfinite = 0.0
-        self._since = time.monotonic()
+        self._since = self._began = time.monotonic()
+        self._forecast = False
 
     def __enter__(self) -> Progress:
         return self
@@ -69,7 +73,7 @@ class Progress:
     def start(self, step: int) -> None:
         """Begin at a step (after a restart: the restored one); the clock runs from here."""
         self._step = self._first = step
-        self._since = time.monotonic()
+        self._since = self._began = time.monotonic()
         if self._console.is_terminal and not self._silent:
             self._live = Live(
                 console=self._console,
@@ -114,6 +118,7 @@ class Progress:
             skipped = int(values["nonfinite_count"] - self._nonfinite)
             self._say(f"  {skipped} step(s) skipped: loss or gradient not finite", "yellow")
         self._nonfinite = values.get("nonfinite_count", 0.0)
+        self._say_duration(now)
         self._refresh()
         if self._step >= self._total:
             self.close()
@@ -189,6 +194,20 @@ class Progress:
             self._say(gap.join(f"{title:>{width}}" for _, title, width in columns), "bold")
         self._rows += 1
         self._say(gap.join(f"{text:>{width}}" for text, _, width in columns), "")
+
+    def _say_duration(self, now: float) -> None:
+        """Once, after a minute: how long it will take in all, from :meth:`start` on."""
+        passed, left = now - self._began, self._left()
+        # The first stretch is slow, with empty caches: it would promise too long a run.
+        if self._forecast or passed < _FORECAST_SECONDS or self._measured < 2:
+            return
+        self._forecast = True
+        if left >= _FORECAST_SECONDS:
+            self._say(
+                f"  at this speed it takes {duration(passed + left)} in all, {duration(left)} more "
+                f"({self._seconds_per_step:.3g} s a step)",
+                "",
+            )
 
     def _left(self) -> float:
         """Seconds left."""

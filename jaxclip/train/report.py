@@ -63,12 +63,11 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises:
       workdir.WorkdirError: it is not the workdir of a run.
+      OSError: the report can't be written.
     """
     run = read(workdir)
     path = run.workdir / FILE_NAME
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page(run), encoding="utf-8")
-    temporary.replace(path)
+    storage.write_text(path, page(run))
     return path
 
 
@@ -78,7 +77,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     Raises:
       workdir.WorkdirError: it is not the workdir of a run.
     """
-    folder = pathlib.Path(workdir).expanduser().absolute()
+    folder = pathlib.Path(storage.absolute(workdir))
     return Run(
         workdir=folder,
         config=workdir_lib.read_config(folder),
@@ -100,7 +99,7 @@ def page(run: Run) -> str:
         section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
         section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
         section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),
-        section("Configuration", configuration(run.config)),
+        section("Configuration", configuration(run.config), changes_note(run)),
         section("Environment", facts(run.environment)),
     ]
     css = importlib.resources.files("jaxclip.train").joinpath("report.css").read_text("utf-8")
@@ -145,10 +144,11 @@ def heading(run: Run) -> str:
 def tiles(run: Run, found: dict[str, spikes.Spikes]) -> str:
     """The few numbers one looks for first."""
     reached = [
-        (names.percent(name, float(value)), f"{names.short(last)}, {split.replace('_', ' ')}")
+        (names.percent(name, float(value)), f"{names.short(last)}, {data.replace('_', ' ')}")
         for result in run.results.values()
         for name, value in result["metrics"].items()
-        for split, _, last in [name.split("/")]
+        for head, _, last in [name.rpartition("/")]
+        for data in [head.rpartition("/")[0].replace("/", " ") or head]
         if last in ("top1", "image_to_text_r5", "text_to_image_r5")
     ]
     shown: list[tuple[str, str]] = []
@@ -250,6 +250,16 @@ def best_of(curves: Curves, name: str) -> str:
         return "-"
     place = int(np.nanargmax(values))
     return f"{names.percent(name, float(values[place]))} (step {steps[place]})"
+
+
+def changes_note(run: Run) -> str:
+    """What ``--extend`` changed on the way."""
+    parts = [
+        f"after step {entry['step']}: "
+        + ", ".join(f"{key} {before} → {now}" for key, (before, now) in entry["changes"].items())
+        for entry in workdir_lib.read_history(run.workdir)
+    ]
+    return escape("Changed " + "; ".join(parts)) if parts else ""
 
 
 def gallery_note(run: Run) -> str:

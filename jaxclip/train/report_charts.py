@@ -17,6 +17,7 @@ def training(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
     """Loss, gradient norm, what the clippers did, learning rate, logit scale, speed, the rest."""
     figures = [
         figure("Loss", loss(curves, found)),
+        *terms(curves),
         figure("Gradient norm", *gradient_norm(curves, found)),
         *clippers(curves),
         figure("Learning rate", simple(curves, "learning_rate", from_zero=True)),
@@ -29,6 +30,25 @@ def training(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
+def terms(curves: Curves) -> list[str]:
+    """The loss of each term of the objective, with its weight, and its own metrics."""
+    figures = []
+    for name in (key.removesuffix("/weight") for key in curves if key.endswith("/weight")):
+        if f"{name}/loss" not in curves:
+            continue
+        weight = curves[f"{name}/weight"][1]
+        low, high = float(np.min(weight)), float(np.max(weight))
+        note = f"weight {low:.4g}" if low == high else f"weight {low:.4g} to {high:.4g}"
+        line = charts.Line(*curves[f"{name}/loss"])
+        svg = charts.chart([line], title=f"loss of {name} over steps")
+        figures.append(figure(f"Loss of {name}", svg, note))
+        start = f"{name}/"
+        own = [key for key in curves if key.startswith(start)]
+        for group in _groups([k for k in own if k not in (f"{name}/loss", f"{name}/weight")]):
+            figures.append(figure(f"{title(group[0])}, {name}", several(curves, group)))
+    return figures
+
+
 def others(curves: Curves) -> list[list[str]]:
     """Curves without a chart of their own; the shares, such as accuracies, in one."""
     rest = []
@@ -37,8 +57,13 @@ def others(curves: Curves) -> list[list[str]]:
         still = name.startswith("nonfinite") and not np.any(values != 0)
         if "/" not in name and name not in (*_OWN_CHART, "time") and not still:
             rest.append(name)
-    shares = [name for name in rest if names.is_share(name)]
-    singles = [[name] for name in rest if name not in shares]
+    return _groups(rest)
+
+
+def _groups(keys: list[str]) -> list[list[str]]:
+    """The shares together, all else one by one."""
+    shares = [name for name in keys if names.is_share(name)]
+    singles = [[name] for name in keys if name not in shares]
     return [shares, *singles] if shares else singles
 
 
@@ -102,7 +127,8 @@ def clippers(curves: Curves) -> list[str]:
             share = float(np.mean(clipped[np.isfinite(clipped)])) if len(clipped) else 0.0
             line = charts.Line(steps, trailing_share(clipped), color=charts.COLORS[2])
             svg = charts.chart([line], title=f"{short} clipped", percent=True, from_zero=True)
-            figures.append(figure(f"Clipped by {short}", svg, f"{share:.2%} of the whole run"))
+            note = f"{share:.2%} of the whole run{locked(curves, name)}"
+            figures.append(figure(f"Clipped by {short}", svg, note))
         if not judges_global_norm(curves, name):
             lines = [
                 charts.Line(*curves[f"{name}/norm"], label="norm"),
@@ -113,6 +139,13 @@ def clippers(curves: Curves) -> list[str]:
             svg = charts.chart(lines, title=f"norm and threshold of {short}", log=True)
             figures.append(figure(f"What {short} sees", svg, "means over its tensors"))
     return figures
+
+
+def locked(curves: Curves, name: str) -> str:
+    """What to say of a rule that clipped without a break, long enough to be no spike."""
+    _, streak = curves.get(f"{name}/streak", (None, np.zeros(1)))
+    longest = int(np.nanmax(streak, initial=0))
+    return f"; {longest} steps in a row: norms have risen for good" if longest >= 50 else ""
 
 
 def clipper_names(curves: Curves) -> list[str]:
@@ -155,7 +188,7 @@ def several(curves: Curves, group: list[str]) -> str:
     """Curves of one kind."""
     share = names.is_share(group[0])
     lines = [
-        charts.Line(*curves[name], names.short(name) if len(group) > 1 else "", color)
+        charts.Line(*curves[name], names.short(_last(name)) if len(group) > 1 else "", color)
         for name, color in zip(group, charts.COLORS, strict=False)
     ]
     return charts.chart(lines, title=title(group[0]), percent=share, from_zero=share)
@@ -171,5 +204,12 @@ def figure(name: str, svg: str, note: str = "") -> str:
 
 def title(name: str) -> str:
     """``images_per_second`` -> ``Images per second``."""
-    words = "Accuracy within the batch" if names.is_share(name) else name.replace("_", " ")
+    words = _last(name).replace("_", " ")
+    if names.is_share(name):
+        words = "Accuracy within the batch"
     return words[:1].upper() + words[1:]
+
+
+def _last(name: str) -> str:
+    """The part of a name behind its term's."""
+    return name.rpartition("/")[2]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
-from jaxclip import models, objectives, optim, parallel
 from jaxclip.config import Config
 from jaxclip.train import init_from as init_from_lib
 from jaxclip.train import outputs, towers
@@ -147,7 +145,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         tx,
         ema_decay=config["ema_decay"],
         teacher_decay=teacher.decay,
-        logit_scale_max=logit_scale_max(config, sizes),
+        logit_scale_max=config_check.logit_scale_limit(config),
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         extra_args=("grad_fn",) if config["optim"].get("sam") else ("value",),
         state_shardings=state_shardings,
@@ -228,20 +226,6 @@ def check_objectives(
         (f"objective {t.name!r}", t.objective.needs | t.objective.row_needs) for t in total.terms
     ]
     outputs.check(needs, batch_spec, teacher.teacher)
-
-
-def logit_scale_max(config: Config, sizes: Any) -> float | None:
-    """The bound on ``logit_scale``; None where it is frozen, with a warning if it lies above."""
-    bound = config["logit_scale_max"]
-    if not any(re.search(pattern, "logit_scale") for pattern in config["optim"].get("freeze", ())):
-        return bound
-    if sizes.logit_scale_init > bound:
-        warnings.warn(
-            f"logit_scale is frozen at {sizes.logit_scale_init:.4g}, above "
-            f"logit_scale_max={bound:.4g}; it is left as it is",
-            stacklevel=2,
-        )
-    return None
 
 
 def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:

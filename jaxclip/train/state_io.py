@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import jax
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+
+from jaxclip.registry import nearest
 
 _SHOWN = 5
 
@@ -128,8 +129,8 @@ def check_tree(
     problems = []
     for name, (dtype, shape) in wanted.items():
         if name not in saved:
-            near = difflib.get_close_matches(name, saved, n=1)
-            hint = f" (it has {near[0]})" if near else ""
+            near = nearest(name, saved, cutoff=0.6)
+            hint = f" (it has {near})" if near else ""
             problems.append(f"{name} is not in the checkpoint{hint}")
         elif [dtype, shape] != saved[name]:
             there = f"{saved[name][0]}{saved[name][1]}"

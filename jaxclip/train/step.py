@@ -155,7 +155,7 @@ def make_train_step(
       ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss``,
       ``grad_norm``, ``logit_scale`` (exponentiated), ``nonfinite_count``, ``nonfinite_streak``,
       ``learning_rate`` (if given), those of the objectives, and what
-      :func:`jaxclip.optim.monitor` found, as means over tensors.
+      :func:`jaxclip.optim.read_metrics` found, as means over tensors.
 
     A gradient that is not finite leaves parameters, averages, teacher, objectives' states and the
     optimizer untouched; it is counted, and the step count still moves on, so that the data does.
@@ -249,5 +249,5 @@ def optimizer_metrics(opt_state: optax.OptState) -> Metrics:
     """What the transformations say of themselves, one scalar each (means over tensors)."""
     return {
         f"optim/{name}": jnp.mean(jnp.asarray(value, jnp.float32))
-        for name, value in optim.monitor(opt_state).items()
+        for name, value in optim.read_metrics(opt_state).items()
     }

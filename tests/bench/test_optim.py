@@ -24,7 +24,7 @@ def test_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_transformation_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_optim.main(["--system_malloc", "--only", "zlip"]) == 2
-    assert "'zlip'; there are: " in capsys.readouterr().err
+    assert "'zlip'; did you mean 'zclip'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,13 @@ def test_a_row_is_measured(name: str) -> None:
     assert result.ratio > 0 and result.cpu_ratio > 0
     # AutoClip's history of 10 000 is large beside these.
     assert name == "autoclip" or 0 <= result.state_copies < 2.05
+
+
+def test_compile_time_is_a_ratio_to_optax(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--compile_tensors", "2", "--only", "zclip", "stable_adamw"]
+    assert bench.main(["optim", *arguments]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["clip_by_global_norm", "adamw"]
+    for row in rows:
+        seconds, ratio = (float(number) for number in row[2].split(","))
+        assert seconds > 0 and 0.2 < ratio < 50

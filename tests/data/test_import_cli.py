@@ -19,6 +19,17 @@ def test_import_prints_a_summary(tmp_path, toys, capsys):
     assert "was imported before" in capsys.readouterr().out
 
 
+def test_columns_are_named(tmp_path, toys, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(toys.picture(0))
+    (tmp_path / "in" / "captions.csv").write_text("where;says\na.png;a cat\n")
+    argv = ["data", "import", "--from", str(tmp_path / "in"), "--to", str(tmp_path / "out")]
+    assert cli.main(argv) != 0
+    assert "--image-column" in capsys.readouterr().err
+    assert cli.main([*argv, "--image-column", "where", "--text-column", "says"]) == 0
+    assert sources.open(tmp_path / "out").source("train")[0].texts == ("a cat",)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

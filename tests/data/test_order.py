@@ -105,3 +105,48 @@ def test_sizes_below_one_are_refused(name):
     arguments = {"num_records": 5, "window": 5, "chunk": 5, name: 0}
     with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
         order.ShuffledOrder(seed=0, **arguments)
+
+
+# --- classes that stand together ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [order.DEFAULT_WINDOW, 64])
+@pytest.mark.parametrize("group", [2, 3, 4])
+def test_groups_of_a_class(window, group):
+    labels = np.random.default_rng(0).integers(-1, 6, 203)
+    grouped = order.GroupedOrder(203, 7, labels, group, window, chunk=8)
+    plain = order.ShuffledOrder(203, 7, window, chunk=8)
+    places = np.arange(5 * 203)
+    records = grouped(places)
+    # Each epoch is a permutation, and so is each window: reads stay as local as they were.
+    assert (np.sort(records.reshape(5, 203), axis=1) == np.arange(203)).all()
+    if window < 203:
+        for epoch in range(5):
+            first = slice(epoch * 203, epoch * 203 + 32)
+            last = slice(epoch * 203, epoch * 203 + window + 8)
+            assert set(records[first]) <= set(plain(places)[last])
+    # Groups start at multiples of their size, all but few of them whole.
+    blocks = labels[records[: len(records) // group * group]].reshape(-1, group)
+    whole = (blocks == blocks[:, :1]).all(1) & (blocks[:, 0] >= 0)
+    possible = sum(np.bincount(labels[labels >= 0]) // group) * 5
+    enough = 0.9 if window > 203 else 0.55
+    assert whole.sum() >= enough * possible
+    # Any place by itself.
+    np.testing.assert_array_equal(grouped(places[500:520]), records[500:520])
+    other = order.GroupedOrder(203, 8, labels, group, window, chunk=8)(places)
+    assert not np.array_equal(records, other)
+
+
+def test_groups_without_classes_are_a_permutation():
+    labels = np.full(50, -1)
+    records = order.GroupedOrder(50, 1, labels, 4)(np.arange(100))
+    assert (np.sort(records.reshape(2, 50), axis=1) == np.arange(50)).all()
+
+
+def test_streams_are_independent_and_the_first_is_what_it_was():
+    places = np.arange(1000)
+    plain, named, other = (order.uniforms(3, places, 4, name) for name in ("", "a", "b"))
+    np.testing.assert_array_equal(plain, order.uniforms(3, places, 4))
+    for one, two in ((plain, named), (plain, other), (named, other)):
+        assert abs(np.corrcoef(one.ravel(), two.ravel())[0, 1]) < 5 / np.sqrt(one.size)
+    np.testing.assert_array_equal(named[:, :2], order.uniforms(3, places, 2, "a"))

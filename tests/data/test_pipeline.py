@@ -1,6 +1,10 @@
 """The input pipeline: a step's data is a function of (seed, step), whoever makes it."""
 
+import gc
 import logging
+import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -270,6 +274,29 @@ def test_closing_ends_the_iterator(toy, tokenize):
     iterator.close()
     with pytest.raises(StopIteration):
         next(iterator)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_nothing_is_kept_of_an_iterator_that_is_gone(toy, tokenize, closed):
+    before = {thread.ident for thread in threading.enumerate()}
+    iterator = pipeline.train_iterator(
+        {**toy, "num_parallel_calls": 2}, tokenizer=tokenize, global_batch_size=8, seed=0
+    )
+    next(iterator)
+    gone = weakref.ref(iterator._source[0]._make.record_loader)  # which has the cache
+    if closed:
+        iterator.close()
+    del iterator
+    deadline = time.monotonic() + 20
+
+    def left():
+        gc.collect()
+        names = (t.name for t in threading.enumerate() if t.ident not in before)
+        return gone() is not None or any(name.startswith("jaxclip") for name in names)
+
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left()
 
 
 def test_emoji_in_another_language(tokenize):

@@ -1,11 +1,13 @@
 """Data sets by name: directories, features of other people's data sets, mistakes."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from jaxclip.data import info, sources
-from jaxclip.data.record import BadRecord, Record
+from jaxclip.data import info, sources, stored
+from jaxclip.data.record import BadRecord, Record, _example_class, parse_example
 
 
 def test_splits_records_and_shards(tmp_path, toys):
@@ -92,6 +94,30 @@ def test_array_record(tmp_path, toys):
     assert sources.open(folder).source("train").read([3, 0, 4]) == [records[i] for i in (3, 0, 4)]
 
 
+def test_captions_in_a_sequence_of_dicts(toys, tmp_path):
+    """As TFDS's coco_captions has them."""
+    kind = "tensorflow_datasets.core.features."
+    inner = {"text": {"pythonClassName": kind + "text_feature.Text"}, "id": {}}
+    features = {
+        "image": {"pythonClassName": kind + "image_feature.Image"},
+        "image/filename": {"pythonClassName": kind + "text_feature.Text"},
+        "captions": {
+            "pythonClassName": kind + "sequence_feature.Sequence",
+            "sequence": {"feature": {"featuresDict": {"features": inner}}},
+        },
+    }
+    names = sources.field_names({"featuresDict": {"features": features}}, "coco")
+    assert (names.texts, names.key) == ("captions/text", "image/filename")
+    message = _example_class()()
+    feature = message.features.feature
+    feature["image"].bytes_list.value.append(toys.picture(0))
+    feature["image/filename"].bytes_list.value.append(b"0.jpg")
+    feature["captions/text"].bytes_list.value.extend([b"one", b"two"])
+    feature["captions/id"].int64_list.value.extend([7, 8])
+    record = parse_example(message.SerializeToString(), names)
+    assert (record.texts, record.key) == (("one", "two"), "0.jpg")
+
+
 def test_mistakes_are_named(tmp_path, toys):
     folder = toys.write_data_set(tmp_path / "toys", {"train": toys.records(3), "none": []})
     with pytest.raises(FileNotFoundError, match=r"no such directory.*did you mean 'toys'"):
@@ -151,6 +177,26 @@ def test_describe(tmp_path, toys):
     assert "4 records, 2.0 captions each, 1 of 4 looked at are unusable" in text
     assert "key0: thing 0; item 0" in text
     assert "none                      0 records" in text
+    assert "1 of 4 looked at are unusable: 1 zero_bytes" in text
+
+
+def test_describe_what_records_hold(tmp_path, toys):
+    meta = [{"caption_tags": ["alt", ["made", "long"]], "boxes": []}, {"boxes": []}, {}, {}]
+    texts = [("a cat", "a very long caption of a cat"), ("a cat",), ("a dog",), ("the dog there",)]
+    records = [
+        dataclasses.replace(r, texts=t, meta=json.dumps(m), label=i - 1)
+        for i, (r, t, m) in enumerate(zip(toys.records(4), texts, meta, strict=True))
+    ]
+    folder = toys.write_data_set(tmp_path, {"train": records})
+    stored.write_stored(folder, "train", "teacher/image", np.zeros((4, 6), np.float16))
+    lines = [line.strip() for line in info.describe(folder).splitlines()]
+    assert lines[2:6] == [
+        "words in a caption: 2 (median), 7 (95%), 7 (longest); "
+        "40% of captions occur more than once",
+        "labels: 75% of records, 3 classes seen",
+        "meta: boxes, caption_tags (caption_tags: alt, made, long)",
+        "stored vectors: teacher/image [6] float16",
+    ]
 
 
 def test_describe_from_the_command_line(capsys):

@@ -1,5 +1,6 @@
 """WebDataset tars read in place."""
 
+import errno
 import io
 import json
 import string
@@ -10,7 +11,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxclip.data import pipeline, sources, webdataset
+from jaxclip import fields
+from jaxclip.data import pipeline, sources, tar_index, tfrecord, webdataset
 from jaxclip.data.record import BadRecord, Record
 
 
@@ -38,7 +40,7 @@ def test_samples_in_order(tars, toys):
     assert data_set.splits == {"train": 12} and data_set.class_names() is None
     source = data_set.source("train")
     expected = [
-        Record(toys.picture(10 * t + i), (f"thing {10 * t + i}",), key=f"{t}-{i}")
+        Record(toys.picture(10 * t + i), (f"thing {10 * t + i}",), -1, f"{t}-{i}", '{"width": 3}')
         for t in range(3)
         for i in range(4)
     ]
@@ -89,12 +91,27 @@ def test_captions_in_json_and_what_is_wrong(tmp_path, toys):
 def test_index_is_kept_and_renewed(tars, toys, monkeypatch):
     sources.open(f"webdataset:{tars}/*.tar")
     assert len(list(tars.glob(".*.tar.index.npz"))) == 3
-    scan = webdataset._scan
-    monkeypatch.setattr(webdataset, "_scan", None)  # not called if the index is used
+    scan = tar_index._scan
+    monkeypatch.setattr(tar_index, "_scan", None)  # not called if the index is used
     assert sources.open(f"webdataset:{tars}/*.tar").splits == {"train": 12}
-    monkeypatch.setattr(webdataset, "_scan", scan)
+    monkeypatch.setattr(tar_index, "_scan", scan)
     toys.make_tar(tars / "01.tar", samples(toys, 1, 2))
     assert sources.open(f"webdataset:{tars}/*.tar").splits == {"train": 10}
+
+
+def test_a_folder_that_cannot_be_written_to(tars, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def read_only(path, mode="r", *args, **options):
+        return (open if mode.startswith("r") else refuse)(path, mode, *args, **options)
+
+    # A read-only mount refuses to remove even what is not there.
+    monkeypatch.setattr(tfrecord, "open", read_only, raising=False)
+    monkeypatch.setattr(tfrecord.pathlib.Path, "unlink", refuse)
+    data_set = sources.open(f"webdataset:{tars}/*.tar")
+    assert data_set.splits == {"train": 12} and isinstance(data_set.source("train")[11], Record)
+    assert not list(tars.glob(".*"))
 
 
 @pytest.mark.parametrize("noted", ["sizes", "stats"])
@@ -106,11 +123,11 @@ def test_noted_sizes_save_the_scan(tars, monkeypatch, noted):
     else:
         for i in range(3):
             (tars / f"{i:02d}_stats.json").write_text(json.dumps({"successes": 4 + (i == 2)}))
-    scan = webdataset._scan
-    monkeypatch.setattr(webdataset, "_scan", None)
+    scan = tar_index._scan
+    monkeypatch.setattr(tar_index, "_scan", None)
     data_set = sources.open(f"webdataset:{tars}/*.tar")
     assert data_set.splits == {"train": 13}
-    monkeypatch.setattr(webdataset, "_scan", scan)
+    monkeypatch.setattr(tar_index, "_scan", scan)
     source = data_set.source("train")
     assert isinstance(source[11], Record)
     # One more was promised than there is.
@@ -160,6 +177,98 @@ def test_long_and_strange_names(tmp_path, toys):
         assert [source[i].key for i in range(len(source))] == names
 
 
+# --- what people's tars are like ----------------------------------------------------------------
+
+
+def opened(tmp_path):
+    return sources.open(f"webdataset:{tmp_path}").source("train")
+
+
+def test_samples_that_are_torn_apart(tmp_path, toys):
+    names = [(f"{i}.png", toys.picture(i)) for i in range(4)]
+    texts = [(f"{i}.txt", b"thing") for i in range(4)]
+    toys.make_tar(tmp_path / "a.tar", [*names, *texts])
+    message = r"a.tar: the files of a sample are not side by side .*'0'.* `tar --sort=name`"
+    with pytest.raises(ValueError, match=message):
+        sources.open(f"webdataset:{tmp_path}")
+    # Not scanned when it is opened: no traceback from deep within a run either.
+    (tmp_path / "sizes.json").write_text('{"a.tar": 4}')
+    assert opened(tmp_path)[0].reason == "corrupted"
+    with pytest.raises(ValueError, match=message):
+        pipeline.check_spec({"name": f"webdataset:{tmp_path}"}, fields.PAIR)
+    # A sample that is there twice is not torn apart.
+    (tmp_path / "sizes.json").unlink()
+    toys.make_tar(tmp_path / "a.tar", [names[0], texts[0], names[1], texts[1], names[0], texts[0]])
+    assert len(opened(tmp_path)) == 3
+
+
+def test_dots_in_names(tmp_path, toys, caplog):
+    dotted = [(f"img_{i}.5.{end}", toys.picture(i)) for i in range(3) for end in ("png", "txt")]
+    toys.make_tar(tmp_path / "a.tar", dotted)
+    message = r"3 pictures are left out.* first dot.*img_0.5.png is .* has no partner"
+    with pytest.raises(ValueError, match=message):
+        sources.open(f"webdataset:{tmp_path}")
+    toys.make_tar(tmp_path / "a.tar", [*dotted, *samples(toys, 0, 1), ("0-0.mask.png", b"")])
+    caplog.clear()
+    assert len(opened(tmp_path)) == 1 and "3 pictures are left out" in caplog.text
+    toys.make_tar(tmp_path / "a.tar", [("x.mask.png", b"")])
+    with pytest.raises(ValueError, match=r"x.mask.png is file 'mask.png' of sample 'x'"):
+        sources.open(f"webdataset:{tmp_path}")
+    toys.make_tar(tmp_path / "a.tar", [("readme", b"")])
+    with pytest.raises(ValueError, match=r"a.tar holds no samples$"):
+        sources.open(f"webdataset:{tmp_path}")
+
+
+def test_classes_without_captions(tmp_path, toys):
+    files = [
+        (f"{i}.{e}", d) for i in range(4) for e, d in (("png", toys.picture(i)), ("cls", b"2"))
+    ]
+    toys.make_tar(tmp_path / "a.tar", [*files, ("4.png", toys.picture(4)), ("4.cls", b"cat")])
+    source = opened(tmp_path)
+    assert source[1] == Record(toys.picture(1), (), 2, "1")
+    assert source[4].reason == "empty_caption"
+    config = {"name": f"webdataset:{tmp_path}"}
+    pipeline.check_spec(config, {"image": fields.View(), "label": fields.Label()})
+    with pytest.raises(ValueError, match=r"has no captions: none of 4 records looked at has$"):
+        pipeline.check_spec(config, fields.PAIR)
+
+
+def test_a_shard_that_is_missing(tars):
+    sizes = {f"{i:02d}.tar": 4 for i in range(5)}
+    (tars / "sizes.json").write_text(json.dumps(sizes))
+    with pytest.raises(FileNotFoundError, match=r"03.tar and 1 more is not there.*/\*.tar"):
+        sources.open(f"webdataset:{tars}")
+    # Named one by one, they are what is wanted.
+    assert sources.open(f"webdataset:{tars}/*.tar").splits == {"train": 12}
+
+
+def test_captions_where_there_are_some(tmp_path, toys):
+    values = [
+        {"text": None, "caption": "a cat"},
+        {"title": "a cat"},
+        {"texts": [], "caption": "a cat"},
+        {"TEXT": " ", "Caption": ["", "a cat"]},
+        {"text": 5, "prompt": "a cat"},
+    ]
+    files = [
+        (f"{i}.{end}", data)
+        for i, value in enumerate(values)
+        for end, data in (("png", toys.picture(i)), ("json", json.dumps(value).encode()))
+    ]
+    empty = [("5.png", toys.picture(5)), ("5.txt", b" "), ("5.json", b'{"caption": "a cat"}')]
+    toys.make_tar(tmp_path / "a.tar", [*files, *empty])
+    assert [record.texts for record in opened(tmp_path).read(range(6))] == [("a cat",)] * 6
+
+
+def test_a_cut_tar_is_named_each_time(tars, caplog):
+    path = tars / "02.tar"
+    path.write_bytes(path.read_bytes()[:5000])
+    for _ in range(2):
+        caplog.clear()
+        sources.open(f"webdataset:{tars}/*.tar")
+        assert "02.tar: it is damaged after" in caplog.text
+
+
 # --- names --------------------------------------------------------------------------------------
 
 
@@ -177,12 +286,12 @@ def test_long_and_strange_names(tmp_path, toys):
     ],
 )
 def test_sample_names(name, expected):
-    assert webdataset.sample_name(name) == expected
+    assert tar_index.sample_name(name) == expected
 
 
 @hypothesis.given(st.text())
 def test_any_name_is_taken_apart_and_put_together(name):
-    found = webdataset.sample_name(name)
+    found = tar_index.sample_name(name)
     if found is not None:
         assert name.lower() == f"{found.key}.{found.extension}".lower()
         assert "." not in found.key.rpartition("/")[2] and found.key

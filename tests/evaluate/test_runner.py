@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import types
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from PIL import Image
 
 from jaxclip import parallel
 from jaxclip.data import pipeline, sources
+from jaxclip.data.record import Record
 from jaxclip.evaluate import encoding, retrieval, runner, zero_shot
 
 NUM_IMAGES, NUM_CLASSES, SIDE = 37, 5, 8
@@ -25,11 +27,22 @@ class MemoryDataSet:
 
     name = "memory"
     classes = None
+    splits: ClassVar = {"test": NUM_IMAGES}
 
     def __init__(self):
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (NUM_IMAGES, SIDE, SIDE, 3), np.uint8)
         self.labels = np.arange(NUM_IMAGES) % (NUM_CLASSES + 1) - 1
+
+    def source(self, split):
+        assert split == "test"
+        return [
+            Record(b"", tuple(texts), label=int(label))
+            for texts, label in zip(CAPTIONS, self.labels, strict=True)
+        ]
+
+    def texts_of(self, languages):
+        return lambda record: record.texts
 
     def class_names(self, split):
         assert split == "test"
@@ -199,7 +212,7 @@ def test_an_empty_split_is_an_error(params):
 
 def test_no_class_names_is_explained(data_set, params, monkeypatch):
     monkeypatch.setattr(data_set, "class_names", lambda split: None)
-    with pytest.raises(ValueError, match="has no class names; take"):
+    with pytest.raises(ValueError, match=r"evaluate.zero_shot .*has no class names; take"):
         evaluate(params)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jaxclip.evaluate import templates, zero_shot
+from jaxclip.evaluate import zero_shot
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -33,7 +33,7 @@ def test_masked_rows_do_not_count():
     counts = zero_shot.classify(
         images, np.eye(2), np.array([0, 1, 1]), mask=np.array([True, True, False])
     )
-    assert counts == zero_shot.ZeroShot({1: 2, 5: 2}, 2)
+    assert counts == zero_shot.Counts({1: 2, 5: 2}, 2)
 
 
 def test_no_examples_is_nan_not_a_crash():
@@ -56,33 +56,15 @@ def test_prompts_that_cancel_out_give_zero_not_nan():
     assert not zero_shot.class_embeddings(np.array([[1.0, 0.0], [-1.0, 0.0]]), 1).any()
 
 
+def test_classes_may_have_different_numbers_of_prompts():
+    prompts = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
+    found = zero_shot.class_embeddings(prompts, [3, 1])
+    np.testing.assert_allclose(found, [[2 / math.sqrt(5), 1 / math.sqrt(5)], [0.6, 0.8]], rtol=1e-6)
+    for counts in ([3], [2, 1], [4, 0], []):
+        with pytest.raises(ValueError, match="4 prompts"):
+            zero_shot.class_embeddings(prompts, counts)
+
+
 def test_prompts_must_divide():
     with pytest.raises(ValueError, match="3 prompts do not divide over 2 classes"):
         zero_shot.class_embeddings(np.zeros((3, 4)), 2)
-
-
-def test_templates_are_filled_class_by_class():
-    assert templates.fill(["cat", "{x}"], ["a {}", "{}!"]) == ["a cat", "cat!", "a {x}", "{x}!"]
-
-
-def test_templates_by_name():
-    assert templates.resolve("name") == ("{}",)
-    assert templates.resolve("a toy {}") == ("a toy {}",)
-    assert templates.resolve(["{}", "a {}"]) == ("{}", "a {}")
-    for name in templates.TEMPLATES:
-        assert all(t.count("{}") == 1 for t in templates.resolve(name))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("photos", "did you mean 'photo'"),
-        ("zzz", "there are"),
-        ([], "empty"),
-        (["a photo"], "exactly one"),
-        (["{} and {}"], "exactly one"),
-    ],
-)
-def test_bad_templates_are_explained(given, message):
-    with pytest.raises(ValueError, match=message):
-        templates.resolve(given)

@@ -36,7 +36,7 @@ def test_options_are_handed_on_as_they_are(local, hostile):
     local.run("launch/local.sh", "configs/emoji.py:an arg", *hostile)
     (call,) = local.calls
     assert call["argv"][2].endswith("/configs/emoji.py:an arg")
-    assert call["argv"][4].endswith("/workdir/emoji")
+    assert call["argv"][4].endswith("/workdir/emoji-an_arg")
     assert call["argv"][5:] == list(hostile)
 
 
@@ -54,7 +54,10 @@ def test_paths_are_taken_from_where_one_stands(local):
     assert local.calls[0]["argv"][1:] == ["--config", f"{here}/mine.py", "--workdir", f"{here}/out"]
     local.run("launch/local.sh", "configs/emoji.py", cwd=here, WORKDIR="/abs")
     # The configs of the checkout are found from anywhere.
-    assert local.calls[1]["argv"][2:] == ["configs/emoji.py", "--workdir", "/abs"]
+    config = f"{local.root}/configs/emoji.py"
+    assert local.calls[1]["argv"][2:] == [config, "--workdir", "/abs"]
+    local.run("launch/local.sh", "configs/emoji.py", "--workdir", "w", cwd=here)
+    assert local.calls[2]["cwd"] == str(here), "a relative --workdir is meant from here"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +173,7 @@ def ci(tools, scripts):
     target.parent.mkdir()
     shutil.copy(source, target)
 
-    def run(all_tests, core):
+    def run(all_tests, core, release=0):
         passed = "===== {} in 61.00s (0:01:01) ====="
         for name, status, summary in (
             ("test.sh", all_tests, "1 failed, 9 passed" if all_tests else "10 passed"),
@@ -182,7 +185,8 @@ def ci(tools, scripts):
                 code += "echo '[test.sh] error: failed: pytest' >&2\n"
             if core == 77 and name == "test_core.sh":
                 code = ""
-            (tools.root / "launch" / name).write_text(f"{code}exit {status}\n")
+            wheel = f"[[ $* != *test_release.py* ]] || exit {release}\n"
+            (tools.root / "launch" / name).write_text(f"{wheel}{code}exit {status}\n")
         done = subprocess.run(
             ["bash", str(target)], cwd="/", env=tools.environment, capture_output=True, text=True
         )
@@ -209,6 +213,12 @@ def test_ci_fails_when_one_part_does(ci, all_tests, core):
     assert lines[-1].startswith("===== 1 failed, 9" if all_tests else "===== 10 passed")
     assert ("[test.sh] error: failed: pytest" in lines[-3:]) == bool(all_tests)
     assert f"newest JAX): exit status {core}" in "\n".join(lines)
+
+
+def test_ci_fails_when_the_release_check_does(ci):
+    status, lines = ci(0, 0, release=1)
+    assert status == 1
+    assert "launch/test.sh -m slow tests/test_release.py: exit status 1" in lines
 
 
 def test_ci_says_that_the_core_was_skipped(ci):

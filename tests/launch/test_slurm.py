@@ -145,6 +145,18 @@ def test_one_process_a_node_gets_all_its_gpus(cluster):
     assert "CUDA_VISIBLE_DEVICES" not in cluster.calls[-1]["env"]
 
 
+@pytest.mark.parametrize(
+    ("visible", "local", "used"),
+    [("3", "1", "3"), ("4,5,6,7", "2", "6"), ("GPU-1a,GPU-2b", "1", "GPU-2b"), ("", "1", "1")],
+)
+def test_a_process_for_each_gpu_takes_the_one_that_is_bound_to_it(cluster, visible, local, used):
+    call = submit(cluster, "--processes_per_node=8")
+    settings = {k: v for k, v in call["env"].items() if k.startswith("JAXCLIP_")}
+    task = {"SLURM_PROCID": "1", "SLURM_LOCALID": local, "CUDA_VISIBLE_DEVICES": visible}
+    cluster.run(SCRIPT, "--task", "--config", "c", **settings, **task)
+    assert cluster.calls[-1]["env"]["CUDA_VISIBLE_DEVICES"] == used
+
+
 def test_its_status_is_that_of_the_step(cluster):
     call = submit(cluster)
     cluster.answer("^srun", ("", 3))

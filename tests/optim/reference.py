@@ -153,8 +153,9 @@ def _run(tx: optax.GradientTransformation, gradients: Sequence[Tree], dtype: Any
         params, state = carry
         updates, state = tx.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
-        report = {name.rpartition("/")[2]: value for name, value in optim.monitor(state).items()}
-        assert len(report) == len(optim.monitor(state)), "more than one report"
+        metrics = optim.read_metrics(state)
+        report = {name.rpartition("/")[2]: value for name, value in metrics.items()}
+        assert len(report) == len(metrics), "more than one report"
         return (params, state), (params, report)
 
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, stacked)[1])

@@ -23,7 +23,8 @@ class Case:
     Attributes:
       name: public name in ``jaxclip.optim``.
       options: keyword arguments used throughout.
-      kind: ``"clipper"`` (scales gradients) or ``"optimizer"`` (makes a step, needs parameters).
+      kind: ``"clipper"`` (scales gradients), ``"optimizer"`` (makes a step, needs parameters) or
+        ``"wrapper"`` (leaves the step to another transformation).
       per_tensor: whether norm, threshold and clipped are vectors with one entry a tensor.
       inject: float hyperparameters given through ``optax.inject_hyperparams``, by name; other
         values than those in ``options``.
@@ -146,6 +147,16 @@ CASES: tuple[Case, ...] = (
         label="norm",
     ),
     Case(
+        "clip_radagrad_d",
+        {"learning_rate": 1e-2, "clip": 0.3, "kind": "tensor", "initial_accumulator": 0.1},
+        kind="optimizer",
+        per_tensor=True,
+        inject={"learning_rate": 2e-2, "eta": 0.5},
+        static_args=("delay", "kind"),
+        state_copies=1,
+        label="tensor",
+    ),
+    Case(
         "stable_adamw",
         {"learning_rate": 1e-2, "weight_decay": 0.1, "mu_dtype": "bfloat16"},
         kind="optimizer",
@@ -166,6 +177,16 @@ CASES: tuple[Case, ...] = (
         zero_in_zero_out=False,
     ),
     Case(
+        "skip_on_spike",
+        {"inner": optax.adam(1e-2), "sigma_factor": 3.0, "history_size": 24},
+        kind="wrapper",
+        inject={"sigma_factor": 2.0},
+        static_args=("inner", "history_size"),
+        state_copies=2,
+        extra_scalars=54,
+        zero_in_zero_out=False,
+    ),
+    Case(
         "dicesgd",
         {
             "learning_rate": 0.5,
@@ -183,11 +204,11 @@ CASES: tuple[Case, ...] = (
     Case(
         "track_clipping_quantile",
         {"initial_norm": 1.0},
-        inject={"target": 0.7, "learning_rate": 0.3},
-        static_args=("initial_norm",),
+        inject={"target": 0.7, "adaptation_rate": 0.3},
+        static_args=("initial_norm", "noise_multiplier"),
         per_example=True,
     ),
 )
 
-# Public parts of optimizers above: documented like them, tested with them.
-PARTS = ("scale_by_spam", "scale_by_stable_adam", "scale_by_stable_spam")
+# Documented like the others; tested with the optimizer they are a part of, or by themselves.
+PARTS = ("skip_nonfinite", "scale_by_spam", "scale_by_stable_adam", "scale_by_stable_spam")

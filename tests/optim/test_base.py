@@ -60,5 +60,5 @@ def test_a_nan_among_many_is_skipped(large: np.ndarray, tx: object) -> None:
     leaf[321, 123] = np.nan
     update, state = jax.jit(tx.update)(jnp.asarray(leaf), tx.init(jnp.asarray(large)))
     assert not np.any(update)
-    counts = [v for k, v in optim.monitor(state).items() if k.endswith("nonfinite_count")]
+    counts = [v for k, v in optim.read_metrics(state).items() if k.endswith("nonfinite_count")]
     assert np.asarray(counts).sum() == 1

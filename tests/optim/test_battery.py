@@ -103,9 +103,11 @@ def assert_finite(tree: Any) -> None:
 
 
 def reports(state: Any) -> dict[str, np.ndarray]:
-    """What :func:`optim.monitor` says, by the last part of the name; exactly one report."""
-    found = {name.rpartition("/")[2]: np.asarray(v) for name, v in optim.monitor(state).items()}
-    assert len(found) == len(optim.monitor(state)), sorted(optim.monitor(state))
+    """What :func:`optim.read_metrics` says, by the last part of the name; exactly one report."""
+    metrics = optim.read_metrics(state)
+    found = {name.rpartition("/")[2]: np.asarray(v) for name, v in metrics.items()}
+    assert len(found) == len(metrics), sorted(metrics)
+    found.pop("streak", None)  # of zclip alone
     return found
 
 
@@ -290,6 +292,21 @@ def test_float64(case: Case) -> None:
     assert_close(updates, plain[-1], rtol=1e-3, atol=1e-5)
 
 
+@parametrized([c for c in registry.CASES if c.kind == "optimizer" or c.name == "median_clip"])
+def test_float32_parameters_get_float32_updates_of_bfloat16_gradients(case: Case) -> None:
+    """As optax.adamw: bfloat16 would round weight decay and learning rate away."""
+    params = make_params()
+    narrow = [
+        jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), gradient)
+        for gradient in make_gradients(case, params, 4)
+    ]
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+    updates, _ = follow(case, params, narrow)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updates))
+    expected, _ = follow(case, params, wide)
+    assert_close(updates, expected, rtol=1e-6)
+
+
 # --- optax's wrappers ----------------------------------------------------------------------------
 
 
@@ -340,7 +357,7 @@ def test_partition_keeps_groups_apart(case: Case) -> None:
             [{key: gradient[key] for key in group} for gradient in gradients],
         )
         assert_close({key: updates[key] for key in group}, expected[-1])
-    names = optim.monitor(state)
+    names = [name for name in optim.read_metrics(state) if not name.endswith("/streak")]
     assert len(names) == 8 and len({name.partition("/")[0] for name in names}) == 2
 
 
@@ -387,6 +404,20 @@ def test_inject_hyperparams(case: Case) -> None:
     step(gradients[4], state, params)
     assert step._cache_size() == 1
     assert len(reports(state)) == 4
+
+
+@every_case
+def test_injected_hyperparameters_are_not_rounded_to_bfloat16(case: Case) -> None:
+    """optax casts them to the parameters' dtype, in which b2 = 0.999 is 1."""
+    params = make_params(jnp.bfloat16)
+    options = {**case.options, **case.inject}
+    with pytest.raises(TypeError, match=rf"{case.name}\.\w+ is .*bfloat16.*hyperparam_dtype"):
+        optax.inject_hyperparams(case.factory, static_args=case.static_args)(**options).init(params)
+    wide = optax.inject_hyperparams(
+        case.factory, static_args=case.static_args, hyperparam_dtype=jnp.float32
+    )(**options)
+    found = jax.eval_shape(wide.init, params).hyperparams
+    assert all(found[name].dtype == jnp.float32 for name in case.inject)
 
 
 def follow_with(tx: optax.GradientTransformation, params: Any, gradients: list[Any]) -> Any:

@@ -39,6 +39,10 @@ def published_rule(
             if kind == "norm":
                 clipped = g * min(1.0, clip / total) if total else g
                 square = min(total, clip) ** 2
+            elif kind == "tensor":
+                norm = np.sqrt((g**2).sum())
+                clipped = g * min(1.0, clip / norm) if norm else g
+                square = clipped**2
             else:
                 clipped = np.clip(g, -clip, clip)
                 square = clipped**2
@@ -49,13 +53,14 @@ def published_rule(
             b_squared[name] = following
         if kind == "norm":
             return Step(update, total, clip, total > clip)
-        norm = reference.per_tensor(lambda name: np.abs(gradient[name]).max())
+        size = np.linalg.norm if kind == "tensor" else lambda g: np.abs(g).max()
+        norm = reference.per_tensor(lambda name: size(gradient[name].ravel()))
         return Step(update, norm, np.full(len(SHAPES), clip), norm > clip)
 
     return rule
 
 
-@pytest.mark.parametrize("kind", ["coordinate", "norm"])
+@pytest.mark.parametrize("kind", ["coordinate", "norm", "tensor"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -66,7 +71,7 @@ def published_rule(
     ids=lambda options: "-".join(options) or "defaults",
 )
 def test_follows_the_published_rule(kind: str, options: dict[str, Any]) -> None:
-    clip = {"coordinate": 0.3, "norm": 1.0}[kind]
+    clip = {"coordinate": 0.3, "norm": 1.0, "tensor": 0.8}[kind]
     steps = reference.assert_follows(
         optim.clip_radagrad_d(1e-3, clip=clip, kind=kind, **options),
         lambda: published_rule(1e-3, clip, kind, **options),
@@ -144,3 +149,21 @@ def test_refuses_numbers_out_of_range(options: dict[str, Any]) -> None:
 def test_delay_is_static() -> None:
     with pytest.raises(TypeError, match="static_args='delay'"):
         optim.clip_radagrad_d(1e-3, delay=jnp.asarray(True))
+
+
+@pytest.mark.parametrize("kind", ["coordinate", "tensor"])
+def test_a_gradient_that_is_none_is_refused(kind: str) -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    tx = optim.clip_radagrad_d(1e-3, kind=kind)
+    with pytest.raises(ValueError, match=r"updates hold 1 tensors.*initialised for 2"):
+        tx.update({"a": jnp.ones(2), "b": None}, tx.init(params), params)
+
+
+@pytest.mark.parametrize("kind", ["coordinate", "norm", "tensor"])
+def test_complex_tensors_are_refused(kind: str) -> None:
+    tx = optim.clip_radagrad_d(1e-3, kind=kind)
+    with pytest.raises(TypeError, match=r"clip_radagrad_d: complex tensors \(complex64\)"):
+        tx.init(jnp.ones(2, jnp.complex64))
+    state = tx.init(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"clip_radagrad_d: complex tensors"):
+        tx.update(jnp.ones(2, jnp.complex64), state)

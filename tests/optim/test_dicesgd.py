@@ -55,15 +55,18 @@ def test_follows_the_published_rule() -> None:
     reference.assert_follows(optim.dicesgd(**OPTIONS), published_rule, per_example_gradients())
 
 
-def test_noise_has_the_promised_size_and_changes_every_step() -> None:
-    tx = optim.dicesgd(0.5, 2.0, 2.0, noise_multiplier=3.0, seed=1)
+@pytest.mark.parametrize("clip_error", [2.0, 1.0, 1e-9])
+def test_noise_has_the_promised_size_and_changes_every_step(clip_error: float) -> None:
+    """That of the authors' code: sqrt(1 + 2 C2 / C1) times that of DP-SGD."""
+    tx = optim.dicesgd(0.5, 2.0, clip_error, noise_multiplier=3.0, seed=1)
     zeros = jnp.zeros((8, 20_000))
     first, state = tx.update(zeros, tx.init(zeros[0]))
     second, _ = tx.update(zeros, state)
-    other, _ = optim.dicesgd(0.5, 2.0, 2.0, 3.0, seed=2).update(zeros, tx.init(zeros[0]))
+    other, _ = optim.dicesgd(0.5, 2.0, clip_error, 3.0, seed=2).update(zeros, tx.init(zeros[0]))
+    deviation = 0.5 * 3.0 * 2.0 / 8 * np.sqrt(1 + clip_error)
     for draw in (first, second, other):
-        np.testing.assert_allclose(np.std(draw), 0.5 * 3.0 * 2.0 / 8, rtol=0.03)
-        assert abs(np.mean(draw)) < 0.03
+        np.testing.assert_allclose(np.std(draw), deviation, rtol=0.03)
+        assert abs(np.mean(draw)) < 0.03 * np.sqrt(3)
     for a, b in ((first, second), (first, other)):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.05
     assert not np.any(state.error)
@@ -91,6 +94,8 @@ def test_finds_the_mean_where_plain_clipping_does_not() -> None:
 def test_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"dicesgd\.clip_error=0"):
         optim.dicesgd(**{**OPTIONS, "clip_error": 0})
+    with pytest.raises(ValueError, match=r"dicesgd\.seed is required"):
+        optim.dicesgd(**{**OPTIONS, "seed": None})
     tx = optim.dicesgd(**OPTIONS)
     params = {"a": jnp.zeros(()), "b": jnp.zeros(2)}
     with pytest.raises(ValueError, match=r"leading axis of examples.*vmap"):

@@ -38,7 +38,7 @@ tx = optim.from_config(
 params = {"kernel": jax.numpy.ones((2, 3))}
 state = tx.init(params)
 updates, state = tx.update(params, state, params)
-assert optim.monitor(state)["zclip/clipped"]
+assert optim.read_metrics(state)["zclip/clipped"]
 """
 
 

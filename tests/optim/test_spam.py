@@ -26,7 +26,7 @@ def published_rule(
     learning_rate: float,
     b1: float = 0.9,
     b2: float = 0.999,
-    eps: float = 1e-8,
+    eps: float = 1e-6,
     weight_decay: float = 0.0,
     theta: float = 5000.0,
     reset_interval: int = 500,
@@ -34,7 +34,7 @@ def published_rule(
     grace_steps: int = 20,
     masks: list[Tree] | None = None,
 ) -> Rule:
-    """The authors' code (Huang et al., 2025), with Adam's own place for ε.
+    """The authors' code (Huang et al., 2025).
 
     Args:
       masks: for every update the elements that have moments; the others are left alone.
@@ -63,7 +63,7 @@ def published_rule(
             g = np.where(spike, np.sign(g) * np.sqrt(theta * v[name]), g)
             m[name] = b1 * m[name] + (1 - b1) * np.where(mask, g, 0)
             v[name] = b2 * v[name] + (1 - b2) * np.where(mask, g, 0) ** 2
-            adam = (m[name] / (1 - b1**t)) / (np.sqrt(v[name] / (1 - b2**t)) + eps)
+            adam = m[name] / (np.sqrt(v[name]) + eps) * math.sqrt(1 - b2**t) / (1 - b1**t)
             decay = weight_decay * params[name]
             update[name] = np.where(mask, -learning_rate * (warmup * adam + decay), 0)
         return Step(
@@ -109,8 +109,8 @@ def test_follows_the_published_rule_with_other_numbers() -> None:
 
 
 def test_is_adam_before_the_first_reset_without_clipping() -> None:
-    ours = optim.spam(1e-2, threshold=np.inf, weight_decay=0.1)
-    adam = optax.adamw(1e-2, weight_decay=0.1)
+    ours = optim.spam(1e-2, threshold=np.inf, eps=1e-20, weight_decay=0.1)
+    adam = optax.adamw(1e-2, eps=1e-20, weight_decay=0.1)
     params = jnp.asarray([1.0, -2.0, 3.0])
     states = ours.init(params), adam.init(params)
     step = jax.jit(
@@ -166,6 +166,39 @@ def test_density_follows_the_rule_on_a_choice_drawn_at_every_reset(density: floa
         tx, lambda: published_rule(1e-2, weight_decay=0.1, theta=30.0, masks=masks, **SHORT)
     )
     assert sum(step.clipped.any() for step in steps) >= 5
+
+
+def test_density_of_the_layers_that_the_authors_choose() -> None:
+    layer = {"kernel": jnp.ones((8, 16)), "bias": jnp.ones(16)}
+    params = {
+        "blocks_0": {"attention": {"query": layer}, "mlp": {"up": layer}},
+        "patch_embedding": layer,
+        "vocabulary": jnp.ones((32, 16)),
+    }
+    tx = optim.spam(1e-2, density=0.25, density_layers=r"(attention|attn|mlp)/.*kernel")
+    state = tx.init(params)
+    shapes = jax.tree.map(jnp.shape, state[0].mu, is_leaf=lambda node: isinstance(node, jax.Array))
+    assert shapes["blocks_0"]["mlp"]["up"] == {"kernel": (8, 4), "bias": (16,)}
+    assert shapes["blocks_0"]["attention"]["query"]["kernel"] == (8, 4)
+    assert shapes["patch_embedding"]["kernel"] == (8, 16) and shapes["vocabulary"] == (32, 16)
+    updates, _ = jax.jit(tx.update)(params, state, params)
+    moved = jax.tree.map(lambda leaf: float(np.mean(np.asarray(leaf) != 0)), updates)
+    assert moved["blocks_0"]["mlp"]["up"] == {"kernel": 0.25, "bias": 1.0}
+    assert moved["vocabulary"] == moved["patch_embedding"]["kernel"] == 1.0
+    with pytest.raises(ValueError, match=r"spam\.density_layers='atention' matches no tensor"):
+        optim.spam(1e-2, density=0.25, density_layers="atention").init(params)
+    with pytest.raises(ValueError, match=r"scale_by_spam\.density_layers=.*no regular expression"):
+        optim.scale_by_spam(density=0.25, density_layers="(").init(params)
+
+
+def test_epsilon_is_added_before_the_bias_correction() -> None:
+    """The authors' 1e-6 is worth 3e-5 at the first update."""
+    gradient = jnp.asarray([1e-4, -1.0])
+    tx = optim.scale_by_spam()
+    update, _ = tx.update(gradient, tx.init(gradient))
+    root = math.sqrt(0.001)
+    expected = [1e-4 * root / (1e-4 * root + 1e-6), -root / (root + 1e-6)]
+    np.testing.assert_allclose(update, expected, rtol=1e-5)
 
 
 def test_density_keeps_that_part_of_the_moments() -> None:
@@ -276,3 +309,9 @@ def test_refuses_numbers_out_of_range(options: dict[str, Any]) -> None:
 def test_density_must_be_known_when_tracing() -> None:
     with pytest.raises(TypeError, match="static_args='density'"):
         jax.jit(lambda density: optim.scale_by_spam(density=density).init(jnp.ones(2)))(0.5)
+
+
+@pytest.mark.parametrize("argument", ["reset_interval", "warmup_steps", "grace_steps"])
+def test_numbers_of_updates_are_no_schedules(argument: str) -> None:
+    with pytest.raises(TypeError, match=rf"spam\.{argument} counts updates.*schedule"):
+        optim.spam(1e-3, **{argument: lambda count: 10})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -138,6 +139,16 @@ def test_moments_have_the_dtypes_asked_for() -> None:
         assert state.mu["a"].dtype == state.nu["a"].dtype == jnp.float64
 
 
+def test_weight_decay_is_not_rounded_to_the_dtype_of_the_gradients() -> None:
+    """optax.adamw: -5e-7 beside a step of 1e-3; 0 in bfloat16, whose neighbours are 8e-6 apart."""
+    params, gradient = jnp.full(2, 0.005), jnp.asarray([1.0, -1.0], jnp.bfloat16)
+    steps = []
+    for weight_decay in (0.1, 0.0):
+        tx = optim.stable_adamw(1e-3, weight_decay=weight_decay)
+        steps.append(tx.update(gradient, tx.init(params), params)[0])
+    np.testing.assert_allclose(steps[0] - steps[1], [-5e-7, -5e-7], rtol=1e-3)
+
+
 def test_a_skipped_tensor_does_not_decay() -> None:
     tx = optim.stable_adamw(1.0, weight_decay=0.5)
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
@@ -164,3 +175,16 @@ def test_says_what_it_lacks() -> None:
         tx.update(params, tx.init(params))
     with pytest.raises(TypeError, match="complex"):
         tx.init(jnp.ones(2, jnp.complex64))
+
+
+def test_arguments_stand_where_optax_has_them() -> None:
+    """The fifth is ``mu_dtype``; who gives weight decay there, as before, is told."""
+    ours = list(inspect.signature(optim.stable_adamw).parameters)
+    adamw = [p for p in inspect.signature(optax.adamw).parameters if p not in ("eps_root",)]
+    assert ours == adamw[: len(ours)]
+    with pytest.raises(TypeError, match=r"stable_adamw\.mu_dtype=0\.2 must be a float dtype"):
+        optim.stable_adamw(1e-3, 0.9, 0.99, 1e-8, 0.2)
+    with pytest.raises(TypeError, match=r"stable_spam\.mu_dtype='int8' must be"):
+        optim.stable_spam(1e-3, mu_dtype="int8")
+    with pytest.raises(TypeError, match=r"stable_spam\.reset_interval counts updates"):
+        optim.stable_spam(1e-3, reset_interval=optax.constant_schedule(5))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -89,7 +92,48 @@ def test_a_nan_does_not_poison_the_averages() -> None:
             gradient = {name: np.full_like(value, np.nan) for name, value in gradient.items()}
         _, state = update({n: v.astype(np.float32) for n, v in gradient.items()}, state)
     assert np.isfinite(state.mean) and np.isfinite(state.variance)
-    assert state.count == 39 and state.nonfinite_count == 1
+    assert state.count == 40 and state.nonfinite_count == 1
+
+
+LOCKING = {
+    "adaptive": {},
+    "mean": {"clip_option": "mean"},
+    "skip": {"skip_update_on_spike": True},
+}
+
+
+def follow_norms(norms: np.ndarray, **options: Any) -> optim.ZclipState:
+    """States after every step of gradients of these norms, stacked."""
+    tx = optim.zclip(max_norm=None, warmup_steps=10, **options)
+
+    def step(state: optim.ZclipState, norm: jax.Array) -> tuple:
+        _, state = tx.update(norm, state)
+        return state, state
+
+    return jax.jit(lambda: jax.lax.scan(step, tx.init(jnp.zeros(())), jnp.float32(norms))[1])()
+
+
+@pytest.mark.parametrize("name", LOCKING)
+def test_lets_go_where_norms_rise_for_good(name: str) -> None:
+    """As published it clips for ever, here until some 50 steps after ``release_after``."""
+    rng = np.random.default_rng(0)
+    norms = np.repeat([1.0, 2.0], [50, 400]) * (1 + 0.05 * rng.normal(size=450))
+    published = follow_norms(norms, release_after=None, **LOCKING[name])
+    assert np.all(published.clipped[50:]) and published.streak[-1] == 400
+    assert published.threshold[-1] < 1.3
+    released = follow_norms(norms, release_after=60, **LOCKING[name])
+    np.testing.assert_array_equal(released.threshold[:110], published.threshold[:110])
+    assert np.mean(released.clipped[200:]) < 0.1
+    np.testing.assert_allclose(released.mean[-1], 2.0, rtol=0.1)
+    assert released.streak.max() >= 60
+
+
+def test_spikes_shorter_than_release_after_are_clipped_as_published() -> None:
+    norms = 1 + 0.05 * np.random.default_rng(1).normal(size=200)
+    norms[60:150] = 10.0
+    states = [follow_norms(norms, release_after=n) for n in (None, 100)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert np.all(states[0].clipped[60:150]) and states[0].threshold[60:150].max() < 1.3
 
 
 @pytest.mark.parametrize(
@@ -100,6 +144,8 @@ def test_a_nan_does_not_poison_the_averages() -> None:
         ({"alpha": 1.5}, "zclip.alpha=1.5 must be >= 0 and <= 1"),
         ({"max_norm": 0.0}, "zclip.max_norm=0.0 must be > 0"),
         ({"warmup_steps": 0}, "zclip.warmup_steps=0"),
+        ({"warmup_steps": 2.5}, "zclip.warmup_steps=2.5 must be an integer"),
+        ({"release_after": 0}, "zclip.release_after=0 must be >= 1"),
     ],
 )
 def test_refuses_what_makes_no_sense(options: dict, message: str) -> None:

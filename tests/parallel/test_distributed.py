@@ -14,7 +14,8 @@ from jaxclip.parallel import distributed
 VARIABLES = (
     *("JAXCLIP_COORDINATOR_ADDRESS", "JAXCLIP_NUM_PROCESSES", "JAXCLIP_PROCESS_ID"),
     *("SLURM_NTASKS", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_GPUS_ON_NODE"),
-    "OMPI_COMM_WORLD_SIZE",
+    *("SLURM_LOCALID", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
 )
 TIMEOUTS = {
     "heartbeat_timeout_seconds": 60,
@@ -90,6 +91,43 @@ def test_slurm(start, tasks, gpus, devices):
     assert found == {**TIMEOUTS, "cluster_detection_method": "slurm", "local_device_ids": devices}
 
 
+@pytest.mark.parametrize(
+    ("tasks", "index", "gpus", "visible", "devices"),
+    [
+        ("2", "1", "", "3", [0]),  # one bound to each task: it is that task's number 0
+        ("2", "1", "2", "3", [0]),
+        ("8(x4)", "5", "8", "5", [0]),
+        ("8(x4)", "5", "8", "GPU-5c2d", [0]),
+        ("4", "3", "8", "6,7", [0, 1]),  # two bound to each
+        ("8(x4)", "5", "8", "0,1,2,3,4,5,6,7", [5]),  # shared by all
+        ("2", "1", "4", "0,1,2,3", [2, 3]),
+        ("1(x4)", "0", "8", "2,3,4", [0, 1, 2]),  # fewer than the node has: those
+        ("1(x4)", "0", "8", "2,-1,4", [0]),
+        ("1(x4)", "0", "", "2,3", [0, 1]),
+        ("3", "1", "4", "0,1,2,3", None),  # they do not divide
+        ("2", "1", "4", "", None),
+        ("2", "1", "4", "NoDevFiles", None),
+        ("2(x2),1", "1", "2", "0,1", [1]),
+    ],
+)
+def test_slurm_and_visible_devices(start, tasks, index, gpus, visible, devices):
+    found = start(
+        SLURM_NTASKS="8",
+        SLURM_STEP_NODELIST="gpu[3-6]",
+        SLURM_STEP_TASKS_PER_NODE=tasks,
+        SLURM_LOCALID=index,
+        SLURM_GPUS_ON_NODE=gpus,
+        CUDA_VISIBLE_DEVICES=visible,
+    )
+    assert found["local_device_ids"] == devices
+
+
+def test_open_mpi_with_one_gpu_bound_to_each_rank(start):
+    ranks = {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "2"}
+    found = start(OMPI_COMM_WORLD_SIZE="8", CUDA_VISIBLE_DEVICES="2", **ranks)
+    assert found["local_device_ids"] == [0]
+
+
 def test_a_shell_in_a_slurm_allocation_is_one_process(start):
     assert start(SLURM_NTASKS="4") is None
     assert start(SLURM_NTASKS="1", SLURM_STEP_NODELIST="gpu3") is None
@@ -97,7 +135,8 @@ def test_a_shell_in_a_slurm_allocation_is_one_process(start):
 
 def test_open_mpi(start):
     found = start(OMPI_COMM_WORLD_SIZE="2")
-    assert found == {**TIMEOUTS, "cluster_detection_method": "ompi"}
+    method = {"cluster_detection_method": "ompi", "local_device_ids": None}
+    assert found == {**TIMEOUTS, **method}
     assert start(OMPI_COMM_WORLD_SIZE="1") is None
 
 

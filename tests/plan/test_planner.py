@@ -318,8 +318,9 @@ def test_topology_names():
 
 def test_without_libtpu_the_error_names_the_extra(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jaxclip\[tpu\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[tpu\]'"):
         topology.get("v5e:4x4")
     arguments = ["plan", "--config", config_file(tmp_path), "--topology", "v5e:4x4"]
     assert cli.main(arguments) == 2
-    assert "pip install 'jaxclip[tpu]'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pip install '.[tpu]'" in error and "[train]" not in error

@@ -113,6 +113,7 @@ def test_sigterm_saves_and_the_rest_is_bit_exact(
     assert (result.finished, result.step, result.signal) == (False, 7, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
     assert "stopped after step 7" in capsys.readouterr().out
+    assert not (tmp_path / "lock.json").exists()
     assert (tmp_path / "report.html").exists()
     stop_after(-1, signal.SIGTERM)
     result = loop.train(tiny_config(), tmp_path)
@@ -176,21 +177,128 @@ def test_a_run_killed_before_its_last_evaluation_makes_up_for_it(trained, tiny_c
     assert (workdir / "eval.json").exists()
 
 
-def test_too_many_broken_steps_in_a_row_stop_the_run(tiny_config, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def break_from(monkeypatch):
+    """``break_from(step)``: from this step on every gradient is NaN."""
+
+    def arm(first):
+        build = loop.checks.build
+
+        def broken(config):
+            experiment = build(config)
+            whole = experiment.train_step
+
+            def step(state, batch):
+                at = int(state.step) + 1
+                bad, good = state.nonfinite_count, state.params  # donated below
+                bad, good = int(bad), jax.tree.map(np.asarray, good)
+                if at < first:
+                    return whole(state, batch)
+                streak = int(state.nonfinite_streak) + 1
+                state, metrics = whole(state, batch)
+                put = jax.tree.map(
+                    lambda old, new: jax.device_put(old, new.sharding), good, state.params
+                )
+                count = state.nonfinite_count * 0
+                state = state._replace(
+                    params=put, nonfinite_count=count + bad + 1, nonfinite_streak=count + streak
+                )
+                one = metrics["loss"] * 0
+                changed = {"loss": one + np.nan, "nonfinite_streak": one + streak}
+                return state, {**metrics, **changed, "nonfinite_count": one + bad + 1}
+
+            monkeypatch.setattr(loop.checks, "trace", lambda _: None)
+            return experiment._replace(train_step=step)
+
+        monkeypatch.setattr(loop.checks, "build", broken)
+
+    return arm
+
+
+def test_a_streak_ends_the_run_when_it_is_reached(tiny_config, tmp_path, break_from, capsys):
+    """Not at the next log step; and what is left is from before the streak."""
+    break_from(12)
+    options = ("max_consecutive_nonfinite=3", "evaluate.every_steps=0", "log_every_steps=20")
+    with pytest.raises(loop.NonFiniteError) as error:
+        loop.train(tiny_config(*options, "checkpoint.every_steps=5"), tmp_path)
+    assert "the last 3 gradients up to step 14 were not finite" in str(error.value)
+    assert "the newest checkpoint is 10" in str(error.value) and "--extend" in str(error.value)
+    records = metrics.read_metrics(tmp_path)
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 15))
+    assert "3 step(s) skipped: loss or gradient not finite" in capsys.readouterr().out
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000005", "step_00000010"]
+
+
+def test_a_stop_within_a_streak_leaves_nothing_of_it_once_it_ends_the_run(
+    tiny_config, tmp_path, break_from, stop_after
+):
+    """The stop keeps its exact place; the streak goes on after it, and then its places go."""
+    break_from(12)
+    options = ("max_consecutive_nonfinite=4", "evaluate.every_steps=0", "checkpoint.every_steps=5")
+    stop_after(13, signal.SIGTERM)
+    assert loop.train(tiny_config(*options), tmp_path).step == 13
+    assert (tmp_path / "checkpoints" / "step_00000013").exists()
+    stop_after(-1, signal.SIGTERM)
+    with pytest.raises(loop.NonFiniteError, match=r"last 4 gradients up to step 15 .* is 10"):
+        loop.train(tiny_config(*options), tmp_path)
+    assert not (tmp_path / "checkpoints" / "step_00000013").exists()
+
+
+def test_the_last_step_counts_too(tiny_config, tmp_path, break_from):
+    break_from(19)
+    options = ("evaluate.every_steps=0", "checkpoint.every_steps=0")
+    with pytest.raises(
+        loop.NonFiniteError, match=r"last 2 gradients up to step 20 .*no checkpoint"
+    ):
+        loop.train(tiny_config("max_consecutive_nonfinite=2", *options), tmp_path)
+
+
+def test_parameters_that_an_update_broke_are_no_checkpoint(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
     def broken(experiment, checkpointer):
         state = experiment.init_state()
         return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params)), {}
 
     monkeypatch.setattr(loop, "first_state", broken)
-    with pytest.raises(loop.NonFiniteError, match="last 15 gradients up to step 15 were not fin"):
+    monkeypatch.setattr(loop, "_all_finite", lambda params: False)
+    with pytest.raises(loop.NonFiniteError, match="last 12 gradients up to step 12 were not fin"):
         loop.train(tiny_config("max_consecutive_nonfinite=12", "evaluate.every_steps=0"), tmp_path)
     out = capsys.readouterr().out
-    assert "5 step(s) skipped: loss or gradient not finite" in out
     assert "no checkpoint at step 10: its gradient was not finite" in out
-    records = metrics.read_metrics(tmp_path)
-    assert [r["step"] for r in records if "loss" in r] == list(range(1, 16))
     # A state that only makes NaN is not what a run should go on from.
     assert not list((tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_a_frozen_logit_scale_is_left_alone_with_a_warning(tiny_config, monkeypatch, caplog):
+    """The bound of ln 100 is for training it; a frozen one may be what a published model has."""
+    given = {}
+
+    def make(*args, **options):
+        given.update(options)
+
+    monkeypatch.setattr(setup.step_lib, "make_train_step", make)
+    scale = {"logit_scale": np.float32(4.8)}
+    setup.build(tiny_config())
+    assert given["logit_scale_max"] == pytest.approx(np.log(100))
+    loop.checks.warn_of_frozen_scale(tiny_config(), scale)
+    assert not caplog.text
+    frozen = tiny_config("optim.freeze=['^logit_scale$']")
+    setup.build(frozen)
+    assert given["logit_scale_max"] == np.inf
+    loop.checks.warn_of_frozen_scale(frozen, scale)
+    assert "logit_scale is frozen (optim.freeze) at 4.8, above logit_scale_max=4.605" in caplog.text
+
+
+def test_a_profile_of_some_steps(tiny_config, tmp_path, stop_after):
+    stop_after(4, signal.SIGTERM)
+    loop.train(tiny_config("profile.start_step=2", "profile.num_steps=2"), tmp_path)
+    traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 1000
+    # How a run is carried out may differ on the way.
+    stop_after(5, signal.SIGTERM)
+    assert loop.train(tiny_config(), tmp_path).step == 5
 
 
 def test_a_full_disk_ends_the_run_and_the_checkpoint_before_stays(tiny_config, tmp_path):

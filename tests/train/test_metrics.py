@@ -13,7 +13,7 @@ from jaxclip.train.metrics import MetricWriter, curves, read_metrics
 
 
 def write(workdir, steps, **options):
-    with MetricWriter(workdir, tensorboard=False, **options) as writer:
+    with MetricWriter(workdir, writers=["jsonl"], **options) as writer:
         for step in steps:
             writer.write(step, {"loss": 10.0 / step})
 
@@ -24,7 +24,7 @@ def steps_of(workdir):
 
 def test_values_come_back_as_they_were_in_their_order(tmp_path):
     values = {"z": 1, "a": np.float32(0.5), "m": jnp.asarray([2.5]), "nan": math.nan}
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
+    with MetricWriter(tmp_path, writers=["jsonl"]) as writer:
         writer.write(3, {**values, "up": math.inf, "down": -math.inf})
     (record,) = read_metrics(tmp_path)
     assert list(record)[:5] == ["step", "time", "z", "a", "m"] and record["step"] == 3
@@ -36,7 +36,7 @@ def test_values_come_back_as_they_were_in_their_order(tmp_path):
 @pytest.mark.parametrize("values", [{"loss": np.zeros(2)}, {"step": 1.0}, {"time": 1.0}])
 def test_what_is_no_metric_is_refused_by_name(tmp_path, values):
     with (
-        MetricWriter(tmp_path, tensorboard=False) as writer,
+        MetricWriter(tmp_path, writers=["jsonl"]) as writer,
         pytest.raises(ValueError, match=next(iter(values))),
     ):
         writer.write(1, values)
@@ -76,8 +76,8 @@ def test_a_full_disk_says_so(tmp_path):
         def close(self):
             pass
 
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
-        writer._file = Full()
+    with MetricWriter(tmp_path, writers=["jsonl"]) as writer:
+        writer._writers[0]._file = Full()
         with pytest.raises(metrics.MetricsError, match=r"metrics.jsonl can't be written: no spa"):
             writer.write(1, {"loss": 1.0})
 

@@ -1,76 +1,97 @@
-"""Outputs by name, on towers that are made up."""
-
-import types
+"""Outputs on demand: names, one run a view, several captions a row, and names that can't be."""
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxclip import models
 from jaxclip.train import outputs
 
-SIZES = models.CLIPConfig(models.ImageConfig(width=4, num_heads=1, depth=2))
-IMAGES = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.uint8).reshape(2, 4, 4, 3)
-TEXTS = jnp.array([[3, 1], [2, 0]], jnp.int32)
-BATCH = {"image": IMAGES, "view1/image": IMAGES + 1, "text": TEXTS}
 
-
-class Towers:
-    """Records how it is run; its attention of block b is b + 1 everywhere."""
-
-    sizes = SIZES
+class FakeTowers:
+    """Counts runs; the embedding of an array is its sum over all axes but the first."""
 
     def __init__(self):
         self.runs = []
 
     def encode(self, params, tower, array):
-        self.runs.append((tower, {}))
-        return jnp.ones((len(array), 3))
-
-    def features(self, params, tower, array, **options):
-        self.runs.append((tower, options))
-        maps = {b: jnp.full((len(array), 2, 5, 5), b + 1.0) for b in options.get("attention", ())}
-        return types.SimpleNamespace(embedding=jnp.ones((len(array), 3)), attention=maps)
-
-    def train_options(self, tower, keys):
-        return {}
+        self.runs.append((tower, array.shape))
+        total = array.reshape(array.shape[0], -1).sum(1, keepdims=True).astype(jnp.float32)
+        return params["factor"] * jnp.concatenate([total, total], axis=1)
 
 
-def nothing(tower, view, of_teacher):
-    return {}
+def compute(names, batch, towers=None, **options):
+    towers = towers or FakeTowers()
+    params = {"factor": jnp.float32(2)}
+    return outputs.compute(
+        names, batch, towers, params, lambda tower, view, of_teacher: {}, **options
+    ), towers
 
 
-def test_the_input_of_a_tower_is_an_output_and_runs_nothing():
-    towers = Towers()
-    made = outputs.compute({"text_input", "view1/image_input"}, BATCH, towers, {}, nothing)
-    np.testing.assert_array_equal(made["text_input"], TEXTS)
-    np.testing.assert_array_equal(made["view1/image_input"], IMAGES + 1)
-    assert towers.runs == []
-    made = outputs.compute({"text_input", "text"}, BATCH, towers, {}, nothing)
-    assert set(made) == {"text_input", "text"} and towers.runs == [("text", {})]
+def batch():
+    return {
+        "image": np.ones((3, 2, 2, 3), np.uint8),
+        "text": np.ones((3, 4), np.int32),
+        "texts1/text": np.arange(24, dtype=np.int32).reshape(3, 2, 4),
+        "label": np.arange(3, dtype=np.int32),
+    }
 
 
-def test_attention_without_a_number_is_the_mean_over_blocks_and_heads():
-    towers = Towers()
-    names = {"image_attention", "image_attention_1"}
-    made = outputs.compute(names, BATCH, towers, {}, nothing)
-    np.testing.assert_array_equal(made["image_attention"], np.full((2, 5, 5), 1.5))
-    np.testing.assert_array_equal(made["image_attention_1"], np.full((2, 2, 5, 5), 2.0))
-    assert towers.runs == [("image", {"attention": (0, 1)})]
+def test_only_what_is_asked_for_is_computed():
+    made, towers = compute({"image"}, batch())
+    assert set(made) == {"image"} and towers.runs == [("image", (3, 2, 2, 3))]
+    np.testing.assert_array_equal(made["image"], np.full((3, 2), 24.0))
 
 
-def test_how_a_tower_runs_may_depend_on_what_the_teacher_saw():
-    own, teacher = Towers(), Towers()
-    seen = {}
+def test_several_captions_a_row_are_one_run():
+    made, towers = compute({"texts1/text", "text"}, batch())
+    assert sorted(towers.runs) == [("text", (3, 4)), ("text", (6, 4))]
+    assert made["texts1/text"].shape == (3, 2, 2)
+    expected = 2 * batch()["texts1/text"].sum(-1)
+    np.testing.assert_array_equal(made["texts1/text"][..., 0], expected)
 
-    def options(tower, view, of_teacher):
-        seen[view] = set(of_teacher)
-        return {"keep": of_teacher["teacher/view1/image_attention"][:, 0, 1:3].astype(int)}
 
-    names = {"image", "view1/image", "teacher/view1/image_attention"}
-    made = outputs.compute(
-        names, BATCH, own, {}, options, teacher=outputs.Teacher(teacher), teacher_params={}
-    )
-    assert seen == {view: {"teacher/view1/image_attention"} for view in ("image", "view1/image")}
-    assert set(made) == names
-    assert [sorted(how) for _, how in own.runs] == [["keep"], ["keep"]]
-    assert teacher.runs == [("image", {"attention": (0, 1)})]
+def test_fields_are_passed_as_they_are():
+    assert set(outputs.fields({"label", "image"}, batch())) == {"label"}
+    made, _ = compute({"label"}, batch())
+    assert not made
+
+
+def test_stored_embeddings_become_unit_rows():
+    stored = {**batch(), "teacher/image": np.full((3, 4), 2.0, np.float32)}
+    made, towers = compute({"teacher/image"}, stored, teacher=outputs.Teacher(None))
+    np.testing.assert_allclose(made["teacher/image"], np.full((3, 4), 0.5))
+    assert not towers.runs
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("image", ("image", "image", "", False)),
+        ("text_tokens", ("text", "text", "tokens", False)),
+        ("view1/image_raw", ("view1/image", "image", "raw", False)),
+        ("teacher/view1/image", ("view1/image", "image", "", True)),
+        ("image_hidden_3", ("image", "image", "hidden_3", False)),
+    ],
+)
+def test_names(name, expected):
+    output = outputs.parse(name)
+    assert (output.view, output.tower, output.kind, output.teacher) == expected
+
+
+@pytest.mark.parametrize("name", ["label", "boxes", "image_sharp", "images", "image_hidden"])
+def test_names_of_no_tower(name):
+    assert outputs.parse(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "message"),
+    [
+        ("lable", None, "needs 'lable', which is neither .* did you mean 'label'"),
+        ("view2/image", None, "needs 'view2/image', but the batch has no 'view2/image'"),
+        ("teacher/image", None, "the run has no teacher; set config.teacher.kind"),
+        ("teacher/image", outputs.Teacher(None), "embeddings are stored and the records give only"),
+    ],
+)
+def test_outputs_that_cannot_be_made(name, teacher, message):
+    with pytest.raises(ValueError, match=message):
+        outputs.check([("objective 'x'", {name})], batch(), teacher)

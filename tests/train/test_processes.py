@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from jaxclip import config as config_lib
-from jaxclip.train import checkpoint, loop, metrics, setup
+from jaxclip.train import checkpoint, lock, loop, metrics, setup
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 HEARTBEAT = 20  # seconds; the machine that runs the tests may be busy
@@ -363,3 +363,21 @@ def test_a_process_that_hangs_ends_the_others_within_the_heartbeat(
         assert run.ended[0] - hung < 2 * HEARTBEAT
         assert run.children[1].poll() is None  # stopped, not dead: JAX counts it as gone
         assert "stopped sending heartbeats" in run.log(0)
+
+
+def test_processes_of_one_run_share_its_lock_and_a_second_run_is_refused_by_all(
+    tmp_path, processes, config_file
+):
+    """The lock of the first run is that of this test's process, which lives."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    first = lock.Lock(workdir)
+    with processes(tmp_path / "second", 2, config_file(), [workdir]) as run:
+        assert all(run.wait())
+        (line,) = [line for line in run.log(0).splitlines() if "jaxclip: error" in line]
+        assert f"in use by process {first.holder.pid} on host {first.holder.host}" in line
+        assert "its log says why" in run.log(1) or "another task died" in run.log(1), run.log(1)
+        assert "Traceback" not in run.log(0) + run.log(1)
+    assert [path.name for path in workdir.iterdir()] == [lock.FILE_NAME]
+    first.check()
+    first.release()

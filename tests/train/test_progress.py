@@ -64,6 +64,44 @@ def test_evaluations_do_not_count_as_time_of_training(clock):
         assert display.update([record(4)])["images_per_second"] == pytest.approx(20)
 
 
+def test_after_a_minute_it_says_how_long_it_will_take_in_all(clock):
+    stream = io.StringIO()
+    with Progress(1001, 32, stream=stream) as display:
+        display.start(0)
+        clock.now = 20.0  # the compilation
+        display.compiled(1)
+        for step in (21, 41, 61, 81, 101):
+            clock.now += 15.0
+            display.update([record(step)])
+    said = [line for line in shown(stream) if "in all" in line]
+    # At 65 s; 940 steps at 0.75 s are still to come.
+    assert said == ["  at this speed it takes 12:50 in all, 11:45 more (0.75 s a step)"]
+    assert shown(stream).index(said[0]) == 4, "below the third row"
+
+
+def test_the_slow_first_stretch_says_nothing_of_the_whole(clock):
+    stream = io.StringIO()
+    with Progress(1001, 32, stream=stream) as display:
+        display.start(0)
+        display.compiled(1)
+        for step, seconds in ((21, 80.0), (41, 10.0)):
+            clock.now += seconds
+            display.update([record(step)])
+    (said,) = [line for line in shown(stream) if "in all" in line]
+    assert said.endswith("8:00 more (0.5 s a step)")
+
+
+def test_a_run_that_is_nearly_done_says_nothing_of_its_length(clock):
+    stream = io.StringIO()
+    with Progress(100, 32, stream=stream) as display:
+        display.start(0)
+        display.compiled(1)
+        for step in (60, 99):
+            clock.now += 70.0
+            display.update([record(step)])
+    assert "in all" not in stream.getvalue()
+
+
 def test_going_on_counts_from_where_it_was(clock):
     stream = io.StringIO()
     with Progress(100, 10, stream=stream) as display:

@@ -10,7 +10,7 @@ import pytest
 from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.evaluate import runner
-from jaxclip.train import charts, environment, metrics, report, workdir
+from jaxclip.train import charts, environment, metrics, report, report_charts, workdir
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 VOID = {"meta", "img", "br", "use", "path", "rect", "circle", "link"}
@@ -58,13 +58,13 @@ def make(tmp_path):
     def build(loss=(), grad_norm=(), results=None, gallery=None, overrides=(), **curves):
         config = config_lib.resolve({"total_steps": 400}, overrides)
         config_lib.save(config, tmp_path / workdir.CONFIG_FILE)
-        with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+        with metrics.MetricWriter(tmp_path, writers=["jsonl"]) as writer:
             for step, value in enumerate(loss, start=1):
                 norm = {"grad_norm": grad_norm[step - 1]} if len(grad_norm) else {}
                 more = {name: values[step - 1] for name, values in curves.items()}
                 writer.write(step, {"loss": value, **norm, **more})
         for step, values in results or ():
-            with metrics.MetricWriter(tmp_path, tensorboard=False) as writer:
+            with metrics.MetricWriter(tmp_path, writers=["jsonl"]) as writer:
                 writer.write(step, {f"eval/{k}": v for k, v in values.items()})
             runner.write_results(tmp_path, values, step=step, weights="ema")
         if gallery is not None:
@@ -243,3 +243,28 @@ def test_a_clipper_with_norms_of_its_own_gets_a_chart(make):
 def test_no_workdir(tmp_path):
     with pytest.raises(workdir.WorkdirError, match=r"is not the workdir of a run"):
         report.write_report(tmp_path)
+
+
+def test_a_clipper_that_never_lets_go_is_told() -> None:
+    steps = np.arange(200)
+    curves = {"optim/zclip/streak": (steps, np.where(steps < 80, steps, 0.0))}
+    assert "79 steps in a row" in report_charts.locked(curves, "optim/zclip")
+    assert report_charts.locked({}, "optim/zclip") == ""
+    assert report_charts.locked({"optim/zclip/streak": (steps, steps % 9)}, "optim/zclip") == ""
+
+
+def test_each_term_of_the_objective_gets_its_chart(make):
+    steps = np.linspace(3, 1, 20)
+    page = make(
+        loss=steps,
+        **{
+            "slip/loss": 0.5 * steps,
+            "slip/weight": np.linspace(0, 1, 20),
+            "slip/accuracy_views": np.linspace(0, 0.5, 20),
+            "clip/loss": 0.7 * steps,
+            "clip/weight": np.ones(20),
+        },
+    )
+    assert {"loss of slip over steps", "loss of clip over steps"} <= set(page.charts())
+    assert "Accuracy within the batch, slip" in page.texts
+    assert "weight 0 to 1" in page.texts and "weight 1" in page.texts

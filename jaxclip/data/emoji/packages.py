@@ -86,7 +86,7 @@ def verify(folder: pathlib.Path, package: Package) -> None:
     digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if digest != package.integrity:
         raise ValueError(
-            f"{path} has SHA-512 {digest}, expected {package.integrity}; delete it and fetch again"
+            f"{path} has SHA-512 {digest}, expected {package.integrity}; fetch into another folder"
         )
 
 

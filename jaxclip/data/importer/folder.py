@@ -9,27 +9,28 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.data import webdataset
+from jaxclip.data import tar_index
 from jaxclip.data.importer.items import (
-    FILE_FIELDS,
-    TEXT_FIELDS,
+    SPLITS,
     Cursor,
     Item,
     files_stamp,
-    first_of,
     from_fields,
     printable,
+    split_of,
 )
+from jaxclip.data.naming import FILE_FIELDS, LABEL_FIELDS, TEXT_FIELDS, find, first_filled
 from jaxclip.data.record import BadRecord
+from jaxclip.registry import hint
 
 TABLES = tuple(
     f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "jsonl")
 )
 IMAGE_SUFFIXES = frozenset(
-    f".{ending}" for ending in (*webdataset.IMAGE_EXTENSIONS, "jpe", "pgm", "pnm")
+    f".{ending}" for ending in (*tar_index.IMAGE_EXTENSIONS, "jpe", "pgm", "pnm")
 )
 
 
@@ -44,22 +45,35 @@ class TableReader:
     """Images named by the rows of ``captions.csv``, ``.tsv`` or ``.jsonl``.
 
     Rows that follow each other and name the same file are captions of the same picture. File names
-    are relative to the table's folder.
+    are relative to the table's folder. If all of them are in folders that are called like splits
+    (``train/…``), these are the splits.
 
     Args:
       table: the file.
+      image_column: name of the column with file names; empty to find it.
+      text_column: name of the column with captions; empty to find it.
+      split: the split of all rows; empty to tell by their folders.
 
     Raises:
       ValueError: a CSV without the needed columns.
     """
 
-    def __init__(self, table: pathlib.Path):
+    def __init__(
+        self,
+        table: pathlib.Path,
+        image_column: str = "",
+        text_column: str = "",
+        split: str = "",
+    ):
         self._table = table
+        self._image_column = image_column
+        self._text_column = text_column
+        self._split = split
         self._size = max(1, table.stat().st_size)
         self._raw: Any = None
+        self._delimiter = ","
         if table.suffix != ".jsonl":
-            with self._open() as file:
-                self._check_header(next(self._csv(file), []))
+            self._delimiter = self._check_header()
 
     def stamp(self) -> str:
         return files_stamp([self._table])
@@ -90,25 +104,58 @@ class TableReader:
         if len(rows) > 1:
             captions: list[Any] = []
             for row in rows:
-                text = row.get(first_of(row, TEXT_FIELDS) or "")
+                text = row.get(self._text_column or first_filled(row, TEXT_FIELDS) or "")
                 captions.extend(text if isinstance(text, list) else [text])
-            values[first_of(values, TEXT_FIELDS) or TEXT_FIELDS[0]] = captions
-        return from_fields(values, key=name, image=self._table.parent / name)
+            column = self._text_column or first_filled(values, TEXT_FIELDS) or TEXT_FIELDS[0]
+            values[column] = captions
+        return from_fields(
+            values,
+            key=f"{self._split}/{name}" if self._split else name,
+            image=self._table.parent / name,
+            text_column=self._text_column,
+            split=self._split or split_of(name),
+        )
 
     def _open(self) -> Any:
         return open(self._table, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
     def _csv(self, file: Any) -> Iterator[list[str]]:
-        return csv.reader(file, delimiter="\t" if self._table.suffix == ".tsv" else ",")
+        return csv.reader(file, delimiter=self._delimiter)
 
-    def _check_header(self, header: list[str]) -> None:
-        names = {name.strip().lower(): "" for name in header}
-        for what, known in (("image file", FILE_FIELDS), ("caption", TEXT_FIELDS)):
-            if first_of(names, known) is None:
-                raise ValueError(
-                    f"{self._table} has no column with the {what}: its first line is {header}, "
-                    f"which should name one of {', '.join(known)}"
+    def _check_header(self) -> str:
+        """Find the delimiter: the usual one, or that with which the first line names the columns.
+
+        Raises:
+          ValueError: no delimiter makes the first line name them.
+        """
+        usual = "\t" if self._table.suffix == ".tsv" else ","
+        problems = []
+        for delimiter in (usual, *(each for each in ",\t;|" if each != usual)):
+            with self._open() as file:
+                header = next(csv.reader(file, delimiter=delimiter), [])
+            problem = self._problem([name.strip().lower() for name in header])
+            if not problem:
+                return delimiter
+            problems.append((len(header), problem, header))
+        # The one that takes the line apart most is what was meant.
+        count, problem, header = max(problems, key=lambda each: each[0])
+        tried = "" if count > 1 else " (separated by comma, tab, ; or |)"
+        raise ValueError(f"{self._table} has {problem}: its first line is {header}{tried}")
+
+    def _problem(self, names: list[str]) -> str:
+        """What the first line lacks; empty if nothing."""
+        for what, option, wanted, known in (
+            ("the image file", "image", self._image_column, FILE_FIELDS),
+            ("the caption", "text", self._text_column, (*TEXT_FIELDS, *LABEL_FIELDS)),
+        ):
+            if wanted and wanted.lower() not in names:
+                return f"no column {wanted!r} (--{option}-column){hint(wanted.lower(), names)}"
+            if not wanted and not find(names, known):
+                return (
+                    f"no column with {what}; say which it is with --{option}-column, or name it "
+                    f"one of {', '.join(known)}"
                 )
+        return ""
 
     def _csv_rows(self) -> Iterator[_Row | BadRecord]:
         text = io.TextIOWrapper(
@@ -116,7 +163,11 @@ class TableReader:
         )
         rows = self._csv(text)
         header = [name.strip().lower() for name in next(rows)]
-        column = first_of(dict.fromkeys(header), FILE_FIELDS) or ""
+        column = self._image_column.lower() or find(header, FILE_FIELDS)[0]
+        if self._text_column:
+            # Other columns are found without regard to letter case.
+            spelled = self._text_column.lower()
+            header = [self._text_column if name == spelled else name for name in header]
         for number in itertools.count(2):
             try:
                 cells = next(rows)
@@ -149,7 +200,10 @@ class TableReader:
             except (ValueError, RecursionError) as error:
                 yield BadRecord("bad_row", f"line {number}: {error}")
                 continue
-            column = first_of(values, FILE_FIELDS) if isinstance(values, dict) else None
+            column = None
+            if isinstance(values, dict):
+                wanted = self._image_column if self._image_column in values else None
+                column = wanted or next(iter(find(values, FILE_FIELDS)), None)
             name = values.pop(column) if column else None
             if not isinstance(name, str) or not name.strip():
                 yield BadRecord("bad_row", f"line {number} names no image file")
@@ -160,7 +214,9 @@ class TableReader:
 class TreeReader:
     """Images under a folder, each with its captions in a ``.txt`` file of the same name.
 
-    Every line of that file is a caption.
+    Every line of that file is a caption. If there is no such file at all, and all images are in
+    subfolders, these are classes (``cats/1.jpg``), or splits with classes in them
+    (``train/cats/1.jpg``). Links to folders are followed.
 
     Args:
       folder: searched with all folders in it, in alphabetical order.
@@ -168,6 +224,7 @@ class TreeReader:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
+        self._classes: bool | None = None
 
     def has_images(self) -> bool:
         """Whether there is any image at all."""
@@ -183,21 +240,75 @@ class TreeReader:
         return None
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        self._classes = self._has_classes()
         for number, file in enumerate(self._images(), start=1):
             if number > start.item:
                 yield Cursor(0, number), self._item(file)
 
     def _item(self, file: pathlib.Path) -> Item | BadRecord:
         key = printable(file.relative_to(self._folder).as_posix())
+        split = split_of(key)
+        if self._classes:
+            folders = key.split("/")[:-1]
+            return Item(key, file, (), folders[1 if split else 0], split=split)
         try:
             lines = file.with_suffix(".txt").read_bytes().splitlines()
         except OSError:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it", key)
-        return Item(key, file, tuple(lines))
+        return Item(key, file, tuple(lines), split=split)
+
+    def _has_classes(self) -> bool:
+        """Whether the folders are classes."""
+        for file in self._images():
+            parts = file.relative_to(self._folder).parts[:-1]
+            if len(parts) <= bool(parts and parts[0].lower() in SPLITS):
+                return False
+            if file.with_suffix(".txt").exists():
+                return False
+        return True
 
     def _images(self) -> Iterator[pathlib.Path]:
-        for folder, subfolders, files in os.walk(self._folder):
-            subfolders.sort()
-            for name in sorted(files):
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                    yield pathlib.Path(folder, name)
+        yield from _images(self._folder, frozenset())
+
+
+def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Path]:
+    """Image files under a folder, following links, but not to a folder that it is in itself."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if not entry.is_dir() and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield pathlib.Path(entry.path)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _images(pathlib.Path(entry.path), above | {real})
+
+
+class SplitReader:
+    """Folders with tables of their own, each a split: ``train/metadata.jsonl``, ``test/…``.
+
+    Args:
+      readers: one for each, in order.
+    """
+
+    def __init__(self, readers: Sequence[TableReader]):
+        self._readers = list(readers)
+        self._current = 0
+
+    def stamp(self) -> str:
+        return "+".join(reader.stamp() for reader in self._readers)
+
+    def fraction(self) -> float | None:
+        within = self._readers[self._current].fraction() or 0.0
+        return (self._current + within) / len(self._readers)
+
+    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        for number in range(start.file, len(self._readers)):
+            self._current = number
+            first = Cursor(0, start.item if number == start.file else 0)
+            for cursor, item in self._readers[number].items(first):
+                yield Cursor(number, cursor.item), item

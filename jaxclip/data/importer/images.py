@@ -39,6 +39,8 @@ def prepare(
         kind, mode, info = header.format, header.mode, header.info
     too_large = 0 < max_side < max(image.size)
     plain = mode in ("RGB", "L", "P", "1") and "transparency" not in info
+    # MPO: a JPEG with further pictures behind it, as cameras and telephones write it.
+    kind = "JPEG" if kind == "MPO" else kind
     if kind in ("JPEG", "PNG") and plain and not too_large:
         return data
     if too_large:

@@ -11,13 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from jaxclip.data.naming import KEY_FIELDS, LABEL_FIELDS, TEXT_FIELDS, find, first_filled
 from jaxclip.data.record import BadRecord
-
-# Names under which tables and JSON members hold the parts of a record, the more usual first.
-FILE_FIELDS = ("file", "filepath", "file_name", "filename", "image", "image_path", "path")
-TEXT_FIELDS = ("texts", "captions", "text", "caption", "title")
-KEY_FIELDS = ("key", "id")
-LABEL_FIELDS = ("label", "class", "cls")
 
 # Files with more bytes than this are not read: no picture that can be trained on is so large.
 MAX_IMAGE_BYTES = 128 << 20
@@ -40,6 +35,7 @@ class Item:
       texts: captions in (what should be) UTF-8.
       label: class index, class name, or None.
       meta: whatever else the source says, JSON values by name.
+      split: the split that the source puts it into; empty for none.
     """
 
     key: str
@@ -47,6 +43,11 @@ class Item:
     texts: tuple[bytes, ...]
     label: int | str | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    split: str = ""
+
+
+class SourceError(ValueError):
+    """The source as a whole is not as it must be; what to do about it is in the message."""
 
 
 class Reader(Protocol):
@@ -69,11 +70,6 @@ def files_stamp(files: Iterable[pathlib.Path]) -> str:
         stat = file.stat()
         digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="replace"))
     return digest.hexdigest()
-
-
-def first_of(values: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of some names that occurs."""
-    return next((name for name in names if name in values), None)
 
 
 def text_bytes(value: Any) -> tuple[bytes, ...]:
@@ -106,7 +102,13 @@ def parse_label(value: Any) -> int | str | None:
 
 
 def from_fields(
-    fields: Mapping[str, Any], *, key: str, image: bytes | pathlib.Path, texts: Any = None
+    fields: Mapping[str, Any],
+    *,
+    key: str,
+    image: bytes | pathlib.Path,
+    texts: Any = None,
+    text_column: str = "",
+    split: str = "",
 ) -> Item | BadRecord:
     """Make an item out of named values; those without a meaning here become ``meta``.
 
@@ -115,20 +117,31 @@ def from_fields(
       key: name of the record if the fields have none.
       image: its picture.
       texts: captions from elsewhere, in place of those in the fields.
+      text_column: the name under which captions are; empty for the first usual one with a value.
+      split: see :class:`Item`.
     """
     rest = dict(fields)
-    named = first_of(rest, KEY_FIELDS)
-    own_key = rest.pop(named) if named else None
-    labelled = first_of(rest, LABEL_FIELDS)
+    own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
+    labelled = first_filled(rest, LABEL_FIELDS)
     label = parse_label(rest.pop(labelled)) if labelled else None
     if texts is None:
-        captioned = first_of(rest, TEXT_FIELDS)
-        texts = rest.pop(captioned) if captioned else None
-    key = printable(key if own_key in (None, "") else str(own_key))
+        captioned = text_column or first_filled(rest, TEXT_FIELDS)
+        texts = rest.pop(captioned, None) if captioned else None
+    key = printable(str(own_keys[0]) if own_keys and own_keys[0] not in (None, "") else key)
     try:
-        return Item(key, image, text_bytes(texts), label, _jsonable(rest))
+        return Item(key, image, text_bytes(texts), label, _jsonable(rest), split)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
+
+
+# Names of folders that are splits.
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+
+
+def split_of(path: str) -> str:
+    """The split that a file belongs to by the first folder of its path; empty for none."""
+    first, slash, _ = path.removeprefix("./").partition("/")
+    return first if slash and first.lower() in SPLITS else ""
 
 
 def printable(text: str) -> str:

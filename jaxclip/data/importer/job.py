@@ -26,12 +26,13 @@ from typing import Any
 
 from jaxclip.data import schema
 from jaxclip.data.importer import images
-from jaxclip.data.importer.items import Cursor, Item, Reader, read_image
+from jaxclip.data.importer.items import Cursor, Item, Reader, SourceError, read_image
 from jaxclip.data.importer.options import Options, Summary
 from jaxclip.data.importer.progress import Progress
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
 from jaxclip.data.loader import num_cpus
+from jaxclip.data.naming import CAPTION_TAGS
 from jaxclip.data.record import BadRecord, Record, decode_texts
 
 SUMMARY_FILE = "import.json"
@@ -75,7 +76,7 @@ def import_records(
     options = options or Options()
     if not options.name:
         options = dataclasses.replace(options, name=_name_of(target))
-    reader = open_reader(source, options.format)
+    reader = open_reader(source, options.format, options.image_column, options.text_column)
     request = _request(source, options, reader)
     unfinished = target.with_name(target.name + _UNFINISHED)
     if overwrite:
@@ -93,6 +94,10 @@ def import_records(
         with Progress(progress) as bar:
             _run(store, reader, options, num_threads or num_cpus(), commit_seconds, bar)
         summary = _finish(store, target, options)
+    except SourceError:
+        if not store.state.shards:
+            shutil.rmtree(unfinished)  # nothing of it would be of use once the source is mended
+        raise
     finally:
         store.close()
     _move(unfinished, target)
@@ -173,7 +178,11 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
         return
     texts, bad = decode_texts(outcome.texts)
     texts = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
-    if not texts:
+    # A picture of a class needs no caption; the name of the class, if it has one, is one.
+    is_named = isinstance(outcome.label, str)
+    if not texts and not outcome.texts and is_named:
+        texts = (str(outcome.label),)
+    if not texts and (outcome.texts or outcome.label in (None, -1)):
         store.skip("bad_utf8" if bad else "empty_caption", "", outcome.key)
         return
     label = schema.NO_LABEL
@@ -195,9 +204,23 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
         label = outcome.label
     store.state.lost_captions += len([text for text in outcome.texts if not text.strip()]) + bad
     assert isinstance(outcome.image, bytes)
-    meta = json.dumps(outcome.meta, ensure_ascii=False, sort_keys=True) if outcome.meta else ""
+    values = _with_tags(outcome, texts)
+    meta = json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
     record = Record(outcome.image, texts, label, outcome.key, meta)
-    store.write(_split_of(outcome.key, options.val_fraction), record)
+    store.write(outcome.split or _split_of(outcome.key, options.val_fraction), record)
+
+
+def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:
+    """The item's meta, its tags of captions brought in line with the captions that are kept."""
+    values = dict(item.meta)
+    tags = values.get(CAPTION_TAGS)
+    if isinstance(tags, list) and len(tags) == len(item.texts):
+        kept: dict[str, Any] = {}
+        for raw, tag in zip(item.texts, tags, strict=True):
+            for text in decode_texts((raw,))[0]:
+                kept.setdefault(" ".join(text.split()), tag)
+        values[CAPTION_TAGS] = [kept.get(text) for text in texts]
+    return values
 
 
 def _split_of(key: str, val_fraction: float) -> str:
@@ -304,8 +327,11 @@ def _request_of(folder: pathlib.Path) -> dict[str, Any] | None:
         if (folder / STATE_FILE).is_file():
             with contextlib.closing(sqlite3.connect(folder / STATE_FILE)) as db:
                 row = db.execute("SELECT json FROM state").fetchone()
-            return None if row is None else json.loads(row[0])["request"]
-        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["request"]
+            request = None if row is None else json.loads(row[0])["request"]
+        else:
+            request = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["request"]
+        # Options that did not exist when it was made had their defaults.
+        return None if request is None else {**dataclasses.asdict(Options()), **request}
     except (OSError, ValueError, KeyError, TypeError, sqlite3.Error):
         return None
 
@@ -317,8 +343,8 @@ def _finished(target: pathlib.Path, request: dict[str, Any]) -> Summary | None:
     there = _request_of(target)
     if there != request:
         raise FileExistsError(
-            f"{target} is another import ({_difference(there, request)}); use --overwrite to "
-            "replace it, or another folder"
+            f"{target} is another import ({_difference(there, request)}); name another "
+            "folder, or replace it for good with --overwrite"
         )
     (target / STATE_FILE).unlink(missing_ok=True)  # killed in the last moment
     content = json.loads((target / SUMMARY_FILE).read_text(encoding="utf-8"))
@@ -330,7 +356,8 @@ def _check_unfinished(unfinished: pathlib.Path, request: dict[str, Any]) -> None
     if there is not None and there != request:
         raise FileExistsError(
             f"{unfinished} is an unfinished import of something else "
-            f"({_difference(there, request)}); use --overwrite to replace it, or another folder"
+            f"({_difference(there, request)}); name another folder, or "
+            "replace it for good with --overwrite"
         )
 
 
@@ -343,7 +370,10 @@ def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:
     if not (target / "dataset_info.json").is_file():
         raise FileExistsError(f"{target} holds something that is no data set; name another folder")
     if not overwrite:
-        raise FileExistsError(f"{target} is a data set already; use --overwrite to replace it")
+        raise FileExistsError(
+            f"{target} is a data set already; name another folder, or replace it for good with "
+            "--overwrite"
+        )
 
 
 def _difference(there: dict[str, Any] | None, request: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ class Options:
     Attributes:
       name: of the data set; "" = made from the name of the folder.
       format: "auto", "folder", "webdataset" or "parquet".
+      image_column: in tables and Parquet, the column with images; "" to find it by its name.
+      text_column: in tables and Parquet, the column with captions; "" to find it by its name.
       val_fraction: share of the records that becomes a split ``val``, chosen by a hash of the key.
       max_side: scale larger pictures down to this longer side in pixels; 0 = never.
       min_side: skip pictures whose shorter side is below this.
@@ -29,6 +31,8 @@ class Options:
 
     name: str = ""
     format: str = "auto"
+    image_column: str = ""
+    text_column: str = ""
     val_fraction: float = 0.0
     max_side: int = 0
     min_side: int = 8

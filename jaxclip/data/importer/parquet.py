@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from jaxclip.data.importer.items import (
-    TEXT_FIELDS,
-    Cursor,
-    Item,
-    files_stamp,
-    first_of,
-    from_fields,
-)
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
+from jaxclip.data.naming import LABEL_FIELDS, TEXT_FIELDS, find
 from jaxclip.data.record import BadRecord
+from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 # Rows decoded at once.
@@ -28,19 +24,27 @@ class ParquetReader:
     writes them); captions are strings or lists of strings. Other columns with plain values become
     meta.
 
+    Without captions there may be class labels; their names are those that Hugging Face
+    ``datasets`` notes in the file.
+
     Args:
       files: the files, in order.
+      image_column: name of the column with images; empty to find it.
+      text_column: name of the column with captions; empty to find it.
 
     Raises:
-      ValueError: a file is damaged or has no column with images or captions.
+      ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
 
-    def __init__(self, files: Sequence[pathlib.Path]):
+    def __init__(
+        self, files: Sequence[pathlib.Path], image_column: str = "", text_column: str = ""
+    ):
         self._files = list(files)
+        self._wanted = (image_column, text_column)
         self._before = [0]
         for file in self._files:
             with _open(file) as opened:
-                _columns(file, opened)
+                _columns(file, opened, self._wanted)
                 self._before.append(self._before[-1] + opened.metadata.num_rows)
         self._done = 0
 
@@ -60,7 +64,7 @@ class ParquetReader:
     def _rows(self, file: pathlib.Path, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
         """Items from a row on, each with the number of rows up to and with it."""
         with _open(file) as opened:
-            image, text = _columns(file, opened)
+            columns = _columns(file, opened, self._wanted)
             row = 0
             for group in range(opened.num_row_groups):
                 size = opened.metadata.row_group(group).num_rows
@@ -69,7 +73,7 @@ class ParquetReader:
                     continue
                 try:
                     for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                        for item in _items(batch, file, image, text, row):
+                        for item in _items(batch, file, columns, row):
                             row += 1
                             if row > first:
                                 yield row, item
@@ -97,38 +101,68 @@ def _open(file: pathlib.Path) -> Any:
         raise ValueError(f"{file} is no Parquet file or is damaged: {error}") from error
 
 
-def _columns(file: pathlib.Path, opened: Any) -> tuple[str, str]:
-    """Names of the columns with images and with captions."""
+class _Columns(NamedTuple):
+    """Names of the columns with images, captions and labels (empty = none), and class names."""
+
+    image: str
+    text: str
+    label: str
+    class_names: list[str]
+
+
+def _columns(file: pathlib.Path, opened: Any, wanted: tuple[str, str]) -> _Columns:
     import pyarrow
 
     schema = opened.schema_arrow
     types = {name: schema.field(name).type for name in schema.names}
+    listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
+    for name, option in zip(wanted, ("image", "text"), strict=True):
+        if name and name not in types:
+            raise ValueError(
+                f"{file} has no column {name!r} (--{option}-column){hint(name, types)}"
+            )
 
     def has_bytes(kind: Any) -> bool:
         if pyarrow.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
-    images = [name for name in IMAGE_COLUMNS if name in types and has_bytes(types[name])]
+    images = [name for name in find(types, IMAGE_COLUMNS) if has_bytes(types[name])]
     images += [name for name, kind in types.items() if name not in images and has_bytes(kind)]
-    text = first_of(types, TEXT_FIELDS)
-    listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
-    if not images or text is None:
-        what = "captions" if images else "images"
-        names = TEXT_FIELDS if images else IMAGE_COLUMNS
-        raise ValueError(
-            f"{file} has no column with {what} (it has {listing}); name one of them "
-            f"{' or '.join(names)}"
+    image = wanted[0] or next(iter(images), "")
+    text = wanted[1] or next((n for n in find(types, TEXT_FIELDS) if n != image), "")
+    label = next(iter(find(types, LABEL_FIELDS)), "")
+    if not image or not (text or label):
+        what, names, option = (
+            ("captions", TEXT_FIELDS, "text") if image else ("images", IMAGE_COLUMNS, "image")
         )
-    return images[0], text
+        raise ValueError(
+            f"{file} has no column with {what} (it has {listing}); say which it is with "
+            f"--{option}-column, or name it {' or '.join(names)}"
+        )
+    return _Columns(image, text, label, _class_names(schema.metadata or {}, label))
+
+
+def _class_names(metadata: Mapping[bytes, bytes], label: str) -> list[str]:
+    """Names of the classes as Hugging Face ``datasets`` notes them; none if it does not."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, ValueError, TypeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _items(
-    batch: Any, file: pathlib.Path, image: str, text: str, row: int
+    batch: Any, file: pathlib.Path, columns: _Columns, row: int
 ) -> Iterator[Item | BadRecord]:
-    images = batch.column(image)
-    captions = _as_binary(batch.column(text))
-    others = {name: batch.column(name) for name in batch.schema.names if name not in (image, text)}
+    images = batch.column(columns.image)
+    captions = _as_binary(batch.column(columns.text)) if columns.text else None
+    others = {
+        name: batch.column(name)
+        for name in batch.schema.names
+        if name not in (columns.image, columns.text)
+    }
     for i in range(batch.num_rows):
         picture = images[i].as_py()
         path = ""
@@ -136,8 +170,12 @@ def _items(
             path = picture.get("path") or ""
             picture = picture.get("bytes")
         fields = {name: _plain(column[i]) for name, column in others.items()}
+        label = parse_label(fields.get(columns.label))
+        if isinstance(label, int) and 0 <= label < len(columns.class_names):
+            fields[columns.label] = columns.class_names[label]
         key = path or f"{file.stem}/{row + i}"
-        yield from_fields(fields, key=key, image=picture or b"", texts=captions[i].as_py() or ())
+        texts = captions[i].as_py() if captions is not None else None
+        yield from_fields(fields, key=key, image=picture or b"", texts=texts or ())
 
 
 def _as_binary(column: Any) -> Any:

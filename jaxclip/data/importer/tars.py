@@ -11,15 +11,17 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxclip.data import webdataset
+from jaxclip.data import tar_index
 from jaxclip.data.importer.items import (
     MAX_IMAGE_BYTES,
     Cursor,
     Item,
+    SourceError,
     files_stamp,
     from_fields,
     parse_label,
 )
+from jaxclip.data.naming import TEXT_FIELDS, find
 from jaxclip.data.record import BadRecord
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -65,13 +67,16 @@ class TarReader:
     def _samples(self, tar: pathlib.Path, raw: Any, skipped: int) -> Iterator[Item | BadRecord]:
         """All samples of a tar; of the first ``skipped`` ones nothing is read but the headers."""
         key, parts, count = "", {}, 0  # type: str, dict[str, bytes | None], int
+        apart, dotted = _Apart(tar), tar_index.Dotted()
         try:
             with tarfile.open(fileobj=raw, mode="r:*") as archive:
-                for member in webdataset.members(archive):
-                    name = webdataset.sample_name(member.name) if member.isreg() else None
-                    if name is None or not _is_wanted(name.extension):
+                for member in tar_index.members(archive):
+                    name = tar_index.sample_name(member.name) if member.isreg() else None
+                    if name is None or tar_index.part_of(name.extension) is None:
+                        dotted.add(name)
                         continue
                     if parts and name.key != key:
+                        apart.check(key, parts)
                         yield _item(key, parts)
                         parts, count = {}, count + 1
                     key = name.key
@@ -79,16 +84,33 @@ class TarReader:
                         name.extension,
                         b"" if count < skipped else _read(archive, member),
                     )
+        except SourceError:
+            raise
         except _DAMAGE as error:
             # What came of the sample at hand is not to be trusted, and nothing follows.
             yield BadRecord("corrupted", f"{tar} is damaged: {error}", key if parts else "")
             return
         if parts:
+            apart.check(key, parts)
             yield _item(key, parts)
+        elif dotted.total:
+            raise SourceError(f"{tar} holds no samples: {dotted.problem()}")
 
 
-def _is_wanted(extension: str) -> bool:
-    return extension == "cls" or webdataset.part_of(extension) is not None
+class _Apart:
+    """Finds out that the files of a tar's samples are not side by side."""
+
+    def __init__(self, tar: pathlib.Path):
+        self._tar = tar
+        self._alone: set[str] = set()  # pictures without anything
+
+    def check(self, key: str, parts: Mapping[str, bytes | None]) -> None:
+        """Raise SourceError if the picture of a sample without one was there before."""
+        kinds = {tar_index.part_of(extension) for extension in parts}
+        if kinds == {"image"}:
+            self._alone.add(key)
+        elif "image" not in kinds and key in self._alone:
+            raise SourceError(tar_index.not_adjacent(self._tar, key))
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
@@ -103,30 +125,30 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
 
 
 def _item(key: str, parts: Mapping[str, bytes | None]) -> Item | BadRecord:
-    found = [ext for ext in parts if webdataset.part_of(ext) == "image"]
+    found = [ext for ext in parts if tar_index.part_of(ext) == "image"]
     if not found:
         return BadRecord("missing_image", f"the sample has only {', '.join(parts)}", key)
     image = parts[found[0]]
     if image is None:
         return BadRecord("absurd_size", f"more than {MAX_IMAGE_BYTES} bytes", key)
-    text = next((ext for ext in webdataset.TEXT_EXTENSIONS if ext in parts), None)
+    text = next((ext for ext in tar_index.TEXT_EXTENSIONS if ext in parts), None)
     fields: Any = {}
-    texts: Any = None
-    if webdataset.JSON_EXTENSION in parts:
-        data = parts[webdataset.JSON_EXTENSION] or b""
+    texts = parts[text] if text is not None else None
+    has_text = bool((texts or b"").strip())
+    if tar_index.JSON_EXTENSION in parts:
+        data = parts[tar_index.JSON_EXTENSION] or b""
         try:
             fields = json.loads(data.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             # Without a text file, the captions were to be in here.
-            if text is None:
+            if not has_text:
                 bad = isinstance(error, UnicodeDecodeError)
                 return BadRecord("bad_utf8" if bad else "bad_row", str(error), key)
         fields = fields if isinstance(fields, dict) else {}
         fields = {name: value for name, value in fields.items() if name != "key"}
-    if text is not None:
-        texts = parts[text] or b""
-        for name in webdataset.CAPTION_FIELDS:
-            fields.pop(name, None)
+    if has_text:
+        for name in find(fields, TEXT_FIELDS):
+            fields.pop(name)
     if "cls" in parts and parse_label(fields.get("label")) is None:
         fields["label"] = (parts["cls"] or b"").decode("utf-8", "replace")
-    return from_fields(fields, key=key, image=image, texts=texts)
+    return from_fields(fields, key=key, image=image, texts=texts if has_text else None)

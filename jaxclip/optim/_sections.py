@@ -1,13 +1,14 @@
-"""Reading a configuration strictly: names, options and numbers, or an error that helps."""
+"""Reading sections of a configuration strictly: names, options and numbers, or a clear error."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
+
+from jaxclip.registry import hint
 
 T = TypeVar("T")
 
@@ -23,12 +24,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def nearest(name: str, known: Collection[str]) -> str:
-    """The end of an error: ``"; did you mean 'x'?"``, or all there is."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
 def lookup(key: str, name: Any, known: Mapping[str, T]) -> T:
     """The entry of a name.
 
@@ -36,7 +31,7 @@ def lookup(key: str, name: Any, known: Mapping[str, T]) -> T:
       ValueError: there is none, naming the nearest one.
     """
     if name not in known:
-        raise ValueError(f"unknown {key}={name!r}{nearest(str(name), known)}")
+        raise ValueError(f"unknown {key}={name!r}{hint(str(name), known)}")
     return known[name]
 
 
@@ -78,7 +73,7 @@ def check_known(
     known = [*(p for p in parameters if p not in hidden), *extra]
     for option in options:
         if option not in known:
-            raise ValueError(f"{key}.{option}: {name!r} has no such option{nearest(option, known)}")
+            raise ValueError(f"{key}.{option}: {name!r} has no such option{hint(option, known)}")
     for option, parameter in parameters.items():
         required = parameter.default is inspect.Parameter.empty
         if required and option not in hidden and option not in options:

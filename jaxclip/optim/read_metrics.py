@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import jax
 
 from jaxclip.optim import _base
 
+# Fields that only some rules report.
+_EXTRA_FIELDS = ("streak",)
+# States whose name says the part that has them, not what people call the whole.
+_NAMES = {"stable_adam": "stable_adamw"}
 
-def monitor(opt_state: Any) -> dict[str, jax.Array]:
+
+def read_metrics(opt_state: Any) -> dict[str, jax.Array]:
     """Collects every norm, threshold, clip decision and count of non-finite steps in a state.
 
     Looks through all that optax nests states in (``chain``, ``named_chain``, ``masked``,
@@ -28,7 +34,9 @@ def monitor(opt_state: Any) -> dict[str, jax.Array]:
 
       * ``norm``, ``threshold``: float32; what the rule looked at and what it let out;
       * ``clipped``: bool, whether it acted;
-      * ``nonfinite_count``: int32, how often it met a NaN or infinite norm so far.
+      * ``nonfinite_count``: int32, how often it met a NaN or infinite norm so far;
+      * ``streak`` (of rules that have it): int32, for how many updates in a row it has acted. The
+        alarm for a rule that has locked: from some 50 on the norms have risen for good.
 
       Scalars for rules that look at the tree as a whole, ``[num_tensors]`` for those that look at
       each tensor (in the order of :func:`jaxclip.optim.tensor_names`).
@@ -39,12 +47,13 @@ def monitor(opt_state: Any) -> dict[str, jax.Array]:
       >>> tx = optax.chain(optim.zclip(), optax.adamw(1e-3))
       >>> params = jnp.ones(4)
       >>> _, state = tx.update(10 * params, tx.init(params), params)
-      >>> for name, value in optim.monitor(state).items():
+      >>> for name, value in optim.read_metrics(state).items():
       ...     print(name, value)
       zclip/norm 20.0
       zclip/threshold 1.0
       zclip/clipped True
       zclip/nonfinite_count 0
+      zclip/streak 0
     """
     found = _reports(opt_state, ())
     names = [name for _, name, _ in found]
@@ -55,8 +64,9 @@ def monitor(opt_state: Any) -> dict[str, jax.Array]:
         while f"{title}/norm" in result:
             number += 1
             title = f"{title.removesuffix(f'_{number - 1}')}_{number}"
-        for field in _base.REPORTED_FIELDS:
-            result[f"{title}/{field}"] = getattr(state, field)
+        for field in (*_base.REPORTED_FIELDS, *_EXTRA_FIELDS):
+            if hasattr(state, field):
+                result[f"{title}/{field}"] = getattr(state, field)
     return result
 
 
@@ -81,6 +91,22 @@ def _reports(tree: Any, keys: tuple[str, ...]) -> list[tuple[tuple[str, ...], st
 
 
 def _transformation(state_class: type) -> str:
-    """``StableAdamwState`` to ``stable_adamw``."""
+    """The public name: ``ZclipState`` to ``zclip``, ``StableAdamState`` to ``stable_adamw``."""
     name = state_class.__name__.removesuffix("State")
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    snake = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    return _NAMES.get(snake, snake)
+
+
+def monitor(opt_state: Any) -> dict[str, jax.Array]:
+    """The former name of :func:`read_metrics`; ``optax.monitor`` is something else.
+
+    Args:
+      opt_state: state of any optax transformation.
+
+    Returns:
+      What :func:`read_metrics` returns.
+    """
+    warnings.warn(
+        "optim.monitor is now optim.read_metrics", PendingDeprecationWarning, stacklevel=2
+    )
+    return read_metrics(opt_state)

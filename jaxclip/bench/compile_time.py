@@ -1,0 +1,113 @@
+"""``python -m jaxclip.bench optim --compile_tensors 60 300``: how long transformations compile.
+
+Clippers are compared with ``optax.clip_by_global_norm``, optimizers with ``optax.adamw``: their
+``update`` of so many tensors of a transformer is traced, lowered and compiled, in turn with the
+reference. What counts is processor time, for a machine's other work must not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.bench import timing
+
+# Of a transformer's block of width 256: as many shapes as in a real one, small for quick constants.
+SHAPES = (
+    *((256,), (256, 256), (256,), (256, 1024), (1024,), (1024, 256)),
+    *((256,), (256, 4, 64), (4, 64), (4, 64, 256), (256,), (256,)),
+)
+
+Make = Callable[[], optax.GradientTransformation]
+
+
+class Result(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      name: of the transformation.
+      tensors: number of tensors.
+      seconds: of processor time to trace, lower and compile ``update``.
+      ratio: the same over the reference's.
+      reference: what it is compared with.
+    """
+
+    name: str
+    tensors: int
+    seconds: float
+    ratio: float
+    reference: str
+
+
+def shapes_of(tensors: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of so many float32 parameters."""
+    return {
+        f"tensor_{i:04d}": jax.ShapeDtypeStruct(SHAPES[i % len(SHAPES)], jnp.float32)
+        for i in range(tensors)
+    }
+
+
+def compile_seconds(make: Make, tensors: int) -> float:
+    """Processor time until ``update`` is an executable."""
+    tx, params = make(), shapes_of(tensors)
+    state = jax.eval_shape(tx.init, params)
+
+    # A function of its own, for jit keeps what it has compiled.
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        return tx.update(updates, state, params)
+
+    began = time.process_time()
+    jax.jit(update).lower(params, state, params).compile()
+    return time.process_time() - began
+
+
+def measure(name: str, make: Make, reference: str, make_reference: Make, tensors: int) -> Result:
+    """The better of two compilations, in turn with the reference."""
+    pairs = [
+        (compile_seconds(make_reference, tensors), compile_seconds(make, tensors)) for _ in range(2)
+    ]
+    base, own = (min(seconds) for seconds in zip(*pairs, strict=True))
+    return Result(name, tensors, own, own / base, reference)
+
+
+def measure_all(
+    clippers: Mapping[str, Make],
+    optimizers: Mapping[str, Make],
+    numbers: Sequence[int],
+    report: Callable[[Result], None] = lambda result: None,
+) -> list[Result]:
+    """All transformations at all numbers of tensors.
+
+    Args:
+      clippers: by name.
+      optimizers: by name.
+      numbers: of tensors.
+      report: called with each result as it comes.
+    """
+    compile_seconds(optax.identity, 1)  # what JAX does once a process
+    results = []
+    for tensors in numbers:
+        for group, reference, make_reference in (
+            (clippers, "clip_by_global_norm", lambda: optax.clip_by_global_norm(1.0)),
+            (optimizers, "adamw", lambda: optax.adamw(1e-3)),
+        ):
+            for name, make in group.items():
+                results.append(measure(name, make, reference, make_reference, tensors))
+                report(results[-1])
+    return results
+
+
+def as_table(results: Sequence[Result]) -> str:
+    """Markdown, one row a transformation."""
+    numbers = sorted({r.tensors for r in results})
+    rows = [("transformation", "against", *(f"{n} tensors: s, ratio" for n in numbers))]
+    for name in dict.fromkeys(r.name for r in results):
+        found = {r.tensors: r for r in results if r.name == name}
+        cells = (f"{found[n].seconds:.2f}, {found[n].ratio:.1f}" for n in numbers)
+        rows.append((name, next(iter(found.values())).reference, *cells))
+    return timing.table(rows)

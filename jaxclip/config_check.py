@@ -1,0 +1,176 @@
+"""Values of a configuration that can't be: types, ranges, and what does not fit together.
+
+Everything is told from the configuration alone, before a device is touched. What depends on the
+machine is in :mod:`jaxclip.train.checks`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxclip.config_file import flatten
+
+_INFINITY = math.inf
+_TOWER = {"width": (1, 65_536), "depth": (1, 1000), "num_heads": (1, 4096), "mlp_dim": (1, 2**20)}
+
+# Smallest and largest value. The largest are far beyond any use, and there lest a slip of the pen
+# builds for hours or asks for a terabyte.
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "total_steps": (1, 2**31 - 2),
+    "global_batch_size": (1, 2**31 - 1),
+    "num_micro_batches": (1, 2**31 - 1),
+    "logit_scale_max": (-_INFINITY, _INFINITY),
+    "max_consecutive_nonfinite": (1, _INFINITY),
+    "log_every_steps": (1, _INFINITY),
+    "checkpoint.every_steps": (0, _INFINITY),
+    "checkpoint.keep_last": (1, _INFINITY),
+    "checkpoint.keep_best": (0, _INFINITY),
+    "evaluate.every_steps": (0, _INFINITY),
+    "evaluate.batch_size": (1, 2**20),
+    "profile.start_step": (1, _INFINITY),
+    "profile.num_steps": (0, _INFINITY),
+    "data.image_size": (1, 8192),
+    "data.shuffle_window": (1, 2**40),
+    "data.shuffle_chunk": (1, 2**40),
+    "data.cache_decoded_mb": (0, _INFINITY),
+    "data.num_parallel_calls": (0, 4096),
+    "data.prefetch": (0, 4096),
+    "tokenizer.context_length": (1, 2**20),
+    "model.embed_dim": (1, 65_536),
+    "model.logit_scale_init": (-100.0, 100.0),
+    "model.logit_bias_init": (-1e4, 1e4),
+    "model.image.patch_size": (1, 8192),
+    "model.image.stem_depth": (0, 1000),
+    "model.image.norm_eps": (0.0, 1.0),
+    "model.text.norm_eps": (0.0, 1.0),
+    "model.text.vocab_size": (1, 2**26),
+    **{f"model.{tower}.{key}": span for tower in ("image", "text") for key, span in _TOWER.items()},
+    "optim.learning_rate": (0.0, _INFINITY),
+    "optim.weight_decay": (0.0, _INFINITY),
+    "distributed.heartbeat_timeout_seconds": (1, 2**31 - 1),
+    "distributed.initialization_timeout_seconds": (1, 2**31 - 1),
+    "distributed.shutdown_timeout_seconds": (1, 2**31 - 1),
+}
+
+# Keys without a value as their default, and what they may be else.
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "model.logit_bias_init": (float, int),
+    "attention_implementation": (str,),
+}
+
+# What lists hold, and how much of it (None: any number). A string may stand for a list of strings.
+_ELEMENTS: dict[str, tuple[type, int | None]] = {
+    "data.image_mean": (float, 3),
+    "data.image_std": (float, 3),
+    "data.languages": (str, None),
+    "evaluate.zero_shot": (str, None),
+    "evaluate.retrieval": (str, None),
+    "evaluate.templates": (str, None),
+    "model.image.stem_widths": (int, None),
+}
+
+_CHOICES = {
+    "checkpoint.best_mode": ("max", "min"),
+    "precision.compute_dtype": ("float32", "bfloat16", "float16"),
+    "attention_implementation": (None, "xla", "cudnn", "fused"),
+}
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse values that can't be, before anything is built or compiled.
+
+    Args:
+      config: the complete configuration.
+
+    Raises:
+      ValueError: names the key, the value and what it may be.
+    """
+    flat = dict(flatten(config))
+    for key, value in flat.items():
+        _check_type(key, value)
+        _check_range(key, value)
+        if key in _CHOICES and value not in _CHOICES[key]:
+            *most, last = map(repr, _CHOICES[key])
+            raise ValueError(f"{key}={value!r}; use {', '.join(most)} or {last}")
+    if flat["global_batch_size"] % flat["num_micro_batches"]:
+        raise ValueError(
+            f"num_micro_batches={flat['num_micro_batches']} does not divide "
+            f"global_batch_size={flat['global_batch_size']}"
+        )
+    if not 0.0 <= flat["ema_decay"] < 1.0:
+        raise ValueError(f"ema_decay={flat['ema_decay']} must be in [0, 1)")
+    if not all(std > 0 for std in flat["data.image_std"]):
+        raise ValueError(
+            f"data.image_std={flat['data.image_std']}: pixels are divided by it, so each must be "
+            "above 0"
+        )
+    _check_patches(flat)
+
+
+def is_frozen(config: Mapping[str, Any], name: str) -> bool:
+    """Whether ``optim.freeze`` names a parameter, ``image/stem/kernel`` or the like."""
+    patterns = config["optim"].get("freeze") or ()
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def logit_scale_limit(config: Mapping[str, Any]) -> float:
+    """The bound of ``logit_scale`` after each update: none for a frozen one, which stays put."""
+    return math.inf if is_frozen(config, "logit_scale") else config["logit_scale_max"]
+
+
+def _check_type(key: str, value: Any) -> None:
+    if key in _OPTIONAL:
+        kinds = _OPTIONAL[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise ValueError(f"config key {key!r} wants {kinds[0].__name__} or None, got {value!r}")
+        return
+    if key not in _ELEMENTS:
+        return
+    kind, count = _ELEMENTS[key]
+    if isinstance(value, str) and kind is str:
+        return
+    fits = isinstance(value, list) and all(_is_a(kind, element) for element in value)
+    if not fits or count not in (None, len(value)):
+        many = kind.__name__ if count is None else f"{count} {kind.__name__}"
+        raise ValueError(f"config key {key!r} wants a list of {many}, got {value!r}")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and value > 0
+    return isinstance(value, kind)
+
+
+def _check_range(key: str, value: Any) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{key}={value} is not a number")
+    span = _RANGES.get(key)
+    if span is None or value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"config key {key!r} wants a number, got {value!r}")
+    least, most = span
+    if value < least:
+        raise ValueError(f"{key}={value} must be at least {least}")
+    if value > most or (value == _INFINITY and key != "logit_scale_max"):
+        limit = "finite" if most == _INFINITY else f"at most {most}"
+        raise ValueError(f"{key}={value} must be {limit}")
+
+
+def _check_patches(flat: Mapping[str, Any]) -> None:
+    image_size, patch_size = flat["data.image_size"], flat.get("model.image.patch_size")
+    if patch_size and image_size % patch_size:
+        fits = [p for p in (4, 8, 14, 16, 32) if image_size % p == 0]
+        raise ValueError(
+            f"model.image.patch_size={patch_size} does not divide data.image_size={image_size}; "
+            f"use {', '.join(map(str, fits)) or 'another image size'}"
+        )

@@ -1,0 +1,288 @@
+"""The columns of a batch: one class for each field of :mod:`jaxclip.fields`, and what makes
+a batch of them.
+
+:func:`build` checks a specification against a data set, :class:`BatchMaker` makes the rows of a
+step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxclip import fields
+from jaxclip.data import image_ops, loader, order
+from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
+from jaxclip.data.image_chain import Chain
+from jaxclip.data.naming import BOXES
+from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.stored import StoredColumn
+from jaxclip.data.text_columns import CaptionsColumn, NegativesColumn
+
+
+class ViewColumn(Column[fields.View]):
+    """A picture, see :class:`jaxclip.fields.View`."""
+
+    def __init__(self, key: str, field: fields.View, context: Context):
+        super().__init__(key, field, context)
+        if field.size < 0:
+            raise ValueError(f"size={field.size} must not be negative")
+        self.chain = image_ops.build(
+            field.ops or context.config["image_ops"], field.size or context.config["image_size"]
+        )
+
+    def make(self, rows: Rows) -> np.ndarray:
+        return rows.views[self.key]
+
+
+class LabelColumn(Column[fields.Label]):
+    """The class, see :class:`jaxclip.fields.Label`."""
+
+    def check(self) -> None:
+        if self.field.required:
+            self.find(lambda each: each.record.label >= 0, "no class labels")
+
+    def examine(self, candidate: Candidate) -> BadRecord | None:
+        if self.field.required and candidate.record.label < 0:
+            return candidate.bad("missing_label", f"label {candidate.record.label}")
+        return None
+
+    def make(self, rows: Rows) -> np.ndarray:
+        return np.array([max(-1, each.record.label) for each in rows.loaded], np.int32)
+
+
+class IndexColumn(Column[fields.Index]):
+    """The number of the record, see :class:`jaxclip.fields.Index`."""
+
+    def make(self, rows: Rows) -> np.ndarray:
+        return np.array([each.index for each in rows.loaded], np.int32)
+
+
+class CaptionHashColumn(Column[fields.CaptionHash]):
+    """A number for each caption, see :class:`jaxclip.fields.CaptionHash`."""
+
+    def __init__(self, key: str, field: fields.CaptionHash, context: Context):
+        super().__init__(key, field, context)
+        if not isinstance(context.spec.get(TEXT), fields.Captions):
+            raise ValueError(f"it is that of batch[{TEXT!r}], which is not asked for")
+
+    def make(self, rows: Rows) -> np.ndarray:
+        return np.array([_hash(text) for text in rows.captions], np.int32)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).digest()
+    return int.from_bytes(digest, "little") & 0x7FFFFFFF
+
+
+class BoxesColumn(Column[fields.Boxes]):
+    """Boxes that follow the image ops, see :class:`jaxclip.fields.Boxes`."""
+
+    def __init__(self, key: str, field: fields.Boxes, context: Context):
+        super().__init__(key, field, context)
+        if field.count < 1:
+            raise ValueError(f"count={field.count} must be at least 1")
+        view = context.spec.get(IMAGE)
+        if not isinstance(view, fields.View):
+            raise ValueError(f"boxes are those of batch[{IMAGE!r}], which is not asked for")
+        self._chain = ViewColumn(IMAGE, view, context).chain
+        self._chain.check_moves()
+
+    def check(self) -> None:
+        self.find(lambda each: BOXES in each.meta, f"no {BOXES}")
+
+    def examine(self, candidate: Candidate) -> np.ndarray | BadRecord | None:
+        if BOXES not in candidate.meta:
+            return None
+        try:
+            boxes = np.asarray(candidate.meta[BOXES], np.float32).reshape(-1, 4)
+        except (TypeError, ValueError):
+            return candidate.bad("bad_meta", f"{BOXES} is no list of [x0, y0, x1, y1]")
+        ordered = np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
+        if not ordered or (np.abs(boxes - 0.5) > 0.501).any():
+            return candidate.bad("bad_meta", f"{BOXES} must be x0 <= x1, y0 <= y1 in [0, 1]")
+        return boxes[: self.field.count]
+
+    def make(self, rows: Rows) -> np.ndarray:
+        result = np.zeros((len(rows.loaded), self.field.count, 4), np.float32)
+        u = draws(rows.seed, IMAGE, rows.places, self._chain.num_draws)
+        for row, loaded in enumerate(rows.loaded):
+            boxes = loaded.extras.get(self.key)
+            if boxes is not None and len(boxes) and loaded.pixels is not None:
+                height, width = loaded.pixels.shape[:2]
+                result[row, : len(boxes)] = self._chain.boxes((width, height), boxes, u[row])
+        return result
+
+
+COLUMNS: dict[type[fields.Field], type[Column[Any]]] = {
+    fields.View: ViewColumn,
+    fields.Captions: CaptionsColumn,
+    fields.Negatives: NegativesColumn,
+    fields.Label: LabelColumn,
+    fields.Index: IndexColumn,
+    fields.CaptionHash: CaptionHashColumn,
+    fields.Stored: StoredColumn,
+    fields.Boxes: BoxesColumn,
+}
+
+
+def build(context: Context, owners: Mapping[str, str] | None = None) -> dict[str, Column[Any]]:
+    """The columns of a specification, checked against the data set.
+
+    Args:
+      context: what they are made from.
+      owners: who wants a key, for errors.
+
+    Raises:
+      ValueError: an option that can't be, or something that the data set does not have; one line
+        that names the key and its owner.
+    """
+    columns: dict[str, Column[Any]] = {}
+    for key, field in context.spec.items():
+        owner = (owners or {}).get(key, "")
+        where = f"batch[{key!r}]" + (f", which {owner} wants" if owner else "")
+        if type(field) not in COLUMNS:
+            raise ValueError(f"{where}: {field!r} is no field of jaxclip.fields")
+        try:
+            column = columns[key] = COLUMNS[type(field)](key, field, context)
+            column.check()
+        except ValueError as error:
+            plain = not owner and fields.PAIR.get(key) == field
+            raise ValueError(str(error) if plain else f"{where}: {error}") from error
+    return columns
+
+
+@dataclasses.dataclass
+class BatchMaker:
+    """Makes this process's rows of a step.
+
+    Attributes:
+      columns: by key.
+      record_loader: reads records and makes views.
+      order: which record stands at which place.
+      seed: of the run.
+      first_row: of this process within a batch.
+      rows: of this process.
+      global_batch_size: rows of all.
+      tokenizer: captions -> int32[n, L].
+    """
+
+    columns: Mapping[str, Column[Any]]
+    record_loader: loader.RecordLoader
+    order: order.ShuffledOrder
+    seed: int
+    first_row: int
+    rows: int
+    global_batch_size: int
+    tokenizer: Callable[[list[str]], np.ndarray]
+
+    def __post_init__(self) -> None:
+        texts = [each for each in self.columns.values() if isinstance(each, TextColumn)]
+        lengths = {each.length for each in texts} - {0}
+        self._tokenizers = {0: self.tokenizer}
+        self._lock = threading.Lock()
+        self._counts = Counter[str](drawn=0, fill=0, equal=0)
+        for length in lengths:
+            if getattr(self.tokenizer, "context_length", None) == length:
+                self._tokenizers[length] = self.tokenizer
+            elif not hasattr(self.tokenizer, "with_length"):
+                raise ValueError(f"this tokenizer makes no rows of {length} tokens (with_length)")
+            else:
+                self._tokenizers[length] = self.tokenizer.with_length(length)
+        # The captions of "text" are drawn first: others are made of them.
+        self._texts = sorted(texts, key=lambda column: column.key != TEXT)
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """The arrays of a step, by key."""
+        first = int(step) * self.global_batch_size + self.first_row
+        places = np.arange(first, first + self.rows, dtype=np.int64)
+        views, loaded = self.record_loader.batch(
+            self.order(places),
+            {
+                key: draws(self.seed, key, places, chain.num_draws)
+                for key, chain in chains(self.columns).items()
+            },
+            lambda row, attempt: self.order.replacement(first + row, attempt),
+        )
+        # With replacements on, every row has a record.
+        rows = Rows(self.seed, places, [each for each in loaded if each is not None], views, [])
+        arrays = self._tokenized(rows)
+        for key, column in self.columns.items():
+            if not isinstance(column, TextColumn):
+                arrays[key] = column.make(rows)
+        if TEXT in arrays:
+            self._count(rows.captions, arrays[TEXT])
+        return {key: arrays[key] for key in self.columns}
+
+    def _count(self, captions: list[str], ids: np.ndarray) -> None:
+        rows = ids.reshape(len(captions), -1, ids.shape[-1])[:, 0]
+        equal = sum(count for count in Counter(captions).values() if count > 1)
+        with self._lock:
+            self._counts.update(
+                drawn=len(captions), fill=int((rows[:, -1] != 0).sum()), equal=equal
+            )
+
+    def caption_counts(self) -> dict[str, int]:
+        """What captions of ``text`` were like so far.
+
+        Returns:
+          How many were ``drawn``, how many of them ``fill`` their row to the last token (and are
+          cut, unless they fit exactly), and how many were ``equal`` to another one of their batch,
+          as far as it was made here.
+        """
+        with self._lock:
+            return dict(self._counts)
+
+    def _tokenized(self, rows: Rows) -> dict[str, np.ndarray]:
+        """The columns of token ids; the tokenizer is called once for each length."""
+        drawn: dict[str, list[str | None]] = {}
+        for column in self._texts:
+            texts = drawn[column.key] = column.texts(rows)
+            if column.key == TEXT:
+                rows.captions = [text or "" for text in texts[:: len(texts) // len(rows.loaded)]]
+        arrays = {}
+        for length, tokenizer in self._tokenizers.items():
+            keys = [column.key for column in self._texts if column.length == length]
+            if not keys:
+                continue
+            texts = [text for key in keys for text in drawn[key]]
+            ids = np.asarray(tokenizer([text or "" for text in texts]), np.int32)
+            if None in texts:
+                ids = np.where([[text is None] for text in texts], np.int32(0), ids)
+            start = 0
+            for key in keys:
+                end = start + len(drawn[key])
+                count = getattr(self.columns[key].field, "count", 1)
+                several = isinstance(self.columns[key], NegativesColumn) or count > 1
+                shape = (self.rows, count, -1) if several else (self.rows, -1)
+                arrays[key] = ids[start:end].reshape(shape)
+                start = end
+        return arrays
+
+
+def chains(columns: Mapping[str, Column[Any]]) -> dict[str, Chain]:
+    """The chain of image ops of each view."""
+    return {key: each.chain for key, each in columns.items() if isinstance(each, ViewColumn)}
+
+
+def examiner(columns: Mapping[str, Column[Any]]) -> loader.Examine:
+    """Looks at a record for all columns; the first that finds it bad says why."""
+
+    def examine(index: int, record: Record) -> dict[str, Any] | BadRecord:
+        candidate = Candidate(index, record)
+        kept = {}
+        for key, column in columns.items():
+            found = column.examine(candidate)
+            if isinstance(found, BadRecord):
+                return found
+            if found is not None:
+                kept[key] = found
+        return kept
+
+    return examine

@@ -1,0 +1,25 @@
+"""Section ``data`` of a configuration with its defaults; importing it needs neither pictures nor
+TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxclip.data import order
+
+DEFAULTS: dict[str, Any] = {
+    "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
+    "train_split": "train",
+    "image_size": 64,
+    "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
+    "eval_image_ops": "resize",
+    "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
+    "image_std": [0.5, 0.5, 0.5],
+    "languages": ["en"],  # of the captions; where a data set has more than one
+    "examples_per_class": 1,  # records of a class that stand together in a batch
+    "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
+    "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
+    "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
+    "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
+    "prefetch": 2,  # batches made ahead
+}

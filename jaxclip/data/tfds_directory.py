@@ -1,0 +1,226 @@
+"""Directories of TFDS data sets, read without TFDS: TFRecord or ArrayRecord shards by number."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxclip.data import tfrecord
+from jaxclip.data.dataset import DataSet, RecordSource
+from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
+from jaxclip.registry import hint
+
+
+def open_directory(directory: str | os.PathLike[str], name: str | None = None) -> DataSet:
+    """Open the directory of a TFDS data set; see :func:`.sources.open`."""
+    path = pathlib.Path(directory)
+    name = name or os.fspath(directory)
+    info = _load_json(path, "dataset_info.json", name)
+    features = _load_json(path, "features.json", name)
+    names = field_names(features, name)
+    class_names = _class_names(path, names.label)
+    splits = {split["name"]: split for split in info.get("splits", [])}
+    lengths = {
+        split: [int(length) for length in entry.get("shardLengths", [])]
+        for split, entry in splits.items()
+    }
+
+    def open_split(split: str) -> RecordSource:
+        paths = _shard_paths(path, info, splits[split], len(lengths[split]))
+        missing = [shard for shard in paths if not os.path.isfile(shard)]
+        if missing:
+            raise FileNotFoundError(
+                f"split {split!r} of data set {name!r} lacks {len(missing)} of {len(paths)} "
+                f"shards, the first is {missing[0]}; copy it there or import the data again"
+            )
+        reader = _reader(info.get("fileFormat", "tfrecord"), paths, lengths[split], name)
+        return _ExampleSource(reader, names, class_names)
+
+    counts = {split: sum(each) for split, each in lengths.items()}
+    return DataSet(name, counts, open_split, class_names, bool(names.texts), path)
+
+
+# Text features that may name a record.
+_KEYS = ("key", "id", "file_name", "filename", "image/filename")
+
+
+class _BytesReader(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes | BadRecord: ...
+
+
+class _ExampleSource(RecordSource):
+    """Records out of serialised ``tf.train.Example`` messages."""
+
+    def __init__(self, reader: _BytesReader, names: FieldNames, class_names: list[str] | None):
+        self._reader = reader
+        self._names = names
+        self._class_names = None if names.texts else class_names
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> Record | BadRecord:
+        data = self._reader.read(index)
+        if isinstance(data, BadRecord):
+            return data
+        return parse_example(data, self._names, self._class_names)
+
+
+class ArrayRecordReader:
+    """Bytes of record ``i`` of a list of ArrayRecord files.
+
+    Args:
+      paths: the files, in order.
+      lengths: number of records in each.
+    """
+
+    def __init__(self, paths: list[str], lengths: list[int]):
+        self._paths = paths
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._readers: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> bytes | BadRecord:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        try:
+            return self._shard(shard).read([index - int(self._starts[shard])])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            return BadRecord("corrupted", f"{self._paths[shard]}: {error}")
+
+    def _shard(self, shard: int) -> Any:
+        if shard not in self._readers:
+            from array_record.python import array_record_module
+
+            self._readers[shard] = array_record_module.ArrayRecordReader(self._paths[shard])
+        return self._readers[shard]
+
+
+def _reader(file_format: str, paths: list[str], lengths: list[int], name: str) -> _BytesReader:
+    if file_format == "tfrecord":
+        return tfrecord.TFRecordReader(paths, lengths)
+    if file_format == "array_record":
+        return ArrayRecordReader(paths, lengths)
+    raise ValueError(
+        f"data set {name!r} is stored as {file_format!r}; jaxclip reads 'tfrecord' and "
+        "'array_record'"
+    )
+
+
+def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
+    """Find image, captions and label among the features of a TFDS ``features.json``.
+
+    Args:
+      features: the parsed file.
+      name: of the data set, for errors.
+
+    Returns:
+      The names; ``texts`` is empty if the data set has class labels in place of captions.
+
+    Raises:
+      ValueError: there is no image feature, or neither captions nor a class label.
+    """
+    known = features.get("featuresDict", {}).get("features", {})
+    kinds = {
+        key: value.get("pythonClassName", "").rsplit(".", 1)[-1] for key, value in known.items()
+    }
+    listing = ", ".join(f"{key}: {kind}" for key, kind in kinds.items()) or "none"
+    images = [key for key, kind in kinds.items() if kind == "Image"]
+    if not images:
+        raise ValueError(
+            f"data set {name!r} has no image feature (its features are {listing}); jaxclip needs "
+            "'image' and 'texts', which `jaxclip data import` writes"
+        )
+    texts = [
+        key
+        for key, kind in kinds.items()
+        if key in ("texts", "text", "captions", "caption")
+        and (kind == "Text" or _is_text_sequence(known[key]))
+    ]
+    # As coco_captions has them: a Sequence of dicts with the caption under "text".
+    texts += [f"{key}/{inner}" for key in ("captions", "texts") for inner in _texts_in(known, key)]
+    labels = [key for key in ("label", "labels") if kinds.get(key) in ("ClassLabel", "Scalar")]
+    if not texts and not (labels and kinds[labels[0]] == "ClassLabel"):
+        raise ValueError(
+            f"data set {name!r} has neither captions nor class labels (its features are "
+            f"{listing}); jaxclip needs 'texts', a Sequence of Text"
+        )
+    return FieldNames(
+        image="image" if "image" in images else images[0],
+        texts="texts" if "texts" in texts else (texts[0] if texts else ""),
+        label=labels[0] if labels else "",
+        key=next((key for key in _KEYS if kinds.get(key) == "Text"), ""),
+        meta="meta" if kinds.get("meta") == "Text" else "",
+    )
+
+
+def _texts_in(known: Mapping[str, Any], key: str) -> list[str]:
+    """Names of the texts in a feature that is a Sequence of dicts."""
+    inner = known.get(key, {}).get("sequence", {}).get("feature", {})
+    features = inner.get("featuresDict", {}).get("features", {})
+    return [
+        name
+        for name in ("text", "caption", "raw")
+        if str(features.get(name, {}).get("pythonClassName", "")).endswith(".Text")
+    ]
+
+
+def _is_text_sequence(feature: Mapping[str, Any]) -> bool:
+    inner = feature.get("sequence", {}).get("feature", {})
+    return inner.get("pythonClassName", "").endswith(".Text")
+
+
+def _load_json(directory: pathlib.Path, file: str, name: str) -> dict[str, Any]:
+    if not directory.is_dir():
+        parent = directory.parent
+        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        raise FileNotFoundError(
+            f"data set {name!r}: no such directory{hint(directory.name, siblings)}"
+        )
+    path = directory / file
+    if not path.is_file():
+        nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))
+        near = f"; did you mean {str(nested[0].parent)!r}?" if nested else ""
+        raise ValueError(
+            f"{str(directory)!r} is not a TFDS data set: it has no {file}{near} "
+            "(`jaxclip data import --from ... --to DIR` makes one)"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _class_names(directory: pathlib.Path, label: str) -> list[str] | None:
+    path = directory / f"{label}.labels.txt"
+    if not label or not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def _shard_paths(
+    directory: pathlib.Path, info: Mapping[str, Any], split: Mapping[str, Any], num_shards: int
+) -> list[str]:
+    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    return [
+        str(
+            directory
+            / template.format(
+                DATASET=info["name"],
+                SPLIT=split["name"],
+                FILEFORMAT=info.get("fileFormat", "tfrecord"),
+                SHARD_INDEX=f"{shard:05d}",
+                NUM_SHARDS=f"{num_shards:05d}",
+                SHARD_X_OF_Y=f"{shard:05d}-of-{num_shards:05d}",
+            )
+        )
+        for shard in range(num_shards)
+    ]

@@ -1,0 +1,149 @@
+"""Exact order statistics without sorting: each pass only counts, so sharded tensors stay put.
+
+Non-negative floats are ordered as their bit patterns. The k-th smallest is found two bits at a time
+from the highest bits down: a pass over the data counts how many values lie below each of three
+candidates. float32 takes 16 passes, bfloat16 eight, and one more finds the next larger value and
+the largest. A sort would be far slower and would gather a sharded tensor on every device; more
+candidates a pass are slower, too, for the processor is then busier than the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxclip.optim import _norms
+
+_DIGIT_BITS = 2
+_CANDIDATES = 2**_DIGIT_BITS - 1
+# Lowest bits of a float32 pattern that are zero in all values of a dtype (subnormals included).
+_ZERO_BITS = {"bfloat16": 16, "float16": 12}
+
+
+class Quantiles(NamedTuple):
+    """Quantiles and maxima, both ``[num_tensors]``."""
+
+    quantile: jax.Array
+    maximum: jax.Array
+
+
+def absolute_quantiles(
+    leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Array, dtype: Any
+) -> Quantiles:
+    """Linearly interpolated order statistics of the absolute values of each tensor.
+
+    Args:
+      leaves: real floating tensors of any shape with at least one element.
+      ranks: int32[num_tensors], which smallest value, from 0.
+      weights: [num_tensors] in [0, 1), how far towards the value of the next rank.
+      dtype: of the result.
+
+    Returns:
+      For each tensor the interpolated value and the largest one, which is NaN if any value is. The
+      quantile means nothing for a tensor with a NaN.
+    """
+    quantile = jnp.zeros((len(leaves),), dtype)
+    maximum = jnp.zeros((len(leaves),), dtype)
+    # One loop for all tensors of a dtype, not one a tensor.
+    groups: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype, []).append(index)
+    for indices in groups.values():
+        if len(groups) == 1:
+            found = _of_one_dtype(leaves, ranks, weights)
+            return Quantiles(found.quantile.astype(dtype), found.maximum.astype(dtype))
+        at = jnp.asarray(indices)
+        found = _of_one_dtype([leaves[i] for i in indices], ranks[at], weights[at])
+        quantile = quantile.at[at].set(found.quantile.astype(dtype))
+        maximum = maximum.at[at].set(found.maximum.astype(dtype))
+    return Quantiles(quantile, maximum)
+
+
+class _Search(NamedTuple):
+    """What a pass leaves behind, each int[num_tensors].
+
+    Attributes:
+      prefix: pattern of the value of the rank, as far as it is known; the lower bits are zero.
+      at_most: how many values lie below the first candidate of the last pass.
+      above: smallest pattern that does not.
+      largest: largest pattern.
+    """
+
+    prefix: jax.Array
+    at_most: jax.Array
+    above: jax.Array
+    largest: jax.Array
+
+
+def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Array) -> Quantiles:
+    """As :func:`absolute_quantiles`, for tensors of one dtype."""
+    wide = leaves[0].dtype == jnp.float64
+    floating, integer = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
+    lowest = _ZERO_BITS.get(str(leaves[0].dtype), 0)
+    passes = (8 * jnp.dtype(integer).itemsize - lowest) // _DIGIT_BITS
+
+    def one_pass(index: jax.Array, search: _Search) -> _Search:
+        # The last pass repeats the lowest digit, now known, to see what lies just above the value.
+        shift = jnp.maximum(passes - 1 - index, 0) * _DIGIT_BITS + lowest
+        shift = shift.astype(integer)
+        known = _norms.unpack(search.prefix)
+        seen = [_look(leaf, known[i], shift) for i, leaf in enumerate(leaves)]
+        *below, above, largest = jnp.stack(seen, axis=1)
+        digit = jnp.zeros_like(search.prefix)
+        for i in range(_CANDIDATES):
+            # Patterns beyond the largest are negative.
+            valid = search.prefix + _step(i + 1, shift) > 0
+            digit += ((below[i] <= ranks) & valid).astype(integer)
+        found = jnp.where(index < passes, search.prefix + (digit << shift), search.prefix)
+        return _Search(found, below[0], above, largest)
+
+    start = _norms.varying_like(_Search(*[jnp.zeros(len(leaves), integer)] * 4), leaves)
+    found = lax.fori_loop(0, passes + 1, one_pass, start)
+    # The value of the next rank: the same one if it occurs often enough, else the next larger.
+    upper = jnp.where(found.at_most > ranks + 1, found.prefix, found.above)
+    low, high, largest = (
+        lax.bitcast_convert_type(pattern, floating).astype(weights.dtype)
+        for pattern in (found.prefix, upper, found.largest)
+    )
+    # At weight 0 there may be no next value.
+    return Quantiles(low + jnp.where(weights > 0, weights * (high - low), 0), largest)
+
+
+def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> jax.Array:
+    """int[5]: three counts below candidates, smallest pattern above the first, largest pattern.
+
+    From one read, and by one kernel for all tensors of a shape.
+    """
+    integer = prefix.dtype
+    floating = jnp.float64 if integer == jnp.int64 else jnp.float32
+    # Tied to what the loop changes, lest XLA takes `abs` out of it: a second copy of the gradients.
+    leaf, prefix = lax.optimization_barrier((leaf, prefix))
+    sign = lax.select(
+        prefix >= 0, lax.full_like(prefix, 1, floating), lax.full_like(prefix, 0, floating)
+    )
+    pattern = lax.bitcast_convert_type(lax.abs(leaf.astype(floating) * sign), integer)
+    most = jnp.asarray(jnp.iinfo(integer).max, integer)
+    zero = jnp.zeros((), integer)
+    candidates = [prefix + _step(i + 1, shift) for i in range(_CANDIDATES)]
+    below = [lax.convert_element_type(pattern < candidate, integer) for candidate in candidates]
+    above = lax.select(pattern < candidates[0], lax.full_like(pattern, most), pattern)
+    results = lax.reduce(
+        (*below, above, pattern),
+        (*[zero] * _CANDIDATES, most, zero),
+        lambda x, y: (
+            *(a + b for a, b in zip(x[:-2], y[:-2], strict=True)),
+            lax.min(x[-2], y[-2]),
+            lax.max(x[-1], y[-1]),
+        ),
+        tuple(range(leaf.ndim)),
+    )
+    return jnp.stack(results)
+
+
+def _step(digit: int, shift: jax.Array) -> jax.Array:
+    """A digit at its place."""
+    return jnp.asarray(digit, shift.dtype) << shift

@@ -1,0 +1,115 @@
+"""Skipping a whole step whose gradient or loss is not finite, moments and all."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclip.optim import _base, _skip
+
+
+class SkipNonfiniteState(NamedTuple):
+    """State of :func:`skip_nonfinite`; scalars beside the wrapped state.
+
+    Attributes:
+      count: int32, number of updates, skipped ones included.
+      streak: int32, number of steps skipped in a row, up to the last one.
+      inner_state: of the wrapped transformation.
+      norm: global norm of the last gradient.
+      threshold: ``norm`` of the last step that was not skipped.
+      clipped: bool, was the last step skipped.
+      nonfinite_count: int32, number of steps skipped so far.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # tuple.count, as everywhere in optax
+    streak: jax.Array
+    inner_state: Any
+    norm: jax.Array
+    threshold: jax.Array
+    clipped: jax.Array
+    nonfinite_count: jax.Array
+
+
+def skip_nonfinite(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes a step with a NaN or infinite gradient no step at all.
+
+    .. math::
+
+      (u, s) \leftarrow \begin{cases}
+        \mathrm{inner}(g, s) & \text{if every } |g_j| < \infty \text{ and the loss is finite}, \\
+        (0, s) & \text{else.} \end{cases}
+
+    A clipper in a chain before AdamW can't do that: it gives AdamW a gradient of zero, upon which
+    the parameters still move by the old momentum and by weight decay, the moments decay, and counts
+    and schedules go on. Here all of the wrapped transformation's state stays as it was. Beside
+    ``optax.apply_if_finite``: a bad gradient is never let through, however many there are in a row,
+    and a loss that is not finite counts, too.
+
+    State: three scalars and the report. Cost: one reduction over the gradients.
+
+    Args:
+      inner: any transformation: an optimizer, or a chain of clippers and optimizer.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`SkipNonfiniteState`. Its
+      ``update`` takes ``value``, the loss, if there is one at hand, and passes it on with all other
+      extra arguments that the wrapped transformation takes.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from jaxclip import optim
+      >>> tx = optim.skip_nonfinite(optax.adamw(1e-2))
+      >>> params = jnp.ones(2)
+      >>> state = tx.init(params)
+      >>> for gradient in ([1.0, 1.0], [jnp.nan, 1.0]):
+      ...     updates, state = tx.update(jnp.asarray(gradient), state, params)
+      >>> updates.tolist(), int(state.inner_state[0].count), int(state.nonfinite_count)
+      ([0.0, 0.0], 1, 1)
+
+    References:
+      The step is skipped as mixed-precision training does it: Micikevicius et al., `Mixed Precision
+      Training <https://arxiv.org/abs/1710.03740>`_, 2018.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: Any) -> SkipNonfiniteState:
+        return SkipNonfiniteState(
+            count=jnp.zeros((), jnp.int32),
+            streak=jnp.zeros((), jnp.int32),
+            inner_state=inner.init(params),
+            **_base.initial_report((), _base.statistics_dtype(params)),
+        )
+
+    def update_fn(
+        updates: Any,
+        state: SkipNonfiniteState,
+        params: Any = None,
+        *,
+        value: Any = None,
+        **extra: Any,
+    ) -> tuple[Any, SkipNonfiniteState]:
+        leaves, _ = _base.flatten(updates)
+        norm = _base.global_norm(leaves, state.norm.dtype)
+        finite = jnp.isfinite(norm)
+        if value is not None:
+            finite &= jnp.all(jnp.isfinite(value))
+        arguments = _skip.extra_arguments(inner, value, extra)
+        out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
+        out, inner_state = _skip.undo(~finite, out, inner_state, state.inner_state)
+        new_state = SkipNonfiniteState(
+            count=optax.safe_increment(state.count),
+            streak=jnp.where(finite, 0, optax.safe_increment(state.streak)),
+            inner_state=inner_state,
+            norm=norm,
+            threshold=jnp.where(finite, norm, state.threshold),
+            clipped=~finite,
+            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+        )
+        return out, new_state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

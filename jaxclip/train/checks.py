@@ -1,0 +1,153 @@
+"""What is wrong with a configuration on this machine, said in one line before anything is written.
+
+:mod:`jaxclip.config_check` looks at values alone. Here they are built and traced (shapes only,
+nothing is compiled), and what that takes is held against the devices and the memory at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxclip import config_check
+from jaxclip.config import Config
+from jaxclip.train import setup
+from jaxclip.train.errors import RunError
+
+logger = logging.getLogger("jaxclip")
+
+# Mistakes that say what they are.
+_PLAIN = (ValueError, OSError, RunError, ModuleNotFoundError)
+_SCALE = "logit_scale"
+
+
+def build(config: Config) -> setup.Experiment:
+    """:func:`jaxclip.train.setup.build` on all devices, but every failure is one clear line.
+
+    Raises:
+      ValueError: a configuration that can't be built here, or is too large for the memory.
+    """
+    platform = jax.devices()[0].platform
+    if config["attention_implementation"] == "cudnn" and platform != "gpu":
+        raise ValueError(
+            f"attention_implementation='cudnn' needs an NVIDIA GPU, this is a {platform}; use None"
+        )
+    with in_one_line("this configuration can't be built"):
+        check_batch_memory(config)
+        experiment = setup.build(config)
+    check_state_memory(experiment)
+    return experiment
+
+
+def trace(experiment: setup.Experiment) -> None:
+    """Trace the training step, which finds wrong options of its parts; the first call reuses it.
+
+    Raises:
+      ValueError: it can't be traced.
+    """
+    with in_one_line("the training step can't be built from this configuration"):
+        batch = experiment.abstract_batch()
+        jax.eval_shape(experiment.train_step, experiment.abstract_state, batch)
+
+
+@contextlib.contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turn any other error than those that speak for themselves into a ValueError of one line.
+
+    Args:
+      what: what failed, to begin the line.
+    """
+    try:
+        yield
+    except _PLAIN:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise ValueError(
+            f"{what}: {type(error).__name__}: {lines[0]} (JAXCLIP_TRACEBACK=1 shows where)"
+        ) from error
+
+
+def check_batch_memory(config: Config) -> None:
+    """Refuse a batch whose pictures and tokens alone do not fit into this machine's memory."""
+    available = host_memory()
+    side, length = config["data"]["image_size"], config["tokenizer"]["context_length"]
+    example = 3 * side * side + 4 * length
+    for key, batch in (
+        ("global_batch_size", config["global_batch_size"] // jax.process_count()),
+        ("evaluate.batch_size", config["evaluate"]["batch_size"] // jax.process_count()),
+    ):
+        if batch * example > available:
+            raise ValueError(
+                f"{key}={batch * jax.process_count()}: this process's share of the uint8 images "
+                f"and tokens has {_gib(batch * example)}, this machine {_gib(available)} of memory"
+            )
+
+
+def check_state_memory(experiment: setup.Experiment) -> None:
+    """Refuse a model whose state alone does not fit into the memory of its devices.
+
+    Raises:
+      ValueError: names the size, the memory, and what makes it smaller.
+    """
+    needed = 0
+    for leaf in jax.tree.leaves(experiment.abstract_state):
+        if leaf.sharding.memory_kind in (None, "device", "unpinned_host"):
+            size = getattr(leaf.dtype, "itemsize", 4)
+            needed += math.prod(leaf.sharding.shard_shape(leaf.shape)) * size
+    device = experiment.mesh.local_devices[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if device.platform == "cpu":
+        limit = host_memory() // len(experiment.mesh.local_devices)
+    if limit and needed > limit:
+        raise ValueError(
+            f"parameters and optimizer state have {_gib(needed)} a device, which has "
+            f"{_gib(limit)}: shard them (sharding='fsdp', mesh.fsdp), or use a smaller model"
+        )
+
+
+def explain_memory(error: BaseException) -> str:
+    """What to tell the user of an error that says a device is out of memory; else empty."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+        return ""
+    asked = re.search(r"(?:allocate|allocating) ([\d.]+ ?\w*)", text)
+    size = f" (it asked for {asked[1].strip()} at once)" if asked else ""
+    return (
+        f"out of memory on the device{size}; raise num_micro_batches, set remat, lower "
+        "global_batch_size, or use more devices: `jaxclip plan` says what fits"
+    )
+
+
+def warn_of_frozen_scale(config: Config, params: Any) -> None:
+    """Say that a frozen ``logit_scale`` above ``logit_scale_max`` stays where it is."""
+    if not config_check.is_frozen(config, _SCALE) or _SCALE not in params:
+        return
+    value, limit = float(params[_SCALE]), config["logit_scale_max"]
+    if value > limit and jax.process_index() == 0:
+        logger.warning(
+            "logit_scale is frozen (optim.freeze) at %.4g, above logit_scale_max=%.4g: it is left "
+            "as it is",
+            value,
+            limit,
+        )
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of the container if it has a limit."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max": none
+        total = min(total, int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

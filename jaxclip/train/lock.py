@@ -1,0 +1,273 @@
+"""One run in a workdir at a time: a lock file that needs nothing but files.
+
+``lock.json`` says who holds the workdir: host, machine (its boot), process and when that started.
+It is made by an exclusive create, which file systems without ``flock`` have, too. A holder on this
+machine is dead if its process is; of one elsewhere nothing is known but the file's counter, which a
+living one raises every few seconds. It is watched for change, so no two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxclip.train.errors import RunError
+
+logger = logging.getLogger("jaxclip")
+
+FILE_NAME = "lock.json"
+BEAT_SECONDS = 10.0
+# A holder elsewhere whose counter stands still for so long is dead. Network file systems show a
+# change after some seconds, and a busy machine beats late.
+WATCH_SECONDS = 60.0
+
+# How long a process may need to remove a dead one's lock.
+_GUARD_SECONDS = 5.0
+
+# All contents have the same size, so that a beat needs no new space on a full disk.
+_SIZE = 512
+
+
+class LockedError(ValueError):
+    """Another run holds the workdir; the message names its host and process, and the ways out."""
+
+
+class LostLockError(RunError):
+    """Another run took the workdir over while this one was using it."""
+
+
+class Holder(NamedTuple):
+    """Who holds a lock.
+
+    Attributes:
+      host: name of the host.
+      machine: this boot of the machine, and the namespace that process numbers are counted in;
+        empty where the system does not tell.
+      pid: process number.
+      started: when the process started, as the system tells it: another process that was given
+        the same number later started at another time.
+      token: random, of this lock.
+      beat: counter, raised while the holder lives.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: str
+    token: str
+    beat: int = 0
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        """A new lock's holder: this process."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), _machine(), pid, _started(pid), secrets.token_hex(8))
+
+    def is_here(self) -> bool:
+        """Whether its process number means something on this machine."""
+        return self.host == socket.gethostname() and self.machine == _machine()
+
+    def is_alive(self) -> bool:
+        """Whether the process runs; only to be asked of one that :meth:`is_here`."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass  # it is somebody else's
+        return self.started == _started(self.pid)
+
+
+class Lock:
+    """The lock of one workdir, held from construction to :meth:`release`."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        """Take the lock, from a dead holder if need be.
+
+        Args:
+          workdir: an existing folder.
+          force: take it from a holder that may be alive.
+          stopped: asked while waiting; True gives up.
+
+        Raises:
+          LockedError: another run holds it.
+          OSError: the folder can't be written.
+        """
+        self.path = pathlib.Path(workdir) / FILE_NAME
+        self.holder = Holder.this_process()
+        self._lost = False
+        self._released = threading.Event()
+        while not _create(self.path, self.holder):
+            other = _read(self.path)
+            if not force:
+                self._refuse_if_alive(other, stopped)
+            _discard(self.path, other)
+        self._thread = threading.Thread(target=self._keep_beating, name="workdir_lock", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Make sure that it is still ours.
+
+        Raises:
+          LostLockError: it was taken over.
+        """
+        if self._lost:
+            other = _read(self.path)
+            who = f"process {other.pid} on host {other.host}" if other else "somebody"
+            raise LostLockError(
+                f"workdir {self.path.parent} was taken over by {who} (--break_lock), or its "
+                f"{FILE_NAME} was removed; this run stops, so that the two do not mix"
+            )
+
+    def release(self) -> None:
+        """Let go; may be called again."""
+        if self._released.is_set():
+            return
+        self._released.set()
+        self._thread.join()
+        held = _read(self.path)
+        if held is not None and held.token == self.holder.token:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+
+    def _refuse_if_alive(self, other: Holder | None, stopped: Callable[[], bool]) -> None:
+        if other is not None and other.is_here():
+            if other.is_alive():
+                raise LockedError(self._in_use(other))
+            return
+        who = f"process {other.pid} on host {other.host}" if other else "an unreadable lock file"
+        logger.info(
+            "workdir %s is held by %s; looking for up to %.0f s whether it is alive",
+            self.path.parent,
+            who,
+            WATCH_SECONDS,
+        )
+        deadline = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < deadline and self.path.exists():
+            if stopped():
+                raise LockedError(f"stopped while waiting for workdir {self.path.parent}")
+            time.sleep(min(1.0, WATCH_SECONDS / 10))
+            now = _read(self.path)
+            if now is not None and now != other:
+                raise LockedError(self._in_use(now))
+
+    def _in_use(self, other: Holder) -> str:
+        way = f"stop it (kill {other.pid})"
+        if not other.is_here():
+            way += ", or if it is gone take the workdir over with --break_lock,"
+        return (
+            f"workdir {self.path.parent} is in use by process {other.pid} on host {other.host}; "
+            f"wait for it, {way} or use another --workdir"
+        )
+
+    def _keep_beating(self) -> None:
+        while not self._released.wait(BEAT_SECONDS):
+            held = _read(self.path)
+            if held is not None and held.token != self.holder.token:
+                self._lost = True
+                return
+            if held is None and not self.path.exists():
+                self._lost = True
+                return
+            self.holder = self.holder._replace(beat=self.holder.beat + 1)
+            try:
+                with self.path.open("r+b") as file:
+                    file.write(_encode(self.holder))
+            except OSError as error:
+                logger.debug("no beat in %s: %s", self.path, error)
+
+
+def _encode(holder: Holder) -> bytes:
+    return json.dumps(holder._asdict()).encode().ljust(_SIZE - 1) + b"\n"
+
+
+def _create(path: pathlib.Path, holder: Holder) -> bool:
+    """Make the file; False if there is one."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(_encode(holder))
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    return True
+
+
+def _read(path: pathlib.Path) -> Holder | None:
+    """Who holds the lock; None if there is no lock, or none that can be read."""
+    for _ in range(3):  # a file that is being written may read as half of one
+        try:
+            content: dict[str, Any] = json.loads(path.read_bytes())
+            return Holder(**content)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            time.sleep(0.05)
+    return None
+
+
+def _discard(path: pathlib.Path, dead: Holder | None) -> None:
+    """Remove a dead holder's lock, unless another process did so and has a new one there.
+
+    Only one process at a time looks and removes: between another's look and its removal the lock
+    could become a living one.
+    """
+    guard = path.with_name(path.name + ".taking")
+    deadline = time.monotonic() + _GUARD_SECONDS
+    while not _create(guard, Holder.this_process()):
+        if time.monotonic() > deadline:  # whoever made it was killed within these few lines
+            guard.unlink(missing_ok=True)
+        time.sleep(0.01)
+    try:
+        held = _read(path)
+        if (held and held.token) == (dead and dead.token):
+            path.unlink(missing_ok=True)
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    """This boot and process namespace; empty where the system does not tell."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the system's own words; empty if there is none (or a zombie)."""
+    stat = pathlib.Path(f"/proc/{pid}/stat")
+    try:
+        # "pid (name) state … starttime": the name may hold blanks and brackets.
+        fields = stat.read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except (OSError, IndexError):
+        pass
+    if pathlib.Path("/proc/self/stat").exists():
+        return ""
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]  # no /proc: macOS
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Other people's checkpoints <-> our parameters, and surgery on trees of them."""

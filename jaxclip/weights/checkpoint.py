@@ -1,0 +1,151 @@
+"""A published checkpoint: its family, its architecture, and its tensors as our parameters."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxclip import models
+from jaxclip.models.presets import CLIPConfig
+from jaxclip.weights import files, mapping
+from jaxclip.weights.families import Checkpoint, Family, detect
+from jaxclip.weights.families._base import Preprocess
+
+Params = dict[str, Any]
+
+_CONFIGS = ("open_clip_config.json", "config.json")
+_PREPROCESSOR = "preprocessor_config.json"
+# What wrappers put in front of every name: DistributedDataParallel, torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+
+class Opened(NamedTuple):
+    """A checkpoint whose tensors are known, and fit, but have not been read.
+
+    Attributes:
+      path: where it is.
+      family: name of its family.
+      sizes: the architecture.
+      preprocess: how its inputs are made.
+      entries: the table of its tensors.
+      tensors: by their names.
+    """
+
+    path: str
+    family: str
+    sizes: CLIPConfig
+    preprocess: Preprocess
+    entries: list[mapping.Entry]
+    tensors: Mapping[str, files.Tensor]
+
+    def read(self, shardings: Any = None, dtype: Any = np.float32) -> Params:
+        """Read all tensors, one at a time.
+
+        Args:
+          shardings: tree of shardings of the parameters: each tensor goes to its devices as it is
+            read, each device's part alone; None keeps NumPy arrays.
+          dtype: of the parameters; half precision is widened to it.
+
+        Returns:
+          The tree of :meth:`jaxclip.models.CLIP.init`.
+
+        Raises:
+          FileError: the file changed, or is damaged where it was not read before.
+        """
+        placed = {} if shardings is None else _by_path(shardings)
+        params: Params = {}
+        for path, array in mapping.to_ours(self.entries, lambda name: self.tensors[name].read()):
+            value = _placed(array, dtype, placed.get(path))
+            *folders, last = path.split("/")
+            node = params
+            for folder in folders:
+                node = node.setdefault(folder, {})
+            node[last] = value
+        return params
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a path looks like published weights, and not like a run's folder."""
+    place = pathlib.Path(path).expanduser()
+    return place.is_file() or (place.is_dir() and not (place / "checkpoints").is_dir())
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
+    """Open published weights of any known family.
+
+    Args:
+      path: a file (``.safetensors``, its ``.index.json``, ``.pt``, ``.bin``, ``.npz``) or a folder
+        with one and the JSON that tells its architecture.
+
+    Raises:
+      FileError: no such file, damaged, or not of a known kind.
+      MappingError: of no known family, or tensors that do not fit (listed by name and shape).
+      ValueError: an architecture that our towers do not have.
+    """
+    place = pathlib.Path(path).expanduser()
+    if not place.exists():
+        raise files.FileError(f"{os.fspath(path)!r}: there is no such file or folder")
+    folder = place if place.is_dir() else place.parent
+    opened = files.open_folder(place) if place.is_dir() else files.open_file(place)
+    tensors = _unwrapped(opened.tensors)
+    config = next((c for name in _CONFIGS if (c := files.read_json(folder / name))), {})
+    checkpoint = Checkpoint(
+        os.fspath(path),
+        {name: tensor.shape for name, tensor in tensors.items()},
+        config,
+        files.read_json(folder / _PREPROCESSOR),
+    )
+    name, family = detect(checkpoint)
+    sizes = _sizes(checkpoint, name, family)
+    entries = family.entries(sizes)
+    shapes = {
+        path: leaf.shape
+        for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()
+    }
+    mapping.check(
+        entries, checkpoint.shapes, shapes, ignore=family.ignore, what=f"{os.fspath(path)} ({name})"
+    )
+    preprocess = family.preprocess(checkpoint, sizes)
+    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors)
+
+
+def _sizes(checkpoint: Checkpoint, name: str, family: type[Family]) -> CLIPConfig:
+    try:
+        return family.sizes(checkpoint)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise mapping.MappingError(
+            f"{checkpoint.path} looks like {name}, but its architecture can't be told: {what}"
+        ) from error
+
+
+def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
+    """Without a wrapper's prefix, where every name has it."""
+    result = dict(tensors)
+    for prefix in _WRAPPERS:
+        if result and all(name.startswith(prefix) for name in result):
+            result = {name.removeprefix(prefix): each for name, each in result.items()}
+    return result
+
+
+def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:
+    if sharding is None:
+        # A copy: what was mapped from the file must not change with it.
+        return np.array(array, dtype)
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.array(array[index], dtype, order="C")
+    )
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+
+
+def _key() -> jax.Array:
+    return jax.random.key(0)

@@ -1,0 +1,95 @@
+"""What a family of checkpoints is, and which one a checkpoint belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxclip.models.presets import CLIPConfig
+from jaxclip.registry import Registry
+from jaxclip.weights.mapping import Entry, MappingError
+
+FAMILIES = Registry("family of checkpoints", "jaxclip.weights.families")
+
+
+class Checkpoint(NamedTuple):
+    """What is known of a checkpoint before its tensors are read.
+
+    Attributes:
+      path: for errors.
+      shapes: of the tensors by name.
+      config: the JSON beside it (``config.json``, ``open_clip_config.json``); empty if none.
+      preprocessor: the JSON of its preprocessing; empty if none.
+    """
+
+    path: str
+    shapes: Mapping[str, tuple[int, ...]]
+    config: Mapping[str, Any] = {}
+    preprocessor: Mapping[str, Any] = {}
+
+
+class Preprocess(NamedTuple):
+    """How images and texts become input.
+
+    Attributes:
+      image_mean: of pixels in [0, 1].
+      image_std: likewise.
+      image_ops: chain of :mod:`jaxclip.data.image_ops` for evaluation.
+      tokenizer: section ``tokenizer`` of a configuration.
+    """
+
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    image_ops: str
+    tokenizer: Mapping[str, Any]
+
+
+class Family:
+    """One way to name and lay out the tensors of a CLIP model."""
+
+    @staticmethod
+    def matches(checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is of this family, by its names and configuration."""
+        raise NotImplementedError
+
+    @staticmethod
+    def sizes(checkpoint: Checkpoint) -> CLIPConfig:
+        """The architecture.
+
+        Raises:
+          ValueError: one that our towers do not have.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def entries(sizes: CLIPConfig) -> list[Entry]:
+        """The table of tensors of an architecture."""
+        raise NotImplementedError
+
+    @staticmethod
+    def ignore(name: str) -> bool:
+        """Whether a tensor holds no weights (a buffer)."""
+        del name
+        return False
+
+    @staticmethod
+    def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
+        """How the model's inputs are made."""
+        raise NotImplementedError
+
+
+def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
+    """The family of a checkpoint.
+
+    Raises:
+      MappingError: none matches; the message shows some of its names.
+    """
+    for name in FAMILIES.names():
+        family = FAMILIES.get(name)
+        if family.matches(checkpoint):
+            return name, family
+    shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
+    raise MappingError(
+        f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
+        f"{len(checkpoint.shapes)} tensors: {shown}, …"
+    )

@@ -1,0 +1,64 @@
+"""What several families share: constants and the reading of their configurations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Means and deviations of OpenAI's training images (openai/CLIP, MIT licence).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def activation(name: Any) -> str:
+    """Our name of an activation.
+
+    Raises:
+      ValueError: one that our towers do not have.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def read_number(config: Mapping[str, Any], key: str, default: int) -> int:
+    """A positive whole number of a configuration.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise ValueError(f"{key}={value!r} of the checkpoint's configuration is no positive number")
+    return value
+
+
+def square_grid(tokens: int, prefix: int, what: str) -> int:
+    """Side of a square grid of patches.
+
+    Raises:
+      ValueError: the table of positions is no square with so many tokens before it.
+    """
+    side = round((tokens - prefix) ** 0.5)
+    if side * side + prefix != tokens:
+        raise ValueError(f"{what}: {tokens} positions are no square grid and {prefix} more")
+    return side
+
+
+def count_blocks(shapes: Mapping[str, Any], prefix: str) -> int:
+    """Number of the blocks ``prefix0``, ``prefix1``, …"""
+    places = {
+        re.split(r"[./]", name.removeprefix(prefix))[0]
+        for name in shapes
+        if name.startswith(prefix)
+    }
+    return len(places)

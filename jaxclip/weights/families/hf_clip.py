@@ -1,0 +1,120 @@
+"""Hugging Face ``CLIPModel``: names of tensors, ``config.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._parts import (
+    CLIP_MEAN,
+    CLIP_STD,
+    activation,
+    count_blocks,
+    read_number,
+    square_grid,
+)
+from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, dense, norm
+
+_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+
+
+class HFCLIP(Family):
+    """``transformers.CLIPModel`` (Radford et al. 2021, arXiv:2103.00020)."""
+
+    @staticmethod
+    def matches(checkpoint: Checkpoint) -> bool:
+        return "vision_model.pre_layrnorm.weight" in checkpoint.shapes
+
+    @staticmethod
+    def ignore(name: str) -> bool:
+        return name.endswith(".position_ids")
+
+    @staticmethod
+    def sizes(checkpoint: Checkpoint) -> CLIPConfig:
+        config = checkpoint.config
+        image, text = (dict(config.get(f"{part}_config") or {}) for part in ("vision", "text"))
+        shapes = checkpoint.shapes
+        embed_dim, width = shapes["visual_projection.weight"]
+        patches = shapes["vision_model.embeddings.patch_embedding.weight"]
+        tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+        image_size = square_grid(tokens, 1, "vision_model") * patches[2]
+        told = read_number(image, "image_size", image_size)
+        if told // patches[2] * patches[2] != image_size:
+            raise ValueError(f"image_size={told}, but its positions are for {image_size} pixels")
+        vocab_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
+        return CLIPConfig(
+            image=ImageConfig(
+                image_size=image_size,
+                patch_size=patches[2],
+                width=width,
+                **_shape(image, "vision_model", shapes, width),
+            ),
+            text=TextConfig(
+                vocab_size=vocab_size,
+                context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
+                width=text_width,
+                **_shape(text, "text_model", shapes, text_width),
+            ),
+            embed_dim=embed_dim,
+            logit_scale_init=float(config.get("logit_scale_init_value", math.log(1 / 0.07))),
+        )
+
+    @staticmethod
+    def entries(sizes: CLIPConfig) -> list[Entry]:
+        vision = "vision_model.embeddings"
+        text = "text_model.embeddings"
+        return [
+            Entry(f"{vision}.class_embedding", ("image/class_token",), SAME),
+            Entry(
+                f"{vision}.patch_embedding.weight",
+                ("image/patch_embedding/kernel",),
+                convolution(sizes.image.patch_size),
+            ),
+            Entry(f"{vision}.position_embedding.weight", ("image/positions",), SAME),
+            *norm("vision_model.pre_layrnorm", "image/norm_pre"),
+            *blocks("vision_model", "image", sizes.image.depth),
+            *norm("vision_model.post_layernorm", "image/norm_post"),
+            *dense("visual_projection", "image/projection", bias=False),
+            Entry(f"{text}.token_embedding.weight", ("text/token_embedding/embedding",), SAME),
+            Entry(f"{text}.position_embedding.weight", ("text/positions",), SAME),
+            *blocks("text_model", "text", sizes.text.depth),
+            *norm("text_model.final_layer_norm", "text/norm_post"),
+            *dense("text_projection", "text/projection", bias=False),
+            Entry("logit_scale", ("logit_scale",), SCALAR),
+        ]
+
+    @staticmethod
+    def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
+        given = checkpoint.preprocessor
+        return Preprocess(
+            given.get("image_mean", CLIP_MEAN),
+            given.get("image_std", CLIP_STD),
+            "resize_small|center_crop",
+            {"kind": "clip", "context_length": sizes.text.context_length},
+        )
+
+
+def blocks(theirs: str, ours: str, depth: int) -> Iterator[Entry]:
+    """The Transformer of ``CLIPModel`` and ``SiglipModel``."""
+    for index in range(depth):
+        at, to = f"{theirs}.encoder.layers.{index}", f"{ours}/blocks_{index}"
+        yield from norm(f"{at}.layer_norm1", f"{to}/attention_norm")
+        for name, theirs_name in _ATTENTION.items():
+            yield from dense(f"{at}.self_attn.{theirs_name}", f"{to}/attention/{name}")
+        yield from norm(f"{at}.layer_norm2", f"{to}/mlp_norm")
+        yield from dense(f"{at}.mlp.fc1", f"{to}/mlp/up")
+        yield from dense(f"{at}.mlp.fc2", f"{to}/mlp/down")
+
+
+def _shape(config: dict[str, Any], prefix: str, shapes: Any, width: int) -> dict[str, Any]:
+    start = f"{prefix}.encoder.layers."
+    return {
+        "depth": count_blocks(shapes, start),
+        "num_heads": read_number(config, "num_attention_heads", max(1, width // 64)),
+        "mlp_dim": shapes[f"{start}0.mlp.fc1.weight"][0],
+        "activation": activation(config.get("hidden_act", "quick_gelu")),
+        "norm_eps": float(config.get("layer_norm_eps", 1e-5)),
+    }

@@ -1,0 +1,139 @@
+"""Hugging Face ``SiglipModel``: names of tensors, ``config.json``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._parts import (
+    HALF,
+    activation,
+    count_blocks,
+    read_number,
+    square_grid,
+)
+from jaxclip.weights.families.hf_clip import blocks
+from jaxclip.weights.mapping import (
+    ONE_ELEMENT,
+    SAME,
+    Entry,
+    convolution,
+    dense,
+    fused_attention,
+    norm,
+)
+
+_HEAD = "vision_model.head"
+
+
+class HFSigLIP(Family):
+    """``transformers.SiglipModel`` (Zhai et al. 2023, arXiv:2303.15343), and SigLIP 2's models of
+    fixed resolution, which are stored as such."""
+
+    @staticmethod
+    def matches(checkpoint: Checkpoint) -> bool:
+        shapes = checkpoint.shapes
+        patches = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
+        return (
+            f"{_HEAD}.probe" in shapes
+            and "text_model.head.weight" in shapes
+            and (
+                len(patches) == 4  # SigLIP 2's flexible models have a linear patch embedding
+            )
+        )
+
+    @staticmethod
+    def ignore(name: str) -> bool:
+        return name.endswith(".position_ids")
+
+    @staticmethod
+    def sizes(checkpoint: Checkpoint) -> CLIPConfig:
+        config, shapes = checkpoint.config, checkpoint.shapes
+        image, text = (dict(config.get(f"{part}_config") or {}) for part in ("vision", "text"))
+        width, _, patch_size, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
+        tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+        vocab_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
+        embed_dim, _ = shapes["text_model.head.weight"]
+        return CLIPConfig(
+            image=ImageConfig(
+                # 384 pixels in patches of 14 are read as 378.
+                image_size=square_grid(tokens, 0, "vision_model") * patch_size,
+                patch_size=patch_size,
+                width=width,
+                pool="map",
+                pre_norm=False,
+                patch_bias=True,
+                projection="none",
+                **_shape(image, "vision_model", shapes),
+            ),
+            text=TextConfig(
+                vocab_size=vocab_size,
+                context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
+                width=text_width,
+                causal=False,
+                pool="final",
+                mask_padding=False,
+                projection="linear_bias",
+                **_shape(text, "text_model", shapes),
+            ),
+            embed_dim=embed_dim,
+            logit_scale_init=math.log(10.0),
+            logit_bias_init=-10.0,
+        )
+
+    @staticmethod
+    def entries(sizes: CLIPConfig) -> list[Entry]:
+        vision, text = "vision_model.embeddings", "text_model.embeddings"
+        pool = "image/attention_pool"
+        return [
+            Entry(
+                f"{vision}.patch_embedding.weight",
+                ("image/patch_embedding/kernel",),
+                convolution(sizes.image.patch_size),
+            ),
+            Entry(f"{vision}.patch_embedding.bias", ("image/patch_embedding/bias",), SAME),
+            Entry(f"{vision}.position_embedding.weight", ("image/positions",), SAME),
+            *blocks("vision_model", "image", sizes.image.depth),
+            *norm("vision_model.post_layernorm", "image/norm_post"),
+            Entry(f"{_HEAD}.probe", (f"{pool}/probe",), SAME),
+            *fused_attention(
+                f"{_HEAD}.attention.in_proj_weight",
+                f"{_HEAD}.attention.in_proj_bias",
+                f"{pool}/attention",
+                ("query", "key", "value"),
+            ),
+            *dense(f"{_HEAD}.attention.out_proj", f"{pool}/attention/out"),
+            *norm(f"{_HEAD}.layernorm", f"{pool}/norm"),
+            *dense(f"{_HEAD}.mlp.fc1", f"{pool}/mlp/up"),
+            *dense(f"{_HEAD}.mlp.fc2", f"{pool}/mlp/down"),
+            Entry(f"{text}.token_embedding.weight", ("text/token_embedding/embedding",), SAME),
+            Entry(f"{text}.position_embedding.weight", ("text/positions",), SAME),
+            *blocks("text_model", "text", sizes.text.depth),
+            *norm("text_model.final_layer_norm", "text/norm_post"),
+            *dense("text_model.head", "text/projection"),
+            Entry("logit_scale", ("logit_scale",), ONE_ELEMENT),
+            Entry("logit_bias", ("logit_bias",), ONE_ELEMENT),
+        ]
+
+    @staticmethod
+    def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
+        given = checkpoint.preprocessor
+        return Preprocess(
+            given.get("image_mean", HALF),
+            given.get("image_std", HALF),
+            "resize",
+            {"kind": "siglip", "context_length": sizes.text.context_length},
+        )
+
+
+def _shape(config: dict[str, Any], prefix: str, shapes: Any) -> dict[str, Any]:
+    start = f"{prefix}.encoder.layers."
+    return {
+        "depth": count_blocks(shapes, start),
+        "num_heads": read_number(config, "num_attention_heads", 12),
+        "mlp_dim": shapes[f"{start}0.mlp.fc1.weight"][0],
+        "activation": activation(config.get("hidden_act", "gelu_pytorch_tanh")),
+        "norm_eps": float(config.get("layer_norm_eps", 1e-6)),
+    }

@@ -1,0 +1,63 @@
+"""NumPy's ``.npz`` files."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from jaxclip.weights.files._base import FileError, Tensor, Tensors, checked_size
+
+
+def open_npz(path: pathlib.Path) -> Tensors:
+    """Open an archive of arrays; their headers alone are read.
+
+    Raises:
+      FileError: damaged, or with arrays of Python objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            tensors = {}
+            for member in members:
+                shape, dtype = _header(archive, member, path)
+                name = member.filename.removesuffix(".npy")
+                tensors[name] = Tensor(shape, dtype, lambda name=member.filename: _read(path, name))
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+        raise FileError(f"{path} is no .npz file: {error}") from error
+    return Tensors(path, tensors)
+
+
+def _header(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: pathlib.Path
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    what = f"{path}: {member.filename}"
+    try:
+        with archive.open(member) as file:
+            version = npy.read_magic(file)
+            read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            shape, _, dtype = read[version](file)
+    except (
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        zipfile.zlib.error,
+    ) as error:  # type: ignore[attr-defined]
+        raise FileError(f"{what} is no array: {error}") from error
+    if dtype.hasobject:
+        raise FileError(f"{what} holds Python objects, which are never read")
+    checked_size(shape, dtype, member.file_size, what)
+    return shape, dtype
+
+
+def _read(path: pathlib.Path, name: str) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+            return npy.read_array(file, allow_pickle=False)
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise FileError(f"{path}: {name} is damaged: {error}") from error

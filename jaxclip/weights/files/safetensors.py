@@ -1,0 +1,47 @@
+"""safetensors files, read by the library of that name."""
+
+from __future__ import annotations
+
+import pathlib
+
+import ml_dtypes  # NumPy knows bfloat16 and float8 by it
+import numpy as np
+
+from jaxclip.weights.files._base import FileError, Tensor, Tensors
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+    "BOOL": np.bool_,
+}  # fmt: skip
+
+
+def open_safetensors(path: pathlib.Path) -> Tensors:
+    """Open a file; its header alone is read, and checked by the library.
+
+    Raises:
+      FileError: damaged, or a dtype that is no weight's; ImportError names the extra.
+    """
+    try:
+        import safetensors
+    except ImportError as error:
+        raise ImportError(
+            "safetensors files need the extra 'weights', in a clone of jaxclip: "
+            "pip install '.[weights]'"
+        ) from error
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            part = file.get_slice(name)
+            kind = part.get_dtype()
+            if kind not in _DTYPES:
+                raise FileError(f"{path}: {name} is of dtype {kind}, which is not read")
+            dtype: np.dtype = np.dtype(_DTYPES[kind])
+            shape = tuple(part.get_shape())
+            tensors[name] = Tensor(shape, dtype, lambda name=name: file.get_tensor(name))
+    except FileError:
+        raise
+    except Exception as error:  # SafetensorError, OSError: whatever the library meets
+        raise FileError(f"{path} is no safetensors file: {error}") from error
+    return Tensors(path, tensors)

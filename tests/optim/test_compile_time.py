@@ -1,0 +1,90 @@
+"""What keeps compile time low: equal tensors share their kernels, and loops copy no gradients."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip import optim
+from jaxclip.optim import _norms
+
+CLIPPERS = {
+    "adaclip": optim.adaclip(),
+    "adagc": optim.adagc(),
+    "adagn": optim.adagn(),
+    "clip_by_coordinate": optim.clip_by_coordinate(),
+    "median_clip": optim.median_clip(0.1),
+    "zclip": optim.zclip(),
+}
+
+
+def compiled(tx: optax.GradientTransformation, tensors: int, dtype: jnp.dtype = jnp.float32):
+    params = [jax.ShapeDtypeStruct((64, 128), dtype)] * tensors
+    state = jax.eval_shape(tx.init, params)
+    return jax.jit(tx.update).lower(params, state, params).compile()
+
+
+def kernels(program: str) -> set[str]:
+    """Bodies of fused computations, without names and source lines."""
+    bodies = re.findall(r"^%fused_computation\S* (.*?)^}", program, re.M | re.S)
+    return {re.sub(r"%[\w.-]+|, metadata=\{.*?\}|\w+[.\d]*:", "", body) for body in bodies}
+
+
+@pytest.mark.parametrize("name", CLIPPERS)
+def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
+    """Four times the tensors, and not one kernel more."""
+    few, many = (len(kernels(compiled(CLIPPERS[name], tensors).as_text())) for tensors in (9, 36))
+    assert few <= 32
+    assert many <= few + 3  # vectors of all tensors are cut up another way
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["adagc", "adagn", "zclip"])
+def test_no_copy_of_the_gradients_is_held(name: str, dtype: jnp.dtype) -> None:
+    program = compiled(CLIPPERS[name], 4, dtype)
+    assert program.memory_analysis().temp_size_in_bytes < 64 * 128
+
+
+def test_unpack_is_exact() -> None:
+    for number in (0, 1, 2, 7, 16, 300):
+        vector = np.random.default_rng(number).normal(size=number).astype(np.float32)
+        vector[: number // 3] = np.resize([np.nan, np.inf, -np.inf, 0.0], number // 3)
+        parts = jax.jit(_norms.unpack)(jnp.asarray(vector))
+        assert len(parts) == number and all(part.shape == () for part in parts)
+        np.testing.assert_array_equal(np.asarray(parts, np.float32), vector)
+    rows = np.arange(21.0).reshape(7, 3)
+    np.testing.assert_array_equal(np.stack(_norms.unpack(jnp.asarray(rows))), rows)
+
+
+@pytest.mark.parametrize("exponent", [-30, -20, -5, 0, 15, 25, 35])
+def test_norms_of_any_size(exponent: int) -> None:
+    """Squares of these leave float32; each beside a tensor of usual size."""
+    wide = np.random.default_rng(0).normal(size=(5, 7)) * 10.0**exponent
+    leaves = [jnp.asarray(wide, jnp.float32), jnp.ones(4)]
+    norms = jax.jit(lambda tensors: _norms.tensor_norms(tensors, jnp.float32, exact_small=True))
+    expected = [np.linalg.norm(np.asarray(leaf, np.float64)) for leaf in leaves]
+    np.testing.assert_allclose(norms(leaves), expected, rtol=1e-6)
+    minus = [leaf / 2 for leaf in leaves]
+    halves = _norms.tensor_norms(leaves, jnp.float32, minus, exact_small=True)
+    np.testing.assert_allclose(halves, np.divide(expected, 2), rtol=1e-6)
+
+
+def test_norms_within_shard_map() -> None:
+    """The loop's start must vary over devices as the gradients do."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("x")
+    norms = jax.shard_map(
+        lambda leaf: _norms.tensor_norms([leaf], jnp.float32),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+    )
+    values = jnp.arange(16.0)
+    np.testing.assert_allclose(
+        jax.jit(norms)(values), np.linalg.norm(np.arange(16.0).reshape(8, 2), axis=1), rtol=1e-6
+    )

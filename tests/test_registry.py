@@ -1,0 +1,52 @@
+"""Names to things."""
+
+import dataclasses
+
+import pytest
+
+from jaxclip import registry
+
+
+@dataclasses.dataclass
+class Thing:
+    """A thing with one option."""
+
+    size: int = 1
+
+
+def test_files_of_a_package_are_entries():
+    found = registry.Registry("objective", "jaxclip.objectives")
+    assert "contrastive" in found.names() and "_base" not in found.names()
+    assert found.get("dcl").__name__ == "DCL"
+    assert (
+        "contrastive"
+        not in registry.Registry("x", "jaxclip.objectives", exclude=["contrastive"]).names()
+    )
+
+
+def test_registered_and_imported_things():
+    found = registry.Registry("thing")
+    found.register("one", Thing)
+    assert found.names() == ["one"] and found.get("one") is Thing
+    assert found.build({"name": "one", "size": 3}) == Thing(3)
+    assert found.build("one") == Thing(1)
+    assert found.get("fractions:Fraction")(1, 2) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("on", "unknown thing 'on'; did you mean 'one'"),
+        ("zzz", "unknown thing 'zzz'; known: one"),
+        ({"name": "one", "sise": 3}, "unknown option 'sise' of thing 'one'; did you mean 'size'"),
+        ({"size": 3}, "thing without a 'name'; known: one"),
+        ({"name": 3}, "a name of thing is a string, got 3"),
+        ("fractions:Fractal", "thing 'fractions:Fractal' can't be imported"),
+        ("no.such.module:X", "can't be imported: No module named 'no'"),
+    ],
+)
+def test_mistakes_name_the_nearest(config, message):
+    found = registry.Registry("thing")
+    found.register("one", Thing)
+    with pytest.raises(ValueError, match=message):
+        found.build(config)

@@ -1,0 +1,133 @@
+"""Makes the files of ``golden/``: small models of other people's code with what they compute.
+
+    pip install torch torchvision transformers open_clip_torch
+    python tests/weights/make_golden.py
+
+The tests read the files without any of these.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import open_clip
+import torch
+import transformers
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+LENGTH, VOCABULARY = 8, 48
+
+
+def randomized(model):
+    """Every parameter random, norms around 1, so that nothing hides at its initial value."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.3 * torch.randn(parameter.shape, generator=generator)
+            is_scale = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            parameter.copy_(noise + (1.0 if is_scale else 0.0))
+    return model.eval()
+
+
+def inputs(size, causal):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((2, size, size, 3)).astype(np.float32)
+    tokens = rng.integers(1, VOCABULARY - 2, (2, LENGTH)).astype(np.int32)
+    if causal:  # the end of a text is its largest token
+        tokens[0, 4], tokens[0, 5:], tokens[1, -1] = VOCABULARY - 1, 0, VOCABULARY - 1
+    return images, tokens
+
+
+def save_outputs(folder, images, tokens, image, text):
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)]
+    np.savez(folder / "expected.npz", images=images, tokens=tokens, image=unit[0], text=unit[1])
+
+
+def tensor(output):
+    return (output if torch.is_tensor(output) else output.pooler_output).numpy()
+
+
+def hf(name, config, model_class, size, causal):
+    folder = FOLDER / name
+    model = randomized(model_class(config))
+    model.save_pretrained(folder)
+    images, tokens = inputs(size, causal)
+    with torch.no_grad():
+        image = model.get_image_features(pixel_values=torch.from_numpy(images).permute(0, 3, 1, 2))
+        text = model.get_text_features(input_ids=torch.from_numpy(tokens).long())
+    save_outputs(folder, images, tokens, tensor(image), tensor(text))
+
+
+def hugging_face():
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    shape["num_attention_heads"] = 2
+    text = {**shape, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
+    ids = {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": 0}
+    vision = {**shape, "image_size": 8, "patch_size": 4}
+    config = transformers.CLIPConfig(
+        text_config={**text, **ids}, vision_config=vision, projection_dim=12
+    )
+    hf("hf_clip", config, transformers.CLIPModel, 8, True)
+    config = transformers.SiglipConfig(
+        text_config={**text, **ids, "projection_size": 16}, vision_config=vision
+    )
+    hf("hf_siglip", config, transformers.SiglipModel, 8, False)
+
+
+def plain_open_clip():
+    folder = FOLDER / "open_clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": 8, "layers": 2, "width": 16, "patch_size": 4, "head_width": 8}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 16, "heads": 2}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": {**text, "layers": 2}}
+    model = randomized(open_clip.CLIP(**config))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    images, tokens = inputs(8, True)
+    with torch.no_grad():
+        image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        text = model.encode_text(torch.from_numpy(tokens).long()).numpy()
+    save_outputs(folder, images, tokens, image, text)
+
+
+class Leaf(torch.nn.Module):
+    """A module of any tree of parameters."""
+
+    def __init__(self, tree):
+        super().__init__()
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                self.add_module(key, Leaf(value))
+            elif value.ndim:
+                self.register_parameter(key, torch.nn.Parameter(value, requires_grad=False))
+            else:
+                self.register_buffer(key, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def openai_archive():
+    """A TorchScript archive with the tensors of the open_clip model, halved as OpenAI's are."""
+    state = torch.load(FOLDER / "open_clip" / "open_clip_pytorch_model.bin", weights_only=True)
+    numbers = {"input_resolution": 8, "context_length": LENGTH, "vocab_size": VOCABULARY}
+    state |= {key: torch.tensor(value) for key, value in numbers.items()}
+    state.pop("attn_mask", None)
+    tree = {}
+    for name, value in state.items():
+        node = tree
+        *folders, last = name.split(".")
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = value.half() if value.is_floating_point() and value.ndim > 1 else value
+    folder = FOLDER / "openai"
+    folder.mkdir(parents=True, exist_ok=True)
+    scripted = torch.jit.trace(Leaf(tree), torch.zeros(1))
+    scripted.save(str(folder / "model.pt"))
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    hugging_face()
+    plain_open_clip()
+    openai_archive()
