@@ -15,7 +15,7 @@ def simclr(
     first: jax.Array,
     second: jax.Array,
     *,
-    logit_scale: jax.Array,
+    logit_scale: jax.Array | float,
     precision: str = "highest",
     implementation: str = "plain",
     tile_size: int = blockwise.TILE_SIZE,
