@@ -111,7 +111,7 @@ class Rocket(Objective):
         )
         options |= {"logit_scale": local.logit_scale, "label_smoothing": self.label_smoothing}
         pairs = itertools.product(local.images, local.texts)
-        strong = sum(losses.infonce(*pair, **options)[0] for pair in pairs) / 4
+        strong: Any = sum(losses.infonce(*pair, **options)[0] for pair in pairs) / 4
         total = (weak + self.local_weight * strong) / (1 + self.local_weight)
         metrics |= {"clip": weak, "local": strong}
         metrics["local_logit_scale"] = jnp.exp(local.logit_scale)

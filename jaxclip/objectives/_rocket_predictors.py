@@ -99,7 +99,6 @@ class Predictors(_rocket.Rocket):
             for view, x in projected.items()
         }
         both = [*PAIRS, *((text, image) for image, text in PAIRS)]
-        distance = sum(losses.cosine_distance(predicted[a], targets[b]) for a, b in both) / len(
-            both
-        )
+        distances = [losses.cosine_distance(predicted[a], targets[b]) for a, b in both]
+        distance: Any = sum(distances) / len(both)
         return self.predict_weight * distance, {"distance": distance}

@@ -94,12 +94,14 @@ class CoCa(Objective):
 
     def logits(self, params: Params, outputs: Outputs, sizes: CLIPConfig) -> jax.Array:
         """float32[B, L, V]: what the decoder expects behind each token of a text."""
-        image, text = outputs["image_tokens"], outputs[self._start]
+        image: Any = outputs["image_tokens"]
+        text = outputs[self._start]
         if self.num_queries:
             pooler = {"params": params["pooler"]}
             image = self._pooler(sizes, image.dtype).apply(pooler, image)
         decoder = {"params": params["decoder"]}
-        return self._decoder(sizes, text.dtype).apply(decoder, text, image)
+        result: Any = self._decoder(sizes, text.dtype).apply(decoder, text, image)
+        return result
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         logits = self.logits(params, outputs, ctx.sizes)[:, :-1]
