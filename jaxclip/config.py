@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import copy
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,8 @@ from jaxclip.config_check import check as check
 from jaxclip.config_file import flatten as flatten
 from jaxclip.config_file import load_file as load_file
 from jaxclip.config_file import to_plain as to_plain
+from jaxclip.config_paths import absolute_data_name as absolute_data_name
+from jaxclip.config_paths import absolute_paths as absolute_paths
 
 Config = dict[str, Any]
 
@@ -35,8 +36,12 @@ _SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
 # None where the optimizer has no such option.
 _NULLABLE = ("optim.weight_decay",)
 
-# What its owner reads as a string or as a list.
-_EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates")
+# Other types that a value may have; its owner reads either.
+_EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates", "writers")
+_OTHER_FORMS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_EITHER_FORM, (str, list)),
+    "teacher.decay": (list,),  # [[step, decay], ...]
+}
 
 # Sections that name an algorithm: naming another one drops the options of the default's.
 _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
@@ -74,10 +79,6 @@ EXTENDABLE_KEYS = (
     "attention_implementation",
     "data.name",  # the same records, moved
 )
-
-# Keys that name a file or folder: relative ones count from the current folder, once and for all, so
-# that a run goes on, and is evaluated, from any other one.
-PATH_KEYS = ("tokenizer.path", "compilation_cache_dir")
 
 
 def defaults() -> Config:
@@ -242,34 +243,6 @@ def is_extendable(key: str) -> bool:
     return _is_within(key, EXTENDABLE_KEYS)
 
 
-def absolute_paths(config: Config) -> Config:
-    """The configuration (a copy) with every relative path taken from the current folder."""
-    result = copy.deepcopy(config)
-    for key in PATH_KEYS:
-        section, _, name = key.rpartition(".")
-        node = result.get(section, {}) if section else result
-        if isinstance(node, dict) and isinstance(node.get(name), str):
-            node[name] = storage.absolute(node[name])
-    data = result.get("data", {})
-    if isinstance(data.get("name"), str):
-        data["name"] = absolute_data_name(data["name"])
-    return result
-
-
-def absolute_data_name(name: str) -> str:
-    """The name of a data set with its path, if it has one, taken from the current folder.
-
-    A name without a scheme (``webdataset:``) is a path only where there is such a folder.
-    """
-    scheme, colon, path = name.rpartition(":")
-    if colon and not path.startswith("//"):
-        return f"{scheme}:{storage.absolute(path)}"
-    from jaxclip.data import sources
-
-    path = storage.absolute(name)
-    return path if os.path.isdir(path) and name not in sources.BUILT_IN else name
-
-
 def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
     """``(key, default, value)`` of each key that is not as the defaults of its preset have it.
 
@@ -396,7 +369,7 @@ def _typed(key: str, old: Any, value: Any) -> Any:
         return int(value)
     elif isinstance(old, list) and isinstance(value, str) and key in _SPLIT_LISTS:
         return [part.strip() for part in value.split("|") if part.strip()]
-    elif (key in _EITHER_FORM and isinstance(value, (str, list))) or isinstance(value, type(old)):
+    elif isinstance(value, (type(old), *_OTHER_FORMS.get(key, ()))):
         return value
     raise ValueError(
         f"config key {key!r} wants {type(old).__name__} (as {old!r}), got "

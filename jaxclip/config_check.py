@@ -46,11 +46,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.image.patch_size": (1, 8192),
     "model.image.stem_depth": (0, 1000),
     "model.image.norm_eps": (0.0, 1.0),
+    "model.image.tract_lambda": (0.0, _INFINITY),
     "model.text.norm_eps": (0.0, 1.0),
     "model.text.vocab_size": (1, 2**26),
     **{f"model.{tower}.{key}": span for tower in ("image", "text") for key, span in _TOWER.items()},
     "optim.learning_rate": (0.0, _INFINITY),
     "optim.weight_decay": (0.0, _INFINITY),
+    "teacher.size": (0, 2**20),
     "distributed.heartbeat_timeout_seconds": (1, 2**31 - 1),
     "distributed.initialization_timeout_seconds": (1, 2**31 - 1),
     "distributed.shutdown_timeout_seconds": (1, 2**31 - 1),
@@ -70,6 +72,7 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
     "evaluate.zero_shot": (str, None),
     "evaluate.retrieval": (str, None),
     "evaluate.templates": (str, None),
+    "init_from_exclude": (str, None),
     "model.image.stem_widths": (int, None),
 }
 
@@ -109,13 +112,24 @@ def check(config: Mapping[str, Any]) -> None:
             "above 0"
         )
     _check_patches(flat)
+    _check_decay(flat["teacher.decay"])
+    _check_patterns("init_from_exclude", flat["init_from_exclude"])
+    _check_named("writers", flat["writers"])
 
 
 def is_frozen(config: Mapping[str, Any], name: str) -> bool:
-    """Whether ``optim.freeze`` names a parameter, ``image/stem/kernel`` or the like."""
+    """Whether a parameter, ``image/stem/kernel`` or the like, is never updated.
+
+    It is so by ``optim.freeze``, or by the first of ``optim.groups`` that it belongs to.
+    """
+    from jaxclip.optim.groups import group_of, read_groups
+
     patterns = config["optim"].get("freeze") or ()
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    return any(re.search(pattern, name) for pattern in patterns)
+    if any(re.search(pattern, name) for pattern in patterns):
+        return True
+    group = group_of(read_groups("optim.groups", config["optim"].get("groups")), name)
+    return group is not None and group.frozen
 
 
 def logit_scale_limit(config: Mapping[str, Any]) -> float:
@@ -164,6 +178,32 @@ def _check_range(key: str, value: Any) -> None:
     if value > most or (value == _INFINITY and key != "logit_scale_max"):
         limit = "finite" if most == _INFINITY else f"at most {most}"
         raise ValueError(f"{key}={value} must be {limit}")
+
+
+def _check_decay(value: Any) -> None:
+    """A number, or ``[[step, decay], ...]``."""
+    points = value if isinstance(value, list) else [[0, value]]
+    pairs = all(isinstance(p, list) and len(p) == 2 for p in points)
+    if not points or not pairs or not all(_is_a(float, x) for p in points for x in p):
+        raise ValueError(f"teacher.decay={value!r} is neither a number nor [[step, decay], ...]")
+    if not all(0 <= decay <= 1 for _, decay in points):
+        raise ValueError(f"teacher.decay={value!r} must be in [0, 1]")
+
+
+def _check_patterns(key: str, patterns: list[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _check_named(key: str, given: Any) -> None:
+    """Names, or dicts with a name; whether there is such a thing its owner knows."""
+    for entry in [given] if isinstance(given, str) else given:
+        name = entry.get("name") if isinstance(entry, Mapping) else entry
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{key} has {entry!r}; give names, or dicts with a 'name'")
 
 
 def _check_patches(flat: Mapping[str, Any]) -> None:

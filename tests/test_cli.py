@@ -217,6 +217,24 @@ def test_a_dry_run_says_mistakes_in_one_line(tiny_config_file, capsys):
     assert "the training step can't be built" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("evaluate.tasks=[{'name': 'zero_shott'}]", "did you mean 'zero_shot'"),
+        ("evaluate.tasks=[{'name': 'retrieval', 'split': 'tset'}]", "'tset'"),
+        ("checkpoint.best_metric=test/zero_shot/top9", "is not what is evaluated"),
+        ("writers=['tensorbord']", "did you mean 'tensorboard'"),
+    ],
+)
+def test_a_dry_run_checks_what_comes_long_after_the_first_step(
+    option, message, tiny_config_file, capsys
+):
+    argv = ["train", "--config", str(tiny_config_file), "--dry_run", f"--config.{option}"]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
 def test_an_import_that_is_missing_names_the_clone(monkeypatch, capsys):
     """Nothing is published under the name: what helps is an install from a clone."""
     with pytest.raises(ModuleNotFoundError) as missing:
@@ -241,3 +259,4 @@ def test_dry_run_needs_no_data_and_no_workdir(tiny_config_file, capsys, compilat
     for part in ("parameters: ", "uint8[16, 16, 16, 3]", "int32[16, 8]", "compiled in", "memory"):
         assert part in out
     assert jax.device_count() == 8 and "'data': 8" in out
+    assert "evaluation is not checked: " in out and "/no/such/place" in out

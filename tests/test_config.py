@@ -186,3 +186,52 @@ def test_any_text_is_an_override_or_a_clear_error(text):
         assert "key.path=value" in str(error)
     else:
         assert key and text.startswith(key)
+
+
+def test_relative_paths_count_from_the_folder_where_they_were_given(tmp_path, monkeypatch):
+    for name in ("data", "there"):
+        (tmp_path / name).mkdir()
+    for name in ("names.txt", "simple"):
+        (tmp_path / name).write_text("cat\ndog\n")
+    monkeypatch.chdir(tmp_path)
+    task = {"name": "zero_shot", "data": "data", "class_names": "names.txt"}
+    other = {"name": "zero_shot", "data": "emoji", "class_names": ["a"], "templates": "simple"}
+    config = config_lib.resolve(
+        {
+            "init_from": "run",
+            "teacher": {"path": "teacher"},
+            "evaluate": {"tasks": [{**task, "templates": "a {}"}, other], "templates": "names.txt"},
+        }
+    )
+    monkeypatch.chdir(tmp_path / "there")
+    config = config_lib.resolve(config)  # they stay what they are
+    assert config["init_from"] == str(tmp_path / "run")
+    assert config["teacher"]["path"] == str(tmp_path / "teacher")
+    section = config["evaluate"]
+    assert section["templates"] == str(tmp_path / "names.txt")
+    assert section["tasks"][0]["data"] == str(tmp_path / "data")
+    assert section["tasks"][0]["class_names"] == str(tmp_path / "names.txt")
+    assert section["tasks"][0]["templates"] == "a {}"
+    assert section["tasks"][1] == other, "names of what is built in are no paths"
+
+
+def test_what_may_be_written_in_two_forms():
+    def of(**given):
+        return config_lib.resolve(given)
+
+    assert of(writers="jsonl")["writers"] == "jsonl"
+    assert config_lib.resolve({}, ["writers=jsonl"])["writers"] == "jsonl"
+    wandb = {"name": "wandb", "project": "clip"}
+    assert of(writers=["jsonl", wandb])["writers"] == ["jsonl", wandb]
+    assert of(teacher={"decay": [[0, 0.9], [10, 1]]})["teacher"]["decay"] == [[0, 0.9], [10, 1]]
+
+
+def test_frozen_by_pattern_or_by_the_first_group():
+    groups = [{"pattern": "bias$"}, {"pattern": "^image/", "frozen": True}]
+    config = config_lib.resolve({"optim": {"freeze": ["^text/embed"], "groups": groups}})
+    frozen = [
+        name
+        for name in ("text/embedding", "text/kernel", "image/kernel", "image/bias")
+        if config_check.is_frozen(config, name)
+    ]
+    assert frozen == ["text/embedding", "image/kernel"]

@@ -137,7 +137,7 @@ class ACLIP(Objective):
         )
         simclr, _ = losses.simclr(
             *(unit(head(3, params["simclr"], x)) for x in pooled),
-            logit_scale=-math.log(self.temperature),
+            logit_scale=jnp.asarray(-math.log(self.temperature)),
             **options,
         )
         projector = ctx.teacher_own["projector"]

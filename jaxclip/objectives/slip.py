@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from jaxclip import fields as field_lib
 from jaxclip import losses
@@ -86,7 +87,7 @@ class SLIP(Objective):
         views: Any = [self._head(x.dtype).apply({"params": params["head"]}, x) for x in pooled]
         ssl, own = losses.simclr(
             *views,
-            logit_scale=-math.log(self.temperature),
+            logit_scale=jnp.asarray(-math.log(self.temperature)),
             implementation=self.implementation,
             mesh=ctx.mesh,
         )

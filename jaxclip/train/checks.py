@@ -134,8 +134,8 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
     value, limit = float(params[_SCALE]), config["logit_scale_max"]
     if value > limit and jax.process_index() == 0:
         logger.warning(
-            "logit_scale is frozen (optim.freeze) at %.4g, above logit_scale_max=%.4g: it is left "
-            "as it is",
+            "logit_scale is frozen (by optim) at %.4g, above logit_scale_max=%.4g: it is left as "
+            "it is",
             value,
             limit,
         )

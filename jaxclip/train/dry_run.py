@@ -11,13 +11,15 @@ import numpy as np
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import checks, setup
+from jaxclip.evaluate import runner
+from jaxclip.train import checks, setup, writers
 
 
 def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     """Build everything, compile, do one step on made-up data; print shapes and memory.
 
-    No record, vocabulary or workdir is touched. The batch is reduced to what the devices at hand
+    No vocabulary or workdir is touched, and data only to check what is to be evaluated, if they are
+    here. The batch is reduced to what the devices at hand
     stand (8 examples a device) unless ``batch_size`` is given; the configured one is for
     ``jaxclip plan``, which compiles without running.
 
@@ -29,8 +31,11 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
       ``{"parameters", "loss", "compile_seconds", "step_seconds", "memory"}``.
 
     Raises:
-      ValueError: a configuration that can't be built, or a loss that is not finite.
+      ValueError: a configuration that can't be built, evaluation tasks that do not fit their data,
+        metric writers that do not exist, or a loss that is not finite.
     """
+    writers.from_config(config["writers"])
+    _check_evaluation(config)
     pieces = jax.device_count() * config["num_micro_batches"]
     size = batch_size or min(config["global_batch_size"], 8 * pieces)
     reduced = {**config, "global_batch_size": size}
@@ -69,6 +74,13 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
             f"the loss of the first step is {loss}; check precision and initialisation"
         )
     return result
+
+
+def _check_evaluation(config: Config) -> None:
+    try:
+        runner.check(config)
+    except FileNotFoundError as error:  # data may be elsewhere: the run itself insists on them
+        print(f"evaluation is not checked: {error}")
 
 
 def made_up_batch(

@@ -126,7 +126,7 @@ def _published(folder: pathlib.Path, path: str, what: str) -> Source:
         raise ValueError(
             f"{what}={path!r} is neither the workdir of a run nor published weights: {error}"
         ) from error
-    data = {"image_mean": list(opened.preprocess.image_mean)}
+    data: dict[str, Any] = {"image_mean": list(opened.preprocess.image_mean)}
     data["image_std"] = list(opened.preprocess.image_std)
     data["eval_image_ops"] = opened.preprocess.image_ops
     config = config_lib.resolve(

@@ -134,7 +134,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         total,
         own,
         seed=config["seed"],
-        frozen=config["optim"].get("freeze", ()),
+        is_frozen=functools.partial(config_check.is_frozen, config),
         teacher=teacher.teacher,
         num_micro_batches=config["num_micro_batches"],
         mesh=mesh,

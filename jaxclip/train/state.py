@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -89,22 +88,18 @@ def parameter_path(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def stop_frozen_gradients(params: Params, patterns: Sequence[str]) -> Params:
-    """Cut the gradient of parameters whose path matches, so that no backward pass is spent on them.
+def stop_frozen_gradients(params: Params, is_frozen: Callable[[str], bool]) -> Params:
+    """Cut the gradient of frozen parameters, so that no backward pass is spent on them.
 
     Args:
       params: nested dict of arrays.
-      patterns: regular expressions, searched in paths such as ``image/blocks_0/mlp/up/kernel``.
+      is_frozen: of a path such as ``image/blocks_0/mlp/up/kernel``.
 
     Returns:
-      The same tree; matching leaves carry no gradient.
+      The same tree; frozen leaves carry no gradient.
     """
-    if not patterns:
-        return params
-    frozen = [re.compile(pattern) for pattern in patterns]
 
     def cut(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        name = parameter_path(path)
-        return jax.lax.stop_gradient(leaf) if any(p.search(name) for p in frozen) else leaf
+        return jax.lax.stop_gradient(leaf) if is_frozen(parameter_path(path)) else leaf
 
     return jax.tree_util.tree_map_with_path(cut, params)

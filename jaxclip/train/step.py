@@ -36,7 +36,7 @@ def make_gradient(
     towers: outputs.Towers,
     *,
     seed: int = 0,
-    frozen: Sequence[str] = (),
+    is_frozen: Callable[[str], bool] = lambda path: False,
     teacher: outputs.Teacher | None = None,
     num_micro_batches: int = 1,
     mesh: jax.sharding.Mesh | None = None,
@@ -47,7 +47,7 @@ def make_gradient(
       total: the objectives.
       towers: the model in training.
       seed: of all randomness in the step.
-      frozen: patterns of parameters without a gradient.
+      is_frozen: whether the parameter at a path has no gradient.
       teacher: where ``teacher/`` outputs come from, or None.
       num_micro_batches: see :func:`jaxclip.train.grad_cache.value_and_grad`.
       mesh: the mesh the batch is sharded over; None for one device.
@@ -80,7 +80,7 @@ def make_gradient(
             )
 
         def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
-            params = stop_frozen_gradients(params, frozen)
+            params = stop_frozen_gradients(params, is_frozen)
             ctx = context(params, batch[ROW])
 
             def options(tower: str, view: str, of_teacher: Batch) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def make_gradient(
             return {name: made[name] for name in sorted(total.needs & made.keys())} | by_row
 
         def loss(params: Params, made: dict[str, jax.Array], batch: Batch) -> Any:
-            params = stop_frozen_gradients(params, frozen)
+            params = stop_frozen_gradients(params, is_frozen)
             value, metrics, objective = total.loss(
                 params.get("objective", {}),
                 state.objective,

@@ -39,8 +39,12 @@ MEANT = {
     ("optim.weight_decay", None),  # for an optimizer that has none
     ("data.languages", "no such thing"),  # refused by the data set
 }
-# Any text will do: a place that may not exist yet, or a name that the data set has to know.
-FREE_TEXT = ("compilation_cache_dir", "evaluate.gallery_split", "data.train_split", "data.name")
+# Any text will do: a place that may not exist yet (or any more, once the run has begun), a name that
+# the data set has to know, or what is read with another teacher.kind alone.
+FREE_TEXT = (
+    "compilation_cache_dir", "evaluate.gallery_split", "data.train_split", "data.name",
+    "init_from", "teacher.path", "teacher.image_key", "teacher.text_key",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +115,14 @@ def test_no_value_of_a_key_ends_in_a_traceback(key, resolved):
         ("tokenizer.kind", ["clip"], "'tokenizer.kind' wants str"),
         ("profile.start_step", 0, "profile.start_step=0 must be at least 1"),
         ("distributed.heartbeat_timeout_seconds", 0, "must be at least 1"),
+        ("teacher.decay", 1.5, "teacher.decay=1.5 must be in [0, 1]"),
+        ("teacher.decay", [[0, 0.9], [10, 1.5]], "teacher.decay=[[0, 0.9], [10, 1.5]] must be in"),
+        ("teacher.decay", [0.9, 1.0], "is neither a number nor [[step, decay], ...]"),
+        ("teacher.size", -1, "teacher.size=-1 must be at least 0"),
+        ("init_from_exclude", ["("], "init_from_exclude: '(' is no regular expression"),
+        ("init_from_exclude", "text", "'init_from_exclude' wants list"),
+        ("writers", [{"project": "clip"}], "writers has {'project': 'clip'}; give names, or"),
+        ("model.image.tract_lambda", -1.0, "tract_lambda=-1.0 must be at least 0"),
     ],
 )
 def test_values_that_can_not_be(key, value, message, resolved):

@@ -288,7 +288,7 @@ def test_a_frozen_logit_scale_is_left_alone_with_a_warning(tiny_config, monkeypa
     setup.build(frozen)
     assert given["logit_scale_max"] == np.inf
     loop.checks.warn_of_frozen_scale(frozen, scale)
-    assert "logit_scale is frozen (optim.freeze) at 4.8, above logit_scale_max=4.605" in caplog.text
+    assert "logit_scale is frozen (by optim) at 4.8, above logit_scale_max=4.605" in caplog.text
 
 
 def test_a_profile_of_some_steps(tiny_config, tmp_path, stop_after):

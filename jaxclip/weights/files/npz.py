@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,9 @@ def open_npz(path: pathlib.Path) -> Tensors:
             for member in members:
                 shape, dtype = _header(archive, member, path)
                 name = member.filename.removesuffix(".npy")
-                tensors[name] = Tensor(shape, dtype, lambda name=member.filename: _read(path, name))
+                tensors[name] = Tensor(
+                    shape, dtype, functools.partial(_read, path, member.filename)
+                )
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise FileError(f"{path} is no .npz file: {error}") from error
     return Tensors(path, tensors)
@@ -40,14 +44,7 @@ def _header(
             version = npy.read_magic(file)
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             shape, _, dtype = read[version](file)
-    except (
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        zipfile.zlib.error,
-    ) as error:  # type: ignore[attr-defined]
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
         raise FileError(f"{what} is no array: {error}") from error
     if dtype.hasobject:
         raise FileError(f"{what} holds Python objects, which are never read")

@@ -1,0 +1,69 @@
+"""Paths in a configuration: relative ones count from the current folder, once and for all.
+
+So a run goes on, and is evaluated, from any other folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+from jaxclip import storage
+
+Config = dict[str, Any]
+
+# Keys that name a file or folder.
+PATH_KEYS = ("tokenizer.path", "compilation_cache_dir", "teacher.path", "init_from")
+
+
+def absolute_paths(config: Config) -> Config:
+    """The configuration (a copy) with every relative path taken from the current folder."""
+    result = copy.deepcopy(config)
+    for key in PATH_KEYS:
+        section, _, name = key.rpartition(".")
+        node = result.get(section, {}) if section else result
+        if isinstance(node, dict) and isinstance(node.get(name), str):
+            node[name] = storage.absolute(node[name])
+    data = result.get("data", {})
+    if isinstance(data.get("name"), str):
+        data["name"] = absolute_data_name(data["name"])
+    if isinstance(result.get("evaluate"), dict):
+        _absolute_evaluation(result["evaluate"])
+    return result
+
+
+def _absolute_evaluation(section: Config) -> None:
+    """The data and files of evaluation, in place; a name is a path only where there is a file."""
+    tasks = section.get("tasks")
+    for task in [section, *(tasks if isinstance(tasks, list) else [])]:
+        if not isinstance(task, dict):
+            continue
+        if isinstance(task.get("data"), str) and task["data"]:
+            task["data"] = absolute_data_name(task["data"])
+        for key in ("class_names", "templates"):
+            given = task.get(key)
+            if isinstance(given, str) and not _is_built_in(given):
+                path = storage.absolute(given)
+                task[key] = path if os.path.isfile(path) else given
+
+
+def _is_built_in(name: str) -> bool:
+    """Whether it names class names or templates that need no file."""
+    from jaxclip.evaluate import class_names, templates
+
+    return not name or name in class_names.SETS or name in templates.TEMPLATES
+
+
+def absolute_data_name(name: str) -> str:
+    """The name of a data set with its path, if it has one, taken from the current folder.
+
+    A name without a scheme (``webdataset:``) is a path only where there is such a folder.
+    """
+    scheme, colon, path = name.rpartition(":")
+    if colon and not path.startswith("//"):
+        return f"{scheme}:{storage.absolute(path)}"
+    from jaxclip.data import sources
+
+    path = storage.absolute(name)
+    return path if os.path.isdir(path) and name not in sources.BUILT_IN else name
