@@ -1,13 +1,12 @@
 """CLIP ViT-B/16 pre-training as open_clip trains it on LAION-400M, for a pod slice.
 
 Point ``data.name`` at your own records (``jaxclip data import`` writes them, WebDataset tars are
-read in place) and ``tokenizer.path`` at CLIP's own vocabulary:
+read in place):
 
     jaxclip train --config configs/clip_vit_b16.py --workdir gs://…/b16 \
-        --config.data.name='webdataset:/data/laion/{00000..41455}.tar' \
-        --config.tokenizer.path=/data/bpe_simple_vocab_16e6.txt.gz
+        --config.data.name='webdataset:/data/laion/{00000..41455}.tar'
 
-``--dry_run`` needs neither: it builds, compiles and does one small step on made-up data.
+``--dry_run`` does without: it builds, compiles and does one small step on made-up data.
 Hyperparameters: Radford et al. (2021), table 19; batch and learning rate as open_clip's ViT-B/16.
 
 As it stands the step fits a v5e:4x4 slice (docs/scale.md); with more memory a chip, ``remat`` may
@@ -27,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = 780_000  # 12.8 billion pairs: 32 epochs of 400 million
 
     config.model = {"preset": "vit_b16"}
-    config.tokenizer = {"kind": "clip", "path": "", "context_length": 77}
+    config.tokenizer = {"kind": "clip", "context_length": 77}
     config.data = {
         "name": "webdataset:/data/laion400m/{00000..41455}.tar",
         "image_size": 224,

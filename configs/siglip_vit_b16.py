@@ -1,8 +1,9 @@
 """SigLIP ViT-B/16 pre-training (Zhai et al., 2023): sigmoid loss, attention pooling, 32 k batch.
 
-As :mod:`clip_vit_b16`, but with the sigmoid loss, which needs no normalisation over the batch, a
-SentencePiece vocabulary (``tokenizer.path``) and b2 = 0.95, which the paper found to keep training
-stable at large batches (section 4.6). As it stands the step fits a v5e:4x8 slice.
+As :mod:`clip_vit_b16`, but with the sigmoid loss, which needs no normalisation over the batch, the
+vocabulary that comes with SigLIP's weights (``tokenizer.path``: ``spiece.model``, or its folder),
+and b2 = 0.95, which the paper found to keep training stable at large batches (section 4.6). As it
+stands the step fits a v5e:4x8 slice.
 """
 
 import common
@@ -18,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.total_steps = 280_000  # 9 billion pairs, as in the paper
 
     config.model = {"preset": "siglip_b16"}
-    config.tokenizer = {"kind": "sentencepiece", "path": "", "context_length": 64}
+    config.tokenizer = {"kind": "siglip", "path": "", "context_length": 64}
     config.data = {
         "name": "webdataset:/data/webli/{00000..99999}.tar",
         "image_size": 224,

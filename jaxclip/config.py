@@ -90,6 +90,7 @@ def defaults() -> Config:
         # GradCache: embeddings of all micro-batches first, one loss, then the backward passes.
         "num_micro_batches": 1,
         "data": {},  # jaxclip.data.pipeline.DEFAULTS, laid under by resolve
+        # context_length: 77 for kind clip, 64 for siglip and gemma, unless it is set.
         "tokenizer": {"kind": "emoji_bpe", "path": "", "context_length": 32},
         "model": {"preset": "tiny"},
         # Terms of the loss: [{"name": "contrastive", "weight": 1.0, …}, …], see docs/methods.md;
@@ -378,12 +379,18 @@ def _typed(key: str, old: Any, value: Any) -> Any:
 
 
 def _tie(config: Config, given: Config, overridden: set[str]) -> None:
-    """Values that have one home and are needed in two places."""
+    """Values that have one home and are needed in two places, or follow from a choice."""
+    from jaxclip.data import defaults as data_defaults
+
     ties = (
         ("data.image_size", "model.image.image_size"),
         ("tokenizer.context_length", "model.text.context_length"),
     )
     explicit = {key for key, _ in flatten(given)} | overridden
+    kind = config["tokenizer"]["kind"]
+    if not explicit & set(ties[1]):
+        config["tokenizer"]["context_length"] = data_defaults.context_length(kind)
+    _tie_padding(config, explicit)
     for home, copy_key in ties:
         flat = dict(flatten(config))
         if copy_key in explicit and home not in explicit:
@@ -394,3 +401,19 @@ def _tie(config: Config, given: Config, overridden: set[str]) -> None:
             )
         elif copy_key in flat:
             _set(config, copy_key, flat[home])
+
+
+def _tie_padding(config: Config, explicit: set[str]) -> None:
+    """The text tower takes for padding what the tokenizer pads with."""
+    from jaxclip.data import defaults as data_defaults
+
+    key, kind = "model.text.pad_id", config["tokenizer"]["kind"]
+    wanted = data_defaults.pad_id(kind)
+    if "pad_id" not in config["model"].get("text", {}):
+        return
+    if key in explicit and config["model"]["text"]["pad_id"] != wanted:
+        raise ValueError(
+            f"{key}={config['model']['text']['pad_id']}, but tokenizer.kind={kind!r} pads with "
+            f"{wanted}; leave {key} unset"
+        )
+    _set(config, key, wanted)

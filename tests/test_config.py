@@ -103,6 +103,30 @@ def test_image_size_has_one_home():
         config_lib.resolve({}, ["model.image.image_size=64", "data.image_size=32"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "length", "pad_id"),
+    [
+        ([], 32, 0),
+        (["tokenizer.kind=clip"], 77, 0),
+        (["tokenizer.kind=clip", "tokenizer.context_length=20"], 20, 0),
+        (["tokenizer.kind=clip", "model.text.context_length=20"], 20, 0),
+        (["tokenizer.kind=siglip", "model.preset=siglip_b16"], 64, 1),
+        (["tokenizer.kind=gemma", "model.text.pad_id=0"], 64, 0),
+    ],
+)
+def test_what_follows_from_the_kind_of_tokenizer(overrides, length, pad_id):
+    config = config_lib.resolve({}, overrides)
+    text = config["model"]["text"]
+    assert config["tokenizer"]["context_length"] == text["context_length"] == length
+    assert text["pad_id"] == pad_id
+    assert config_lib.resolve(config) == config
+
+
+def test_padding_that_the_tokenizer_does_not_make():
+    with pytest.raises(ValueError, match=r"model.text.pad_id=1, but tokenizer.kind='clip' pads"):
+        config_lib.resolve({}, ["tokenizer.kind=clip", "model.text.pad_id=1"])
+
+
 def test_differences_ignore_how_a_run_is_carried_out(base):
     changed = config_lib.resolve({}, ["mesh.fsdp=2", "log_every_steps=3", "checkpoint.keep_last=9"])
     assert config_lib.differences(base, changed) == []

@@ -1,66 +1,69 @@
 """The byte-pair encoding of the original CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
 
-The vocabulary is not part of this package. ``path`` is one of
+The vocabulary comes with this package (``jaxclip/data/clip_vocabulary``, MIT licence). Another copy
+of it may be named by ``path``, one of
 
 - ``bpe_simple_vocab_16e6.txt.gz`` (or unpacked), the list of merges published with CLIP,
 - a directory with ``vocab.json`` and ``merges.txt``, or the path of that ``vocab.json``.
 
-**Padding.** The original pads with 0, and 0 is also a token: an exclamation mark that another
-character follows directly, as in ``"!("``. Here 0 means padding and nothing else (see
-:mod:`jaxclip.data.tokenizers`), so inside a text that token is replaced by 256, the exclamation
-mark that ends a word. Ids are otherwise those of the original, the embedding table has its 49 408
-rows, and published weights fit as they are. :meth:`CLIPTokenizer.original_ids` gives the ids
-without the replacement.
+**Ids** are those of the original. Rows are padded with 0, which is also a token: an exclamation
+mark that another character follows directly, as in ``"!("``. A text always ends with 49407, so its
+end is the last token that is not 0.
 
-**Cleaning.** As in the original, HTML entities are resolved twice, white space is collapsed, and
-the text is put in lower case. The original also runs ``ftfy`` over it, which repairs wrongly
-decoded text and straightens curly quotes; ``fix_text=True`` does that, too, and needs the package
-``ftfy``. A text that spells ``<|endoftext|>`` gets the ordinary tokens of these characters.
+**Cleaning.** As in the original, ``ftfy`` repairs wrongly decoded text and straightens curly
+quotes, HTML entities are resolved twice, white space is collapsed, and the text is put in lower
+case. Where ``ftfy`` is not installed, texts are brought to NFC in its place, and a warning says so:
+plain text is the same with and without. A text that spells ``<|endoftext|>`` gets the ordinary
+tokens of these characters.
+
+What a letter is, is the ``tokenizers`` library's view of Unicode here, and the ``regex`` package's
+in the original: letters of the newest versions of Unicode may be cut differently.
 """
 
 from __future__ import annotations
 
 import gzip
-import html
 import json
 import os
 import pathlib
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-
+from jaxclip.data import text_cleaning
 from jaxclip.data.tokenizer import Tokenizer, library
 
 VOCAB_SIZE = 49408
 START_ID, END_ID = 49406, 49407
-# "!" inside a word and "!" at its end.
-_BANG, _FINAL_BANG = 0, 256
 
 _WORD_END = "</w>"
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-# Contractions, runs of letters, single digits, runs of anything else.
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Contractions, runs of letters, single digits, runs of anything else. The original ignores case,
+# which matters in lower case, too: it takes a long s for an s, and it drops U+0345, which is no
+# letter, but whose other case is one.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 
 
 class CLIPTokenizer(Tokenizer):
     """The tokenizer of the original CLIP models.
 
     Args:
-      path: the vocabulary, see the module docstring.
+      path: the vocabulary, see the module docstring; empty for the one of this package.
       context_length: tokens in a row, 77 in the published models.
-      fix_text: repair texts with ``ftfy``, as the original does.
+      fix_text: repair texts with ``ftfy``, as the original does; None: where it is installed.
 
     Raises:
       FileNotFoundError: there is no vocabulary at ``path``.
       ValueError: what is there is not CLIP's vocabulary.
-      ImportError: ``fix_text`` without ``ftfy``.
+      ImportError: ``fix_text=True`` without ``ftfy``.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], context_length: int, *, fix_text: bool = False
+        self,
+        path: str | os.PathLike[str] = "",
+        context_length: int = 77,
+        *,
+        fix_text: bool | None = None,
     ):
+        path = os.fspath(path) or vocabulary_file()
         vocab, merges = read_vocabulary(path)
         if len(vocab) != VOCAB_SIZE or (vocab.get(_START), vocab.get(_END)) != (START_ID, END_ID):
             raise ValueError(
@@ -68,7 +71,7 @@ class CLIPTokenizer(Tokenizer):
                 f"{vocab.get(_START)} and {_END} is {vocab.get(_END)}; CLIP's vocabulary has "
                 f"{VOCAB_SIZE}, {START_ID} and {END_ID}"
             )
-        self._fix = _ftfy() if fix_text else None
+        self._fix = text_cleaning.fixer(fix_text)
         hf = library()
         self._bpe = hf.Tokenizer(hf.models.BPE(vocab, merges, end_of_word_suffix=_WORD_END))
         self._bpe.pre_tokenizer = hf.pre_tokenizers.Sequence(
@@ -86,32 +89,12 @@ class CLIPTokenizer(Tokenizer):
             end_id=END_ID,
         )
 
-    def original_ids(self, texts: Sequence[str]) -> np.ndarray:
-        """What the original tokenizer returns (truncating): 0 is padding or an exclamation mark.
-
-        Returns:
-          int32[len(texts), context_length].
-        """
-        rows = self(texts)
-        # The replacement does not move anything, so only these positions can differ.
-        for row, ids in zip(rows, self._raw(list(texts)), strict=True):
-            room = self.context_length - 2
-            row[1 : 1 + len(ids[:room])] = ids[:room]
-        return rows
-
     def _encode(self, texts: list[str]) -> Iterable[Sequence[int]]:
-        for ids in self._raw(texts):
-            yield [_FINAL_BANG if i == _BANG else i for i in ids]
-
-    def _raw(self, texts: list[str]) -> Iterable[list[int]]:
         cleaned = [self._clean(text) for text in texts]
         return (each.ids for each in self._bpe.encode_batch(cleaned, add_special_tokens=False))
 
     def _clean(self, text: str) -> str:
-        if self._fix is not None:
-            text = self._fix(text)
-        text = unicodedata.normalize("NFC", html.unescape(html.unescape(text)))
-        return " ".join(text.split()).lower()
+        return " ".join(text_cleaning.unescape(text, self._fix).split()).lower()
 
     def _decode(self, ids: list[int]) -> str:
         joined = "".join(self._tokens[i] for i in ids).replace(_WORD_END, " ")
@@ -120,6 +103,11 @@ class CLIPTokenizer(Tokenizer):
 
     def _to_bytes(self, char: str) -> bytes:
         return b" " if char == " " else bytes([self._bytes[char]])
+
+
+def vocabulary_file() -> pathlib.Path:
+    """CLIP's list of merges as it comes with this package."""
+    return pathlib.Path(__file__).parent / "clip_vocabulary" / "bpe_simple_vocab_16e6.txt.gz"
 
 
 def read_vocabulary(
@@ -190,12 +178,3 @@ def _merges(data: bytes) -> list[tuple[str, str]]:
             raise ValueError(f"line {number} is {line!r}, not two parts to merge")
         merges.append((parts[0], parts[1]))
     return merges
-
-
-def _ftfy() -> Callable[[str], str]:
-    try:
-        import ftfy  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ImportError("tokenizer.fix_text=True needs ftfy: pip install ftfy") from error
-    fix: Any = ftfy.fix_text
-    return fix

@@ -222,10 +222,13 @@ class BatchMaker:
 
     def _count(self, captions: list[str], ids: np.ndarray) -> None:
         rows = ids.reshape(len(captions), -1, ids.shape[-1])[:, 0]
+        pad = getattr(self.tokenizer, "pad_id", 0)
+        # Where padding is the end-of-text, the last token is one in any row.
+        last = -2 if pad == getattr(self.tokenizer, "end_id", None) else -1
         equal = sum(count for count in Counter(captions).values() if count > 1)
         with self._lock:
             self._counts.update(
-                drawn=len(captions), fill=int((rows[:, -1] != 0).sum()), equal=equal
+                drawn=len(captions), fill=int((rows[:, last] != pad).sum()), equal=equal
             )
 
     def caption_counts(self) -> dict[str, int]:

@@ -1,5 +1,5 @@
-"""Section ``data`` of a configuration with its defaults; importing it needs neither pictures nor
-TensorFlow."""
+"""Section ``data`` of a configuration with its defaults, and what follows from a kind of tokenizer;
+importing it needs neither pictures nor TensorFlow."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ DEFAULTS: dict[str, Any] = {
     "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
     "prefetch": 2,  # batches made ahead
 }
+
+_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64}
+
+
+def context_length(kind: str) -> int:
+    """Tokens in a row where nothing else is configured: as the models of this kind have it."""
+    return _CONTEXT_LENGTHS.get(kind, 32)
+
+
+def pad_id(kind: str) -> int:
+    """The id that a kind of tokenizer pads with."""
+    return 1 if kind == "siglip" else 0

@@ -22,15 +22,20 @@ class Tokenizer(abc.ABC):
       context_length: tokens in a row, start and end of text included.
       start_id: put before every text; None for none.
       end_id: put after every text.
+      pad_id: fills the rest of a row; SigLIP's is its ``end_id``.
 
     Raises:
       ValueError: ``context_length`` leaves no room for a token between start and end.
     """
 
-    pad_id = PAD_ID
-
     def __init__(
-        self, *, vocab_size: int, context_length: int, start_id: int | None, end_id: int
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        start_id: int | None,
+        end_id: int,
+        pad_id: int = PAD_ID,
     ) -> None:
         least = 2 if start_id is None else 3
         if not isinstance(context_length, int) or context_length < least:
@@ -41,6 +46,7 @@ class Tokenizer(abc.ABC):
         self.context_length = context_length
         self.start_id = start_id
         self.end_id = end_id
+        self.pad_id = pad_id
 
     def with_length(self, context_length: int) -> Tokenizer:
         """The same tokenizer with rows of another length.
@@ -55,6 +61,7 @@ class Tokenizer(abc.ABC):
             context_length=context_length,
             start_id=self.start_id,
             end_id=self.end_id,
+            pad_id=self.pad_id,
         )
         return other
 
@@ -74,7 +81,7 @@ class Tokenizer(abc.ABC):
             raise TypeError(
                 f"expected a sequence of texts, got the text {texts!r}; wrap it in a list"
             )
-        rows = np.full((len(texts), self.context_length), PAD_ID, np.int32)
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         start = [] if self.start_id is None else [self.start_id]
         room = self.context_length - len(start) - 1
         for row, ids in zip(rows, self._encode([_encodable(text) for text in texts]), strict=True):
@@ -91,12 +98,18 @@ class Tokenizer(abc.ABC):
         Returns:
           The text as the vocabulary sees it (in lower case if it is a lower-case vocabulary).
         """
-        special = {PAD_ID, self.start_id, self.end_id}
-        return self._decode([int(i) for i in ids if int(i) not in special])
+        row = [int(i) for i in ids]
+        if row and row[0] == self.start_id:
+            row = row[1:]
+        if self.end_id in row:
+            row = row[: row.index(self.end_id)]
+        while row and row[-1] == self.pad_id:  # a row without its end
+            row.pop()
+        return self._decode(row)
 
     @abc.abstractmethod
     def _encode(self, texts: list[str]) -> Iterable[Sequence[int]]:
-        """Ids of each text without start and end, never 0."""
+        """Ids of each text without start and end, and never those."""
 
     @abc.abstractmethod
     def _decode(self, ids: list[int]) -> str: ...

@@ -1,8 +1,9 @@
 """Captions to integers, one interface for every vocabulary.
 
 :func:`load` returns a :class:`Tokenizer`. Whatever the vocabulary, rows look alike:
-``[start,] tokens..., end-of-text, 0, 0, ...``. Padding is 0 and nothing else is, so the end-of-text
-token is at position ``(row != 0).sum() - 1``; truncation keeps it.
+``[start,] tokens..., end-of-text, padding, padding, ...``; truncation keeps the end. Padding is
+``pad_id``: 0, but for SigLIP, whose end-of-text it is (1). So the end of a text is its last token
+that is not padding, or the one behind where padding is the end-of-text.
 
 Kinds:
 
@@ -10,8 +11,11 @@ Kinds:
   ``train`` split of the built-in data set, in lower case.
 - ``"bpe"``: a byte-level BPE of your own from :func:`train_bpe`, ``path`` = its JSON file. Train
   one with ``python -m jaxclip.data.tokenizers --data NAME_OR_DIR --vocab_size 16384 --to FILE``.
-- ``"clip"``: the BPE of the original CLIP, see :mod:`jaxclip.data.clip_bpe`.
-- ``"sentencepiece"``: a SentencePiece model, ``path`` = its ``.model`` file.
+- ``"clip"``: the BPE of the original CLIP, shipped with the package, see
+  :mod:`jaxclip.data.clip_bpe`.
+- ``"siglip"``, ``"gemma"``: those of SigLIP and SigLIP 2, ``path`` = the vocabulary beside the
+  weights, or their folder; see :mod:`jaxclip.data.siglip_tokens`.
+- ``"sentencepiece"``: any SentencePiece model, ``path`` = its ``.model`` file.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxclip.data import emoji
+from jaxclip.data import defaults, emoji
 from jaxclip.data.clip_bpe import CLIPTokenizer
 from jaxclip.data.record import Record
-from jaxclip.data.tokenizer import HINT, PAD_ID, Tokenizer, check_file, library
+from jaxclip.data.siglip_tokens import GemmaTokenizer, SigLIPTokenizer, sentencepiece_model
+from jaxclip.data.tokenizer import PAD_ID, Tokenizer, check_file, library
 from jaxclip.registry import hint
 
 _PAD, _START, _END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
@@ -96,17 +101,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(
         self, path: str | os.PathLike[str], context_length: int, *, lowercase: bool = False
     ):
-        check_file(path, "models come with the weights they were trained with")
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise ImportError(f"SentencePiece models need sentencepiece; {HINT}") from error
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=os.fspath(path))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(
-                f"{os.fspath(path)!r} is not a SentencePiece model: {error}"
-            ) from error
+        self._model = sentencepiece_model(path)
         self._lowercase = lowercase
         self.id_offset = 0 if self._model.pad_id() == PAD_ID else 1
         size = self._model.get_piece_size() + self.id_offset
@@ -182,8 +177,8 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
 
     Args:
       config: ``kind`` (see the module docstring), ``path`` of the vocabulary where the kind needs
-        one, ``context_length`` (32), and the kind's own options: ``lowercase`` for
-        ``"sentencepiece"``, ``fix_text`` for ``"clip"``.
+        one, ``context_length`` (32; 77 for ``"clip"``, 64 for ``"siglip"`` and ``"gemma"``), and
+        the kind's own options: ``lowercase`` for ``"sentencepiece"``, ``fix_text`` for ``"clip"``.
 
     Returns:
       The tokenizer.
@@ -194,9 +189,9 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
     """
     options = dict(config)
     kind, path = options.pop("kind", "emoji_bpe"), os.fspath(options.pop("path", "") or "")
-    context_length = options.pop("context_length", 32)
     if kind not in _KINDS:
         raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint(str(kind), _KINDS)}")
+    context_length = options.pop("context_length", defaults.context_length(kind))
     known = _OPTIONS.get(kind, ())
     for key in options:
         if key not in known:
@@ -209,7 +204,7 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
             f"tokenizer.path={path!r} has no meaning for tokenizer.kind='emoji_bpe', which comes "
             "with the package; for a vocabulary of your own use tokenizer.kind='bpe'"
         )
-    if kind != "emoji_bpe" and not path:
+    if kind not in ("emoji_bpe", "clip") and not path:
         raise ValueError(f"tokenizer.kind={kind!r} needs tokenizer.path, the vocabulary file")
     return _KINDS[kind](path, context_length, **options)
 
@@ -222,6 +217,8 @@ _KINDS: dict[str, Callable[..., Tokenizer]] = {
     "emoji_bpe": _load_emoji,
     "bpe": BPETokenizer,
     "clip": CLIPTokenizer,
+    "siglip": SigLIPTokenizer,
+    "gemma": GemmaTokenizer,
     "sentencepiece": SentencePieceTokenizer,
 }
 _OPTIONS = {"sentencepiece": ("lowercase",), "clip": ("fix_text",)}

@@ -116,11 +116,13 @@ class TextConfig:
     """A text Transformer.
 
     Attributes:
-      vocab_size: number of tokens; 0 is padding.
+      vocab_size: number of tokens.
+      pad_id: the token that is padding. Where it is not 0 it also ends a text (SigLIP's 1), which
+        then reaches to the first of them.
       context_length: longest sequence.
       width, depth, num_heads, mlp_dim: as in :class:`ImageConfig`.
       causal: mask the future (CLIP); else bidirectional (SigLIP).
-      pool: ``"last"`` (the last token that is no padding: CLIP's end of text), ``"final"`` (the
+      pool: ``"last"`` (the last token of the text: CLIP's end of text), ``"final"`` (the
         last place, padding or not: SigLIP), ``"mean"`` (over tokens) or ``"map"``.
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
@@ -141,9 +143,15 @@ class TextConfig:
     norm_eps: float = 1e-5
     projection: str = "linear"
     dropout: float = 0.0
+    pad_id: int = 0
 
     def __post_init__(self) -> None:
         _rate("text.dropout", self.dropout)
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ValueError(
+                f"model.text.pad_id={self.pad_id} must be a token, 0 to vocab_size - 1 = "
+                f"{self.vocab_size - 1}"
+            )
         _choice("text.pool", self.pool, ("last", "final", "mean", "map"))
         _choice("text.projection", self.projection, ("linear", "linear_bias"))
         _choice("text.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))

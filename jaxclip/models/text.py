@@ -1,7 +1,8 @@
 """The text tower: a Transformer, causal as in CLIP or bidirectional as in SigLIP.
 
-A text ends at its last token that is not 0. A 0 before that is no padding: in CLIP's vocabulary it
-is the exclamation mark.
+A text ends at its last token that is not ``pad_id``, 0. A 0 before that is no padding: in CLIP's
+vocabulary it is the exclamation mark. Where padding is the end-of-text token itself, as SigLIP's 1,
+the first one belongs to the text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from jaxclip.models.tower import Params, Tower
 
 @dataclasses.dataclass(frozen=True)
 class TextTransformer(Tower):
-    """Tokens int32[B, L] (padded with 0) -> features; :meth:`encode` gives float[B, embed_dim]."""
+    """Tokens int32[B, L], padded -> features; :meth:`encode` gives float[B, embed_dim]."""
 
     config: TextConfig
 
@@ -60,7 +61,7 @@ class TextTransformer(Tower):
 
         Args:
           params: of the tower.
-          inputs: int32[B, L], L at most ``context_length``, 0 = padding.
+          inputs: int32[B, L], L at most ``context_length``, padded with ``pad_id``.
           keep: int32[B, K], ascending, the places to run; None for all.
           insert: tokens put in at layer 0.
           keys: not used: nothing is random here.
@@ -73,7 +74,7 @@ class TextTransformer(Tower):
                 f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last = last_token(inputs)
+        last = last_token(inputs, c.pad_id)
         places = jnp.arange(length)
         asked = features_lib.as_insert(insert, c.depth)
         context = at = None
@@ -142,14 +143,19 @@ class Embed(nn.Module):
         return x + table[: tokens.shape[1]].astype(self.dtype)
 
 
-def last_token(tokens: jax.Array) -> jax.Array:
-    """Place of the last token that is no padding, int32[B]; 0 in a text without any.
+def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
+    """Place of the last token of a text, int32[B]; 0 in one without any.
 
     Args:
       tokens: int32[B, L].
+      pad_id: what rows are filled with. Unless it is 0 it also ends the text: the first one behind
+        the last other token is the last token.
     """
     place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    return jnp.max(jnp.where(tokens != 0, place, 0), axis=1)
+    if pad_id == 0:
+        return jnp.max(jnp.where(tokens != pad_id, place, 0), axis=1)
+    last = jnp.max(jnp.where(tokens != pad_id, place, -1), axis=1)
+    return jnp.minimum(last + 1, tokens.shape[1] - 1)
 
 
 def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:

@@ -129,9 +129,11 @@ def _published(folder: pathlib.Path, path: str, what: str) -> Source:
     data: dict[str, Any] = {"image_mean": list(opened.preprocess.image_mean)}
     data["image_std"] = list(opened.preprocess.image_std)
     data["eval_image_ops"] = opened.preprocess.image_ops
+    model = {"preset": "tiny", **opened.sizes.to_dict()}
+    model["text"] = {key: value for key, value in model["text"].items() if key != "pad_id"}
     config = config_lib.resolve(
         {
-            "model": {"preset": "tiny", **opened.sizes.to_dict()},
+            "model": model,
             "tokenizer": dict(opened.preprocess.tokenizer),
             "data": data,
         }

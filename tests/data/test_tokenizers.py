@@ -174,7 +174,8 @@ def test_sentencepiece(pieces, name):
     ("config", "error", "message"),
     [
         ({"kind": "clop"}, ValueError, "kind='clop' is unknown; did you mean 'clip'"),
-        ({"kind": "clip"}, ValueError, "needs tokenizer.path"),
+        ({"kind": "siglip"}, ValueError, "needs tokenizer.path"),
+        ({"kind": "gemma", "path": "nowhere"}, FileNotFoundError, "beside the weights"),
         ({"kind": "bpe"}, ValueError, "needs tokenizer.path"),
         ({"kind": "emoji_bpe", "path": "x"}, ValueError, "has no meaning"),
         ({"context_lenght": 8}, ValueError, "did you mean 'context_length'"),
@@ -182,7 +183,11 @@ def test_sentencepiece(pieces, name):
         ({"context_length": 2}, ValueError, "context_length=2 must be an integer, at least 3"),
         ({"context_length": "8"}, ValueError, "context_length='8'"),
         ({"kind": "bpe", "path": "nowhere.json"}, FileNotFoundError, "train_bpe makes one"),
-        ({"kind": "clip", "path": "nowhere"}, FileNotFoundError, "bpe_simple_vocab_16e6"),
+        (
+            {"kind": "clip", "path": "nowhere", "fix_text": False},
+            FileNotFoundError,
+            "bpe_simple_vocab_16e6",
+        ),
         (
             {"kind": "sentencepiece", "path": "nowhere"},
             FileNotFoundError,

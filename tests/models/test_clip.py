@@ -1,12 +1,14 @@
 """The encoders against an independent float64 reference, and what their arguments change."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxclip import models
-from jaxclip.models import clip, text
+from jaxclip.models import clip, presets, text
 from tests.models import reference, small
 
 VARIANTS = {
@@ -67,6 +69,21 @@ def test_a_causal_text_is_read_at_its_end():
     np.testing.assert_allclose(encode_text(params, prefixes), expected, atol=2e-6)
     assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 1e-2
     np.testing.assert_array_equal(text.last_token(jnp.asarray(prefixes)), np.arange(6))
+
+
+def test_padding_that_ends_a_text():
+    """SigLIP's padding is its end-of-text, 1: the first of them belongs to the text."""
+    rows = jnp.array([[5, 6, 1, 1], [1, 1, 1, 1], [5, 1, 6, 1], [5, 6, 7, 1], [5, 0, 1, 1]])
+    np.testing.assert_array_equal(text.last_token(rows, 1), [2, 0, 3, 3, 2])
+    sizes = presets.TextConfig(
+        vocab_size=8, context_length=4, width=8, depth=1, num_heads=2, mlp_dim=8, causal=False,
+        pool="mean", pad_id=1,
+    )  # fmt: skip
+    tower = text.TextTransformer(sizes, 8)
+    tokens = tower.embed(tower.init_embed(jax.random.key(0)), rows)
+    np.testing.assert_array_equal(tokens.valid.sum(axis=1), [3, 1, 4, 4, 3])
+    with pytest.raises(ValueError, match=r"model.text.pad_id=8 must be a token, 0 to .* = 7"):
+        dataclasses.replace(sizes, pad_id=8)
 
 
 @pytest.mark.parametrize("pool", ["last", "mean", "map"])
