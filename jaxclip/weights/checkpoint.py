@@ -13,7 +13,7 @@ import numpy as np
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights import files, mapping
-from jaxclip.weights.families import Checkpoint, Family, detect
+from jaxclip.weights.families import Checkpoint, Family, detect, renamed
 from jaxclip.weights.families._base import Preprocess
 
 Params = dict[str, Any]
@@ -101,8 +101,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         files.read_json(folder / _PREPROCESSOR),
     )
     name, family = detect(checkpoint)
+    checkpoint = renamed(checkpoint, family)
+    tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
     sizes = _sizes(checkpoint, name, family)
-    entries = family.entries(sizes)
+    entries = family.entries_of(checkpoint, sizes)
     shapes = {
         path: leaf.shape
         for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()

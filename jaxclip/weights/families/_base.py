@@ -48,6 +48,15 @@ class Family:
     """One way to name and lay out the tensors of a CLIP model."""
 
     @staticmethod
+    def canonical(name: str) -> str | None:
+        """A tensor's name as the table has it, or None for what is no parameter of the model.
+
+        For files that keep more than the model (an optimizer's state), or keep it in several
+        ways.
+        """
+        return name
+
+    @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint is of this family, by its names and configuration."""
         raise NotImplementedError
@@ -66,6 +75,12 @@ class Family:
         """The table of tensors of an architecture."""
         raise NotImplementedError
 
+    @classmethod
+    def entries_of(cls, checkpoint: Checkpoint, sizes: CLIPConfig) -> list[Entry]:
+        """The table for the tensors of a file, where a family has more than one layout."""
+        del checkpoint
+        return cls.entries(sizes)
+
     @staticmethod
     def ignore(name: str) -> bool:
         """Whether a tensor holds no weights (a buffer)."""
@@ -79,17 +94,25 @@ class Family:
 
 
 def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
-    """The family of a checkpoint.
+    """The family of a checkpoint; its names may still be other than canonical.
 
     Raises:
       MappingError: none matches; the message shows some of its names.
     """
     for name in FAMILIES.names():
         family = FAMILIES.get(name)
-        if family.matches(checkpoint):
+        if family.matches(renamed(checkpoint, family)):
             return name, family
     shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
     raise MappingError(
         f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
         f"{len(checkpoint.shapes)} tensors: {shown}, …"
     )
+
+
+def renamed(checkpoint: Checkpoint, family: type[Family]) -> Checkpoint:
+    """A checkpoint with the names of a family's table, without what is no parameter."""
+    shapes = {
+        new: shape for name, shape in checkpoint.shapes.items() if (new := family.canonical(name))
+    }
+    return checkpoint._replace(shapes=shapes)
