@@ -204,4 +204,5 @@ def to_theirs(
     """``(their name, array)``, contiguous, for a file of theirs."""
     for entry in entries:
         arrays = [np.asarray(ours[path]) for path in entry.ours]
-        yield entry.theirs, np.ascontiguousarray(entry.layout.to_theirs(arrays))
+        # Not ascontiguousarray, which makes a scalar an array of one element.
+        yield entry.theirs, np.asarray(entry.layout.to_theirs(arrays), order="C")

@@ -44,6 +44,20 @@ class Preprocess(NamedTuple):
     tokenizer: Mapping[str, Any]
 
 
+class SpecialIds(NamedTuple):
+    """Ids of a tokenizer that other people's configurations name.
+
+    Attributes:
+      start: begins a text; None for a tokenizer without.
+      end: ends it; a causal text tower is read there.
+      pad: fills what is behind it.
+    """
+
+    start: int | None
+    end: int
+    pad: int = 0
+
+
 class Family:
     """One way to name and lay out the tensors of a CLIP model."""
 
@@ -86,6 +100,21 @@ class Family:
         """Whether a tensor holds no weights (a buffer)."""
         del name
         return False
+
+    # What it is written with, beside its table; none for a family that is only read.
+    layout: Mapping[str, Any] | None = None
+    weights_file = ""
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        """The JSON files beside the tensors, by name.
+
+        Raises:
+          ValueError: an architecture or preprocessing that the family has no words for.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:

@@ -7,8 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
-from jaxclip.weights.families._parts import HALF, count_blocks, read_number, square_grid
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, open_clip_preprocess, ratio
+from jaxclip.weights.families._parts import (
+    HALF,
+    count_blocks,
+    norm_eps,
+    read_number,
+    square_grid,
+    torch_gelu,
+)
 from jaxclip.weights.families.open_clip import blocks as open_clip_blocks
 from jaxclip.weights.families.open_clip import read_preprocess
 from jaxclip.weights.mapping import (
@@ -37,6 +45,13 @@ _TANH_TOWERS = (
     "vit_giantopt_patch16_siglip_256",
     "vit_giantopt_patch16_siglip_384",
 )
+# Depth, heads and MLP of timm's towers by width, with the patches and sizes that are registered.
+_TIMM_TOWERS = {
+    768: (12, 12, 3072, {(32, 256), (16, 224), (16, 256), (16, 384), (16, 512)}),
+    1024: (24, 16, 4096, {(16, 256), (16, 384), (16, 512)}),
+    1152: (27, 16, 4304, {(14, 224), (14, 378), (16, 256), (16, 384), (16, 512)}),
+    1536: (40, 16, 6144, {(16, 256), (16, 384)}),
+}
 _TIMM_WIDTHS = {768: "base", 1024: "large", 1152: "so400m", 1536: "giantopt"}
 _SIGLIP2_VOCABULARY = 256_000
 
@@ -59,6 +74,7 @@ class OpenCLIPSigLIP(Family):
         config = checkpoint.config.get("model_cfg", checkpoint.config)
         vision, text = dict(config.get("vision_cfg") or {}), dict(config.get("text_cfg") or {})
         size = grid * patch_size
+        siglip2 = vocab_size == _SIGLIP2_VOCABULARY
         return CLIPConfig(
             image=ImageConfig(
                 image_size=size,
@@ -87,8 +103,9 @@ class OpenCLIPSigLIP(Family):
                 pool="final",
                 mask_padding=False,
                 projection="linear_bias",
-                activation=_text_activation(text, vocab_size),
-                norm_eps=_text_norm_eps(text),
+                # Without a text_cfg, as open_clip's own configurations have it.
+                activation=torch_gelu(text, "tanh" if not text and siglip2 else "none"),
+                norm_eps=norm_eps(text, 1e-5 if text else 1e-6),
             ),
             embed_dim=width,
             logit_scale_init=math.log(10.0),
@@ -126,6 +143,46 @@ class OpenCLIPSigLIP(Family):
             Entry("logit_bias", ("logit_bias",), SCALAR),
         ]
 
+    layout = SIGLIP_LAYOUT
+    weights_file = "open_clip_model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        text = sizes.text
+        text_cfg = {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.num_heads,
+            "layers": text.depth,
+            "mlp_ratio": ratio(text.mlp_dim, text.width),
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "pad_id": ids.pad,
+            "eos_id": ids.end,
+            "norm_kwargs": {"eps": text.norm_eps},
+            "act_kwargs": {"approximate": "tanh" if text.activation == "gelu_tanh" else "none"},
+        }
+        vision_cfg = {
+            "image_size": sizes.image.image_size,
+            "timm_model_name": _timm_name(sizes.image),
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        }
+        model_cfg = {
+            "embed_dim": sizes.embed_dim,
+            "init_logit_bias": -10,
+            "custom_text": True,
+            "vision_cfg": vision_cfg,
+            "text_cfg": text_cfg,
+        }
+        cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
+        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         return read_preprocess(checkpoint.config, HALF, HALF, sizes, {"kind": "siglip"})
@@ -138,24 +195,32 @@ def _image_activation(vision: Mapping[str, Any], width: int, patch: int, size: i
     return "gelu_tanh" if name in _TANH_TOWERS else "gelu"
 
 
-def _text_activation(text: Mapping[str, Any], vocab_size: int) -> str:
-    """``text_cfg.act_kwargs``; without a ``text_cfg``, as open_clip's configurations have it.
+def _timm_name(image: ImageConfig) -> str:
+    """The name of a tower in timm's registry.
 
     Raises:
-      ValueError: an approximation that is none of torch's.
+      ValueError: there is none of this shape; open_clip's configurations can't describe one.
     """
-    default = {"approximate": "tanh"} if not text and vocab_size == _SIGLIP2_VOCABULARY else {}
-    given = (text.get("act_kwargs") or {}) if text else default
-    known = {"none": "gelu", "tanh": "gelu_tanh"}
-    approximate = given.get("approximate", "none")
-    if approximate not in known or set(given) - {"approximate"}:
-        raise ValueError(f"text_cfg.act_kwargs={given!r}; known: approximate={', '.join(known)}")
-    return known[approximate]
-
-
-def _text_norm_eps(text: Mapping[str, Any]) -> float:
-    default = {} if text else {"eps": 1e-6}
-    return float((text.get("norm_kwargs") or default).get("eps", 1e-5))
+    depth, heads, mlp_dim, known = _TIMM_TOWERS.get(image.width, (0, 0, 0, set()))
+    shape = {"depth": depth, "num_heads": heads, "mlp_dim": mlp_dim}
+    if not known:
+        raise ValueError(
+            f"model.image.width={image.width} is of no SigLIP tower in timm, which have "
+            f"{', '.join(map(str, _TIMM_TOWERS))}; export it as hf_siglip"
+        )
+    for key, value in shape.items():
+        if getattr(image, key) != value:
+            raise ValueError(
+                f"model.image.{key}={getattr(image, key)} is of no SigLIP tower in timm, which has "
+                f"{value} at width {image.width}; export it as hf_siglip"
+            )
+    if (image.patch_size, image.image_size) not in known:
+        raise ValueError(
+            f"model.image.image_size={image.image_size} with patch_size={image.patch_size} is of "
+            "no SigLIP tower in timm; export it as hf_siglip"
+        )
+    name = _TIMM_WIDTHS[image.width]
+    return f"vit_{name}_patch{image.patch_size}_siglip_{image.image_size}"
 
 
 def _timm_blocks(depth: int) -> Iterator[Entry]:
