@@ -319,3 +319,43 @@ def test_folders_without_weights(tmp_path, prepare, message):
     prepare(tmp_path)
     with pytest.raises(files.FileError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "open_clip", "open_clip_siglip"])
+def test_the_preprocessing_is_a_chain_that_can_be_built(name):
+    from jaxclip.data import image_chain
+
+    opened = open_checkpoint(GOLDEN / name)
+    chain = image_chain.build(opened.preprocess.image_ops, 8)
+    picture = np.full((20, 30, 3), 7, np.uint8)
+    assert chain([picture], np.zeros((1, chain.num_draws), np.float32)).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "resize_small|center_crop"),
+        ({"size": {"shortest_edge": 8}, "resample": 3}, "resize_small|center_crop"),
+        ({"size": 8, "resample": 2}, "resize_small(method='bilinear')|center_crop"),
+        ({"size": {"height": 8, "width": 8}, "do_center_crop": False}, "resize"),
+    ],
+)
+def test_hugging_faces_preprocessing_is_read(copied, given, expected):
+    (copied / "preprocessor_config.json").write_text(json.dumps(given))
+    assert open_checkpoint(copied).preprocess.image_ops == expected
+
+
+def test_big_visions_resize_and_open_clips_are_ops_that_exist():
+    from jaxclip.data import image_chain
+    from jaxclip.weights.families import _layouts
+
+    chains = [
+        _layouts.resize_ops(m, i) for m in ("shortest", "squash") for i in ("bicubic", "bilinear")
+    ]
+    chains.append(
+        FAMILIES.get("big_vision")
+        .preprocess(Checkpoint("x", {}), presets.get("siglip_b16"))
+        .image_ops
+    )
+    for chain in chains:
+        image_chain.build(chain, 8)

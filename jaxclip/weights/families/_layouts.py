@@ -75,6 +75,12 @@ def check_layout(sizes: CLIPConfig, layout: Mapping[str, Any], family: str) -> N
         )
 
 
+def resize_ops(mode: str, method: str = "bicubic") -> str:
+    """The chain of ops of a mode, ``"shortest"`` (and centre crop) or ``"squash"``."""
+    argument = "" if method == "bicubic" else f"(method='{method}')"
+    return f"resize_small{argument}|center_crop" if mode == "shortest" else f"resize{argument}"
+
+
 def resizing(preprocess: Preprocess) -> tuple[str, str]:
     """``(mode, method)`` of a chain of ops: mode ``"shortest"`` (and centre crop) or ``"squash"``.
 
@@ -123,6 +129,28 @@ def hf_preprocessor(preprocess: Preprocess, image_size: int, kind: str) -> dict[
             "images are resized without a crop; use 'resize'"
         )
     return content
+
+
+def hf_image_ops(given: Mapping[str, Any], default: str) -> str:
+    """The chain of ops of a ``preprocessor_config.json``; ``default`` where it says nothing.
+
+    Raises:
+      ValueError: a way of resizing that we do not have.
+    """
+    if "size" not in given:
+        return default
+    methods = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    resample = given.get("resample", 3)
+    if resample not in methods:
+        raise ValueError(
+            f"resample={resample!r} of the checkpoint; known: {', '.join(map(str, methods))}"
+        )
+    size = given["size"]
+    # The oldest files say a number, which is that of the shorter side.
+    shortest = not isinstance(size, Mapping) or "shortest_edge" in size
+    if shortest == bool(given.get("do_center_crop", shortest)):
+        return resize_ops("shortest" if shortest else "squash", methods[resample])
+    return default
 
 
 def open_clip_preprocess(preprocess: Preprocess, image_size: int) -> dict[str, Any]:

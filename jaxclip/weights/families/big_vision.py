@@ -117,7 +117,7 @@ class BigVision(Family):
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         tokenizer = {"kind": "siglip", "context_length": sizes.text.context_length}
-        return Preprocess(HALF, HALF, "resize(method=bilinear)", tokenizer)
+        return Preprocess(HALF, HALF, "resize(method='bilinear')", tokenizer)
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import CLIP_LAYOUT, hf_preprocessor
+from jaxclip.weights.families._layouts import CLIP_LAYOUT, hf_image_ops, hf_preprocessor
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
     CLIP_STD,
@@ -130,7 +130,7 @@ class HFCLIP(Family):
         return Preprocess(
             given.get("image_mean", CLIP_MEAN),
             given.get("image_std", CLIP_STD),
-            "resize_small|center_crop",
+            hf_image_ops(given, "resize_small|center_crop"),
             {"kind": "clip", "context_length": sizes.text.context_length},
         )
 

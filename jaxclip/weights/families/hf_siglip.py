@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, hf_preprocessor
+from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, hf_image_ops, hf_preprocessor
 from jaxclip.weights.families._parts import (
     HALF,
     activation,
@@ -149,7 +149,7 @@ class HFSigLIP(Family):
         return Preprocess(
             given.get("image_mean", HALF),
             given.get("image_std", HALF),
-            "resize",
+            hf_image_ops(given, "resize"),
             {"kind": "siglip", "context_length": sizes.text.context_length},
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import CLIP_LAYOUT, open_clip_preprocess, ratio
+from jaxclip.weights.families._layouts import CLIP_LAYOUT, open_clip_preprocess, ratio, resize_ops
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
     CLIP_STD,
@@ -185,15 +185,11 @@ def read_preprocess(
     given = dict(config.get("preprocess_cfg") or {})
     method = given.get("interpolation", "bicubic")
     mode = given.get("resize_mode", "shortest")
-    chains = {
-        "shortest": f"resize_small(method={method})|center_crop",
-        "squash": f"resize(method={method})",
-    }
-    if mode not in chains:
-        raise ValueError(f"resize_mode={mode!r} of the checkpoint; use {', '.join(chains)}")
+    if mode not in ("shortest", "squash"):
+        raise ValueError(f"resize_mode={mode!r} of the checkpoint; use shortest, squash")
     return Preprocess(
         given.get("mean", mean),
         given.get("std", std),
-        chains[mode],
+        resize_ops(mode, method),
         {**tokenizer, "context_length": sizes.text.context_length},
     )
