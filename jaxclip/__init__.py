@@ -1,7 +1,7 @@
 """jaxclip: contrastive language-image pretraining in JAX that does not blow up.
 
 ``import jaxclip`` is light: submodules (``jaxclip.optim``, ``jaxclip.models``, …) are imported on
-first use.
+first use. ``jaxclip.load`` opens a model, see :func:`jaxclip.inference.load`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ _SUBMODULES = frozenset(
         "config",
         "data",
         "evaluate",
+        "inference",
         "losses",
         "models",
         "optim",
         "parallel",
         "plan",
         "train",
+        "weights",
     }
 )
 
@@ -31,8 +33,10 @@ _SUBMODULES = frozenset(
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "load":
+        return importlib.import_module(f"{__name__}.inference").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_SUBMODULES})
+    return sorted({*globals(), *_SUBMODULES, "load"})

@@ -26,6 +26,10 @@ class RecordSource(abc.ABC):
     def __getitem__(self, index: int) -> Record | BadRecord:
         """Record number ``index``, or why it cannot be read. Never raises for bad data."""
 
+    def picture(self, index: int) -> Record | BadRecord:
+        """Record number ``index`` for whom its picture is enough; it may lack what goes with it."""
+        return self[index]
+
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Record | BadRecord]:
         """Several records, in the order asked for."""
         return [self[int(index)] for index in indices]

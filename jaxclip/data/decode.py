@@ -61,7 +61,7 @@ def decode(
     try:
         image.load()
         image = ImageOps.exif_transpose(image) if image.format != "PNG" else image
-        return _to_rgb(image)
+        return to_rgb(image)
     except Exception as error:
         return BadRecord(_load_failure(error), f"{type(error).__name__}: {error}")
 
@@ -76,7 +76,7 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if _has_alpha(image):

@@ -203,6 +203,13 @@ class TarSource(RecordSource):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Record | BadRecord:
+        return self._read(index)
+
+    def picture(self, index: int) -> Record | BadRecord:
+        """As :meth:`__getitem__`, but a sample needs no caption."""
+        return self._read(index, alone=True)
+
+    def _read(self, index: int, *, alone: bool = False) -> Record | BadRecord:
         tar = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[tar])
         try:
@@ -215,6 +222,8 @@ class TarSource(RecordSource):
         image = self._bytes(tar, where, row, "image")
         if image is None:
             return BadRecord("missing_image", f"sample without an image in {self._paths[tar]}", key)
+        if alone:
+            return Record(image, (), -1, key)
         text = self._bytes(tar, where, row, "text")
         meta = self._bytes(tar, where, row, "json")
         label = label_of(self._bytes(tar, where, row, "label"))

@@ -82,7 +82,7 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     folder = pathlib.Path(path).expanduser().absolute()
     if not folder.exists():
         raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder or file ({folder})")
-    if not _is_run(folder):
+    if not is_run(folder):
         return _published(folder, os.fspath(path), what)
     try:
         config = config_lib.resolve(workdir_lib.read_config(folder))
@@ -111,7 +111,7 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     return Source(os.fspath(path), config, read)
 
 
-def _is_run(folder: pathlib.Path) -> bool:
+def is_run(folder: pathlib.Path) -> bool:
     """Whether a folder's config.json is that of a run, which names its batch."""
     try:
         return "global_batch_size" in storage.read_json(folder / workdir_lib.CONFIG_FILE, {})

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights import files, mapping
-from jaxclip.weights.families import Checkpoint, Family, detect
+from jaxclip.weights import files, mapping, tokenizer_files
+from jaxclip.weights.families import Checkpoint, Family, detect, renamed
 from jaxclip.weights.families._base import Preprocess
 
 Params = dict[str, Any]
@@ -69,12 +69,6 @@ class Opened(NamedTuple):
         return params
 
 
-def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a path looks like published weights, and not like a run's folder."""
-    place = pathlib.Path(path).expanduser()
-    return place.is_file() or (place.is_dir() and not (place / "checkpoints").is_dir())
-
-
 def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
     """Open published weights of any known family.
 
@@ -101,8 +95,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         files.read_json(folder / _PREPROCESSOR),
     )
     name, family = detect(checkpoint)
+    checkpoint = renamed(checkpoint, family)
+    tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
     sizes = _sizes(checkpoint, name, family)
-    entries = family.entries(sizes)
+    entries = family.entries_of(checkpoint, sizes)
     shapes = {
         path: leaf.shape
         for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()
@@ -111,6 +107,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         entries, checkpoint.shapes, shapes, ignore=family.ignore, what=f"{os.fspath(path)} ({name})"
     )
     preprocess = family.preprocess(checkpoint, sizes)
+    preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
     return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors)
 
 

@@ -90,6 +90,23 @@ def rows_apart(count: int, *, transpose: bool) -> Layout:
     return Layout(to_ours, to_theirs)
 
 
+def stack(layouts: Sequence[Layout]) -> Layout:
+    """Layers along a leading axis <-> one array each, of layouts of one array.
+
+    ``to_ours`` raises ValueError for another number of layers.
+    """
+
+    def to_ours(x: Array) -> list[Array]:
+        if len(x) != len(layouts):
+            raise ValueError(f"{len(x)} layers, not {len(layouts)}")
+        return [layout.to_ours(part)[0] for layout, part in zip(layouts, x, strict=True)]
+
+    def to_theirs(xs: list[Array]) -> Array:
+        return np.stack([la.to_theirs([x]) for la, x in zip(layouts, xs, strict=True)])
+
+    return Layout(to_ours, to_theirs)
+
+
 def dense(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
     """A linear layer of torch."""
     yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), TRANSPOSED)
@@ -187,4 +204,5 @@ def to_theirs(
     """``(their name, array)``, contiguous, for a file of theirs."""
     for entry in entries:
         arrays = [np.asarray(ours[path]) for path in entry.ours]
-        yield entry.theirs, np.ascontiguousarray(entry.layout.to_theirs(arrays))
+        # Not ascontiguousarray, which makes a scalar an array of one element.
+        yield entry.theirs, np.asarray(entry.layout.to_theirs(arrays), order="C")

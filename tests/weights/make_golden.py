@@ -11,6 +11,8 @@ import pathlib
 
 import numpy as np
 import open_clip
+import safetensors.torch
+import timm
 import torch
 import transformers
 
@@ -63,7 +65,7 @@ def hugging_face():
     shape["num_attention_heads"] = 2
     text = {**shape, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
     ids = {"bos_token_id": VOCABULARY - 2, "eos_token_id": VOCABULARY - 1, "pad_token_id": 0}
-    vision = {**shape, "image_size": 8, "patch_size": 4}
+    vision = {**shape, "image_size": 8, "patch_size": 4, "img_size": 8}
     config = transformers.CLIPConfig(
         text_config={**text, **ids}, vision_config=vision, projection_dim=12
     )
@@ -84,6 +86,34 @@ def plain_open_clip():
     torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     images, tokens = inputs(8, True)
+    with torch.no_grad():
+        image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        text = model.encode_text(torch.from_numpy(tokens).long()).numpy()
+    save_outputs(folder, images, tokens, image, text)
+
+
+def open_clip_siglip():
+    """SigLIP 2 as open_clip has it: exact GELU in timm's B/16, its approximation in the text."""
+    folder = FOLDER / "open_clip_siglip"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "vit_base_patch16_siglip_224"
+    vision = {"image_size": 8, "timm_model_name": name, "timm_pool": "map", "timm_proj": "none"}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 16, "heads": 2}
+    text |= {"layers": 2, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    text |= {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    config = {"embed_dim": 16, "init_logit_bias": -10, "vision_cfg": vision, "text_cfg": text}
+    create = timm.create_model
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 1, "patch_size": 4, "img_size": 8}
+    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, **small})
+    model = randomized(open_clip.model.CustomTextCLIP(**config))
+    timm.create_model = create
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
+    config["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    images, tokens = inputs(8, False)
     with torch.no_grad():
         image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
         text = model.encode_text(torch.from_numpy(tokens).long()).numpy()
@@ -130,4 +160,5 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     hugging_face()
     plain_open_clip()
+    open_clip_siglip()
     openai_archive()

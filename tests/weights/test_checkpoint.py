@@ -1,5 +1,6 @@
 """Published checkpoints: the numbers of other people's code, round trips, and what does not fit."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -22,7 +23,7 @@ def leaves(tree):
     return state_io.named_leaves(tree)
 
 
-@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "open_clip"])
+@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "open_clip", "open_clip_siglip"])
 def test_embeddings_are_those_of_the_code_that_made_the_file(name):
     opened = open_checkpoint(GOLDEN / name)
     assert opened.family == name
@@ -78,8 +79,149 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
         config = {"vision_config": towers, "text_config": towers}
     if name == "open_clip":
         config = {"model_cfg": {"quick_gelu": "quickgelu" in preset}}
+    if name == "open_clip_siglip":  # these compute the exact GELU in open_clip
+        sizes = with_activation(sizes, "gelu")
     assert family.sizes(checkpoint._replace(config=config)) == sizes
     mapping.check(entries, theirs, ours)
+
+
+def with_activation(sizes, image, text=None):
+    tower = {"image": image, "text": text or image}
+    changed = {k: dataclasses.replace(getattr(sizes, k), activation=v) for k, v in tower.items()}
+    return dataclasses.replace(sizes, **changed)
+
+
+@pytest.mark.parametrize(
+    ("tower", "expected"),
+    [
+        ("vit_base_patch16_siglip_224.webli", "gelu"),
+        ("vit_so400m_patch14_siglip_378", "gelu"),
+        ("vit_base_patch32_siglip_256", "gelu_tanh"),
+        ("vit_large_patch16_siglip_384", "gelu"),
+        ("vit_large_patch16_siglip_512", "gelu_tanh"),
+        ("vit_so400m_patch16_siglip_256", "gelu_tanh"),
+        ("vit_giantopt_patch16_siglip_384", "gelu_tanh"),
+    ],
+)
+def test_open_clips_siglip_computes_the_gelu_of_timms_tower(tower, expected):
+    from jaxclip.weights.families import open_clip_siglip
+
+    assert open_clip_siglip._image_activation({"timm_model_name": tower}, 0, 0, 0) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "patch", "size", "expected"),
+    [(768, 16, 224, "gelu"), (768, 32, 256, "gelu_tanh"), (1024, 16, 512, "gelu_tanh"),
+     (1152, 14, 378, "gelu"), (1152, 16, 384, "gelu_tanh"), (1536, 16, 256, "gelu_tanh")],
+)  # fmt: skip
+def test_without_a_configuration_timms_tower_is_told_by_its_shape(width, patch, size, expected):
+    from jaxclip.weights.families import open_clip_siglip
+
+    assert open_clip_siglip._image_activation({}, width, patch, size) == expected
+
+
+def test_open_clips_text_activation_is_that_of_act_kwargs(tmp_path):
+    folder = pathlib.Path(shutil.copytree(GOLDEN / "open_clip_siglip", tmp_path / "model"))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"].pop("act_kwargs")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert open_checkpoint(folder).sizes.text.activation == "gelu"
+    config["model_cfg"]["text_cfg"]["act_kwargs"] = {"approximate": "cubic"}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(mapping.MappingError, match=r"act_kwargs=.*cubic.* known: .*tanh"):
+        open_checkpoint(folder)
+
+
+def small_big_vision():
+    """Random arrays of a small model by big_vision's names, and the parameters they are."""
+    small = {"width": 16, "depth": 3, "num_heads": 2, "mlp_dim": 24}
+    base = presets.get("siglip_b16").to_dict()
+    base["image"] |= {"image_size": 8, "patch_size": 4, **small}
+    base["text"] |= {"vocab_size": 32, "context_length": 6, **small}
+    sizes = presets.CLIPConfig.from_dict({**base, "embed_dim": 16})
+    rng = np.random.default_rng(0)
+    shapes = leaves(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))
+    ours = {key: rng.standard_normal(s.shape).astype(np.float32) for key, s in shapes.items()}
+    return sizes, ours, dict(mapping.to_theirs(FAMILIES.get("big_vision").entries(sizes), ours))
+
+
+def scanned(theirs, tower):
+    """The blocks of a tower stacked, as big_vision's ``scan=True`` keeps them."""
+    names = [n for n in theirs if f"{tower}/encoderblock_0/" in n]
+    rest = {n: a for n, a in theirs.items() if f"{tower}/encoderblock_" not in n}
+    for name in names:
+        parts = [theirs[name.replace("encoderblock_0", f"encoderblock_{i}")] for i in range(3)]
+        rest[name.replace("encoderblock_0", "encoderblock")] = np.stack(parts)
+    return rest
+
+
+BIG_VISION_FILES = {
+    "alone": lambda t: {n.removeprefix("params/"): a for n, a in t.items()},
+    "with optax's state": lambda t: {**t, "opt/0/count": np.zeros(()), "chrono/x": np.ones(2),
+                                     "opt/1/mu/img/embedding/kernel": np.ones((2, 2))},
+    "old optimizer": lambda t: {f"opt/target/{n.removeprefix('params/')}": a for n, a in t.items()}
+    | {"opt/state/step": np.zeros(())},
+    "scan": lambda t: scanned(scanned(t, "Transformer"), "Encoder_0"),
+    "scan of the image tower": lambda t: scanned(t, "Transformer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BIG_VISION_FILES)
+def test_every_way_big_vision_keeps_its_parameters(tmp_path, kind):
+    sizes, ours, theirs = small_big_vision()
+    file = tmp_path / "model.npz"
+    np.savez(file, **BIG_VISION_FILES[kind](theirs))
+    opened = open_checkpoint(file)
+    assert opened.family == "big_vision" and opened.sizes == sizes
+    read = leaves(opened.read())
+    assert read.keys() == ours.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(read[name], array, err_msg=name)
+
+
+def test_a_stack_of_another_number_of_layers_is_refused(tmp_path):
+    _, _, theirs = small_big_vision()
+    stacked = scanned(theirs, "Transformer")
+    name = "params/img/Transformer/encoderblock/LayerNorm_0/scale"
+    stacked[name] = stacked[name][:2]
+    np.savez(tmp_path / "model.npz", **stacked)
+    with pytest.raises(mapping.MappingError, match=r"encoderblock/LayerNorm_0/scale \[2, 16\]"):
+        open_checkpoint(tmp_path / "model.npz")
+
+
+def test_bfloat16_in_npz_which_numpy_writes_as_void(tmp_path):
+    import ml_dtypes
+
+    _, ours, theirs = small_big_vision()
+    halved = {name: array.astype(ml_dtypes.bfloat16) for name, array in theirs.items()}
+    np.savez(tmp_path / "model.npz", **halved)
+    read = leaves(open_checkpoint(tmp_path / "model.npz").read())
+    for name, array in ours.items():
+        expected = array.astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(read[name], expected, err_msg=name)
+
+
+def test_siglip_2_of_fixed_resolution_in_hugging_faces_files(tmp_path):
+    """g-opt's layout: a text tower narrower than the image tower, projected to its width."""
+    from safetensors.numpy import save_file
+
+    base = presets.get("siglip_b16").to_dict()
+    base["image"] |= {"image_size": 8, "patch_size": 4, "width": 24, "depth": 2, "num_heads": 2}
+    base["text"] |= {"vocab_size": 256, "context_length": 6, "width": 16, "depth": 3}
+    base["text"] |= {"num_heads": 4}
+    sizes = presets.CLIPConfig.from_dict({**base, "embed_dim": 24})
+    shapes = leaves(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))
+    ours = {key: np.zeros(s.shape, np.float32) for key, s in shapes.items()}
+    save_file(
+        dict(mapping.to_theirs(FAMILIES.get("hf_siglip").entries(sizes), ours)),
+        tmp_path / "model.safetensors",
+    )
+    config = {"architectures": ["SiglipModel"], "model_type": "siglip"}
+    config["vision_config"] = {"num_attention_heads": 2, "hidden_size": 24}
+    config["text_config"] = {"num_attention_heads": 4, "projection_size": 24}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = open_checkpoint(tmp_path)
+    assert opened.family == "hf_siglip" and opened.sizes == sizes
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
@@ -177,3 +319,43 @@ def test_folders_without_weights(tmp_path, prepare, message):
     prepare(tmp_path)
     with pytest.raises(files.FileError, match=message):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "open_clip", "open_clip_siglip"])
+def test_the_preprocessing_is_a_chain_that_can_be_built(name):
+    from jaxclip.data import image_chain
+
+    opened = open_checkpoint(GOLDEN / name)
+    chain = image_chain.build(opened.preprocess.image_ops, 8)
+    picture = np.full((20, 30, 3), 7, np.uint8)
+    assert chain([picture], np.zeros((1, chain.num_draws), np.float32)).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "resize_small|center_crop"),
+        ({"size": {"shortest_edge": 8}, "resample": 3}, "resize_small|center_crop"),
+        ({"size": 8, "resample": 2}, "resize_small(method='bilinear')|center_crop"),
+        ({"size": {"height": 8, "width": 8}, "do_center_crop": False}, "resize"),
+    ],
+)
+def test_hugging_faces_preprocessing_is_read(copied, given, expected):
+    (copied / "preprocessor_config.json").write_text(json.dumps(given))
+    assert open_checkpoint(copied).preprocess.image_ops == expected
+
+
+def test_big_visions_resize_and_open_clips_are_ops_that_exist():
+    from jaxclip.data import image_chain
+    from jaxclip.weights.families import _layouts
+
+    chains = [
+        _layouts.resize_ops(m, i) for m in ("shortest", "squash") for i in ("bicubic", "bilinear")
+    ]
+    chains.append(
+        FAMILIES.get("big_vision")
+        .preprocess(Checkpoint("x", {}), presets.get("siglip_b16"))
+        .image_ops
+    )
+    for chain in chains:
+        image_chain.build(chain, 8)

@@ -3,6 +3,6 @@
 A family is a module's class of the interface :class:`Family`.
 """
 
-from jaxclip.weights.families._base import FAMILIES, Checkpoint, Family, detect
+from jaxclip.weights.families._base import FAMILIES, Checkpoint, Family, detect, renamed
 
-__all__ = ["FAMILIES", "Checkpoint", "Family", "detect"]
+__all__ = ["FAMILIES", "Checkpoint", "Family", "detect", "renamed"]

@@ -44,8 +44,31 @@ class Preprocess(NamedTuple):
     tokenizer: Mapping[str, Any]
 
 
+class SpecialIds(NamedTuple):
+    """Ids of a tokenizer that other people's configurations name.
+
+    Attributes:
+      start: begins a text; None for a tokenizer without.
+      end: ends it; a causal text tower is read there.
+      pad: fills what is behind it.
+    """
+
+    start: int | None
+    end: int
+    pad: int = 0
+
+
 class Family:
     """One way to name and lay out the tensors of a CLIP model."""
+
+    @staticmethod
+    def canonical(name: str) -> str | None:
+        """A tensor's name as the table has it, or None for what is no parameter of the model.
+
+        For files that keep more than the model (an optimizer's state), or keep it in several
+        ways.
+        """
+        return name
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
@@ -66,11 +89,32 @@ class Family:
         """The table of tensors of an architecture."""
         raise NotImplementedError
 
+    @classmethod
+    def entries_of(cls, checkpoint: Checkpoint, sizes: CLIPConfig) -> list[Entry]:
+        """The table for the tensors of a file, where a family has more than one layout."""
+        del checkpoint
+        return cls.entries(sizes)
+
     @staticmethod
     def ignore(name: str) -> bool:
         """Whether a tensor holds no weights (a buffer)."""
         del name
         return False
+
+    # What it is written with, beside its table; none for a family that is only read.
+    layout: Mapping[str, Any] | None = None
+    weights_file = ""
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        """The JSON files beside the tensors, by name.
+
+        Raises:
+          ValueError: an architecture or preprocessing that the family has no words for.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
@@ -79,17 +123,25 @@ class Family:
 
 
 def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
-    """The family of a checkpoint.
+    """The family of a checkpoint; its names may still be other than canonical.
 
     Raises:
       MappingError: none matches; the message shows some of its names.
     """
     for name in FAMILIES.names():
         family = FAMILIES.get(name)
-        if family.matches(checkpoint):
+        if family.matches(renamed(checkpoint, family)):
             return name, family
     shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
     raise MappingError(
         f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
         f"{len(checkpoint.shapes)} tensors: {shown}, …"
     )
+
+
+def renamed(checkpoint: Checkpoint, family: type[Family]) -> Checkpoint:
+    """A checkpoint with the names of a family's table, without what is no parameter."""
+    shapes = {
+        new: shape for name, shape in checkpoint.shapes.items() if (new := family.canonical(name))
+    }
+    return checkpoint._replace(shapes=shapes)

@@ -62,3 +62,27 @@ def count_blocks(shapes: Mapping[str, Any], prefix: str) -> int:
         if name.startswith(prefix)
     }
     return len(places)
+
+
+def hf_activation(name: str) -> str:
+    """The name that ``transformers`` has for one of our activations."""
+    return {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}[name]
+
+
+def torch_gelu(config: Mapping[str, Any], default: str = "none") -> str:
+    """The GELU of an open_clip tower: its ``act_kwargs``.
+
+    Raises:
+      ValueError: an approximation that is none of torch's.
+    """
+    known = {"none": "gelu", "tanh": "gelu_tanh"}
+    given = config.get("act_kwargs") or {}
+    approximate = given.get("approximate", default)
+    if approximate not in known or set(given) - {"approximate"}:
+        raise ValueError(f"act_kwargs={given!r}; known: approximate={', '.join(known)}")
+    return known[approximate]
+
+
+def norm_eps(config: Mapping[str, Any], default: float = 1e-5) -> float:
+    """Epsilon of the layer norms of an open_clip tower: its ``norm_kwargs``."""
+    return float((config.get("norm_kwargs") or {}).get("eps", default))

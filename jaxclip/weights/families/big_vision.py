@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
 from jaxclip.weights.families._parts import HALF, count_blocks, square_grid
-from jaxclip.weights.mapping import BATCH_AXIS, ONE_ELEMENT, SAME, Entry, Layout, flat
+from jaxclip.weights.mapping import BATCH_AXIS, ONE_ELEMENT, SAME, Entry, Layout, flat, stack
 
+_TOWERS = ("params/img/Transformer", "params/txt/Encoder_0")
 _ATTENTION = "MultiHeadDotProductAttention_0"
 
 
+# Where a file keeps the parameters: with optax's state beside them, with Flax's old optimizer, or
+# alone, as most published files do.
+_ROOTS = ("params/", "opt/target/")
+_MODEL = ("img/", "txt/")
+
+
 class BigVision(Family):
-    """``siglip`` models of big_vision (Zhai et al. 2023, arXiv:2303.15343)."""
+    """``two_towers`` models of big_vision with a MAP head (Zhai et al. 2023, arXiv:2303.15343;
+    SigLIP 2: Tschannen et al. 2025, arXiv:2502.14786).
+
+    Blocks may be apart (``encoderblock_0``, …) or stacked by ``scan`` (``encoderblock``, with a
+    leading axis of layers), in each tower.
+    """
+
+    @staticmethod
+    def canonical(name: str) -> str | None:
+        for root in _ROOTS:
+            if name.startswith(root):
+                return "params/" + name.removeprefix(root)
+        if name.startswith(_MODEL) or name in ("t", "b"):
+            return f"params/{name}"
+        return None
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
@@ -83,21 +106,46 @@ class BigVision(Family):
             Entry("params/b", ("logit_bias",), ONE_ELEMENT),
         ]
 
+    @classmethod
+    def entries_of(cls, checkpoint: Checkpoint, sizes: CLIPConfig) -> list[Entry]:
+        entries = cls.entries(sizes)
+        for at in _TOWERS:
+            if any(name.startswith(f"{at}/encoderblock/") for name in checkpoint.shapes):
+                entries = _stacked(entries, at)
+        return entries
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         tokenizer = {"kind": "siglip", "context_length": sizes.text.context_length}
-        return Preprocess(HALF, HALF, "resize(method=bilinear)", tokenizer)
+        return Preprocess(HALF, HALF, "resize(method='bilinear')", tokenizer)
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any]:
-    first = f"{at}/encoderblock_0"
+    stacked = f"{at}/encoderblock/{_ATTENTION}/query/kernel" in shapes
+    first = f"{at}/encoderblock" if stacked else f"{at}/encoderblock_0"
+    query = shapes[f"{first}/{_ATTENTION}/query/kernel"]
     return {
-        "depth": count_blocks(shapes, f"{at}/encoderblock_"),
-        "num_heads": shapes[f"{first}/{_ATTENTION}/query/kernel"][1],
-        "mlp_dim": shapes[f"{first}/MlpBlock_0/Dense_0/kernel"][1],
+        "depth": query[0] if stacked else count_blocks(shapes, f"{at}/encoderblock_"),
+        "num_heads": query[-2],
+        "mlp_dim": shapes[f"{first}/MlpBlock_0/Dense_0/kernel"][-1],
         "activation": "gelu_tanh",
         "norm_eps": 1e-6,
     }
+
+
+def _stacked(entries: list[Entry], at: str) -> list[Entry]:
+    """The table with the blocks of a tower stacked, as ``scan`` keeps them."""
+    others, layers = [], defaultdict(list)
+    for entry in entries:
+        found = re.fullmatch(rf"{at}/encoderblock_\d+/(.+)", entry.theirs)
+        if found:
+            layers[found[1]].append(entry)
+        else:
+            others.append(entry)
+    for rest, parts in layers.items():
+        paths = tuple(entry.ours[0] for entry in parts)
+        others.append(Entry(f"{at}/encoderblock/{rest}", paths, stack([e.layout for e in parts])))
+    return others
 
 
 def _blocks(theirs: str, ours: str, depth: int, width: int, num_heads: int) -> Iterator[Entry]:

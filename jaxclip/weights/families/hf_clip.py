@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import CLIP_LAYOUT, hf_image_ops, hf_preprocessor
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
     CLIP_STD,
     activation,
     count_blocks,
+    hf_activation,
     read_number,
     square_grid,
 )
@@ -86,15 +88,70 @@ class HFCLIP(Family):
             Entry("logit_scale", ("logit_scale",), SCALAR),
         ]
 
+    layout = CLIP_LAYOUT
+    weights_file = "model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        if ids.end == 2:
+            raise ValueError(
+                "the tokenizer's end of text has id 2, which transformers' CLIPModel takes for "
+                "'the largest id' (its files before 2023 said so); export it as open_clip"
+            )
+        start = {} if ids.start is None else {"bos_token_id": ids.start}
+        config = {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": sizes.embed_dim,
+            "logit_scale_init_value": sizes.logit_scale_init,
+            "torch_dtype": "float32",
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "projection_dim": sizes.embed_dim,
+                **tower_config(sizes.image),
+            },
+            "text_config": {
+                "model_type": "clip_text_model",
+                "projection_dim": sizes.embed_dim,
+                **start,
+                "eos_token_id": ids.end,
+                "pad_token_id": ids.pad,
+                **tower_config(sizes.text),
+            },
+        }
+        pictures = hf_preprocessor(preprocess, sizes.image.image_size, "CLIP")
+        return {"config.json": config, "preprocessor_config.json": pictures}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         given = checkpoint.preprocessor
         return Preprocess(
             given.get("image_mean", CLIP_MEAN),
             given.get("image_std", CLIP_STD),
-            "resize_small|center_crop",
+            hf_image_ops(given, "resize_small|center_crop"),
             {"kind": "clip", "context_length": sizes.text.context_length},
         )
+
+
+def tower_config(tower: ImageConfig | TextConfig) -> dict[str, Any]:
+    """``vision_config`` or ``text_config`` of ``CLIPModel`` and ``SiglipModel``."""
+    if isinstance(tower, ImageConfig):
+        own = {"image_size": tower.image_size, "patch_size": tower.patch_size}
+    else:
+        own = {
+            "vocab_size": tower.vocab_size,
+            "max_position_embeddings": tower.context_length,
+        }
+    return own | {
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_dim,
+        "num_hidden_layers": tower.depth,
+        "num_attention_heads": tower.num_heads,
+        "hidden_act": hf_activation(tower.activation),
+        "layer_norm_eps": tower.norm_eps,
+    }
 
 
 def blocks(theirs: str, ours: str, depth: int) -> Iterator[Entry]:

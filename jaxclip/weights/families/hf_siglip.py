@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, hf_image_ops, hf_preprocessor
 from jaxclip.weights.families._parts import (
     HALF,
     activation,
@@ -14,7 +16,7 @@ from jaxclip.weights.families._parts import (
     read_number,
     square_grid,
 )
-from jaxclip.weights.families.hf_clip import blocks
+from jaxclip.weights.families.hf_clip import blocks, tower_config
 from jaxclip.weights.mapping import (
     ONE_ELEMENT,
     SAME,
@@ -117,13 +119,37 @@ class HFSigLIP(Family):
             Entry("logit_bias", ("logit_bias",), ONE_ELEMENT),
         ]
 
+    layout = SIGLIP_LAYOUT
+    weights_file = "model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        config = {
+            "architectures": ["SiglipModel"],
+            "model_type": "siglip",
+            "torch_dtype": "float32",
+            "vision_config": {"model_type": "siglip_vision_model", **tower_config(sizes.image)},
+            "text_config": {
+                "model_type": "siglip_text_model",
+                "projection_size": sizes.embed_dim,
+                "bos_token_id": ids.start,
+                "eos_token_id": ids.end,
+                "pad_token_id": ids.pad,
+                **tower_config(sizes.text),
+            },
+        }
+        pictures = hf_preprocessor(preprocess, sizes.image.image_size, "Siglip")
+        return {"config.json": config, "preprocessor_config.json": pictures}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         given = checkpoint.preprocessor
         return Preprocess(
             given.get("image_mean", HALF),
             given.get("image_std", HALF),
-            "resize",
+            hf_image_ops(given, "resize"),
             {"kind": "siglip", "context_length": sizes.text.context_length},
         )
 

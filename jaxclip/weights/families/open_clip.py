@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import CLIP_LAYOUT, open_clip_preprocess, ratio, resize_ops
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
     CLIP_STD,
     count_blocks,
+    norm_eps,
     read_number,
     square_grid,
+    torch_gelu,
 )
 from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, dense, fused_attention, norm
 
@@ -49,7 +52,7 @@ class OpenCLIP(Family):
         vocab_size, text_width = shapes["token_embedding.weight"]
         openai = all(name in shapes for name in _OPENAI_NUMBERS)
         quick = bool(config.get("quick_gelu", openai))
-        activation = "quick_gelu" if quick else "gelu"
+        activations = ["quick_gelu" if quick else torch_gelu(tower) for tower in (vision, text)]
         head_width = read_number(vision, "head_width", _HEAD_WIDTH.get(width, 64))
         return CLIPConfig(
             image=ImageConfig(
@@ -59,7 +62,8 @@ class OpenCLIP(Family):
                 depth=count_blocks(shapes, "visual.transformer.resblocks."),
                 num_heads=max(1, width // head_width),
                 mlp_dim=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-                activation=activation,
+                activation=activations[0],
+                norm_eps=norm_eps(vision),
             ),
             text=TextConfig(
                 vocab_size=vocab_size,
@@ -68,7 +72,8 @@ class OpenCLIP(Family):
                 depth=count_blocks(shapes, "transformer.resblocks."),
                 num_heads=read_number(text, "heads", max(1, text_width // 64)),
                 mlp_dim=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-                activation=activation,
+                activation=activations[1],
+                norm_eps=norm_eps(text),
             ),
             embed_dim=embed_dim,
             logit_scale_init=math.log(1 / 0.07),
@@ -96,9 +101,56 @@ class OpenCLIP(Family):
             Entry("logit_scale", ("logit_scale",), SCALAR),
         ]
 
+    layout = CLIP_LAYOUT
+    weights_file = "open_clip_model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        image, text = sizes.image, sizes.text
+        vision_cfg = {
+            "image_size": image.image_size,
+            "layers": image.depth,
+            "width": image.width,
+            "head_width": image.width // image.num_heads,
+            "patch_size": image.patch_size,
+            "mlp_ratio": ratio(image.mlp_dim, image.width),
+            **_arithmetic(image),
+        }
+        text_cfg: dict[str, Any] = {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.num_heads,
+            "layers": text.depth,
+            "mlp_ratio": ratio(text.mlp_dim, text.width),
+            **_arithmetic(text),
+        }
+        if ids.end != text.vocab_size - 1:  # by default the largest id is the end
+            text_cfg |= {"pool_type": "eos", "eos_id": ids.end, "pad_id": ids.pad}
+        model_cfg = {
+            "embed_dim": sizes.embed_dim,
+            "quick_gelu": image.activation == "quick_gelu",
+            "vision_cfg": vision_cfg,
+            "text_cfg": text_cfg,
+        }
+        cfg = open_clip_preprocess(preprocess, image.image_size)
+        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         return read_preprocess(checkpoint.config, CLIP_MEAN, CLIP_STD, sizes, {"kind": "clip"})
+
+
+def _arithmetic(tower: ImageConfig | TextConfig) -> dict[str, Any]:
+    """Epsilon and approximation, where they are not open_clip's defaults."""
+    found: dict[str, Any] = {}
+    if tower.norm_eps != 1e-5:
+        found["norm_kwargs"] = {"eps": tower.norm_eps}
+    if tower.activation == "gelu_tanh":
+        found["act_kwargs"] = {"approximate": "tanh"}
+    return found
 
 
 def blocks(theirs: str, ours: str, depth: int) -> Iterator[Entry]:
@@ -133,15 +185,11 @@ def read_preprocess(
     given = dict(config.get("preprocess_cfg") or {})
     method = given.get("interpolation", "bicubic")
     mode = given.get("resize_mode", "shortest")
-    chains = {
-        "shortest": f"resize_small(method={method})|center_crop",
-        "squash": f"resize(method={method})",
-    }
-    if mode not in chains:
-        raise ValueError(f"resize_mode={mode!r} of the checkpoint; use {', '.join(chains)}")
+    if mode not in ("shortest", "squash"):
+        raise ValueError(f"resize_mode={mode!r} of the checkpoint; use shortest, squash")
     return Preprocess(
         given.get("mean", mean),
         given.get("std", std),
-        chains[mode],
+        resize_ops(mode, method),
         {**tokenizer, "context_length": sizes.text.context_length},
     )

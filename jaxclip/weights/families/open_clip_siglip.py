@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
-from jaxclip.weights.families._parts import HALF, count_blocks, square_grid
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, open_clip_preprocess, ratio
+from jaxclip.weights.families._parts import (
+    HALF,
+    count_blocks,
+    norm_eps,
+    read_number,
+    square_grid,
+    torch_gelu,
+)
 from jaxclip.weights.families.open_clip import blocks as open_clip_blocks
 from jaxclip.weights.families.open_clip import read_preprocess
 from jaxclip.weights.mapping import (
@@ -22,8 +31,29 @@ from jaxclip.weights.mapping import (
 )
 
 _TRUNK = "visual.trunk"
-# Width of a head: 64, and 72 in So400m.
-_HEAD_WIDTH = {1152: 72}
+# Width of a head: 64, 72 in So400m and 96 in g-opt.
+_HEAD_WIDTH = {1152: 72, 1536: 96}
+# Image towers of timm's registry that compute GELU's tanh approximation. All others of SigLIP and
+# SigLIP 2 compute the exact one, also where big_vision trained with tanh: what timm does with a
+# file is what open_clip's users get, and what we do with it, too.
+_TANH_TOWERS = (
+    "vit_base_patch32_siglip_256",
+    "vit_large_patch16_siglip_512",
+    "vit_so400m_patch16_siglip_256",
+    "vit_so400m_patch16_siglip_384",
+    "vit_so400m_patch16_siglip_512",
+    "vit_giantopt_patch16_siglip_256",
+    "vit_giantopt_patch16_siglip_384",
+)
+# Depth, heads and MLP of timm's towers by width, with the patches and sizes that are registered.
+_TIMM_TOWERS = {
+    768: (12, 12, 3072, {(32, 256), (16, 224), (16, 256), (16, 384), (16, 512)}),
+    1024: (24, 16, 4096, {(16, 256), (16, 384), (16, 512)}),
+    1152: (27, 16, 4304, {(14, 224), (14, 378), (16, 256), (16, 384), (16, 512)}),
+    1536: (40, 16, 6144, {(16, 256), (16, 384)}),
+}
+_TIMM_WIDTHS = {768: "base", 1024: "large", 1152: "so400m", 1536: "giantopt"}
+_SIGLIP2_VOCABULARY = 256_000
 
 
 class OpenCLIPSigLIP(Family):
@@ -41,10 +71,13 @@ class OpenCLIPSigLIP(Family):
         width, _, patch_size, _ = shapes[f"{_TRUNK}.patch_embed.proj.weight"]
         grid = square_grid(shapes[f"{_TRUNK}.pos_embed"][1], 0, _TRUNK)
         vocab_size, text_width = shapes["text.token_embedding.weight"]
-        shape = {"activation": "gelu_tanh", "norm_eps": 1e-6}
+        config = checkpoint.config.get("model_cfg", checkpoint.config)
+        vision, text = dict(config.get("vision_cfg") or {}), dict(config.get("text_cfg") or {})
+        size = grid * patch_size
+        siglip2 = vocab_size == _SIGLIP2_VOCABULARY
         return CLIPConfig(
             image=ImageConfig(
-                image_size=grid * patch_size,
+                image_size=size,
                 patch_size=patch_size,
                 width=width,
                 depth=count_blocks(shapes, f"{_TRUNK}.blocks."),
@@ -54,20 +87,25 @@ class OpenCLIPSigLIP(Family):
                 pre_norm=False,
                 patch_bias=True,
                 projection="none",
-                **shape,  # type: ignore[arg-type]
+                activation=_image_activation(vision, width, patch_size, size),
+                norm_eps=1e-6,
             ),
             text=TextConfig(
                 vocab_size=vocab_size,
                 context_length=shapes["text.positional_embedding"][0],
                 width=text_width,
                 depth=count_blocks(shapes, "text.transformer.resblocks."),
-                num_heads=max(1, text_width // _HEAD_WIDTH.get(text_width, 64)),
+                num_heads=read_number(
+                    text, "heads", max(1, text_width // _HEAD_WIDTH.get(text_width, 64))
+                ),
                 mlp_dim=shapes["text.transformer.resblocks.0.mlp.c_fc.weight"][0],
                 causal=False,
                 pool="final",
                 mask_padding=False,
                 projection="linear_bias",
-                **shape,  # type: ignore[arg-type]
+                # Without a text_cfg, as open_clip's own configurations have it.
+                activation=torch_gelu(text, "tanh" if not text and siglip2 else "none"),
+                norm_eps=norm_eps(text, 1e-5 if text else 1e-6),
             ),
             embed_dim=width,
             logit_scale_init=math.log(10.0),
@@ -105,9 +143,84 @@ class OpenCLIPSigLIP(Family):
             Entry("logit_bias", ("logit_bias",), SCALAR),
         ]
 
+    layout = SIGLIP_LAYOUT
+    weights_file = "open_clip_model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        text = sizes.text
+        text_cfg = {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.num_heads,
+            "layers": text.depth,
+            "mlp_ratio": ratio(text.mlp_dim, text.width),
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "pad_id": ids.pad,
+            "eos_id": ids.end,
+            "norm_kwargs": {"eps": text.norm_eps},
+            "act_kwargs": {"approximate": "tanh" if text.activation == "gelu_tanh" else "none"},
+        }
+        vision_cfg = {
+            "image_size": sizes.image.image_size,
+            "timm_model_name": _timm_name(sizes.image),
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        }
+        model_cfg = {
+            "embed_dim": sizes.embed_dim,
+            "init_logit_bias": -10,
+            "custom_text": True,
+            "vision_cfg": vision_cfg,
+            "text_cfg": text_cfg,
+        }
+        cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
+        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         return read_preprocess(checkpoint.config, HALF, HALF, sizes, {"kind": "siglip"})
+
+
+def _image_activation(vision: Mapping[str, Any], width: int, patch: int, size: int) -> str:
+    """What timm's tower of that name computes; without a name, of the tower of that shape."""
+    shape = f"vit_{_TIMM_WIDTHS.get(width, '?')}_patch{patch}_siglip_{size}"
+    name = str(vision.get("timm_model_name", shape)).split(".")[0]
+    return "gelu_tanh" if name in _TANH_TOWERS else "gelu"
+
+
+def _timm_name(image: ImageConfig) -> str:
+    """The name of a tower in timm's registry.
+
+    Raises:
+      ValueError: there is none of this shape; open_clip's configurations can't describe one.
+    """
+    depth, heads, mlp_dim, known = _TIMM_TOWERS.get(image.width, (0, 0, 0, set()))
+    shape = {"depth": depth, "num_heads": heads, "mlp_dim": mlp_dim}
+    if not known:
+        raise ValueError(
+            f"model.image.width={image.width} is of no SigLIP tower in timm, which have "
+            f"{', '.join(map(str, _TIMM_TOWERS))}; export it as hf_siglip"
+        )
+    for key, value in shape.items():
+        if getattr(image, key) != value:
+            raise ValueError(
+                f"model.image.{key}={getattr(image, key)} is of no SigLIP tower in timm, which has "
+                f"{value} at width {image.width}; export it as hf_siglip"
+            )
+    if (image.patch_size, image.image_size) not in known:
+        raise ValueError(
+            f"model.image.image_size={image.image_size} with patch_size={image.patch_size} is of "
+            "no SigLIP tower in timm; export it as hf_siglip"
+        )
+    name = _TIMM_WIDTHS[image.width]
+    return f"vit_{name}_patch{image.patch_size}_siglip_{image.image_size}"
 
 
 def _timm_blocks(depth: int) -> Iterator[Entry]:

@@ -8,10 +8,13 @@ import zipfile
 import zlib
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
 from jaxclip.weights.files._base import FileError, Tensor, Tensors, checked_size
+
+_VOID = np.dtype("V2")
 
 
 def open_npz(path: pathlib.Path) -> Tensors:
@@ -48,6 +51,10 @@ def _header(
         raise FileError(f"{what} is no array: {error}") from error
     if dtype.hasobject:
         raise FileError(f"{what} holds Python objects, which are never read")
+    if (
+        dtype == _VOID
+    ):  # NumPy has no name for bfloat16 and writes two bytes of nothing in particular
+        dtype = np.dtype(ml_dtypes.bfloat16)
     checked_size(shape, dtype, member.file_size, what)
     return shape, dtype
 
@@ -55,6 +62,7 @@ def _header(
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            return npy.read_array(file, allow_pickle=False)
+            array = npy.read_array(file, allow_pickle=False)
+            return array.view(ml_dtypes.bfloat16) if array.dtype == _VOID else array
     except (ValueError, zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
         raise FileError(f"{path}: {name} is damaged: {error}") from error

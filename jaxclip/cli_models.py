@@ -1,0 +1,160 @@
+"""Subcommands on models that are there already: ``weights``, ``embed``, ``classify``, ``search``.
+
+Building the parsers imports nothing that is heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+AddCommand = Callable[..., argparse.ArgumentParser]
+
+_WEIGHTS = """\
+Other people's checkpoints (openai/CLIP, open_clip, Hugging Face CLIP and SigLIP, big_vision).
+
+  jaxclip weights info ViT-B-32.pt
+  jaxclip weights import --from siglip-base-patch16-224/ --to weights/siglip_b16
+  jaxclip weights export --from runs/mine --to mine_hf --format hf
+
+Nothing in a file is executed, and nothing is overwritten.
+"""
+
+
+def add_weights(commands: Any, add: AddCommand) -> None:
+    """Add ``jaxclip weights info|import|export``."""
+    parser = commands.add_parser(
+        "weights",
+        help="look at published weights, bring them in, hand them out",
+        description=_WEIGHTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    info = add(actions, "info", _info, "show family, architecture, tensors and preprocessing")
+    info.add_argument("path", help="file or folder of published weights, or a workdir")
+    bring = add(
+        actions, "import", _import, "write published weights as a workdir, for init_from and eval"
+    )
+    bring.add_argument("--from", dest="source", required=True, help="file or folder of weights")
+    bring.add_argument("--to", required=True, help="new workdir")
+    _add_tokenizer(bring)
+    hand = add(actions, "export", _export, "write a workdir as other people's checkpoint")
+    hand.add_argument("--from", dest="source", required=True, help="workdir, or published weights")
+    hand.add_argument("--to", required=True, help="new folder")
+    hand.add_argument(
+        "--format", required=True, choices=("hf", "open_clip"), help="whose library loads it"
+    )
+    _add_tokenizer(hand)
+
+
+_EMBED = """\
+Embed pictures with the image tower of a model.
+
+  jaxclip embed --weights ViT-B-32.pt --images photos/ --to embeddings/
+  jaxclip embed --weights runs/mine --images 'cc12m/{00000..01242}.tar' --to embeddings/
+  jaxclip embed --weights runs/mine --images emoji:test_style --to embeddings/
+
+The folder gets, for every --shard_size pictures, embeddings_00000.npy (float32[n, D] of unit
+length) and ids_00000.jsonl, with bad_00000.jsonl for pictures that can't be decoded. Stopped at any
+time, the same command goes on with the shards that are missing. Several machines share the work
+with --part 0/4, --part 1/4, …
+"""
+
+_CLASSIFY = """\
+Say what pictures show, by names alone.
+
+  jaxclip classify --weights ViT-B-32.pt --images photos/ --classes 'cat,dog,car'
+
+Prints a line a picture: its id and its likeliest classes with their probabilities.
+"""
+
+_SEARCH = """\
+Find the pictures that a text describes best.
+
+  jaxclip search --weights ViT-B-32.pt --images photos/ 'a red car in the snow'
+  jaxclip search --weights ViT-B-32.pt --embeddings embeddings/ 'a red car in the snow'
+
+Prints a line a picture: cosine and id, best first.
+"""
+
+
+def add_use(commands: Any, add: AddCommand) -> None:
+    """Add ``jaxclip embed``, ``classify`` and ``search``."""
+    parser = add(commands, "embed", _use("embed"), "embed pictures", description=_EMBED)
+    _add_model(parser)
+    parser.add_argument("--images", required=True, help="folder, tars, or data set with :split")
+    parser.add_argument("--to", required=True, help="folder of the embeddings")
+    parser.add_argument("--shard_size", type=int, default=16_384, help="pictures of a file")
+    parser.add_argument("--part", default="0/1", help="do every n-th file from the i-th: i/n")
+    parser = add(commands, "classify", _use("classify"), "say what pictures show",
+                 description=_CLASSIFY)  # fmt: skip
+    _add_model(parser)
+    _add_pictures(parser)
+    parser.add_argument("--classes", required=True, help="names, with commas between")
+    parser.add_argument(
+        "--templates", default="photo", help="a set of templates, a file, or 'a photo of a {}.'"
+    )
+    parser.add_argument("--top", type=int, default=1, help="classes shown of each picture")
+    parser = add(commands, "search", _use("search"), "find pictures by a text",
+                 description=_SEARCH)  # fmt: skip
+    _add_model(parser)
+    _add_pictures(parser)
+    parser.add_argument("text", help="what to look for")
+    parser.add_argument("--top", type=int, default=10, help="pictures shown")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", required=True, help="workdir, or published weights")
+    parser.add_argument("--batch_size", type=int, default=128)
+    _add_tokenizer(parser)
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", help="folder, tars, or data set with :split")
+    parser.add_argument("--embeddings", help="folder of `jaxclip embed`, in place of --images")
+
+
+def _use(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from jaxclip.inference import command
+
+        try:
+            return getattr(command, f"run_{name}")(args)
+        except KeyboardInterrupt:
+            print("jaxclip: interrupted", file=sys.stderr)
+            return 130
+
+    return run
+
+
+def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tokenizer", default="", help="file or folder of the vocabulary, if none came with them"
+    )
+
+
+def _info(args: argparse.Namespace) -> int:
+    from jaxclip.inference import convert
+
+    print(convert.describe(args.path))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from jaxclip.inference import convert
+
+    print(convert.import_weights(args.source, args.to, tokenizer_path=args.tokenizer))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from jaxclip.inference import convert
+
+    print(
+        convert.export_weights(
+            args.source, args.to, form=args.format, tokenizer_path=args.tokenizer
+        )
+    )
+    return 0

@@ -1,0 +1,83 @@
+"""``jaxclip embed``, ``classify`` and ``search``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from jaxclip.inference import embed, search
+from jaxclip.inference.model import Model, load
+from jaxclip.inference.pictures import open_pictures
+
+logger = logging.getLogger("jaxclip")
+
+
+def run_embed(args: argparse.Namespace) -> int:
+    """Embed pictures into a folder."""
+    summary = embed.embed_images(
+        _model(args),
+        open_pictures(args.images),
+        args.to,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        part=_part(args.part),
+        report=logger.info,
+    )
+    bad = "".join(f", {count} {reason}" for reason, count in sorted(summary.bad.items()))
+    before = f", {summary.before} were there already" if summary.before else ""
+    print(f"{args.to}: {summary.embedded} pictures embedded{before}{bad}")
+    return 0
+
+
+def run_search(args: argparse.Namespace) -> int:
+    """Print the pictures that a text describes best."""
+    model = _model(args)
+    ids, embeddings = _embeddings(args, model)
+    for hit in search.search(model, args.text, ids, embeddings, top=args.top):
+        print(f"{hit.score:.4f}\t{hit.id}")
+    return 0
+
+
+def run_classify(args: argparse.Namespace) -> int:
+    """Print the likeliest class of each picture."""
+    model = _model(args)
+    names = [name.strip() for name in args.classes.split(",") if name.strip()]
+    ids, embeddings = _embeddings(args, model)
+    found = search.class_probabilities(model, names, embeddings, templates=args.templates)
+    for identity, row in zip(ids, found, strict=True):
+        best = np.argsort(-row, kind="stable")[: args.top]
+        print("\t".join([identity, *(f"{names[i]} {row[i]:.4f}" for i in best)]))
+    return 0
+
+
+def _model(args: argparse.Namespace) -> Model:
+    tokenizer: dict[str, Any] = {"path": args.tokenizer} if args.tokenizer else {}
+    return load(args.weights, tokenizer=tokenizer)
+
+
+def _embeddings(args: argparse.Namespace, model: Model) -> tuple[list[str], np.ndarray]:
+    """Of ``--embeddings``, checked against the weights, or of ``--images``, made now."""
+    if bool(args.images) == bool(args.embeddings):
+        raise ValueError("name either --images or --embeddings")
+    if args.embeddings:
+        embed.check_weights(args.embeddings, model)
+        return embed.read_embeddings(args.embeddings)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = embed.embed_images(
+            model, open_pictures(args.images), folder, batch_size=args.batch_size
+        )
+        for reason, count in summary.bad.items():
+            logger.warning("%d pictures were left out: %s", count, reason)
+        return embed.read_embeddings(pathlib.Path(folder))
+
+
+def _part(text: str) -> tuple[int, int]:
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdigit() and count.isdigit()):
+        raise ValueError(f"--part {text!r} is not of the form 0/4")
+    return int(first), int(count)

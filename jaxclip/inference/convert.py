@@ -1,0 +1,129 @@
+"""Weights between other people's files and workdirs: look at them, bring them in, hand them out."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip import config as config_lib
+from jaxclip.inference.model import preprocess_of
+from jaxclip.train import init_from, towers
+from jaxclip.train import workdir as workdir_lib
+from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.weights import export
+from jaxclip.weights.checkpoint import open_checkpoint
+
+
+def describe(path: str | os.PathLike[str]) -> str:
+    """What weights are, for a person: family, architecture, tensors, preprocessing.
+
+    Raises:
+      ValueError: neither published weights nor a workdir.
+    """
+    folder = pathlib.Path(path).expanduser()
+    if init_from.is_run(folder):
+        source = init_from.open_source(folder, "the path")
+        shapes = jax.eval_shape(towers.build_model(source.config).init, jax.random.key(0))
+        leaves = jax.tree.leaves(shapes)
+        family, sizes = "workdir of a run", towers.model_sizes(source.config)
+        preprocess = preprocess_of(source.config)
+        kinds = Counter(str(leaf.dtype) for leaf in leaves)
+        total = sum(leaf.size for leaf in leaves)
+    else:
+        opened = open_checkpoint(folder)
+        family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess
+        used = [opened.tensors[entry.theirs] for entry in opened.entries]
+        kinds = Counter(str(tensor.dtype) for tensor in used)
+        total = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in used)
+    image, text = sizes.image, sizes.text
+    lines = {
+        "family": family,
+        "parameters": f"{total:,} in {kinds.total()} tensors "
+        f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})",
+        "image": f"{image.image_size} px in patches of {image.patch_size}, width {image.width}, "
+        f"depth {image.depth}, {image.num_heads} heads, MLP {image.mlp_dim}, pool {image.pool}, "
+        f"{image.activation}",
+        "text": f"{text.vocab_size:,} tokens, length {text.context_length}, width {text.width}, "
+        f"depth {text.depth}, {text.num_heads} heads, MLP {text.mlp_dim}, pool {text.pool}, "
+        f"{text.activation}",
+        "embedding": f"{sizes.embed_dim}",
+        "pictures": f"{preprocess.image_ops}, mean {_numbers(preprocess.image_mean)}, "
+        f"std {_numbers(preprocess.image_std)}",
+        "tokenizer": ", ".join(f"{k}={v}" for k, v in preprocess.tokenizer.items() if v != ""),
+    }
+    return "\n".join(f"{name:<11} {line}" for name, line in lines.items())
+
+
+def import_weights(
+    source: str | os.PathLike[str], to: str | os.PathLike[str], *, tokenizer_path: str = ""
+) -> str:
+    """Write published weights as a workdir with one checkpoint, of step 0.
+
+    ``init_from``, ``jaxclip eval`` and :func:`jaxclip.load` take it like that of a run.
+
+    Args:
+      source: published weights.
+      to: a new folder, or an empty one.
+      tokenizer_path: of the vocabulary, if the weights came without.
+
+    Returns:
+      What was done, in one line.
+
+    Raises:
+      ValueError: they are no published weights, or the folder holds something.
+    """
+    target = pathlib.Path(to).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--to {target} is there already: nothing is overwritten")
+    if init_from.is_run(pathlib.Path(source)):
+        raise ValueError(f"--from {os.fspath(source)} is a workdir already")
+    found = init_from.open_source(source, "--from")
+    config = found.config
+    if tokenizer_path:
+        path = str(pathlib.Path(tokenizer_path).expanduser().absolute())
+        config = {**config, "tokenizer": {**config["tokenizer"], "path": path}}
+    params = found.read(None)
+    target.mkdir(parents=True, exist_ok=True)
+    with Checkpointer(target / workdir_lib.CHECKPOINTS) as checkpointer:
+        checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
+        checkpointer.wait()
+    # Last, for it makes the folder a workdir.
+    config_lib.save(config, target / workdir_lib.CONFIG_FILE)
+    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+    return f"{target}: {count:,} parameters of {os.fspath(source)}, as a workdir"
+
+
+def export_weights(
+    source: str | os.PathLike[str], to: str | os.PathLike[str], *, form: str, tokenizer_path: str
+) -> str:
+    """Write a workdir's parameters, or published weights, as other people's checkpoint.
+
+    Args:
+      source: a workdir (its averaged parameters, where it keeps them) or published weights.
+      to: a new folder, or an empty one.
+      form: ``"hf"`` or ``"open_clip"``.
+      tokenizer_path: of the vocabulary, if the configuration has none; empty for none.
+
+    Returns:
+      What was done, in one line.
+
+    Raises:
+      ValueError: as :func:`jaxclip.weights.export.export_checkpoint`.
+    """
+    found = init_from.open_source(source, "--from")
+    sizes, preprocess = towers.model_sizes(found.config), preprocess_of(found.config)
+    if tokenizer_path:
+        tokenizer: dict[str, Any] = {**preprocess.tokenizer, "path": tokenizer_path}
+        preprocess = preprocess._replace(tokenizer=tokenizer)
+    family = export.family_of(sizes, form)
+    files = export.export_checkpoint(found.read(None), sizes, family, to, preprocess)
+    return f"{os.fspath(to)}: {family} ({', '.join(files)})"
+
+
+def _numbers(values: Any) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

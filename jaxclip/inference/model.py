@@ -1,0 +1,230 @@
+"""A model ready for use: parameters, preprocessing, tokenizer and both encoders."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip import config as config_lib
+from jaxclip import models
+from jaxclip.config import Config
+from jaxclip.data import decode, image_chain
+from jaxclip.data.record import BadRecord
+from jaxclip.models import presets
+from jaxclip.registry import hint
+from jaxclip.train import init_from, towers
+from jaxclip.weights.families._base import Preprocess
+
+logger = logging.getLogger("jaxclip")
+
+Params = Any
+Picture = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A CLIP model with its inputs' preparation.
+
+    The encoders are pure functions of arrays: call them under ``jax.jit``, ``jax.grad`` and
+    ``jax.vmap``, with the model's own parameters or with ``params=``.
+
+    Attributes:
+      path: where it is from.
+      params: the tree of :meth:`jaxclip.models.CLIP.init`.
+      config: the resolved configuration that it belongs to.
+      towers: both encoders with normalisation.
+    """
+
+    path: str
+    params: Params
+    config: Config
+    towers: towers.ModelTowers
+
+    def __repr__(self) -> str:
+        image, text = self.sizes.image, self.sizes.text
+        return (
+            f"Model({self.path!r}: {image.image_size} px, text of {text.context_length} tokens, "
+            f"embeddings of {self.sizes.embed_dim})"
+        )
+
+    @property
+    def sizes(self) -> models.CLIPConfig:
+        """The architecture."""
+        return self.towers.sizes
+
+    @property
+    def inputs(self) -> Preprocess:
+        """How images and texts become input."""
+        return preprocess_of(self.config)
+
+    def preprocess(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+        """Pictures as the model sees them.
+
+        Args:
+          images: a path, a ``PIL.Image`` or an array uint8[H, W, 3], or a list of them.
+
+        Returns:
+          uint8[B, S, S, 3]; B = 1 for one picture.
+
+        Raises:
+          ValueError: no picture, or one that can't be decoded.
+          FileNotFoundError: there is no such file.
+        """
+        if not isinstance(images, (list, tuple)):
+            images = [images]
+        size = self.sizes.image.image_size
+        if not images:
+            return np.zeros((0, size, size, 3), np.uint8)
+        return self._resized([to_pixels(image) for image in images])
+
+    def prepare(self, data: bytes) -> np.ndarray | BadRecord:
+        """uint8[S, S, 3] of an encoded picture, or what is wrong with it."""
+        decoded = decode.decode(data)
+        return (
+            decoded if isinstance(decoded, BadRecord) else self._resized([np.asarray(decoded)])[0]
+        )
+
+    def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
+        """int32[B, L], the tokens of texts.
+
+        Raises:
+          ValueError: the weights came without their tokenizer; the message says what to give.
+        """
+        return np.asarray(self._tokenizer([texts] if isinstance(texts, str) else list(texts)))
+
+    def encode_image(self, images: jax.Array, *, params: Params = None) -> jax.Array:
+        """float32[B, D] of unit length, of uint8[B, S, S, 3]."""
+        return self._image(self.params if params is None else params, jnp.asarray(images))
+
+    def encode_text(self, tokens: jax.Array, *, params: Params = None) -> jax.Array:
+        """float32[B, D] of unit length, of int32[B, L]."""
+        return self._text(self.params if params is None else params, jnp.asarray(tokens))
+
+    def logits(self, images: jax.Array, tokens: jax.Array, *, params: Params = None) -> jax.Array:
+        """float32[B, M]: every image against every text, scaled as in training.
+
+        The softmax of a row is a zero-shot classifier's probabilities; of SigLIP models the sigmoid
+        is the probability of a pair.
+        """
+        params = self.params if params is None else params
+        image = self.encode_image(images, params=params)
+        text = self.encode_text(tokens, params=params)
+        return jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
+
+    def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
+        draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)
+        return np.asarray(self._chain(arrays, draws))
+
+    @functools.cached_property
+    def _image(self) -> Callable[[Params, jax.Array], jax.Array]:
+        return jax.jit(lambda params, x: self.towers.encode(params, "image", x))
+
+    @functools.cached_property
+    def _text(self) -> Callable[[Params, jax.Array], jax.Array]:
+        return jax.jit(lambda params, x: self.towers.encode(params, "text", x))
+
+    @functools.cached_property
+    def _chain(self) -> image_chain.Chain:
+        return image_chain.build(self.config["data"]["eval_image_ops"], self.sizes.image.image_size)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        from jaxclip.data import tokenizers
+
+        try:
+            return tokenizers.load(self.config["tokenizer"])
+        except ValueError as error:
+            raise ValueError(
+                f"the tokenizer of {self.path} can't be made: {error}; give it to load, such as "
+                "jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
+            ) from error
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    tokenizer: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+) -> Model:
+    """Open a model.
+
+    Args:
+      source: a workdir (its averaged parameters, where it keeps them), published weights (a file or
+        folder of any family of :mod:`jaxclip.weights.families`), or the name of a preset, whose
+        parameters are random.
+      tokenizer: laid over the section ``tokenizer`` of its configuration.
+      dtype: compute dtype of the encoders; parameters and embeddings are float32.
+
+    Raises:
+      ValueError: nothing of that name; the message names the nearest preset.
+    """
+    path = os.fspath(source)
+    exists = pathlib.Path(path).expanduser().exists()
+    if exists:
+        found = init_from.open_source(path, "the path")
+        config, params = found.config, jax.tree.map(jnp.asarray, found.read(None))
+    elif path in presets.names():
+        config = config_lib.resolve({"model": {"preset": path}, **_sized(presets.get(path))})
+        logger.warning("%s is a preset: its parameters are random", path)
+        params = towers.build_model(config).init(jax.random.key(0))
+    else:
+        raise ValueError(
+            f"{path!r} is neither a workdir, published weights nor a preset"
+            f"{hint(path, presets.names())}"
+        )
+    if tokenizer:
+        config = {**config, "tokenizer": {**config["tokenizer"], **tokenizer}}
+    config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
+    return Model(path, params, config, towers.from_config(config, towers.build_model(config)))
+
+
+def preprocess_of(config: Config) -> Preprocess:
+    """How the inputs of a configuration's model are made."""
+    data = config["data"]
+    ops = data["eval_image_ops"]
+    chain = ops if isinstance(ops, str) else "|".join(map(str, ops))
+    return Preprocess(data["image_mean"], data["image_std"], chain, config["tokenizer"])
+
+
+def to_pixels(image: Picture) -> np.ndarray:
+    """uint8[H, W, 3] of a path, encoded bytes, a ``PIL.Image`` or an array.
+
+    Raises:
+      ValueError: it is no picture; FileNotFoundError: no such file.
+    """
+    if isinstance(image, (np.ndarray, jax.Array)):
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"an array of a picture is uint8[H, W, 3], not {image.dtype}"
+                             f"{list(image.shape)}")  # fmt: skip
+        return np.asarray(image)
+    name = ""
+    if isinstance(image, (str, os.PathLike)):
+        name, image = os.fspath(image), pathlib.Path(image).expanduser().read_bytes()
+    if isinstance(image, bytes):
+        decoded = decode.decode(image)
+    elif hasattr(image, "convert") and hasattr(image, "size"):
+        decoded = decode.to_rgb(image)
+    else:
+        raise ValueError(
+            f"{type(image).__name__} is no picture: give a path, a PIL image, an array"
+        )
+    if isinstance(decoded, BadRecord):
+        raise ValueError(f"{name or 'the picture'} can't be decoded: {decoded.reason} "
+                         f"{decoded.detail}".rstrip())  # fmt: skip
+    return np.asarray(decoded)
+
+
+def _sized(sizes: models.CLIPConfig) -> dict[str, Any]:
+    return {
+        "data": {"image_size": sizes.image.image_size},
+        "tokenizer": {"context_length": sizes.text.context_length},
+    }

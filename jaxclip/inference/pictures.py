@@ -1,0 +1,95 @@
+"""Pictures to embed, from a folder, tars or a data set: counted, and read by number."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxclip.data import sources
+from jaxclip.data.record import BadRecord, Record
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+class Pictures(NamedTuple):
+    """Encoded pictures in a fixed order.
+
+    Attributes:
+      name: as asked for.
+      count: how many.
+      read: number -> ``(id, bytes)``, or ``(id, BadRecord)``; safe to call from many threads.
+    """
+
+    name: str
+    count: int
+    read: Callable[[int], tuple[str, bytes | BadRecord]]
+
+
+def open_pictures(name: str | os.PathLike[str]) -> Pictures:
+    """Open pictures.
+
+    Args:
+      name: a folder with picture files (searched to the bottom; ids are paths in it), tars
+        (``"x-{000..009}.tar"``, a WebDataset), or a data set with a split (``"emoji:test_style"``,
+        ``"/data/coco/1.0.0:val"``); without one, all of a data set's splits one after the other.
+
+    Raises:
+      FileNotFoundError: there is nothing of that name.
+      ValueError: a folder without pictures, or an unknown split.
+    """
+    text = os.fspath(name)
+    folder = pathlib.Path(text).expanduser()
+    if text.endswith(".tar") or text.startswith("webdataset:"):
+        pattern = text if text.startswith("webdataset:") else f"webdataset:{text}"
+        return _of_data_set(text, pattern, None)
+    if folder.is_dir() and not (folder / "dataset_info.json").is_file():
+        return _of_folder(text, folder)
+    if folder.is_dir() or ":" not in text:
+        return _of_data_set(text, text, None)
+    data, _, split = text.rpartition(":")
+    return _of_data_set(text, data, split)
+
+
+def _of_folder(name: str, folder: pathlib.Path) -> Pictures:
+    files = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in ENDINGS and path.is_file()
+    )
+    if not files:
+        tars = next(iter(sorted(folder.glob("*.tar"))), None)
+        more = f"; for its tars write --images '{folder}/*.tar'" if tars else ""
+        raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)}){more}")
+
+    def read(index: int) -> tuple[str, bytes | BadRecord]:
+        try:
+            return files[index], (folder / files[index]).read_bytes()
+        except OSError as error:
+            return files[index], BadRecord("missing_image", str(error))
+
+    return Pictures(name, len(files), read)
+
+
+def _of_data_set(name: str, data: str, split: str | None) -> Pictures:
+    dataset = sources.open(data)
+    splits: Sequence[str] = [split] if split else list(dataset.splits)
+    opened = [(each, dataset.source(each)) for each in splits]
+    total = sum(len(source) for _, source in opened)
+    if not total:
+        raise ValueError(f"{name} holds no pictures")
+
+    starts = np.cumsum([0, *(len(source) for _, source in opened)])
+
+    def read(index: int) -> tuple[str, bytes | BadRecord]:
+        which = int(np.searchsorted(starts, index, side="right")) - 1
+        each, source = opened[which]
+        row = index - int(starts[which])
+        record = source.picture(row)
+        identity = ("" if split else f"{each}/") + (record.key or str(row))
+        return identity, record.image if isinstance(record, Record) else record
+
+    return Pictures(name, total, read)

@@ -1,0 +1,164 @@
+"""Write our parameters as other people's checkpoints."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip import models, storage
+from jaxclip.models.presets import CLIPConfig
+from jaxclip.weights import mapping, tokenizer_files
+from jaxclip.weights.families import FAMILIES, Checkpoint, Family
+from jaxclip.weights.families._base import Preprocess
+from jaxclip.weights.families._layouts import check_layout, fields
+
+# What a run keeps beside the two towers.
+_NOT_OURS = ("objective",)
+FORMATS = ("hf", "open_clip")
+
+
+def exporting() -> list[str]:
+    """Names of the families that can be written."""
+    return [name for name in FAMILIES.names() if FAMILIES.get(name).weights_file]
+
+
+def family_of(sizes: CLIPConfig, form: str) -> str:
+    """The family that a format has for an architecture: CLIP's, or SigLIP's with a MAP head.
+
+    Raises:
+      ValueError: an unknown format.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
+    siglip = sizes.image.pool == "map" or sizes.logit_bias_init is not None
+    clip = {"hf": "hf_clip", "open_clip": "open_clip"}
+    return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
+
+
+def export_checkpoint(
+    params: Any,
+    sizes: CLIPConfig,
+    family: str,
+    folder: str | os.PathLike[str],
+    preprocess: Preprocess,
+) -> list[str]:
+    """Write a model as a folder that its family's own library loads.
+
+    Args:
+      params: the tree of :meth:`jaxclip.models.CLIP.init`, arrays on any devices; what objectives
+        keep in it is left out.
+      sizes: its architecture.
+      family: one of :func:`exporting`.
+      folder: a new folder, or an empty one. It appears whole or not at all.
+      preprocess: how its inputs are made; the tokenizer's files are written where there are any.
+
+    Returns:
+      Names of the files.
+
+    Raises:
+      ValueError: the folder holds something; the family can't express the architecture or the
+        preprocessing (names the field); a parameter is missing, or of another shape.
+    """
+    target = pathlib.Path(folder).expanduser().absolute()
+    _check_free(target)
+    cls = FAMILIES.get(family)
+    if not cls.weights_file:
+        raise ValueError(f"{family} is only read; written are {', '.join(exporting())}")
+    check_layout(sizes, cls.layout or {}, family)
+    ids = tokenizer_files.special_ids(preprocess.tokenizer, sizes)
+    files = cls.config_files(sizes, preprocess, ids)
+    ours = _checked(params, sizes)
+    entries = cls.entries(sizes)
+    _check_read_back(sizes, family, cls, entries, files)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write_tensors(temporary / cls.weights_file, entries, ours)
+        for name, content in files.items():
+            storage.write_json(temporary / name, content)
+        tokenizer_files.write(preprocess.tokenizer, temporary, family)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return sorted(file.name for file in target.iterdir())
+
+
+def _check_free(target: pathlib.Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        there = sorted(f.name for f in target.iterdir())[:3] if target.is_dir() else ["a file"]
+        raise ValueError(
+            f"{target} is there already ({', '.join(there)}): nothing is overwritten; name a new "
+            "folder"
+        )
+
+
+def _checked(params: Any, sizes: CLIPConfig) -> dict[str, Any]:
+    """Parameters by path, of the towers alone, with the shapes that the architecture has."""
+    towers = {key: value for key, value in params.items() if key not in _NOT_OURS}
+    ours = _by_path(towers)
+    expected = _by_path(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))
+    for path, leaf in expected.items():
+        if path not in ours or tuple(ours[path].shape) != leaf.shape:
+            found = list(ours[path].shape) if path in ours else "missing"
+            raise ValueError(f"parameter {path} is {found}, but the model has {list(leaf.shape)}")
+    extra = [path for path in ours if path not in expected]
+    if extra:
+        raise ValueError(f"the model has no parameter {extra[0]} (nor {len(extra) - 1} more)")
+    return ours
+
+
+def _check_read_back(
+    sizes: CLIPConfig,
+    family: str,
+    cls: type[Family],
+    entries: Sequence[mapping.Entry],
+    files: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuse what would be read as another architecture than it is."""
+    shapes = {
+        path: leaf.shape
+        for path, leaf in _by_path(
+            jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+        ).items()
+    }
+    views = {path: np.broadcast_to(np.zeros((), np.uint8), s) for path, s in shapes.items()}
+    theirs = {
+        entry.theirs: np.shape(entry.layout.to_theirs([views[path] for path in entry.ours]))
+        for entry in entries
+    }
+    config = next(content for name, content in files.items() if name.endswith("config.json"))
+    read = fields(cls.sizes(Checkpoint("the export", theirs, config)))
+    for key, value in fields(sizes).items():
+        if read.get(key) != value:
+            raise ValueError(
+                f"model.{key}={value!r} can't be expressed by {family}, which would make it "
+                f"{read.get(key)!r}"
+            )
+
+
+def _write_tensors(
+    path: pathlib.Path, entries: Sequence[mapping.Entry], ours: Mapping[str, Any]
+) -> None:
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError(
+            "safetensors files need the extra 'weights', in a clone of jaxclip: "
+            "pip install '.[weights]'"
+        ) from error
+    save_file(dict(mapping.to_theirs(entries, ours)), path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}

@@ -1,0 +1,172 @@
+"""What other people's formats can express: fixed choices, and preprocessing in their words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxclip.models.presets import CLIPConfig
+from jaxclip.weights.families._base import Preprocess
+
+# Fields that a family fixes. What is not here is in its tensors' shapes or its configuration.
+_COMMON = {
+    "image.stem": "patch",
+    "image.positions": "learned",
+    "image.num_registers": 0,
+}
+CLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
+    "image.pool": "cls",
+    "image.pre_norm": True,
+    "image.patch_bias": False,
+    "image.projection": "linear",
+    "text.causal": True,
+    "text.pool": "last",
+    "text.projection": "linear",
+}
+SIGLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
+    "image.pool": "map",
+    "image.pre_norm": False,
+    "image.patch_bias": True,
+    "image.projection": "none",
+    "text.causal": False,
+    "text.pool": "final",
+    "text.mask_padding": False,
+    "text.projection": "linear_bias",
+}
+# What is of training alone, or says how parameters began.
+_NOT_COMPARED = (
+    "image.dropout", "image.patch_dropout", "image.first_layer", "image.tract_lambda",
+    "image.stem_depth", "text.dropout", "logit_scale_init", "logit_bias_init",
+)  # fmt: skip
+
+
+def fields(sizes: CLIPConfig) -> dict[str, Any]:
+    """An architecture as ``{"image.width": 768, …}``, without what an output does not depend on."""
+    flat: dict[str, Any] = {}
+    for key, value in sizes.to_dict().items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    if flat["text.causal"]:  # padding stands behind the token that is read
+        del flat["text.mask_padding"]
+    return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
+
+
+def check_layout(sizes: CLIPConfig, layout: Mapping[str, Any], family: str) -> None:
+    """Refuse an architecture that a family has no words for.
+
+    Raises:
+      ValueError: names the field, its value and the family's.
+    """
+    ours = fields(sizes)
+    for key, value in layout.items():
+        if ours.get(key, value) != value:
+            raise ValueError(
+                f"model.{key}={ours[key]!r} can't be expressed by {family}, which has {value!r}"
+            )
+    has_bias = sizes.logit_bias_init is not None
+    if has_bias != (layout is SIGLIP_LAYOUT):
+        word = "without" if has_bias else "with"
+        raise ValueError(
+            f"model.logit_bias_init={sizes.logit_bias_init} can't be expressed by {family}, whose "
+            f"models are {word} a logit_bias"
+        )
+
+
+def resize_ops(mode: str, method: str = "bicubic") -> str:
+    """The chain of ops of a mode, ``"shortest"`` (and centre crop) or ``"squash"``."""
+    argument = "" if method == "bicubic" else f"(method='{method}')"
+    return f"resize_small{argument}|center_crop" if mode == "shortest" else f"resize{argument}"
+
+
+def resizing(preprocess: Preprocess) -> tuple[str, str]:
+    """``(mode, method)`` of a chain of ops: mode ``"shortest"`` (and centre crop) or ``"squash"``.
+
+    Raises:
+      ValueError: a chain that other people's formats have no words for.
+    """
+    chain = str(preprocess.image_ops).replace(" ", "") or "resize"
+    found = re.fullmatch(
+        r"(resize|resize_small)(?:\((?:method=)?['\"]?(\w+)['\"]?\))?(\|center_crop)?", chain
+    )
+    if not found or (found[1] == "resize_small") != bool(found[3]):
+        raise ValueError(
+            f"data.eval_image_ops={preprocess.image_ops!r} can't be expressed by other people's "
+            "preprocessing; use 'resize' or 'resize_small|center_crop', with a method or without"
+        )
+    return ("shortest" if found[3] else "squash"), found[2] or "bicubic"
+
+
+def hf_preprocessor(preprocess: Preprocess, image_size: int, kind: str) -> dict[str, Any]:
+    """``preprocessor_config.json`` of ``transformers``.
+
+    Args:
+      preprocess: ours.
+      image_size: side of the images that the tower sees.
+      kind: ``"CLIP"`` or ``"Siglip"``.
+    """
+    mode, method = resizing(preprocess)
+    square = {"height": image_size, "width": image_size}
+    content: dict[str, Any] = {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": image_size} if mode == "shortest" else square,
+        "resample": {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}[method],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [float(x) for x in preprocess.image_mean],
+        "image_std": [float(x) for x in preprocess.image_std],
+        "do_convert_rgb": True,
+    }
+    if kind == "CLIP":
+        content |= {"do_center_crop": mode == "shortest", "crop_size": square}
+    elif mode == "shortest":
+        raise ValueError(
+            f"data.eval_image_ops={preprocess.image_ops!r} can't be expressed by hf_siglip, whose "
+            "images are resized without a crop; use 'resize'"
+        )
+    return content
+
+
+def hf_image_ops(given: Mapping[str, Any], default: str) -> str:
+    """The chain of ops of a ``preprocessor_config.json``; ``default`` where it says nothing.
+
+    Raises:
+      ValueError: a way of resizing that we do not have.
+    """
+    if "size" not in given:
+        return default
+    methods = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    resample = given.get("resample", 3)
+    if resample not in methods:
+        raise ValueError(
+            f"resample={resample!r} of the checkpoint; known: {', '.join(map(str, methods))}"
+        )
+    size = given["size"]
+    # The oldest files say a number, which is that of the shorter side.
+    shortest = not isinstance(size, Mapping) or "shortest_edge" in size
+    if shortest == bool(given.get("do_center_crop", shortest)):
+        return resize_ops("shortest" if shortest else "squash", methods[resample])
+    return default
+
+
+def open_clip_preprocess(preprocess: Preprocess, image_size: int) -> dict[str, Any]:
+    """``preprocess_cfg`` of an ``open_clip_config.json``."""
+    mode, method = resizing(preprocess)
+    return {
+        "size": image_size,
+        "mode": "RGB",
+        "mean": [float(x) for x in preprocess.image_mean],
+        "std": [float(x) for x in preprocess.image_std],
+        "interpolation": method,
+        "resize_mode": mode,
+    }
+
+
+def ratio(hidden: int, width: int) -> float:
+    """``mlp_ratio`` of which ``int(width * ratio)`` is the hidden width."""
+    value = hidden / width
+    return value if int(width * value) == hidden else (hidden + 0.5) / width
