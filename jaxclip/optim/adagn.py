@@ -1,4 +1,4 @@
-"""AdaGN of Stable-SPAM, nearly GradientStabilizer: give each tensor the norm its averages say."""
+"""AdaGN of Stable-SPAM: give each tensor the norm its averages say."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def adagn(
     (Adam and its like) and makes small norms larger, too. This is step 2 of
     :func:`jaxclip.optim.stable_spam`.
 
-    GradientStabilizer is nearly the same rule: the norm of each tensor becomes mean over root mean
-    square of its past norms. It is version 3 of the arXiv number below, a paper of another title;
-    Stable-SPAM is version 2.
+    GradientStabilizer, version 3 of the arXiv number below, is nearly the same rule:
+    :func:`jaxclip.optim.gradient_stabilizer` says how they differ. Stable-SPAM is version 2.
 
     Norms above 1e17 enter the averages as 1e17, for their squares to stay in float32. A scalar
     becomes its sign times a number near one: exempt CLIP's ``logit_scale`` with ``optax.masked``
@@ -86,8 +85,7 @@ def adagn(
 
     References:
       Huang et al., `Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam
-      <https://arxiv.org/abs/2502.17055v2>`_, 2025. GradientStabilizer: `arXiv 2502.17055v3
-      <https://arxiv.org/abs/2502.17055v3>`_, 2026.
+      <https://arxiv.org/abs/2502.17055v2>`_, 2025.
     """
     _base.check_number("adagn.gamma1", gamma1, 0, below=1)
     _base.check_number("adagn.gamma2", gamma2, 0, below=1)

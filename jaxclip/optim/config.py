@@ -5,6 +5,9 @@ The order in the chain, from the gradient to the update::
     skip( sam( freeze( clip → optimizer (with schedule and masked weight decay) → update_clip
                        → learning-rate multipliers ) ) )
 
+With ``direction`` an optimizer is taken apart: direction → what that names → weight decay → learning
+rate.
+
 Whatever is not understood is an error that names the nearest thing that is.
 """
 
@@ -19,17 +22,22 @@ import optax
 
 from jaxclip.optim import _base, _sections
 from jaxclip.optim._schedule import learning_rate_schedule
+from jaxclip.optim.acclip import acclip
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
 from jaxclip.optim.adagn import adagn
+from jaxclip.optim.aggc import aggc
 from jaxclip.optim.autoclip import autoclip
+from jaxclip.optim.cautious import cautious
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
 from jaxclip.optim.clip_radagrad_d import clip_radagrad_d
+from jaxclip.optim.gradient_stabilizer import gradient_stabilizer
 from jaxclip.optim.groups import Group, group_of, read_groups, scale_updates
 from jaxclip.optim.median_clip import median_clip
 from jaxclip.optim.skip_nonfinite import skip_nonfinite
 from jaxclip.optim.skip_on_spike import skip_on_spike
 from jaxclip.optim.spam import spam
+from jaxclip.optim.spectra_clip import spectra_clip
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
@@ -43,19 +51,23 @@ CLIPPERS: dict[str, Factory] = {
     "adagc": adagc,
     "adagn": adagn,
     "agc": optax.adaptive_grad_clip,
+    "aggc": aggc,
     "autoclip": autoclip,
     "block_rms": optax.clip_by_block_rms,
     "clip_by_coordinate": clip_by_coordinate,
     "elementwise": optax.clip,
     "global_norm": optax.clip_by_global_norm,
+    "gradient_stabilizer": gradient_stabilizer,
     "median_clip": median_clip,
     "none": optax.identity,
+    "spectra_clip": spectra_clip,
     "zclip": zclip,
 }
 
 # Not all of optax's: only what takes a schedule, masks its weight decay if it has any, and needs no
 # more than gradients and parameters.
 OPTIMIZERS: dict[str, Factory] = {
+    "acclip": acclip,
     "adabelief": optax.adabelief,
     "adadelta": optax.adadelta,
     "adafactor": optax.adafactor,
@@ -66,6 +78,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamw": optax.adamw,
     "adan": optax.adan,
     "ademamix": optax.contrib.ademamix,
+    "adopt": optax.contrib.adopt,
     "amsgrad": optax.amsgrad,
     "clip_radagrad_d": clip_radagrad_d,
     "lamb": optax.lamb,
@@ -84,12 +97,41 @@ OPTIMIZERS: dict[str, Factory] = {
     "yogi": optax.yogi,
 }
 
+# Those which are a direction, then weight decay, then a learning rate: what `direction` works on.
+DIRECTIONS = (
+    "acclip",
+    "adabelief",
+    "adam",
+    "adamaxw",
+    "adamw",
+    "ademamix",
+    "adopt",
+    "amsgrad",
+    "lion",
+    "nadamw",
+    "radam",
+    "rmsprop",
+    "spam",
+    "stable_spam",
+    "yogi",
+)
+
 # Wrappers of all the rest, which leave out whole steps.
 SKIPS: dict[str, Factory] = {"nonfinite": skip_nonfinite, "spike": skip_on_spike}
 
 # Rules that measure a tensor against itself make nothing good of a scalar: its gradient passes
 # through zero, so its "norm" says little, and a threshold that has shrunk holds it still.
-_PER_TENSOR = ("adaclip", "adagc", "adagn", "agc", "block_rms", "clip_by_coordinate")
+_PER_TENSOR = (
+    "adaclip",
+    "adagc",
+    "adagn",
+    "agc",
+    "aggc",
+    "block_rms",
+    "clip_by_coordinate",
+    "gradient_stabilizer",
+    "spectra_clip",
+)
 EXEMPT = (r"(^|/)logit_(scale|bias)$",)
 
 # Gains, biases and the like by name, since layers that are scanned over stack them to matrices.
@@ -100,6 +142,7 @@ _SECTIONS = (
     "learning_rate",
     "schedule",
     "clip",
+    "direction",
     "update_clip",
     "freeze",
     "groups",
@@ -129,6 +172,8 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           of parameters that it does not see: by default ``logit_scale`` and ``logit_bias`` for
           the rules that look at each tensor, none for the others; ``exempt=[]`` exempts nothing.
         * ``update_clip``: the same after the optimizer, on the update itself.
+        * ``direction``: ``"cautious"`` (:func:`jaxclip.optim.cautious`), a clipper, or a list, for
+          the direction of an optimizer before weight decay and learning rate (:data:`DIRECTIONS`).
         * ``no_decay``: patterns of parameters without weight decay, beside all scalars and vectors;
           the default :data:`NO_DECAY` also names position embeddings and the stacked gains of
           scanned layers. (CLIP exempts "gains and biases"; open_clip decays position embeddings:
@@ -218,7 +263,8 @@ def _clipper(
     key: str, section: Any, used: list[tuple[str, str]]
 ) -> list[optax.GradientTransformation]:
     name, options = _sections.named(key, section)
-    factory = _sections.lookup(f"{key}.name", name, CLIPPERS)
+    known = {**CLIPPERS, "cautious": cautious} if key.startswith("optim.direction") else CLIPPERS
+    factory = _sections.lookup(f"{key}.name", name, known)
     given = options.pop("exempt", None)
     _sections.check_known(key, name, options, factory, extra=("exempt",))
     if name == "none":
@@ -256,7 +302,7 @@ def _optimizer(
     if "weight_decay" not in arguments and options.pop("weight_decay", 0):
         raise ValueError(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
-            f"decay; set it to 0, or use one that has: {', '.join(_decaying())}"
+            f"decay; set it to 0, or use one that has: {', '.join(decaying())}"
         )
     _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 
@@ -279,10 +325,44 @@ def _optimizer(
             options[mask] = decays
     if name == "muon":
         options["muon_weight_dimension_numbers"] = _muon_dimensions
-    return factory(learning_rate=learning_rate_schedule(config, total_steps), **options)
+    schedule = learning_rate_schedule(config, total_steps)
+    if config.get("direction") is not None:
+        return _taken_apart(name, schedule, options, config["direction"], used)
+    return factory(learning_rate=schedule, **options)
 
 
-def _decaying() -> list[str]:
+def _taken_apart(
+    name: str,
+    schedule: Callable[[Any], Any],
+    options: dict[str, Any],
+    sections: Any,
+    used: list[tuple[str, str]],
+) -> optax.GradientTransformation:
+    """An optimizer with what ``direction`` names between its direction and its weight decay."""
+    if name not in DIRECTIONS:
+        raise ValueError(
+            f"optim.direction: {name!r} can't be taken apart; use one of {', '.join(DIRECTIONS)}"
+        )
+    arguments = inspect.signature(OPTIMIZERS[name]).parameters
+    decay: list[optax.GradientTransformation] = []
+    if "weight_decay" in arguments:
+        rate = options.pop("weight_decay", arguments["weight_decay"].default)
+        decay = [optax.add_decayed_weights(rate, options.pop("mask"))]
+        options["weight_decay"] = 0.0
+    # Learning rates turn the sign: with -1 the direction is left.
+    tx = OPTIMIZERS[name](learning_rate=-1.0, **options)
+    for i, section in enumerate(sections if isinstance(sections, list) else [sections]):
+        key = f"optim.direction[{i}]" if isinstance(sections, list) else "optim.direction"
+        if _sections.named(key, section)[0] != "cautious":
+            tx = optax.chain(tx, *_clipper(key, section, used))
+            continue
+        _, settings = _sections.named(key, section)
+        _sections.check_known(key, "cautious", settings, cautious, hidden=("inner",))
+        tx = cautious(tx, **settings)
+    return optax.chain(tx, *decay, optax.scale_by_learning_rate(schedule))
+
+
+def decaying() -> list[str]:
     """Names of optimizers with decoupled weight decay."""
     return sorted(
         name for name, f in OPTIMIZERS.items() if "weight_decay" in inspect.signature(f).parameters

@@ -37,6 +37,7 @@ class Case:
         momentum or weight decay).
       skips_nonfinite: whether a step with a NaN leaves no trace but in the report and counts: the
         update is zero and later steps are as if it had not been.
+      largest_collective: elements that devices may exchange at once, tensors of 64 x 40 sharded.
       label: distinguishes cases of the same name.
     """
 
@@ -52,6 +53,7 @@ class Case:
     per_example: bool = False
     zero_in_zero_out: bool = True
     skips_nonfinite: bool = True
+    largest_collective: int = 128
     label: str = ""
 
     @property
@@ -113,6 +115,29 @@ CASES: tuple[Case, ...] = (
         scalars_per_tensor=2,
     ),
     Case(
+        "gradient_stabilizer",
+        {"gamma2": 0.9},
+        per_tensor=True,
+        inject={"gamma1": 0.5, "gamma2": 0.8},
+        scalars_per_tensor=3,
+    ),
+    Case(
+        "spectra_clip",
+        {"threshold": 0.3},
+        per_tensor=True,
+        inject={"threshold": 0.5},
+        static_args=("steps",),
+        largest_collective=64 * 40,
+    ),
+    Case(
+        "aggc",
+        {"low": 0.9, "groups": ("kernel",)},
+        per_tensor=True,
+        inject={"beta": 0.8, "high": 1.1},
+        static_args=("groups",),
+        scalars_per_tensor=2,
+    ),
+    Case(
         "spam",
         {
             "learning_rate": 1e-2,
@@ -155,6 +180,16 @@ CASES: tuple[Case, ...] = (
         static_args=("delay", "kind"),
         state_copies=1,
         label="tensor",
+    ),
+    Case(
+        "acclip",
+        {"learning_rate": 1e-2, "weight_decay": 0.1, "mu_dtype": "bfloat16"},
+        kind="optimizer",
+        per_tensor=True,
+        inject={"learning_rate": 2e-2, "b1": 0.8, "alpha": 1.5},
+        static_args=("mu_dtype",),
+        state_copies=2,
+        zero_in_zero_out=False,
     ),
     Case(
         "stable_adamw",
@@ -211,4 +246,11 @@ CASES: tuple[Case, ...] = (
 )
 
 # Documented like the others; tested with the optimizer they are a part of, or by themselves.
-PARTS = ("skip_nonfinite", "scale_by_spam", "scale_by_stable_adam", "scale_by_stable_spam")
+PARTS = (
+    "skip_nonfinite",
+    "cautious",
+    "scale_by_acclip",
+    "scale_by_spam",
+    "scale_by_stable_adam",
+    "scale_by_stable_spam",
+)
