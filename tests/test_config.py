@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclip import config as config_lib
+from jaxclip import config_check
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
