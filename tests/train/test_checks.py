@@ -39,8 +39,8 @@ MEANT = {
     ("optim.weight_decay", None),  # for an optimizer that has none
     ("data.languages", "no such thing"),  # refused by the data set
 }
-# Any text will do: a place that may not exist yet (or any more, once the run has begun), a name that
-# the data set has to know, or what is read with another teacher.kind alone.
+# Any text will do: a place that may not exist yet (or any more, once the run has begun), a name
+# that the data set has to know, or what is read with another teacher.kind alone.
 FREE_TEXT = (
     "compilation_cache_dir", "evaluate.gallery_split", "data.train_split", "data.name",
     "init_from", "teacher.path", "teacher.image_key", "teacher.text_key",
