@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from jaxclip.data.siglip_tokens import kind_of
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
 from jaxclip.weights.families._parts import HALF, count_blocks, square_grid
@@ -107,7 +108,7 @@ class OpenCLIPSigLIP(Family):
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
-        return read_preprocess(checkpoint.config, HALF, HALF, sizes, {"kind": "siglip"})
+        return read_preprocess(checkpoint.config, HALF, HALF, sizes, {"kind": kind_of(sizes.text.vocab_size)})
 
 
 def _timm_blocks(depth: int) -> Iterator[Entry]:
