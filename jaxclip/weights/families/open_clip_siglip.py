@@ -108,7 +108,9 @@ class OpenCLIPSigLIP(Family):
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
-        return read_preprocess(checkpoint.config, HALF, HALF, sizes, {"kind": kind_of(sizes.text.vocab_size)})
+        return read_preprocess(
+            checkpoint.config, HALF, HALF, sizes, {"kind": kind_of(sizes.text.vocab_size)}
+        )
 
 
 def _timm_blocks(depth: int) -> Iterator[Entry]:
