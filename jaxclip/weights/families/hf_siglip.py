@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jaxclip.data.siglip_tokens import kind_of
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
 from jaxclip.weights.families._parts import (
@@ -125,7 +124,7 @@ class HFSigLIP(Family):
             given.get("image_mean", HALF),
             given.get("image_std", HALF),
             "resize",
-            {"kind": kind_of(sizes.text.vocab_size), "context_length": sizes.text.context_length},
+            {"kind": "siglip", "context_length": sizes.text.context_length},
         )
 
 
