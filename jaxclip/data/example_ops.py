@@ -1,7 +1,8 @@
 """Image ops on one Pillow image of any size: resizes, crops and rotations.
 
 Interpolation is Pillow's, with antialiasing, so evaluation sees the same pixels as the
-preprocessing of the published CLIP models (``resize_small`` bicubic, then ``center_crop``).
+preprocessing of published models: ``resize_small|center_crop`` (CLIP), ``resize`` (SigLIP), or
+``resize_longest|pad(fill=0)``.
 """
 
 from __future__ import annotations
@@ -53,40 +54,51 @@ def _shift(size: Size, offset: tuple[float, float]) -> tuple[Size, np.ndarray]:
     return size, np.array([[1.0, 0.0, offset[0]], [0.0, 1.0, offset[1]]])
 
 
+def _scaled(size_after: Callable[[Size], Size], method: str) -> Moving:
+    """Scale the whole image to a size that depends on its own."""
+    resample = _method(method)
+
+    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
+        shape = size_after(image.size)
+        return image if shape == image.size else image.resize(shape, resample)
+
+    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
+        return size_after(size), _cut_and_scale((0, 0, *size), size_after(size))
+
+    return Moving(apply, where)
+
+
 @register("resize", level="example", keeps_square=True)
 def resize(size: int | None = None, method: str = "bicubic") -> Moving:
     """Stretch to ``size`` x ``size``."""
     side = _side(size)
-    resample = _method(method)
-
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        return image if image.size == (side, side) else image.resize((side, side), resample)
-
-    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
-        return (side, side), _cut_and_scale((0, 0, *size), (side, side))
-
-    return Moving(apply, where)
+    return _scaled(lambda _: (side, side), method)
 
 
 @register("resize_small", level="example", keeps_square=True)
 def resize_small(size: int | None = None, method: str = "bicubic") -> Moving:
     """Scale so that the shorter side becomes ``size``, keeping the aspect ratio."""
     side = _side(size)
-    resample = _method(method)
 
-    def scaled(size: Size) -> Size:
+    def size_after(size: Size) -> Size:
         short = min(size)
         # The longer side is rounded down, as torchvision does it.
         return side * size[0] // short, side * size[1] // short
 
-    def apply(image: Image.Image, u: np.ndarray) -> Image.Image:
-        shape = scaled(image.size)
-        return image if shape == image.size else image.resize(shape, resample)
+    return _scaled(size_after, method)
 
-    def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
-        return scaled(size), _cut_and_scale((0, 0, *size), scaled(size))
 
-    return Moving(apply, where)
+@register("resize_longest", level="example", keeps_square=True)
+def resize_longest(size: int | None = None, method: str = "bicubic") -> Moving:
+    """Scale so that the longer side becomes ``size``, keeping the aspect ratio."""
+    side = _side(size)
+
+    def size_after(size: Size) -> Size:
+        # The shorter side is rounded, halves to even, as open_clip does it.
+        ratio = max(size[0] / side, size[1] / side)
+        return max(1, round(size[0] / ratio)), max(1, round(size[1] / ratio))
+
+    return _scaled(size_after, method)
 
 
 @register("pad", level="example", keeps_square=True)
@@ -127,13 +139,19 @@ def _crop(side: int, corner: Callable[[Size, np.ndarray], tuple[int, int]]) -> M
 
 
 @register("center_crop", level="example", keeps_square=True)
-def center_crop(size: int | None = None) -> Moving:
-    """Cut out the central ``size`` x ``size`` pixels (all there is where the image is smaller)."""
+def center_crop(size: int | None = None, rounding: str = "even") -> Moving:
+    """Cut out the central ``size`` x ``size`` pixels (all there is where the image is smaller).
+
+    Where an odd number of pixels is cut away, the middle lies between two: ``rounding="even"``
+    takes the even one, as torchvision does, ``"down"`` the lower one, as transformers does.
+    """
     side = _side(size)
+    if rounding not in ("even", "down"):
+        raise ValueError(f"rounding={rounding!r} must be even or down")
+    whole = round if rounding == "even" else math.floor
 
     def corner(size: Size, u: np.ndarray) -> tuple[int, int]:
-        # Halves go to the even pixel, as torchvision does it.
-        return max(0, round((size[0] - side) / 2)), max(0, round((size[1] - side) / 2))
+        return max(0, whole((size[0] - side) / 2)), max(0, whole((size[1] - side) / 2))
 
     return _crop(side, corner)
 

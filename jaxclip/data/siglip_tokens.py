@@ -28,6 +28,15 @@ END_ID = 1
 FILES = ("spiece.model", "tokenizer.model", "sentencepiece.model", "tokenizer.json")
 
 
+# Tokens of Gemma's vocabulary. SigLIP's has 32 000, its multilingual one 250 000.
+_GEMMA_SIZE = 256_000
+
+
+def kind_of(vocab_size: int) -> str:
+    """Which tokenizer SigLIP weights with an embedding table of so many rows were trained with."""
+    return "gemma" if vocab_size == _GEMMA_SIZE else "siglip"
+
+
 class _EndedByOne(Tokenizer):
     """Rows ``tokens..., 1, pad, pad, ...``."""
 

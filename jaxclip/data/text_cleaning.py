@@ -47,6 +47,8 @@ def unescape(text: str, fix: Fix | None) -> str:
       text: any.
       fix: of :func:`fixer`; without one the text is brought to NFC, which ``ftfy`` does, too.
     """
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text  # most captions: there is nothing to repair, and ftfy takes its time
     if fix is not None:
         return html.unescape(html.unescape(fix(text)))
     return unicodedata.normalize("NFC", html.unescape(html.unescape(text)))

@@ -1,6 +1,6 @@
 """Makes the files of ``golden/``: ids and pictures of other people's code.
 
-    pip install open_clip_torch
+    pip install open_clip_torch transformers
     python -m tests.data.make_golden
 
 The tests read the files without it.
@@ -9,10 +9,14 @@ The tests read the files without it.
 import json
 import pathlib
 
+import numpy as np
+import transformers
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import image_transform
 
 from jaxclip.data import clip_bpe
-from tests.data import strange_texts
+from tests.data import pictures, strange_texts
+from tests.data.test_preprocessing import CHAINS, GOLDEN, GOLDEN_SIZES
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -34,5 +38,26 @@ def clip_ids(count=300):
     print(len(rows), "texts,", sum(row["needs_ftfy"] for row in rows), "need ftfy")
 
 
+def preprocessing(size=16):
+    """Pixels uint8[n, size, size, 3] of the pictures, by open_clip's mode and by transformers."""
+    photos = [pictures.photo(*each) for each in GOLDEN_SIZES]
+    found = {}
+    for mode in CHAINS:
+        transform = image_transform(size, False, mean=(0,) * 3, std=(1,) * 3, resize_mode=mode)
+        found[mode] = np.stack([_pixels(transform(photo).numpy()) for photo in photos])
+    square = {"height": size, "width": size}
+    processor = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size=square, do_normalize=False
+    )
+    theirs = [processor(photo, return_tensors="np")["pixel_values"][0] for photo in photos]
+    found["transformers"] = np.stack([_pixels(each) for each in theirs])
+    np.savez_compressed(GOLDEN, **found)
+
+
+def _pixels(planes):
+    return np.rint(planes.transpose(1, 2, 0) * 255).astype(np.uint8)
+
+
 if __name__ == "__main__":
     clip_ids()
+    preprocessing()

@@ -286,6 +286,27 @@ def test_what_captions_are_like_is_counted(tmp_path, toys):
     assert counts == {"drawn": 5 * batches, "fill": 2 * batches, "equal": 2 * batches}
 
 
+def test_captions_that_fill_a_row_whose_padding_is_its_end(tmp_path, toys):
+    """SigLIP's rows end with 1 whether or not they are full."""
+
+    class Words:
+        pad_id = end_id = 1
+
+        def __call__(self, texts):
+            rows = np.ones((len(texts), 4), np.int32)
+            for row, text in zip(rows, texts, strict=True):
+                row[: min(len(text), 3)] = 7
+            return rows
+
+    records = [Record(toys.picture(i), ("x" * i,), key=str(i)) for i in range(1, 6)]
+    config = {"name": str(toys.write_data_set(tmp_path / "d", {"train": records}))}
+    iterator = pipeline.train_iterator(config, tokenizer=Words(), global_batch_size=5, seed=0)
+    next(iterator)
+    counts = iterator.stats()["captions"]
+    iterator.close()
+    assert counts["fill"] / counts["drawn"] == 3 / 5
+
+
 # --- labels and boxes ---------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ EXAMPLES = {
     "random_erasing": "random_erasing(p=0.5)",
     "random_resized_crop": "random_resized_crop(0.3, 1.0)",
     "resize": "resize",
+    "resize_longest": "resize_longest",
     "resize_small": "resize_small",
     "rotate": "rotate(30)",
     "solarize": "solarize(p=0.5)",
@@ -244,6 +245,31 @@ def test_resize_small_keeps_the_aspect_ratio(height, width, expected):
     function = chain.steps[0][1]
     resized = function(Image.fromarray(noise(1, height, width)[0]), np.empty(0))
     assert (resized.height, resized.width) == expected
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    # open_clip: both sides are round(side / ratio).
+    [(10, 20, (4, 8)), (20, 10, (8, 4)), (10, 13, (6, 8)), (7, 7, (8, 8)), (500, 3, (8, 1))],
+)
+def test_resize_longest_keeps_the_aspect_ratio(height, width, expected):
+    chain = image_ops.build("resize_longest(8)|pad(fill=0)", 8)
+    images = noise(1, height, width) | 1
+    resized = chain.steps[0][1](Image.fromarray(images[0]), np.empty(0))
+    assert (resized.height, resized.width) == expected
+    padded = chain(images, np.zeros((1, 0), np.float32))[0]
+    top, left = ((8 - side) // 2 for side in expected)
+    inside = padded[top : top + expected[0], left : left + expected[1]]
+    np.testing.assert_array_equal(inside, np.asarray(resized))
+    assert padded.astype(int).sum() == inside.astype(int).sum()
+
+
+@pytest.mark.parametrize(("side", "first"), [(4, 0), (5, 0), (6, 1), (7, 1), (8, 2), (11, 3)])
+def test_center_crop_rounded_down(side, first):
+    cut = run("center_crop(rounding='down')", ramp(side, side), size=4)
+    np.testing.assert_array_equal(cut[0, 0, :, 0], np.arange(first, first + 4))
+    with pytest.raises(ValueError, match="rounding='up' must be even or down"):
+        image_ops.build("center_crop(rounding='up')", 4)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Starting from another run, and learning from it as a frozen teacher."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -77,6 +79,12 @@ def test_a_folder_that_is_no_run(tmp_path, tiny_config):
         ValueError, match=r"is neither the workdir of a run nor published weights: .*holds no"
     ):
         experiment.init_state()
+
+
+def test_published_siglip_weights_say_how_texts_are_padded():
+    golden = pathlib.Path(__file__).parents[1] / "weights" / "golden" / "hf_siglip"
+    config = init_from.open_source(golden).config
+    assert config["tokenizer"]["kind"] == "siglip" and config["model"]["text"]["pad_id"] == 1
 
 
 def teach(trained, *overrides):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxclip.data.siglip_tokens import kind_of
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
 from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, open_clip_preprocess, ratio
@@ -185,7 +186,9 @@ class OpenCLIPSigLIP(Family):
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
-        return read_preprocess(checkpoint.config, HALF, HALF, sizes, {"kind": "siglip"})
+        return read_preprocess(
+            checkpoint.config, HALF, HALF, sizes, {"kind": kind_of(sizes.text.vocab_size)}
+        )
 
 
 def _image_activation(vision: Mapping[str, Any], width: int, patch: int, size: int) -> str:
