@@ -132,7 +132,7 @@ def test_a_folder_of_other_embeddings_is_refused(model, folder, tmp_path):
     other = jaxclip.load(GOLDEN / "open_clip")
     for arguments, message in (
         ((other, opened), "with fingerprint="),
-        ((model, opened._replace(count=5)), "with count=13, not 5"),
+        ((model, opened._replace(total=5)), "with count=13, not 5"),
     ):
         with pytest.raises(ValueError, match=message):
             embed.embed_images(*arguments, tmp_path, batch_size=8)
@@ -159,9 +159,9 @@ def test_tars_need_no_captions(model, tmp_path):
 
 def test_a_split_of_a_data_set(model, tiny_dataset):
     opened = pictures.open_pictures(f"{tiny_dataset}:test")
-    assert opened.count == 16 and opened.read(3)[0] == "test/3/0"
+    assert opened.total == 16 and opened.read(3)[0] == "test/3/0"
     whole = pictures.open_pictures(str(tiny_dataset))
-    assert whole.count == 64
+    assert whole.total == 64
     assert whole.read(0)[0] == "train/train/0/0" and whole.read(48)[0] == "test/test/0/0"
 
 

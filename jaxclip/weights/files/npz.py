@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import zipfile
+import zlib
 from typing import Any
 
 import ml_dtypes
@@ -28,7 +30,9 @@ def open_npz(path: pathlib.Path) -> Tensors:
             for member in members:
                 shape, dtype = _header(archive, member, path)
                 name = member.filename.removesuffix(".npy")
-                tensors[name] = Tensor(shape, dtype, lambda name=member.filename: _read(path, name))
+                tensors[name] = Tensor(
+                    shape, dtype, functools.partial(_read, path, member.filename)
+                )
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
         raise FileError(f"{path} is no .npz file: {error}") from error
     return Tensors(path, tensors)
@@ -49,8 +53,8 @@ def _header(
         zipfile.BadZipFile,
         EOFError,
         OSError,
-        zipfile.zlib.error,
-    ) as error:  # type: ignore[attr-defined]
+        zlib.error,
+    ) as error:
         raise FileError(f"{what} is no array: {error}") from error
     if dtype.hasobject:
         raise FileError(f"{what} holds Python objects, which are never read")
@@ -67,5 +71,5 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             array = npy.read_array(file, allow_pickle=False)
             return array.view(ml_dtypes.bfloat16) if array.dtype == _VOID else array
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
         raise FileError(f"{path}: {name} is damaged: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import ml_dtypes  # NumPy knows bfloat16 and float8 by it
@@ -39,7 +40,7 @@ def open_safetensors(path: pathlib.Path) -> Tensors:
                 raise FileError(f"{path}: {name} is of dtype {kind}, which is not read")
             dtype: np.dtype = np.dtype(_DTYPES[kind])
             shape = tuple(part.get_shape())
-            tensors[name] = Tensor(shape, dtype, lambda name=name: file.get_tensor(name))
+            tensors[name] = Tensor(shape, dtype, functools.partial(file.get_tensor, name))
     except FileError:
         raise
     except Exception as error:  # SafetensorError, OSError: whatever the library meets
