@@ -231,3 +231,18 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
         assert message in error and error.startswith("jaxclip: error: ")
         assert "Traceback" not in error
     assert not pathlib.Path("e").exists()
+
+
+def test_the_readmes_example_runs_as_it_stands(workdir, tmp_path, monkeypatch, capsys):
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
+    code = next(block for block in blocks if "jaxclip.load" in block)
+    assert len(code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workdir").mkdir()
+    (tmp_path / "workdir" / "emoji").symlink_to(workdir)
+    (tmp_path / "photo.jpg").write_bytes(encoded(0))
+    exec(compile(code, "README.md", "exec"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == ["cat", "dog", "car"]
+    assert sum(float(share.rstrip("%")) for _, share in lines) == pytest.approx(100, abs=0.3)
