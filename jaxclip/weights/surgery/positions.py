@@ -43,7 +43,7 @@ def resize_image(params: Params, sizes: CLIPConfig, image_size: int) -> tuple[Pa
     return {**params, "image": {**params["image"], "positions": resized}}, new
 
 
-def resize_table(table: jax.Array, rows: int) -> jax.Array | None:
+def resize_table(table: jax.Array | np.ndarray, rows: int) -> jax.Array | None:
     """A table of a square grid, with a class token's row or without, for another square grid.
 
     Args:
@@ -84,7 +84,7 @@ def stretch_text(
     return {**params, "text": {**params["text"], "positions": table}}, new
 
 
-def stretch_positions(table: jax.Array, rows: int, *, keep: int = KEEP) -> jax.Array:
+def stretch_positions(table: jax.Array | np.ndarray, rows: int, *, keep: int = KEEP) -> jax.Array:
     """A table of text positions for longer texts (Zhang et al., 2024, Long-CLIP, arXiv:2403.15378).
 
     The first ``keep`` rows, which are well trained, stay; row ``keep + j`` of the result is the old
@@ -104,7 +104,7 @@ def stretch_positions(table: jax.Array, rows: int, *, keep: int = KEEP) -> jax.A
     """
     old = table.shape[0]
     if rows == old:
-        return table
+        return jnp.asarray(table)
     if rows < old:
         raise ValueError(f"context_length={rows} is shorter than {old}; cut the table instead")
     if not 0 <= keep <= old - 2:

@@ -91,7 +91,7 @@ def _weighted(models: Sequence[Params], weights: Sequence[float]) -> Params:
     """The weighted sum, in float64 so that equal numbers stay what they are."""
     if not models:
         raise ValueError("a soup needs at least one model")
-    first = jax.tree.structure(models[0])
+    first: Any = jax.tree.structure(models[0])
     for number, params in enumerate(models[1:], start=1):
         if jax.tree.structure(params) != first:
             raise ValueError(f"model {number} has other parameters than model 0")
