@@ -80,7 +80,7 @@ def _complete_paths(args: argparse.Namespace) -> None:
     from jaxclip import config as config_lib
     from jaxclip import storage
 
-    for name in ("workdir", "output", "cache", "source", "to"):
+    for name in ("workdir", "output", "cache", "source", "to", "tokenizer"):
         if getattr(args, name, None):
             setattr(args, name, storage.absolute(getattr(args, name)))
     if getattr(args, "config", None):

@@ -86,9 +86,9 @@ def embed_images(
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"--part {part[0]}/{part[1]}: use 0/n to {part[1] - 1}/n")
     _claim(folder, model, pictures, shard_size)
-    shards = range(part[0], -(-pictures.count // shard_size), part[1])
+    shards = range(part[0], -(-pictures.total // shard_size), part[1])
     todo = [shard for shard in shards if not (folder / _ids(shard)).is_file()]
-    sizes = {shard: min(shard_size, pictures.count - shard * shard_size) for shard in shards}
+    sizes = {shard: min(shard_size, pictures.total - shard * shard_size) for shard in shards}
     encode, rows = _encoder(model, batch_size)
     embedded, bad = 0, collections.Counter[str]()
     done: dict[int, list[tuple[str, Any]]] = collections.defaultdict(list)
@@ -101,7 +101,7 @@ def embed_images(
             reasons = _write_shard(folder, batch.shard, found, model.sizes.embed_dim)
             bad.update(reasons)
             embedded += len(found) - reasons.total()
-            report(f"shard {batch.shard}: {len(found)} of {pictures.count} pictures")
+            report(f"shard {batch.shard}: {len(found)} of {pictures.total} pictures")
     before = sum(size for shard, size in sizes.items() if shard not in todo)
     return Summary(embedded, before, dict(bad))
 
@@ -154,7 +154,7 @@ def _claim(folder: pathlib.Path, model: Model, pictures: Pictures, shard_size: i
     """Write ``index.json``, or compare with the one that is there."""
     index = {
         "images": pictures.name,
-        "count": pictures.count,
+        "count": pictures.total,
         "weights": model.path,
         "fingerprint": fingerprint(model.params),
         "embed_dim": model.sizes.embed_dim,

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxclip import config as config_lib
 from jaxclip import models
@@ -101,15 +102,15 @@ class Model:
         """
         return np.asarray(self._tokenizer([texts] if isinstance(texts, str) else list(texts)))
 
-    def encode_image(self, images: jax.Array, *, params: Params = None) -> jax.Array:
+    def encode_image(self, images: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of uint8[B, S, S, 3]."""
         return self._image(self.params if params is None else params, jnp.asarray(images))
 
-    def encode_text(self, tokens: jax.Array, *, params: Params = None) -> jax.Array:
+    def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of int32[B, L]."""
         return self._text(self.params if params is None else params, jnp.asarray(tokens))
 
-    def logits(self, images: jax.Array, tokens: jax.Array, *, params: Params = None) -> jax.Array:
+    def logits(self, images: ArrayLike, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, M]: every image against every text, scaled as in training.
 
         The softmax of a row is a zero-shot classifier's probabilities; of SigLIP models the sigmoid

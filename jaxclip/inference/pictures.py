@@ -20,12 +20,12 @@ class Pictures(NamedTuple):
 
     Attributes:
       name: as asked for.
-      count: how many.
+      total: how many.
       read: number -> ``(id, bytes)``, or ``(id, BadRecord)``; safe to call from many threads.
     """
 
     name: str
-    count: int
+    total: int
     read: Callable[[int], tuple[str, bytes | BadRecord]]
 
 
@@ -76,7 +76,8 @@ def _of_folder(name: str, folder: pathlib.Path) -> Pictures:
 
 def _of_data_set(name: str, data: str, split: str | None) -> Pictures:
     dataset = sources.open(data)
-    splits: Sequence[str] = [split] if split else list(dataset.splits)
+    some = [each for each, count in dataset.splits.items() if count]
+    splits: Sequence[str] = [split] if split else some
     opened = [(each, dataset.source(each)) for each in splits]
     total = sum(len(source) for _, source in opened)
     if not total:

@@ -21,7 +21,7 @@ from jaxclip.config import Config
 from jaxclip.train import state_io, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
-from jaxclip.weights import checkpoint
+from jaxclip.weights import checkpoint, surgery
 
 Params = Any
 
@@ -194,15 +194,16 @@ def _resize(name: str, table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray 
     """A table of positions for another grid, or None if the tensor is no such table."""
     if not name.endswith("/positions") or table.ndim != 2 or table.shape[1] != shape[1]:
         return None
+    rows = shape[0]
     if name.startswith("text/"):
-        return table[: shape[0]] if table.shape[0] > shape[0] else None
-    for prefix in (0, 1):
-        old, new = (round((n - prefix) ** 0.5) for n in (table.shape[0], shape[0]))
-        if old**2 + prefix == table.shape[0] and new**2 + prefix == shape[0]:
-            grid = table[prefix:].reshape(old, old, -1)
-            grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "cubic")
-            return np.concatenate([table[:prefix], np.reshape(grid, (new * new, -1))])
-    return None
+        if rows < table.shape[0]:
+            return table[:rows]
+        # Too few to keep Long-CLIP's twenty and stretch the rest: the user has to choose.
+        if table.shape[0] < surgery.positions.KEEP + 2:
+            return None
+        return np.asarray(surgery.stretch_positions(table, rows))
+    resized = surgery.resize_table(table, rows)
+    return None if resized is None else np.asarray(resized)
 
 
 def _mismatch(names: Iterable[str], ours: Any, theirs: Any, path: str) -> str:

@@ -132,7 +132,7 @@ def test_a_folder_of_other_embeddings_is_refused(model, folder, tmp_path):
     other = jaxclip.load(GOLDEN / "open_clip")
     for arguments, message in (
         ((other, opened), "with fingerprint="),
-        ((model, opened._replace(count=5)), "with count=13, not 5"),
+        ((model, opened._replace(total=5)), "with count=13, not 5"),
     ):
         with pytest.raises(ValueError, match=message):
             embed.embed_images(*arguments, tmp_path, batch_size=8)
@@ -159,9 +159,9 @@ def test_tars_need_no_captions(model, tmp_path):
 
 def test_a_split_of_a_data_set(model, tiny_dataset):
     opened = pictures.open_pictures(f"{tiny_dataset}:test")
-    assert opened.count == 16 and opened.read(3)[0] == "test/3/0"
+    assert opened.total == 16 and opened.read(3)[0] == "test/3/0"
     whole = pictures.open_pictures(str(tiny_dataset))
-    assert whole.count == 64
+    assert whole.total == 64
     assert whole.read(0)[0] == "train/train/0/0" and whole.read(48)[0] == "test/test/0/0"
 
 
@@ -231,3 +231,18 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
         assert message in error and error.startswith("jaxclip: error: ")
         assert "Traceback" not in error
     assert not pathlib.Path("e").exists()
+
+
+def test_the_readmes_example_runs_as_it_stands(workdir, tmp_path, monkeypatch, capsys):
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
+    code = next(block for block in blocks if "jaxclip.load" in block)
+    assert len(code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workdir").mkdir()
+    (tmp_path / "workdir" / "emoji").symlink_to(workdir)
+    (tmp_path / "photo.jpg").write_bytes(encoded(0))
+    exec(compile(code, "README.md", "exec"), {})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in lines] == ["cat", "dog", "car"]
+    assert sum(float(share.rstrip("%")) for _, share in lines) == pytest.approx(100, abs=0.3)

@@ -270,3 +270,19 @@ def test_open_clip_computes_the_same_on_our_siglip_b32(tmp_path):
     expected = ours(params, sizes, images, tokens)
     np.testing.assert_allclose(unit(image), expected[0], atol=2e-6)
     np.testing.assert_allclose(unit(text), expected[1], atol=2e-6)
+
+
+def test_transformers_reads_our_clip_vocabulary_as_the_same_ids(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    open_clip = pytest.importorskip("open_clip")
+    from jaxclip.data import tokenizers
+
+    path = pathlib.Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    config = {"kind": "clip", "path": str(path), "context_length": 16}
+    export.tokenizer_files.write(config, tmp_path, "hf_clip")
+    theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    texts = ["a photo of a cat", "It's 12 o'clock — naïve café", "", "x" * 99]
+    ids = theirs(texts, padding="max_length", max_length=16, truncation=True)["input_ids"]
+    np.testing.assert_array_equal(ids, tokenizers.load(config)(texts))
+    found = export.tokenizer_files.find(tmp_path, {"kind": "clip", "context_length": 16})
+    np.testing.assert_array_equal(tokenizers.load(found)(texts), tokenizers.load(config)(texts))

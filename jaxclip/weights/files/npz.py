@@ -64,5 +64,5 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             array = npy.read_array(file, allow_pickle=False)
             return array.view(ml_dtypes.bfloat16) if array.dtype == _VOID else array
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
         raise FileError(f"{path}: {name} is damaged: {error}") from error
