@@ -143,7 +143,7 @@ def acclip(
       >>> for size in (1.0, 1.0, 1000.0):
       ...     updates, state = tx.update(jnp.asarray([size, 1.0]), state, params)
       >>> [round(float(u), 4) for u in updates], state[0].clipped.tolist()
-      ([-10.0001, -0.0172], [True])
+      ([-10.0, -0.0172], [True])
 
     References:
       Zhang et al., `Why are Adaptive Methods Good for Attention Models?

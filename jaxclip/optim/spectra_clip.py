@@ -52,9 +52,9 @@ def spectra_clip(
     It stands before the optimizer, on gradients (``threshold=0.1`` in the authors' experiments), or
     between direction and learning rate (``optax.chain(optax.scale_by_adam(), spectra_clip(10.0),
     optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(schedule))``); they advise against
-    both at once. In the warm-up they keep c times the learning rate constant: give a schedule. Their
-    wrapper of optimizers also multiplies the result by :math:`\sqrt{\max(1, rows/columns)}` of
-    PyTorch's ``[out, in]``, and leaves vectors out; not so here.
+    both at once. In the warm-up they keep c times the learning rate constant: give a schedule.
+    Their wrapper of optimizers also multiplies the result by the root of out/in where there are
+    more outputs than inputs, and leaves vectors out; not so here.
 
     Ten steps are enough for a largest singular value of up to about 30 c. Beyond that the small
     ones shrink, too, the more the larger the largest is: a spike of one direction holds back the

@@ -247,10 +247,13 @@ CASES: tuple[Case, ...] = (
 
 # Documented like the others; tested with the optimizer they are a part of, or by themselves.
 PARTS = (
+    "asam",
     "skip_nonfinite",
     "cautious",
+    "kahan_summation",
     "scale_by_acclip",
     "scale_by_spam",
     "scale_by_stable_adam",
     "scale_by_stable_spam",
+    "stochastic_rounding",
 )
