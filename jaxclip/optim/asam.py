@@ -72,7 +72,7 @@ def asam(
     return optax.contrib.sam(inner, _ascent(rho, eta), opaque_mode=True)
 
 
-def _ascent(rho: _base.Hyperparameter, eta: _base.Hyperparameter) -> optax.GradientTransformation:
+def _ascent(rho: float | jax.Array, eta: float | jax.Array) -> optax.GradientTransformation:
     """What ``optax.contrib.sam`` takes from the parameters: minus ε."""
 
     def climb(updates: Any, params: Any) -> Any:
