@@ -26,6 +26,7 @@ from jaxclip.optim.dicesgd import DicesgdState, dicesgd
 from jaxclip.optim.gradient_stabilizer import GradientStabilizerState, gradient_stabilizer
 from jaxclip.optim.kahan_summation import KahanSummationState, kahan_summation
 from jaxclip.optim.median_clip import MedianClipState, median_clip
+from jaxclip.optim.qk_clip import qk_clip
 from jaxclip.optim.read_metrics import monitor, read_metrics
 from jaxclip.optim.skip_nonfinite import SkipNonfiniteState, skip_nonfinite
 from jaxclip.optim.skip_on_spike import SkipOnSpikeState, skip_on_spike
@@ -79,6 +80,7 @@ __all__ = [
     "learning_rate_schedule",
     "median_clip",
     "monitor",
+    "qk_clip",
     "read_metrics",
     "scale_by_acclip",
     "scale_by_spam",

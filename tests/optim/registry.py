@@ -258,6 +258,7 @@ PARTS = (
     "skip_nonfinite",
     "cautious",
     "kahan_summation",
+    "qk_clip",
     "scale_by_acclip",
     "scale_by_spam",
     "scale_by_stable_adam",
