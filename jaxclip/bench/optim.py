@@ -71,6 +71,8 @@ CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "adagc": optim.adagc,
     "adaclip": optim.adaclip,
     "adagn": optim.adagn,
+    "aggc": optim.aggc,
+    "gradient_stabilizer": optim.gradient_stabilizer,
     "median_clip component": lambda: optim.median_clip(1e-3),
     "median_clip vector": lambda: optim.median_clip(1.0, kind="vector"),
     "clip_by_coordinate": optim.clip_by_coordinate,
@@ -81,6 +83,7 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "spam": lambda: optim.spam(LEARNING_RATE),
     "stable_spam": lambda: optim.stable_spam(LEARNING_RATE),
     "spam density=0.25": lambda: optim.spam(LEARNING_RATE, density=0.25),
+    "acclip": lambda: optim.acclip(LEARNING_RATE),
     "clip_radagrad_d": lambda: optim.clip_radagrad_d(LEARNING_RATE),
     "clip_radagrad_d norm": lambda: optim.clip_radagrad_d(LEARNING_RATE, kind="norm"),
 }

@@ -16,6 +16,7 @@ from jaxclip.optim.adaclip import AdaclipState, adaclip
 from jaxclip.optim.adagc import AdagcState, adagc
 from jaxclip.optim.adagn import AdagnState, adagn
 from jaxclip.optim.aggc import AggcState, aggc
+from jaxclip.optim.asam import asam
 from jaxclip.optim.autoclip import AutoclipState, autoclip
 from jaxclip.optim.cautious import cautious
 from jaxclip.optim.clip_by_coordinate import ClipByCoordinateState, clip_by_coordinate
@@ -23,7 +24,9 @@ from jaxclip.optim.clip_radagrad_d import ClipRadagradDState, clip_radagrad_d
 from jaxclip.optim.config import from_config
 from jaxclip.optim.dicesgd import DicesgdState, dicesgd
 from jaxclip.optim.gradient_stabilizer import GradientStabilizerState, gradient_stabilizer
+from jaxclip.optim.kahan_summation import KahanSummationState, kahan_summation
 from jaxclip.optim.median_clip import MedianClipState, median_clip
+from jaxclip.optim.qk_clip import qk_clip
 from jaxclip.optim.read_metrics import monitor, read_metrics
 from jaxclip.optim.skip_nonfinite import SkipNonfiniteState, skip_nonfinite
 from jaxclip.optim.skip_on_spike import SkipOnSpikeState, skip_on_spike
@@ -31,6 +34,7 @@ from jaxclip.optim.spam import SpamState, scale_by_spam, spam
 from jaxclip.optim.spectra_clip import SpectraClipState, spectra_clip
 from jaxclip.optim.stable_adamw import StableAdamState, scale_by_stable_adam, stable_adamw
 from jaxclip.optim.stable_spam import StableSpamState, scale_by_stable_spam, stable_spam
+from jaxclip.optim.stochastic_rounding import StochasticRoundingState, stochastic_rounding
 from jaxclip.optim.track_clipping_quantile import (
     TrackClippingQuantileState,
     track_clipping_quantile,
@@ -48,6 +52,7 @@ __all__ = [
     "ClipRadagradDState",
     "DicesgdState",
     "GradientStabilizerState",
+    "KahanSummationState",
     "MedianClipState",
     "SkipNonfiniteState",
     "SkipOnSpikeState",
@@ -55,6 +60,7 @@ __all__ = [
     "SpectraClipState",
     "StableAdamState",
     "StableSpamState",
+    "StochasticRoundingState",
     "TrackClippingQuantileState",
     "ZclipState",
     "acclip",
@@ -62,6 +68,7 @@ __all__ = [
     "adagc",
     "adagn",
     "aggc",
+    "asam",
     "autoclip",
     "cautious",
     "clip_by_coordinate",
@@ -69,9 +76,11 @@ __all__ = [
     "dicesgd",
     "from_config",
     "gradient_stabilizer",
+    "kahan_summation",
     "learning_rate_schedule",
     "median_clip",
     "monitor",
+    "qk_clip",
     "read_metrics",
     "scale_by_acclip",
     "scale_by_spam",
@@ -83,6 +92,7 @@ __all__ = [
     "spectra_clip",
     "stable_adamw",
     "stable_spam",
+    "stochastic_rounding",
     "tensor_names",
     "track_clipping_quantile",
     "zclip",

@@ -10,9 +10,11 @@ import optax
 
 from jaxclip.optim import _base, _clipper
 
+SCOPES = ("tensor", "global")
+
 
 class AdagcState(NamedTuple):
-    """State of :func:`adagc`; vectors have one entry a tensor.
+    """State of :func:`adagc`; vectors have one entry a tensor (scalars for "global").
 
     Attributes:
       count: int32 scalar, number of updates.
@@ -39,6 +41,7 @@ def adagc(
     warmup_steps: int | jax.Array = 100,
     eps: _base.Hyperparameter = 0.0,
     inclusive_warmup: bool = False,
+    scope: str = "tensor",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each tensor's norm at ``lambda_rel`` times the average of its clipped norms.
 
@@ -70,8 +73,11 @@ def adagc(
     exempt scalars whose gradient passes through zero, such as CLIP's ``logit_scale``:
     ``optax.masked(adagc(), {"image": True, "text": True, "logit_scale": False})``.
 
-    State: one number a tensor and the report. Cost: one reduction a tensor; tensors exchange
-    nothing after the warm-up.
+    ``scope="global"`` (AdaGC-global) is the same rule for one tensor made of all: the global norm
+    against the average of its own clipped values. One layer's spike then scales all of them down.
+
+    State: one number a tensor (or one) and the report. Cost: one reduction a tensor; tensors
+    exchange nothing after the warm-up.
 
     Args:
       lambda_abs: bound on the global norm in the warm-up.
@@ -80,6 +86,7 @@ def adagc(
       warmup_steps: update from which the relative rule holds.
       eps: added to the norms that gradients are compared with and divided by.
       inclusive_warmup: whether update number ``warmup_steps`` still belongs to the warm-up.
+      scope: ``"tensor"``, or ``"global"`` for one norm and one average of all tensors.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state :class:`AdagcState`. In the
@@ -103,6 +110,8 @@ def adagc(
       Wang et al., `AdaGC: Improving Training Stability for Large Language Model Pretraining
       <https://arxiv.org/abs/2502.11034>`_, 2025.
     """
+    if scope not in SCOPES:
+        raise ValueError(f"adagc.scope={scope!r}; use one of {', '.join(SCOPES)}")
     _base.check_number("adagc.lambda_abs", lambda_abs, above=0)
     _base.check_number("adagc.lambda_rel", lambda_rel, above=0)
     _base.check_number("adagc.beta", beta, 0, 1)
@@ -120,6 +129,7 @@ def adagc(
         bound, small = now.value(lambda_abs), now.value(eps)
         norms = _base.tensor_norms(leaves, now.dtype)
         total = _base.combine_norms(norms)
+        norms = norms if scope == "tensor" else total
         is_global = (now.count + 1 < steps) | ~jnp.isfinite(state.gamma)
         # A tensor is skipped where the norm that it goes by is not finite.
         looked = jnp.where(is_global & ~jnp.isfinite(total), jnp.nan, norms)
@@ -145,4 +155,4 @@ def adagc(
             own={"gamma": jnp.where(is_global, smallest, average)},
         )
 
-    return _clipper.clipper(AdagcState, rule, own, per_tensor=True)
+    return _clipper.clipper(AdagcState, rule, own, per_tensor=scope == "tensor")

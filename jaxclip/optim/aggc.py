@@ -98,13 +98,14 @@ def aggc(
     Examples:
       >>> import jax.numpy as jnp
       >>> from jaxclip import optim
-      >>> tx = optim.aggc(high=1.5)
-      >>> gradient = {"up_0": {"kernel": jnp.asarray([3.0])}, "up_1": {"kernel": jnp.asarray([4.0])}}
+      >>> tx = optim.aggc(high=1.5)  # both are "up": a group of norm 5
+      >>> three, four = jnp.asarray([3.0]), jnp.asarray([4.0])
+      >>> gradient = {"up_0": {"kernel": three}, "up_1": {"kernel": four}}
       >>> _, state = tx.update(gradient, tx.init(gradient))
-      >>> gradient["up_1"]["kernel"] *= 10.0
+      >>> gradient["up_1"]["kernel"] = 10 * four
       >>> updates, state = tx.update(gradient, state)
-      >>> [round(float(x), 3) for x in state.norm], state.threshold.tolist()
-      ([40.112, 40.112], [7.5, 7.5])
+      >>> [round(float(x), 3) for x in (*state.norm, *state.threshold)]
+      [40.112, 40.112, 7.5, 7.5]
 
     References:
       Li et al., `AGGC: Adaptive Group Gradient Clipping for Stabilizing Large Language Model

@@ -5,8 +5,8 @@ The order in the chain, from the gradient to the update::
     skip( sam( freeze( clip → optimizer (with schedule and masked weight decay) → update_clip
                        → learning-rate multipliers ) ) )
 
-With ``direction`` an optimizer is taken apart: direction → what that names → weight decay → learning
-rate.
+With ``direction`` an optimizer is taken apart: its direction → what that names → weight decay →
+learning rate.
 
 Whatever is not understood is an error that names the nearest thing that is.
 """
@@ -20,13 +20,14 @@ from typing import Any
 
 import optax
 
-from jaxclip.optim import _base, _sections
+from jaxclip.optim import _base, _direction, _sections
 from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.acclip import acclip
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
 from jaxclip.optim.adagn import adagn
 from jaxclip.optim.aggc import aggc
+from jaxclip.optim.asam import asam
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.cautious import cautious
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
@@ -97,25 +98,6 @@ OPTIMIZERS: dict[str, Factory] = {
     "yogi": optax.yogi,
 }
 
-# Those which are a direction, then weight decay, then a learning rate: what `direction` works on.
-DIRECTIONS = (
-    "acclip",
-    "adabelief",
-    "adam",
-    "adamaxw",
-    "adamw",
-    "ademamix",
-    "adopt",
-    "amsgrad",
-    "lion",
-    "nadamw",
-    "radam",
-    "rmsprop",
-    "spam",
-    "stable_spam",
-    "yogi",
-)
-
 # Wrappers of all the rest, which leave out whole steps.
 SKIPS: dict[str, Factory] = {"nonfinite": skip_nonfinite, "spike": skip_on_spike}
 
@@ -173,7 +155,7 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           the rules that look at each tensor, none for the others; ``exempt=[]`` exempts nothing.
         * ``update_clip``: the same after the optimizer, on the update itself.
         * ``direction``: ``"cautious"`` (:func:`jaxclip.optim.cautious`), a clipper, or a list, for
-          the direction of an optimizer before weight decay and learning rate (:data:`DIRECTIONS`).
+          the direction of an optimizer before weight decay and learning rate.
         * ``no_decay``: patterns of parameters without weight decay, beside all scalars and vectors;
           the default :data:`NO_DECAY` also names position embeddings and the stacked gains of
           scanned layers. (CLIP exempts "gains and biases"; open_clip decays position embeddings:
@@ -186,7 +168,8 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           for embeddings and 1 for the head (:func:`jaxclip.optim.groups.layer_factors`).
         * ``learning_rate_multipliers``: list of ``[pattern, factor]``; the first that matches
           multiplies the parameter's update, its weight decay included.
-        * ``sam``: ``{"rho": …}`` for sharpness-aware minimisation (``optax.contrib.sam``), which
+        * ``sam``: ``{"rho": …}`` for sharpness-aware minimisation (``optax.contrib.sam``), with
+          ``"adaptive": True`` and perhaps ``"eta"`` that of :func:`jaxclip.optim.asam`; which
           needs ``grad_fn`` in ``update`` (the train step gives it) and two gradients a step.
         * ``skip``: ``"nonfinite"`` (:func:`jaxclip.optim.skip_nonfinite`), or ``"spike"``, or
           ``{"name": "spike", "sigma_factor": …, "history_size": …}``
@@ -263,7 +246,7 @@ def _clipper(
     key: str, section: Any, used: list[tuple[str, str]]
 ) -> list[optax.GradientTransformation]:
     name, options = _sections.named(key, section)
-    known = {**CLIPPERS, "cautious": cautious} if key.startswith("optim.direction") else CLIPPERS
+    known = {**CLIPPERS, "cautious": cautious} if "direction" in key else CLIPPERS
     factory = _sections.lookup(f"{key}.name", name, known)
     given = options.pop("exempt", None)
     _sections.check_known(key, name, options, factory, extra=("exempt",))
@@ -302,7 +285,7 @@ def _optimizer(
     if "weight_decay" not in arguments and options.pop("weight_decay", 0):
         raise ValueError(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
-            f"decay; set it to 0, or use one that has: {', '.join(decaying())}"
+            f"decay; set it to 0, or use one that has: {', '.join(_decaying())}"
         )
     _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 
@@ -327,42 +310,18 @@ def _optimizer(
         options["muon_weight_dimension_numbers"] = _muon_dimensions
     schedule = learning_rate_schedule(config, total_steps)
     if config.get("direction") is not None:
-        return _taken_apart(name, schedule, options, config["direction"], used)
+        return _direction.take_apart(
+            name,
+            factory,
+            options,
+            schedule,
+            config["direction"],
+            lambda key, section: _clipper(key, section, used),
+        )
     return factory(learning_rate=schedule, **options)
 
 
-def _taken_apart(
-    name: str,
-    schedule: Callable[[Any], Any],
-    options: dict[str, Any],
-    sections: Any,
-    used: list[tuple[str, str]],
-) -> optax.GradientTransformation:
-    """An optimizer with what ``direction`` names between its direction and its weight decay."""
-    if name not in DIRECTIONS:
-        raise ValueError(
-            f"optim.direction: {name!r} can't be taken apart; use one of {', '.join(DIRECTIONS)}"
-        )
-    arguments = inspect.signature(OPTIMIZERS[name]).parameters
-    decay: list[optax.GradientTransformation] = []
-    if "weight_decay" in arguments:
-        rate = options.pop("weight_decay", arguments["weight_decay"].default)
-        decay = [optax.add_decayed_weights(rate, options.pop("mask"))]
-        options["weight_decay"] = 0.0
-    # Learning rates turn the sign: with -1 the direction is left.
-    tx = OPTIMIZERS[name](learning_rate=-1.0, **options)
-    for i, section in enumerate(sections if isinstance(sections, list) else [sections]):
-        key = f"optim.direction[{i}]" if isinstance(sections, list) else "optim.direction"
-        if _sections.named(key, section)[0] != "cautious":
-            tx = optax.chain(tx, *_clipper(key, section, used))
-            continue
-        _, settings = _sections.named(key, section)
-        _sections.check_known(key, "cautious", settings, cautious, hidden=("inner",))
-        tx = cautious(tx, **settings)
-    return optax.chain(tx, *decay, optax.scale_by_learning_rate(schedule))
-
-
-def decaying() -> list[str]:
+def _decaying() -> list[str]:
     """Names of optimizers with decoupled weight decay."""
     return sorted(
         name for name, f in OPTIMIZERS.items() if "weight_decay" in inspect.signature(f).parameters
@@ -432,9 +391,22 @@ def _layer_decay(value: Any) -> float | None:
 def _sharpness_aware(
     tx: optax.GradientTransformation, section: Any
 ) -> optax.GradientTransformation:
-    if not isinstance(section, Mapping) or list(section) != ["rho"]:
+    if not isinstance(section, Mapping) or "rho" not in section:
         raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}")
-    rho = _sections.number("optim.sam.rho", section["rho"])
+    for key in section:
+        if key not in ("rho", "adaptive", "eta"):
+            near = hint(key, ("rho", "adaptive", "eta"))
+            raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}: no {key!r}{near}")
+    rho, adaptive = (
+        _sections.number("optim.sam.rho", section["rho"]),
+        section.get("adaptive", False),
+    )
+    if not isinstance(adaptive, bool):
+        raise ValueError(f"optim.sam.adaptive={adaptive!r} must be True or False")
+    if adaptive:
+        return asam(tx, rho, _sections.number("optim.sam.eta", section.get("eta", 0.01)))
+    if "eta" in section:
+        raise ValueError("optim.sam.eta: it is for adaptive=True; leave it out")
     # The gradient's direction is NaN if the gradient is zero; then there is nowhere to climb.
     ascent = optax.chain(optax.contrib.normalize(), optax.zero_nans(), optax.sgd(rho))
     return optax.contrib.sam(tx, ascent, opaque_mode=True)

@@ -95,7 +95,8 @@ def gradient_stabilizer(
 
     References:
       Huang et al., `GradientStabilizer: Fix the Norm, Not the Gradient
-      <https://arxiv.org/abs/2502.17055v3>`_, 2026; code: github.com/TianjinYellow/GradientStabilizer.
+      <https://arxiv.org/abs/2502.17055v3>`_, 2026; code:
+      github.com/TianjinYellow/GradientStabilizer.
     """
     _base.check_number("gradient_stabilizer.gamma1", gamma1, 0, below=1)
     _base.check_number("gradient_stabilizer.gamma2", gamma2, 0, below=1)

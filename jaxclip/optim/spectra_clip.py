@@ -52,9 +52,9 @@ def spectra_clip(
     It stands before the optimizer, on gradients (``threshold=0.1`` in the authors' experiments), or
     between direction and learning rate (``optax.chain(optax.scale_by_adam(), spectra_clip(10.0),
     optax.add_decayed_weights(0.1), optax.scale_by_learning_rate(schedule))``); they advise against
-    both at once. In the warm-up they keep c times the learning rate constant: give a schedule. Their
-    wrapper of optimizers also multiplies the result by :math:`\sqrt{\max(1, rows/columns)}` of
-    PyTorch's ``[out, in]``, and leaves vectors out; not so here.
+    both at once. In the warm-up they keep c times the learning rate constant: give a schedule.
+    Their wrapper of optimizers also multiplies the result by the root of out/in where there are
+    more outputs than inputs, and leaves vectors out; not so here.
 
     Ten steps are enough for a largest singular value of up to about 30 c. Beyond that the small
     ones shrink, too, the more the larger the largest is: a spike of one direction holds back the
@@ -98,9 +98,9 @@ def spectra_clip(
         bound = now.value(threshold)
         sizes = _base.tensor_norms(leaves, now.dtype)
         found = [
-            _clip_matrices(leaf, size, bound, number)
-            if leaf.ndim >= 2 and leaf.size
-            else _clip_vector(leaf, size, bound)
+            _matrix_factor(leaf, size, bound, number)
+            if _is_matrix(leaf)
+            else _vector_factor(size, bound)
             for leaf, size in zip(leaves, _base.unpack(sizes), strict=True)
         ]
         norms = jnp.stack([norm for _, norm in found]) if found else sizes
@@ -108,54 +108,72 @@ def spectra_clip(
             norm=norms,
             threshold=jnp.broadcast_to(bound, norms.shape),
             clipped=norms > bound,
-            # Nothing to be differentiated: the update is a constant, as factors are elsewhere.
-            act=lambda _: ([update for update, _ in found], {}),
+            act=_clipper.each(_multiply, [factor for factor, _ in found]),
         )
 
     return _clipper.clipper(SpectraClipState, rule, per_tensor=True)
 
 
-def _clip_vector(leaf: jax.Array, norm: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The rule for what is no matrix, and the norm."""
-    ratio = norm / bound
+def _is_matrix(leaf: jax.Array) -> bool:
+    """Whether a tensor is a matrix or a stack of them."""
+    return leaf.ndim >= 2 and leaf.size > 0
+
+
+def _vector_factor(norm: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a vector is multiplied by (NaN for a norm that is not finite), and the norm."""
+    ratio = jnp.maximum(norm / bound, 1)
     # 1 / sqrt(1 + r^2) without the square that overflows.
-    soft = jax.lax.rsqrt(jnp.square(1 / jnp.maximum(ratio, 1)) + 1) / jnp.maximum(ratio, 1)
+    soft = jax.lax.rsqrt(jnp.square(1 / ratio) + 1) / ratio
     factor = jnp.where(norm > bound, soft, 1.0).astype(norm.dtype)
-    return _base.rescale(leaf, factor, jnp.isfinite(norm)), norm
+    return jnp.where(jnp.isfinite(norm), factor, jnp.nan), norm
 
 
-def _clip_matrices(
+def _matrix_factor(
     leaf: jax.Array, norm: jax.Array, bound: jax.Array, steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The rule for matrices ``[..., m, n]``, and the largest of their bounds.
+    """What matrices ``[..., m, n]`` are multiplied by on their shorter side.
 
     Args:
       leaf: one matrix or a stack.
       norm: of all together.
       bound: c.
       steps: of Newton-Schulz.
+
+    Returns:
+      Square matrices (NaN for a norm that is not finite), and the largest of the bounds on singular
+      values.
     """
     unbounded = jnp.isinf(bound)
     limit = jnp.where(unbounded, 1.0, bound)
     # Everything relative to the norm (or c, if that is larger): squares of 1e30 overflow float32.
     unit = jnp.maximum(norm, limit)
-    wide = leaf.astype(norm.dtype) / unit
-    flip = wide.shape[-2] > wide.shape[-1]
-    wide = jnp.swapaxes(wide, -1, -2) if flip else wide
+    wide = _widened(leaf.astype(norm.dtype) / unit)
     gram = _product(wide, jnp.swapaxes(wide, -1, -2))
     gershgorin = jnp.max(jnp.sum(jnp.abs(gram), axis=-1), axis=-1)
     largest = jnp.minimum(gershgorin, jnp.sqrt(jnp.sum(jnp.square(gram), axis=(-2, -1))))
     share = jnp.square(limit / unit)
     total = (share + largest)[..., None, None]
-    inverse = _inverse_root(
-        (share * jnp.eye(gram.shape[-1], dtype=gram.dtype) + gram) / total, steps
-    )
-    out = limit * _product(inverse, wide) / jnp.sqrt(total)
-    out = jnp.swapaxes(out, -1, -2) if flip else out
-    out = jnp.where(unbounded, leaf.astype(out.dtype), out)
-    out = jnp.where(jnp.isfinite(norm), out, 0).astype(leaf.dtype)
+    eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    inverse = _inverse_root((share * eye + gram) / total, steps)
+    factor = jnp.where(unbounded, eye, limit / unit * inverse / jnp.sqrt(total))
+    finite = jnp.isfinite(norm)
     found = unit * jnp.sqrt(jnp.max(largest))
-    return out, jnp.where(jnp.isfinite(norm), found, norm)
+    return jnp.where(finite, factor, jnp.nan), jnp.where(finite, found, norm)
+
+
+def _multiply(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """A tensor times its factor, zero where that is NaN."""
+    if not _is_matrix(leaf):
+        return _base.rescale(leaf, factor, factor == factor)
+    out = _widened(_product(factor, _widened(leaf.astype(factor.dtype))), like=leaf)
+    finite = factor[(0,) * factor.ndim] == factor[(0,) * factor.ndim]
+    return jnp.where(finite, out, 0).astype(leaf.dtype)
+
+
+def _widened(leaf: jax.Array, like: jax.Array | None = None) -> jax.Array:
+    """Matrices with no more rows than columns; turned if those of ``like`` would be."""
+    shape = (leaf if like is None else like).shape
+    return jnp.swapaxes(leaf, -1, -2) if shape[-2] > shape[-1] else leaf
 
 
 def _inverse_root(matrix: jax.Array, steps: int) -> jax.Array:

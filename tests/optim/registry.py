@@ -89,6 +89,13 @@ CASES: tuple[Case, ...] = (
         inject={"lambda_rel": 1.1, "beta": 0.9},
         scalars_per_tensor=1,
     ),
+    Case(
+        "adagc",
+        {"warmup_steps": 5, "scope": "global"},
+        inject={"lambda_rel": 1.1, "beta": 0.9},
+        static_args=("scope",),
+        label="global",
+    ),
     Case("clip_by_coordinate", {"fraction": 0.2}, per_tensor=True, inject={"fraction": 0.4}),
     Case(
         "median_clip",
@@ -247,10 +254,14 @@ CASES: tuple[Case, ...] = (
 
 # Documented like the others; tested with the optimizer they are a part of, or by themselves.
 PARTS = (
+    "asam",
     "skip_nonfinite",
     "cautious",
+    "kahan_summation",
+    "qk_clip",
     "scale_by_acclip",
     "scale_by_spam",
     "scale_by_stable_adam",
     "scale_by_stable_spam",
+    "stochastic_rounding",
 )

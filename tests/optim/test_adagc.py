@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +79,21 @@ def test_refuses_what_makes_no_sense() -> None:
     state = optim.adagc().init({"a": jnp.zeros(2)})
     with pytest.raises(ValueError, match=r"2 tensors, but the state was initialised for 1"):
         optim.adagc().update({"a": jnp.zeros(2), "b": jnp.zeros(2)}, state)
+
+
+def test_global_scope_is_the_rule_for_one_tensor_made_of_all() -> None:
+    """The rule per tensor, given all elements in one tensor, sees the same norms."""
+    options: dict[str, Any] = {"warmup_steps": 4, "lambda_abs": 0.5}
+    whole, one = optim.adagc(scope="global", **options), optim.adagc(**options)
+    rng = np.random.default_rng(0)
+    state, other = whole.init({"a": jnp.zeros(3), "b": jnp.zeros(2)}), one.init(jnp.zeros(5))
+    for step in range(12):
+        values = jnp.asarray((30.0 if step == 8 else 1.0) * rng.normal(size=5), jnp.float32)
+        update, state = whole.update({"a": values[:3], "b": values[3:]}, state)
+        wanted, other = one.update(values, other)
+        found = jnp.concatenate([update["a"], update["b"]])
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        np.testing.assert_allclose(state.threshold, other.threshold[0], rtol=1e-5)
+    assert state.gamma.shape == state.norm.shape == ()
+    with pytest.raises(ValueError, match=r"adagc\.scope='layer'; use one of tensor, global"):
+        optim.adagc(scope="layer")

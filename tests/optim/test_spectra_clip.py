@@ -106,6 +106,16 @@ def test_follows_the_rule_in_both_precisions() -> None:
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4,)])
+def test_to_grad_the_factor_is_a_constant(shape: tuple[int, ...]) -> None:
+    """As of all clippers: along the gradient itself the derivative is the update."""
+    update = jnp.asarray(np.random.default_rng(3).normal(size=shape), jnp.float32)
+    tx = optim.spectra_clip(1.0)
+    out, slope = jax.jvp(lambda g: tx.update(g, tx.init(g))[0], (update,), (update,))
+    np.testing.assert_allclose(slope, out, rtol=1e-5, atol=1e-6)
+    assert np.any(np.asarray(out) != np.asarray(update))
+
+
 def test_refuses_what_makes_no_sense() -> None:
     with pytest.raises(ValueError, match=r"spectra_clip\.threshold=0"):
         optim.spectra_clip(0.0)

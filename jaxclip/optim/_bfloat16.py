@@ -1,0 +1,44 @@
+"""What the wrappers for bfloat16 parameters share: the inner optimizer in float32, and rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_narrow(leaf: Any) -> bool:
+    """Whether a tensor is one that these wrappers are for."""
+    return jnp.asarray(leaf).dtype == jnp.bfloat16
+
+
+def widen(tree: Any) -> Any:
+    """bfloat16 tensors of a tree as float32; the others as they are."""
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float32) if is_narrow(leaf) else leaf, tree
+    )
+
+
+def round_to_nearest(value: jax.Array) -> jax.Array:
+    """float32 values rounded to those of bfloat16, in float32.
+
+    Not by a cast there and back, which XLA takes out (``xla_allow_excess_precision``).
+    """
+    return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=7)
+
+
+def round_at_random(value: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 values rounded up or down to those of bfloat16, without bias; in float32.
+
+    Sixteen random bits are added below the sixteen that bfloat16 keeps; the rest is cut off.
+
+    Args:
+      value: any shape; what is not finite stays as it is.
+      key: a key of its own.
+    """
+    pattern = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    noise = jax.random.bits(key, value.shape, jnp.uint16).astype(jnp.uint32)
+    cut = (pattern + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(cut, jnp.float32)
+    return jnp.where(jnp.isfinite(value), rounded, value)

@@ -1,0 +1,75 @@
+"""Taking Adam-like optimizers apart: direction, then weight decay, then learning rate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optax
+
+from jaxclip.optim import _sections
+from jaxclip.optim.cautious import cautious
+
+# Those which are a direction, then weight decay, then a learning rate.
+SEPARABLE = (
+    "acclip",
+    "adabelief",
+    "adam",
+    "adamaxw",
+    "adamw",
+    "ademamix",
+    "adopt",
+    "amsgrad",
+    "lion",
+    "nadamw",
+    "radam",
+    "rmsprop",
+    "spam",
+    "stable_spam",
+    "yogi",
+)
+
+
+def take_apart(
+    name: str,
+    factory: Callable[..., optax.GradientTransformation],
+    options: Mapping[str, Any],
+    schedule: Callable[[Any], Any],
+    sections: Any,
+    clipper: Callable[[str, Any], Sequence[optax.GradientTransformation]],
+) -> optax.GradientTransformation:
+    """An optimizer with something between its direction and its weight decay.
+
+    Args:
+      name: of the optimizer, one of :data:`SEPARABLE`.
+      factory: makes it.
+      options: its arguments, weight decay and mask among them, but no learning rate.
+      schedule: of the learning rate.
+      sections: what ``optim.direction`` says: ``"cautious"``, a clipper's section, or a list.
+      clipper: from key and section to transformations.
+
+    Raises:
+      ValueError: the optimizer can't be taken apart; an unknown name or option.
+    """
+    if name not in SEPARABLE:
+        raise ValueError(
+            f"optim.direction: {name!r} can't be taken apart; use one of {', '.join(SEPARABLE)}"
+        )
+    arguments, options = inspect.signature(factory).parameters, dict(options)
+    decay: list[optax.GradientTransformation] = []
+    if "weight_decay" in arguments:
+        rate = options.pop("weight_decay", arguments["weight_decay"].default)
+        decay = [optax.add_decayed_weights(rate, options.pop("mask"))]
+        options["weight_decay"] = 0.0
+    # A learning rate turns the sign: with -1 the direction is left.
+    tx = factory(learning_rate=-1.0, **options)
+    for i, section in enumerate(sections if isinstance(sections, list) else [sections]):
+        key = f"optim.direction[{i}]" if isinstance(sections, list) else "optim.direction"
+        part, settings = _sections.named(key, section)
+        if part == "cautious":
+            _sections.check_known(key, part, settings, cautious, hidden=("inner",))
+            tx = cautious(tx, **settings)
+        else:
+            tx = optax.chain(tx, *clipper(key, section))
+    return optax.chain(tx, *decay, optax.scale_by_learning_rate(schedule))
