@@ -43,7 +43,9 @@ def kernels(program: str) -> set[str]:
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
     """Four times the tensors, and not one kernel more."""
-    few, many = (len(kernels(compiled(TRANSFORMATIONS[name], tensors).as_text())) for tensors in (9, 36))
+    few, many = (
+        len(kernels(compiled(TRANSFORMATIONS[name], tensors).as_text())) for tensors in (9, 36)
+    )
     assert few <= 32
     assert many <= few + 3  # vectors of all tensors are cut up another way
 
