@@ -250,7 +250,7 @@ def integer(name: str, value: Any, low: int) -> int | jax.Array:
     if isinstance(value, jax.Array):
         return value
     check_number(name, value, low)
-    if float(value) != int(value):
+    if not float(value).is_integer():
         raise ValueError(f"{name}={value} must be an integer")
     return int(value)
 

@@ -241,20 +241,6 @@ def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **dec
         raise TypeError(f"{name}.mu_dtype={mu_dtype!r} must be a float dtype, such as 'bfloat16'")
 
 
-def check_updates(name: str, value: Any, low: int) -> None:
-    """Refuse a number of updates that is too small, or a schedule, which it can't be.
-
-    Raises:
-      ValueError: it is less than ``low``.
-      TypeError: it is no number.
-    """
-    if callable(value):
-        raise TypeError(
-            f"{name} counts updates and can't be a schedule, got {value!r}; give a number"
-        )
-    _base.check_number(name, value, low)
-
-
 def refuse_complex(name: str, tree: Any) -> None:
     """Refuse complex tensors.
 

@@ -249,9 +249,9 @@ def _spam(
     """Everything but the learning rate."""
     _moments.check(name, b1=b[0], b2=b[1], eps=eps, weight_decay=weight_decay)
     _base.check_number(f"{name}.threshold", clipping.threshold, above=0)
-    _moments.check_updates(f"{name}.grace_steps", clipping.grace_steps, 0)
-    _moments.check_updates(f"{name}.reset_interval", resets.reset_interval, 1)
-    _moments.check_updates(f"{name}.warmup_steps", resets.warmup_steps, 0)
+    _base.integer(f"{name}.grace_steps", clipping.grace_steps, 0)
+    _base.integer(f"{name}.reset_interval", resets.reset_interval, 1)
+    _base.integer(f"{name}.warmup_steps", resets.warmup_steps, 0)
     share = 1.0 if density.density is None else density.density
     sampling = Sampling.of(_base.static_number(f"{name}.density", share, above=0, high=1))
 

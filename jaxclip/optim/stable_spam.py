@@ -215,7 +215,7 @@ def _stable_spam(
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
     _moments.check(name, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype, **decays)
-    _moments.check_updates(f"{name}.reset_interval", reset_interval, 1)
+    _base.integer(f"{name}.reset_interval", reset_interval, 1)
 
     def init_fn(params: Any) -> StableSpamState:
         _moments.refuse_complex(name, params)
@@ -244,8 +244,8 @@ def _stable_spam(
         # inject_hyperparams makes floats of integers.
         interval = jnp.asarray(reset_interval).astype(jnp.int32)
         since = jnp.where(clock < interval, clock, clock % interval + 1)
-        # Numbers of tensors are worked out for all of them at once, and not in each tensor's kernels:
-        # there they would be done, and compiled, once for every kernel that needs them.
+        # Each tensor's numbers are worked out for all tensors at once. In a tensor's kernels they
+        # would be worked out, and compiled, once for every kernel that needs them.
         largest = _base.tensor_maxima(found.leaves, dtype)
         finite = jnp.isfinite(largest)
         maximum, bound = average_maximum(state.maximum, largest, shared.theta, clock)
@@ -259,7 +259,7 @@ def _stable_spam(
             bound,
             _base.safe_divide(target, norms, 0.0),
             clock % interval != 0,
-            *(_base.bias_correction(fresh, since) for fresh in (shared.b1, shared.b2)),
+            *(1 / _base.bias_correction(fresh, since) for fresh in (shared.b1, shared.b2)),
         ]
         numbers = _base.unpack_columns(columns)
         steps = [
@@ -317,8 +317,9 @@ def _norms_within(
     """
     if not leaves:
         return largest
-    safe = jnp.where(largest > 0, largest, 1)
-    numbers = _base.unpack_columns([shrink, bound, safe])
+    # What is subnormal has no finite inverse; its squares are zero.
+    safe = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
+    numbers = _base.unpack_columns([shrink, bound, 1 / safe])
     return safe * jnp.sqrt(jnp.stack(list(map(_square_sum, leaves, numbers))))
 
 
@@ -326,7 +327,7 @@ def _norms_within(
 def _square_sum(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
     """Sum of the squares of a tensor after AdaClip; numbers as above."""
     clipped = _clip(_moments.aside(leaf), numbers)
-    return jnp.sum(jnp.square(clipped / numbers[2]))
+    return jnp.sum(jnp.square(clipped * numbers[2]))
 
 
 def _clip(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -355,7 +356,7 @@ def _step(
       nu: second moment.
       param: the parameter if it decays.
       numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor), the bound,
-        factor on all, 0 at a reset (else 1), and the bias corrections of the moments.
+        factor on all, 0 at a reset (else 1), and factors for the bias of the moments.
       shared: what is the same for all.
       dtype: of the update.
       positive: whether ε is known to be above zero.
@@ -366,6 +367,6 @@ def _step(
     mu, m = _moments.store(keep, _moments.average(old_mu, gradient, shared.b1), mu)
     square = jnp.square(gradient)
     nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
-    update = _moments.direction(m / numbers[4], v / numbers[5], shared.eps, positive)
+    update = _moments.direction(m * numbers[4], v * numbers[5], shared.eps, positive)
     update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
     return _moments.Step(update, mu, nu, ())
