@@ -86,6 +86,8 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "acclip": lambda: optim.acclip(LEARNING_RATE),
     "clip_radagrad_d": lambda: optim.clip_radagrad_d(LEARNING_RATE),
     "clip_radagrad_d norm": lambda: optim.clip_radagrad_d(LEARNING_RATE, kind="norm"),
+    "skip_nonfinite(adamw)": lambda: optim.skip_nonfinite(optax.adamw(LEARNING_RATE)),
+    "skip_on_spike(adamw)": lambda: optim.skip_on_spike(optax.adamw(LEARNING_RATE)),
 }
 
 PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {

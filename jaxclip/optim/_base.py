@@ -53,6 +53,7 @@ from jaxclip.optim._norms import sum_or_nan as sum_or_nan
 from jaxclip.optim._norms import tensor_maxima as tensor_maxima
 from jaxclip.optim._norms import tensor_norms as tensor_norms
 from jaxclip.optim._norms import unpack as unpack
+from jaxclip.optim._norms import unpack_columns as unpack_columns
 
 Hyperparameter = float | jax.Array | Callable[[Any], Any]
 
@@ -249,7 +250,7 @@ def integer(name: str, value: Any, low: int) -> int | jax.Array:
     if isinstance(value, jax.Array):
         return value
     check_number(name, value, low)
-    if float(value) != int(value):
+    if not float(value).is_integer():
         raise ValueError(f"{name}={value} must be an integer")
     return int(value)
 

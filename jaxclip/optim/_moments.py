@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxclip.optim import _base
 
@@ -44,9 +45,22 @@ def squarable(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.clip(leaf.astype(dtype), -bound, bound)
 
 
-def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array) -> jax.Array:
-    """Adam's ``mu / (sqrt(nu) + eps)``; zero, not NaN, without a gradient so far and eps = 0."""
-    return _base.safe_divide(mu, jnp.sqrt(nu) + eps, 0.0)
+def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array, positive: bool = False) -> jax.Array:
+    """Adam's ``mu / (sqrt(nu) + eps)``; zero, not NaN, without a gradient so far and eps = 0.
+
+    Args:
+      mu: first moment.
+      nu: second moment.
+      eps: ε.
+      positive: whether ε is known to be, see :func:`known_positive`: less to compile.
+    """
+    root = jnp.sqrt(nu) + eps
+    return mu / root if positive else _base.safe_divide(mu, root, 0.0)
+
+
+def known_positive(eps: Any) -> bool:
+    """Whether ε is a number whose square, too, is above zero in float32."""
+    return isinstance(eps, (int, float)) and float(np.float32(eps) ** 2) > 1e-37
 
 
 def aside(*arrays: jax.Array) -> Any:
@@ -225,20 +239,6 @@ def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **dec
         floating = False
     if not floating:
         raise TypeError(f"{name}.mu_dtype={mu_dtype!r} must be a float dtype, such as 'bfloat16'")
-
-
-def check_updates(name: str, value: Any, low: int) -> None:
-    """Refuse a number of updates that is too small, or a schedule, which it can't be.
-
-    Raises:
-      ValueError: it is less than ``low``.
-      TypeError: it is no number.
-    """
-    if callable(value):
-        raise TypeError(
-            f"{name} counts updates and can't be a schedule, got {value!r}; give a number"
-        )
-    _base.check_number(name, value, low)
 
 
 def refuse_complex(name: str, tree: Any) -> None:

@@ -192,6 +192,17 @@ def unpack(vector: jax.Array) -> list[jax.Array]:
     )
 
 
+def unpack_columns(columns: Sequence[jax.Array]) -> list[jax.Array]:
+    """Each tensor's numbers from vectors ``[num_tensors]``, as vectors ``[len(columns)]``.
+
+    Args:
+      columns: at least one of the dtype that the result shall have; the others must fit into it
+        (bools become 0 and 1).
+    """
+    dtype = jnp.result_type(*columns)
+    return unpack(jnp.stack([column.astype(dtype) for column in columns], axis=1))
+
+
 def _by_sums(vector: jax.Array) -> list[jax.Array]:
     """As :func:`unpack`, where all elements come from equal kernels."""
     number = vector.shape[0]

@@ -124,18 +124,3 @@ def average_maximum(
     # As a step towards the new value, so that large values do not overflow.
     maximum = maximum + fresh * (largest - maximum)
     return maximum, maximum / _base.bias_correction(fresh, seen)
-
-
-def scale_above(leaf: jax.Array, largest: jax.Array, bound: jax.Array) -> jax.Array:
-    """Elements above the bound times ``bound / largest``, the others as they are.
-
-    Args:
-      leaf: tensor.
-      largest: its largest absolute value.
-      bound: M̂.
-
-    Returns:
-      The tensor, in the bound's precision if that is higher.
-    """
-    factor = jnp.where(largest > bound, _base.safe_divide(bound, largest, 1.0), 1.0)
-    return jnp.where(jnp.abs(leaf) > bound, leaf * factor.astype(bound.dtype), leaf)

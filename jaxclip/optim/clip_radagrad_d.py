@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments, _rows
+from jaxclip.optim import _base, _moments
 
 KINDS = ("coordinate", "norm", "tensor")
 
@@ -158,9 +158,7 @@ def clip_radagrad_d(
 
         # With kind="norm" all tensors share one norm and one accumulator.
         norm = _NORMS[kind](leaves, dtype)
-        norms = list(jnp.broadcast_to(norm, (len(leaves),)))
-        if kind == "tensor":
-            norms = [row[0] for row in _rows.rows([norm], count)]
+        norms = _base.unpack(norm) if norm.ndim else [norm] * len(leaves)
         totals = [state.accumulator] * len(leaves)
         if kind != "norm":
             totals = treedef.flatten_up_to(state.accumulator)

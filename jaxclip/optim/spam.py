@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments, _rows, _spam_step
+from jaxclip.optim import _base, _moments, _spam_step
 from jaxclip.optim._sample import Sampling
 
 
@@ -249,9 +249,9 @@ def _spam(
     """Everything but the learning rate."""
     _moments.check(name, b1=b[0], b2=b[1], eps=eps, weight_decay=weight_decay)
     _base.check_number(f"{name}.threshold", clipping.threshold, above=0)
-    _moments.check_updates(f"{name}.grace_steps", clipping.grace_steps, 0)
-    _moments.check_updates(f"{name}.reset_interval", resets.reset_interval, 1)
-    _moments.check_updates(f"{name}.warmup_steps", resets.warmup_steps, 0)
+    _base.integer(f"{name}.grace_steps", clipping.grace_steps, 0)
+    _base.integer(f"{name}.reset_interval", resets.reset_interval, 1)
+    _base.integer(f"{name}.warmup_steps", resets.warmup_steps, 0)
     share = 1.0 if density.density is None else density.density
     sampling = Sampling.of(_base.static_number(f"{name}.density", share, above=0, high=1))
 
@@ -273,7 +273,6 @@ def _spam(
             fresh1=fresh1,
             fresh2=fresh2,
             eps=_base.hyperparameter(eps, count, dtype),
-            theta=_base.hyperparameter(clipping.threshold, count, dtype),
             rate=_base.hyperparameter(weight_decay, count, dtype),
         )
         clock = count + 1 - state.nonfinite_count
@@ -281,22 +280,28 @@ def _spam(
         scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
             fresh1, clock
         )
-        columns = [scale * phase.warmup, phase.reset, phase.clips]
-        numbers = _rows.rows(columns, count)
+        theta = _base.hyperparameter(clipping.threshold, count, dtype)
+        clips = phase.clips & ~phase.reset
+        columns = [scale * phase.warmup, ~phase.reset, jnp.where(clips, theta, jnp.inf)]
+        numbers = _base.unpack_columns(columns)
         sampled = [leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)]
         keys: list[jax.Array | None] = [None] * len(sampled)
         if any(sampled):
-            drawn = _rows.rows(list(_spam_step.key_data(phase.period).T), count)
+            drawn = _base.unpack(_spam_step.key_data(phase.period))
             keys = [key if use else None for key, use in zip(drawn, sampled, strict=True)]
         steps = [
-            _spam_step.step(*tensor, shared, dtype=out, sampling=sampling)
+            _spam_step.step(
+                *tensor, shared, dtype=out, sampling=sampling, positive=_moments.known_positive(eps)
+            )
             for *tensor, out in zip(
                 *found[:3], found.params, numbers, keys, found.dtypes, strict=True
             )
         ]
         out, moments, (norm,) = _moments.collect(steps, found, state)
         finite = jnp.isfinite(norm)
-        bound = jnp.where(phase.clips, shared.theta, norm)
+        # After a reset there is no second moment to compare with.
+        norm = jnp.where(phase.reset & finite, 0, norm)
+        bound = jnp.where(phase.clips, theta, norm)
         new_state = SpamState(
             count=optax.safe_increment(count),
             **moments,

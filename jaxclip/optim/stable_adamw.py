@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments, _rows
+from jaxclip.optim import _base, _moments
 
 
 class StableAdamState(NamedTuple):
@@ -183,9 +183,9 @@ def _stable_adam(
         clock = count + 1 - state.nonfinite_count
         fresh = [_base.complement(b, count, dtype) for b in (b1, b2)]
         # 1 - β̂, the weight of the new gradient.
-        weights = _rows.rows([f / _base.bias_correction(f, clock) for f in fresh], count)
+        weights = _base.unpack_columns([f / _base.bias_correction(f, clock) for f in fresh])
         steps = [
-            _step(*tensor, small, rate, dtype=out)
+            _step(*tensor, small, rate, dtype=out, positive=_moments.known_positive(eps))
             for *tensor, out in zip(*found[:3], found.params, weights, found.dtypes, strict=True)
         ]
         out, moments, (norm,) = _moments.collect(steps, found, state)
@@ -203,7 +203,7 @@ def _stable_adam(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@functools.partial(jax.jit, static_argnames=("dtype", "positive"))
 def _step(
     leaf: jax.Array,
     mu: jax.Array,
@@ -214,6 +214,7 @@ def _step(
     rate: jax.Array,
     *,
     dtype: Any,
+    positive: bool,
 ) -> _moments.Step:
     """One tensor's step.
 
@@ -226,27 +227,32 @@ def _step(
       eps: ε.
       rate: λ.
       dtype: of the update.
+      positive: whether ε is known to be above zero.
     """
-    rms = _rms(_moments.aside(leaf, nu), weights[1], eps)
+    rms = _rms(_moments.aside(leaf, nu), weights[1], eps, positive)
     keep = jnp.isfinite(rms)
     gradient = _moments.squarable(leaf, eps.dtype)
     mu, m = _moments.store(keep, _moments.average(mu, gradient, weights[0]), mu)
     nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), weights[1]), nu)
-    update = _moments.add_decay(_moments.direction(m, v, eps), rate, param)
+    update = _moments.add_decay(_moments.direction(m, v, eps, positive), rate, param)
     update = _moments.finish(keep, update / jnp.maximum(rms, 1.0), dtype)
     return _moments.Step(update, mu, nu, (rms,))
 
 
-def _rms(tensors: tuple[jax.Array, jax.Array], weight: jax.Array, eps: jax.Array) -> jax.Array:
+def _rms(
+    tensors: tuple[jax.Array, jax.Array], weight: jax.Array, eps: jax.Array, positive: bool
+) -> jax.Array:
     """Root of the mean of ``g² / max(v, ε²)``; NaN if the gradient is not finite.
 
     Args:
       tensors: gradient, and second moment before it.
       weight: of the new square in the second moment.
       eps: ε.
+      positive: whether that is known to be above zero.
     """
     leaf, nu = tensors
     square = jnp.square(_moments.squarable(leaf, eps.dtype))
     largest = jnp.maximum(_moments.average(nu, square, weight), jnp.square(eps))
-    total = _base.sum_or_nan(_base.safe_divide(square, largest, 0.0), ~jnp.isfinite(leaf))
+    ratio = square / largest if positive else _base.safe_divide(square, largest, 0.0)
+    total = _base.sum_or_nan(ratio, ~jnp.isfinite(leaf))
     return jnp.sqrt(total / max(leaf.size, 1))

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments, _rows
-from jaxclip.optim.adaclip import average_maximum, scale_above
+from jaxclip.optim import _base, _moments
+from jaxclip.optim.adaclip import average_maximum
 from jaxclip.optim.adagn import average_norms
 
 
@@ -215,7 +215,7 @@ def _stable_spam(
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
     _moments.check(name, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype, **decays)
-    _moments.check_updates(f"{name}.reset_interval", reset_interval, 1)
+    _base.integer(f"{name}.reset_interval", reset_interval, 1)
 
     def init_fn(params: Any) -> StableSpamState:
         _moments.refuse_complex(name, params)
@@ -244,26 +244,29 @@ def _stable_spam(
         # inject_hyperparams makes floats of integers.
         interval = jnp.asarray(reset_interval).astype(jnp.int32)
         since = jnp.where(clock < interval, clock, clock % interval + 1)
-        columns = [
-            state.maximum,
-            state.first,
-            state.second,
-            clock,
-            clock % interval == 0,
-            *(_base.bias_correction(fresh, since) for fresh in (shared.b1, shared.b2)),
-        ]
-        numbers = _rows.rows(columns, count)
-        steps = [
-            _step(*tensor, shared, dtype=out)
-            for *tensor, out in zip(*found[:3], found.params, numbers, found.dtypes, strict=True)
-        ]
-        out, moments, (largest, *seen) = _moments.collect(steps, found, state)
+        # Each tensor's numbers are worked out for all tensors at once. In a tensor's kernels they
+        # would be worked out, and compiled, once for every kernel that needs them.
+        largest = _base.tensor_maxima(found.leaves, dtype)
         finite = jnp.isfinite(largest)
-        (norms,) = seen or [largest]
         maximum, bound = average_maximum(state.maximum, largest, shared.theta, clock)
-        first, second, _ = average_norms(
+        shrink = jnp.where(largest > bound, _base.safe_divide(bound, largest, 1.0), 1.0)
+        norms = _norms_within(found.leaves, shrink, bound, jnp.minimum(largest, bound))
+        first, second, target = average_norms(
             state.first, state.second, norms, shared.gamma1, shared.gamma2, shared.eps, clock
         )
+        columns = [
+            jnp.where(finite, shrink, jnp.nan),
+            bound,
+            _base.safe_divide(target, norms, 0.0),
+            clock % interval != 0,
+            *(1 / _base.bias_correction(fresh, since) for fresh in (shared.b1, shared.b2)),
+        ]
+        numbers = _base.unpack_columns(columns)
+        steps = [
+            _step(*tensor, shared, dtype=out, positive=_moments.known_positive(eps))
+            for *tensor, out in zip(*found[:3], found.params, numbers, found.dtypes, strict=True)
+        ]
+        out, moments, _ = _moments.collect(steps, found, state)
         new_state = StableSpamState(
             count=optax.safe_increment(count),
             **moments,
@@ -298,7 +301,42 @@ class _Shared(NamedTuple):
     rate: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+def _norms_within(
+    leaves: list[jax.Array], shrink: jax.Array, bound: jax.Array, largest: jax.Array
+) -> jax.Array:
+    """L2 norm of each tensor after AdaClip, whose elements are then at most ``largest``.
+
+    Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
+    squares overflowed it needs no copy of the scaled tensors in memory.
+
+    Args:
+      leaves: gradients.
+      shrink: factor on elements beyond the bound, one a tensor as all that follows.
+      bound: M̂.
+      largest: of the absolute values.
+    """
+    if not leaves:
+        return largest
+    # What is subnormal has no finite inverse; its squares are zero.
+    safe = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
+    numbers = _base.unpack_columns([shrink, bound, 1 / safe])
+    return safe * jnp.sqrt(jnp.stack(list(map(_square_sum, leaves, numbers))))
+
+
+@jax.jit
+def _square_sum(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Sum of the squares of a tensor after AdaClip; numbers as above."""
+    clipped = _clip(_moments.aside(leaf), numbers)
+    return jnp.sum(jnp.square(clipped * numbers[2]))
+
+
+def _clip(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Elements beyond a bound (the second number) times a factor (the first)."""
+    leaf = leaf.astype(numbers.dtype)
+    return jnp.where(jnp.abs(leaf) > numbers[1], leaf * numbers[0], leaf)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "positive"))
 def _step(
     leaf: jax.Array,
     mu: jax.Array,
@@ -308,6 +346,7 @@ def _step(
     shared: _Shared,
     *,
     dtype: Any,
+    positive: bool,
 ) -> _moments.Step:
     """One tensor's step.
 
@@ -316,37 +355,18 @@ def _step(
       mu: first moment.
       nu: second moment.
       param: the parameter if it decays.
-      numbers: ``[7]``: M, a, b, t, whether to reset, and the bias corrections of the moments.
+      numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor), the bound,
+        factor on all, 0 at a reset (else 1), and factors for the bias of the moments.
       shared: what is the same for all.
       dtype: of the update.
+      positive: whether ε is known to be above zero.
     """
-    kind = shared.eps.dtype
-    clock = numbers[3]
-    largest = _base.tensor_maxima([leaf], kind)[0]
-    keep = jnp.isfinite(largest)
-    _, bound = average_maximum(numbers[0], largest, shared.theta, clock)
-    scaled = scale_above(_moments.aside(leaf).astype(kind), largest, bound)
-    norm = _norm(scaled, jnp.minimum(largest, bound))
-    _, _, target = average_norms(
-        numbers[1], numbers[2], norm, shared.gamma1, shared.gamma2, shared.eps, clock
-    )
-    factor = _base.safe_divide(target, norm, 0.0)
-    gradient = scale_above(leaf.astype(kind), largest, bound) * factor
-
-    old_mu, old_nu = (jnp.where(numbers[4] > 0, 0, moment) for moment in (mu, nu))
+    keep = numbers[0] == numbers[0]
+    gradient = _clip(leaf, numbers) * numbers[2]
+    old_mu, old_nu = (moment.astype(gradient.dtype) * numbers[3] for moment in (mu, nu))
     mu, m = _moments.store(keep, _moments.average(old_mu, gradient, shared.b1), mu)
     square = jnp.square(gradient)
     nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
-    update = _moments.direction(m / numbers[5], v / numbers[6], shared.eps)
+    update = _moments.direction(m * numbers[4], v * numbers[5], shared.eps, positive)
     update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
-    return _moments.Step(update, mu, nu, (largest, norm))
-
-
-def _norm(leaf: jax.Array, largest: jax.Array) -> jax.Array:
-    """L2 norm of a tensor with elements of at most ``largest``.
-
-    Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
-    squares overflowed it needs no copy of the scaled tensors in memory.
-    """
-    safe = jnp.where(largest > 0, largest, 1)
-    return safe * jnp.sqrt(jnp.sum(jnp.square(leaf / safe)))
+    return _moments.Step(update, mu, nu, ())

@@ -13,13 +13,18 @@ import pytest
 from jaxclip import optim
 from jaxclip.optim import _norms
 
-CLIPPERS = {
+TRANSFORMATIONS = {
     "adaclip": optim.adaclip(),
     "adagc": optim.adagc(),
     "adagn": optim.adagn(),
     "clip_by_coordinate": optim.clip_by_coordinate(),
     "median_clip": optim.median_clip(0.1),
     "zclip": optim.zclip(),
+    "clip_radagrad_d": optim.clip_radagrad_d(1e-3),
+    "clip_radagrad_d tensor": optim.clip_radagrad_d(1e-3, kind="tensor"),
+    "spam": optim.spam(1e-3),
+    "stable_adamw": optim.stable_adamw(1e-3, weight_decay=0.1),
+    "stable_spam": optim.stable_spam(1e-3),
 }
 
 
@@ -35,10 +40,12 @@ def kernels(program: str) -> set[str]:
     return {re.sub(r"%[\w.-]+|, metadata=\{.*?\}|\w+[.\d]*:", "", body) for body in bodies}
 
 
-@pytest.mark.parametrize("name", CLIPPERS)
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
     """Four times the tensors, and not one kernel more."""
-    few, many = (len(kernels(compiled(CLIPPERS[name], tensors).as_text())) for tensors in (9, 36))
+    few, many = (
+        len(kernels(compiled(TRANSFORMATIONS[name], tensors).as_text())) for tensors in (9, 36)
+    )
     assert few <= 32
     assert many <= few + 3  # vectors of all tensors are cut up another way
 
@@ -46,7 +53,7 @@ def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["adagc", "adagn", "zclip"])
 def test_no_copy_of_the_gradients_is_held(name: str, dtype: jnp.dtype) -> None:
-    program = compiled(CLIPPERS[name], 4, dtype)
+    program = compiled(TRANSFORMATIONS[name], 4, dtype)
     assert program.memory_analysis().temp_size_in_bytes < 64 * 128
 
 
@@ -59,6 +66,9 @@ def test_unpack_is_exact() -> None:
         np.testing.assert_array_equal(np.asarray(parts, np.float32), vector)
     rows = np.arange(21.0).reshape(7, 3)
     np.testing.assert_array_equal(np.stack(_norms.unpack(jnp.asarray(rows))), rows)
+    columns = [jnp.arange(7) * 1.5, jnp.arange(7) % 2 == 0]
+    for i, found in enumerate(_norms.unpack_columns(columns)):
+        np.testing.assert_array_equal(found, [1.5 * i, i % 2 == 0])
 
 
 @pytest.mark.parametrize("exponent", [-30, -20, -5, 0, 15, 25, 35])
