@@ -20,14 +20,13 @@ from typing import Any
 
 import optax
 
-from jaxclip.optim import _base, _direction, _sections
+from jaxclip.optim import _base, _direction, _sections, _sharpness
 from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.acclip import acclip
 from jaxclip.optim.adaclip import adaclip
 from jaxclip.optim.adagc import adagc
 from jaxclip.optim.adagn import adagn
 from jaxclip.optim.aggc import aggc
-from jaxclip.optim.asam import asam
 from jaxclip.optim.autoclip import autoclip
 from jaxclip.optim.cautious import cautious
 from jaxclip.optim.clip_by_coordinate import clip_by_coordinate
@@ -224,7 +223,7 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
         # Outside of what is frozen: the depth of a tower is that of all its blocks.
         tx = optax.chain(tx, scale_updates(groups, _layer_decay(config.get("layer_decay"))))
     if config.get("sam"):
-        tx = _sharpness_aware(tx, config["sam"])
+        tx = _sharpness.sharpness_aware(tx, config["sam"])
     tx = _skipping(tx, config.get("skip"))
     return _checking(tx, used)
 
@@ -386,30 +385,6 @@ def _layer_decay(value: Any) -> float | None:
     if not 0 < number <= 1:
         raise ValueError(f"optim.layer_decay={value} must be > 0 and <= 1")
     return number
-
-
-def _sharpness_aware(
-    tx: optax.GradientTransformation, section: Any
-) -> optax.GradientTransformation:
-    if not isinstance(section, Mapping) or "rho" not in section:
-        raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}")
-    for key in section:
-        if key not in ("rho", "adaptive", "eta"):
-            near = hint(key, ("rho", "adaptive", "eta"))
-            raise ValueError(f"optim.sam={section!r} must be {{'rho': number}}: no {key!r}{near}")
-    rho, adaptive = (
-        _sections.number("optim.sam.rho", section["rho"]),
-        section.get("adaptive", False),
-    )
-    if not isinstance(adaptive, bool):
-        raise ValueError(f"optim.sam.adaptive={adaptive!r} must be True or False")
-    if adaptive:
-        return asam(tx, rho, _sections.number("optim.sam.eta", section.get("eta", 0.01)))
-    if "eta" in section:
-        raise ValueError("optim.sam.eta: it is for adaptive=True; leave it out")
-    # The gradient's direction is NaN if the gradient is zero; then there is nowhere to climb.
-    ascent = optax.chain(optax.contrib.normalize(), optax.zero_nans(), optax.sgd(rho))
-    return optax.contrib.sam(tx, ascent, opaque_mode=True)
 
 
 def _skipping(tx: optax.GradientTransformation, section: Any) -> optax.GradientTransformation:
