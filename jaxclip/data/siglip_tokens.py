@@ -123,7 +123,7 @@ class Pieces:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        file = _find(path)
+        file = find_file(path)
         if file.suffix == ".json":
             self._json: Any = _json_model(file)
             ids = [self._json.token_to_id(name) for name in ("<pad>", "</s>", "<eos>")]
@@ -182,7 +182,12 @@ def _json_model(file: pathlib.Path) -> Any:
     return model
 
 
-def _find(path: str | os.PathLike[str]) -> pathlib.Path:
+def find_file(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A vocabulary, or the first of :data:`FILES` in a folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
     folder = pathlib.Path(path)
     if not folder.is_dir():
         check_file(path, "the vocabulary is beside the weights: spiece.model or tokenizer.json")
