@@ -142,7 +142,14 @@ class Model:
         from jaxclip.data import tokenizers
 
         try:
-            return tokenizers.load(self.config["tokenizer"])
+            tokenizer = tokenizers.load(self.config["tokenizer"])
+            embedded = self.sizes.text.vocab_size
+            if tokenizer.vocab_size > embedded:
+                raise ValueError(
+                    f"tokenizer.kind={self.config['tokenizer']['kind']!r} has "
+                    f"{tokenizer.vocab_size} tokens, the text tower embeds {embedded}"
+                )
+            return tokenizer
         except ValueError as error:
             raise ValueError(
                 f"the tokenizer of {self.path} can't be made: {error}; give it to load, such as "

@@ -83,7 +83,7 @@ def export_checkpoint(
         _write_tensors(temporary / cls.weights_file, entries, ours)
         for name, content in files.items():
             storage.write_json(temporary / name, content)
-        tokenizer_files.write(preprocess.tokenizer, temporary, family)
+        tokenizer_files.write(preprocess.tokenizer, temporary, sizes.text.vocab_size)
         temporary.chmod(0o755)
         temporary.replace(target)
     except BaseException:

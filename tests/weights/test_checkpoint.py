@@ -334,9 +334,15 @@ def test_the_preprocessing_is_a_chain_that_can_be_built(name):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "resize_small|center_crop"),
-        ({"size": {"shortest_edge": 8}, "resample": 3}, "resize_small|center_crop"),
-        ({"size": 8, "resample": 2}, "resize_small(method='bilinear')|center_crop"),
+        ({}, "resize_small|center_crop(rounding='down')"),
+        (
+            {"size": {"shortest_edge": 8}, "resample": 3},
+            "resize_small|center_crop(rounding='down')",
+        ),
+        (
+            {"size": 8, "resample": 2},
+            "resize_small(method='bilinear')|center_crop(rounding='down')",
+        ),
         ({"size": {"height": 8, "width": 8}, "do_center_crop": False}, "resize"),
     ],
 )

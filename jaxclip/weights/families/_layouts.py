@@ -37,7 +37,7 @@ SIGLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
 # What is of training alone, or says how parameters began.
 _NOT_COMPARED = (
     "image.dropout", "image.patch_dropout", "image.first_layer", "image.tract_lambda",
-    "image.stem_depth", "text.dropout", "logit_scale_init", "logit_bias_init",
+    "image.stem_depth", "text.dropout", "text.pad_id", "logit_scale_init", "logit_bias_init",
 )  # fmt: skip
 
 
@@ -76,8 +76,10 @@ def check_layout(sizes: CLIPConfig, layout: Mapping[str, Any], family: str) -> N
 
 
 def resize_ops(mode: str, method: str = "bicubic") -> str:
-    """The chain of ops of a mode, ``"shortest"`` (and centre crop) or ``"squash"``."""
+    """The chain of ops of a mode: ``"shortest"`` (and centre crop), ``"longest"``, ``"squash"``."""
     argument = "" if method == "bicubic" else f"(method='{method}')"
+    if mode == "longest":
+        return f"resize_longest{argument}|pad(fill=0)"
     return f"resize_small{argument}|center_crop" if mode == "shortest" else f"resize{argument}"
 
 
@@ -89,7 +91,9 @@ def resizing(preprocess: Preprocess) -> tuple[str, str]:
     """
     chain = str(preprocess.image_ops).replace(" ", "") or "resize"
     found = re.fullmatch(
-        r"(resize|resize_small)(?:\((?:method=)?['\"]?(\w+)['\"]?\))?(\|center_crop)?", chain
+        r"(resize|resize_small)(?:\((?:method=)?['\"]?(\w+)['\"]?\))?"
+        r"(\|center_crop(?:\(rounding='?\w+'?\))?)?",
+        chain,
     )
     if not found or (found[1] == "resize_small") != bool(found[3]):
         raise ValueError(
@@ -149,7 +153,9 @@ def hf_image_ops(given: Mapping[str, Any], default: str) -> str:
     # The oldest files say a number, which is that of the shorter side.
     shortest = not isinstance(size, Mapping) or "shortest_edge" in size
     if shortest == bool(given.get("do_center_crop", shortest)):
-        return resize_ops("shortest" if shortest else "squash", methods[resample])
+        ops = resize_ops("shortest" if shortest else "squash", methods[resample])
+        # transformers cuts a half pixel down, torchvision to the even one.
+        return ops.replace("center_crop", "center_crop(rounding='down')")
     return default
 
 

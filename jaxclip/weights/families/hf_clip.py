@@ -130,7 +130,7 @@ class HFCLIP(Family):
         return Preprocess(
             given.get("image_mean", CLIP_MEAN),
             given.get("image_std", CLIP_STD),
-            hf_image_ops(given, "resize_small|center_crop"),
+            hf_image_ops(given, "resize_small|center_crop(rounding='down')"),
             {"kind": "clip", "context_length": sizes.text.context_length},
         )
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.data.siglip_tokens import kind_of
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
 from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, hf_image_ops, hf_preprocessor
@@ -150,7 +151,7 @@ class HFSigLIP(Family):
             given.get("image_mean", HALF),
             given.get("image_std", HALF),
             hf_image_ops(given, "resize"),
-            {"kind": "siglip", "context_length": sizes.text.context_length},
+            {"kind": kind_of(sizes.text.vocab_size), "context_length": sizes.text.context_length},
         )
 
 

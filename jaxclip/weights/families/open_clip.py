@@ -185,8 +185,8 @@ def read_preprocess(
     given = dict(config.get("preprocess_cfg") or {})
     method = given.get("interpolation", "bicubic")
     mode = given.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise ValueError(f"resize_mode={mode!r} of the checkpoint; use shortest, squash")
+    if mode not in ("shortest", "longest", "squash"):
+        raise ValueError(f"resize_mode={mode!r} of the checkpoint; use shortest, longest, squash")
     return Preprocess(
         given.get("mean", mean),
         given.get("std", std),
