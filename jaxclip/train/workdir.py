@@ -117,6 +117,9 @@ def check_config(
     old = find_config(path)
     if old is None:
         return {}
+    # A key that the version which wrote it did not have has its default: it does what that did.
+    with contextlib.suppress(ValueError):
+        old = config_lib.resolve(old)
     changes = config_lib.changes(old, config)
     refused = [key for key in changes if not (extend and config_lib.is_extendable(key))]
     if not refused:
