@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxclip.losses import torus
+from jaxclip.losses import ring_order
 
 # (rows, columns, row state, pairs) -> (row state, what the tile adds to its columns)
 TileFn = Callable[[Any, Any, Any, "Pairs"], tuple[Any, Any]]
@@ -92,7 +92,7 @@ def plan(size: int, tile_size: int, mesh: Mesh | None) -> Layout:
     shards = 1 if mesh is None else mesh.size
     local = -(-size // shards)
     tiles = -(-local // tile_size)
-    order = torus.ring_order(list(mesh.devices.flat)) if axes and mesh is not None else (0,)
+    order = ring_order.ring_order(list(mesh.devices.flat)) if axes and mesh is not None else (0,)
     return Layout(size, axes, shards, order, tiles, -(-local // tiles))
 
 

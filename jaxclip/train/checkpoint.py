@@ -29,7 +29,7 @@ from etils import epath
 
 from jaxclip import storage
 from jaxclip.parallel import distributed
-from jaxclip.train import agreement, manifest, state_io
+from jaxclip.train import manifest, multihost, state_io
 from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
@@ -370,15 +370,15 @@ class Checkpointer:
                 state = state_io.restore(path / "state", abstract_state)
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
-            if agreement.all_agree(not failure):
-                self._known = agreement.broadcast_steps(self.steps())
+            if multihost.all_agree(not failure):
+                self._known = multihost.broadcast_steps(self.steps())
                 metrics = storage.decode_floats(content["metrics"])
                 return Restored(state, step, content["extra"], metrics, tuple(search.lines))
             search.damaged += 1
             search.unread += 1
             reason = failure or "another process could not read it"
             self._pass_over(search, step, f"its checksums are right, but {reason}")
-        if int(agreement.broadcast(np.asarray(search.damaged))) and only is None:
+        if int(multihost.broadcast(np.asarray(search.damaged))) and only is None:
             if search.unread:
                 what = f"no checkpoint in {self.directory} can be read, but not all are damaged"
             else:
@@ -406,7 +406,7 @@ class Checkpointer:
                     continue
                 chosen = step
                 break
-        return int(agreement.broadcast(np.asarray(chosen)))
+        return int(multihost.broadcast(np.asarray(chosen)))
 
     def _pass_over(self, search: _Search, step: int, reason: str) -> None:
         search.passed.append(step)

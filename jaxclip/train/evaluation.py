@@ -16,7 +16,7 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.evaluate import runner
 from jaxclip.evaluate import tasks as tasks_lib
-from jaxclip.train import agreement, checks, loop
+from jaxclip.train import checks, loop, multihost
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 
@@ -102,7 +102,7 @@ def evaluate_workdir(
         config,
         tokenizer=tokenizer,
         mesh=experiment.mesh,
-        workdir=None if not agreement.all_agree(not problem) else folder,
+        workdir=None if not multihost.all_agree(not problem) else folder,
         step=restored_step,
         weights="model" if name == "params" else "ema",
     )

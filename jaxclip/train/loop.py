@@ -15,7 +15,7 @@ import jax
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import agreement, checks, environment, names, setup, writers
+from jaxclip.train import checks, environment, metric_names, multihost, setup, writers
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
@@ -250,8 +250,8 @@ class _Run:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
         step, _ = fetched[-1]
         speed = self.progress.update(fetched)
-        count = agreement.total(sum(unusable.values()))
-        shares = caption_shares({k: agreement.total(n) for k, n in sorted(captions.items())})
+        count = multihost.total(sum(unusable.values()))
+        shares = caption_shares({k: multihost.total(n) for k, n in sorted(captions.items())})
         self.writer.write(step, {**speed, **shares, "unusable_records": count})
         if count > self.unusable:
             self.unusable = count
@@ -412,7 +412,7 @@ def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) ->
         return
     config, mesh = experiment.config, experiment.mesh
     count = setup.parameter_count(experiment.abstract_state.params)
-    clip = names.of_clip(config)
+    clip = metric_names.of_clip(config)
     objective = " + ".join(term.name for term in experiment.total.terms)
     if not config["objective"]:
         objective = config["loss"]["name"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from jaxclip.train import names
+from jaxclip.train import metric_names
 
 _HEADER_EVERY = 25
 _BAR_WIDTH = 24
@@ -112,7 +112,7 @@ class Progress:
         if steps > 0:
             self._measure(elapsed / steps)
             speed["images_per_second"] = steps * self._batch / elapsed
-        values = names.summarize([metrics for _, metrics in records])
+        values = metric_names.summarize([metrics for _, metrics in records])
         self._print_row({**values, **speed})
         if values.get("nonfinite_count", 0.0) > self._nonfinite:
             skipped = int(values["nonfinite_count"] - self._nonfinite)
@@ -151,9 +151,9 @@ class Progress:
         lines: dict[tuple[str, str], list[str]] = {}
         for name, value in metrics.items():
             group, _, last = name.rpartition("/")
-            shown = names.short(last)
+            shown = metric_names.short(last)
             subject, _, measure = shown.rpartition(" ") if "→" in shown else ("", "", shown)
-            shown = f"{measure} {names.percent(last, value)}"
+            shown = f"{measure} {metric_names.percent(last, value)}"
             lines.setdefault((group, subject), []).append(shown)
         self._say(f"  evaluation at step {step} ({seconds:.1f} s)", "bold cyan")
         for (group, subject), parts in lines.items():

@@ -18,7 +18,7 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.evaluate import runner
-from jaxclip.train import environment, metrics, names, report_charts, spikes
+from jaxclip.train import environment, metric_names, metrics, report_charts, spikes
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.metrics import Curves
 from jaxclip.train.progress import duration
@@ -125,7 +125,7 @@ def section(title: str, content: str, note: str = "") -> str:
 def heading(run: Run) -> str:
     """Name of the run, what it trains, how far it came."""
     config, total = run.config, run.config["total_steps"]
-    clip = names.of_clip(config)
+    clip = metric_names.of_clip(config)
     what = (
         f"{config['model']['preset']} on {config['data']['name']}: {config['loss']['name']} loss, "
         f"{config['optim']['name']}, clip {clip}, batch {config['global_batch_size']}, "
@@ -144,7 +144,10 @@ def heading(run: Run) -> str:
 def tiles(run: Run, found: dict[str, spikes.Spikes]) -> str:
     """The few numbers one looks for first."""
     reached = [
-        (names.percent(name, float(value)), f"{names.short(last)}, {data.replace('_', ' ')}")
+        (
+            metric_names.percent(name, float(value)),
+            f"{metric_names.short(last)}, {data.replace('_', ' ')}",
+        )
         for result in run.results.values()
         for name, value in result["metrics"].items()
         for head, _, last in [name.rpartition("/")]
@@ -225,9 +228,11 @@ def results_table(run: Run) -> str:
             if head != group:
                 rows.append((group_title(head, result["metrics"]),))
                 group = head
-            if names.is_share(last):
+            if metric_names.is_share(last):
                 best = best_of(run.curves, f"eval/{name}")
-                rows.append((names.short(last), names.percent(last, float(value)), best))
+                rows.append(
+                    (metric_names.short(last), metric_names.percent(last, float(value)), best)
+                )
         kind = {"model": "", "ema": ", averaged parameters"}.get(weights, f", {weights}")
         parts.append(table(("", f"step {result['step']}{kind}", "best of the run"), rows))
     return "\n".join(parts)
@@ -249,7 +254,7 @@ def best_of(curves: Curves, name: str) -> str:
     if not np.isfinite(values).any():
         return "-"
     place = int(np.nanargmax(values))
-    return f"{names.percent(name, float(values[place]))} (step {steps[place]})"
+    return f"{metric_names.percent(name, float(values[place]))} (step {steps[place]})"
 
 
 def changes_note(run: Run) -> str:

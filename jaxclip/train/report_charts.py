@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxclip.train import charts, names, spikes
+from jaxclip.train import charts, metric_names, spikes
 from jaxclip.train.metrics import Curves
 
 _OWN_CHART = ("loss", "grad_norm", "learning_rate", "logit_scale", "images_per_second")
@@ -62,7 +62,7 @@ def others(curves: Curves) -> list[list[str]]:
 
 def _groups(keys: list[str]) -> list[list[str]]:
     """The shares together, all else one by one."""
-    shares = [name for name in keys if names.is_share(name)]
+    shares = [name for name in keys if metric_names.is_share(name)]
     singles = [[name] for name in keys if name not in shares]
     return [shares, *singles] if shares else singles
 
@@ -72,9 +72,9 @@ def evaluation(curves: Curves) -> str:
     groups: dict[str, list[charts.Line]] = {}
     for name, (steps, values) in curves.items():
         head, _, last = name.rpartition("/")
-        if not name.startswith("eval/") or not names.is_share(last) or len(steps) < 2:
+        if not name.startswith("eval/") or not metric_names.is_share(last) or len(steps) < 2:
             continue
-        subject, _, measure = names.short(last).rpartition(" ")
+        subject, _, measure = metric_names.short(last).rpartition(" ")
         group = " · ".join(filter(None, [*head.split("/")[1:], subject]))
         lines = groups.setdefault(group.replace("_", " "), [])
         color = charts.COLORS[len(lines) % len(charts.COLORS)]
@@ -186,9 +186,9 @@ def simple(curves: Curves, name: str, *, from_zero: bool = False) -> str:
 
 def several(curves: Curves, group: list[str]) -> str:
     """Curves of one kind."""
-    share = names.is_share(group[0])
+    share = metric_names.is_share(group[0])
     lines = [
-        charts.Line(*curves[name], names.short(_last(name)) if len(group) > 1 else "", color)
+        charts.Line(*curves[name], metric_names.short(_last(name)) if len(group) > 1 else "", color)
         for name, color in zip(group, charts.COLORS, strict=False)
     ]
     return charts.chart(lines, title=title(group[0]), percent=share, from_zero=share)
@@ -205,7 +205,7 @@ def figure(name: str, svg: str, note: str = "") -> str:
 def title(name: str) -> str:
     """``images_per_second`` -> ``Images per second``."""
     words = _last(name).replace("_", " ")
-    if names.is_share(name):
+    if metric_names.is_share(name):
         words = "Accuracy within the batch"
     return words[:1].upper() + words[1:]
 

@@ -19,7 +19,7 @@ from etils import epath
 from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
-from jaxclip.train import agreement, manifest
+from jaxclip.train import manifest, multihost
 from jaxclip.train.lock import Lock
 
 logger = logging.getLogger("jaxclip")
@@ -84,7 +84,7 @@ def hold(
         problem = error
     try:
         # All of them learn of it, for one that is alone in a collective would hang there.
-        everywhere = agreement.all_agree(problem is None)
+        everywhere = multihost.all_agree(problem is None)
         if problem is not None:
             raise problem
         if not everywhere:
@@ -195,13 +195,13 @@ def check_shared(path: pathlib.Path) -> None:
     if jax.process_count() == 1:
         return
     name = np.random.default_rng().integers(2**31, size=2, dtype=np.int32)
-    name = agreement.broadcast(name)
+    name = multihost.broadcast(name)
     probe = path / f".shared_probe_{name[0]:08x}{name[1]:08x}"
     if jax.process_index() == 0:
         probe.write_bytes(b"x")
-    agreement.all_agree(True)  # it is written now
+    multihost.all_agree(True)  # it is written now
     seen = _appears(probe)
-    everywhere = agreement.all_agree(seen)
+    everywhere = multihost.all_agree(seen)
     if jax.process_index() == 0:
         probe.unlink()
     if not everywhere:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxclip import losses, parallel
-from jaxclip.losses import ring, torus
+from jaxclip.losses import ring, ring_order
 from tests.losses.test_losses import check, embeddings, value_and_grad
 
 NAMES = ("softmax_blockwise", "sigmoid_blockwise")
@@ -45,7 +45,7 @@ def test_value_and_gradient_on_a_mesh(case, shape):
 @pytest.mark.parametrize("case", NAMES)
 def test_the_ring_may_go_any_way_round(case, monkeypatch):
     way = (0, 3, 1, 2)
-    monkeypatch.setattr(torus, "ring_order", lambda devices: way)
+    monkeypatch.setattr(ring_order, "ring_order", lambda devices: way)
     images, texts = embeddings(14)
     mesh = mesh_of((2, 1, 2))
     assert ring.plan(14, 2, mesh).order == way

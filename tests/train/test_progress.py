@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from jaxclip.train import names, progress
+from jaxclip.train import metric_names, progress
 from jaxclip.train.progress import Progress, duration
 
 
@@ -168,8 +168,11 @@ def test_duration(seconds, text):
 
 def test_the_outermost_clipper_is_shown():
     available = ["optim/text/adagc/threshold", "optim/zclip/threshold", "threshold"]
-    assert names.find(available, "threshold") == "optim/zclip/threshold"
-    assert names.find(["loss"], "clipped") is None and names.find(["loss"], "loss") == "loss"
+    assert metric_names.find(available, "threshold") == "optim/zclip/threshold"
+    assert (
+        metric_names.find(["loss"], "clipped") is None
+        and metric_names.find(["loss"], "loss") == "loss"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,4 +185,4 @@ def test_the_outermost_clipper_is_shown():
     ],
 )
 def test_what_clips_in_words(clip, text):
-    assert names.of_clip({"optim": {"clip": clip}}) == text
+    assert metric_names.of_clip({"optim": {"clip": clip}}) == text
