@@ -19,16 +19,18 @@ class Shared(NamedTuple):
       fresh1: 1 - β1.
       fresh2: 1 - β2.
       eps: ε.
+      theta: θ.
       rate: λ.
     """
 
     fresh1: jax.Array
     fresh2: jax.Array
     eps: jax.Array
+    theta: jax.Array
     rate: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "sampling", "positive"))
+@functools.partial(jax.jit, static_argnames=("dtype", "sampling"))
 def step(
     leaf: jax.Array,
     mu: jax.Array,
@@ -40,7 +42,6 @@ def step(
     *,
     dtype: Any,
     sampling: Sampling,
-    positive: bool,
 ) -> _moments.Step:
     """One tensor's step.
 
@@ -49,15 +50,13 @@ def step(
       mu: first moment.
       nu: second moment.
       param: the parameter if it decays.
-      numbers: ``[3]``: factor on the direction, 0 at a reset (else 1), and θ (infinite for no
-        clipping).
+      numbers: ``[3]``: factor on the direction, whether to reset and whether to clip.
       key: data of the key that chooses elements, ``None`` for a tensor that has all of them.
       shared: what is the same for all.
       dtype: of the update.
       sampling: how to choose.
-      positive: whether ε is known to be above zero.
     """
-    scale, carried, theta = numbers[0], numbers[1], numbers[2]
+    scale, reset, clips = numbers[0], numbers[1] > 0, (numbers[2] > 0) & ~(numbers[1] > 0)
     gradient = _moments.squarable(leaf, shared.eps.dtype)
     # Of the gradient all elements must be finite, those that are not chosen, too.
     finite = jnp.isfinite(leaf)
@@ -66,18 +65,20 @@ def step(
         gradient = sampling.take(gradient, chosen)
         finite = jnp.isfinite(_base.tensor_maxima([leaf], gradient.dtype)[0])
         param = None if param is None else sampling.take(param, chosen)
-    norm = _largest_ratio(_moments.aside(gradient, nu, finite))
+    norm = _largest_ratio(_moments.aside(gradient, nu, finite), reset)
     keep = jnp.isfinite(norm)
 
-    limit = jnp.sqrt(_largest_square(nu, theta))
-    clipped = jax.lax.clamp(-limit, gradient, limit)
-    m = _moments.average(carried * mu, clipped, shared.fresh1)
+    def since_reset(moment: jax.Array) -> jax.Array:
+        return jnp.where(reset, 0, moment)
+
+    clipped = _clip_spikes(gradient, nu, shared.theta, clips)
+    m = _moments.average(since_reset(mu), clipped, shared.fresh1)
     mu, m = _moments.store(keep, m, mu)
     # All of mu before nu, which is then overwritten where it is.
     mu, m, gradient, nu = _moments.aside(mu, m, gradient, nu)
-    square = jnp.minimum(jnp.square(gradient), _largest_square(nu, theta))
-    nu, v = _moments.store(keep, _moments.average(carried * nu, square, shared.fresh2), nu)
-    update = _moments.direction(scale * m, v, shared.eps, positive)
+    square = jnp.square(_clip_spikes(gradient, nu, shared.theta, clips))
+    nu, v = _moments.store(keep, _moments.average(since_reset(nu), square, shared.fresh2), nu)
+    update = _moments.direction(scale * m, v, shared.eps)
     update = _moments.add_decay(update, shared.rate, param)
     if key is not None:
         update = sampling.put(update, chosen, leaf.shape[-1])
@@ -117,22 +118,27 @@ def phase(clock: jax.Array, reset_interval: Any, warmup: Any, grace: Any, dtype:
     )
 
 
-def _largest_ratio(tensors: tuple[jax.Array, ...]) -> jax.Array:
+def _largest_ratio(tensors: tuple[jax.Array, ...], reset: jax.Array) -> jax.Array:
     """Largest ``g² / v`` where v > 0, a finite number; NaN if the gradient is not finite.
 
     Args:
       tensors: gradient, second moment, and which elements of the gradient are finite.
+      reset: whether the second moment is about to become zero.
     """
     gradient, nu, finite = tensors
-    known = nu > 0
+    known = (nu > 0) & ~reset
     ratio = jnp.square(gradient) / jnp.where(known, nu.astype(gradient.dtype), 1)
     largest = jnp.finfo(ratio.dtype).max
     return _base.max_or_nan(jnp.where(known, jnp.minimum(ratio, largest), 0), ~finite)
 
 
-def _largest_square(nu: jax.Array, theta: jax.Array) -> jax.Array:
-    """``theta v``, to which a spike's square is clipped; v = 0 says nothing of what is one."""
-    return jnp.where(nu > 0, theta * nu, jnp.inf)
+def _clip_spikes(
+    gradient: jax.Array, nu: jax.Array, theta: jax.Array, clips: jax.Array
+) -> jax.Array:
+    """The gradient with ``sqrt(theta v)`` for its spikes; v = 0 says nothing of what is one."""
+    bound = theta * nu
+    spike = clips & (jnp.square(gradient) > bound) & (nu > 0)
+    return jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
 
 
 def key_data(period: jax.Array) -> jax.Array:

@@ -273,6 +273,7 @@ def _spam(
             fresh1=fresh1,
             fresh2=fresh2,
             eps=_base.hyperparameter(eps, count, dtype),
+            theta=_base.hyperparameter(clipping.threshold, count, dtype),
             rate=_base.hyperparameter(weight_decay, count, dtype),
         )
         clock = count + 1 - state.nonfinite_count
@@ -280,9 +281,7 @@ def _spam(
         scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
             fresh1, clock
         )
-        theta = _base.hyperparameter(clipping.threshold, count, dtype)
-        clips = phase.clips & ~phase.reset
-        columns = [scale * phase.warmup, ~phase.reset, jnp.where(clips, theta, jnp.inf)]
+        columns = [scale * phase.warmup, phase.reset, phase.clips]
         numbers = _base.unpack_columns(columns)
         sampled = [leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)]
         keys: list[jax.Array | None] = [None] * len(sampled)
@@ -290,18 +289,14 @@ def _spam(
             drawn = _base.unpack(_spam_step.key_data(phase.period))
             keys = [key if use else None for key, use in zip(drawn, sampled, strict=True)]
         steps = [
-            _spam_step.step(
-                *tensor, shared, dtype=out, sampling=sampling, positive=_moments.known_positive(eps)
-            )
+            _spam_step.step(*tensor, shared, dtype=out, sampling=sampling)
             for *tensor, out in zip(
                 *found[:3], found.params, numbers, keys, found.dtypes, strict=True
             )
         ]
         out, moments, (norm,) = _moments.collect(steps, found, state)
         finite = jnp.isfinite(norm)
-        # After a reset there is no second moment to compare with.
-        norm = jnp.where(phase.reset & finite, 0, norm)
-        bound = jnp.where(phase.clips, theta, norm)
+        bound = jnp.where(phase.clips, shared.theta, norm)
         new_state = SpamState(
             count=optax.safe_increment(count),
             **moments,

@@ -313,5 +313,5 @@ def test_density_must_be_known_when_tracing() -> None:
 
 @pytest.mark.parametrize("argument", ["reset_interval", "warmup_steps", "grace_steps"])
 def test_numbers_of_updates_are_no_schedules(argument: str) -> None:
-    with pytest.raises(TypeError, match=rf"spam\.{argument} counts updates.*schedule"):
+    with pytest.raises(TypeError, match=rf"spam\.{argument} is a number of updates.*schedule"):
         optim.spam(1e-3, **{argument: lambda count: 10})

@@ -186,5 +186,5 @@ def test_arguments_stand_where_optax_has_them() -> None:
         optim.stable_adamw(1e-3, 0.9, 0.99, 1e-8, 0.2)
     with pytest.raises(TypeError, match=r"stable_spam\.mu_dtype='int8' must be"):
         optim.stable_spam(1e-3, mu_dtype="int8")
-    with pytest.raises(TypeError, match=r"stable_spam\.reset_interval counts updates"):
+    with pytest.raises(TypeError, match=r"stable_spam\.reset_interval is a number of updates"):
         optim.stable_spam(1e-3, reset_interval=optax.constant_schedule(5))
