@@ -63,7 +63,9 @@ def absolute_data_name(name: str) -> str:
     scheme, colon, path = name.rpartition(":")
     if colon and not path.startswith("//"):
         return f"{scheme}:{storage.absolute(path)}"
-    from jaxclip.data import sources
-
     path = storage.absolute(name)
-    return path if os.path.isdir(path) and name not in sources.BUILT_IN else name
+    if not os.path.isdir(path):
+        return name
+    from jaxclip.data import sources  # only here: reading data needs the extra 'train'
+
+    return name if name in sources.BUILT_IN else path

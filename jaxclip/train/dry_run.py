@@ -11,8 +11,7 @@ import numpy as np
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.evaluate import runner
-from jaxclip.train import checks, setup, writers
+from jaxclip.train import checks, setup
 
 
 def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
@@ -34,8 +33,7 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
       ValueError: a configuration that can't be built, evaluation tasks that do not fit their data,
         metric writers that do not exist, or a loss that is not finite.
     """
-    writers.from_config(config["writers"])
-    _check_evaluation(config)
+    _check_what_comes_later(config)
     pieces = jax.device_count() * config["num_micro_batches"]
     size = batch_size or min(config["global_batch_size"], 8 * pieces)
     reduced = {**config, "global_batch_size": size}
@@ -76,7 +74,12 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     return result
 
 
-def _check_evaluation(config: Config) -> None:
+def _check_what_comes_later(config: Config) -> None:
+    """Writers and evaluation, as the run itself checks them before its first step."""
+    from jaxclip.evaluate import runner  # both need more than a made-up batch does
+    from jaxclip.train import writers
+
+    writers.from_config(config["writers"])
     try:
         runner.check(config)
     except FileNotFoundError as error:  # data may be elsewhere: the run itself insists on them

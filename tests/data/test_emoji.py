@@ -238,5 +238,5 @@ def test_packages_are_verified(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"npm pack thing@1\.0"):
         packages.verify(tmp_path, package)
     (tmp_path / "thing-1.0.tgz").write_bytes(b"x")
-    with pytest.raises(ValueError, match="expected bad; delete it"):
+    with pytest.raises(ValueError, match="expected bad; fetch into another folder"):
         packages.verify(tmp_path, package)

@@ -67,7 +67,7 @@ def test_jsonl_is_always_on_and_first():
     [
         (["tensorbord"], "unknown metric writer 'tensorbord'; did you mean 'tensorboard'"),
         ([{"name": "tensorboard", "flush_sec": 1}], "did you mean 'flush_secs'"),
-        ([{"project": "x"}], "needs a 'name'"),
+        ([{"project": "x"}], "metric writer without a 'name'"),
         (["tensorboard", {"name": "tensorboard"}], "names 'tensorboard' twice"),
         ([3], "has 3; a writer is a name"),
         ([{"name": "tensorboard", "flush_secs": "x"}], "flush_secs='x' of .* must be float"),
