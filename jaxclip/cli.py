@@ -46,6 +46,10 @@ _MISTAKES = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
 _DEVICE = ("JaxRuntimeError", "XlaRuntimeError")
 
 
+# Bytes of compiled programs that are kept in a folder.
+_LARGEST_CACHE = 20 * 2**30
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a mistake in what was asked)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -305,6 +309,9 @@ def _train(args: argparse.Namespace) -> int:
         import jax
 
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache_dir"])
+        # With a limit JAX locks the folder: without, a run may read what another is still writing,
+        # and a program cut in two ends the process.
+        jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)
     if args.dry_run:
         from jaxclip.train import dry_run
 
