@@ -2,9 +2,11 @@
 
 import colorsys
 import contextlib
+import gc
 import io
 import os
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +21,19 @@ if "xla_force_host_platform_device_count" not in _flags:
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(20 * 2**30))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Let go of what a file compiled: a process may map only so many pieces of code (65 530 on
+    Linux), and dies in the compiler beyond that."""
+    yield
+    if "jax" in sys.modules:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+
 
 TINY_COLORS = ("red", "yellow", "green", "blue")
 TINY_SHAPES = ("square", "bar", "cross", "frame")

@@ -82,6 +82,14 @@ def run(name, devices=1, num_micro_batches=1):
     return Run(name, devices, num_micro_batches, start)
 
 
+@pytest.fixture(scope="module", params=NAMES)
+def name(request):
+    """Each objective in turn: all its tests together, then its programs are let go."""
+    yield request.param
+    run.cache_clear()
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def cached(compilation_cache):
     option = "jax_disable_most_optimizations"
@@ -99,7 +107,6 @@ def names_of(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_it_trains_and_compiles_once(name):
     result = run(name)
     for metrics in result.metrics:
@@ -113,7 +120,6 @@ def test_it_trains_and_compiles_once(name):
     assert result.experiment.train_step._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_micro_batches_and_devices_change_nothing(name):
     whole, cut = run(name), run(name, 8, 4)
     np.testing.assert_allclose(cut.metrics[0]["loss"], whole.metrics[0]["loss"], rtol=2e-5)
@@ -127,7 +133,6 @@ def test_micro_batches_and_devices_change_nothing(name):
         np.testing.assert_allclose(theirs[key], state, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_its_state_keeps_its_form_and_ignores_broken_steps(name):
     result = run(name)
     before = names_of(result.states[0].objective)
@@ -149,13 +154,11 @@ def test_its_state_keeps_its_form_and_ignores_broken_steps(name):
         jax.tree.map(np.testing.assert_array_equal, state.objective, broken.objective)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"unknown option 'nonsense' of objective '{name}'"):
         objectives.from_config([{"name": name, "nonsense": 1}], {})
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_its_docstring_names_its_source(name):
     kind = objectives.REGISTRY.get(name)
     assert "arXiv" in kind.__doc__ or "arXiv" in (
