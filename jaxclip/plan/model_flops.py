@@ -7,6 +7,7 @@ backward, so that frozen parameters, stems and poolings of all kinds count as wh
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -22,8 +23,10 @@ def of_config(config: Config) -> int:
     The product of all images with all texts in the loss is left out, as is usual; it is
     ``6 B D`` a pair, a per mille of the encoders' at B = 32 768.
     """
-    from jaxclip.train import setup
+    from jaxclip import config_check
+    from jaxclip.train import setup, state
 
+    is_frozen = functools.partial(config_check.is_frozen, config)
     plain = {**config, "remat": "none", "attention_implementation": None, "scan_layers": True}
     model = setup.build_model(plain)
     encode_image, encode_text = setup.encoders(plain, model)
@@ -34,6 +37,7 @@ def of_config(config: Config) -> int:
     }
 
     def similarity(params: Any, batch: Any) -> jax.Array:
+        params = state.stop_frozen_gradients(params, is_frozen)
         return jnp.sum(encode_image(params, batch["image"]) * encode_text(params, batch["text"]))
 
     params = jax.eval_shape(model.init, jax.random.key(0))
