@@ -38,6 +38,11 @@ MAKE: dict[str, Make] = {
     "spam": lambda: optim.spam(RATE),
     "stable_spam": lambda: optim.stable_spam(RATE),
     "clip_radagrad_d": lambda: optim.clip_radagrad_d(0.1),
+    "gradient_stabilizer": before_adam(optim.gradient_stabilizer()),
+    "spectra_clip": before_adam(optim.spectra_clip(1.0)),
+    "aggc": before_adam(optim.aggc()),
+    # Its steps are as long as the gradient, as those of SGD.
+    "acclip": lambda: optim.acclip(SGD_RATE),
     "skip_nonfinite": lambda: optim.skip_nonfinite(optax.adam(RATE)),
     "skip_on_spike": lambda: optim.skip_on_spike(optax.adam(RATE)),
     "dicesgd": lambda: optim.dicesgd(SGD_RATE, 10.0, 10.0, 0.0, seed=0),

@@ -144,7 +144,7 @@ def test_ctrl_c_stops_and_unusable_records_are_shown(
     tiny_config, tmp_path, stop_after, monkeypatch, capsys
 ):
     def stats(self):
-        return {"records": {"undecodable": 2, "no_caption": 1}, "uses": {}}
+        return {"records": {"undecodable": 2, "no_caption": 1}, "uses": {}, "captions": {}}
 
     monkeypatch.setattr(pipeline.TrainIterator, "stats", stats)
     stop_after(8, signal.SIGINT)
