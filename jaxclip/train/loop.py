@@ -166,6 +166,7 @@ class _Run:
         self.evaluation: dict[str, float] = {}
         self.last_evaluated = -1
         self.unusable = 0
+        self.told_of_captions = False
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
 
@@ -251,8 +252,10 @@ class _Run:
         step, _ = fetched[-1]
         speed = self.progress.update(fetched)
         count = multihost.total(sum(unusable.values()))
-        shares = caption_shares({k: multihost.total(n) for k, n in sorted(captions.items())})
-        self.writer.write(step, {**speed, **shares, "unusable_records": count})
+        self.writer.write(step, {**speed, "unusable_records": count})
+        if not self.told_of_captions:
+            self.told_of_captions = True
+            self.progress.message(describe_captions(captions))
         if count > self.unusable:
             self.unusable = count
             reasons = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
@@ -333,13 +336,19 @@ class _Run:
 _all_finite = jax.jit(step_lib.all_finite)
 
 
-def caption_shares(counts: Mapping[str, int]) -> dict[str, float]:
-    """``captions_full``: the share that fills its row to the last token, so may have been cut;
-    ``captions_equal``: the share that equals another caption of its batch, a false negative."""
+def describe_captions(counts: Mapping[str, int]) -> str:
+    """What the captions met so far are like: those that may be cut, and false negatives.
+
+    They are no metrics: how far this process has read ahead is not the same in every run.
+    """
     drawn = counts.get("drawn", 0)
     if not drawn:
-        return {}
-    return {"captions_full": counts["fill"] / drawn, "captions_equal": counts["equal"] / drawn}
+        return "  captions: none drawn yet"
+    full, equal = counts["fill"] / drawn, counts["equal"] / drawn
+    return (
+        f"  captions so far: {full:.1%} fill their row, so may be cut; "
+        f"{equal:.1%} equal another one of their batch"
+    )
 
 
 def is_due(every: int, step: int) -> bool:
