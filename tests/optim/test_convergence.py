@@ -33,7 +33,7 @@ MAKE: dict[str, Make] = {
     "adagn": before_adam(optim.adagn()),
     "clip_by_coordinate": before_adam(optim.clip_by_coordinate()),
     # With SGD: it lags behind the steep walls' changes of sign, and Adam makes whole steps of that.
-    "median_clip": lambda: optax.chain(optim.median_clip(0.1), optax.sgd(1e-2)),
+    "median_clip": lambda: optax.chain(optim.median_clip(0.1), optax.sgd(SGD_RATE)),
     "stable_adamw": lambda: optim.stable_adamw(RATE, weight_decay=0.0),
     "spam": lambda: optim.spam(RATE),
     "stable_spam": lambda: optim.stable_spam(RATE),
