@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import numpy as np
 
 from jaxclip.weights.files._base import FileError, Tensor, Tensors
 from jaxclip.weights.files.npz import open_npz
@@ -114,13 +112,3 @@ def _open_index(path: pathlib.Path) -> Tensors:
             raise FileError(f"{path} says that {name!r} is in {file}, but it is not")
         tensors[name] = shards[file].tensors[name]
     return Tensors(path, tensors)
-
-
-def widened(array: np.ndarray, dtype: Any = np.float32) -> np.ndarray:
-    """Half precision as float32; other kinds as they are."""
-    return array.astype(dtype) if array.dtype.itemsize == 2 else array
-
-
-def select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose name starts with a prefix, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
