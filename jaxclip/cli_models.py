@@ -44,7 +44,10 @@ def add_weights(commands: Any, add: AddCommand) -> None:
     hand.add_argument("--from", dest="source", required=True, help="workdir, or published weights")
     hand.add_argument("--to", required=True, help="new folder")
     hand.add_argument(
-        "--format", required=True, choices=("hf", "open_clip"), help="whose library loads it"
+        "--format",
+        required=True,
+        choices=("hf", "open_clip", "stablehlo"),
+        help="whose library loads it; stablehlo: programs that need JAX alone",
     )
     _add_tokenizer(hand)
 

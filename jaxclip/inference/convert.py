@@ -106,7 +106,8 @@ def export_weights(
     Args:
       source: a workdir (its averaged parameters, where it keeps them) or published weights.
       to: a new folder, or an empty one.
-      form: ``"hf"`` or ``"open_clip"``.
+      form: ``"hf"``, ``"open_clip"``, or ``"stablehlo"`` for programs that JAX alone runs
+        (:mod:`jaxclip.inference.programs`).
       tokenizer_path: of the vocabulary, if the configuration has none; empty for none.
 
     Returns:
@@ -115,11 +116,17 @@ def export_weights(
     Raises:
       ValueError: as :func:`jaxclip.weights.export.export_checkpoint`.
     """
+    export.check_free(to)  # before anything large is read
     found = init_from.open_source(source, "--from")
     sizes, preprocess = towers.model_sizes(found.config), preprocess_of(found.config)
     if tokenizer_path:
         tokenizer: dict[str, Any] = {**preprocess.tokenizer, "path": tokenizer_path}
         preprocess = preprocess._replace(tokenizer=tokenizer)
+    if form == "stablehlo":
+        from jaxclip.inference import programs
+
+        files = programs.write_programs(found.config, found.read(None), to, preprocess)
+        return f"{os.fspath(to)}: programs of both towers ({', '.join(files)})"
     family = export.family_of(sizes, form)
     files = export.export_checkpoint(found.read(None), sizes, family, to, preprocess)
     return f"{os.fspath(to)}: {family} ({', '.join(files)})"
