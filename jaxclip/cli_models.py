@@ -46,8 +46,9 @@ def add_weights(commands: Any, add: AddCommand) -> None:
     hand.add_argument(
         "--format",
         required=True,
-        choices=("hf", "open_clip", "stablehlo"),
-        help="whose library loads it; stablehlo: programs that need JAX alone",
+        choices=("hf", "open_clip", "stablehlo", "onnx"),
+        help="whose library loads it; stablehlo: programs that need JAX alone; onnx: with the "
+        "extra 'onnx'",
     )
     _add_tokenizer(hand)
 

@@ -107,7 +107,7 @@ def export_weights(
       source: a workdir (its averaged parameters, where it keeps them) or published weights.
       to: a new folder, or an empty one.
       form: ``"hf"``, ``"open_clip"``, or ``"stablehlo"`` for programs that JAX alone runs
-        (:mod:`jaxclip.inference.programs`).
+        (:mod:`jaxclip.inference.programs`), or ``"onnx"``.
       tokenizer_path: of the vocabulary, if the configuration has none; empty for none.
 
     Returns:
@@ -127,6 +127,11 @@ def export_weights(
 
         files = programs.write_programs(found.config, found.read(None), to, preprocess)
         return f"{os.fspath(to)}: programs of both towers ({', '.join(files)})"
+    if form == "onnx":
+        from jaxclip.inference import onnx_files
+
+        files = onnx_files.write_onnx(found.config, found.read(None), to, preprocess)
+        return f"{os.fspath(to)}: both towers for ONNX ({', '.join(files)})"
     family = export.family_of(sizes, form)
     files = export.export_checkpoint(found.read(None), sizes, family, to, preprocess)
     return f"{os.fspath(to)}: {family} ({', '.join(files)})"

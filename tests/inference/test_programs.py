@@ -30,10 +30,8 @@ sys.meta_path.insert(0, Nothing())
 """
 
 
-def export(source, to):
-    return cli.main(
-        ["weights", "export", "--from", str(source), "--to", str(to), "--format", "stablehlo"]
-    )
+def export(source, to, form="stablehlo"):
+    return cli.main(["weights", "export", "--from", str(source), "--to", str(to), "--format", form])
 
 
 def loader():
@@ -91,3 +89,45 @@ def test_programs_hold_no_parameters_and_serve_every_platform():
         assert set(program.platforms) == set(programs.PLATFORMS)
         assert len(program.in_avals) == len(tower.params) + 1
         assert str(program.in_avals[-1].shape[0]) == "b"
+
+
+def test_onnx_without_its_extra_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    assert export(GOLDEN / "hf_clip", tmp_path / "mine", "onnx") == 2
+    assert "pip install '.[onnx]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip"])
+def test_onnxruntime_computes_the_same(tmp_path, name):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert export(GOLDEN / name, tmp_path / "mine", "onnx") == 0
+    model, rng = jaxclip.load(GOLDEN / name), np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 8, 8, 3), np.uint8)
+    tokens = rng.integers(1, 46, (3, 8)).astype(np.int32)
+    for tower, inputs, expected in (
+        ("image", images, model.encode_image(images)),
+        ("text", tokens, model.encode_text(tokens)),
+    ):
+        session = onnxruntime.InferenceSession(str(tmp_path / "mine" / f"{tower}.onnx"))
+        (found,) = session.run(None, {"inputs": inputs})
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_what_jax2onnx_lacks_or_gets_wrong_is_refused(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("jax2onnx")
+    from jaxclip.inference import onnx_files
+
+    model = jaxclip.load("tiny")
+    inputs = model.inputs
+    with pytest.raises(ValueError, match="can't write the text tower: .*stablehlo"):
+        onnx_files.write_onnx(model.config, model.params, tmp_path / "mine", inputs)
+    assert not list(tmp_path.iterdir())
+    model = jaxclip.load(GOLDEN / "hf_clip")
+    monkeypatch.setattr(onnx_files, "TOLERANCE", 0.0)
+    with pytest.raises(ValueError, match=r"image.onnx .* differs from the model by .*e-0[678]"):
+        onnx_files.write_onnx(model.config, model.params, tmp_path / "mine", inputs)
+    assert not list(tmp_path.iterdir())
