@@ -16,6 +16,8 @@ BENCHMARKS = {
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
+    "weights": "memory that opening published weights takes, at full size",
+    "embed": "pictures a second of `jaxclip embed`, against open_clip's own loop",
     "mesh": "training step on every mesh of the devices at hand",
 }
 

@@ -86,7 +86,11 @@ def import_weights(
     if tokenizer_path:
         path = str(pathlib.Path(tokenizer_path).expanduser().absolute())
         config = {**config, "tokenizer": {**config["tokenizer"], "path": path}}
-    count = write_workdir(config, found.read(None), target)
+    # On the device, from which the checkpoint is written without a copy of NumPy arrays.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(towers.build_model(config).init, jax.random.key(0))
+    params = found.read(jax.tree.map(lambda _: device, shapes))
+    count = write_workdir(config, params, target)
     return f"{target}: {count:,} parameters of {os.fspath(source)}, as a workdir"
 
 
