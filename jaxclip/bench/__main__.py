@@ -16,6 +16,7 @@ BENCHMARKS = {
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
+    "methods": "training methods on the built-in data, at equal pictures and equal time",
     "mesh": "training step on every mesh of the devices at hand",
 }
 
