@@ -151,10 +151,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(commands)
     _add_report(commands)
     _add_plan(commands)
-    from jaxclip import cli_models
+    from jaxclip import cli_methods, cli_models
 
     cli_models.add_weights(commands, _command)
     cli_models.add_use(commands, _command)
+    cli_methods.add_methods(commands, _command)
     return parser
 
 
