@@ -11,6 +11,7 @@ from jaxclip.registry import hint
 # Each is a module of this package with `main(arguments) -> exit status` and a docstring.
 BENCHMARKS = {
     "data": "images a second that the input pipeline makes, against plain tf.data",
+    "decode": "pictures a second of each image backend, against torchvision and webdataset",
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",

@@ -115,8 +115,7 @@ class BoxesColumn(Column[fields.Boxes]):
         for row, loaded in enumerate(rows.loaded):
             boxes = loaded.extras.get(self.key)
             if boxes is not None and len(boxes) and loaded.pixels is not None:
-                height, width = loaded.pixels.shape[:2]
-                result[row, : len(boxes)] = self._chain.boxes((width, height), boxes, u[row])
+                result[row, : len(boxes)] = self._chain.boxes(loaded.size, boxes, u[row])
         return result
 
 

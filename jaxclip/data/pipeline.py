@@ -19,6 +19,7 @@ from jaxclip.data import columns, image_ops, loader, order, sources
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS
+from jaxclip.data.image_backend import BACKENDS
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
@@ -101,6 +102,7 @@ def _build_columns(
     context = Context(config, sources.open(config["name"]), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
+    BACKENDS.build(config["image_backend"])
     context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
@@ -239,7 +241,8 @@ def eval_batches(
     chain = image_ops.build(config["eval_image_ops"], config["image_size"])
     data_set = sources.open(config["name"])
     source = data_set.source(split)
-    record_loader = _loader({**config, "cache_decoded_mb": 0}, {"image": chain}, source, data_set)
+    exact = {**config, "cache_decoded_mb": 0, "image_backend": "pillow"}
+    record_loader = _loader(exact, {"image": chain}, source, data_set)
     return _eval_batches(record_loader, chain, len(source), batch_size, process_index * rows, rows)
 
 
@@ -294,4 +297,5 @@ def _loader(
         texts_of=data_set.texts_of(config["languages"]),
         need_texts=need_texts,
         examine=examine,
+        backend=BACKENDS.build(config["image_backend"]),
     )
