@@ -18,6 +18,8 @@ BENCHMARKS = {
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
     "methods": "training methods on the built-in data, at equal pictures and equal time",
+    "weights": "memory that opening published weights takes, at full size",
+    "embed": "pictures a second of `jaxclip embed`, against open_clip's own loop",
     "mesh": "training step on every mesh of the devices at hand",
 }
 
