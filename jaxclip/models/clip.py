@@ -53,13 +53,14 @@ class CLIP:
         Args:
           params: the whole dict.
           images: float[B, image_size, image_size, 3], normalised; :meth:`image_features` takes
-            other sizes.
+            other sizes. With ``model.image.alpha`` there may be a fourth channel, 0 to 1.
 
         Returns:
           float32[B, embed_dim] of unit length.
         """
         size = self.config.image.image_size
-        if images.shape[1:] != (size, size, 3):
+        has_alpha = self.config.image.alpha and images.shape[1:] == (size, size, 4)
+        if images.shape[1:] != (size, size, 3) and not has_alpha:
             raise ValueError(
                 f"images of shape {images.shape}; the image tower takes [B, {size}, {size}, 3]"
             )

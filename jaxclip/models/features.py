@@ -57,12 +57,14 @@ class Tokens:
       valid: bool[B, N], or None.
       last: int32[B], index of a text's last token among the N; None for images.
       inserted: M, static.
+      turns: rotary angles of the N own tokens, float32[N, d / 2] or [B, N, d / 2]; None for none.
     """
 
     x: jax.Array
     valid: jax.Array | None = None
     last: jax.Array | None = None
     inserted: int = dataclasses.field(default=0, metadata={"static": True})
+    turns: jax.Array | None = None
 
 
 class Taps(NamedTuple):

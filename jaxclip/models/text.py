@@ -32,7 +32,7 @@ class TextTransformer(Tower):
 
     @property
     def has_projection(self) -> bool:
-        return True
+        return self.config.projection != "none"
 
     @property
     def embedding(self) -> Embed:
@@ -74,7 +74,7 @@ class TextTransformer(Tower):
                 f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last = last_token(inputs, c.pad_id)
+        last = first_eos(inputs, c.eos_id) if c.pool == "eos" else last_token(inputs, c.pad_id)
         places = jnp.arange(length)
         asked = features_lib.as_insert(insert, c.depth)
         context = at = None
@@ -107,7 +107,7 @@ class TextTransformer(Tower):
             if c.pool == "final":
                 return x[:, -1]
             assert tokens.valid is not None and tokens.last is not None
-            if c.pool == "last":
+            if c.pool in ("last", "eos"):
                 return jnp.take_along_axis(x, tokens.last[:, None, None], axis=1)[:, 0]
             if c.pool == "mean":
                 where = tokens.valid[:, :, None] if c.mask_padding else None
@@ -156,6 +156,11 @@ def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
         return jnp.max(jnp.where(tokens != pad_id, place, 0), axis=1)
     last = jnp.max(jnp.where(tokens != pad_id, place, -1), axis=1)
     return jnp.minimum(last + 1, tokens.shape[1] - 1)
+
+
+def first_eos(tokens: jax.Array, eos_id: int) -> jax.Array:
+    """Place of the first end-of-text token, int32[B]; 0 in a text without any, as in open_clip."""
+    return jnp.argmax(tokens == eos_id, axis=1).astype(jnp.int32)
 
 
 def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:

@@ -38,7 +38,13 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
-    siglip = sizes.image.pool == "map" or sizes.logit_bias_init is not None
+    image = sizes.image
+    plain = (image.rope, image.mlp, image.qkv_bias, image.norm_place)
+    if form == "open_clip" and (
+        image.projection == "linear_bias" or plain != ("none", "plain", "all", "pre")
+    ):
+        return "open_clip_timm"
+    siglip = image.pool == "map" or sizes.logit_bias_init is not None
     clip = {"hf": "hf_clip", "open_clip": "open_clip"}
     return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
 
