@@ -97,7 +97,8 @@ class TextTransformer(Tower):
         c = self.config
         if not c.mask_padding or c.causal:  # behind a causal mask no token sees the padding
             return None
-        return _valid_keys(tokens.valid, tokens.inserted)
+        assert tokens.valid is not None
+        return features_lib.valid_keys(tokens.valid, tokens.inserted)
 
     def pool(self, params: Params, tokens: Tokens) -> jax.Array:
         """[B, M+N, C] -> [B, C], of the text's own tokens."""
@@ -112,7 +113,7 @@ class TextTransformer(Tower):
             if c.pool == "mean":
                 where = tokens.valid[:, :, None] if c.mask_padding else None
                 return jnp.mean(x, axis=1, where=where)
-            mask = _valid_keys(tokens.valid, 0) if c.mask_padding else None
+            mask = features_lib.valid_keys(tokens.valid, 0) if c.mask_padding else None
             out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
             return out
 
@@ -156,11 +157,3 @@ def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
         return jnp.max(jnp.where(tokens != pad_id, place, 0), axis=1)
     last = jnp.max(jnp.where(tokens != pad_id, place, -1), axis=1)
     return jnp.minimum(last + 1, tokens.shape[1] - 1)
-
-
-def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:
-    """bool[B, N] -> bool[B, 1, 1, M+N]; tokens that were put in are valid."""
-    assert valid is not None
-    if inserted:
-        valid = jnp.pad(valid, ((0, 0), (inserted, 0)), constant_values=True)
-    return valid[:, None, None, :]

@@ -32,6 +32,9 @@ PUBLISHED = {
     "siglip_l16_384": (652.48, 316.28, 336.19),
     "siglip_so400m_14": (877.36, 427.68, 449.68),
     "siglip_so400m_14_384": (877.96, 428.23, 449.73),
+    # Of transformers' Siglip2Model.
+    "siglip2_b16_naflex": (375.23, 92.93, 282.30),
+    "siglip2_so400m_16_naflex": (1135.67, 427.89, 707.78),
 }
 
 

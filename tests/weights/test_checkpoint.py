@@ -49,6 +49,7 @@ FULL = {
     "hf_clip": ("vit_b32_quickgelu", "vit_l14_336_quickgelu"),
     "open_clip": ("vit_b32", "vit_l14", "vit_h14", "vit_g14", "vit_bigg14"),
     "hf_siglip": ("siglip_b16",),
+    "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
     "big_vision": ("siglip_b16", "siglip_l16_256", "siglip_so400m_14"),
 }
@@ -74,7 +75,7 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
     checkpoint = Checkpoint("x", theirs)
     assert detect(checkpoint)[0] == name
     config = {}
-    if name == "hf_siglip":
+    if name in ("hf_siglip", "hf_siglip2"):
         towers = {"num_attention_heads": sizes.image.num_heads}
         config = {"vision_config": towers, "text_config": towers}
     if name == "open_clip":

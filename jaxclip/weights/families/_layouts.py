@@ -14,6 +14,7 @@ _COMMON = {
     "image.stem": "patch",
     "image.positions": "learned",
     "image.num_registers": 0,
+    "image.max_patches": 0,
 }
 CLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
     "image.pool": "cls",
@@ -67,7 +68,7 @@ def check_layout(sizes: CLIPConfig, layout: Mapping[str, Any], family: str) -> N
                 f"model.{key}={ours[key]!r} can't be expressed by {family}, which has {value!r}"
             )
     has_bias = sizes.logit_bias_init is not None
-    if has_bias != (layout is SIGLIP_LAYOUT):
+    if has_bias != (layout.get("image.pool") == "map"):
         word = "without" if has_bias else "with"
         raise ValueError(
             f"model.logit_bias_init={sizes.logit_bias_init} can't be expressed by {family}, whose "
