@@ -8,10 +8,12 @@ shape-optimised So400m).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxclip.models import sequence_presets
 from jaxclip.models.variants import VARIANTS
 from jaxclip.registry import hint
 
@@ -59,6 +61,9 @@ class ImageConfig:
         ``width`` is its size.
       alpha: pictures may have a fourth channel, 0 to 1, that says what to attend to (Alpha-CLIP);
         without, it counts as 1 everywhere.
+      max_patches: 0 for square pictures; above, the tower takes pictures of any aspect ratio as
+        sequences of at most so many patches (NaFlex), and ``image_size`` is that of its table of
+        positions, which is resized to each picture's grid.
       num_registers: learned tokens behind the class token that no output reads (Darcet et al.,
         2024, arXiv:2309.16588).
       dropout: in training, share of what attention and MLP of a block add that is zeroed.
@@ -100,6 +105,7 @@ class ImageConfig:
     projection: str = "linear"
     alpha: bool = False
     num_registers: int = 0
+    max_patches: int = 0
     dropout: float = 0.0
     patch_dropout: float = 0.0
     first_layer: str = "plain"
@@ -139,6 +145,15 @@ class ImageConfig:
                 f"{self.image_size}; use {' or '.join(map(str, fits)) or 'another image size'}"
             )
         _heads("image", self.width, self.num_heads)
+        if self.max_patches < 0 or (
+            self.max_patches
+            and (self.stem != "patch" or self.pool == "cls" or self.positions != "learned")
+        ):
+            raise ValueError(
+                f"model.image.max_patches={self.max_patches} (patch sequences) needs stem='patch', "
+                f"positions='learned' and pool='map' or 'mean', got {self.stem!r}, "
+                f"{self.positions!r} and {self.pool!r}; 0 is for square pictures"
+            )
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(
                 f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
@@ -480,3 +495,7 @@ def _variant(base: str, changes: Mapping[str, Any]) -> Callable[[], CLIPConfig]:
 
 
 _PRESETS |= {name: _variant(*variant) for name, variant in VARIANTS.items()}
+_PRESETS |= {
+    name: functools.partial(CLIPConfig.from_dict, row)
+    for name, row in sequence_presets.ROWS.items()
+}

@@ -97,7 +97,8 @@ class TextTransformer(Tower):
         c = self.config
         if not c.mask_padding or c.causal:  # behind a causal mask no token sees the padding
             return None
-        return _valid_keys(tokens.valid, tokens.inserted)
+        assert tokens.valid is not None
+        return features_lib.valid_keys(tokens.valid, tokens.inserted)
 
     def pool(self, params: Params, tokens: Tokens) -> jax.Array:
         """[B, M+N, C] -> [B, C], of the text's own tokens."""
@@ -112,7 +113,7 @@ class TextTransformer(Tower):
             if c.pool == "mean":
                 where = tokens.valid[:, :, None] if c.mask_padding else None
                 return jnp.mean(x, axis=1, where=where)
-            mask = _valid_keys(tokens.valid, 0) if c.mask_padding else None
+            mask = features_lib.valid_keys(tokens.valid, 0) if c.mask_padding else None
             out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
             return out
 
@@ -161,11 +162,3 @@ def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
 def first_eos(tokens: jax.Array, eos_id: int) -> jax.Array:
     """Place of the first end-of-text token, int32[B]; 0 in a text without any, as in open_clip."""
     return jnp.argmax(tokens == eos_id, axis=1).astype(jnp.int32)
-
-
-def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:
-    """bool[B, N] -> bool[B, 1, 1, M+N]; tokens that were put in are valid."""
-    assert valid is not None
-    if inserted:
-        valid = jnp.pad(valid, ((0, 0), (inserted, 0)), constant_values=True)
-    return valid[:, None, None, :]

@@ -315,7 +315,7 @@ class Tower(abc.ABC):
         )
         rates = self.random_rates() if train else {}
         if rates:
-            dropout_lib.check_keys(keys, inputs.shape[0], rates)
+            dropout_lib.check_keys(keys, jax.tree.leaves(inputs)[0].shape[0], rates)
         drawn = keys if rates else None
         if low_rank:
             params = features_lib.add_low_rank(params, low_rank)

@@ -18,8 +18,8 @@ from jaxclip.weights.families._base import Preprocess
 
 Params = dict[str, Any]
 
-_CONFIGS = ("open_clip_config.json", "config.json")
-_PREPROCESSOR = "preprocessor_config.json"
+CONFIGS = ("open_clip_config.json", "config.json")
+PREPROCESSOR = "preprocessor_config.json"
 # What wrappers put in front of every name: DistributedDataParallel, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -87,12 +87,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
     folder = place if place.is_dir() else place.parent
     opened = files.open_folder(place) if place.is_dir() else files.open_file(place)
     tensors = _unwrapped(opened.tensors)
-    config = next((c for name in _CONFIGS if (c := files.read_json(folder / name))), {})
+    config = next((c for name in CONFIGS if (c := files.read_json(folder / name))), {})
     checkpoint = Checkpoint(
         os.fspath(path),
         {name: tensor.shape for name, tensor in tensors.items()},
         config,
-        files.read_json(folder / _PREPROCESSOR),
+        files.read_json(folder / PREPROCESSOR),
     )
     name, family = detect(checkpoint)
     checkpoint = renamed(checkpoint, family)

@@ -60,6 +60,9 @@ PUBLISHED = {
     # The paper says 7.5 and 17.5 billion for the image towers; these are its widths and depths.
     "eva_8b": (8220.75, 7526.09, 694.66),
     "eva_18b": (18325.48, 17630.49, 694.99),
+    # Of transformers' Siglip2Model.
+    "siglip2_b16_naflex": (375.23, 92.93, 282.30),
+    "siglip2_so400m_16_naflex": (1135.67, 427.89, 707.78),
 }
 
 

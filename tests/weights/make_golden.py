@@ -76,6 +76,44 @@ def hugging_face():
     hf("hf_siglip", config, transformers.SiglipModel, 8, False)
 
 
+def naflex():
+    """Two pictures of 3 x 2 and 1 x 5 patches in sequences of 7; a table of 4 x 4 positions."""
+    folder = FOLDER / "hf_siglip2"
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2}
+    text = {**shape, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
+    vision = {**shape, "num_patches": 16, "patch_size": 4}
+    config = transformers.Siglip2Config(
+        text_config={**text, "projection_size": 16}, vision_config=vision
+    )
+    model = randomized(transformers.Siglip2Model(config))
+    model.save_pretrained(folder)
+    preprocessor = {"max_num_patches": 7, "patch_size": 4, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    patches = np.random.default_rng(1).standard_normal((2, 7, 48)).astype(np.float32)
+    grid = np.array([[3, 2], [1, 5]], np.int32)
+    valid = np.arange(7) < grid.prod(1)[:, None]
+    _, tokens = inputs(8, False)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.from_numpy(tokens).long(),
+            pixel_values=torch.from_numpy(patches),
+            pixel_attention_mask=torch.from_numpy(valid).int(),
+            spatial_shapes=torch.from_numpy(grid).long(),
+        )
+    np.savez(
+        folder / "expected.npz",
+        patches=patches,
+        valid=valid,
+        grid=grid,
+        tokens=tokens,
+        image=out.image_embeds.numpy(),
+        text=out.text_embeds.numpy(),
+        logits=out.logits_per_image.numpy(),
+        image_tokens=out.vision_model_output.last_hidden_state.numpy(),
+    )
+
+
 def plain_open_clip():
     folder = FOLDER / "open_clip"
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +197,7 @@ def openai_archive():
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     hugging_face()
+    naflex()
     plain_open_clip()
     open_clip_siglip()
     openai_archive()

@@ -52,6 +52,7 @@ FULL = {
         "clipa_bigg14",
     ),
     "hf_siglip": ("siglip_b16",),
+    "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
     "open_clip_timm": (
         "eva01_g14", "eva02_b16", "eva02_l14_336", "eva02_e14_plus", "pe_core_t16", "pe_core_s16",
@@ -81,7 +82,7 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
     checkpoint = Checkpoint("x", theirs)
     assert detect(checkpoint)[0] == name
     config = {}
-    if name == "hf_siglip":
+    if name in ("hf_siglip", "hf_siglip2"):
         towers = {"num_attention_heads": sizes.image.num_heads}
         config = {"vision_config": towers, "text_config": towers}
     if name == "open_clip" and preset.startswith("vit"):

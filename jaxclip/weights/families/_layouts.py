@@ -15,6 +15,7 @@ _COMMON = {
     "image.positions": "learned",
     "image.num_registers": 0,
     "image.alpha": False,
+    "image.max_patches": 0,
 }
 # Fields of ImageConfig that say how a block or a pool is made, with those of the plain ones.
 _PLAIN: Mapping[str, Any] = {
