@@ -9,7 +9,7 @@ any number of hosts. Evaluation: :func:`eval_batches`, every example once, in or
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,6 +122,7 @@ def train_iterator(
     process_count: int = 1,
     spec: fields.BatchSpec = fields.PAIR,
     owners: Mapping[str, str] | None = None,
+    passed_over: Sequence[Sequence[int]] = (),
 ) -> TrainIterator:
     """Training batches for steps ``start_step``, ``start_step + 1``, … without an end.
 
@@ -141,6 +142,8 @@ def train_iterator(
       process_count: number of parts.
       spec: what a batch holds.
       owners: who wants which key, for errors.
+      passed_over: ``[first, last]`` of batches that are left out, ascending and apart: a step gets
+        batch :func:`jaxclip.data.order.batch_of` of the order.
 
     Returns:
       An iterator of dicts with the keys of ``spec``, arrays as :func:`jaxclip.fields.shapes` says
@@ -180,7 +183,12 @@ def train_iterator(
     )
     # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
     # within a batch do the rest; more batches at once would only take more memory.
-    ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
+    ahead = Ahead(
+        lambda step: maker(order.batch_of(step, passed_over)),
+        start_step,
+        num_threads=2,
+        depth=max(1, config["prefetch"]),
+    )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
     return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
