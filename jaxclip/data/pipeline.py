@@ -27,8 +27,8 @@ from jaxclip.data.stored import write_stored
 from jaxclip.registry import hint
 
 __all__ = [
-    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "rows_per_process",
-    "train_iterator", "write_stored",
+    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "look_up",
+    "rows_per_process", "train_iterator", "write_stored",
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
@@ -155,32 +155,12 @@ def train_iterator(
         ``spec`` wants (see :func:`check_spec`), or a batch that does not divide.
       FileNotFoundError: the data set does not exist.
     """
-    config = complete(data_config)
-    rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
-    if seed < 0 or start_step < 0:
-        raise ValueError(f"seed={seed} and start_step={start_step} must not be negative")
-    context, made = _build_columns(config, spec, seed, owners)
-    data_set, split = context.data_set, config["train_split"]
-    source = data_set.source(split)
-    if len(source) < global_batch_size:
-        _LOG.warning(
-            "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
-            split, config["name"], len(source), global_batch_size,
-        )  # fmt: skip
-    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
-    record_loader = _loader(
-        config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
+    if start_step < 0:
+        raise ValueError(f"start_step={start_step} must not be negative")
+    maker = _batch_maker(
+        data_config, tokenizer, global_batch_size, seed, process_index, process_count, spec, owners
     )
-    maker = columns.BatchMaker(
-        columns=made,
-        record_loader=record_loader,
-        order=_order(config, data_set, global_batch_size, seed),
-        seed=seed,
-        first_row=process_index * rows,
-        rows=rows,
-        global_batch_size=global_batch_size,
-        tokenizer=tokenizer,
-    )
+    config, rows, record_loader = complete(data_config), maker.rows, maker.record_loader
     # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
     # within a batch do the rest; more batches at once would only take more memory.
     ahead = Ahead(
@@ -192,6 +172,83 @@ def train_iterator(
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
     return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+
+
+def _batch_maker(
+    data_config: Mapping[str, Any],
+    tokenizer: Callable[[list[str]], np.ndarray],
+    global_batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    spec: fields.BatchSpec,
+    owners: Mapping[str, str] | None,
+) -> columns.BatchMaker:
+    """What makes the rows of one process; arguments as of :func:`train_iterator`."""
+    config = complete(data_config)
+    rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must not be negative")
+    context, made = _build_columns(config, spec, seed, owners)
+    data_set, split = context.data_set, config["train_split"]
+    source = data_set.source(split)
+    if len(source) < global_batch_size:
+        _LOG.warning(
+            "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
+            split, config["name"], len(source), global_batch_size,
+        )  # fmt: skip
+    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
+    return columns.BatchMaker(
+        columns=made,
+        record_loader=_loader(
+            config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
+        ),
+        order=_order(config, data_set, global_batch_size, seed),
+        seed=seed,
+        first_row=process_index * rows,
+        rows=rows,
+        global_batch_size=global_batch_size,
+        tokenizer=tokenizer,
+    )
+
+
+def look_up(
+    data_config: Mapping[str, Any],
+    *,
+    tokenizer: Callable[[list[str]], np.ndarray],
+    global_batch_size: int,
+    seed: int,
+    batch: int,
+    rows: Sequence[int],
+    spec: fields.BatchSpec = fields.PAIR,
+) -> list[dict[str, Any]]:
+    """What stood in some rows of a batch, as training saw it; nothing need have been kept of it.
+
+    Args:
+      data_config: see :data:`DEFAULTS`.
+      tokenizer: of the run.
+      global_batch_size: rows over all processes.
+      seed: of the run.
+      batch: its number in the order.
+      rows: places within the global batch.
+      spec: what a batch holds.
+
+    Returns:
+      ``{"row", "record": its number, "key": the record's, "caption", "image": uint8[S, S, 3]}`` of
+      each row.
+    """
+    maker = _batch_maker(
+        {**data_config, "cache_decoded_mb": 0}, tokenizer, global_batch_size, seed, 0, 1, spec, None
+    )
+    try:
+        found = maker.examples(batch, rows)
+    finally:
+        maker.record_loader.close()
+    return [
+        {"row": int(row), "record": loaded.index, "key": loaded.record.key, "caption": caption,
+         "image": image}
+        for row, (loaded, caption, image) in zip(rows, found, strict=True)
+    ]  # fmt: skip
 
 
 def _order(

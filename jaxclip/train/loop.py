@@ -15,7 +15,17 @@ import jax
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import checks, environment, metric_names, multihost, rewind, setup, writers
+from jaxclip.train import (
+    checks,
+    environment,
+    metric_names,
+    multihost,
+    rewind,
+    setup,
+    spike_files,
+    watch,
+    writers,
+)
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
@@ -160,6 +170,7 @@ class _Run:
         rewinds: rewind.Rewinds,
     ):
         self.rewinds = rewinds
+        self.spikes = spike_files.SpikeFiles(experiment, tokenizer, held.path)
         self.judged = 0  # the last step whose spike was looked at
         self.gone_back = 0  # steps done again, so that steps and these make a clock
         self.claimed = False
@@ -205,12 +216,14 @@ class _Run:
                 batch = parallel.to_global(next(records), self.experiment.mesh)
                 profile.before(step, previous)
                 state, metrics = self.experiment.train_step(state, batch)
+                metrics |= self.spikes.probe(step, state.params, batch)
+                self.spikes.add(step, metrics)
                 self.pending.append((step, metrics))
                 # Run one step ahead of the device and no further: the host's memory stays flat.
                 if previous is not None:
                     jax.block_until_ready(previous["loss"])
                     self.check_finite(step - 1, previous, records)
-                    if self.must_go_back(step - 1, previous):
+                    if self.must_go_back(step - 1, previous, state):
                         del state, metrics, batch  # room for the one that is read
                         return self.go_back(step - 1, records), True
                 previous = metrics
@@ -227,7 +240,7 @@ class _Run:
                 if last or step % config["log_every_steps"] == 0:
                     self.flush(records.stats())
                     self.check_finite(step, metrics, records)
-                if (evaluates or saves) and self.must_go_back(step, metrics):
+                if (evaluates or saves) and self.must_go_back(step, metrics, state):
                     if not stopping:
                         del state, batch
                         return self.go_back(step, records), True
@@ -245,8 +258,15 @@ class _Run:
                     break
         return state, False
 
-    def must_go_back(self, step: int, metrics: Mapping[str, jax.Array]) -> bool:
+    def must_go_back(
+        self, step: int, metrics: Mapping[str, jax.Array], state: TrainState
+    ) -> bool:
         """Look at what the step said of itself, once; whether to go back from it.
+
+        Args:
+          step: the step, which the device is done with.
+          metrics: of this step.
+          state: at hand now, after the step or one more.
 
         Raises:
           rewind.SpikeError: it would be once too often.
@@ -254,10 +274,20 @@ class _Run:
         if self.experiment.guard is None or step <= self.judged:
             return False
         self.judged = step
-        if not int(metrics["watch/spike"]):
+        kind = int(metrics["watch/spike"])
+        if not kind:
             return False
+        if self.spikes.is_due(step, kind):
+            with self.progress.paused("writing down the spike"):
+                self.spikes.write(step, kind, state.params, self.rewinds.batch(step))
         if not self.rewinds.wanted:
+            done = ", ".join(self.experiment.guard.actions) or "nothing done about it"
+            loss, norm = (float(metrics[name]) for name in ("loss", "grad_norm"))
+            self.progress.message(
+                f"  spike at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}"
+            )
             return False
+        self.checkpointer.wait()
         steps = [other for other in self.checkpointer.steps() if other < step]
         self.rewinds.check_limit(step, steps[-1] if steps else None)
         return True
@@ -271,6 +301,8 @@ class _Run:
         target, state = self.rewinds.go_back(
             step, self.checkpointer, state_lib.to_save(experiment.abstract_state)
         )
+        spike_files.write_rewinds(self.workdir, self.rewinds.done)
+        self.spikes.forget_after(target)
         self.progress.message(self.rewinds.message())
         self.judged = target
         self.gone_back += step - target
@@ -313,7 +345,7 @@ class _Run:
         if not self.pending:
             return
         self.held.check()
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
+        fetched = [(step, jax.device_get(scalars(metrics))) for step, metrics in self.pending]
         self.pending.clear()
         for step, metrics in fetched:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
@@ -400,6 +432,11 @@ class _Run:
         saved = state_lib.to_save(state)
         extra = {"config": self.config, rewind.KEY: self.rewinds.done}
         self.checkpointer.save(step, saved, metrics=fresh, extra=extra)
+
+
+def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Metrics without the vectors that are kept for spikes only."""
+    return {name: x for name, x in metrics.items() if not name.startswith(watch.TENSORS)}
 
 
 _all_finite = jax.jit(step_lib.all_finite)

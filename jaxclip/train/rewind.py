@@ -105,6 +105,7 @@ class Rewinds:
           The step, and its state; None for the state at step 0, which is not on disk.
         """
         latest = step - self._policy["rewind_steps"]
+        checkpointer.wait()  # what is on its way to the disk counts, however slow the disk is
         known = sorted(multihost.broadcast_steps(checkpointer.steps()), reverse=True)
         target, state = 0, None
         for candidate in known:
@@ -150,11 +151,14 @@ def check_given(config: Config, changes: Mapping[str, Any], start: int, rewinds:
     Raises:
       ValueError: names the first batch that may still be passed over.
     """
+    from jaxclip.data import order
+
     if "skip_batches" not in changes:
         return
     before, now = changes["skip_batches"]
     old = [list(pair) for pair in before] if isinstance(before, list) else []
-    done = rewinds.batch(start) if start else -1
+    passed = order.join_ranges([*old, *(each["passed_over"] for each in rewinds.done)])
+    done = order.batch_of(start - 1, passed) if start else -1
     for pair in [*old, *now]:
         if (pair in old) != (pair in now) and pair[0] <= done:
             raise ValueError(

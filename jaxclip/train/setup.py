@@ -18,6 +18,7 @@ from jaxclip.train import outputs, towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import teacher as teacher_lib
+from jaxclip.train import watch as watch_lib
 from jaxclip.train.towers import build_model as build_model
 
 
@@ -39,6 +40,7 @@ class Experiment(NamedTuple):
       train_step: jitted ``(state, batch) -> (state, metrics)``.
       encode_image: ``(params, uint8 images) -> float32[B, D]``, normalising on the device.
       encode_text: ``(params, int32 tokens) -> float32[B, D]``.
+      towers: the model with what stands before it.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class Experiment(NamedTuple):
     train_step: jax.stages.Wrapped
     encode_image: Callable[[Any, jax.Array], jax.Array]
     encode_text: Callable[[Any, jax.Array], jax.Array]
+    towers: towers.ModelTowers
 
     def init_state(self) -> state_lib.TrainState:
         """The state before the first step: initial parameters, or those of ``init_from``."""
@@ -162,6 +165,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         extra_args=("grad_fn",) if config["optim"].get("sam") else ("value",),
         guard=guard,
+        watch=watch_lib.make_tensor_numbers(config) if config["watch"]["enabled"] else None,
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
     )
@@ -181,6 +185,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         train_step=train_step,
         encode_image=encode_image,
         encode_text=encode_text,
+        towers=own,
     )
 
 

@@ -130,6 +130,7 @@ def make_train_step(
     learning_rate: optax.Schedule | None = None,
     extra_args: Sequence[str] = ("value",),
     guard: Guard | None = None,
+    watch: Callable[[TrainState, TrainState, Params], Metrics] | None = None,
     state_shardings: Any = None,
     batch_shardings: Any = None,
 ) -> jax.stages.Wrapped:
@@ -150,6 +151,8 @@ def make_train_step(
         ``"grad_fn"`` (a second gradient on the same batch, as
         ``optax.contrib.sam(opaque_mode=True)`` wants, which takes nothing else).
       guard: what judges spikes and acts on them; it needs ``state.guard``. None for nothing.
+      watch: ``(state before, state after, gradient) ->`` more metrics, vectors among them
+        (:func:`jaxclip.train.watch.make_tensor_numbers`), or None.
       state_shardings: tree of shardings for the state, or None; an optimizer state in host memory
         (:func:`jaxclip.parallel.on_host`) is brought to the device for the update.
       batch_shardings: tree (or one) of shardings for the batch, or None.
@@ -229,7 +232,7 @@ def make_train_step(
             frozen=state.frozen,
         )
         updates = state.step - state.nonfinite_count
-        watched: Metrics = {}
+        watched: dict[str, Any] = {}
         factor: Any = None
         if guard is not None:
             updates -= state.guard.skipped
@@ -237,6 +240,8 @@ def make_train_step(
             kept = guard.remember(state.guard, judged, state.step, loss, grad_norm)
             new_state = new_state._replace(guard=kept)
             watched = guard.metrics(kept, judged, factor)
+        if watch is not None:
+            watched |= watch(state, new_state, grads)
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
         if rates and "watch/rate_factor" in watched:
             rates = {"learning_rate": rates["learning_rate"] * factor}
