@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxclip import models, parallel
 from jaxclip.config import Config
-from jaxclip.models import presets
+from jaxclip.models import attention_logits, presets
 from jaxclip.train import low_rank
 
 Params = Any
@@ -57,6 +57,12 @@ class ModelTowers:
         model: Any = self.model
         features = model.image_features if tower == "image" else model.text_features
         return features(self._ready(params, tower), self._input(tower, array), **options)
+
+    def attention_logits(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
+        """float32[depth, H], the largest attention logit of every head on the same."""
+        part = self.model.image if tower == "image" else self.model.text
+        own = self._ready(params, tower)[tower]
+        return attention_logits.largest_attention_logits(part, own, self._input(tower, array))
 
     def train_options(self, tower: str, keys: jax.Array) -> dict[str, Any]:
         """``train`` and the rows' keys where the tower drops anything; else nothing."""
