@@ -34,9 +34,7 @@ class LeadLag(NamedTuple):
     p_value: float
 
 
-def rms_events(
-    rms: np.ndarray, *, start: int = 0, threshold: float = RMS_THRESHOLD
-) -> np.ndarray:
+def rms_events(rms: np.ndarray, *, start: int = 0, threshold: float = RMS_THRESHOLD) -> np.ndarray:
     """int[K]: first steps of the RMS events from ``start`` on."""
     steps = np.flatnonzero(np.asarray(rms) >= threshold)
     return _merge(steps[steps >= start])

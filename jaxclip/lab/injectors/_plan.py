@@ -108,9 +108,7 @@ def span(place: Place, name: str, start: int, count: int) -> slice:
     return slice(start, start + count)
 
 
-def chosen(
-    place: Place, name: str, steps: Sequence[int], share: float, start: int
-) -> np.ndarray:
+def chosen(place: Place, name: str, steps: Sequence[int], share: float, start: int) -> np.ndarray:
     """bool[T]: given steps, and a random share of those from ``start`` on.
 
     Of a share exactly ``round(share * (T - start))`` steps are drawn, so that all seeds have as many.

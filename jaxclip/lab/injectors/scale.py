@@ -34,4 +34,3 @@ class Scale:
         gradient = plan.gradient.copy()
         gradient[np.ix_(at, where)] *= np.float32(self.k)
         return plan._replace(gradient=gradient, active=plan.active | at)
-
