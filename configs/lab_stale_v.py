@@ -2,8 +2,8 @@
 
     jaxclip lab --config configs/lab_stale_v.py --workdir workdir/lab_stale_v
 
-Up to step 1000 the image tower's gradients are a thirtieth of what they are; Adam does not see that.
-Then they are as they are: Wortsman et al.'s cause of CLIP's loss spikes (arXiv:2304.13013).
+Up to step 1000 the image tower's gradients are a thirtieth of what they are, which Adam does not
+see. Then they are as they are: Wortsman et al.'s cause of CLIP's loss spikes (arXiv:2304.13013).
 """
 
 

@@ -39,6 +39,18 @@ TRAIN: Config = {
     },
 }
 
+# Keys of `jaxclip train` that mean something here.
+TRAIN_KEYS = (
+    *TRAIN,
+    "objective",
+    "loss",
+    "logit_scale_max",
+    "precision",
+    "remat",
+    "scan_layers",
+    "attention_implementation",
+)
+
 DEFAULTS: Config = {
     "title": "",
     "note": "",
@@ -97,6 +109,9 @@ def resolve(given: Mapping[str, Any]) -> Config:
             raise ValueError(
                 f"lab config key {key!r} wants {type(default).__name__}, got {config[key]!r}"
             )
+    for key in config["train"]:
+        if key not in TRAIN_KEYS:
+            raise ValueError(f"train.{key} has no meaning in the lab{hint(key, TRAIN_KEYS)}")
     config["train"] = _over(TRAIN, config["train"])
     for key in ("rules", "rates", "seeds", "precisions", "models"):
         if not config[key]:

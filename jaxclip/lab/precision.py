@@ -9,6 +9,7 @@ not what a chip with such numbers saves.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -183,7 +184,7 @@ def _nearest(x: jax.Array) -> jax.Array:
     grid = jnp.asarray(_FP4, x.dtype)
     size = jnp.minimum(jnp.abs(x), grid[-1])
     index = jnp.zeros(x.shape, jnp.int32)
-    for place, (low, high) in enumerate(zip(_FP4, _FP4[1:], strict=False)):
+    for place, (low, high) in enumerate(itertools.pairwise(_FP4)):
         middle = (low + high) / 2
         # The number at an even place has mantissa 0: ties go to it.
         above = size >= middle if place % 2 else size > middle

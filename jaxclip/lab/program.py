@@ -2,7 +2,7 @@
 
 A rule, a precision and a model are compiled once; learning rate, seed and what an injector does are
 inputs. The transformation is made by :func:`jaxclip.optim.from_config` with a rate of 1, and its
-updates are multiplied by the rate, which is the same for all optimizers that multiply by theirs last.
+updates are multiplied by the rate: the same for all optimizers that multiply by theirs last.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from jaxclip.lab import moments, precision
 from jaxclip.lab.data import Pairs
 from jaxclip.lab.injectors import Plan
 from jaxclip.models import attention_logits
-from jaxclip.train import towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
+from jaxclip.train import towers
 
 # Examples of the separate pass that attention logits are read from.
 _LOGIT_EXAMPLES = 16

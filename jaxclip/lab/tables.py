@@ -89,9 +89,9 @@ def over_rates(config: Config, results: Results) -> Table | None:
     return Table(
         "Final loss over learning rates, nothing injected",
         "Mean of the last steps' loss ± deviation over seeds. Sensitivity: mean over the rates of "
-        "the loss above the rule's own best, none counted above the loss at the start. Stable range: "
-        "largest over smallest rate that comes within a tenth of the way from the start to the best "
-        "loss of the group, without a spike in any seed; 0 for none.",
+        "the loss above the rule's own best, none counted above the loss at the start. Stable "
+        "range: largest over smallest rate that comes within a tenth of the way from the start to "
+        "the best loss of the group, without a spike in any seed; 0 for none.",
         ("rule", *(f"{rate:g}" for rate in rates), "sensitivity", "stable range"),
         rows,
     )
@@ -119,8 +119,8 @@ def injections(config: Config, results: Results) -> Table | None:
     return Table(
         "What injections cost",
         "Loss at the end; how far that is over the same rule's clean run; and the damage: the sum "
-        f"over {config['damage_steps']} steps from the first injection on of the loss above that of "
-        "the same seed's clean run. ± is the deviation over seeds.",
+        f"over {config['damage_steps']} steps from the first injection on of the loss above that "
+        "of the same seed's clean run. ± is the deviation over seeds.",
         tuple(header),
         rows,
     )
@@ -151,10 +151,11 @@ def at_best_rate(config: Config, results: Results) -> Table | None:
             )
     return Table(
         "Clean runs at each rule's best rate",
-        f"Steps: until the trailing median of 25 losses is at {config['baseline']}'s last one, as a "
-        "share of its steps (mean over seeds; – where a seed never got there). Spikes: share of the "
-        "steps with a loss 10 and 7 deviations above the trailing mean. Norm spread: deviation of the log of the "
-        "gradient's norm. Clipped: share of steps (of tensors, for rules that look at tensors).",
+        "Steps: until the trailing median of 25 losses is at "
+        f"{config['baseline']}'s last one, as a share of its steps (mean over seeds; never: a seed "
+        "did not get there). Spikes: share of the steps with a loss 10 and 7 deviations above the "
+        "trailing mean. Norm spread: deviation of the log of the gradient's norm. Clipped: share of "
+        "steps (of tensors, for rules that look at tensors).",
         (
             "rule", "rate", "loss", "held out", "steps", "spikes 10", "spikes 7", "norm spread",
             "attention logit", "clipped",
@@ -269,7 +270,7 @@ def _steps_ratio(runs: Sequence[Result], baseline: Sequence[Result]) -> str:
         target = float(measures.trailing_median(loss)[-1])
         first, own = measures.steps_to(loss, target), measures.steps_to(r.curves["loss"], target)
         if first is None or own is None:
-            return "–"
+            return "never"
         ratios.append(own / first)
     return f"{np.mean(ratios):.2f}" if ratios else ""
 

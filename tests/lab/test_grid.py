@@ -1,4 +1,4 @@
-"""A grid of tiny runs: what is done stays, a cell alone is the same, nothing injected is nothing."""
+"""A grid of tiny runs: what is done stays, a cell alone is the same, off is off."""
 
 import json
 

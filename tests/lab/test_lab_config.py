@@ -100,7 +100,9 @@ MISTAKES = [
     ({"grid": [{"rules": ["adam"]}]}, "grid: rules: 'adam' is not among them; did you mean"),
     ({"grid": [{"rules": "adamw"}]}, "grid: rules='adamw' must be a list"),
     ({"models": {"m": {"image": {"wdith": 3}}}}, "rules.adamw, models.m: unknown config key"),
-    ({"train": {"batch": 3}}, "rules.adamw, models.plain: unknown config key 'batch'"),
+    ({"train": {"ema_decay": 0.9}}, "train.ema_decay has no meaning in the lab; known: "),
+    ({"train": {"optm": {}}}, "train.optm has no meaning in the lab; did you mean 'optim'?"),
+    ({"train": {"data": {"nam": ""}}}, "models.plain: unknown config key 'data.nam'; did you"),
 ]
 
 

@@ -111,7 +111,7 @@ def span(place: Place, name: str, start: int, count: int) -> slice:
 def chosen(place: Place, name: str, steps: Sequence[int], share: float, start: int) -> np.ndarray:
     """bool[T]: given steps, and a random share of those from ``start`` on.
 
-    Of a share exactly ``round(share * (T - start))`` steps are drawn, so that all seeds have as many.
+    Of a share exactly ``round(share * (T - start))`` steps are drawn: all seeds have as many.
 
     Raises:
       ValueError: a step that is not in the run, or a share outside of [0, 1].

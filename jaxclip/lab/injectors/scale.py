@@ -11,8 +11,10 @@ from jaxclip.lab.injectors import _plan
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """g ← k g at some steps. Adam's first moment then points along one batch for 1 / (1 - β1) steps,
-    and its second keeps steps short for long after.
+    """g ← k g at some steps.
+
+    Adam's first moment then points along one batch for 1 / (1 - β1) steps, and its second keeps
+    steps short for long after.
 
     Attributes:
       k: the factor.
