@@ -1,8 +1,8 @@
 """RMS of a tensor's step: how far Adam's second moment is behind the gradient.
 
 RMS = sqrt(mean(g² / max(v, ε²))), v being the bias-corrected second moment with g in it (Wortsman
-et al., 2023, arXiv:2304.13013). It is read from the optimizer's states before and after the update, g²
-being (v' - β2 v) / (1 - β2): so it is of the gradient that Adam saw, behind all clippers.
+et al., 2023, arXiv:2304.13013). It is read from the optimizer's states before and after the update,
+g² being (v' - β2 v) / (1 - β2): so it is of the gradient that Adam saw, behind all clippers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The report of a grid: ``report.html`` for a person, ``tables.md`` to be quoted."""
+"""The report of a grid: ``report.html`` for a person, ``tables.md`` and a picture to be quoted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxclip import storage
 from jaxclip.lab import config as config_lib
-from jaxclip.lab import tables
+from jaxclip.lab import figure, tables
 from jaxclip.lab.config import Cell, Config
 from jaxclip.lab.tables import Results, Table
 from jaxclip.train import charts, report, report_charts
@@ -22,7 +22,7 @@ _LINES = len(charts.COLORS)
 
 
 def write(config: Config, workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """Write both files of the cells that are finished.
+    """Write all three files of the cells that are finished.
 
     Args:
       config: resolved.
@@ -38,6 +38,7 @@ def write(config: Config, workdir: pathlib.Path, name: str) -> pathlib.Path:
     results = tables.read(config, workdir)
     made = tables.all_tables(config, results)
     storage.write_text(workdir / TABLES, "\n".join(markdown(table) for table in made))
+    figure.write(config, results, workdir / figure.FILE_NAME)
     path = workdir / FILE_NAME
     storage.write_text(path, page(config, results, made, name))
     return path

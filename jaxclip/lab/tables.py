@@ -51,6 +51,7 @@ def read(config: Config, workdir: pathlib.Path) -> Results:
         known = cells_lib.read(cells_lib.path_of(workdir, config, cell))
         if known is not None:
             numbers = measures.of_cell(known[0], config["last_steps"])
+            numbers |= _fixed_clip(config, cell, known[0]["grad_norm"])
             found[cell] = Result(cell, known[0], numbers, known[1])
     return found
 
@@ -59,6 +60,7 @@ def all_tables(config: Config, results: Results) -> list[Table]:
     """Every table that the finished cells are enough for."""
     made = [
         over_rates(config, results),
+        logits_over_rates(config, results),
         injections(config, results),
         at_best_rate(config, results),
         second_moment(config, results),
@@ -93,6 +95,29 @@ def over_rates(config: Config, results: Results) -> Table | None:
         "range: largest over smallest rate that comes within a tenth of the way from the start to "
         "the best loss of the group, without a spike in any seed; 0 for none.",
         ("rule", *(f"{rate:g}" for rate in rates), "sensitivity", "stable range"),
+        rows,
+    )
+
+
+def logits_over_rates(config: Config, results: Results) -> Table | None:
+    """Largest attention logit at the end of clean runs, where towers are compared."""
+    clean = {cell: r for cell, r in results.items() if cell.injector == "none"}
+    rates = sorted({cell.rate for cell in clean})
+    if len(rates) < 2 or len({cell.model for cell in clean}) < 2:
+        return None
+    rows = [
+        (
+            f"{model}, {rule}",
+            *(plus_minus(_of(by_rate[rate], "attention_logit"), 1) for rate in rates),
+        )
+        for model, members in _grouped(clean, lambda cell: cell.model)
+        for rule, by_rate in _by_rule_and_rate(members)
+        if set(rates) <= set(by_rate)
+    ]
+    return Table(
+        "Largest attention logit at the end",
+        "Of the image tower, over 16 held-out pictures; before the softmax and before a soft cap.",
+        ("model, rule", *(f"{rate:g}" for rate in rates)),
         rows,
     )
 
@@ -152,10 +177,10 @@ def at_best_rate(config: Config, results: Results) -> Table | None:
     return Table(
         "Clean runs at each rule's best rate",
         "Steps: until the trailing median of 25 losses is at "
-        f"{config['baseline']}'s last one, as a share of its steps (mean over seeds; never: a seed "
-        "did not get there). Spikes: share of the steps with a loss 10 and 7 deviations above the "
-        "trailing mean. Norm spread: deviation of the log of the gradient's norm. Clipped: share of "
-        "steps (of tensors, for rules that look at tensors).",
+        f"{config['baseline']}'s last one, as a share of its steps (mean over the seeds "
+        "that got there). Spikes: share of the steps with a loss 10 and 7 deviations above the "
+        "trailing mean. Norm spread: deviation of the log of the gradient's norm. Clipped: share "
+        "of steps (of tensors, for rules that look at tensors).",
         (
             "rule", "rate", "loss", "held out", "steps", "spikes 10", "spikes 7", "norm spread",
             "attention logit", "clipped",
@@ -224,6 +249,14 @@ def clipped(runs: Sequence[Result]) -> str:
     return ", ".join(f"{name} {share}" for name, share in shares)
 
 
+def _fixed_clip(config: Config, cell: Cell, norms: np.ndarray) -> dict[str, float]:
+    """What optax's clip by the global norm did, which it does not tell itself."""
+    section = config_lib.training(config, cell.model, cell.rule)["optim"].get("clip")
+    if not isinstance(section, dict) or section.get("name") != "global_norm":
+        return {}
+    return {"clipped/global_norm": float(np.mean(~(norms <= section["max_norm"])))}
+
+
 def _cost(config: Config, pairs: Sequence[tuple[Result, Result]]) -> list[str]:
     """Final loss, its excess over the clean one, and the damage."""
     if not pairs:
@@ -269,10 +302,12 @@ def _steps_ratio(runs: Sequence[Result], baseline: Sequence[Result]) -> str:
             continue
         target = float(measures.trailing_median(loss)[-1])
         first, own = measures.steps_to(loss, target), measures.steps_to(r.curves["loss"], target)
-        if first is None or own is None:
-            return "never"
-        ratios.append(own / first)
-    return f"{np.mean(ratios):.2f}" if ratios else ""
+        if first is not None and own is not None:
+            ratios.append(own / first)
+    if not ratios:
+        return "never" if of_seed else ""
+    some = f" ({len(ratios)} of {len(runs)})" if len(ratios) < len(runs) else ""
+    return f"{np.mean(ratios):.2f}{some}"
 
 
 def _rms_at(result: Result, curve: np.ndarray) -> float:
