@@ -82,12 +82,16 @@ def _examples(content: Mapping[str, Any]) -> str:
     if "cosine" not in content:
         return ""
     cosine, shares = content["cosine"], content["share"]
-    known = "" if cosine is None or None in shares else (
-        f" The cosine of the two groups' gradients is {cosine:.2f}; they carry "
-        f"{shares[0]:.0%} and {shares[1]:.0%} of the length of the batch's."
+    known = (
+        ""
+        if cosine is None or None in shares
+        else (
+            f" The cosine of the two groups' gradients is {cosine:.2f}; they carry "
+            f"{shares[0]:.0%} and {shares[1]:.0%} of the length of the batch's."
+        )
     )
     note = (
-        '<p class="soft">A step down this batch\'s gradient, as long as the run\'s last one, helps '
+        "<p class=\"soft\">A step down this batch's gradient, as long as the run's last one, helps "
         f"the first examples and hurts the second ones.{known}</p>"
     )
     groups = (("Losses that fall", "falling"), ("Losses that rise", "rising"))

@@ -120,9 +120,7 @@ class SpikeFiles:
         except OSError as error:  # what a run leaves for people to look at does not end it
             logger.warning("the files of the spike at step %d can't be written: %s", step, error)
 
-    def _opposition(
-        self, params: Any, batch: int, metrics: Mapping[str, Any]
-    ) -> Opposition | None:
+    def _opposition(self, params: Any, batch: int, metrics: Mapping[str, Any]) -> Opposition | None:
         """Which examples of the batch oppose; None where the batch has no pairs."""
         if not {"image", "text"} <= set(self._experiment.batch_spec):
             return None
@@ -159,9 +157,7 @@ class SpikeFiles:
             num_micro_batches=config["num_micro_batches"],
             mesh=self._experiment.mesh,
         )
-        whole = jax.sharding.NamedSharding(
-            self._experiment.mesh, jax.sharding.PartitionSpec()
-        )
+        whole = jax.sharding.NamedSharding(self._experiment.mesh, jax.sharding.PartitionSpec())
         compare = jax.jit(
             lambda params, batch, length: opposition(
                 value_and_grad, params, batch, length=length, group=group
