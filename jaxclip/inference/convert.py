@@ -33,10 +33,11 @@ def describe(path: str | os.PathLike[str]) -> str:
         family, sizes = "workdir of a run", towers.model_sizes(source.config)
         preprocess = preprocess_of(source.config)
         kinds = Counter(str(leaf.dtype) for leaf in leaves)
-        total = sum(leaf.size for leaf in leaves)
+        total, parts = sum(leaf.size for leaf in leaves), ("image", "text")
     else:
         opened = open_checkpoint(folder)
         family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess
+        parts = opened.parts
         used = [opened.tensors[entry.theirs] for entry in opened.entries]
         kinds = Counter(str(tensor.dtype) for tensor in used)
         total = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in used)
@@ -52,6 +53,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         f"depth {text.depth}, {text.num_heads} heads, MLP {text.mlp_dim}, pool {text.pool}, "
         f"{text.activation}",
         "embedding": f"{sizes.embed_dim}",
+        **({tower: "none" for tower in ("image", "text") if tower not in parts}),
         "pictures": f"{preprocess.image_ops}, mean {_numbers(preprocess.image_mean)}, "
         f"std {_numbers(preprocess.image_std)}",
         "tokenizer": ", ".join(f"{k}={v}" for k, v in preprocess.tokenizer.items() if v != ""),
@@ -88,6 +90,12 @@ def import_weights(
         path = str(pathlib.Path(tokenizer_path).expanduser().absolute())
         config = {**config, "tokenizer": {**config["tokenizer"], "path": path}}
     params = found.read(None)
+    towers_of = [name for name in ("image", "text") if name in params]
+    if len(towers_of) == 1:
+        raise ValueError(
+            f"--from {os.fspath(source)} holds the {towers_of[0]} tower alone, which makes no "
+            "workdir; name it in config.init_from, or open it with jaxclip.load"
+        )
     target.mkdir(parents=True, exist_ok=True)
     with Checkpointer(target / workdir_lib.CHECKPOINTS) as checkpointer:
         checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})

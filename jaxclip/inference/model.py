@@ -104,11 +104,13 @@ class Model:
 
     def encode_image(self, images: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of uint8[B, S, S, 3]."""
-        return self._image(self.params if params is None else params, jnp.asarray(images))
+        params = self._holding("image", params)
+        return self._image(params, jnp.asarray(images))
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of int32[B, L]."""
-        return self._text(self.params if params is None else params, jnp.asarray(tokens))
+        params = self._holding("text", params)
+        return self._text(params, jnp.asarray(tokens))
 
     def logits(self, images: ArrayLike, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, M]: every image against every text, scaled as in training.
@@ -120,6 +122,17 @@ class Model:
         image = self.encode_image(images, params=params)
         text = self.encode_text(tokens, params=params)
         return jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
+
+    def _holding(self, tower: str, params: Params) -> Params:
+        """The parameters, if a tower is among them: published weights may hold one alone."""
+        params = self.params if params is None else params
+        if tower not in params:
+            there = " and ".join(t for t in ("image", "text") if t in params) or "no"
+            raise ValueError(
+                f"{self.path} holds the {there} tower alone: nothing can embed "
+                f"{'texts' if tower == 'text' else 'images'}"
+            )
+        return params
 
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)

@@ -9,7 +9,8 @@ from typing import Any
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights.families._base import Preprocess
 
-# Fields that a family fixes, and whether its models have a logit_bias. What is not here is in its tensors' shapes or its configuration.
+# Fields that a family fixes, and whether its models have a logit_bias. What is not here is in its
+# tensors' shapes or its configuration.
 _COMMON = {
     "image.stem": "patch",
     "image.positions": "learned",
