@@ -33,7 +33,8 @@ def describe(path: str | os.PathLike[str]) -> str:
         family, sizes = "workdir of a run", towers.model_sizes(source.config)
         preprocess = preprocess_of(source.config)
         kinds = Counter(str(leaf.dtype) for leaf in leaves)
-        total, parts = sum(leaf.size for leaf in leaves), ("image", "text")
+        total = sum(leaf.size for leaf in leaves)
+        parts: tuple[str, ...] = ("image", "text")
     else:
         opened = open_checkpoint(folder)
         family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess

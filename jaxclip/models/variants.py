@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Changes = Mapping[str, Any]
+Changes = dict[str, Any]
 
 # Image towers alone. `jaxclip.weights` tells a file's architecture by these, too.
-_EVA = {"pre_norm": False, "patch_bias": True, "norm_eps": 1e-6, "projection": "linear_bias"}
-_EVA02 = _EVA | {
+_EVA: Changes = {
+    "pre_norm": False,
+    "patch_bias": True,
+    "norm_eps": 1e-6,
+    "projection": "linear_bias",
+}
+_EVA02: Changes = _EVA | {
     "qkv_bias": "qv",
     "mlp": "gated",
     "activation": "silu",
@@ -23,7 +28,7 @@ _EVA02 = _EVA | {
     "rope": "yx",
     "rope_grid": 16,
 }
-_PE = {
+_PE: Changes = {
     "pool": "map",
     "class_token": True,
     "pool_prefix": True,
@@ -63,8 +68,10 @@ TIMM_TOWERS: Mapping[str, Changes] = {
     | {"class_token": False, "pool_prefix": False, "pool_mlp_dim": 6144}
     | {"rope_offset": 0.0, "rope_grid": 32}
     | _shape(14, 448, 1536, 50, 16, 8960),
-    "vit_large_patch14_clip_224": {"projection": "linear_bias"}
-    | _shape(14, 224, 1024, 24, 16, 4096),
+    "vit_large_patch14_clip_224": {
+        "projection": "linear_bias",
+        **_shape(14, 224, 1024, 24, 16, 4096),
+    },
     "vit_medium_patch16_gap_256": {
         "pool": "mean",
         "pre_norm": False,
@@ -72,12 +79,12 @@ TIMM_TOWERS: Mapping[str, Changes] = {
         "norm_eps": 1e-6,
         "qkv_bias": "none",
         "layer_scale": 1e-6,
-    }
-    | _shape(16, 256, 512, 12, 8, 2048),
+        **_shape(16, 256, 512, 12, 8, 2048),
+    },
 }
 
 
-_RMS = _EVA | {"norm": "rms", "qkv_bias": "none", "projection": "linear"}
+_RMS: Changes = _EVA | {"norm": "rms", "qkv_bias": "none", "projection": "linear"}
 # EVA-CLIP-8B and 18B, which timm does not have.
 EVA_RMS_TOWERS: Mapping[str, Changes] = {
     "eva_8b": _RMS | _shape(14, 224, 4096, 32, 32, 20_480),
@@ -93,8 +100,18 @@ def _timm(name: str, text: Changes, embed_dim: int) -> tuple[str, Changes]:
     return "vit_b16", {"image": TIMM_TOWERS[name], "text": text, "embed_dim": embed_dim}
 
 
-_CLIPA_IMAGE = {"pool": "mean", "class_token": True, "pre_norm": False, "norm_after_pool": True}
-_CLIPA_TEXT = {"causal": False, "pool": "final", "mask_padding": False, "vocab_size": 32_000}
+_CLIPA_IMAGE: Changes = {
+    "pool": "mean",
+    "class_token": True,
+    "pre_norm": False,
+    "norm_after_pool": True,
+}
+_CLIPA_TEXT: Changes = {
+    "causal": False,
+    "pool": "final",
+    "mask_padding": False,
+    "vocab_size": 32_000,
+}
 
 
 def _clipa(base: str, image_size: int, context_length: int) -> tuple[str, Changes]:
