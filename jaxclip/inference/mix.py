@@ -168,9 +168,7 @@ def _read(paths: Sequence[PathLike]) -> tuple[list[init_from.Source], list[Param
     names = {str(term.get("name")) for term in sources[0].config["objective"]}
     own = [source.read_own(names) for source in sources]
     if own[0] and all(_alike(each, own[0]) for each in own):
-        models = [
-            {**model, "objective": each} for model, each in zip(models, own, strict=True)
-        ]
+        models = [{**model, "objective": each} for model, each in zip(models, own, strict=True)]
     return sources, models
 
 

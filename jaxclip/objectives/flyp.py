@@ -30,8 +30,10 @@ class FLYP(Objective):
 
     def __post_init__(self) -> None:
         sentences = [each for each in self.templates.split(";") if each.strip()]
-        if not sentences or any(each.count("{}") != 1 for each in sentences) or (
-            '"' in self.templates
+        if (
+            not sentences
+            or any(each.count("{}") != 1 for each in sentences)
+            or ('"' in self.templates)
         ):
             raise ValueError(
                 f"flyp.templates={self.templates!r} must be sentences with one {{}} each, between "

@@ -107,8 +107,10 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
         params = low_rank.merged(restored(wanted), config)
         if low_rank.KEY not in wanted:
             return params
-        return jax.tree.map(np.asarray, params) if shardings is None else jax.device_put(
-            params, shardings
+        return (
+            jax.tree.map(np.asarray, params)
+            if shardings is None
+            else jax.device_put(params, shardings)
         )
 
     def read_own(names: Iterable[str]) -> Params:

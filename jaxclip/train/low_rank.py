@@ -34,9 +34,7 @@ def init(params: Params, section: Mapping[str, Any], rng: jax.Array) -> Params:
     """
     result: dict[str, Any] = {}
     for tower, key in zip(TOWERS, jax.random.split(rng), strict=True):
-        found = surgery.init_lora(
-            params[tower], section["rank"], key, patterns=section["patterns"]
-        )
+        found = surgery.init_lora(params[tower], section["rank"], key, patterns=section["patterns"])
         result[tower] = _nested({path: {"a": a, "b": b} for path, (a, b) in found.items()})
     return result
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxclip import models, storage
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights import mapping, tokenizer_files
+from jaxclip.weights import checkpoint, mapping, tokenizer_files
 from jaxclip.weights.families import FAMILIES, Checkpoint, Family
 from jaxclip.weights.families._base import Preprocess
 from jaxclip.weights.families._layouts import check_layout, fields
@@ -38,7 +38,15 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
-    siglip = sizes.image.pool == "map" or sizes.logit_bias_init is not None
+    image = sizes.image
+    if form == "hf" and image.max_patches:
+        return "hf_siglip2"
+    plain = (image.rope, image.mlp, image.qkv_bias, image.norm_place)
+    if form == "open_clip" and (
+        image.projection == "linear_bias" or plain != ("none", "plain", "all", "pre")
+    ):
+        return "open_clip_timm"
+    siglip = image.pool == "map" or sizes.logit_bias_init is not None
     clip = {"hf": "hf_clip", "open_clip": "open_clip"}
     return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
 
@@ -149,8 +157,9 @@ def _check_read_back(
         entry.theirs: np.shape(entry.layout.to_theirs([views[path] for path in entry.ours]))
         for entry in entries
     }
-    config = next(content for name, content in files.items() if name.endswith("config.json"))
-    read = fields(cls.sizes(Checkpoint("the export", theirs, config)))
+    config = next(files[name] for name in checkpoint.CONFIGS if name in files)
+    preprocessor = files.get(checkpoint.PREPROCESSOR, {})
+    read = fields(cls.sizes(Checkpoint("the export", theirs, config, preprocessor)))
     for key, value in fields(sizes).items():
         if read.get(key) != value:
             raise ValueError(

@@ -41,9 +41,7 @@ def loader():
     return found[1]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("hf_clip", marks=pytest.mark.slow), "hf_siglip"]
-)
+@pytest.mark.parametrize("name", [pytest.param("hf_clip", marks=pytest.mark.slow), "hf_siglip"])
 def test_a_process_with_jax_alone_computes_the_same(tmp_path, name, capsys):
     folder = tmp_path / "mine"
     assert export(GOLDEN / name, folder) == 0
