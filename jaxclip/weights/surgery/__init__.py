@@ -1,5 +1,6 @@
 """Surgery on trees of parameters: pure functions, each the identity where nothing is asked."""
 
+from jaxclip.weights.surgery.inherit import inherit
 from jaxclip.weights.surgery.lora import init_lora, merge_lora
 from jaxclip.weights.surgery.positions import (
     resize_image,
@@ -11,6 +12,7 @@ from jaxclip.weights.surgery.soups import greedy_soup, uniform_soup, wise_ft
 
 __all__ = [
     "greedy_soup",
+    "inherit",
     "init_lora",
     "merge_lora",
     "resize_image",
