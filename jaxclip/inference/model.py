@@ -20,6 +20,7 @@ from jaxclip import models
 from jaxclip.config import Config
 from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
+from jaxclip.inference import caption, generate
 from jaxclip.models import presets
 from jaxclip.registry import hint
 from jaxclip.train import init_from, towers
@@ -158,6 +159,78 @@ class Model:
         image = self.encode_image(images, params=params)
         text = self.encode_text(tokens, params=params)
         return jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
+
+    def caption(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        method: str = "beam",
+        length: int = 30,
+        min_length: int = 5,
+        seed: int = 0,
+        params: Params = None,
+        **options: Any,
+    ) -> list[str]:
+        """Captions of pictures, by a model with a captioning decoder (CoCa).
+
+        Args:
+          images: as of :meth:`preprocess`, or what it gave.
+          method: ``"greedy"``, ``"beam"`` or ``"nucleus"``.
+          length: the most tokens, start and end among them.
+          min_length: tokens before a caption may end.
+          seed: of ``"nucleus"``.
+          params: in place of the model's own.
+          options: of the method, see :func:`jaxclip.inference.caption.captioner`.
+
+        Raises:
+          ValueError: the model has no decoder, an unknown method or option, no tokenizer.
+        """
+        term = caption.term_of(self.config, self.path)
+        is_input = isinstance(images, models.PatchSequence) or (
+            isinstance(images, (np.ndarray, jax.Array)) and images.ndim == 4
+        )
+        batch = images if is_input else self.preprocess(images)
+        tokenizer = self._tokenizer
+        if tokenizer.start_id is None:
+            raise ValueError(
+                f"tokenizer.kind={self.config['tokenizer']['kind']!r} has no start of text: a "
+                "caption has nothing to begin with"
+            )
+        length = min(length, self.sizes.text.context_length)
+        frame = generate.Frame(
+            length, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, min_length
+        )
+        write = self._captioner(term, frame, method, tuple(sorted(options.items())))
+        params = self._with_term(caption.TERM) if params is None else params
+        rows = write(params, jax.tree.map(jnp.asarray, batch), jax.random.key(seed))
+        return [tokenizer.decode(row) for row in np.asarray(rows)]
+
+    def _captioner(self, term: Any, frame: Any, method: str, options: Any) -> Any:
+        key = (term, frame, method, options)
+        if key not in self._captioners:
+            made = caption.captioner(self.towers, term, frame, method, dict(options))
+            self._captioners[key] = jax.jit(made)
+        return self._captioners[key]
+
+    @functools.cached_property
+    def _captioners(self) -> dict[Any, Any]:
+        return {}
+
+    def _with_term(self, name: str) -> Params:
+        """The parameters with a term's own, read from the run where they are not there yet."""
+        if name not in self.params.get("objective", {}):
+            if name not in self._terms:
+                term = caption.term_of(self.config, self.path)
+                shapes = jax.eval_shape(
+                    lambda rng: term.init_params(rng, self.sizes), jax.random.key(0)
+                )
+                self._terms[name] = init_from.read_term(self.path, self.config, name, shapes)
+            return {**self.params, "objective": self._terms}
+        return self.params
+
+    @functools.cached_property
+    def _terms(self) -> dict[str, Any]:
+        return {}
 
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)

@@ -33,7 +33,11 @@ class ImageConfig:
       depth: number of its blocks.
       num_heads: attention heads.
       mlp_dim: hidden width of the MLPs.
-      pool: ``"cls"`` (class token), ``"mean"`` or ``"map"`` (attention pooling).
+      pool: ``"cls"`` (class token), ``"mean"``, ``"map"`` (attention pooling), or ``"queries"``
+        (CoCa in open_clip: a pooler with ``num_queries`` queries that look at all tokens; the
+        first is the embedding, the others are the tower's tokens).
+      num_queries: of that pooler.
+      pool_heads: its attention heads; 0 for those of the blocks.
       positions: ``"learned"`` or ``"sincos"`` (fixed, 2-d).
       pre_norm: layer norm before the first block (CLIP's ``ln_pre``).
       patch_bias: bias of the patch embedding.
@@ -62,6 +66,8 @@ class ImageConfig:
     num_heads: int = 12
     mlp_dim: int = 3072
     pool: str = "cls"
+    num_queries: int = 256
+    pool_heads: int = 0
     positions: str = "learned"
     pre_norm: bool = True
     patch_bias: bool = False
@@ -87,7 +93,12 @@ class ImageConfig:
                 f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
             )
         _choice("image.stem", self.stem, ("patch", "conv"))
-        _choice("image.pool", self.pool, ("cls", "mean", "map"))
+        _choice("image.pool", self.pool, ("cls", "mean", "map", "queries"))
+        if self.pool == "queries" and (self.num_queries < 2 or self.projection == "none"):
+            raise ValueError(
+                f"model.image.pool='queries' needs num_queries of at least 2 and a projection, got "
+                f"{self.num_queries} and {self.projection!r}"
+            )
         _choice("image.positions", self.positions, ("learned", "sincos"))
         _choice("image.projection", self.projection, ("linear", "none"))
         _choice("image.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
@@ -100,7 +111,7 @@ class ImageConfig:
         _heads("image", self.width, self.num_heads)
         if self.max_patches < 0 or (
             self.max_patches
-            and (self.stem != "patch" or self.pool == "cls" or self.positions != "learned")
+            and (self.stem != "patch" or self.has_class_token or self.positions != "learned")
         ):
             raise ValueError(
                 f"model.image.max_patches={self.max_patches} (patch sequences) needs stem='patch', "
@@ -121,6 +132,11 @@ class ImageConfig:
                 )
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether a class token stands before the patches."""
+        return self.pool in ("cls", "queries")
+
+    @property
     def grid(self) -> int:
         """Patches along a side."""
         return self.image_size // self.patch_size
@@ -138,7 +154,9 @@ class TextConfig:
       width, depth, num_heads, mlp_dim: as in :class:`ImageConfig`.
       causal: mask the future (CLIP); else bidirectional (SigLIP).
       pool: ``"last"`` (the last token of the text: CLIP's end of text), ``"final"`` (the
-        last place, padding or not: SigLIP), ``"mean"`` (over tokens) or ``"map"``.
+        last place, padding or not: SigLIP), ``"mean"`` (over tokens), ``"map"``, or ``"cls"``
+        (CoCa: a class token behind the text, which is as long as the row; ``pad_id`` is hidden from
+        it, wherever it stands, and there is one position more).
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
       projection: ``"linear"`` (no bias, CLIP) or ``"linear_bias"`` (SigLIP).
@@ -167,7 +185,12 @@ class TextConfig:
                 f"model.text.pad_id={self.pad_id} must be a token, 0 to vocab_size - 1 = "
                 f"{self.vocab_size - 1}"
             )
-        _choice("text.pool", self.pool, ("last", "final", "mean", "map"))
+        _choice("text.pool", self.pool, ("last", "final", "mean", "map", "cls"))
+        if self.pool == "cls" and not self.causal:
+            raise ValueError(
+                "model.text.pool='cls' appends a class token that texts must not see; set "
+                "model.text.causal=True"
+            )
         _choice("text.projection", self.projection, ("linear", "linear_bias"))
         _choice("text.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
         _heads("text", self.width, self.num_heads)
@@ -197,6 +220,16 @@ class CLIPConfig:
                 f"model.image.projection='none' needs model.image.width={self.image.width} equal "
                 f"to model.embed_dim={self.embed_dim}"
             )
+        heads = self.image.pool_heads or self.image.num_heads
+        if self.image.pool == "queries" and self.embed_dim % heads:
+            raise ValueError(
+                f"model.image.pool_heads={heads} does not divide model.embed_dim={self.embed_dim}"
+            )
+
+    @property
+    def token_width(self) -> int:
+        """Channels of the image tower's tokens."""
+        return self.embed_dim if self.image.pool == "queries" else self.image.width
 
     @property
     def whole_batch(self) -> tuple[str, ...]:

@@ -74,7 +74,10 @@ class TextTransformer(Tower):
                 f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last = last_token(inputs, c.pad_id)
+        last, keys = last_token(inputs, c.pad_id), None
+        if c.pool == "cls":
+            # The token behind padding is hidden, not the padding itself: so open_clip trained it.
+            keys = jnp.pad(inputs != c.pad_id, ((0, 0), (1, 0)), constant_values=True)
         places = jnp.arange(length)
         asked = features_lib.as_insert(insert, c.depth)
         context = at = None
@@ -83,18 +86,24 @@ class TextTransformer(Tower):
         with jax.named_scope(type(self).__name__):
             x: Any = self.embedding.apply({"params": params}, inputs, context, at)
             if keep is not None:
+                behind = x[:, length:]  # the class token, where there is one
                 x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
-                places = keep
+                x, places = jnp.concatenate([x, behind], axis=1), keep
+                if keys is not None:
+                    kept = jnp.take_along_axis(keys, keep, axis=1)
+                    keys = jnp.concatenate([kept, keys[:, length:]], axis=1)
             real = places <= last[:, None]  # bool[B, N]
             if keep is not None:
                 last = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.int32) - 1, 0)
-            tokens = Tokens(x, real, last)
+            tokens = Tokens(x, real, last, keys=keys)
             if asked is not None and asked.at is None and 0 in asked.layers:
                 tokens = features_lib.put_in(tokens, asked, 0)
         return tokens
 
     def mask(self, tokens: Tokens) -> jax.Array | None:
         c = self.config
+        if tokens.keys is not None:
+            return features_lib.valid_keys(tokens.keys, tokens.inserted)
         if not c.mask_padding or c.causal:  # behind a causal mask no token sees the padding
             return None
         assert tokens.valid is not None
@@ -104,6 +113,8 @@ class TextTransformer(Tower):
         """[B, M+N, C] -> [B, C], of the text's own tokens."""
         c = self.config
         with jax.named_scope(type(self).__name__):
+            if c.pool == "cls":
+                return self.normed(params, tokens.x[:, -1])
             x = self.normed(params, tokens.x[:, tokens.inserted :] if tokens.inserted else tokens.x)
             if c.pool == "final":
                 return x[:, -1]
@@ -117,6 +128,12 @@ class TextTransformer(Tower):
             out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
             return out
 
+    def normed_tokens(self, params: Params, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        if self.config.pool != "cls":
+            return super().normed_tokens(params, tokens)
+        own = tokens.x[:, tokens.inserted :]
+        return own[:, :-1], self.normed(params, own[:, -1:])
+
 
 class Embed(nn.Module):
     """Token embeddings with positions."""
@@ -128,7 +145,10 @@ class Embed(nn.Module):
     def __call__(
         self, tokens: jax.Array, context: jax.Array | None = None, at: jax.Array | None = None
     ) -> jax.Array:
-        """int32[B, L] -> [B, L, C]; context [M, C] or [B, M, C] replaces embeddings at ``at``."""
+        """int32[B, L] -> [B, L, C], or [B, L+1, C] with the class token of ``pool="cls"`` behind.
+
+        context [M, C] or [B, M, C] replaces embeddings at ``at``.
+        """
         c = self.config
         embedding = nn.Embed(
             c.vocab_size,
@@ -137,11 +157,17 @@ class Embed(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="token_embedding",
         )
-        table = self.param("positions", nn.initializers.normal(0.01), (c.context_length, c.width))
+        small = nn.initializers.normal(0.01)
+        rows = c.context_length + (c.pool == "cls")
+        table = self.param("positions", small, (rows, c.width))
         x = embedding(tokens)
         if context is not None and at is not None:
             x = features_lib.overwrite(x, features_lib.rows(context, x), at)
-        return x + table[: tokens.shape[1]].astype(self.dtype)
+        if c.pool == "cls":
+            token = self.param("class_token", small, (c.width,)).astype(self.dtype)
+            token = jnp.broadcast_to(token, (x.shape[0], 1, c.width))
+            x = jnp.concatenate([x, token], axis=1)
+        return x + table[: x.shape[1]].astype(self.dtype)
 
 
 def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ class Opened(NamedTuple):
       preprocess: how its inputs are made.
       entries: the table of its tensors.
       tensors: by their names.
+      terms: of ``config.objective`` whose parameters are read, too, as ``objective/<name>``.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Opened(NamedTuple):
     preprocess: Preprocess
     entries: list[mapping.Entry]
     tensors: Mapping[str, files.Tensor]
+    terms: Sequence[Mapping[str, Any]] = ()
 
     def read(self, shardings: Any = None, dtype: Any = np.float32) -> Params:
         """Read all tensors, one at a time.
@@ -52,7 +55,7 @@ class Opened(NamedTuple):
           dtype: of the parameters; half precision is widened to it.
 
         Returns:
-          The tree of :meth:`jaxclip.models.CLIP.init`.
+          The tree of :meth:`jaxclip.models.CLIP.init`, and what comes with it for objectives.
 
         Raises:
           FileError: the file changed, or is damaged where it was not read before.
@@ -99,16 +102,17 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
     tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
     sizes = _sizes(checkpoint, name, family)
     entries = family.entries_of(checkpoint, sizes)
-    shapes = {
-        path: leaf.shape
-        for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()
-    }
+    init = models.build(sizes).init
+    shapes = {path: leaf.shape for path, leaf in _by_path(jax.eval_shape(init, _key())).items()}
+    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
+    shapes |= {f"objective/{path}": leaf.shape for path, leaf in own.items()}
     mapping.check(
         entries, checkpoint.shapes, shapes, ignore=family.ignore, what=f"{os.fspath(path)} ({name})"
     )
     preprocess = family.preprocess(checkpoint, sizes)
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
-    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors)
+    terms = family.terms(sizes)
+    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, terms)
 
 
 def _sizes(checkpoint: Checkpoint, name: str, family: type[Family]) -> CLIPConfig:

@@ -114,6 +114,43 @@ def naflex():
     )
 
 
+def open_clip_coca():
+    """Logits of two texts, one with a 0 within, and what is generated greedily."""
+    folder = FOLDER / "open_clip_coca"
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": 8, "layers": 2, "width": 16, "patch_size": 4, "head_width": 8}
+    vision |= {"attentional_pool": True, "attn_pooler_heads": 3, "attn_pooler_queries": 5}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 12, "heads": 2}
+    decoder = {**text, "layers": 2, "attn_pooler_heads": 3}
+    text |= {"layers": 2, "embed_cls": True, "output_tokens": True}
+    config = {"embed_dim": 12, "vision_cfg": {**vision, "output_tokens": True}, "text_cfg": text}
+    config |= {"multimodal_cfg": decoder}
+    model = randomized(open_clip.coca_model.CoCa(**config))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    config["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    images, tokens = inputs(8, True)
+    tokens[1, 3] = 0
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        out = model(pixels, torch.from_numpy(tokens).long(), output_labels=False)
+        _, image_tokens = model._encode_image(pixels)
+        greedy = torch.full((2, 1), VOCABULARY - 2)
+        for _ in range(LENGTH - 1):
+            logits = model(pixels, greedy, output_labels=False)["logits"][:, -1]
+            greedy = torch.cat([greedy, logits.argmax(1, keepdim=True)], 1)
+    np.savez(
+        folder / "expected.npz",
+        images=images,
+        tokens=tokens,
+        image=out["image_features"].numpy(),
+        text=out["text_features"].numpy(),
+        logits=out["logits"].numpy(),
+        image_tokens=image_tokens.numpy(),
+        greedy=greedy.numpy(),
+    )
+
+
 def plain_open_clip():
     folder = FOLDER / "open_clip"
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +235,7 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     hugging_face()
     naflex()
+    open_clip_coca()
     plain_open_clip()
     open_clip_siglip()
     openai_archive()
