@@ -30,6 +30,7 @@ logger = logging.getLogger("jaxclip")
 
 Params = Any
 Picture = Any
+_VOCABULARY_SHARE = 0.98
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -267,18 +268,39 @@ class Model:
 
         try:
             tokenizer = tokenizers.load(self.config["tokenizer"])
-            embedded = self.sizes.text.vocab_size
-            if tokenizer.vocab_size > embedded:
-                raise ValueError(
-                    f"tokenizer.kind={self.config['tokenizer']['kind']!r} has "
-                    f"{tokenizer.vocab_size} tokens, the text tower embeds {embedded}"
-                )
+            self._check_tokenizer(tokenizer)
             return tokenizer
         except ValueError as error:
             raise ValueError(
                 f"the tokenizer of {self.path} can't be made: {error}; give it to load, such as "
                 "jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
             ) from error
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        kind, text = self.config["tokenizer"]["kind"], self.sizes.text
+        if tokenizer.vocab_size > text.vocab_size:
+            raise ValueError(
+                f"tokenizer.kind={kind!r} has {tokenizer.vocab_size} tokens, the text tower embeds "
+                f"{text.vocab_size}"
+            )
+        if tokenizer.pad_id != text.pad_id:
+            raise ValueError(
+                f"tokenizer.kind={kind!r} pads with {tokenizer.pad_id}, the weights were trained "
+                f"with padding {text.pad_id}"
+            )
+        # Tables of published weights are at most a little longer than their vocabularies.
+        is_published = pathlib.Path(self.path).exists() and not init_from.is_run(
+            pathlib.Path(self.path)
+        )
+        if is_published and tokenizer.vocab_size < _VOCABULARY_SHARE * text.vocab_size:
+            logger.warning(
+                "tokenizer.kind=%r has %d tokens, but the weights of %s embed %d: it is hardly the "
+                "tokenizer that they were trained with",
+                kind,
+                tokenizer.vocab_size,
+                self.path,
+                text.vocab_size,
+            )
 
 
 def load(
@@ -314,6 +336,11 @@ def load(
             f"{hint(path, presets.names())}"
         )
     if tokenizer:
+        trained, kind = config["tokenizer"]["kind"], tokenizer.get("kind")
+        if exists and kind and kind != trained:
+            logger.warning(
+                "the weights of %s were trained with tokenizer.kind=%r, not %r", path, trained, kind
+            )
         config = {**config, "tokenizer": {**config["tokenizer"], **tokenizer}}
     config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
     return Model(path, params, config, towers.from_config(config, towers.build_model(config)))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxclip.models import sequence_presets
+from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.registry import hint
 
 
@@ -147,10 +148,13 @@ class TextConfig:
     """A text Transformer.
 
     Attributes:
+      kind: ``"transformer"``; for other towers see :mod:`jaxclip.models.text_towers`.
       vocab_size: number of tokens.
       pad_id: the token that is padding. Where it is not 0 it also ends a text (SigLIP's 1), which
         then reaches to the first of them.
       context_length: longest sequence.
+      num_positions: rows of the table of positions of ``kind="roberta"``, which counts places from
+        ``pad_id + 1``; 0 for as many as are needed.
       width, depth, num_heads, mlp_dim: as in :class:`ImageConfig`.
       causal: mask the future (CLIP); else bidirectional (SigLIP).
       pool: ``"last"`` (the last token of the text: CLIP's end of text), ``"final"`` (the
@@ -159,7 +163,8 @@ class TextConfig:
         it, wherever it stands, and there is one position more).
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
-      projection: ``"linear"`` (no bias, CLIP) or ``"linear_bias"`` (SigLIP).
+      projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), or ``"mlp"`` (two
+        layers with a GELU between, no biases: open_clip's towers of transformers).
       dropout: as in :class:`ImageConfig`.
     """
 
@@ -177,6 +182,8 @@ class TextConfig:
     projection: str = "linear"
     dropout: float = 0.0
     pad_id: int = 0
+    kind: str = "transformer"
+    num_positions: int = 0
 
     def __post_init__(self) -> None:
         _rate("text.dropout", self.dropout)
@@ -191,7 +198,11 @@ class TextConfig:
                 "model.text.pool='cls' appends a class token that texts must not see; set "
                 "model.text.causal=True"
             )
-        _choice("text.projection", self.projection, ("linear", "linear_bias"))
+        if self.kind != "transformer" and ":" not in self.kind:
+            known = ["transformer", *TEXT_TOWERS.names()]
+            if self.kind not in known:
+                raise ValueError(f"unknown model.text.kind {self.kind!r}{hint(self.kind, known)}")
+        _choice("text.projection", self.projection, ("linear", "linear_bias", "mlp"))
         _choice("text.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
         _heads("text", self.width, self.num_heads)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.models import features as features_lib
+from jaxclip.models import layers
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.presets import TextConfig
 from jaxclip.models.tower import Params, Tower
@@ -35,9 +36,16 @@ class TextTransformer(Tower):
         return True
 
     @property
-    def embedding(self) -> Embed:
+    def embedding(self) -> Any:
         """The first stage as an unbound module."""
         return Embed(self.config, self.dtype, parent=None)
+
+    @property
+    def projection(self) -> Any:
+        if self.config.projection != "mlp":
+            return super().projection
+        hidden = (self.config.width + self.embed_dim) // 2
+        return MLPProjection(hidden, self.embed_dim, self.dtype, self.flat_products, parent=None)
 
     def init_embed(self, rng: jax.Array) -> dict[str, Any]:
         tokens = jnp.ones((1, self.config.context_length), jnp.int32)
@@ -74,11 +82,11 @@ class TextTransformer(Tower):
                 f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last, keys = last_token(inputs, c.pad_id), None
+        last, keys = self.last(inputs), None
         if c.pool == "cls":
             # The token behind padding is hidden, not the padding itself: so open_clip trained it.
             keys = jnp.pad(inputs != c.pad_id, ((0, 0), (1, 0)), constant_values=True)
-        places = jnp.arange(length)
+        real = self.real(inputs, last)
         asked = features_lib.as_insert(insert, c.depth)
         context = at = None
         if asked is not None and asked.at is not None and 0 in asked.layers:
@@ -88,17 +96,25 @@ class TextTransformer(Tower):
             if keep is not None:
                 behind = x[:, length:]  # the class token, where there is one
                 x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
-                x, places = jnp.concatenate([x, behind], axis=1), keep
+                x = jnp.concatenate([x, behind], axis=1)
+                real = jnp.take_along_axis(real, keep, axis=1)
                 if keys is not None:
                     kept = jnp.take_along_axis(keys, keep, axis=1)
                     keys = jnp.concatenate([kept, keys[:, length:]], axis=1)
-            real = places <= last[:, None]  # bool[B, N]
             if keep is not None:
                 last = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.int32) - 1, 0)
             tokens = Tokens(x, real, last, keys=keys)
             if asked is not None and asked.at is None and 0 in asked.layers:
                 tokens = features_lib.put_in(tokens, asked, 0)
         return tokens
+
+    def last(self, inputs: jax.Array) -> jax.Array:
+        """Place of the last token of each text, int32[B]."""
+        return last_token(inputs, self.config.pad_id)
+
+    def real(self, inputs: jax.Array, last: jax.Array) -> jax.Array:
+        """Which tokens are no padding, bool[B, L]."""
+        return jnp.arange(inputs.shape[1]) <= last[:, None]
 
     def mask(self, tokens: Tokens) -> jax.Array | None:
         c = self.config
@@ -133,6 +149,22 @@ class TextTransformer(Tower):
             return super().normed_tokens(params, tokens)
         own = tokens.x[:, tokens.inserted :]
         return own[:, :-1], self.normed(params, own[:, -1:])
+
+
+class MLPProjection(nn.Module):
+    """Two linear layers without biases, a GELU between."""
+
+    hidden: int
+    features: int
+    dtype: Any
+    flat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {"use_bias": False, "flat": self.flat}
+        x = layers.dense(self.hidden, self.dtype, "hidden", **options)(x)
+        x = layers.ACTIVATIONS["gelu"](x)
+        return layers.dense(self.features, self.dtype, "out", **options)(x)
 
 
 class Embed(nn.Module):

@@ -25,7 +25,15 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-    "name", ["hf_clip", "hf_siglip", "open_clip", "open_clip_coca", "open_clip_siglip"]
+    "name",
+    [
+        "hf_clip",
+        "hf_siglip",
+        "open_clip",
+        "open_clip_coca",
+        "open_clip_roberta",
+        "open_clip_siglip",
+    ],
 )
 def test_embeddings_are_those_of_the_code_that_made_the_file(name):
     opened = open_checkpoint(GOLDEN / name)
@@ -55,6 +63,7 @@ FULL = {
     "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
     "open_clip_coca": ("coca_vit_b32", "coca_vit_l14", "coca_base"),
+    "open_clip_roberta": ("roberta_vit_b32", "xlm_roberta_large_vit_h14"),
     "big_vision": ("siglip_b16", "siglip_l16_256", "siglip_so400m_14"),
 }
 
@@ -86,8 +95,8 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
         config = {"vision_config": towers, "text_config": towers}
     if name == "open_clip_coca":  # heads of the decoder
         config = {"model_cfg": {"multimodal_cfg": {"heads": sizes.text.num_heads}}}
-    if name == "open_clip":
-        config = {"model_cfg": {"quick_gelu": "quickgelu" in preset}}
+    if name in ("open_clip", "open_clip_roberta"):
+        config = {"model_cfg": {"quick_gelu": sizes.image.activation == "quick_gelu"}}
     if name == "open_clip_siglip":  # these compute the exact GELU in open_clip
         sizes = with_activation(sizes, "gelu")
     assert family.sizes(checkpoint._replace(config=config)) == sizes
