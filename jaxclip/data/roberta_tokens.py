@@ -2,8 +2,8 @@
 
 ``path`` is a ``tokenizer.json`` of the ``tokenizers`` library, which these models come with, or a
 folder with one. Rows are ``<s> tokens... </s> <pad>...``, case is kept; texts are cleaned as
-open_clip does it: repaired (ftfy), HTML entities resolved, blanks made single. A special token that a
-text spells out gets the ordinary tokens of these characters, or none where it is a piece of the
+open_clip does it: repaired (ftfy), HTML entities resolved, blanks made single. A special token that
+a text spells out gets the ordinary tokens of these characters, or none where it is a piece of the
 vocabulary itself (XLM-RoBERTa).
 """
 
