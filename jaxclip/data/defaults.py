@@ -13,6 +13,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 64,
     "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
     "eval_image_ops": "resize",
+    "image_backend": "pillow",  # what decodes for training: "pillow", or "fast"
     "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
     "image_std": [0.5, 0.5, 0.5],
     "languages": ["en"],  # of the captions; where a data set has more than one

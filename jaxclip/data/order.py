@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -208,6 +209,36 @@ def _group_order(labels: np.ndarray, group: int, lead: int, key: tuple[int, ...]
     blocks = np.concatenate([groups, singles[:rest].reshape(-1, group)])
     blocks = blocks[_permutation(key, len(blocks))]
     return np.concatenate([head, blocks.reshape(-1), singles[rest:]])
+
+
+def batch_of(step: int, passed_over: Sequence[Sequence[int]]) -> int:
+    """Which batch of the order a step gets where some are passed over.
+
+    Args:
+      step: from 0.
+      passed_over: ``[first, last]`` of each stretch of batches that no step gets, ascending and
+        apart.
+
+    Returns:
+      The number of the batch; ``step`` itself if nothing before it is passed over.
+    """
+    batch = step
+    for first, last in passed_over:
+        if batch < first:
+            break
+        batch += last - first + 1
+    return batch
+
+
+def join_ranges(ranges: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Stretches ``[first, last]`` in any order, as few ascending ones that lie apart."""
+    joined: list[list[int]] = []
+    for first, last in sorted((int(a), int(b)) for a, b in ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], last)
+        else:
+            joined.append([first, last])
+    return joined
 
 
 def uniforms(seed: int, places: np.ndarray, count: int, stream: str = "") -> np.ndarray:

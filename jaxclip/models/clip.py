@@ -55,7 +55,8 @@ class CLIP:
         Args:
           params: the whole dict.
           images: float[B, image_size, image_size, 3], normalised; :meth:`image_features` takes
-            other sizes. With ``max_patches``: any size, or patch sequences.
+            other sizes. With ``model.image.alpha`` there may be a fourth channel, 0 to 1. With
+            ``max_patches``: any size, or patch sequences.
 
         Returns:
           float32[B, embed_dim] of unit length.
@@ -63,7 +64,8 @@ class CLIP:
         size = self.config.image.image_size
         if isinstance(images, PatchSequence) or self.config.image.max_patches:
             return unit(self.image.encode(params["image"], images))
-        if images.shape[1:] != (size, size, 3):
+        has_alpha = self.config.image.alpha and images.shape[1:] == (size, size, 4)
+        if images.shape[1:] != (size, size, 3) and not has_alpha:
             raise ValueError(
                 f"images of shape {images.shape}; the image tower takes [B, {size}, {size}, 3]"
             )

@@ -60,6 +60,7 @@ class Tokens:
       valid: bool[B, N], or None.
       last: int32[B], index of a text's last token among the N; None for images.
       inserted: M, static.
+      turns: rotary angles of the N own tokens, float32[N, d / 2] or [B, N, d / 2]; None for none.
       keys: bool[B, P+N], which tokens others see, where that is not all of them; else None.
     """
 
@@ -67,6 +68,7 @@ class Tokens:
     valid: jax.Array | None = None
     last: jax.Array | None = None
     inserted: int = dataclasses.field(default=0, metadata={"static": True})
+    turns: jax.Array | None = None
     keys: jax.Array | None = None
 
 

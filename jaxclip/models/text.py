@@ -33,7 +33,7 @@ class TextTransformer(Tower):
 
     @property
     def has_projection(self) -> bool:
-        return True
+        return self.config.projection != "none"
 
     @property
     def embedding(self) -> Any:
@@ -101,7 +101,6 @@ class TextTransformer(Tower):
                 if keys is not None:
                     kept = jnp.take_along_axis(keys, keep, axis=1)
                     keys = jnp.concatenate([kept, keys[:, length:]], axis=1)
-            if keep is not None:
                 last = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.int32) - 1, 0)
             tokens = Tokens(x, real, last, keys=keys)
             if asked is not None and asked.at is None and 0 in asked.layers:
@@ -110,7 +109,8 @@ class TextTransformer(Tower):
 
     def last(self, inputs: jax.Array) -> jax.Array:
         """Place of the last token of each text, int32[B]."""
-        return last_token(inputs, self.config.pad_id)
+        c = self.config
+        return first_eos(inputs, c.eos_id) if c.pool == "eos" else last_token(inputs, c.pad_id)
 
     def real(self, inputs: jax.Array, last: jax.Array) -> jax.Array:
         """Which tokens are no padding, bool[B, L]."""
@@ -135,7 +135,7 @@ class TextTransformer(Tower):
             if c.pool == "final":
                 return x[:, -1]
             assert tokens.valid is not None and tokens.last is not None
-            if c.pool == "last":
+            if c.pool in ("last", "eos"):
                 return jnp.take_along_axis(x, tokens.last[:, None, None], axis=1)[:, 0]
             if c.pool == "mean":
                 where = tokens.valid[:, :, None] if c.mask_padding else None
@@ -215,3 +215,8 @@ def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
         return jnp.max(jnp.where(tokens != pad_id, place, 0), axis=1)
     last = jnp.max(jnp.where(tokens != pad_id, place, -1), axis=1)
     return jnp.minimum(last + 1, tokens.shape[1] - 1)
+
+
+def first_eos(tokens: jax.Array, eos_id: int) -> jax.Array:
+    """Place of the first end-of-text token, int32[B]; 0 in a text without any, as in open_clip."""
+    return jnp.argmax(tokens == eos_id, axis=1).astype(jnp.int32)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import heads, layers, tract
+from jaxclip.models import heads, layers, rotary, tract
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
@@ -22,6 +22,8 @@ __all__ = ["Embed", "VisionTransformer", "patches", "resize_positions", "sincos_
 
 # Number of the place where patches are dropped, for keys; blocks have their index.
 _PATCH_DROPOUT = 1_000_000
+# Alpha-CLIP's normalisation of the mask.
+ALPHA_MEAN, ALPHA_STD = 0.5, 0.26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +84,12 @@ class VisionTransformer(Tower):
           ValueError: it is no [B, H, W, 3] with sides that patches fill.
         """
         size = self.config.patch_size
-        if len(shape) != 4 or shape[3] != 3 or shape[1] % size or shape[2] % size:
+        channels = (3, 4) if self.config.alpha else (3,)
+        if len(shape) != 4 or shape[3] not in channels or shape[1] % size or shape[2] % size:
             raise ValueError(
-                f"images of shape {shape}; the image tower takes [B, H, W, 3] with H and W "
-                f"multiples of model.image.patch_size={size}"
+                f"images of shape {shape}; the image tower takes [B, H, W, "
+                f"{' or '.join(map(str, channels))}] with H and W multiples of "
+                f"model.image.patch_size={size}"
             )
         return shape[1] // size, shape[2] // size
 
@@ -102,7 +106,8 @@ class VisionTransformer(Tower):
 
         Args:
           params: of the tower.
-          inputs: float[B, H, W, 3], normalised; any size that patches fill. Or patch sequences.
+          inputs: float[B, H, W, 3], normalised; any size that patches fill. With ``alpha`` there
+            may be a fourth channel, 0 to 1. Or patch sequences.
           keep: int32[B, K], patches to run; None for all.
           insert: tokens put in at layer 0.
           keys: PRNG keys [B] for patch dropout (not where ``keep`` is given), None for none.
@@ -110,9 +115,9 @@ class VisionTransformer(Tower):
         rate = self.config.patch_dropout
         if isinstance(inputs, PatchSequence):
             self.check_sequence(inputs)
-            count, valid = inputs.patches.shape[1], inputs.valid
+            size, count, valid = None, inputs.patches.shape[1], inputs.valid
         else:
-            rows, columns = self.grid(inputs.shape)
+            size = rows, columns = self.grid(inputs.shape)
             count, valid = rows * columns, None
         if keep is None and keys is not None and rate:
             drawn = dropout_lib.fold_in(keys, _PATCH_DROPOUT)
@@ -132,10 +137,29 @@ class VisionTransformer(Tower):
             if valid is not None:  # registers are always seen
                 seen = jnp.pad(valid, ((0, 0), (self.prefix, 0)), constant_values=True)
             inserted = 0 if first is None else first.shape[-2]
-            tokens = Tokens(x, valid, inserted=inserted, keys=seen)
+            turns = self.rotary(size, keep)
+            tokens = Tokens(x, valid, inserted=inserted, turns=turns, keys=seen)
             if asked is not None and 0 in asked.layers and first is None:
                 tokens = features_lib.put_in(tokens, asked, 0)
         return tokens
+
+    def rotary(self, grid: Grid | None, keep: jax.Array | None = None) -> jax.Array | None:
+        """Rotary angles of the patches of a grid, or of those of them that run; None for none."""
+        c = self.config
+        if c.rope == "none":
+            return None
+        if grid is None:
+            raise ValueError(f"rope={c.rope!r} is not for patch sequences; use 'none'")
+        turns = jnp.asarray(
+            rotary.angles(
+                grid,
+                c.width // c.num_heads,
+                c.rope,
+                reference=c.rope_grid,
+                offset=c.rope_offset,
+            )
+        )
+        return turns if keep is None else turns[keep]
 
     def mask(self, tokens: Tokens) -> jax.Array | None:
         return (
@@ -167,7 +191,7 @@ class VisionTransformer(Tower):
             )
 
     def pool(self, params: Params, tokens: Tokens) -> jax.Array:
-        """[B, M+P+N, C] -> [B, C]: the class token, or of the patches alone."""
+        """[B, M+P+N, C] -> [B, C]: the class token; or of the patches, and ``pool_prefix``."""
         c = self.config
         x = tokens.x[:, tokens.inserted :] if tokens.inserted else tokens.x
         with jax.named_scope(type(self).__name__):
@@ -175,7 +199,10 @@ class VisionTransformer(Tower):
                 return self.normed(params, x[:, 0])
             if c.pool == "queries":
                 return self.queries(params, tokens)[:, 0]
-            x = self.normed(params, x[:, self.prefix :])
+            x = x if c.pool_prefix else x[:, self.prefix :]
+            if c.norm_after_pool:
+                return self.normed(params, x.mean(axis=1))
+            x = self.normed(params, x)
             if c.pool == "mean":
                 where = None if tokens.valid is None else tokens.valid[:, :, None]
                 return x.mean(axis=1, where=where)
@@ -222,7 +249,9 @@ class Embed(nn.Module):
         if isinstance(images, PatchSequence):
             x, grid = self.project(images.patches.astype(self.dtype)), images.grid
         else:
-            x = self.stem(images.astype(self.dtype))
+            x = self.stem(images[..., :3].astype(self.dtype))
+            if c.alpha:
+                x = x + self.alpha(images)
             grid = (x.shape[1], x.shape[2])
             x = x.reshape(x.shape[0], grid[0] * grid[1], -1)  # [B, N, C]
         if x.shape[-1] != c.width:
@@ -240,8 +269,21 @@ class Embed(nn.Module):
         if first is not None:
             x = jnp.concatenate([features_lib.rows(first, x), x], axis=1)
         if c.pre_norm:
-            x = layers.norm(c.norm_eps, self.dtype, "norm_pre")(x)
+            x = layers.norm(c.norm_eps, self.dtype, "norm_pre", c.norm)(x)
         return x
+
+    def alpha(self, images: jax.Array) -> jax.Array:
+        """What the alpha channel adds to the patches (Sun et al., 2024, Alpha-CLIP,
+        arXiv:2312.03818): nothing, to begin with."""
+        c = self.config
+        alpha = images[..., 3:] if images.shape[-1] == 4 else jnp.ones_like(images[..., :1])
+        alpha = ((alpha - ALPHA_MEAN) / ALPHA_STD).astype(self.dtype)
+        start = nn.initializers.zeros
+        layer = layers.dense(
+            c.width, self.dtype, "alpha_embedding", use_bias=False, init=start, flat=self.flat
+        )
+        out: jax.Array = layer(patches(alpha, c.patch_size))
+        return out
 
     def stem(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] -> [B, rows, columns, width or stem_widths[-1]]."""
@@ -292,6 +334,8 @@ class Embed(nn.Module):
         if c.positions == "sincos" and isinstance(grid, tuple):
             fixed = jnp.asarray(sincos_positions(grid, c.width), self.dtype)
             return x.at[:, 1:].add(fixed) if has_token else x + fixed
+        if c.positions == "none":
+            return x
         shape = (c.grid * c.grid + has_token, c.width)
         table = self.param("positions", nn.initializers.normal(c.width**-0.5), shape)
         if c.max_patches:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from jaxclip import models, parallel
 from jaxclip.config import Config
-from jaxclip.models import presets
+from jaxclip.models import attention_logits, presets
+from jaxclip.train import low_rank
 
 Params = Any
 
@@ -29,6 +30,8 @@ class ModelTowers:
       shardings: of the parameters, None for one device; those outside of the blocks are gathered
         here, blocks gather their own.
       resize: bring images of another size to the model's own.
+      low_rank_scaling: factor of low-rank additions, where the parameters have any
+        (:mod:`jaxclip.train.low_rank`).
     """
 
     model: models.CLIP
@@ -37,6 +40,7 @@ class ModelTowers:
     dtype: str
     shardings: Any = None
     resize: bool = False
+    low_rank_scaling: float = 1.0
 
     @property
     def sizes(self) -> presets.CLIPConfig:
@@ -53,6 +57,12 @@ class ModelTowers:
         model: Any = self.model
         features = model.image_features if tower == "image" else model.text_features
         return features(self._ready(params, tower), self._input(tower, array), **options)
+
+    def attention_logits(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
+        """float32[depth, H], the largest attention logit of every head on the same."""
+        part = self.model.image if tower == "image" else self.model.text
+        own = self._ready(params, tower)[tower]
+        return attention_logits.largest_attention_logits(part, own, self._input(tower, array))
 
     def train_options(self, tower: str, keys: jax.Array) -> dict[str, Any]:
         """``train`` and the rows' keys where the tower drops anything; else nothing."""
@@ -73,6 +83,7 @@ class ModelTowers:
         return normalize_images(array, self.image_mean, self.image_std)
 
     def _ready(self, params: Params, tower: str) -> Params:
+        params = low_rank.add_to(params, tower, self.low_rank_scaling)
         if self.shardings is None:
             return params
         outside = {k: v for k, v in params[tower].items() if not k.startswith("blocks_")}
@@ -165,4 +176,5 @@ def from_config(
         config["precision"]["compute_dtype"],
         shardings,
         resize,
+        config["low_rank"]["scaling"],
     )

@@ -51,6 +51,8 @@ SCALAR = Layout(lambda x: [x.reshape(())], lambda xs: xs[0].reshape(()))
 ONE_ELEMENT = Layout(lambda x: [x.reshape(())], lambda xs: xs[0].reshape(1))
 # [1, N, C], as timm and big_vision keep positions.
 BATCH_AXIS = Layout(lambda x: [x[0]], lambda xs: xs[0][None])
+# [1, 1, C], as timm keeps the class token.
+ROW = Layout(lambda x: [x[0, 0]], lambda xs: xs[0][None, None])
 
 
 def convolution(patch_size: int) -> Layout:

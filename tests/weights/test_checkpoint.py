@@ -58,14 +58,21 @@ def test_a_torchscript_archive_holds_the_same_tensors():
 
 FULL = {
     "hf_clip": ("vit_b32_quickgelu", "vit_l14_336_quickgelu"),
-    "open_clip": ("vit_b32", "vit_l14", "vit_h14", "vit_g14", "vit_bigg14"),
+    "open_clip": (
+        "vit_b32", "vit_l14", "vit_h14", "vit_g14", "vit_bigg14", "clipa_l14", "clipa_h14_336",
+        "clipa_bigg14",
+    ),
     "hf_siglip": ("siglip_b16",),
     "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
     "open_clip_coca": ("coca_vit_b32", "coca_vit_l14", "coca_base"),
     "open_clip_roberta": ("roberta_vit_b32", "xlm_roberta_large_vit_h14"),
+    "open_clip_timm": (
+        "eva01_g14", "eva02_b16", "eva02_l14_336", "eva02_e14_plus", "pe_core_t16", "pe_core_s16",
+        "pe_core_b16", "pe_core_l14", "pe_core_bigg14",
+    ),
     "big_vision": ("siglip_b16", "siglip_l16_256", "siglip_so400m_14"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FULL)
@@ -95,7 +102,7 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
         config = {"vision_config": towers, "text_config": towers}
     if name == "open_clip_coca":  # heads of the decoder
         config = {"model_cfg": {"multimodal_cfg": {"heads": sizes.text.num_heads}}}
-    if name in ("open_clip", "open_clip_roberta"):
+    if name == "open_clip_roberta" or (name == "open_clip" and preset.startswith("vit")):
         config = {"model_cfg": {"quick_gelu": sizes.image.activation == "quick_gelu"}}
     if name == "open_clip_siglip":  # these compute the exact GELU in open_clip
         sizes = with_activation(sizes, "gelu")
@@ -242,10 +249,15 @@ def test_siglip_2_of_fixed_resolution_in_hugging_faces_files(tmp_path):
     assert opened.family == "hf_siglip" and opened.sizes == sizes
 
 
-@pytest.mark.parametrize("name", FAMILIES.names())
-def test_a_round_trip_is_exact(name):
+ROUND_TRIPS = [(name, None) for name in FAMILIES.names() if name != "open_clip_timm"]
+ROUND_TRIPS += [("open_clip_timm", p) for p in ("eva02_b16", "eva02_e14", "pe_core_b16")]
+ROUND_TRIPS += [("open_clip", "clipa_l14")]
+
+
+@pytest.mark.parametrize(("name", "preset"), ROUND_TRIPS)
+def test_a_round_trip_is_exact(name, preset):
     small = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
-    base = presets.get(FULL[name][0]).to_dict()
+    base = presets.get(preset or FULL[name][0]).to_dict()
     # Where there is no projection; and CoCa's decoder is as wide as what it looks at.
     equal = base["image"]["projection"] == "none" or base["image"]["pool"] == "queries"
     base["image"] |= {"image_size": 8, "patch_size": 4, **small}

@@ -63,8 +63,9 @@ class Roberta(TextTransformer):
         return jnp.max(jnp.where(inputs != self.config.pad_id, place, 0), axis=1)
 
     def qkv(
-        self, params: Params, x: jax.Array, block: int
+        self, params: Params, x: jax.Array, block: int, turns: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        del turns  # it has none
         attention = params[f"blocks_{block % self.config.depth}"]["attention"]
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
         query, key, value = (
@@ -112,12 +113,13 @@ class PostNormBlock(layers.Block):
         mask: jax.Array | None,
         how: layers.How = layers.UNCHANGED,
         keys: jax.Array | None = None,
+        turns: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """As :meth:`jaxclip.models.layers.Block.__call__`."""
         attention = layers.Attention(
             self.num_heads, self.dtype, self.implementation, self.flat, name="attention"
         )
-        y, weights = attention(x, x, mask=mask, causal=self.causal, how=how)
+        y, weights = attention(x, x, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(y, keys, 0)
         y = x + y if how.attend.residual else y
         x = layers.norm(self.norm_eps, self.dtype, "attention_norm")(y)

@@ -146,11 +146,34 @@ def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
         family = FAMILIES.get(name)
         if family.matches(renamed(checkpoint, family)):
             return name, family
+    _refuse_known(checkpoint)
     shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
     raise MappingError(
         f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
         f"{len(checkpoint.shapes)} tensors: {shown}, …"
     )
+
+
+def _refuse_known(checkpoint: Checkpoint) -> None:
+    """Say what is missing, where an open_clip configuration or a name tells it.
+
+    Raises:
+      MappingError: a part that we do not have.
+    """
+    config = checkpoint.config.get("model_cfg", checkpoint.config)
+    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
+    lacks = []
+    if vision.get("timm_model_name"):
+        lacks.append(f"timm's image tower {vision['timm_model_name']!r}")
+    elif isinstance(vision.get("layers"), (list, tuple)):
+        lacks.append("a modified ResNet as image tower")
+    if text.get("hf_model_name"):
+        lacks.append(f"the text tower {text['hf_model_name']!r} of transformers")
+    if config.get("multimodal_cfg"):
+        lacks.append("CoCa's pooling and text decoder")
+    if lacks:
+        what = " with ".join(lacks)
+        raise MappingError(f"{checkpoint.path}: no family that is known here has {what}")
 
 
 def renamed(checkpoint: Checkpoint, family: type[Family]) -> Checkpoint:

@@ -120,7 +120,7 @@ class HFSigLIP(Family):
             Entry("logit_bias", ("logit_bias",), ONE_ELEMENT),
         ]
 
-    layout = SIGLIP_LAYOUT
+    layout: Mapping[str, Any] = {**SIGLIP_LAYOUT, "text.projection": "linear_bias"}
     weights_file = "model.safetensors"
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,10 +13,15 @@ import jax.numpy as jnp
 from jaxclip.models import heads
 from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._open_clip_text import (
+    blocks,
+    model_config,
+    read_text,
+    text_entries,
+)
 from jaxclip.weights.families._parts import read_number
-from jaxclip.weights.families.open_clip import OpenCLIP
-from jaxclip.weights.families.open_clip import blocks as open_clip_blocks
-from jaxclip.weights.mapping import SAME, TRANSPOSED, Entry, dense, fused_attention, norm
+from jaxclip.weights.families.open_clip import OpenCLIP, image_entries, read_image
+from jaxclip.weights.mapping import SAME, SCALAR, TRANSPOSED, Entry, dense, fused_attention, norm
 
 _POOLER = "visual.attn_pool"
 _DECODER = "text_decoder"
@@ -37,42 +43,41 @@ class OpenCLIPCoCa(Family):
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
-        config = checkpoint.config.get("model_cfg", checkpoint.config)
+        shapes, config = checkpoint.shapes, model_config(checkpoint.config)
         vision, text, decoder = (
             dict(config.get(f"{part}_cfg") or {}) for part in ("vision", "text", "multimodal")
         )
-        plain = {
-            name.removeprefix("text."): shape
-            for name, shape in checkpoint.shapes.items()
-            if name.startswith(("text.", "visual."))
-        }
-        base = OpenCLIP.sizes(checkpoint._replace(shapes=plain))
-        positions, _ = plain["positional_embedding"]
-        text_heads = base.text.num_heads
-        if decoder and read_number(decoder, "heads", _HEADS) != text_heads:
+        quick = bool(config.get("quick_gelu"))
+        known = {name: shape for name, shape in shapes.items() if name != "text.cls_emb"}
+        plain = {name: value for name, value in text.items() if name != "embed_cls"}
+        tower = read_text(known, plain, prefix="text.", quick=quick)
+        if decoder and read_number(decoder, "heads", _HEADS) != tower.num_heads:
             raise ValueError(
                 f"multimodal_cfg.heads={decoder.get('heads', _HEADS)} and text_cfg.heads="
-                f"{text_heads} differ; our decoder has those of the text tower"
+                f"{tower.num_heads} differ; our decoder has those of the text tower"
             )
-        if text.get("correct_cls_mask") or text.get("no_causal_mask"):
+        if text.get("correct_cls_mask") or not tower.causal:
             raise ValueError("correct_cls_mask or no_causal_mask of text_cfg is not supported")
-        return dataclasses.replace(
-            base,
-            image=_image(base.image, vision, checkpoint.shapes),
-            text=dataclasses.replace(base.text, pool="cls", context_length=positions - 1),
+        length = tower.context_length - 1
+        return CLIPConfig(
+            image=_with_pooler(read_image(shapes, vision, quick), vision, shapes),
+            text=dataclasses.replace(tower, pool="cls", context_length=length),
+            embed_dim=shapes["visual.proj"][1],
+            logit_scale_init=math.log(1 / 0.07),
         )
 
     @staticmethod
     def entries(sizes: CLIPConfig) -> list[Entry]:
-        plain = [
-            entry
-            if entry.theirs == "logit_scale" or entry.theirs.startswith("visual.")
-            else dataclasses.replace(entry, theirs=f"text.{entry.theirs}")
-            for entry in OpenCLIP.entries(sizes)
-        ]
         pooler = list(_pooler(fused=False)) if sizes.image.pool == "queries" else []
         class_token = Entry("text.cls_emb", ("text/class_token",), SAME)
-        return [*plain, class_token, *pooler, *_decoder(sizes)]
+        return [
+            *image_entries(sizes.image),
+            *pooler,
+            *text_entries(sizes, "text."),
+            class_token,
+            *_decoder(sizes),
+            Entry("logit_scale", ("logit_scale",), SCALAR),
+        ]
 
     @classmethod
     def entries_of(cls, checkpoint: Checkpoint, sizes: CLIPConfig) -> list[Entry]:
@@ -99,7 +104,9 @@ class OpenCLIPCoCa(Family):
         return OpenCLIP.preprocess(checkpoint, sizes)
 
 
-def _image(image: ImageConfig, vision: Mapping[str, Any], shapes: Mapping[str, Any]) -> ImageConfig:
+def _with_pooler(
+    image: ImageConfig, vision: Mapping[str, Any], shapes: Mapping[str, Any]
+) -> ImageConfig:
     if f"{_POOLER}.query" not in shapes:
         return image
     if vision.get("attentional_pool") not in (None, True):
@@ -142,7 +149,7 @@ def _decoder(sizes: CLIPConfig) -> Iterator[Entry]:
     second = {"attention_norm": "cross_norm", "attention": "cross_attention"}
     second |= {"mlp_norm": "mlp_norm", "mlp": "mlp"}
     for theirs, names in (("resblocks", first), ("cross_attn", second)):
-        for entry in open_clip_blocks(f"{_DECODER}.{theirs}", to, sizes.text.depth):
+        for entry in blocks(f"{_DECODER}.{theirs}", to, sizes.text.depth):
             yield dataclasses.replace(entry, ours=tuple(_renamed(p, to, names) for p in entry.ours))
     for index in range(sizes.text.depth):
         at = f"{_DECODER}.cross_attn.{index}.ln_1_kv"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.data.roberta_tokens import PAD_ID
 from jaxclip.models.presets import CLIPConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._open_clip_text import model_config
 from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD, count_blocks, read_number
-from jaxclip.weights.families.open_clip import OpenCLIP, read_preprocess
-from jaxclip.weights.mapping import SAME, TRANSPOSED, Entry, dense, norm
+from jaxclip.weights.families.open_clip import image_entries, read_image, read_preprocess
+from jaxclip.weights.mapping import SAME, SCALAR, TRANSPOSED, Entry, dense, norm
 
 _TEXT = "text.transformer"
 _EMBEDDINGS = f"{_TEXT}.embeddings"
@@ -37,26 +38,20 @@ class OpenCLIPRoberta(Family):
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
         shapes = checkpoint.shapes
-        config = checkpoint.config.get("model_cfg", checkpoint.config)
+        config = model_config(checkpoint.config)
         text = dict(config.get("text_cfg") or {})
         _refuse_others(text, shapes)
         vocab_size, width = shapes[f"{_EMBEDDINGS}.word_embeddings.weight"]
         mlp_dim = shapes[f"{_LAYERS}0.intermediate.dense.weight"][0]
-        # The image tower is the plain family's; a text tower of its names stands in.
-        stand_in = {
-            **{name: shape for name, shape in shapes.items() if name.startswith("visual.")},
-            "token_embedding.weight": (vocab_size, width),
-            "positional_embedding": (read_number(text, "context_length", 77), width),
-            "transformer.resblocks.0.mlp.c_fc.weight": (mlp_dim, width),
-            "text_projection": shapes["visual.proj"],
-        }
-        base = OpenCLIP.sizes(checkpoint._replace(shapes=stand_in))
-        return dataclasses.replace(
-            base,
+        vision, quick = dict(config.get("vision_cfg") or {}), bool(config.get("quick_gelu"))
+        return CLIPConfig(
+            image=read_image(shapes, vision, quick),
+            embed_dim=shapes["visual.proj"][1],
+            logit_scale_init=math.log(1 / 0.07),
             text=TextConfig(
                 kind="roberta",
                 vocab_size=vocab_size,
-                context_length=base.text.context_length,
+                context_length=read_number(text, "context_length", 77),
                 num_positions=shapes[f"{_EMBEDDINGS}.position_embeddings.weight"][0],
                 width=width,
                 depth=count_blocks(shapes, _LAYERS),
@@ -72,9 +67,8 @@ class OpenCLIPRoberta(Family):
 
     @staticmethod
     def entries(sizes: CLIPConfig) -> list[Entry]:
-        kept = ("visual.", "logit_scale")
-        plain = [e for e in OpenCLIP.entries(sizes) if e.theirs.startswith(kept)]
-        return [*plain, *_text(sizes.text)]
+        scale = Entry("logit_scale", ("logit_scale",), SCALAR)
+        return [*image_entries(sizes.image), *_text(sizes.text), scale]
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
