@@ -27,7 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "prefetch": 2,  # batches made ahead
 }
 
-_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64}
+_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64, "roberta": 77}
 
 
 def context_length(kind: str) -> int:
@@ -37,4 +37,4 @@ def context_length(kind: str) -> int:
 
 def pad_id(kind: str) -> int:
     """The id that a kind of tokenizer pads with."""
-    return 1 if kind == "siglip" else 0
+    return 1 if kind in ("siglip", "roberta") else 0
