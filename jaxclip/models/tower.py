@@ -96,13 +96,18 @@ class Tower(abc.ABC):
         parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
             f"blocks_{index}": (block, (x, None)) for index in range(self.config.depth)
         }
-        parts["norm_post"] = (self.norm_post, (x,))
+        parts |= self.head_parts(x)
+        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        return {**self.init_embed(rng), **drawn["params"]}
+
+    def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
+        """Modules of the last stage with what they take of the blocks' [B, L, C], by name."""
+        parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {"norm_post": (self.norm_post, (x,))}
         if self.config.pool == "map":
             parts["attention_pool"] = (self.attention_pool, (x,))
         if self.has_projection:
             parts["projection"] = (self.projection, (x[:, 0],))
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
-        return {**self.init_embed(rng), **drawn["params"]}
+        return parts
 
     # The pieces, as unbound modules; `apply` gives them their parameters.
 
@@ -119,19 +124,27 @@ class Tower(abc.ABC):
             implementation=self.attention_implementation,
             flat=self.flat_products,
             dropout=c.dropout,
+            variant=self.variant,
             parent=None,
         )
 
     @property
-    def norm_post(self) -> nn.LayerNorm:
-        return layers.norm(self.config.norm_eps, self.dtype, None)
+    def variant(self) -> layers.Variant:
+        """What the blocks have beside the plain ones, of the fields that the configuration has."""
+        fields = {name: getattr(self.config, name, None) for name in layers.Variant._fields}
+        return layers.PLAIN._replace(**{k: v for k, v in fields.items() if v is not None})
+
+    @property
+    def norm_post(self) -> nn.Module:
+        norm: nn.Module = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+        return norm
 
     @property
     def attention_pool(self) -> layers.AttentionPool:
         c = self.config
         return layers.AttentionPool(
-            c.num_heads,
-            c.mlp_dim,
+            getattr(c, "pool_heads", 0) or c.num_heads,
+            getattr(c, "pool_mlp_dim", 0) or c.mlp_dim,
             c.activation,
             c.norm_eps,
             self.dtype,
@@ -191,7 +204,7 @@ class Tower(abc.ABC):
                 tokens = features_lib.put_in(tokens, asked.insert, first, self.prefix)
             how = asked.how(first, tokens.inserted)
             run = [params[f"blocks_{index}"] for index in range(first, end)]
-            x, weights = self._run(run, tokens.x, self.mask(tokens), how, keys, first)
+            x, weights = self._run(run, tokens, how, keys, first)
             tokens = dataclasses.replace(tokens, x=x)
             self._tap(taps, asked, tokens, end)
             if weights is not None:
@@ -206,21 +219,21 @@ class Tower(abc.ABC):
     def _run(
         self,
         run: Sequence[Any],
-        x: jax.Array,
-        mask: jax.Array | None,
+        tokens: Tokens,
         how: layers.How,
         keys: jax.Array | None,
         first: int,
     ) -> tuple[jax.Array, jax.Array | None]:
         """A run of blocks that are treated alike; attention weights only of a run of one."""
-        block = self.block
+        block, x = self.block, tokens.x
+        mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
         def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, jax.Array | None]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
                 params = self.gather_block(params)
             own = None if keys is None else dropout_lib.fold_in(keys, index)
-            out: Any = block.apply({"params": params}, x, mask, how, own)
+            out: Any = block.apply({"params": params}, x, mask, how, own, turns)
             return out
 
         if self.remat != "none":
@@ -240,11 +253,23 @@ class Tower(abc.ABC):
                 lambda x, xs: (apply(xs[0], x, xs[1])[0], None), x, (stacked, places)
             )
 
+    def turns(self, tokens: Tokens) -> jax.Array | None:
+        """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
+        if tokens.turns is None:
+            return None
+        before = tokens.inserted + self.prefix
+        return jnp.pad(tokens.turns, [(0, 0)] * (tokens.turns.ndim - 2) + [(before, 0), (0, 0)])
+
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """The last norm, of any tokens [..., C]."""
         with jax.named_scope("norm_post"):  # the plan tells norms by their names
             out: Any = self.norm_post.apply({"params": params["norm_post"]}, x)
         return out
+
+    def normed_tokens(self, params: Params, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        """:attr:`Features.tokens` and :attr:`Features.prefix` of what the last block gave."""
+        own, prefix = tokens.x[:, tokens.inserted :], self.prefix
+        return self.normed(params, own[:, prefix:]), self.normed(params, own[:, :prefix])
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """To the joint space: [..., C] -> [..., D], not of unit length."""
@@ -300,7 +325,7 @@ class Tower(abc.ABC):
         )
         rates = self.random_rates() if train else {}
         if rates:
-            dropout_lib.check_keys(keys, inputs.shape[0], rates)
+            dropout_lib.check_keys(keys, jax.tree.leaves(inputs)[0].shape[0], rates)
         drawn = keys if rates else None
         if low_rank:
             params = features_lib.add_low_rank(params, low_rank)
@@ -317,12 +342,11 @@ class Tower(abc.ABC):
           taps: what was read on the way, for the result.
         """
         taps = taps or Taps({}, {})
-        inserted, prefix = tokens.inserted, self.prefix
+        inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
-        own = tokens.x[:, inserted:]
         with jax.named_scope(type(self).__name__):
-            normed = [self.normed(params, x) for x in (own[:, prefix:], own[:, :prefix])]
+            normed = self.normed_tokens(params, tokens)
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
@@ -341,7 +365,7 @@ class Tower(abc.ABC):
     # Parts of a block, for methods that take one to pieces.
 
     def qkv(
-        self, params: Params, x: jax.Array, block: int
+        self, params: Params, x: jax.Array, block: int, turns: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values that a block makes of its input.
 
@@ -349,20 +373,30 @@ class Tower(abc.ABC):
           params: of the tower.
           x: [B, L, C], what comes into the block.
           block: its index, -1 = the last.
+          turns: rotary angles (:meth:`turns`), where the tower has them; None leaves them out.
 
         Returns:
           Three arrays [B, H, L, C / H].
         """
         p = params[f"blocks_{block % self.config.depth}"]
-        norm = layers.norm(self.config.norm_eps, self.dtype, None)
-        y: Any = norm.apply({"params": p["attention_norm"]}, x)
-        linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-
-        def heads(name: str) -> jax.Array:
-            out: Any = linear.apply({"params": p["attention"][name]}, y)
-            return layers.split_heads(out, self.config.num_heads)
-
-        return heads("query"), heads("key"), heads("value")
+        y: Any = x
+        if self.variant.norm_place == "pre":
+            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+            y = norm.apply({"params": p["attention_norm"]}, x)
+        linear = layers.qkv_layers(
+            self.config.width,
+            self.dtype,
+            self.variant.qkv_bias,
+            self.flat_products,
+            names=False,
+        )
+        heads = []
+        for name, layer in zip(("query", "key", "value"), linear, strict=True):
+            out: Any = layer.apply({"params": p["attention"][name]}, y)
+            if turns is not None and name != "value":
+                out = layers.turn_heads(out, self.config.num_heads, turns)
+            heads.append(layers.split_heads(out, self.config.num_heads))
+        return heads[0], heads[1], heads[2]
 
     def attention_out(
         self, params: Params, weights: jax.Array, value: jax.Array, block: int
@@ -375,10 +409,13 @@ class Tower(abc.ABC):
           value: [B, H, K, C / H].
           block: its index, -1 = the last.
         """
-        p = params[f"blocks_{block % self.config.depth}"]["attention"]["out"]
-        x = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+        p = params[f"blocks_{block % self.config.depth}"]["attention"]
+        x = layers.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
+        if self.variant.sub_norm:
+            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+            x = norm.apply({"params": p["sub_norm"]}, x)
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        out: Any = linear.apply({"params": p}, layers.join_heads(x))
+        out: Any = linear.apply({"params": p["out"]}, x)
         return out
 
 

@@ -16,6 +16,7 @@ import optax
 
 from jaxclip import objectives, optim, parallel
 from jaxclip.train import grad_cache, outputs
+from jaxclip.train.guard import Guard
 from jaxclip.train.state import Params, TrainState, stop_frozen_gradients
 
 Batch = Mapping[str, jax.Array]
@@ -128,6 +129,8 @@ def make_train_step(
     logit_scale_max: float | None = LOG_100,
     learning_rate: optax.Schedule | None = None,
     extra_args: Sequence[str] = ("value",),
+    guard: Guard | None = None,
+    watch: Callable[[TrainState, TrainState, Params], Metrics] | None = None,
     state_shardings: Any = None,
     batch_shardings: Any = None,
 ) -> jax.stages.Wrapped:
@@ -147,6 +150,9 @@ def make_train_step(
       extra_args: what ``tx.update`` is handed beside the gradient: ``"value"`` (the loss) and
         ``"grad_fn"`` (a second gradient on the same batch, as
         ``optax.contrib.sam(opaque_mode=True)`` wants, which takes nothing else).
+      guard: what judges spikes and acts on them; it needs ``state.guard``. None for nothing.
+      watch: ``(state before, state after, gradient) ->`` more metrics, vectors among them
+        (:func:`jaxclip.train.watch.make_tensor_numbers`), or None.
       state_shardings: tree of shardings for the state, or None; an optimizer state in host memory
         (:func:`jaxclip.parallel.on_host`) is brought to the device for the update.
       batch_shardings: tree (or one) of shardings for the batch, or None.
@@ -164,11 +170,15 @@ def make_train_step(
     offloaded = state_shardings is not None and parallel.is_on_host(state_shardings.opt_state)
 
     def apply(
-        state: TrainState, grads: Params, objective: Any, extra: Mapping[str, Any]
+        state: TrainState, grads: Params, objective: Any, extra: Mapping[str, Any], ruled: Any
     ) -> TrainState:
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, **{name: extra[name] for name in extra_args}
         )
+        if guard is not None:
+            judged, factor = ruled
+            updates = guard.lower(factor, updates)
+            opt_state = guard.reset(judged, opt_state, lambda: tx.init(state.params))
         params = optax.apply_updates(state.params, updates)
         if logit_scale_max is not None:
             params["logit_scale"] = jnp.minimum(params["logit_scale"], logit_scale_max)
@@ -204,9 +214,15 @@ def make_train_step(
             jnp.isfinite(grad_norm), lambda: jnp.bool_(True), lambda: all_finite(grads)
         )
         extra = {"value": loss, "grad_fn": lambda params, _: gradient(params, state, batch)[1]}
-        varying = state._replace(frozen=None)  # what never changes stays out of the branches
+        # What never changes, or changes in any case, stays out of the branches.
+        varying = state._replace(frozen=None, guard=None)
+        done, ruled = finite, None
+        if guard is not None:
+            judged = guard.judge(state.guard, loss, grad_norm)
+            ruled = judged, guard.rate_factor_of(state.guard, judged, state.step)
+            grads, done = guard.clip(judged, grads, grad_norm), finite & ~guard.skips(judged)
         new_state = jax.lax.cond(
-            finite, lambda: apply(varying, grads, objective, extra), lambda: varying
+            done, lambda: apply(varying, grads, objective, extra, ruled), lambda: varying
         )
         bad = 1 - finite.astype(jnp.int32)
         new_state = new_state._replace(
@@ -216,7 +232,19 @@ def make_train_step(
             frozen=state.frozen,
         )
         updates = state.step - state.nonfinite_count
+        watched: dict[str, Any] = {}
+        factor: Any = None
+        if guard is not None:
+            updates -= state.guard.skipped
+            judged, factor = ruled
+            kept = guard.remember(state.guard, judged, state.step, loss, grad_norm)
+            new_state = new_state._replace(guard=kept)
+            watched = guard.metrics(kept, judged, factor)
+        if watch is not None:
+            watched |= watch(state, new_state, grads)
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
+        if rates and "watch/rate_factor" in watched:
+            rates = {"learning_rate": rates["learning_rate"] * factor}
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
@@ -226,6 +254,7 @@ def make_train_step(
             **rates,
             **own_metrics,
             **optimizer_metrics(new_state.opt_state),
+            **watched,
         }
         return new_state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
