@@ -220,7 +220,9 @@ class BatchMaker:
             self._count(rows.captions, arrays[TEXT])
         return {key: arrays[key] for key in self.columns}
 
-    def examples(self, batch: int, rows: Sequence[int]) -> list[tuple[loader.Loaded, str, np.ndarray]]:
+    def examples(
+        self, batch: int, rows: Sequence[int]
+    ) -> list[tuple[loader.Loaded, str, np.ndarray]]:
         """Some rows of a batch as training sees them: record, caption and image.
 
         Args:

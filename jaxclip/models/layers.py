@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -63,14 +64,48 @@ class How(NamedTuple):
       bias: float32, broadcast to [B, H, L, L], added to the scores; None for nothing.
       attend: another attention and the switches of residual and MLP.
       weights: whether the attention weights are returned.
+      largest: whether each row's largest attention logits are returned.
     """
 
     bias: jax.Array | None = None
     attend: Attend = Attend()
     weights: bool = False
+    largest: bool = False
 
 
 UNCHANGED = How()
+
+
+class Taken(NamedTuple):
+    """What was read of a block's attention.
+
+    Attributes:
+      weights: float32[B, H, Q, K], or None.
+      largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
+        gradient; or None.
+    """
+
+    weights: jax.Array | None = None
+    largest: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How scores come of queries and keys, beside q·k / sqrt(d).
+
+    Attributes:
+      qk_norm: layer norms (without bias) of each head's queries and keys, with gains that the heads
+        share (Dehghani et al., 2023, arXiv:2302.05442).
+      soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
+      scale: another factor on q·k / sqrt(d).
+    """
+
+    qk_norm: bool = False
+    soft_cap: float = 0.0
+    scale: float = 1.0
+
+
+PLAIN = Scores()
 
 
 class Attention(nn.Module):
@@ -80,6 +115,8 @@ class Attention(nn.Module):
     dtype: Any
     implementation: Implementation = None
     flat: bool = False
+    scores: Scores = PLAIN
+    norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -90,8 +127,8 @@ class Attention(nn.Module):
         mask: jax.Array | None,
         causal: bool,
         how: How = UNCHANGED,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """[B, Q, C], [B, K, C] -> [B, Q, C] and weights float32[B, H, Q, K], if asked for.
+    ) -> tuple[jax.Array, Taken]:
+        """[B, Q, C], [B, K, C] -> [B, Q, C] and what was asked for.
 
         mask: bool, broadcast to [B, heads, Q, K].
         """
@@ -101,8 +138,13 @@ class Attention(nn.Module):
             checkpoint_name(dense(width, self.dtype, name, flat=self.flat)(x), "qkv")
             for name, x in (("query", queries), ("key", keys), ("value", keys))
         )
+        if self.scores != PLAIN:
+            query, key = self.prepared(query, key)
+        largest = None
+        if how.largest:
+            largest = largest_scores(query, key, self.num_heads, mask, causal)
         weights = None
-        if how.attend.fn is not None or how.weights:
+        if how.attend.fn is not None or how.weights or self.scores.soft_cap:
             out, weights = self.explicit(query, key, value, mask, causal, how)
         elif (
             callable(self.implementation) and mask is None and how.bias is None and queries is keys
@@ -121,7 +163,21 @@ class Attention(nn.Module):
                 implementation=implementation,
             )
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
-        return dense(width, self.dtype, "out", flat=self.flat)(out), weights
+        out = dense(width, self.dtype, "out", flat=self.flat)(out)
+        return out, Taken(weights if how.weights else None, largest)
+
+    def prepared(self, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries and keys [B, L, C] of which q·k / sqrt(d) are the scores before the cap."""
+        if self.scores.qk_norm:
+            query, key = (
+                head_norm(self.norm_eps, self.dtype, name)(
+                    x.reshape(*x.shape[:-1], self.num_heads, -1)
+                ).reshape(x.shape)
+                for name, x in (("query_norm", query), ("key_norm", key))
+            )
+        if self.scores.scale != 1.0:
+            query = query * jnp.asarray(self.scores.scale, query.dtype)
+        return query, key
 
     def explicit(
         self,
@@ -135,7 +191,8 @@ class Attention(nn.Module):
         """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
         bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
         query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
-        weights = (how.attend.fn or _own_weights)(query, key, value, bias)
+        own = functools.partial(_own_weights, soft_cap=self.scores.soft_cap)
+        weights = (how.attend.fn or own)(query, key, value, bias)
         shape = (*query.shape[:3], key.shape[2])
         try:
             weights = jnp.broadcast_to(weights, shape)
@@ -177,6 +234,8 @@ class Block(nn.Module):
     implementation: Implementation = None
     flat: bool = False
     dropout: float = 0.0
+    scores: Scores = PLAIN
+    layer_scale: float | None = None
 
     @nn.compact
     def __call__(
@@ -185,8 +244,8 @@ class Block(nn.Module):
         mask: jax.Array | None,
         how: How = UNCHANGED,
         keys: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """[B, L, C] -> [B, L, C] and the attention weights float32[B, H, L, L], if asked for.
+    ) -> tuple[jax.Array, Taken]:
+        """[B, L, C] -> [B, L, C] and what was asked for.
 
         Args:
           x: input.
@@ -197,16 +256,29 @@ class Block(nn.Module):
         """
         y = norm(self.norm_eps, self.dtype, "attention_norm")(x)
         attention = Attention(
-            self.num_heads, self.dtype, self.implementation, self.flat, name="attention"
+            self.num_heads,
+            self.dtype,
+            self.implementation,
+            self.flat,
+            self.scores,
+            self.norm_eps,
+            name="attention",
         )
-        y, weights = attention(y, y, mask=mask, causal=self.causal, how=how)
-        y = self.drop(y, keys, 0)
+        y, taken = attention(y, y, mask=mask, causal=self.causal, how=how)
+        y = self.drop(self.scaled(y, "attention_layer_scale"), keys, 0)
         x = x + y if how.attend.residual else y
         if how.attend.mlp:
             y = norm(self.norm_eps, self.dtype, "mlp_norm")(x)
             y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
-            x = x + self.drop(y, keys, 1)
-        return x, weights
+            x = x + self.drop(self.scaled(y, "mlp_layer_scale"), keys, 1)
+        return x, taken
+
+    def scaled(self, x: jax.Array, name: str) -> jax.Array:
+        """What a branch adds, times its gains (LayerScale), where there are any."""
+        if self.layer_scale is None:
+            return x
+        gains = self.param(name, nn.initializers.constant(self.layer_scale), (x.shape[-1],))
+        return x * gains.astype(x.dtype)
 
     def drop(self, x: jax.Array, keys: jax.Array | None, place: int) -> jax.Array:
         if keys is None or not self.dropout:
@@ -223,11 +295,13 @@ class AttentionPool(nn.Module):
     norm_eps: float
     dtype: Any
     flat: bool = False
+    probe_init: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, L, C] -> [B, C]."""
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+        drawn = self.probe_init or nn.initializers.xavier_uniform()
+        probe = self.param("probe", drawn, (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
         attention = Attention(self.num_heads, self.dtype, flat=self.flat, name="attention")
         x, _ = attention(probe, x, mask=mask, causal=False)
@@ -236,7 +310,9 @@ class AttentionPool(nn.Module):
         return (x + y)[:, 0]
 
 
-def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def softmax_weights(
+    query: jax.Array, key: jax.Array, bias: jax.Array | None = None, soft_cap: float = 0.0
+) -> jax.Array:
     """softmax(Q K^T / sqrt(d) + bias) over keys, in float32.
 
     ``softmax_weights(q, q, bias)`` and ``softmax_weights(k, k, bias)`` are the self-self attention
@@ -246,20 +322,52 @@ def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = N
       query: [B, H, Q, d].
       key: [B, H, K, d].
       bias: broadcast to [B, H, Q, K], or None.
+      soft_cap: c, before the bias scores become c tanh(scores / c); 0 for none.
 
     Returns:
       float32[B, H, Q, K].
     """
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
+    if soft_cap:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
     return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
 
 
 def _own_weights(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
     del value
-    return softmax_weights(query, key, bias)
+    return softmax_weights(query, key, bias, soft_cap)
+
+
+def largest_scores(
+    query: jax.Array, key: jax.Array, num_heads: int, mask: jax.Array | None, causal: bool
+) -> jax.Array:
+    """The largest q·k / sqrt(d) of each row and head, of pairs that see each other.
+
+    Args:
+      query: [B, Q, C].
+      key: [B, K, C].
+      num_heads: H.
+      mask: bool, broadcast to [B, H, Q, K], or None.
+      causal: no token sees those behind it.
+
+    Returns:
+      float32[B, H], without a gradient.
+    """
+    query, key = jax.lax.stop_gradient((query, key))
+    query, key = split_heads(query, num_heads), split_heads(key, num_heads)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    hidden = score_bias(None, mask, causal, (query.shape[2], key.shape[2]))
+    if hidden is not None:
+        scores = jnp.where(hidden < 0, -jnp.inf, scores)
+    return jnp.max(scores, axis=(2, 3))
 
 
 def score_bias(
@@ -339,6 +447,11 @@ def _flat_dot_general(
 def norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
     """Layer norm; its statistics are float32 whatever ``dtype`` is."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def head_norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
+    """Layer norm without a bias, of each head's queries or keys."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_bias=False, name=name)
 
 
 def unit(x: jax.Array) -> jax.Array:

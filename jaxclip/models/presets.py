@@ -45,6 +45,12 @@ class ImageConfig:
       first_layer: ``"plain"``, or ``"tract"`` for TrAct's gradient of the patch embedding
         (:mod:`jaxclip.models.tract`).
       tract_lambda: its ridge.
+      qk_norm: layer norm of each head's queries and keys (Dehghani et al., 2023, arXiv:2302.05442).
+      attention_soft_cap: c, attention scores become c tanh(scores / c) (Gemma 2: 50); 0 for none.
+      layer_scale: initial gains of what attention and MLP add (Touvron et al., 2021,
+        arXiv:2103.17239), 0 among them; None for no gains.
+      mup_base_width: width at which muP is no change (:mod:`jaxclip.models.mup`); 0 for no muP.
+      mup_base_heads: heads at that width; 0 where the size of a head is the same.
     """
 
     image_size: int = 224
@@ -68,8 +74,14 @@ class ImageConfig:
     patch_dropout: float = 0.0
     first_layer: str = "plain"
     tract_lambda: float = 0.1
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
 
     def __post_init__(self) -> None:
+        _cures("image", self)
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
         _rate("image.dropout", self.dropout)
         _rate("image.patch_dropout", self.patch_dropout)
@@ -127,7 +139,8 @@ class TextConfig:
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
       projection: ``"linear"`` (no bias, CLIP) or ``"linear_bias"`` (SigLIP).
-      dropout: as in :class:`ImageConfig`.
+      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads: as in
+        :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408
@@ -144,8 +157,14 @@ class TextConfig:
     projection: str = "linear"
     dropout: float = 0.0
     pad_id: int = 0
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
 
     def __post_init__(self) -> None:
+        _cures("text", self)
         _rate("text.dropout", self.dropout)
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
@@ -238,6 +257,21 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
 def _rate(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"model.{name}={value}; use a rate from 0 (none) to below 1")
+
+
+def _cures(tower: str, config: Any) -> None:
+    """Refuse options of attention and residual branches that can't be."""
+    cap, scale = config.attention_soft_cap, config.layer_scale
+    if not 0 <= cap < math.inf:
+        raise ValueError(f"model.{tower}.attention_soft_cap={cap}; use 50, say, or 0 for none")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ValueError(f"model.{tower}.layer_scale={scale}; use 1e-4, say, or None for no gains")
+    base, heads = config.mup_base_width, config.mup_base_heads
+    if base < 0 or heads < 0 or (heads and (not base or base % heads)):
+        raise ValueError(
+            f"model.{tower}.mup_base_heads={heads}, mup_base_width={base}: use a width and a "
+            "number of heads that divides it, or 0 for both"
+        )
 
 
 def _heads(tower: str, width: int, num_heads: int) -> None:

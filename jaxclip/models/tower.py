@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import layers
+from jaxclip.models import layers, mup
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
 
 Params = Mapping[str, Any]
@@ -119,8 +119,16 @@ class Tower(abc.ABC):
             implementation=self.attention_implementation,
             flat=self.flat_products,
             dropout=c.dropout,
+            scores=self.scores,
+            layer_scale=c.layer_scale,
             parent=None,
         )
+
+    @property
+    def scores(self) -> layers.Scores:
+        """How the blocks' attention scores come of queries and keys."""
+        c = self.config
+        return layers.Scores(c.qk_norm, c.attention_soft_cap, mup.attention_scale(c))
 
     @property
     def norm_post(self) -> nn.LayerNorm:
@@ -136,6 +144,7 @@ class Tower(abc.ABC):
             c.norm_eps,
             self.dtype,
             self.flat_products,
+            mup.input_init(c),
             parent=None,
         )
 
@@ -183,7 +192,7 @@ class Tower(abc.ABC):
         stop = self.config.depth if stop is None else stop
         if not 0 <= start <= stop <= self.config.depth:
             raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
-        taps = Taps({}, {})
+        taps = Taps({}, {}, [])
         cuts = asked.cuts(start, stop)
         self._tap(taps, asked, tokens, start)
         for first, end in features_lib.pairs(cuts):
@@ -191,12 +200,14 @@ class Tower(abc.ABC):
                 tokens = features_lib.put_in(tokens, asked.insert, first, self.prefix)
             how = asked.how(first, tokens.inserted)
             run = [params[f"blocks_{index}"] for index in range(first, end)]
-            x, weights = self._run(run, tokens.x, self.mask(tokens), how, keys, first)
+            x, taken = self._run(run, tokens.x, self.mask(tokens), how, keys, first)
             tokens = dataclasses.replace(tokens, x=x)
             self._tap(taps, asked, tokens, end)
-            if weights is not None:
+            if taken.weights is not None:
                 for name in features_lib.names_of(first, asked.attention, self.config.depth):
-                    taps.attention[name] = weights
+                    taps.attention[name] = taken.weights
+            if taken.largest is not None:
+                taps.largest.append(taken.largest)
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
@@ -211,12 +222,15 @@ class Tower(abc.ABC):
         how: layers.How,
         keys: jax.Array | None,
         first: int,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """A run of blocks that are treated alike; attention weights only of a run of one."""
+    ) -> tuple[jax.Array, layers.Taken]:
+        """A run of blocks that are treated alike; attention weights only of a run of one.
+
+        The largest scores of the blocks are stacked, float32[blocks, B, H].
+        """
         block = self.block
         loop = self.scan_layers and len(run) > 1
 
-        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, jax.Array | None]:
+        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
                 params = self.gather_block(params)
             own = None if keys is None else dropout_lib.fold_in(keys, index)
@@ -230,15 +244,22 @@ class Tower(abc.ABC):
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                weights = None
+                taken, largest = layers.Taken(), []
                 for index, params in zip(indices, run, strict=True):
-                    x, weights = apply(params, x, index if keys is not None else None)
-                return x, weights
+                    x, taken = apply(params, x, index if keys is not None else None)
+                    largest.append(taken.largest)
+                if how.largest and largest:
+                    taken = taken._replace(largest=jnp.stack(largest))
+                return x, taken
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
             places = None if keys is None else jnp.arange(first, first + len(run))
-            return jax.lax.scan(
-                lambda x, xs: (apply(xs[0], x, xs[1])[0], None), x, (stacked, places)
-            )
+
+            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array | None]:
+                x, taken = apply(xs[0], x, xs[1])
+                return x, taken.largest
+
+            x, scores = jax.lax.scan(one, x, (stacked, places))
+            return x, layers.Taken(largest=scores)
 
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """The last norm, of any tokens [..., C]."""
@@ -286,6 +307,7 @@ class Tower(abc.ABC):
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -297,6 +319,7 @@ class Tower(abc.ABC):
             attention_bias=attention_bias,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
         )
         rates = self.random_rates() if train else {}
         if rates:
@@ -316,7 +339,7 @@ class Tower(abc.ABC):
           tokens: what the last block gave.
           taps: what was read on the way, for the result.
         """
-        taps = taps or Taps({}, {})
+        taps = taps or Taps({}, {}, [])
         inserted, prefix = tokens.inserted, self.prefix
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
@@ -326,6 +349,8 @@ class Tower(abc.ABC):
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+            if taps.largest:
+                aux["largest_logits"] = jnp.concatenate(taps.largest).swapaxes(0, 1)
         return Features(
             embedding=layers.unit(raw),
             raw=raw,
@@ -343,7 +368,7 @@ class Tower(abc.ABC):
     def qkv(
         self, params: Params, x: jax.Array, block: int
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values that a block makes of its input.
+        """Queries, keys and values that a block makes of its input, as its scores are made of them.
 
         Args:
           params: of the tower.
@@ -362,7 +387,14 @@ class Tower(abc.ABC):
             out: Any = linear.apply({"params": p["attention"][name]}, y)
             return layers.split_heads(out, self.config.num_heads)
 
-        return heads("query"), heads("key"), heads("value")
+        query, key = heads("query"), heads("key")
+        if self.scores.qk_norm:
+            own = layers.head_norm(self.config.norm_eps, self.dtype, None)
+            query = own.apply({"params": p["attention"]["query_norm"]}, query)
+            key = own.apply({"params": p["attention"]["key_norm"]}, key)
+        if self.scores.scale != 1.0:
+            query = query * jnp.asarray(self.scores.scale, query.dtype)
+        return query, key, heads("value")
 
     def attention_out(
         self, params: Params, weights: jax.Array, value: jax.Array, block: int

@@ -258,9 +258,7 @@ class _Run:
                     break
         return state, False
 
-    def must_go_back(
-        self, step: int, metrics: Mapping[str, jax.Array], state: TrainState
-    ) -> bool:
+    def must_go_back(self, step: int, metrics: Mapping[str, jax.Array], state: TrainState) -> bool:
         """Look at what the step said of itself, once; whether to go back from it.
 
         Args:

@@ -92,4 +92,3 @@ def opposition(
         cosine=product / jnp.maximum(lengths[0] * lengths[1], 1e-30),
         share=lengths * (group / count) / jnp.maximum(norm, 1e-30),
     )
-

@@ -64,7 +64,7 @@ def _tensors(tensors: Mapping[str, Any]) -> str:
     parts = []
     grown = [(n, g) for n, g in tensors.get("gradient", []) if g is not None]
     if grown:
-        listed = ", ".join(f"{_text(name)} ×{growth:.3g}" for name, growth in grown)
+        listed = ", ".join(f"{growth:.3g} times {_text(name)}" for name, growth in grown)
         parts.append(f"<p>Gradients that grew most over their median: {listed}</p>")
     early = [e for e in tensors.get("rms", []) if e[1] is not None and e[1] >= watch.RMS_LIMIT]
     if early:
@@ -82,12 +82,16 @@ def _examples(content: Mapping[str, Any]) -> str:
     if "cosine" not in content:
         return ""
     cosine, shares = content["cosine"], content["share"]
-    known = "" if cosine is None or None in shares else (
-        f" The cosine of the two groups' gradients is {cosine:.2f}; they carry "
-        f"{shares[0]:.0%} and {shares[1]:.0%} of the length of the batch's."
+    known = (
+        ""
+        if cosine is None or None in shares
+        else (
+            f" The cosine of the two groups' gradients is {cosine:.2f}; they carry "
+            f"{shares[0]:.0%} and {shares[1]:.0%} of the length of the batch's."
+        )
     )
     note = (
-        '<p class="soft">A step down this batch\'s gradient, as long as the run\'s last one, helps '
+        "<p class=\"soft\">A step down this batch's gradient, as long as the run's last one, helps "
         f"the first examples and hurts the second ones.{known}</p>"
     )
     groups = (("Losses that fall", "falling"), ("Losses that rise", "rising"))

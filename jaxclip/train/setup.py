@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
+from jaxclip.train import cures, outputs, towers
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
-from jaxclip.train import outputs, towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import teacher as teacher_lib
@@ -118,7 +118,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     total = objectives.from_config(config["objective"], config["loss"])
     sizes = towers.model_sizes(config)
     check_micro_batches(config, sizes)
-    tx = optim.from_config(config["optim"], config["total_steps"])
+    tx = cures.with_mup(optim.from_config(config["optim"], config["total_steps"]), config, sizes)
     section = config["teacher"]["kind"]
     guard = guard_lib.from_config(config)
     create_state = _state_maker(config, total, tx, guard, with_ema_teacher=section == "ema")
@@ -146,6 +146,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     state_shardings = state_shardings._replace(frozen=teacher.shardings)
     batch_spec = dict(sorted({**total.fields, **teacher.fields}.items()))
     check_objectives(total, sizes, batch_spec, teacher)
+    qk_clip = cures.qk_clip_threshold(config, sizes, shapes.params, batch_spec)
     gradient = step_lib.make_gradient(
         total,
         own,
@@ -154,6 +155,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         teacher=teacher.teacher,
         num_micro_batches=config["num_micro_batches"],
         mesh=mesh,
+        largest_logits=() if qk_clip is None else ("image", "text"),
     )
     batch_sharding = parallel.batch_sharding(mesh)
     train_step = step_lib.make_train_step(
@@ -164,6 +166,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         logit_scale_max=config_check.logit_scale_limit(config),
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         extra_args=("grad_fn",) if config["optim"].get("sam") else ("value",),
+        qk_clip=qk_clip,
         guard=guard,
         watch=watch_lib.make_tensor_numbers(config) if config["watch"]["enabled"] else None,
         state_shardings=state_shardings,

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip import optim
-from jaxclip.optim import config as optim_config
 from jaxclip.config import Config
+from jaxclip.optim import config as optim_config
 from jaxclip.optim.stable_adamw import StableAdamState
 from jaxclip.train.state import Params, TrainState
 from jaxclip.train.towers import ModelTowers
@@ -171,9 +171,7 @@ def make_probe(towers: ModelTowers, keys: Sequence[str], count: int) -> Callable
             sizes = [jnp.mean(jnp.abs(features.hidden[i])) for i in range(depth + 1)]
             found |= {
                 f"watch/attention_logit_{tower}": jnp.max(logits),
-                f"watch/embedding_norm_{tower}": jnp.mean(
-                    jnp.linalg.norm(features.raw, axis=-1)
-                ),
+                f"watch/embedding_norm_{tower}": jnp.mean(jnp.linalg.norm(features.raw, axis=-1)),
                 f"watch/embedding_cosine_{tower}": cosine,
                 f"{TENSORS}attention_logit_{tower}": logits,
                 f"{TENSORS}activation_{tower}": jnp.stack(sizes),
@@ -181,4 +179,3 @@ def make_probe(towers: ModelTowers, keys: Sequence[str], count: int) -> Callable
         return {name: value.astype(jnp.float32) for name, value in found.items()}
 
     return jax.jit(probe)
-

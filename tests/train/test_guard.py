@@ -163,7 +163,13 @@ def test_the_rate_is_lower_for_so_many_steps(plain):
     states, metrics = run(("lower_rate",), tx=optax.sgd(0.01), rate_factor=0.5, rate_steps=3)
     lowered = [m["watch/rate_factor"] for m in metrics]
     assert lowered == [1.0] * 20 + [0.5] * 3 + [1.0] * 7
-    assert [round(m["learning_rate"], 6) for m in metrics][19:24] == [0.01, 0.005, 0.005, 0.005, 0.01]
+    assert [round(m["learning_rate"], 6) for m in metrics][19:24] == [
+        0.01,
+        0.005,
+        0.005,
+        0.005,
+        0.01,
+    ]
     unhindered, _ = run((), tx=optax.sgd(0.01))
     half, whole = (s[20].params["w"] - s[19].params["w"] for s in (states, unhindered))
     np.testing.assert_allclose(half, 0.5 * whole, rtol=1e-3)
@@ -186,7 +192,7 @@ def test_moments_begin_anew_with_their_counts(name):
         if any(f".{part}" in place for part in ("mu", "nu", "trace")):
             np.testing.assert_array_equal(leaf, begun, err_msg=place)
             new += 1
-        elif "ScheduleState" in place or leaf.ndim == 0 and int(leaf) == 21:
+        elif "ScheduleState" in place or (leaf.ndim == 0 and int(leaf) == 21):
             kept += 1  # the schedule and the clipper go on
     assert new and kept
     w = [states[place].params["w"] for place in (20, 21)]

@@ -192,9 +192,7 @@ def test_all_batches_since_the_checkpoint_and_back_to_the_start(poison, tiny_con
 
 
 @pytest.mark.slow
-def test_the_limit_ends_the_run_in_one_line_and_leaves_what_was_good(
-    poison, tiny_config, tmp_path
-):
+def test_the_limit_ends_the_run_in_one_line_and_leaves_what_was_good(poison, tiny_config, tmp_path):
     poison(range(13, 24))
     config = tiny_config(*OVERRIDES, *REWIND, "on_spike.rewind_limit=2")
     with pytest.raises(rewind.SpikeError, match=r"spike at step 14 after 2 rewinds") as error:
@@ -248,7 +246,9 @@ def test_a_spike_is_written_down_with_its_batch_and_shown(poison, tiny_config, t
     assert [value is not None for value in probed] == [step % 5 == 0 for step in range(7, 15)]
     numbers = np.load(tmp_path / "spikes" / "step_00000014.npz")
     assert numbers["gradient_norm"].shape == (8, len(numbers["names"])) == numbers["rms"].shape
-    assert numbers["gradient_norm"][-1].max() > 30 * numbers["gradient_norm"][:-1].max(axis=1).mean()
+    assert (
+        numbers["gradient_norm"][-1].max() > 30 * numbers["gradient_norm"][:-1].max(axis=1).mean()
+    )
     # The examples are those of this very batch, as training saw them.
     rows = [each["row"] for each in (*found["falling"], *found["rising"])]
     assert len(rows) == 8 and -1 <= found["cosine"] <= 1
@@ -259,7 +259,9 @@ def test_a_spike_is_written_down_with_its_batch_and_shown(poison, tiny_config, t
     for each, other in zip((*found["falling"], *found["rising"]), expected, strict=True):
         assert each["key"] == other["key"]
         assert each["caption"] == other["caption"] and each["picture"].startswith("data:image/png")
-    assert all(a["change"] <= b["change"] for a, b in zip(found["falling"], found["rising"], strict=True))
+    assert all(
+        a["change"] <= b["change"] for a, b in zip(found["falling"], found["rising"], strict=True)
+    )
     report = (tmp_path / "report.html").read_text()
     assert "Step 14: a spike of the loss and gradient norm, in batch 13" in report
     assert found["rising"][0]["caption"] in report and "Largest attention logit" in report
@@ -277,7 +279,9 @@ def test_examples_looked_up_are_those_of_training(tiny_config):
     found = pipeline.look_up(config["data"], batch=5, rows=[3, 0, 15], **options)
     for each, row in zip(found, (3, 0, 15), strict=True):
         np.testing.assert_array_equal(each["image"], batch["image"][row])
-        np.testing.assert_array_equal(options["tokenizer"]([each["caption"]])[0], batch["text"][row])
+        np.testing.assert_array_equal(
+            options["tokenizer"]([each["caption"]])[0], batch["text"][row]
+        )
 
 
 def test_batch_of_and_join_ranges():

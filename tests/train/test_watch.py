@@ -8,7 +8,6 @@ import pytest
 
 from jaxclip import optim, parallel
 from jaxclip.train import dry_run, opposition, setup, spike_files, watch
-from jaxclip.train import state as state_lib
 
 
 def rms_after(tx, b2, steps, k):
@@ -44,7 +43,9 @@ def test_rms_is_that_of_the_closed_form(b2, steps, expected):
 def test_it_is_what_stable_adamw_says_of_itself():
     tx = optim.stable_adamw(0.0, b2=0.99)
     found = rms_after(tx, None, 300, 30.0)
-    assert found[-1] == pytest.approx(rms_after(optax.adamw(0.0, b2=0.99), 0.99, 300, 30.0)[-1], rel=1e-3)
+    assert found[-1] == pytest.approx(
+        rms_after(optax.adamw(0.0, b2=0.99), 0.99, 300, 30.0)[-1], rel=1e-3
+    )
 
 
 def test_it_sees_the_gradient_behind_the_clippers():
@@ -77,7 +78,7 @@ def stepped(tiny_config):
 
 
 def test_numbers_of_each_tensor_are_its_own(stepped):
-    experiment, before, after, metrics, _ = stepped
+    _, before, after, metrics, _ = stepped
     names = optim.tensor_names(before.params)
     for i, (old, new) in enumerate(
         zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
@@ -90,7 +91,10 @@ def test_numbers_of_each_tensor_are_its_own(stepped):
     rms = metrics[watch.TENSORS + "rms"]
     assert np.isnan(rms[names.index("logit_scale")])
     # The same batch three times: v is hardly behind.
-    assert 0 < metrics["watch/rms_max"] < 2 and np.isfinite(np.delete(rms, names.index("logit_scale"))).all()
+    assert (
+        0 < metrics["watch/rms_max"] < 2
+        and np.isfinite(np.delete(rms, names.index("logit_scale"))).all()
+    )
     assert metrics["watch/rms_first_layer"] == rms[names.index("image/patch_embedding/kernel")]
     total = np.linalg.norm(metrics[watch.TENSORS + "update_norm"])
     assert metrics["watch/update_ratio"] == pytest.approx(
