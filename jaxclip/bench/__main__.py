@@ -16,6 +16,8 @@ BENCHMARKS = {
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
+    "watch": "what the watch and the policies against spikes add to a step",
+    "mup": "whether learning rates carry over from narrow to wide models",
     "mesh": "training step on every mesh of the devices at hand",
 }
 

@@ -202,11 +202,6 @@ class CLIPConfig:
                 f"to model.embed_dim={self.embed_dim}"
             )
 
-    @property
-    def whole_batch(self) -> tuple[str, ...]:
-        """Options with which a gradient needs the whole batch in one pass through a tower."""
-        return ("model.image.first_layer='tract'",) if self.image.first_layer == "tract" else ()
-
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict; tuples become lists, so that it survives JSON."""
         return {

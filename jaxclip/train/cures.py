@@ -1,18 +1,21 @@
-"""Cures against growing attention and rates that do not carry over: QK-Clip and muP in a run."""
+"""Cures that the step has a part in: QK-Clip, muP's rates, TrAct over micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxclip import config_check
 from jaxclip.config import Config
-from jaxclip.models import mup, presets
+from jaxclip.models import mup, presets, tract, vit
 from jaxclip.optim.config import read_qk_clip
 from jaxclip.optim.groups import Group, scale_updates
+from jaxclip.train import grad_cache, towers
 from jaxclip.train.state import parameter_path
 
 TOWERS = ("image", "text")
@@ -43,6 +46,53 @@ def with_mup(
         )
     groups = [Group(pattern, learning_rate_factor=factor) for pattern, factor in factors]
     return optax.chain(tx, scale_updates(groups, None))
+
+
+def whitening(
+    config: Config, own: towers.ModelTowers, mesh: jax.sharding.Mesh
+) -> tuple[towers.ModelTowers, Callable[[Any, Any], Any] | None]:
+    """TrAct over micro-batches: what is trained, and what is done to its gradient.
+
+    (xᵀx/m + λI)⁻¹ xᵀg wants the patches x of the whole batch. xᵀg is the plain gradient, a sum over
+    micro-batches, and xᵀx one of the images alone.
+
+    Args:
+      config: resolved configuration.
+      own: the towers.
+      mesh: the mesh the batch is sharded over.
+
+    Returns:
+      The towers as they are, and None, where nothing is to be done.
+    """
+    sizes, count = own.sizes.image, config["num_micro_batches"]
+    if sizes.first_layer != "tract" or count == 1:
+        return own, None
+    image = dataclasses.replace(sizes, first_layer="plain")
+    model = dataclasses.replace(
+        own.model,
+        config=dataclasses.replace(own.sizes, image=image),
+        image=dataclasses.replace(own.model.image, config=image),
+    )
+
+    def whiten(gradients: Any, batch: Any) -> Any:
+        images = batch["image"]
+        split, _ = grad_cache.splitter(images.shape[0], count, mesh)
+
+        def add(total: jax.Array, piece: jax.Array) -> tuple[jax.Array, None]:
+            x = own.image_input(piece).astype(own.model.image.dtype)
+            x = vit.patches(x, sizes.patch_size)
+            return total + tract.moment(x.reshape(-1, x.shape[-1])), None
+
+        layer = gradients["image"]["patch_embedding"]
+        kernel = layer["kernel"]
+        zeros = jnp.zeros((kernel.shape[0], kernel.shape[0]), jnp.float32)
+        total, _ = jax.lax.scan(add, zeros, split(images))
+        patches = images.shape[0] * sizes.grid**2
+        kernel = tract.solve(total, patches, kernel, sizes.tract_lambda).astype(kernel.dtype)
+        layer = {**layer, "kernel": kernel}
+        return {**gradients, "image": {**gradients["image"], "patch_embedding": layer}}
+
+    return dataclasses.replace(own, model=model), whiten
 
 
 def qk_clip_threshold(

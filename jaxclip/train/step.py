@@ -45,6 +45,7 @@ def make_gradient(
     num_micro_batches: int = 1,
     mesh: jax.sharding.Mesh | None = None,
     largest_logits: Sequence[str] = (),
+    whiten: Callable[[Params, Batch], Params] | None = None,
 ) -> Gradient:
     """Build the loss of the objectives with its gradient.
 
@@ -58,6 +59,8 @@ def make_gradient(
       mesh: the mesh the batch is sharded over; None for one device.
       largest_logits: towers whose largest attention logits are among the metrics:
         :data:`LARGEST_LOGITS` + tower, float32[depth, H].
+      whiten: ``(gradients, batch) -> gradients``, what is done to them before anybody sees them
+        (:func:`jaxclip.train.cures.whitening`); None for nothing.
 
     Returns:
       ``(params, state, batch) -> ((loss, (metrics, objective state)), gradients)``; of the state it
@@ -128,7 +131,10 @@ def make_gradient(
         value_and_grad = grad_cache.value_and_grad(
             forward, loss, num_micro_batches=num_micro_batches, mesh=mesh
         )
-        return value_and_grad(params, batch)
+        if whiten is None:
+            return value_and_grad(params, batch)
+        found, gradients = value_and_grad(params, batch)
+        return found, whiten(gradients, batch)
 
     return gradient
 

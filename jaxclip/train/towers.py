@@ -68,8 +68,10 @@ class ModelTowers:
         return {}
 
     def _input(self, tower: str, array: jax.Array) -> jax.Array:
-        if tower == "text":
-            return array
+        return array if tower == "text" else self.image_input(array)
+
+    def image_input(self, array: jax.Array) -> jax.Array:
+        """What the image tower runs on, of uint8[B, H, W, 3]."""
         size = self.model.config.image.image_size
         if self.resize and array.shape[1:3] != (size, size):
             shape = (array.shape[0], size, size, array.shape[3])

@@ -1,6 +1,7 @@
 """QK-norm, soft cap, LayerScale and muP in the towers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,24 @@ from jaxclip import models
 from jaxclip.models import attention_logits, layers, mup, presets
 
 IMAGE = presets.ImageConfig(
-    image_size=16, patch_size=8, width=16, depth=2, num_heads=2, mlp_dim=32, pool="mean"
+    image_size=16, patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32, pool="mean"
 )
 TEXT = presets.TextConfig(
-    vocab_size=50, context_length=6, width=16, depth=2, num_heads=2, mlp_dim=32
+    vocab_size=50, context_length=6, width=16, depth=1, num_heads=2, mlp_dim=32
 )
+
+
+def image_of(model):
+    """Jitted: one program costs less than its operations one by one."""
+    return jax.jit(model.encode_image)
+
+
+def init(model):
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+def text_of(model):
+    return jax.jit(model.encode_text)
 
 
 def build(image=(), text=(), **options):
@@ -34,7 +48,12 @@ def inputs(count=3):
 @pytest.fixture(scope="module")
 def plain():
     model = build()
-    return model, model.init(jax.random.key(0))
+    return model, init(model)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def largest(tower, params, array):
+    return attention_logits.largest_attention_logits(tower, params, array)
 
 
 # QK-norm.
@@ -46,28 +65,31 @@ def both(**options):
 
 def test_qk_norm_makes_logits_blind_to_the_scale_of_queries(plain):
     model = build(**both(qk_norm=True))
-    params = model.init(jax.random.key(0))
+    params = init(model)
     attention = params["image"]["blocks_0"]["attention"]
     assert attention["query_norm"]["scale"].shape == (8,) and "bias" not in attention["query_norm"]
     images, _ = inputs()
-    before = model.encode_image(params, images)
+    before = image_of(model)(params, images)
     query = jax.tree.map(lambda leaf: 50 * leaf, attention["query"])
     block = {**params["image"]["blocks_0"], "attention": {**attention, "query": query}}
     scaled = {**params, "image": {**params["image"], "blocks_0": block}}
-    np.testing.assert_allclose(model.encode_image(scaled, images), before, atol=2e-4)
-    logits = attention_logits.largest_attention_logits(model.image, scaled["image"], images)
+    np.testing.assert_allclose(image_of(model)(scaled, images), before, atol=2e-4)
+    logits = largest(model.image, scaled["image"], images)
     assert np.all(np.abs(logits) <= np.sqrt(8) + 1e-5)
-    assert not np.allclose(plain[0].encode_image(params, images), before, atol=1e-2)
+    assert not np.allclose(image_of(plain[0])(params, images), before, atol=1e-2)
 
 
 def test_parts_of_a_block_make_the_block_with_all_of_it():
     model = build(**both(qk_norm=True, mup_base_width=8, mup_base_heads=2))
-    params = model.init(jax.random.key(0))["image"]
-    features = model.image.features(params, inputs()[0], hidden=[0], attention=[0])
-    query, key, _ = model.image.qkv(params, features.hidden[0], 0)
-    np.testing.assert_allclose(
-        layers.softmax_weights(query, key), features.attention[0], rtol=1e-5, atol=1e-6
-    )
+    params = init(model)["image"]
+
+    @jax.jit
+    def two_ways(params, images):
+        features = model.image.features(params, images, hidden=[0], attention=[0])
+        query, key, _ = model.image.qkv(params, features.hidden[0], 0)
+        return layers.softmax_weights(query, key), features.attention[0]
+
+    np.testing.assert_allclose(*two_ways(params, inputs()[0]), rtol=1e-5, atol=1e-6)
 
 
 # Soft cap.
@@ -91,18 +113,19 @@ def test_a_huge_cap_is_no_cap_and_a_small_one_is_one(plain):
     images, tokens = inputs()
     far = build(**both(attention_soft_cap=1e4))
     near = build(**both(attention_soft_cap=0.5))
-    for name, array in (("encode_image", images), ("encode_text", tokens)):
-        expected = getattr(model, name)(params, array)
-        np.testing.assert_allclose(getattr(far, name)(params, array), expected, atol=1e-5)
-        assert np.abs(getattr(near, name)(params, array) - expected).max() > 1e-4
+    for run, array in ((image_of, images), (text_of, tokens)):
+        expected = run(model)(params, array)
+        np.testing.assert_allclose(run(far)(params, array), expected, atol=1e-5)
+        assert np.abs(run(near)(params, array) - expected).max() > 1e-4
 
 
 def test_capped_texts_still_do_not_see_the_future():
     model = build(**both(attention_soft_cap=2.0))
-    params = model.init(jax.random.key(0))["text"]
+    params = init(model)["text"]
     tokens = inputs()[1]
     changed = tokens.at[:, 4].set(7)
-    one, other = (model.text.features(params, t).tokens for t in (tokens, changed))
+    run = jax.jit(lambda tokens: model.text.features(params, tokens).tokens)
+    one, other = run(tokens), run(changed)
     np.testing.assert_array_equal(one[:, :4], other[:, :4])
     assert not np.array_equal(one[:, 4], other[:, 4])
 
@@ -118,15 +141,17 @@ def test_kernels_that_hold_no_scores_refuse_the_cap(implementation):
 
 def test_with_gains_of_zero_blocks_are_the_identity():
     model = build(**both(layer_scale=0.0))
-    params = model.init(jax.random.key(0))
+    params = init(model)
     images, _ = inputs()
-    features = model.image.features(params["image"], images, hidden=[0, 2])
-    np.testing.assert_array_equal(features.hidden[0], features.hidden[2])
 
-    def loss(params):
-        return jnp.sum(model.image.features(params, images).raw ** 2)
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params):
+        features = model.image.features(params, images, hidden=[0, 1])
+        return jnp.sum(features.raw**2), features.hidden
 
-    grads = jax.grad(loss)(params["image"])["blocks_0"]
+    grads, hidden = jax.jit(gradient)(params["image"])
+    np.testing.assert_array_equal(hidden[0], hidden[1])
+    grads = grads["blocks_0"]
     for name in ("attention", "mlp"):
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads[name]))
         assert np.any(grads[f"{name}_layer_scale"])
@@ -138,7 +163,7 @@ def test_gains_multiply_what_a_branch_adds(plain):
     images, _ = inputs()
     half = jax.tree.map(lambda leaf: leaf, params["image"])
     gained = dict(half)
-    for i in range(2):
+    for i in range(1):
         gains = {f"{n}_layer_scale": jnp.full(16, 0.25) for n in ("attention", "mlp")}
         gained[f"blocks_{i}"] = {**half[f"blocks_{i}"], **gains}
         block = half[f"blocks_{i}"]
@@ -148,8 +173,8 @@ def test_gains_multiply_what_a_branch_adds(plain):
             **block, "attention": {**block["attention"], "out": out},
             "mlp": {**block["mlp"], "down": down},
         }  # fmt: skip
-    expected = plain[0].image.features(half, images).raw
-    np.testing.assert_allclose(model.image.features(gained, images).raw, expected, atol=1e-5)
+    expected = image_of(plain[0])({"image": half}, images)
+    np.testing.assert_allclose(image_of(model)({"image": gained}, images), expected, atol=1e-5)
 
 
 # The largest logits of the forward pass.
@@ -157,28 +182,33 @@ def test_gains_multiply_what_a_branch_adds(plain):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scan_layers": True, "remat": "full"}, {"attention_implementation": "fused"}],
+    [
+        {"scan_layers": True, "remat": "full"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"attention_implementation": "fused"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_largest_logits_are_those_of_the_pass_itself(options):
-    model = build(**options)
-    params = model.init(jax.random.key(0))
+    deep = {"depth": 2}
+    model = build(deep, deep, **options)
+    params = init(model)
     for tower, array in zip(("image", "text"), inputs(), strict=True):
         part = getattr(model, tower)
-        features = part.features(params[tower], array, largest_logits=True)
-        found = features.aux["largest_logits"]
-        expected = attention_logits.largest_attention_logits(part, params[tower], array)
+
+        @functools.partial(jax.grad, has_aux=True)
+        def gradient(params, part=part, array=array):
+            features = part.features(params, array, largest_logits=True)
+            found = features.aux["largest_logits"]
+            return jnp.sum(found), (found, features.embedding)
+
+        grads, (found, embedding) = jax.jit(gradient)(params[tower])
         assert found.shape == (3, 2, 2)
+        expected = largest(part, params[tower], array)
         np.testing.assert_allclose(jnp.max(found, axis=0), expected, rtol=1e-5)
         # Asking changes nothing, and has no gradient.
-        np.testing.assert_allclose(
-            features.raw, part.features(params[tower], array).raw, rtol=1e-6, atol=1e-6
-        )
-        grads = jax.grad(
-            lambda p, part=part, array=array: jnp.sum(
-                part.features(p, array, largest_logits=True).aux["largest_logits"]
-            )
-        )(params[tower])
+        run = image_of if tower == "image" else text_of
+        np.testing.assert_allclose(embedding, run(model)(params, array), rtol=1e-5, atol=1e-6)
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
@@ -187,15 +217,11 @@ def test_largest_logits_are_those_of_the_pass_itself(options):
 
 def test_at_the_base_mup_is_the_usual_parametrisation(plain):
     model = build(**both(mup_base_width=16, mup_base_heads=2))
-    params = model.init(jax.random.key(0))
+    params = init(model)
     jax.tree.map(np.testing.assert_array_equal, params, plain[1])
     images, tokens = inputs()
-    np.testing.assert_array_equal(
-        model.encode_image(params, images), plain[0].encode_image(params, images)
-    )
-    np.testing.assert_array_equal(
-        model.encode_text(params, tokens), plain[0].encode_text(params, tokens)
-    )
+    for run, array in ((image_of, images), (text_of, tokens)):
+        np.testing.assert_array_equal(run(model)(params, array), run(plain[0])(params, array))
     assert mup.rate_factors(model.config) == []
 
 
@@ -217,7 +243,7 @@ def test_factors_and_scales_of_a_wider_tower():
     }.items():
         assert mup.factor_of(path, factors) == factor, path
     assert model.image.scores.scale == pytest.approx(0.5)  # sqrt(8 / 32)
-    params = model.init(jax.random.key(0))
+    params = init(model)
     limit = np.sqrt(6 / (192 + 16))
     assert 0.97 * limit < np.abs(params["image"]["patch_embedding"]["kernel"]).max() <= limit
     assert np.std(params["image"]["positions"]) == pytest.approx(0.25, rel=0.2)
