@@ -298,8 +298,8 @@ def check_micro_batches(config: Config, sizes: Any, batch_spec: field_lib.BatchS
     if count > 1 and sizes.image.first_layer == "tract" and len(views) > 1:
         raise ValueError(
             f"num_micro_batches={count}: model.image.first_layer='tract' with the views "
-            f"{', '.join(views)} needs the whole batch in one pass; use num_micro_batches=1 or leave "
-            "that option out"
+            f"{', '.join(views)} needs the whole batch in one pass; use num_micro_batches=1 or "
+            "leave that option out"
         )
 
 

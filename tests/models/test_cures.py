@@ -132,7 +132,9 @@ def test_capped_texts_still_do_not_see_the_future():
 
 @pytest.mark.parametrize("implementation", ["fused", "cudnn"])
 def test_kernels_that_hold_no_scores_refuse_the_cap(implementation):
-    with pytest.raises(ValueError, match=r"image.attention_soft_cap needs its own .*set it to None"):
+    with pytest.raises(
+        ValueError, match=r"image.attention_soft_cap needs its own .*set it to None"
+    ):
         build(**both(attention_soft_cap=50.0), attention_implementation=implementation)
 
 
