@@ -45,6 +45,19 @@ def inputs(count=3):
     return jnp.asarray(images), jnp.asarray(rng.integers(1, 50, (count, 6)), jnp.int32)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick(compilation_cache):
+    """Most of the time is compilation: the compiler is told not to optimise."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        with compilation_cache():
+            yield
+    finally:
+        jax.config.update(option, before)
+
+
 @pytest.fixture(scope="module")
 def plain():
     model = build()

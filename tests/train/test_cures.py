@@ -37,11 +37,28 @@ def sharpened(state, factor=30.0):
     return jax.tree.map(np.asarray, state)._replace(params=params)
 
 
-@pytest.fixture(scope="module")
-def clipped(compilation_cache):
-    """Threshold, and the state before and after a step of QK-Clip alone on 8 devices."""
+@pytest.fixture(autouse=True, scope="module")
+def quick(compilation_cache):
+    """Most of the time is compilation: the compiler is told not to optimise."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        with compilation_cache():
+            yield
+    finally:
+        jax.config.update(option, before)
+
+
+@pytest.fixture(scope="module", params=[1, pytest.param(8, marks=pytest.mark.slow)])
+def clipped(request, compilation_cache):
+    """Parameters before and after a step of QK-Clip alone, and what was read of both."""
     with compilation_cache():
-        experiment = build(8, optim={**STILL, "qk_clip": {"threshold": 0.5}}, num_micro_batches=2)
+        experiment = build(
+            request.param,
+            optim={**STILL, "qk_clip": {"threshold": 0.5}},
+            num_micro_batches=1 if request.param == 1 else 2,
+        )
         start = sharpened(experiment.init_state())
         batch = dry_run.made_up_batch(experiment.config, experiment.batch_spec)
         batch = parallel.to_global(batch, experiment.mesh)
