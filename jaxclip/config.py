@@ -119,6 +119,13 @@ def defaults() -> Config:
         # Initial parameters: a workdir; tensors that match a pattern start anew.
         "init_from": "",
         "init_from_exclude": [],
+        # Low-rank additions to kernels (LoRA): rank 0 = none. What does not train beside them is
+        # frozen by optim.groups.
+        "low_rank": {
+            "rank": 0,
+            "scaling": 1.0,
+            "patterns": [r"blocks_\d+/attention/(query|key|value)/kernel$"],
+        },
         "optim": {
             "name": "adamw",
             "learning_rate": 1e-3,

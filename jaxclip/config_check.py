@@ -54,6 +54,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **{f"model.{tower}.mup_base_heads": (0, 4096) for tower in ("image", "text")},
     "model.text.vocab_size": (1, 2**26),
     **{f"model.{tower}.{key}": span for tower in ("image", "text") for key, span in _TOWER.items()},
+    "low_rank.rank": (0, 65_536),
+    "low_rank.scaling": (0.0, _INFINITY),
     "optim.learning_rate": (0.0, _INFINITY),
     "optim.weight_decay": (0.0, _INFINITY),
     "teacher.size": (0, 2**20),
@@ -91,6 +93,7 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
     "evaluate.retrieval": (str, None),
     "evaluate.templates": (str, None),
     "init_from_exclude": (str, None),
+    "low_rank.patterns": (str, None),
     "model.image.stem_widths": (int, None),
 }
 
@@ -132,6 +135,7 @@ def check(config: Mapping[str, Any]) -> None:
     _check_patches(flat)
     _check_decay(flat["teacher.decay"])
     _check_patterns("init_from_exclude", flat["init_from_exclude"])
+    _check_patterns("low_rank.patterns", flat["low_rank.patterns"])
     _check_named("writers", flat["writers"])
     _check_spikes(config)
     _check_ranges("skip_batches", flat["skip_batches"])

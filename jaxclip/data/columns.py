@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import image_ops, loader, order
+from jaxclip.data import image_ops, loader, mixture, order
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.naming import BOXES
@@ -115,8 +115,7 @@ class BoxesColumn(Column[fields.Boxes]):
         for row, loaded in enumerate(rows.loaded):
             boxes = loaded.extras.get(self.key)
             if boxes is not None and len(boxes) and loaded.pixels is not None:
-                height, width = loaded.pixels.shape[:2]
-                result[row, : len(boxes)] = self._chain.boxes((width, height), boxes, u[row])
+                result[row, : len(boxes)] = self._chain.boxes(loaded.size, boxes, u[row])
         return result
 
 
@@ -175,7 +174,7 @@ class BatchMaker:
 
     columns: Mapping[str, Column[Any]]
     record_loader: loader.RecordLoader
-    order: order.ShuffledOrder
+    order: order.ShuffledOrder | mixture.MixtureOrder
     seed: int
     first_row: int
     rows: int

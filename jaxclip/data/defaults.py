@@ -10,9 +10,11 @@ from jaxclip.data import order
 DEFAULTS: dict[str, Any] = {
     "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
     "train_split": "train",
+    "mixture": [],  # trained on in place of name: [{"name", "split", "weight", "languages", …}]
     "image_size": 64,
     "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
     "eval_image_ops": "resize",
+    "image_backend": "pillow",  # what decodes for training: "pillow", or "fast"
     "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
     "image_std": [0.5, 0.5, 0.5],
     "languages": ["en"],  # of the captions; where a data set has more than one

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, image_ops, loader, order, sources
+from jaxclip.data import columns, image_ops, loader, mixture, order, sources
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS
+from jaxclip.data.image_backend import BACKENDS
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
@@ -98,9 +99,10 @@ def _build_columns(
     seed: int,
     owners: Mapping[str, str] | None = None,
 ) -> tuple[Context, dict[str, Column[Any]]]:
-    context = Context(config, sources.open(config["name"]), spec, seed)
+    context = Context(config, training_data(config), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
+    BACKENDS.build(config["image_backend"])
     context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
@@ -195,7 +197,7 @@ def _batch_maker(
     if len(source) < global_batch_size:
         _LOG.warning(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
-            split, config["name"], len(source), global_batch_size,
+            split, data_set.name, len(source), global_batch_size,
         )  # fmt: skip
     needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     return columns.BatchMaker(
@@ -251,13 +253,35 @@ def look_up(
     ]  # fmt: skip
 
 
+def training_data(config: Mapping[str, Any]) -> sources.DataSet:
+    """What is trained on: the data set ``name``, or the mixture.
+
+    Args:
+      config: complete data config.
+
+    Raises:
+      ValueError: as :func:`jaxclip.data.mixture.parts` or :func:`jaxclip.data.sources.open`.
+      FileNotFoundError: a data set that does not exist.
+    """
+    if not config["mixture"]:
+        return sources.open(config["name"])
+    split = config["train_split"]
+    return mixture.Mixture(mixture.parts(config["mixture"], sources.open, split), split)
+
+
 def _order(
     config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
-) -> order.ShuffledOrder:
+) -> order.ShuffledOrder | mixture.MixtureOrder:
     split, group = config["train_split"], config["examples_per_class"]
     size, window, chunk = (
         data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
     )  # fmt: skip
+    if isinstance(data_set, mixture.Mixture):
+        if group > 1:
+            raise ValueError(
+                f"data.examples_per_class={group} is not for data.mixture; set it to 1"
+            )
+        return data_set.order(seed, window, chunk)
     if group == 1:
         return order.ShuffledOrder(size, seed, window, chunk)
     if global_batch_size % group:
@@ -304,7 +328,8 @@ def eval_batches(
     chain = image_ops.build(config["eval_image_ops"], config["image_size"])
     data_set = sources.open(config["name"])
     source = data_set.source(split)
-    record_loader = _loader({**config, "cache_decoded_mb": 0}, {"image": chain}, source, data_set)
+    exact = {**config, "cache_decoded_mb": 0, "image_backend": "pillow"}
+    record_loader = _loader(exact, {"image": chain}, source, data_set)
     return _eval_batches(record_loader, chain, len(source), batch_size, process_index * rows, rows)
 
 
@@ -359,4 +384,5 @@ def _loader(
         texts_of=data_set.texts_of(config["languages"]),
         need_texts=need_texts,
         examine=examine,
+        backend=BACKENDS.build(config["image_backend"]),
     )

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxclip import config as config_lib
 from jaxclip import models
 from jaxclip.config import Config
-from jaxclip.data import decode, image_chain
+from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
 from jaxclip.models import presets
 from jaxclip.registry import hint
@@ -52,8 +52,11 @@ class Model:
 
     def __repr__(self) -> str:
         image, text = self.sizes.image, self.sizes.text
+        pictures = (
+            f"up to {image.max_patches} patches" if self.is_native else f"{image.image_size} px"
+        )
         return (
-            f"Model({self.path!r}: {image.image_size} px, text of {text.context_length} tokens, "
+            f"Model({self.path!r}: {pictures}, text of {text.context_length} tokens, "
             f"embeddings of {self.sizes.embed_dim})"
         )
 
@@ -67,14 +70,20 @@ class Model:
         """How images and texts become input."""
         return preprocess_of(self.config)
 
-    def preprocess(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+    @property
+    def is_native(self) -> bool:
+        """Whether pictures keep their aspect ratio, as sequences of patches (NaFlex)."""
+        return self.sizes.image.max_patches > 0
+
+    def preprocess(self, images: Picture | Sequence[Picture]) -> Any:
         """Pictures as the model sees them.
 
         Args:
           images: a path, a ``PIL.Image`` or an array uint8[H, W, 3], or a list of them.
 
         Returns:
-          uint8[B, S, S, 3]; B = 1 for one picture.
+          uint8[B, S, S, 3]; B = 1 for one picture. Of a NaFlex model a
+          :class:`jaxclip.models.PatchSequence`, of uint8 patches.
 
         Raises:
           ValueError: no picture, or one that can't be decoded.
@@ -82,17 +91,42 @@ class Model:
         """
         if not isinstance(images, (list, tuple)):
             images = [images]
-        size = self.sizes.image.image_size
         if not images:
-            return np.zeros((0, size, size, 3), np.uint8)
+            return self.batch([], 0)
+        if self.is_native:
+            return self.batch([self._cut(to_pixels(image)) for image in images], len(images))
         return self._resized([to_pixels(image) for image in images])
 
-    def prepare(self, data: bytes) -> np.ndarray | BadRecord:
-        """uint8[S, S, 3] of an encoded picture, or what is wrong with it."""
+    def prepare(self, data: bytes) -> Any:
+        """uint8[S, S, 3] of an encoded picture (or its patches), or a :class:`BadRecord`."""
         decoded = decode.decode(data)
-        return (
-            decoded if isinstance(decoded, BadRecord) else self._resized([np.asarray(decoded)])[0]
-        )
+        if isinstance(decoded, BadRecord):
+            return decoded
+        pixels = np.asarray(decoded)
+        return self._cut(pixels) if self.is_native else self._resized([pixels])[0]
+
+    def batch(self, prepared: Sequence[Any], rows: int) -> Any:
+        """What :meth:`prepare` gave, as the input of :meth:`encode_image`.
+
+        Args:
+          prepared: at most ``rows`` pictures.
+          rows: of the batch; those that are missing are black.
+        """
+        image = self.sizes.image
+        if self.is_native:
+            shapes = [(image.max_patches, 3 * image.patch_size**2), (image.max_patches,), (2,)]
+            kinds = [np.uint8, np.bool_, np.int32]
+            arrays = [np.zeros((rows, *s), k) for s, k in zip(shapes, kinds, strict=True)]
+            arrays[1][:, 0], arrays[2][:] = True, 1
+            for row, each in enumerate(prepared):
+                for array, part in zip(arrays, each, strict=True):
+                    array[row] = part
+            return models.PatchSequence(*arrays)
+        size = image.image_size
+        pixels = np.zeros((rows, size, size, 3), np.uint8)
+        for row, each in enumerate(prepared):
+            pixels[row] = each
+        return pixels
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
         """int32[B, L], the tokens of texts.
@@ -102,15 +136,20 @@ class Model:
         """
         return np.asarray(self._tokenizer([texts] if isinstance(texts, str) else list(texts)))
 
-    def encode_image(self, images: ArrayLike, *, params: Params = None) -> jax.Array:
-        """float32[B, D] of unit length, of uint8[B, S, S, 3]."""
-        return self._image(self.params if params is None else params, jnp.asarray(images))
+    def encode_image(self, images: Any, *, params: Params = None) -> jax.Array:
+        """float32[B, D] of unit length, of uint8[B, S, S, 3] or what :meth:`preprocess` gave."""
+        if isinstance(images, models.PatchSequence):
+            images = models.PatchSequence(*map(jnp.asarray, images))
+        else:
+            images = jnp.asarray(images)
+        return self._image(self._holding("image", params), images)
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of int32[B, L]."""
-        return self._text(self.params if params is None else params, jnp.asarray(tokens))
+        params = self._holding("text", params)
+        return self._text(params, jnp.asarray(tokens))
 
-    def logits(self, images: ArrayLike, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
+    def logits(self, images: Any, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, M]: every image against every text, scaled as in training.
 
         The softmax of a row is a zero-shot classifier's probabilities; of SigLIP models the sigmoid
@@ -121,12 +160,36 @@ class Model:
         text = self.encode_text(tokens, params=params)
         return jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
 
+    def _holding(self, tower: str, params: Params) -> Params:
+        """The parameters, if a tower is among them: published weights may hold one alone."""
+        params = self.params if params is None else params
+        if tower not in params:
+            there = " and ".join(t for t in ("image", "text") if t in params) or "no"
+            raise ValueError(
+                f"{self.path} holds the {there} tower alone: nothing can embed "
+                f"{'texts' if tower == 'text' else 'images'}"
+            )
+        return params
+
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)
         return np.asarray(self._chain(arrays, draws))
 
+    def _cut(self, pixels: np.ndarray) -> Any:
+        image = self.sizes.image
+        return patch_sequence.cut(
+            pixels, image.patch_size, image.max_patches, method=self._resize_method
+        )
+
     @functools.cached_property
-    def _image(self) -> Callable[[Params, jax.Array], jax.Array]:
+    def _resize_method(self) -> str:
+        for spec in self._chain.specs:
+            if "method" in spec.options:
+                return str(spec.options["method"])
+        return "bilinear"
+
+    @functools.cached_property
+    def _image(self) -> Callable[[Params, Any], jax.Array]:
         return jax.jit(lambda params, x: self.towers.encode(params, "image", x))
 
     @functools.cached_property

@@ -13,6 +13,7 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
 from jaxclip.models.features import Features
 from jaxclip.models.layers import unit
+from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.vit import VisionTransformer
@@ -47,19 +48,23 @@ class CLIP:
             params["logit_bias"] = jnp.asarray(self.config.logit_bias_init, jnp.float32)
         return params
 
-    def encode_image(self, params: Params, images: jax.Array) -> jax.Array:
+    def encode_image(self, params: Params, images: jax.Array | PatchSequence) -> jax.Array:
         """Embed images.
 
         Args:
           params: the whole dict.
           images: float[B, image_size, image_size, 3], normalised; :meth:`image_features` takes
-            other sizes.
+            other sizes. With ``model.image.alpha`` there may be a fourth channel, 0 to 1. With
+            ``max_patches``: any size, or patch sequences.
 
         Returns:
           float32[B, embed_dim] of unit length.
         """
         size = self.config.image.image_size
-        if images.shape[1:] != (size, size, 3):
+        if isinstance(images, PatchSequence) or self.config.image.max_patches:
+            return unit(self.image.encode(params["image"], images))
+        has_alpha = self.config.image.alpha and images.shape[1:] == (size, size, 4)
+        if images.shape[1:] != (size, size, 3) and not has_alpha:
             raise ValueError(
                 f"images of shape {images.shape}; the image tower takes [B, {size}, {size}, 3]"
             )
@@ -80,7 +85,7 @@ class CLIP:
     def image_features(
         self,
         params: Params,
-        images: jax.Array,
+        images: jax.Array | PatchSequence,
         *,
         keep: jax.Array | None = None,
         insert: features_lib.InsertLike = None,
@@ -100,8 +105,9 @@ class CLIP:
 
         Args:
           params: the whole dict.
-          images: float[B, H, W, 3], normalised. Where H and W are not ``image_size``, positions are
-            interpolated (:func:`jaxclip.models.positions.resize_positions`).
+          images: float[B, H, W, 3], normalised, or patch sequences. Where H and W are not
+            ``image_size``, positions are interpolated
+            (:func:`jaxclip.models.positions.resize_positions`).
           keep: int32[B, K], patches to run (FLIP). They are chosen after positions are added;
             class, register and inserted tokens always run. An index that is not there gives NaN.
           insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers,

@@ -58,12 +58,16 @@ class Tokens:
       valid: bool[B, N], or None.
       last: int32[B], index of a text's last token among the N; None for images.
       inserted: M, static.
+      turns: rotary angles of the N own tokens, float32[N, d / 2] or [B, N, d / 2]; None for none.
+      keys: bool[B, P+N], which tokens others see, where that is not all of them; else None.
     """
 
     x: jax.Array
     valid: jax.Array | None = None
     last: jax.Array | None = None
     inserted: int = dataclasses.field(default=0, metadata={"static": True})
+    turns: jax.Array | None = None
+    keys: jax.Array | None = None
 
 
 class Taps(NamedTuple):
@@ -278,6 +282,13 @@ def add_low_rank(params: Mapping[str, Any], low_rank: LowRank) -> dict[str, Any]
         delta = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
         result = _with(result, path.split("/"), kernel + delta.astype(kernel.dtype))
     return result
+
+
+def valid_keys(valid: jax.Array, before: int) -> jax.Array:
+    """bool[B, N] -> bool[B, 1, 1, before+N]; the tokens before are valid."""
+    if before:
+        valid = jnp.pad(valid, ((0, 0), (before, 0)), constant_values=True)
+    return valid[:, None, None, :]
 
 
 def names_of(index: int, asked: Iterable[int], size: int) -> list[int]:

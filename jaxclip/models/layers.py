@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,12 +12,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models import dropout as dropout_lib
+from jaxclip.models.rotary import rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     # x * sigmoid(1.702 x), as in OpenAI's own models.
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": nn.silu,
 }
 
 # Of `jax.nn.dot_product_attention`; or a function such as `fused_attention`, which serves where
@@ -89,23 +90,35 @@ class Taken(NamedTuple):
     largest: jax.Array | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """How scores come of queries and keys, beside q·k / sqrt(d).
+class Variant(NamedTuple):
+    """What a block has beside the plain pre-norm one, which the default is.
 
     Attributes:
+      norm: ``"layer"`` or ``"rms"``.
+      norm_place: ``"pre"``, or ``"post"`` for x + norm(f(x)), the norm on the branch.
+      qkv_bias: ``"all"``, ``"qv"`` (keys have none) or ``"none"``.
+      mlp: ``"plain"``, or ``"gated"`` for down(activation(gate(x)) * up(x)).
+      sub_norm: a norm before the output maps of attention and MLP.
+      layer_scale: initial value of a learned scale of each channel that a branch adds, 0 among
+        them; None for none.
       qk_norm: layer norms (without bias) of each head's queries and keys, with gains that the heads
         share (Dehghani et al., 2023, arXiv:2302.05442).
-      soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
-      scale: another factor on q·k / sqrt(d).
+      attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
+      score_scale: another factor on q·k / sqrt(d).
     """
 
+    norm: str = "layer"
+    norm_place: str = "pre"
+    qkv_bias: str = "all"
+    mlp: str = "plain"
+    sub_norm: bool = False
+    layer_scale: float | None = None
     qk_norm: bool = False
-    soft_cap: float = 0.0
-    scale: float = 1.0
+    attention_soft_cap: float = 0.0
+    score_scale: float = 1.0
 
 
-PLAIN = Scores()
+PLAIN = Variant()
 
 
 class Attention(nn.Module):
@@ -115,8 +128,8 @@ class Attention(nn.Module):
     dtype: Any
     implementation: Implementation = None
     flat: bool = False
-    scores: Scores = PLAIN
-    norm_eps: float = 1e-6
+    variant: Variant = PLAIN
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -127,24 +140,39 @@ class Attention(nn.Module):
         mask: jax.Array | None,
         causal: bool,
         how: How = UNCHANGED,
+        turns: jax.Array | None = None,
     ) -> tuple[jax.Array, Taken]:
         """[B, Q, C], [B, K, C] -> [B, Q, C] and what was asked for.
 
-        mask: bool, broadcast to [B, heads, Q, K].
+        mask: bool, broadcast to [B, heads, Q, K]. turns: rotary angles of queries and keys, which
+        are the same tokens then (:func:`jaxclip.models.rotary.rotate`).
         """
         width = queries.shape[-1]
 
         query, key, value = (
-            checkpoint_name(dense(width, self.dtype, name, flat=self.flat)(x), "qkv")
-            for name, x in (("query", queries), ("key", keys), ("value", keys))
+            checkpoint_name(layer(x), "qkv")
+            for layer, x in zip(
+                qkv_layers(width, self.dtype, self.variant.qkv_bias, self.flat),
+                (queries, keys, keys),
+                strict=True,
+            )
         )
-        if self.scores != PLAIN:
-            query, key = self.prepared(query, key)
+        if self.variant.qk_norm:
+            query, key = (
+                head_norm(self.norm_eps, self.dtype, name)(
+                    x.reshape(*x.shape[:-1], self.num_heads, -1)
+                ).reshape(x.shape)
+                for name, x in (("query_norm", query), ("key_norm", key))
+            )
+        if turns is not None:
+            query, key = (turn_heads(x, self.num_heads, turns) for x in (query, key))
+        if self.variant.score_scale != 1.0:
+            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
         largest = None
         if how.largest:
             largest = largest_scores(query, key, self.num_heads, mask, causal)
         weights = None
-        if how.attend.fn is not None or how.weights or self.scores.soft_cap:
+        if how.attend.fn is not None or how.weights or self.variant.attention_soft_cap:
             out, weights = self.explicit(query, key, value, mask, causal, how)
         elif (
             callable(self.implementation) and mask is None and how.bias is None and queries is keys
@@ -163,21 +191,10 @@ class Attention(nn.Module):
                 implementation=implementation,
             )
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
+        if self.variant.sub_norm:
+            out = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(out)
         out = dense(width, self.dtype, "out", flat=self.flat)(out)
         return out, Taken(weights if how.weights else None, largest)
-
-    def prepared(self, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Queries and keys [B, L, C] of which q·k / sqrt(d) are the scores before the cap."""
-        if self.scores.qk_norm:
-            query, key = (
-                head_norm(self.norm_eps, self.dtype, name)(
-                    x.reshape(*x.shape[:-1], self.num_heads, -1)
-                ).reshape(x.shape)
-                for name, x in (("query_norm", query), ("key_norm", key))
-            )
-        if self.scores.scale != 1.0:
-            query = query * jnp.asarray(self.scores.scale, query.dtype)
-        return query, key
 
     def explicit(
         self,
@@ -191,7 +208,7 @@ class Attention(nn.Module):
         """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
         bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
         query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
-        own = functools.partial(_own_weights, soft_cap=self.scores.soft_cap)
+        own = functools.partial(_own_weights, soft_cap=self.variant.attention_soft_cap)
         weights = (how.attend.fn or own)(query, key, value, bias)
         shape = (*query.shape[:3], key.shape[2])
         try:
@@ -207,23 +224,36 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between."""
+    """Two linear layers with an activation between.
+
+    Gated, the activation is of a third layer, which multiplies (SwiGLU with ``"silu"``; Shazeer,
+    2020, arXiv:2002.05202).
+    """
 
     mlp_dim: int
     activation: str
     dtype: Any
     flat: bool = False
+    variant: Variant = PLAIN
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = dense(self.mlp_dim, self.dtype, "up", flat=self.flat)(x)
         hidden = checkpoint_name(hidden, "mlp_hidden")
-        hidden = ACTIVATIONS[self.activation](hidden)
+        if self.variant.mlp == "gated":
+            gate = dense(self.mlp_dim, self.dtype, "gate", flat=self.flat)(x)
+            gate = checkpoint_name(gate, "mlp_hidden")
+            hidden = ACTIVATIONS[self.activation](gate) * hidden
+        else:
+            hidden = ACTIVATIONS[self.activation](hidden)
+        if self.variant.sub_norm:
+            hidden = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(hidden)
         return dense(x.shape[-1], self.dtype, "down", flat=self.flat)(hidden)
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A Transformer block: x + attention(norm(x)), then x + mlp(norm(x)), or a variant of it."""
 
     num_heads: int
     mlp_dim: int
@@ -234,8 +264,7 @@ class Block(nn.Module):
     implementation: Implementation = None
     flat: bool = False
     dropout: float = 0.0
-    scores: Scores = PLAIN
-    layer_scale: float | None = None
+    variant: Variant = PLAIN
 
     @nn.compact
     def __call__(
@@ -244,6 +273,7 @@ class Block(nn.Module):
         mask: jax.Array | None,
         how: How = UNCHANGED,
         keys: jax.Array | None = None,
+        turns: jax.Array | None = None,
     ) -> tuple[jax.Array, Taken]:
         """[B, L, C] -> [B, L, C] and what was asked for.
 
@@ -253,32 +283,34 @@ class Block(nn.Module):
           how: what the caller changes.
           keys: a PRNG key for each row, [B], for dropout of what attention and MLP add; None for
             no dropout.
+          turns: rotary angles float32[L, d / 2] or [B, L, d / 2], None for none.
         """
-        y = norm(self.norm_eps, self.dtype, "attention_norm")(x)
-        attention = Attention(
-            self.num_heads,
-            self.dtype,
-            self.implementation,
-            self.flat,
-            self.scores,
-            self.norm_eps,
-            name="attention",
+        variant, post = self.variant, self.variant.norm_place == "post"
+        sizes: dict[str, Any] = {"variant": variant, "norm_eps": self.norm_eps, "flat": self.flat}
+        attention_norm, mlp_norm = (
+            norm(self.norm_eps, self.dtype, name, variant.norm)
+            for name in ("attention_norm", "mlp_norm")
         )
-        y, taken = attention(y, y, mask=mask, causal=self.causal, how=how)
-        y = self.drop(self.scaled(y, "attention_layer_scale"), keys, 0)
+        attention = Attention(
+            self.num_heads, self.dtype, self.implementation, name="attention", **sizes
+        )
+        y = x if post else attention_norm(x)
+        y, taken = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
+        y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
         x = x + y if how.attend.residual else y
         if how.attend.mlp:
-            y = norm(self.norm_eps, self.dtype, "mlp_norm")(x)
-            y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
-            x = x + self.drop(self.scaled(y, "mlp_layer_scale"), keys, 1)
+            mlp = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)
+            y = mlp_norm(mlp(x)) if post else mlp(mlp_norm(x))
+            x = x + self.drop(self.scale(y, "mlp"), keys, 1)
         return x, taken
 
-    def scaled(self, x: jax.Array, name: str) -> jax.Array:
-        """What a branch adds, times its gains (LayerScale), where there are any."""
-        if self.layer_scale is None:
+    def scale(self, x: jax.Array, branch: str) -> jax.Array:
+        """LayerScale (Touvron et al., 2021, arXiv:2103.17239)."""
+        initial = self.variant.layer_scale
+        if initial is None:
             return x
-        gains = self.param(name, nn.initializers.constant(self.layer_scale), (x.shape[-1],))
-        return x * gains.astype(x.dtype)
+        start = nn.initializers.constant(initial)
+        return x * self.param(f"{branch}_scale", start, x.shape[-1:]).astype(self.dtype)
 
     def drop(self, x: jax.Array, keys: jax.Array | None, place: int) -> jax.Array:
         if keys is None or not self.dropout:
@@ -390,6 +422,36 @@ def score_bias(
     return masked if bias is None else jnp.where(mask, bias, masked)
 
 
+def qkv_layers(
+    width: int, dtype: Any, bias: str, flat: bool = False, *, names: bool = True
+) -> tuple[nn.Dense, nn.Dense, nn.Dense]:
+    """The linear layers of queries, keys and values.
+
+    Args:
+      width: channels that come out.
+      dtype: compute dtype.
+      bias: as in :class:`Variant`.
+      flat: as in :func:`dense`.
+      names: False for unbound layers.
+    """
+    query, key, value = (
+        dense(
+            width,
+            dtype,
+            name if names else None,
+            use_bias=bias == "all" or (bias == "qv" and name != "key"),
+            flat=flat,
+        )
+        for name in ("query", "key", "value")
+    )
+    return query, key, value
+
+
+def turn_heads(x: jax.Array, num_heads: int, turns: jax.Array) -> jax.Array:
+    """Rotary positions of [B, L, C]; see :func:`jaxclip.models.rotary.rotate`."""
+    return rotate(x.reshape(*x.shape[:2], num_heads, -1), turns).reshape(x.shape)
+
+
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     """[B, L, C] -> [B, H, L, C / H]."""
     return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
@@ -444,9 +506,11 @@ def _flat_dot_general(
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
-    """Layer norm; its statistics are float32 whatever ``dtype`` is."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+def norm(epsilon: float, dtype: Any, name: str | None, kind: str = "layer") -> Any:
+    """Layer norm, or ``kind="rms"`` (no mean taken off, no bias; Zhang & Sennrich, 2019,
+    arXiv:1910.07467); statistics are float32 whatever ``dtype`` is."""
+    cls = nn.RMSNorm if kind == "rms" else nn.LayerNorm
+    return cls(epsilon=epsilon, dtype=dtype, name=name)
 
 
 def head_norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:

@@ -32,7 +32,7 @@ class TextTransformer(Tower):
 
     @property
     def has_projection(self) -> bool:
-        return True
+        return self.config.projection != "none"
 
     @property
     def embedding(self) -> Embed:
@@ -74,7 +74,7 @@ class TextTransformer(Tower):
                 f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last = last_token(inputs, c.pad_id)
+        last = first_eos(inputs, c.eos_id) if c.pool == "eos" else last_token(inputs, c.pad_id)
         places = jnp.arange(length)
         asked = features_lib.as_insert(insert, c.depth)
         context = at = None
@@ -97,7 +97,8 @@ class TextTransformer(Tower):
         c = self.config
         if not c.mask_padding or c.causal:  # behind a causal mask no token sees the padding
             return None
-        return _valid_keys(tokens.valid, tokens.inserted)
+        assert tokens.valid is not None
+        return features_lib.valid_keys(tokens.valid, tokens.inserted)
 
     def pool(self, params: Params, tokens: Tokens) -> jax.Array:
         """[B, M+N, C] -> [B, C], of the text's own tokens."""
@@ -107,12 +108,12 @@ class TextTransformer(Tower):
             if c.pool == "final":
                 return x[:, -1]
             assert tokens.valid is not None and tokens.last is not None
-            if c.pool == "last":
+            if c.pool in ("last", "eos"):
                 return jnp.take_along_axis(x, tokens.last[:, None, None], axis=1)[:, 0]
             if c.pool == "mean":
                 where = tokens.valid[:, :, None] if c.mask_padding else None
                 return jnp.mean(x, axis=1, where=where)
-            mask = _valid_keys(tokens.valid, 0) if c.mask_padding else None
+            mask = features_lib.valid_keys(tokens.valid, 0) if c.mask_padding else None
             out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
             return out
 
@@ -158,9 +159,6 @@ def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
     return jnp.minimum(last + 1, tokens.shape[1] - 1)
 
 
-def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:
-    """bool[B, N] -> bool[B, 1, 1, M+N]; tokens that were put in are valid."""
-    assert valid is not None
-    if inserted:
-        valid = jnp.pad(valid, ((0, 0), (inserted, 0)), constant_values=True)
-    return valid[:, None, None, :]
+def first_eos(tokens: jax.Array, eos_id: int) -> jax.Array:
+    """Place of the first end-of-text token, int32[B]; 0 in a text without any, as in open_clip."""
+    return jnp.argmax(tokens == eos_id, axis=1).astype(jnp.int32)

@@ -119,27 +119,28 @@ class Tower(abc.ABC):
             implementation=self.attention_implementation,
             flat=self.flat_products,
             dropout=c.dropout,
-            scores=self.scores,
-            layer_scale=c.layer_scale,
+            variant=self.variant,
             parent=None,
         )
 
     @property
-    def scores(self) -> layers.Scores:
-        """How the blocks' attention scores come of queries and keys."""
-        c = self.config
-        return layers.Scores(c.qk_norm, c.attention_soft_cap, mup.attention_scale(c))
+    def variant(self) -> layers.Variant:
+        """What the blocks have beside the plain ones, of the fields that the configuration has."""
+        fields = {name: getattr(self.config, name, None) for name in layers.Variant._fields}
+        fields["score_scale"] = mup.attention_scale(self.config)
+        return layers.PLAIN._replace(**{k: v for k, v in fields.items() if v is not None})
 
     @property
-    def norm_post(self) -> nn.LayerNorm:
-        return layers.norm(self.config.norm_eps, self.dtype, None)
+    def norm_post(self) -> nn.Module:
+        norm: nn.Module = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+        return norm
 
     @property
     def attention_pool(self) -> layers.AttentionPool:
         c = self.config
         return layers.AttentionPool(
-            c.num_heads,
-            c.mlp_dim,
+            getattr(c, "pool_heads", 0) or c.num_heads,
+            getattr(c, "pool_mlp_dim", 0) or c.mlp_dim,
             c.activation,
             c.norm_eps,
             self.dtype,
@@ -200,7 +201,7 @@ class Tower(abc.ABC):
                 tokens = features_lib.put_in(tokens, asked.insert, first, self.prefix)
             how = asked.how(first, tokens.inserted)
             run = [params[f"blocks_{index}"] for index in range(first, end)]
-            x, taken = self._run(run, tokens.x, self.mask(tokens), how, keys, first)
+            x, taken = self._run(run, tokens, how, keys, first)
             tokens = dataclasses.replace(tokens, x=x)
             self._tap(taps, asked, tokens, end)
             if taken.weights is not None:
@@ -217,8 +218,7 @@ class Tower(abc.ABC):
     def _run(
         self,
         run: Sequence[Any],
-        x: jax.Array,
-        mask: jax.Array | None,
+        tokens: Tokens,
         how: layers.How,
         keys: jax.Array | None,
         first: int,
@@ -227,14 +227,15 @@ class Tower(abc.ABC):
 
         The largest scores of the blocks are stacked, float32[blocks, B, H].
         """
-        block = self.block
+        block, x = self.block, tokens.x
+        mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
         def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
                 params = self.gather_block(params)
             own = None if keys is None else dropout_lib.fold_in(keys, index)
-            out: Any = block.apply({"params": params}, x, mask, how, own)
+            out: Any = block.apply({"params": params}, x, mask, how, own, turns)
             return out
 
         if self.remat != "none":
@@ -260,6 +261,13 @@ class Tower(abc.ABC):
 
             x, scores = jax.lax.scan(one, x, (stacked, places))
             return x, layers.Taken(largest=scores)
+
+    def turns(self, tokens: Tokens) -> jax.Array | None:
+        """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
+        if tokens.turns is None:
+            return None
+        before = tokens.inserted + self.prefix
+        return jnp.pad(tokens.turns, [(0, 0)] * (tokens.turns.ndim - 2) + [(before, 0), (0, 0)])
 
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """The last norm, of any tokens [..., C]."""
@@ -323,7 +331,7 @@ class Tower(abc.ABC):
         )
         rates = self.random_rates() if train else {}
         if rates:
-            dropout_lib.check_keys(keys, inputs.shape[0], rates)
+            dropout_lib.check_keys(keys, jax.tree.leaves(inputs)[0].shape[0], rates)
         drawn = keys if rates else None
         if low_rank:
             params = features_lib.add_low_rank(params, low_rank)
@@ -366,7 +374,7 @@ class Tower(abc.ABC):
     # Parts of a block, for methods that take one to pieces.
 
     def qkv(
-        self, params: Params, x: jax.Array, block: int
+        self, params: Params, x: jax.Array, block: int, turns: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values that a block makes of its input, as its scores are made of them.
 
@@ -374,27 +382,38 @@ class Tower(abc.ABC):
           params: of the tower.
           x: [B, L, C], what comes into the block.
           block: its index, -1 = the last.
+          turns: rotary angles (:meth:`turns`), where the tower has them; None leaves them out.
 
         Returns:
           Three arrays [B, H, L, C / H].
         """
         p = params[f"blocks_{block % self.config.depth}"]
-        norm = layers.norm(self.config.norm_eps, self.dtype, None)
-        y: Any = norm.apply({"params": p["attention_norm"]}, x)
-        linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-
-        def heads(name: str) -> jax.Array:
-            out: Any = linear.apply({"params": p["attention"][name]}, y)
-            return layers.split_heads(out, self.config.num_heads)
-
-        query, key = heads("query"), heads("key")
-        if self.scores.qk_norm:
-            own = layers.head_norm(self.config.norm_eps, self.dtype, None)
-            query = own.apply({"params": p["attention"]["query_norm"]}, query)
-            key = own.apply({"params": p["attention"]["key_norm"]}, key)
-        if self.scores.scale != 1.0:
-            query = query * jnp.asarray(self.scores.scale, query.dtype)
-        return query, key, heads("value")
+        y: Any = x
+        if self.variant.norm_place == "pre":
+            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+            y = norm.apply({"params": p["attention_norm"]}, x)
+        linear = layers.qkv_layers(
+            self.config.width,
+            self.dtype,
+            self.variant.qkv_bias,
+            self.flat_products,
+            names=False,
+        )
+        heads = []
+        for name, layer in zip(("query", "key", "value"), linear, strict=True):
+            out: Any = layer.apply({"params": p["attention"][name]}, y)
+            if self.variant.qk_norm and name != "value":
+                own = layers.head_norm(self.config.norm_eps, self.dtype, None)
+                parts = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
+                parts = own.apply({"params": p["attention"][f"{name}_norm"]}, parts)
+                out = parts.reshape(out.shape)
+            if turns is not None and name != "value":
+                out = layers.turn_heads(out, self.config.num_heads, turns)
+            heads.append(layers.split_heads(out, self.config.num_heads))
+        query = heads[0]
+        if self.variant.score_scale != 1.0:
+            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
+        return query, heads[1], heads[2]
 
     def attention_out(
         self, params: Params, weights: jax.Array, value: jax.Array, block: int
@@ -407,10 +426,13 @@ class Tower(abc.ABC):
           value: [B, H, K, C / H].
           block: its index, -1 = the last.
         """
-        p = params[f"blocks_{block % self.config.depth}"]["attention"]["out"]
-        x = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+        p = params[f"blocks_{block % self.config.depth}"]["attention"]
+        x = layers.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
+        if self.variant.sub_norm:
+            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+            x = norm.apply({"params": p["sub_norm"]}, x)
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        out: Any = linear.apply({"params": p}, layers.join_heads(x))
+        out: Any = linear.apply({"params": p["out"]}, x)
         return out
 
 

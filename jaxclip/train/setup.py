@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
-from jaxclip.train import cures, outputs, towers
+from jaxclip.train import cures, low_rank, outputs, towers
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
 from jaxclip.train import state as state_lib
@@ -76,9 +77,12 @@ class Experiment(NamedTuple):
     def started(self, initial: Any) -> tuple[Any, init_from_lib.Report]:
         """Initial parameters with those of ``config.init_from`` in their place, and a report."""
         source = init_from_lib.open_source(self.config["init_from"])
+        given = source.read(None)
+        if own := source.read_own(initial.get("objective", {})):
+            given = {**given, "objective": own}
         return init_from_lib.merge(
             initial,
-            source.read(None),
+            given,
             exclude=self.config["init_from_exclude"],
             path=source.path,
         )
@@ -207,6 +211,9 @@ def _state_maker(
 
     def init(rng: jax.Array) -> Any:
         params = model.init(rng)
+        if config[low_rank.KEY]["rank"]:
+            key = jax.random.fold_in(rng, zlib.crc32(low_rank.KEY.encode()))
+            params[low_rank.KEY] = low_rank.init(params, config[low_rank.KEY], key)
         own = total.init_params(rng, sizes)
         return {**params, "objective": own} if own else params
 

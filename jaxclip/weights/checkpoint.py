@@ -14,12 +14,23 @@ from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights import files, mapping, tokenizer_files
 from jaxclip.weights.families import Checkpoint, Family, detect, renamed
-from jaxclip.weights.families._base import Preprocess
+from jaxclip.weights.families._base import TOWERS, Preprocess
 
 Params = dict[str, Any]
 
-_CONFIGS = ("open_clip_config.json", "config.json")
-_PREPROCESSOR = "preprocessor_config.json"
+# Names that tell a file of one tower alone: of transformers' models without a projection, and of
+# Alpha-CLIP's image tower. Its prefix in the whole model.
+_SINGLE = (
+    (
+        {"embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"},
+        "vision_model.",
+    ),
+    ({"embeddings.token_embedding.weight", "embeddings.position_embedding.weight"}, "text_model."),
+    ({"conv1_alpha.weight", "class_embedding", "proj"}, "visual."),
+)
+
+CONFIGS = ("open_clip_config.json", "config.json")
+PREPROCESSOR = "preprocessor_config.json"
 # What wrappers put in front of every name: DistributedDataParallel, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -34,6 +45,7 @@ class Opened(NamedTuple):
       preprocess: how its inputs are made.
       entries: the table of its tensors.
       tensors: by their names.
+      parts: the towers that it holds, of ``"image"`` and ``"text"``.
     """
 
     path: str
@@ -42,6 +54,7 @@ class Opened(NamedTuple):
     preprocess: Preprocess
     entries: list[mapping.Entry]
     tensors: Mapping[str, files.Tensor]
+    parts: tuple[str, ...] = TOWERS
 
     def read(self, shardings: Any = None, dtype: Any = np.float32) -> Params:
         """Read all tensors, one at a time.
@@ -52,7 +65,8 @@ class Opened(NamedTuple):
           dtype: of the parameters; half precision is widened to it.
 
         Returns:
-          The tree of :meth:`jaxclip.models.CLIP.init`.
+          The tree of :meth:`jaxclip.models.CLIP.init`, without what the checkpoint does not hold
+          (:attr:`parts`).
 
         Raises:
           FileError: the file changed, or is damaged where it was not read before.
@@ -86,29 +100,37 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         raise files.FileError(f"{os.fspath(path)!r}: there is no such file or folder")
     folder = place if place.is_dir() else place.parent
     opened = files.open_folder(place) if place.is_dir() else files.open_file(place)
-    tensors = _unwrapped(opened.tensors)
-    config = next((c for name in _CONFIGS if (c := files.read_json(folder / name))), {})
+    tensors = _prefixed(_unwrapped(opened.tensors))
+    config = next((c for name in CONFIGS if (c := files.read_json(folder / name))), {})
     checkpoint = Checkpoint(
         os.fspath(path),
         {name: tensor.shape for name, tensor in tensors.items()},
         config,
-        files.read_json(folder / _PREPROCESSOR),
+        files.read_json(folder / PREPROCESSOR),
     )
     name, family = detect(checkpoint)
     checkpoint = renamed(checkpoint, family)
     tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
-    sizes = _sizes(checkpoint, name, family)
+    sizes, parts = _sizes(checkpoint, name, family), family.parts(checkpoint)
+    tensors = dict(family.joined(tensors))
     entries = family.entries_of(checkpoint, sizes)
     shapes = {
         path: leaf.shape
         for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()
     }
+    if parts != TOWERS:
+        entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
+        shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
     mapping.check(
-        entries, checkpoint.shapes, shapes, ignore=family.ignore, what=f"{os.fspath(path)} ({name})"
+        entries,
+        {name: tensor.shape for name, tensor in tensors.items()},
+        shapes,
+        ignore=family.ignore,
+        what=f"{os.fspath(path)} ({name})",
     )
     preprocess = family.preprocess(checkpoint, sizes)
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
-    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors)
+    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts)
 
 
 def _sizes(checkpoint: Checkpoint, name: str, family: type[Family]) -> CLIPConfig:
@@ -128,6 +150,14 @@ def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
         if result and all(name.startswith(prefix) for name in result):
             result = {name.removeprefix(prefix): each for name, each in result.items()}
     return result
+
+
+def _prefixed(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
+    """One tower's tensors by the names that they have in the whole model."""
+    for names, prefix in _SINGLE:
+        if names <= set(tensors):
+            return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:

@@ -169,7 +169,7 @@ def test_with_gains_of_zero_blocks_are_the_identity():
     grads = grads["blocks_0"]
     for name in ("attention", "mlp"):
         assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads[name]))
-        assert np.any(grads[f"{name}_layer_scale"])
+        assert np.any(grads[f"{name}_scale"])
 
 
 def test_gains_multiply_what_a_branch_adds(plain):
@@ -179,7 +179,7 @@ def test_gains_multiply_what_a_branch_adds(plain):
     half = jax.tree.map(lambda leaf: leaf, params["image"])
     gained = dict(half)
     for i in range(1):
-        gains = {f"{n}_layer_scale": jnp.full(16, 0.25) for n in ("attention", "mlp")}
+        gains = {f"{n}_scale": jnp.full(16, 0.25) for n in ("attention", "mlp")}
         gained[f"blocks_{i}"] = {**half[f"blocks_{i}"], **gains}
         block = half[f"blocks_{i}"]
         out = jax.tree.map(lambda x: 0.25 * x, block["attention"]["out"])
@@ -257,7 +257,7 @@ def test_factors_and_scales_of_a_wider_tower():
         "logit_scale": 1.0,
     }.items():
         assert mup.factor_of(path, factors) == factor, path
-    assert model.image.scores.scale == pytest.approx(0.5)  # sqrt(8 / 32)
+    assert model.image.variant.score_scale == pytest.approx(0.5)  # sqrt(8 / 32)
     params = init(model)
     limit = np.sqrt(6 / (192 + 16))
     assert 0.97 * limit < np.abs(params["image"]["patch_embedding"]["kernel"]).max() <= limit
@@ -267,7 +267,7 @@ def test_factors_and_scales_of_a_wider_tower():
 def test_pictures_of_other_options_that_can_not_be():
     for options, message in (
         ({"attention_soft_cap": -1.0}, r"attention_soft_cap=-1.0; use 50, say, or 0"),
-        ({"layer_scale": -0.1}, r"layer_scale=-0.1; use 1e-4, say, or None"),
+        ({"layer_scale": -0.1}, r"layer_scale=-0.1 is negative or .* use 1e-4, say, or None"),
         ({"mup_base_heads": 2}, r"mup_base_heads=2, mup_base_width=0: use a width"),
         ({"mup_base_width": 16, "mup_base_heads": 3}, r"a number of heads that divides it"),
     ):
