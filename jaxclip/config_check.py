@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.shuffle_window": (1, 2**40),
     "data.shuffle_chunk": (1, 2**40),
     "data.cache_decoded_mb": (0, _INFINITY),
+    "data.max_unusable": (0.0, 1.0),
     "data.num_parallel_calls": (0, 4096),
     "data.prefetch": (0, 4096),
     "tokenizer.context_length": (1, 2**20),

@@ -16,6 +16,7 @@ from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.models.text import TextTransformer
+from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.vit import VisionTransformer
 
 __all__ = ["CLIP", "Params", "build", "unit"]
@@ -255,10 +256,12 @@ def build(
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
     }
+    kind = config.text.kind
+    text_tower = TextTransformer if kind == "transformer" else TEXT_TOWERS.get(kind)
     return CLIP(
         config,
         VisionTransformer(
             config.image, config.embed_dim, gather_block=gather.get("image"), **options
         ),
-        TextTransformer(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
+        text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )

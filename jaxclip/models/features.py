@@ -25,11 +25,14 @@ class Features(NamedTuple):
       embedding: float32[B, D] of unit length.
       raw: float32[B, D], projected to the joint space, not normalised.
       pooled: [B, C], before the projection.
-      tokens: [B, N, C] after the tower's last norm.
-      prefix: [B, P, C], class token (if any), then registers, after the last norm.
+      tokens: [B, N, C] after the tower's last norm. CoCa: of its image tower (``pool="queries"``)
+        what all queries but the first see, [B, Q-1, D]; of its text tower (``pool="cls"``) as the
+        last block gives them, for its norm is the class token's alone.
+      prefix: [B, P, C], class token (if any), then registers, after the last norm. CoCa: the first
+        query, [B, 1, D], and the class token behind the text.
       valid: bool[B, N], False for padding; None where all are valid (images).
       hidden: [B, P+N, C] of the layers asked for: 0 = after the embedding, i = after block i
-        (counted from 1), -1 = the last.
+        (counted from 1), -1 = the last. Of CoCa's text tower [B, N+1, C], the class token last.
       attention: float32[B, H, M+P+N, M+P+N], softmax weights of the blocks asked for, counted from
         0; -1 = the last.
       aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm,

@@ -96,13 +96,18 @@ class Tower(abc.ABC):
         parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
             f"blocks_{index}": (block, (x, None)) for index in range(self.config.depth)
         }
-        parts["norm_post"] = (self.norm_post, (x,))
+        parts |= self.head_parts(x)
+        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        return {**self.init_embed(rng), **drawn["params"]}
+
+    def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
+        """Modules of the last stage with what they take of the blocks' [B, L, C], by name."""
+        parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {"norm_post": (self.norm_post, (x,))}
         if self.config.pool == "map":
             parts["attention_pool"] = (self.attention_pool, (x,))
         if self.has_projection:
             parts["projection"] = (self.projection, (x[:, 0],))
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
-        return {**self.init_embed(rng), **drawn["params"]}
+        return parts
 
     # The pieces, as unbound modules; `apply` gives them their parameters.
 
@@ -275,6 +280,11 @@ class Tower(abc.ABC):
             out: Any = self.norm_post.apply({"params": params["norm_post"]}, x)
         return out
 
+    def normed_tokens(self, params: Params, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        """:attr:`Features.tokens` and :attr:`Features.prefix` of what the last block gave."""
+        own, prefix = tokens.x[:, tokens.inserted :], self.prefix
+        return self.normed(params, own[:, prefix:]), self.normed(params, own[:, :prefix])
+
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """To the joint space: [..., C] -> [..., D], not of unit length."""
         if not self.has_projection:
@@ -348,12 +358,11 @@ class Tower(abc.ABC):
           taps: what was read on the way, for the result.
         """
         taps = taps or Taps({}, {}, [])
-        inserted, prefix = tokens.inserted, self.prefix
+        inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
-        own = tokens.x[:, inserted:]
         with jax.named_scope(type(self).__name__):
-            normed = [self.normed(params, x) for x in (own[:, prefix:], own[:, :prefix])]
+            normed = self.normed_tokens(params, tokens)
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])

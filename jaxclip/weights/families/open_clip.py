@@ -65,8 +65,8 @@ class OpenCLIP(Family):
         alpha_alone = "visual.conv1_alpha.weight" in names and not any(
             name.startswith("text.") for name in names
         )
-        pooler = "visual.attn_pool.query" in names  # CoCa's
-        return image and (text or alpha_alone) and not pooler
+        coca = "visual.attn_pool.query" in names or "text.cls_emb" in names
+        return image and (text or alpha_alone) and not coca
 
     @staticmethod
     def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class OpenCLIP(Family):
         openai = all(name in shapes for name in _OPENAI_NUMBERS)
         openai |= _LONG in shapes or "visual.conv1_alpha.weight" in shapes
         quick = bool(config.get("quick_gelu", openai))
-        image = _read_image(shapes, vision, quick)
+        image = read_image(shapes, vision, quick)
         return CLIPConfig(
             image=image,
             text=TextConfig()
@@ -161,9 +161,14 @@ class OpenCLIP(Family):
         return read_preprocess(checkpoint.config, CLIP_MEAN, CLIP_STD, sizes, {"kind": "clip"})
 
 
-def _read_image(
+def read_image(
     shapes: Mapping[str, tuple[int, ...]], vision: Mapping[str, Any], quick: bool
 ) -> ImageConfig:
+    """An image tower, by its shapes and ``vision_cfg``.
+
+    Raises:
+      ValueError: one that we do not have.
+    """
     refuse_options(vision, "vision_cfg")
     width, _, patch_size, _ = shapes["visual.conv1.weight"]
     grid = square_grid(shapes["visual.positional_embedding"][0], 1, "visual")
