@@ -22,11 +22,12 @@ DEFAULTS: dict[str, Any] = {
     "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
     "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
     "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
+    "max_unusable": 0.5,  # share of the records drawn that may be unusable before the run stops
     "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
     "prefetch": 2,  # batches made ahead
 }
 
-_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64}
+_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64, "roberta": 77}
 
 
 def context_length(kind: str) -> int:
@@ -36,4 +37,4 @@ def context_length(kind: str) -> int:
 
 def pad_id(kind: str) -> int:
     """The id that a kind of tokenizer pads with."""
-    return 1 if kind == "siglip" else 0
+    return 1 if kind in ("siglip", "roberta") else 0

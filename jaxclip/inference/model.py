@@ -20,6 +20,7 @@ from jaxclip import models
 from jaxclip.config import Config
 from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
+from jaxclip.inference import caption, generate
 from jaxclip.models import presets
 from jaxclip.registry import hint
 from jaxclip.train import init_from, towers
@@ -29,6 +30,7 @@ logger = logging.getLogger("jaxclip")
 
 Params = Any
 Picture = Any
+_VOCABULARY_SHARE = 0.98
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -171,6 +173,78 @@ class Model:
             )
         return params
 
+    def caption(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        method: str = "beam",
+        length: int = 30,
+        min_length: int = 5,
+        seed: int = 0,
+        params: Params = None,
+        **options: Any,
+    ) -> list[str]:
+        """Captions of pictures, by a model with a captioning decoder (CoCa).
+
+        Args:
+          images: as of :meth:`preprocess`, or what it gave.
+          method: ``"greedy"``, ``"beam"`` or ``"nucleus"``.
+          length: the most tokens, start and end among them.
+          min_length: tokens before a caption may end.
+          seed: of ``"nucleus"``.
+          params: in place of the model's own.
+          options: of the method, see :func:`jaxclip.inference.caption.captioner`.
+
+        Raises:
+          ValueError: the model has no decoder, an unknown method or option, no tokenizer.
+        """
+        term = caption.term_of(self.config, self.path)
+        is_input = isinstance(images, models.PatchSequence) or (
+            isinstance(images, (np.ndarray, jax.Array)) and images.ndim == 4
+        )
+        batch = images if is_input else self.preprocess(images)
+        tokenizer = self._tokenizer
+        if tokenizer.start_id is None:
+            raise ValueError(
+                f"tokenizer.kind={self.config['tokenizer']['kind']!r} has no start of text: a "
+                "caption has nothing to begin with"
+            )
+        length = min(length, self.sizes.text.context_length)
+        frame = generate.Frame(
+            length, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, min_length
+        )
+        write = self._captioner(term, frame, method, tuple(sorted(options.items())))
+        params = self._with_term(caption.TERM) if params is None else params
+        rows = write(params, jax.tree.map(jnp.asarray, batch), jax.random.key(seed))
+        return [tokenizer.decode(row) for row in np.asarray(rows)]
+
+    def _captioner(self, term: Any, frame: Any, method: str, options: Any) -> Any:
+        key = (term, frame, method, options)
+        if key not in self._captioners:
+            made = caption.captioner(self.towers, term, frame, method, dict(options))
+            self._captioners[key] = jax.jit(made)
+        return self._captioners[key]
+
+    @functools.cached_property
+    def _captioners(self) -> dict[Any, Any]:
+        return {}
+
+    def _with_term(self, name: str) -> Params:
+        """The parameters with a term's own, read from the run where they are not there yet."""
+        if name not in self.params.get("objective", {}):
+            if name not in self._terms:
+                term = caption.term_of(self.config, self.path)
+                shapes = jax.eval_shape(
+                    lambda rng: term.init_params(rng, self.sizes), jax.random.key(0)
+                )
+                self._terms[name] = init_from.read_term(self.path, self.config, name, shapes)
+            return {**self.params, "objective": self._terms}
+        return self.params
+
+    @functools.cached_property
+    def _terms(self) -> dict[str, Any]:
+        return {}
+
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)
         return np.asarray(self._chain(arrays, draws))
@@ -206,18 +280,39 @@ class Model:
 
         try:
             tokenizer = tokenizers.load(self.config["tokenizer"])
-            embedded = self.sizes.text.vocab_size
-            if tokenizer.vocab_size > embedded:
-                raise ValueError(
-                    f"tokenizer.kind={self.config['tokenizer']['kind']!r} has "
-                    f"{tokenizer.vocab_size} tokens, the text tower embeds {embedded}"
-                )
+            self._check_tokenizer(tokenizer)
             return tokenizer
         except ValueError as error:
             raise ValueError(
                 f"the tokenizer of {self.path} can't be made: {error}; give it to load, such as "
                 "jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
             ) from error
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        kind, text = self.config["tokenizer"]["kind"], self.sizes.text
+        if tokenizer.vocab_size > text.vocab_size:
+            raise ValueError(
+                f"tokenizer.kind={kind!r} has {tokenizer.vocab_size} tokens, the text tower embeds "
+                f"{text.vocab_size}"
+            )
+        if tokenizer.pad_id != text.pad_id:
+            raise ValueError(
+                f"tokenizer.kind={kind!r} pads with {tokenizer.pad_id}, the weights were trained "
+                f"with padding {text.pad_id}"
+            )
+        # Tables of published weights are at most a little longer than their vocabularies.
+        is_published = pathlib.Path(self.path).exists() and not init_from.is_run(
+            pathlib.Path(self.path)
+        )
+        if is_published and tokenizer.vocab_size < _VOCABULARY_SHARE * text.vocab_size:
+            logger.warning(
+                "tokenizer.kind=%r has %d tokens, but the weights of %s embed %d: it is hardly the "
+                "tokenizer that they were trained with",
+                kind,
+                tokenizer.vocab_size,
+                self.path,
+                text.vocab_size,
+            )
 
 
 def load(
@@ -253,6 +348,11 @@ def load(
             f"{hint(path, presets.names())}"
         )
     if tokenizer:
+        trained, kind = config["tokenizer"]["kind"], tokenizer.get("kind")
+        if exists and kind and kind != trained:
+            logger.warning(
+                "the weights of %s were trained with tokenizer.kind=%r, not %r", path, trained, kind
+            )
         config = {**config, "tokenizer": {**config["tokenizer"], **tokenizer}}
     config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
     return Model(path, params, config, towers.from_config(config, towers.build_model(config)))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import layers, rotary, tract
+from jaxclip.models import heads, layers, mup, rotary, tract
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
@@ -44,6 +44,19 @@ class VisionTransformer(Tower):
         return self.config.projection != "none"
 
     @property
+    def query_pool(self) -> heads.AttentionPooler:
+        """The pooler of ``pool="queries"``."""
+        c = self.config
+        return heads.AttentionPooler(
+            c.num_queries,
+            self.embed_dim,
+            c.pool_heads or c.num_heads,
+            c.norm_eps,
+            self.dtype,
+            parent=None,
+        )
+
+    @property
     def embedding(self) -> Embed:
         """The first stage as an unbound module."""
         return Embed(self.config, self.dtype, self.flat_products, parent=None)
@@ -52,6 +65,12 @@ class VisionTransformer(Tower):
         size = self.config.image_size
         drawn: Any = self.embedding.init(rng, jnp.zeros((1, size, size, 3), jnp.float32))
         return dict(drawn["params"])
+
+    def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
+        if self.config.pool != "queries":
+            return super().head_parts(x)
+        pooled = jnp.zeros((*x.shape[:2], self.embed_dim), x.dtype)
+        return {"query_pool": (self.query_pool, (x,)), **super().head_parts(pooled)}
 
     def random_rates(self) -> dict[str, float]:
         c = self.config
@@ -178,6 +197,8 @@ class VisionTransformer(Tower):
         with jax.named_scope(type(self).__name__):
             if c.pool == "cls":
                 return self.normed(params, x[:, 0])
+            if c.pool == "queries":
+                return self.queries(params, tokens)[:, 0]
             x = x if c.pool_prefix else x[:, self.prefix :]
             if c.norm_after_pool:
                 return self.normed(params, x.mean(axis=1))
@@ -188,6 +209,18 @@ class VisionTransformer(Tower):
             mask = None if tokens.valid is None else features_lib.valid_keys(tokens.valid, 0)
             out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
             return out
+
+    def queries(self, params: Params, tokens: Tokens) -> jax.Array:
+        """What the queries of ``pool="queries"`` see, normed: [B, Q, D]."""
+        x = tokens.x[:, tokens.inserted :]
+        seen: Any = self.query_pool.apply({"params": params["query_pool"]}, x)
+        return self.normed(params, seen)
+
+    def normed_tokens(self, params: Params, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        if self.config.pool != "queries":
+            return super().normed_tokens(params, tokens)
+        seen = self.queries(params, tokens)
+        return seen[:, 1:], seen[:, :1]
 
 
 class Embed(nn.Module):
@@ -222,7 +255,8 @@ class Embed(nn.Module):
             grid = (x.shape[1], x.shape[2])
             x = x.reshape(x.shape[0], grid[0] * grid[1], -1)  # [B, N, C]
         if x.shape[-1] != c.width:
-            x = layers.dense(c.width, self.dtype, "stem_out", flat=self.flat)(x)
+            init = mup.input_init(c)
+            x = layers.dense(c.width, self.dtype, "stem_out", init=init, flat=self.flat)(x)
         x = self.add_positions(x, grid)
         has_token = c.has_class_token
         if keep is not None:
@@ -281,6 +315,7 @@ class Embed(nn.Module):
             self.dtype,
             "patch_embedding",
             use_bias=c.patch_bias,
+            init=mup.input_init(c),
             flat=self.flat,
             dot_general=product,
         )(pieces)
@@ -295,7 +330,8 @@ class Embed(nn.Module):
         c = self.config
         has_token = c.has_class_token
         if has_token:
-            token = self.param("class_token", nn.initializers.normal(c.width**-0.5), (c.width,))
+            drawn = nn.initializers.normal(mup.base_width(c) ** -0.5)
+            token = self.param("class_token", drawn, (c.width,))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, c.width))
             x = jnp.concatenate([token, x], axis=1)
         if c.positions == "sincos" and isinstance(grid, tuple):
@@ -304,7 +340,8 @@ class Embed(nn.Module):
         if c.positions == "none":
             return x
         shape = (c.grid * c.grid + has_token, c.width)
-        table = self.param("positions", nn.initializers.normal(c.width**-0.5), shape)
+        drawn = nn.initializers.normal(mup.base_width(c) ** -0.5)
+        table = self.param("positions", drawn, shape)
         if c.max_patches:
             sizes = jnp.asarray(grid, jnp.int32).reshape(-1, 2)
             return x + sequence_positions(table, c.grid, sizes, x.shape[1]).astype(self.dtype)

@@ -157,6 +157,31 @@ def _own_shapes(config: Config, names: set[str]) -> Params:
     return jax.eval_shape(lambda: total.init_params(jax.random.key(0), sizes))
 
 
+def read_term(path: str | os.PathLike[str], config: Config, name: str, shapes: Any) -> Params:
+    """An objective's own parameters of a run.
+
+    Args:
+      path: workdir of the run.
+      config: its configuration.
+      name: of the term.
+      shapes: of its parameters.
+
+    Raises:
+      ValueError: it is no run, or has no such parameters.
+    """
+    folder = pathlib.Path(path).expanduser().absolute()
+    tree = "ema_params" if config["ema_decay"] > 0 else "params"
+    wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
+    restored = None
+    if is_run(folder):
+        with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
+            asked = {tree: {"objective": {name: wanted}}}
+            restored = checkpointer.restore_latest(asked, partial=True)
+    if restored is None:
+        raise ValueError(f"{os.fspath(path)!r} has no trained parameters of objective {name!r}")
+    return restored.state[tree]["objective"][name]
+
+
 def is_run(folder: pathlib.Path) -> bool:
     """Whether a folder's config.json is that of a run, which names its batch."""
     try:
@@ -182,6 +207,7 @@ def _published(folder: pathlib.Path, path: str, what: str) -> Source:
             "model": model,
             "tokenizer": dict(opened.preprocess.tokenizer),
             "data": data,
+            "objective": [dict(term) for term in opened.terms],
         }
     )
     return Source(path, config, opened.read)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,7 @@ class Opened(NamedTuple):
       entries: the table of its tensors.
       tensors: by their names.
       parts: the towers that it holds, of ``"image"`` and ``"text"``.
+      terms: of ``config.objective`` whose parameters are read, too, as ``objective/<name>``.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Opened(NamedTuple):
     entries: list[mapping.Entry]
     tensors: Mapping[str, files.Tensor]
     parts: tuple[str, ...] = TOWERS
+    terms: Sequence[Mapping[str, Any]] = ()
 
     def read(self, shardings: Any = None, dtype: Any = np.float32) -> Params:
         """Read all tensors, one at a time.
@@ -67,7 +70,7 @@ class Opened(NamedTuple):
 
         Returns:
           The tree of :meth:`jaxclip.models.CLIP.init`, without what the checkpoint does not hold
-          (:attr:`parts`).
+          (:attr:`parts`), and what comes with it for objectives.
 
         Raises:
           FileError: the file changed, or is damaged where it was not read before.
@@ -118,13 +121,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         hash(sizes)  # a list or the like in place of a number
         tensors = dict(family.joined(tensors))
         entries = family.entries_of(checkpoint, sizes)
-    shapes = {
-        path: leaf.shape
-        for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()
-    }
+    init = models.build(sizes).init
+    shapes = {path: leaf.shape for path, leaf in _by_path(jax.eval_shape(init, _key())).items()}
     if parts != TOWERS:
         entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
         shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
+    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
+    shapes |= {f"objective/{path}": leaf.shape for path, leaf in own.items()}
     mapping.check(
         entries,
         {name: tensor.shape for name, tensor in tensors.items()},
@@ -135,7 +138,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
     with _told(f"{checkpoint.path} looks like {name}, but", "its preprocessing"):
         preprocess = _checked(family.preprocess(checkpoint, sizes))
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
-    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts)
+    terms = family.terms(sizes)
+    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts, terms)
 
 
 @contextlib.contextmanager

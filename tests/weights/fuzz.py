@@ -18,7 +18,23 @@ import numpy as np
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 DEEP = "[" * 5000 + "]" * 5000
-INTEGERS = (-1, 0, 1, 2, 3, 7, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**64, -(2**63), 10**30)
+INTEGERS = (
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**40,
+    2**62,
+    2**63,
+    2**64,
+    -(2**63),
+    10**30,
+)
 JUNK = (None, True, "", "x", "../x", -1, 0.5, float("1e308"), [], {}, [[]], {"a": 1}, "\x00", 2**70)
 
 
@@ -318,7 +334,11 @@ def index(rng):
 def plain(rng):
     header, data = safetensors_seed()
     name, whole = rng.choice(
-        (("x.safetensors", with_header(header, data)), ("x.npz", npz_seed()), ("x.pt", torch_seed()))
+        (
+            ("x.safetensors", with_header(header, data)),
+            ("x.npz", npz_seed()),
+            ("x.pt", torch_seed()),
+        )
     )
     return {name: bytes_changed(whole, rng)}
 
