@@ -1,8 +1,8 @@
 """A mixture of MLPs, of which every token takes a few: router, top-k, capacity.
 
-CLIP-MoE (Zhang et al., 2024, arXiv:2409.19291) and CLIP-UP (Wang et al., 2025, arXiv:2502.00965). The
-losses on what the router did are in :mod:`jaxclip.objectives.clip_moe`; experts are made of a trained
-model's MLPs by :func:`jaxclip.weights.surgery.upcycle`.
+CLIP-MoE (Zhang et al., 2024, arXiv:2409.19291) and CLIP-UP (Wang et al., 2025, arXiv:2502.00965).
+The losses on what the router did are in :mod:`jaxclip.objectives.clip_moe`; experts are made of a
+trained model's MLPs by :func:`jaxclip.weights.surgery.upcycle`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 
 class Experts(nn.Module):
-    """y = sum over a token's top k of E experts of w_e MLP_e(x), its probabilities made to sum to 1.
+    """y = sum over a token's top k of E experts of w_e MLP_e(x), its probabilities made to sum to
+    1.
 
     Without a capacity every expert runs on every token, which costs E MLPs, and nothing is dropped.
     With capacity c an expert takes the first ceil(c k L / E) tokens of a row that choose it, first

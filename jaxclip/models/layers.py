@@ -110,7 +110,8 @@ class Variant(NamedTuple):
       score_scale: another factor on q·k / sqrt(d).
       num_experts: E, MLPs of which a token takes some (:mod:`jaxclip.models.experts`); 0 for one.
       experts_per_token: k.
-      expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's tokens; 0 for any number.
+      expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's tokens; 0 for any
+        number.
     """
 
     norm: str = "layer"

@@ -396,8 +396,8 @@ def _experts(tower: str, config: ImageConfig | TextConfig) -> None:
         )
     if not 0 <= c.expert_blocks <= c.depth or not 0 <= c.expert_capacity < math.inf:
         raise ValueError(
-            f"model.{tower}.expert_blocks={c.expert_blocks} must be 0 (all) to depth={c.depth}, and "
-            f"expert_capacity={c.expert_capacity} 0 (no limit) or more"
+            f"model.{tower}.expert_blocks={c.expert_blocks} must be 0 (all) to depth={c.depth}, "
+            f"and expert_capacity={c.expert_capacity} 0 (no limit) or more"
         )
     if getattr(c, "mlp", "plain") != "plain" or getattr(c, "sub_norm", False):
         raise ValueError(f"model.{tower}: experts are plain MLPs; use mlp='plain', sub_norm=False")

@@ -269,7 +269,9 @@ class Tower(abc.ABC):
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                taken, largest, routers = layers.Taken(), [], []
+                taken = layers.Taken()
+                largest: list[Any] = []
+                routers: list[Any] = []
                 for index, params in zip(indices, run, strict=True):
                     x, taken = apply(params, x, index if keys is not None else None)
                     largest.append(taken.largest)

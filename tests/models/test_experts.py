@@ -27,7 +27,9 @@ def architecture(**changes):
 def plain():
     shapes = jax.eval_shape(models.build(architecture()).init, jax.random.key(0))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), jnp.float32), shapes)
+    return jax.tree.map(
+        lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), jnp.float32), shapes
+    )
 
 
 def inputs(rows=4):
@@ -168,7 +170,9 @@ def test_experts_lie_on_the_devices_of_a_mesh_and_train_alike(sharding):
         kernel = state.params["image"]["blocks_2"]["mlp"]["experts"]["up"]["kernel"]
         if micro > 1 and sharding == "fsdp+tp":
             assert kernel.sharding.spec[0] == "tensor"
-        batch = parallel.to_global(dry_run.made_up_batch(config, experiment.batch_spec), experiment.mesh)
+        batch = parallel.to_global(
+            dry_run.made_up_batch(config, experiment.batch_spec), experiment.mesh
+        )
         state, metrics = experiment.train_step(state, batch)
         values.append({k: float(metrics[k]) for k in ("loss", "clip_moe/balance", "grad_norm")})
     assert values[0] == pytest.approx(values[1], rel=1e-4)

@@ -39,7 +39,7 @@ def test_the_terms_are_added():
 def test_balance_is_of_the_batch_not_of_its_rows():
     """A row may send all its tokens to one expert, if another row sends them to the other."""
     image = rows([[[2, 0]], [[0, 2]]])
-    value, metrics, _ = g.value(
+    _, metrics, _ = g.value(
         CLIPMoE(), {**outputs(image, jnp.zeros((2, 0, 3, 1))), "image": g.I[:2], "text": g.T[:2]},
         g.context(size=2),
     )  # fmt: skip

@@ -40,7 +40,8 @@ def upcycle(
       per_token: experts of a token.
       capacity: see :class:`jaxclip.models.experts.Experts`.
       towers: which.
-      others: models of the same architecture whose MLPs become experts 1, 2, … (CLIP-MoE's, tuned on
+      others: models of the same architecture whose MLPs become experts 1, 2, … (CLIP-MoE's, tuned
+      on
         clusters); further experts are copies of ``params``'.
 
     Returns:
