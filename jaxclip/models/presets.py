@@ -8,10 +8,13 @@ shape-optimised So400m).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxclip.models import sequence_presets
+from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.variants import VARIANTS
 from jaxclip.registry import hint
 
@@ -34,7 +37,10 @@ class ImageConfig:
       depth: number of its blocks.
       num_heads: attention heads.
       mlp_dim: hidden width of the MLPs.
-      pool: ``"cls"`` (class token), ``"mean"`` or ``"map"`` (attention pooling).
+      pool: ``"cls"`` (class token), ``"mean"``, ``"map"`` (attention pooling), or ``"queries"``
+        (CoCa in open_clip: a pooler with ``num_queries`` queries that look at all tokens; the
+        first is the embedding, the others are the tower's tokens).
+      num_queries: of that pooler.
       class_token: a class token where ``pool`` is another (CLIPA, Perception Encoder).
       pool_prefix: whether mean and attention pooling read class and register tokens, too.
       pool_heads, pool_mlp_dim: of the attention pooling; 0 for those of the blocks.
@@ -54,11 +60,13 @@ class ImageConfig:
       norm_place: ``"pre"`` (before attention and MLP), or ``"post"`` (of what they add).
       sub_norm: a norm before the output maps of attention and MLP (EVA-02).
       qkv_bias: biases of queries, keys and values: ``"all"``, ``"qv"`` or ``"none"``.
-      layer_scale: initial value of a learned scale of what attention and MLP add; 0 for none.
       projection: ``"linear"`` (no bias) or ``"linear_bias"`` to the joint space, or ``"none"`` if
         ``width`` is its size.
       alpha: pictures may have a fourth channel, 0 to 1, that says what to attend to (Alpha-CLIP);
         without, it counts as 1 everywhere.
+      max_patches: 0 for square pictures; above, the tower takes pictures of any aspect ratio as
+        sequences of at most so many patches (NaFlex), and ``image_size`` is that of its table of
+        positions, which is resized to each picture's grid.
       num_registers: learned tokens behind the class token that no output reads (Darcet et al.,
         2024, arXiv:2309.16588).
       dropout: in training, share of what attention and MLP of a block add that is zeroed.
@@ -66,6 +74,12 @@ class ImageConfig:
       first_layer: ``"plain"``, or ``"tract"`` for TrAct's gradient of the patch embedding
         (:mod:`jaxclip.models.tract`).
       tract_lambda: its ridge.
+      qk_norm: layer norm of each head's queries and keys (Dehghani et al., 2023, arXiv:2302.05442).
+      attention_soft_cap: c, attention scores become c tanh(scores / c) (Gemma 2: 50); 0 for none.
+      layer_scale: initial gains of what attention and MLP add (Touvron et al., 2021,
+        arXiv:2103.17239), 0 among them; None for no gains.
+      mup_base_width: width at which muP is no change (:mod:`jaxclip.models.mup`); 0 for no muP.
+      mup_base_heads: heads at that width; 0 where the size of a head is the same.
     """
 
     image_size: int = 224
@@ -78,6 +92,7 @@ class ImageConfig:
     num_heads: int = 12
     mlp_dim: int = 3072
     pool: str = "cls"
+    num_queries: int = 256
     class_token: bool = False
     pool_prefix: bool = False
     pool_heads: int = 0
@@ -96,16 +111,22 @@ class ImageConfig:
     norm_place: str = "pre"
     sub_norm: bool = False
     qkv_bias: str = "all"
-    layer_scale: float = 0.0
     projection: str = "linear"
     alpha: bool = False
     num_registers: int = 0
+    max_patches: int = 0
     dropout: float = 0.0
     patch_dropout: float = 0.0
     first_layer: str = "plain"
     tract_lambda: float = 0.1
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
 
     def __post_init__(self) -> None:
+        _cures("image", self)
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
         _rate("image.dropout", self.dropout)
         _rate("image.patch_dropout", self.patch_dropout)
@@ -117,7 +138,7 @@ class ImageConfig:
                 f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
             )
         _choice("image.stem", self.stem, ("patch", "conv"))
-        _choice("image.pool", self.pool, ("cls", "mean", "map"))
+        _choice("image.pool", self.pool, ("cls", "mean", "map", "queries"))
         _choice("image.positions", self.positions, ("learned", "sincos", "none"))
         _choice("image.projection", self.projection, ("linear", "linear_bias", "none"))
         _choice("image.activation", self.activation, _ACTIVATIONS)
@@ -139,6 +160,15 @@ class ImageConfig:
                 f"{self.image_size}; use {' or '.join(map(str, fits)) or 'another image size'}"
             )
         _heads("image", self.width, self.num_heads)
+        if self.max_patches < 0 or (
+            self.max_patches
+            and (self.stem != "patch" or self.has_class_token or self.positions != "learned")
+        ):
+            raise ValueError(
+                f"model.image.max_patches={self.max_patches} (patch sequences) needs stem='patch', "
+                f"positions='learned' and pool='map' or 'mean', got {self.stem!r}, "
+                f"{self.positions!r} and {self.pool!r}; 0 is for square pictures"
+            )
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(
                 f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
@@ -159,10 +189,15 @@ class ImageConfig:
             )
         if self.pool_prefix and self.pool == "cls":
             raise ValueError("model.image.pool_prefix=True is for pool='mean' or 'map', not 'cls'")
-        for name in ("pool_heads", "pool_mlp_dim", "rope_grid", "layer_scale"):
+        for name in ("pool_heads", "pool_mlp_dim", "rope_grid"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.image.{name}={getattr(self, name)} is negative; use 0")
-        if self.pool_heads and self.width % self.pool_heads:
+        if self.pool == "queries" and (self.num_queries < 2 or self.projection == "none"):
+            raise ValueError(
+                f"model.image.pool='queries' needs num_queries of at least 2 and a projection, got "
+                f"{self.num_queries} and {self.projection!r}"
+            )
+        if self.pool != "queries" and self.pool_heads and self.width % self.pool_heads:
             raise ValueError(
                 f"model.image.pool_heads={self.pool_heads} does not divide width={self.width}"
             )
@@ -170,7 +205,7 @@ class ImageConfig:
     @property
     def has_class_token(self) -> bool:
         """Whether a class token stands before the patches."""
-        return self.pool == "cls" or self.class_token
+        return self.pool in ("cls", "queries") or self.class_token
 
     @property
     def grid(self) -> int:
@@ -183,21 +218,27 @@ class TextConfig:
     """A text Transformer.
 
     Attributes:
+      kind: ``"transformer"``; for other towers see :mod:`jaxclip.models.text_towers`.
       vocab_size: number of tokens.
       pad_id: the token that is padding. Where it is not 0 it also ends a text (SigLIP's 1), which
         then reaches to the first of them.
       context_length: longest sequence.
+      num_positions: rows of the table of positions of ``kind="roberta"``, which counts places from
+        ``pad_id + 1``; 0 for as many as are needed.
       width, depth, num_heads, mlp_dim: as in :class:`ImageConfig`.
       causal: mask the future (CLIP); else bidirectional (SigLIP).
       pool: ``"last"`` (the last token of the text: CLIP's end of text), ``"eos"`` (the first
-        ``eos_id``), ``"final"`` (the last place, padding or not: SigLIP), ``"mean"`` (over tokens)
-        or ``"map"``.
+        ``eos_id``), ``"final"`` (the last place, padding or not: SigLIP), ``"mean"`` (over tokens),
+        ``"map"``, or ``"cls"`` (CoCa: a class token behind the text, which is as long as the row;
+        ``pad_id`` is hidden from it, wherever it stands, and there is one position more).
       eos_id: the token that ``pool="eos"`` reads.
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
-      projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), or ``"none"`` if
+      projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), ``"mlp"`` (two layers
+        with a GELU between, no biases: open_clip's towers of transformers), or ``"none"`` if
         ``width`` is the size of the joint space.
-      dropout: as in :class:`ImageConfig`.
+      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads: as in
+        :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408
@@ -214,9 +255,17 @@ class TextConfig:
     projection: str = "linear"
     dropout: float = 0.0
     pad_id: int = 0
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
     eos_id: int = 0
+    kind: str = "transformer"
+    num_positions: int = 0
 
     def __post_init__(self) -> None:
+        _cures("text", self)
         _rate("text.dropout", self.dropout)
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
@@ -228,8 +277,17 @@ class TextConfig:
                 f"model.text.eos_id={self.eos_id} must be a token, 0 to vocab_size - 1 = "
                 f"{self.vocab_size - 1}"
             )
-        _choice("text.pool", self.pool, ("last", "eos", "final", "mean", "map"))
-        _choice("text.projection", self.projection, ("linear", "linear_bias", "none"))
+        _choice("text.pool", self.pool, ("last", "eos", "final", "mean", "map", "cls"))
+        if self.pool == "cls" and not self.causal:
+            raise ValueError(
+                "model.text.pool='cls' appends a class token that texts must not see; set "
+                "model.text.causal=True"
+            )
+        if self.kind != "transformer" and ":" not in self.kind:
+            known = ["transformer", *TEXT_TOWERS.names()]
+            if self.kind not in known:
+                raise ValueError(f"unknown model.text.kind {self.kind!r}{hint(self.kind, known)}")
+        _choice("text.projection", self.projection, ("linear", "linear_bias", "mlp", "none"))
         _choice("text.activation", self.activation, _ACTIVATIONS)
         _heads("text", self.width, self.num_heads)
 
@@ -259,11 +317,16 @@ class CLIPConfig:
                     f"model.{name}.projection='none' needs model.{name}.width={tower.width} equal "
                     f"to model.embed_dim={self.embed_dim}"
                 )
+        heads = self.image.pool_heads or self.image.num_heads
+        if self.image.pool == "queries" and self.embed_dim % heads:
+            raise ValueError(
+                f"model.image.pool_heads={heads} does not divide model.embed_dim={self.embed_dim}"
+            )
 
     @property
-    def whole_batch(self) -> tuple[str, ...]:
-        """Options with which a gradient needs the whole batch in one pass through a tower."""
-        return ("model.image.first_layer='tract'",) if self.image.first_layer == "tract" else ()
+    def token_width(self) -> int:
+        """Channels of the image tower's tokens."""
+        return self.embed_dim if self.image.pool == "queries" else self.image.width
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict; tuples become lists, so that it survives JSON."""
@@ -315,6 +378,30 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
 def _rate(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"model.{name}={value}; use a rate from 0 (none) to below 1")
+
+
+def _cures(tower: str, config: Any) -> None:
+    """Refuse options of attention and residual branches that can't be."""
+    cap, scale = config.attention_soft_cap, config.layer_scale
+    if not 0 <= cap < math.inf:
+        raise ValueError(f"model.{tower}.attention_soft_cap={cap}; use 50, say, or 0 for none")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ValueError(
+            f"model.{tower}.layer_scale={scale} is negative or infinite; use 1e-4, say, or None "
+            "for no gains"
+        )
+    base, heads = config.mup_base_width, config.mup_base_heads
+    given = config.qk_norm or cap or scale is not None or heads
+    if given and getattr(config, "kind", "") == "roberta":
+        raise ValueError(
+            f"model.{tower}.kind='roberta' has no qk_norm, attention_soft_cap, layer_scale or "
+            "mup_base_heads; leave them out"
+        )
+    if base < 0 or heads < 0 or (heads and (not base or base % heads)):
+        raise ValueError(
+            f"model.{tower}.mup_base_heads={heads}, mup_base_width={base}: use a width and a "
+            "number of heads that divides it, or 0 for both"
+        )
 
 
 def _heads(tower: str, width: int, num_heads: int) -> None:
@@ -480,3 +567,7 @@ def _variant(base: str, changes: Mapping[str, Any]) -> Callable[[], CLIPConfig]:
 
 
 _PRESETS |= {name: _variant(*variant) for name, variant in VARIANTS.items()}
+_PRESETS |= {
+    name: functools.partial(CLIPConfig.from_dict, row)
+    for name, row in sequence_presets.ROWS.items()
+}

@@ -60,6 +60,17 @@ PUBLISHED = {
     # The paper says 7.5 and 17.5 billion for the image towers; these are its widths and depths.
     "eva_8b": (8220.75, 7526.09, 694.66),
     "eva_18b": (18325.48, 17630.49, 694.99),
+    # Of transformers' Siglip2Model.
+    "siglip2_b16_naflex": (375.23, 92.93, 282.30),
+    "siglip2_so400m_16_naflex": (1135.67, 427.89, 707.78),
+    # Of open_clip's CoCa, without the decoder, which the objective keeps.
+    "coca_vit_b32": (152.59, 89.16, 63.43),
+    "coca_vit_l14": (430.38, 306.72, 123.65),
+    "coca_base": (221.06, 86.40, 134.66),
+    # Of open_clip with transformers' RoBERTa.
+    "roberta_vit_b32": (212.72, 87.85, 124.87),
+    "xlm_roberta_base_vit_b32": (366.12, 87.85, 278.27),
+    "xlm_roberta_large_vit_h14": (1193.01, 632.08, 560.94),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.registry import Registry
 from jaxclip.weights.files import Tensor
@@ -113,6 +115,18 @@ class Family:
         """Whether a tensor holds no weights (a buffer)."""
         del name
         return False
+
+    @staticmethod
+    def terms(sizes: CLIPConfig) -> list[dict[str, Any]]:
+        """Terms of ``config.objective`` whose own parameters come with the weights."""
+        del sizes
+        return []
+
+    @staticmethod
+    def init_terms(sizes: CLIPConfig, rng: jax.Array) -> dict[str, Any]:
+        """Those parameters as the terms draw them, by the terms' names; traceable."""
+        del sizes, rng
+        return {}
 
     # What it is written with, beside its table; none for a family that is only read.
     layout: Mapping[str, Any] | None = None

@@ -65,8 +65,8 @@ class OpenCLIP(Family):
         alpha_alone = "visual.conv1_alpha.weight" in names and not any(
             name.startswith("text.") for name in names
         )
-        pooler = "visual.attn_pool.query" in names  # CoCa's
-        return image and (text or alpha_alone) and not pooler
+        coca = "visual.attn_pool.query" in names or "text.cls_emb" in names
+        return image and (text or alpha_alone) and not coca
 
     @staticmethod
     def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class OpenCLIP(Family):
         openai = all(name in shapes for name in _OPENAI_NUMBERS)
         openai |= _LONG in shapes or "visual.conv1_alpha.weight" in shapes
         quick = bool(config.get("quick_gelu", openai))
-        image = _read_image(shapes, vision, quick)
+        image = read_image(shapes, vision, quick)
         return CLIPConfig(
             image=image,
             text=TextConfig()
@@ -143,7 +143,7 @@ class OpenCLIP(Family):
             vision_cfg["no_ln_pre"] = True
         if image.pool == "mean":
             vision_cfg |= {"pool_type": "avg", "final_ln_after_pool": image.norm_after_pool}
-        if image.layer_scale:
+        if image.layer_scale is not None:
             vision_cfg["ls_init_value"] = image.layer_scale
         model_cfg = {
             "embed_dim": sizes.embed_dim,
@@ -161,9 +161,14 @@ class OpenCLIP(Family):
         return read_preprocess(checkpoint.config, CLIP_MEAN, CLIP_STD, sizes, {"kind": "clip"})
 
 
-def _read_image(
+def read_image(
     shapes: Mapping[str, tuple[int, ...]], vision: Mapping[str, Any], quick: bool
 ) -> ImageConfig:
+    """An image tower, by its shapes and ``vision_cfg``.
+
+    Raises:
+      ValueError: one that we do not have.
+    """
     refuse_options(vision, "vision_cfg")
     width, _, patch_size, _ = shapes["visual.conv1.weight"]
     grid = square_grid(shapes["visual.positional_embedding"][0], 1, "visual")
@@ -188,7 +193,7 @@ def _read_image(
         pool="cls" if pool == "tok" else "mean",
         class_token=pool == "avg",
         norm_after_pool=pool == "avg" and bool(vision.get("final_ln_after_pool", not vision)),
-        layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else 0.0,
+        layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else None,
         alpha="visual.conv1_alpha.weight" in shapes,
     )
 
@@ -208,7 +213,7 @@ def image_entries(image: ImageConfig) -> list[Entry]:
         Entry("visual.positional_embedding", ("image/positions",), SAME),
         Entry("visual.conv1.weight", ("image/patch_embedding/kernel",), patches),
         *(norm("visual.ln_pre", "image/norm_pre") if image.pre_norm else ()),
-        *blocks(blocks_of, "image", image.depth, layer_scale=bool(image.layer_scale)),
+        *blocks(blocks_of, "image", image.depth, layer_scale=image.layer_scale is not None),
         *norm("visual.ln_post", "image/norm_post"),
         Entry("visual.proj", ("image/projection/kernel",), SAME),
     ]
