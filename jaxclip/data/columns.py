@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import image_ops, loader, order
+from jaxclip.data import image_ops, loader, mixture, order
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.naming import BOXES
@@ -174,7 +174,7 @@ class BatchMaker:
 
     columns: Mapping[str, Column[Any]]
     record_loader: loader.RecordLoader
-    order: order.ShuffledOrder
+    order: order.ShuffledOrder | mixture.MixtureOrder
     seed: int
     first_row: int
     rows: int

@@ -10,6 +10,7 @@ from jaxclip.data import order
 DEFAULTS: dict[str, Any] = {
     "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
     "train_split": "train",
+    "mixture": [],  # trained on in place of name: [{"name", "split", "weight", "languages", …}]
     "image_size": 64,
     "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
     "eval_image_ops": "resize",

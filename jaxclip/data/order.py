@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 # What a random stream is for; part of its key, so that streams never share numbers.
-_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS = 1, 2, 3, 4
+_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS, _SOURCE, _BLOCK = 1, 2, 3, 4, 5, 6
 
 DEFAULT_CHUNK = 1024
 DEFAULT_WINDOW = 1 << 20
@@ -127,6 +127,16 @@ class ShuffledOrder:
                     self._cache.popitem(last=False)
             self._cache.move_to_end(key)
             return self._cache[key]
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the order of source ``number`` of a mixture."""
+    return int(_bits((seed, _SOURCE, number), 1)[0])
+
+
+def permutation_of(seed: int, block: int, count: int) -> np.ndarray:
+    """The order int64[count] in which a block of a mixture's places is dealt out."""
+    return _permutation((seed, _BLOCK, block), count)
 
 
 def _bits(key: tuple[int, ...], count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, image_ops, loader, order, sources
+from jaxclip.data import columns, image_ops, loader, mixture, order, sources
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS
@@ -99,7 +99,7 @@ def _build_columns(
     seed: int,
     owners: Mapping[str, str] | None = None,
 ) -> tuple[Context, dict[str, Column[Any]]]:
-    context = Context(config, sources.open(config["name"]), spec, seed)
+    context = Context(config, training_data(config), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
     BACKENDS.build(config["image_backend"])
@@ -197,7 +197,7 @@ def _batch_maker(
     if len(source) < global_batch_size:
         _LOG.warning(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
-            split, config["name"], len(source), global_batch_size,
+            split, data_set.name, len(source), global_batch_size,
         )  # fmt: skip
     needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     return columns.BatchMaker(
@@ -253,13 +253,35 @@ def look_up(
     ]  # fmt: skip
 
 
+def training_data(config: Mapping[str, Any]) -> sources.DataSet:
+    """What is trained on: the data set ``name``, or the mixture.
+
+    Args:
+      config: complete data config.
+
+    Raises:
+      ValueError: as :func:`jaxclip.data.mixture.parts` or :func:`jaxclip.data.sources.open`.
+      FileNotFoundError: a data set that does not exist.
+    """
+    if not config["mixture"]:
+        return sources.open(config["name"])
+    split = config["train_split"]
+    return mixture.Mixture(mixture.parts(config["mixture"], sources.open, split), split)
+
+
 def _order(
     config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
-) -> order.ShuffledOrder:
+) -> order.ShuffledOrder | mixture.MixtureOrder:
     split, group = config["train_split"], config["examples_per_class"]
     size, window, chunk = (
         data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
     )  # fmt: skip
+    if isinstance(data_set, mixture.Mixture):
+        if group > 1:
+            raise ValueError(
+                f"data.examples_per_class={group} is not for data.mixture; set it to 1"
+            )
+        return data_set.order(seed, window, chunk)
     if group == 1:
         return order.ShuffledOrder(size, seed, window, chunk)
     if global_batch_size % group:

@@ -35,9 +35,11 @@ def describe(path: str | os.PathLike[str]) -> str:
         preprocess = preprocess_of(source.config)
         kinds = Counter(str(leaf.dtype) for leaf in leaves)
         total = sum(leaf.size for leaf in leaves)
+        parts: tuple[str, ...] = ("image", "text")
     else:
         opened = open_checkpoint(folder)
         family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess
+        parts = opened.parts
         used = [opened.tensors[entry.theirs] for entry in opened.entries]
         kinds = Counter(str(tensor.dtype) for tensor in used)
         total = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in used)
@@ -58,6 +60,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         f"depth {text.depth}, {text.num_heads} heads, MLP {text.mlp_dim}, pool {text.pool}, "
         f"{text.activation}",
         "embedding": f"{sizes.embed_dim}",
+        **({tower: "none" for tower in ("image", "text") if tower not in parts}),
         "pictures": f"{preprocess.image_ops}, mean {_numbers(preprocess.image_mean)}, "
         f"std {_numbers(preprocess.image_std)}",
         "tokenizer": ", ".join(f"{k}={v}" for k, v in preprocess.tokenizer.items() if v != ""),
@@ -86,6 +89,12 @@ def import_weights(
     target = export.check_free(to)
     if init_from.is_run(pathlib.Path(source)):
         raise ValueError(f"--from {os.fspath(source)} is a workdir already")
+    parts = open_checkpoint(source).parts
+    if len(parts) == 1:
+        raise ValueError(
+            f"--from {os.fspath(source)} holds the {parts[0]} tower alone, which makes no workdir; "
+            "name it in config.init_from, or open it with jaxclip.load"
+        )
     found = init_from.open_source(source, "--from")
     config = found.config
     if tokenizer_path:

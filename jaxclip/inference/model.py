@@ -144,11 +144,12 @@ class Model:
             images = models.PatchSequence(*map(jnp.asarray, images))
         else:
             images = jnp.asarray(images)
-        return self._image(self.params if params is None else params, images)
+        return self._image(self._holding("image", params), images)
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of int32[B, L]."""
-        return self._text(self.params if params is None else params, jnp.asarray(tokens))
+        params = self._holding("text", params)
+        return self._text(params, jnp.asarray(tokens))
 
     def logits(self, images: Any, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, M]: every image against every text, scaled as in training.
@@ -232,6 +233,17 @@ class Model:
     @functools.cached_property
     def _terms(self) -> dict[str, Any]:
         return {}
+
+    def _holding(self, tower: str, params: Params) -> Params:
+        """The parameters, if a tower is among them: published weights may hold one alone."""
+        params = self.params if params is None else params
+        if tower not in params:
+            there = " and ".join(t for t in ("image", "text") if t in params) or "no"
+            raise ValueError(
+                f"{self.path} holds the {there} tower alone: nothing can embed "
+                f"{'texts' if tower == 'text' else 'images'}"
+            )
+        return params
 
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)

@@ -11,11 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Changes = Mapping[str, Any]
+Changes = dict[str, Any]
 
 # Image towers alone. `jaxclip.weights` tells a file's architecture by these, too.
-_EVA = {"pre_norm": False, "patch_bias": True, "norm_eps": 1e-6, "projection": "linear_bias"}
-_EVA02 = _EVA | {
+_EVA: Changes = {
+    "pre_norm": False,
+    "patch_bias": True,
+    "norm_eps": 1e-6,
+    "projection": "linear_bias",
+}
+_EVA02: Changes = _EVA | {
     "qkv_bias": "qv",
     "mlp": "gated",
     "activation": "silu",
@@ -23,7 +28,7 @@ _EVA02 = _EVA | {
     "rope": "yx",
     "rope_grid": 16,
 }
-_PE = {
+_PE: Changes = {
     "pool": "map",
     "class_token": True,
     "pool_prefix": True,
@@ -55,15 +60,18 @@ TIMM_TOWERS: Mapping[str, Changes] = {
     | _shape(14, 224, 1792, 64, 16, 15360),
     "eva_giant_patch14_224": _EVA | {"qkv_bias": "qv"} | _shape(14, 224, 1408, 40, 16, 6144),
     "eva_giant_patch14_clip_224": _EVA | {"qkv_bias": "qv"} | _shape(14, 224, 1408, 40, 16, 6144),
-    "vit_pe_core_tiny_patch16_384": _PE | _shape(16, 384, 192, 12, 3, 768),
-    "vit_pe_core_small_patch16_384": _PE | _shape(16, 384, 384, 12, 6, 1536),
-    "vit_pe_core_base_patch16_224": _PE | _shape(16, 224, 768, 12, 12, 3072),
-    "vit_pe_core_large_patch14_336": _PE | _shape(14, 336, 1024, 24, 16, 4096),
+    "vit_pe_core_tiny_patch16_384": _PE | {"rope_grid": 24} | _shape(16, 384, 192, 12, 3, 768),
+    "vit_pe_core_small_patch16_384": _PE | {"rope_grid": 24} | _shape(16, 384, 384, 12, 6, 1536),
+    "vit_pe_core_base_patch16_224": _PE | {"rope_grid": 14} | _shape(16, 224, 768, 12, 12, 3072),
+    "vit_pe_core_large_patch14_336": _PE | {"rope_grid": 24} | _shape(14, 336, 1024, 24, 16, 4096),
     "vit_pe_core_gigantic_patch14_448": _PE
-    | {"class_token": False, "pool_prefix": False, "rope_offset": 0.0, "pool_mlp_dim": 6144}
+    | {"class_token": False, "pool_prefix": False, "pool_mlp_dim": 6144}
+    | {"rope_offset": 0.0, "rope_grid": 32}
     | _shape(14, 448, 1536, 50, 16, 8960),
-    "vit_large_patch14_clip_224": {"projection": "linear_bias"}
-    | _shape(14, 224, 1024, 24, 16, 4096),
+    "vit_large_patch14_clip_224": {
+        "projection": "linear_bias",
+        **_shape(14, 224, 1024, 24, 16, 4096),
+    },
     "vit_medium_patch16_gap_256": {
         "pool": "mean",
         "pre_norm": False,
@@ -71,8 +79,16 @@ TIMM_TOWERS: Mapping[str, Changes] = {
         "norm_eps": 1e-6,
         "qkv_bias": "none",
         "layer_scale": 1e-6,
-    }
-    | _shape(16, 256, 512, 12, 8, 2048),
+        **_shape(16, 256, 512, 12, 8, 2048),
+    },
+}
+
+
+_RMS: Changes = _EVA | {"norm": "rms", "qkv_bias": "none", "projection": "linear"}
+# EVA-CLIP-8B and 18B, which timm does not have.
+EVA_RMS_TOWERS: Mapping[str, Changes] = {
+    "eva_8b": _RMS | _shape(14, 224, 4096, 32, 32, 20_480),
+    "eva_18b": _RMS | {"norm_place": "post"} | _shape(14, 224, 5120, 48, 40, 25_600),
 }
 
 
@@ -84,9 +100,18 @@ def _timm(name: str, text: Changes, embed_dim: int) -> tuple[str, Changes]:
     return "vit_b16", {"image": TIMM_TOWERS[name], "text": text, "embed_dim": embed_dim}
 
 
-_RMS = _EVA | {"norm": "rms", "qkv_bias": "none", "projection": "linear"}
-_CLIPA_IMAGE = {"pool": "mean", "class_token": True, "pre_norm": False, "norm_after_pool": True}
-_CLIPA_TEXT = {"causal": False, "pool": "final", "mask_padding": False, "vocab_size": 32_000}
+_CLIPA_IMAGE: Changes = {
+    "pool": "mean",
+    "class_token": True,
+    "pre_norm": False,
+    "norm_after_pool": True,
+}
+_CLIPA_TEXT: Changes = {
+    "causal": False,
+    "pool": "final",
+    "mask_padding": False,
+    "vocab_size": 32_000,
+}
 
 
 def _clipa(base: str, image_size: int, context_length: int) -> tuple[str, Changes]:
@@ -102,22 +127,13 @@ VARIANTS: Mapping[str, tuple[str, Changes]] = {
     "eva02_l14_336": _timm("eva02_large_patch14_clip_336", _text(768, 12, 12), 768),
     "eva02_e14": _timm("eva02_enormous_patch14_clip_224", _text(1024, 24, 16), 1024),
     "eva02_e14_plus": _timm("eva02_enormous_patch14_clip_224", _text(1280, 32, 20), 1024),
-    "eva_8b": (
-        "vit_b16",
-        {
-            "image": _RMS | _shape(14, 224, 4096, 32, 32, 20_480),
-            "text": _text(1280, 32, 20),
-            "embed_dim": 1280,
-        },
-    ),
-    "eva_18b": (
-        "vit_b16",
-        {
-            "image": _RMS | {"norm_place": "post"} | _shape(14, 224, 5120, 48, 40, 25_600),
-            "text": _text(1280, 32, 20),
-            "embed_dim": 1536,
-        },
-    ),
+    **{
+        name: (
+            "vit_b16",
+            {"image": tower, "text": _text(1280, 32, 20), "embed_dim": embed_dim},
+        )
+        for (name, tower), embed_dim in zip(EVA_RMS_TOWERS.items(), (1280, 1536), strict=True)
+    },
     "pe_core_t16": _timm("vit_pe_core_tiny_patch16_384", _text(512, 12, 8, context_length=32), 512),
     "pe_core_s16": _timm(
         "vit_pe_core_small_patch16_384", _text(512, 12, 8, context_length=32), 512

@@ -508,13 +508,13 @@ def check_data(
       ValueError: a missing or empty split, an unknown image op or language, a field that the data
         set can't have, or as :func:`jaxclip.evaluate.runner.check`.
     """
-    from jaxclip.data import image_ops, pipeline, sources
+    from jaxclip.data import image_ops, pipeline
     from jaxclip.evaluate import runner
 
     data = pipeline.complete(config["data"])
     for ops in (data["image_ops"], data["eval_image_ops"]):
         image_ops.build(ops, data["image_size"])
-    data_set = sources.open(data["name"])
+    data_set = pipeline.training_data(data)
     data_set.source(data["train_split"])
     data_set.texts_of(data["languages"])
     pipeline.check_spec(config["data"], spec, owners=owners)

@@ -15,9 +15,20 @@ from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights import files, mapping, tokenizer_files
 from jaxclip.weights.families import Checkpoint, Family, detect, renamed
-from jaxclip.weights.families._base import Preprocess
+from jaxclip.weights.families._base import TOWERS, Preprocess
 
 Params = dict[str, Any]
+
+# Names that tell a file of one tower alone: of transformers' models without a projection, and of
+# Alpha-CLIP's image tower. Its prefix in the whole model.
+_SINGLE = (
+    (
+        {"embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"},
+        "vision_model.",
+    ),
+    ({"embeddings.token_embedding.weight", "embeddings.position_embedding.weight"}, "text_model."),
+    ({"conv1_alpha.weight", "class_embedding", "proj"}, "visual."),
+)
 
 CONFIGS = ("open_clip_config.json", "config.json")
 PREPROCESSOR = "preprocessor_config.json"
@@ -35,6 +46,7 @@ class Opened(NamedTuple):
       preprocess: how its inputs are made.
       entries: the table of its tensors.
       tensors: by their names.
+      parts: the towers that it holds, of ``"image"`` and ``"text"``.
       terms: of ``config.objective`` whose parameters are read, too, as ``objective/<name>``.
     """
 
@@ -44,6 +56,7 @@ class Opened(NamedTuple):
     preprocess: Preprocess
     entries: list[mapping.Entry]
     tensors: Mapping[str, files.Tensor]
+    parts: tuple[str, ...] = TOWERS
     terms: Sequence[Mapping[str, Any]] = ()
 
     def read(self, shardings: Any = None, dtype: Any = np.float32) -> Params:
@@ -55,7 +68,8 @@ class Opened(NamedTuple):
           dtype: of the parameters; half precision is widened to it.
 
         Returns:
-          The tree of :meth:`jaxclip.models.CLIP.init`, and what comes with it for objectives.
+          The tree of :meth:`jaxclip.models.CLIP.init`, without what the checkpoint does not hold
+          (:attr:`parts`), and what comes with it for objectives.
 
         Raises:
           FileError: the file changed, or is damaged where it was not read before.
@@ -89,7 +103,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         raise files.FileError(f"{os.fspath(path)!r}: there is no such file or folder")
     folder = place if place.is_dir() else place.parent
     opened = files.open_folder(place) if place.is_dir() else files.open_file(place)
-    tensors = _unwrapped(opened.tensors)
+    tensors = _prefixed(_unwrapped(opened.tensors))
     config = next((c for name in CONFIGS if (c := files.read_json(folder / name))), {})
     checkpoint = Checkpoint(
         os.fspath(path),
@@ -100,19 +114,27 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
     name, family = detect(checkpoint)
     checkpoint = renamed(checkpoint, family)
     tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
-    sizes = _sizes(checkpoint, name, family)
+    sizes, parts = _sizes(checkpoint, name, family), family.parts(checkpoint)
+    tensors = dict(family.joined(tensors))
     entries = family.entries_of(checkpoint, sizes)
     init = models.build(sizes).init
     shapes = {path: leaf.shape for path, leaf in _by_path(jax.eval_shape(init, _key())).items()}
     own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
     shapes |= {f"objective/{path}": leaf.shape for path, leaf in own.items()}
+    if parts != TOWERS:
+        entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
+        shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
     mapping.check(
-        entries, checkpoint.shapes, shapes, ignore=family.ignore, what=f"{os.fspath(path)} ({name})"
+        entries,
+        {name: tensor.shape for name, tensor in tensors.items()},
+        shapes,
+        ignore=family.ignore,
+        what=f"{os.fspath(path)} ({name})",
     )
     preprocess = family.preprocess(checkpoint, sizes)
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
     terms = family.terms(sizes)
-    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, terms)
+    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts, terms)
 
 
 def _sizes(checkpoint: Checkpoint, name: str, family: type[Family]) -> CLIPConfig:
@@ -132,6 +154,14 @@ def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
         if result and all(name.startswith(prefix) for name in result):
             result = {name.removeprefix(prefix): each for name, each in result.items()}
     return result
+
+
+def _prefixed(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
+    """One tower's tensors by the names that they have in the whole model."""
+    for names, prefix in _SINGLE:
+        if names <= set(tensors):
+            return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:

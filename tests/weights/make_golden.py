@@ -229,6 +229,51 @@ def open_clip_siglip():
     save_outputs(folder, images, tokens, image, text)
 
 
+def open_clip_timm(name, timm_name, pool, size):
+    """EVA-02 and Perception Encoder: one block with one head of 64 channels, in half precision."""
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": size, "timm_model_name": timm_name, "timm_pool": pool}
+    vision |= {"timm_proj": None}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 16, "heads": 2}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": {**text, "layers": 1}}
+    create = timm.create_model
+    small = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 4, "img_size": size}
+    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, **small})
+    model = randomized(open_clip.model.CustomTextCLIP(**config))
+    timm.create_model = create
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    state = {k: v.contiguous().half() for k, v in model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    config["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    outputs(model, folder, size)
+
+
+def outputs(model, folder, size):
+    images, tokens = inputs(size, True)
+    with torch.no_grad():
+        image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        text = model.encode_text(torch.from_numpy(tokens).long()).numpy()
+    save_outputs(folder, images, tokens, image, text)
+
+
+def clipa():
+    folder = FOLDER / "clipa"
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": 8, "layers": 1, "width": 16, "patch_size": 4, "head_width": 8}
+    vision |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 16, "heads": 2}
+    text |= {"layers": 1, "pool_type": "last", "no_causal_mask": True}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    model = randomized(open_clip.CLIP(**config))
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    outputs(model, folder, 8)
+
+
 class Leaf(torch.nn.Module):
     """A module of any tree of parameters."""
 
@@ -273,4 +318,7 @@ if __name__ == "__main__":
     open_clip_roberta()
     plain_open_clip()
     open_clip_siglip()
+    open_clip_timm("eva02", "eva02_base_patch16_clip_224", "token", 12)
+    open_clip_timm("pe_core", "vit_pe_core_base_patch16_224", "map", 12)
+    clipa()
     openai_archive()

@@ -204,14 +204,25 @@ def compare(name, folder):
     return differences, opened.family
 
 
-def table(names):
+def run(names, kept):
+    """Results by name; those that the file ``kept`` holds are not made again."""
+    results = json.loads(kept.read_text()) if kept and kept.is_file() else {}
+    for name in names:
+        if name in results:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = compare(name, folder)
+        print(name, *results[name], flush=True)
+        jax.clear_caches()
+        if kept:
+            kept.write_text(json.dumps(results))
+    return {name: results[name] for name in open_clip.list_models() if name in results}
+
+
+def table(results):
     """Markdown of what is compared and what is refused."""
     groups, refused = collections.defaultdict(list), collections.defaultdict(list)
-    for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            result, family = compare(name, folder)
-        print(name, family, result, flush=True)
-        jax.clear_caches()
+    for name, (result, family) in results.items():
         if family is None:
             reason = re.sub(r".*?(: no family that is known here has |can't be told: )", "", result)
             refused[reason.splitlines()[0]].append(name)
@@ -232,7 +243,7 @@ def table(names):
         lines.append(f"| `{family}` | {listed} | {numbers} |")
     lines += [
         "",
-        f"{sum(map(len, groups.values()))} of {len(names)}. Refused, with what is missing:",
+        f"{sum(map(len, groups.values()))} of {len(results)}. Refused, with what is missing:",
         "",
     ]
     for reason, found in sorted(refused.items()):
@@ -244,8 +255,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/weights.md")
     parser.add_argument("--only", default="", help="a pattern of names")
+    parser.add_argument("--results", type=pathlib.Path, help="a file that keeps what was seen")
     options = parser.parse_args()
-    text = table([n for n in open_clip.list_models() if re.search(options.only, n)])
+    chosen = [n for n in open_clip.list_models() if re.search(options.only, n)]
+    text = table(run(chosen, options.results))
     print(text)
     if options.write:
         content = DOCS.read_text()

@@ -67,6 +67,7 @@ FULL = {
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
     "open_clip_coca": ("coca_vit_b32", "coca_vit_l14", "coca_base"),
     "open_clip_roberta": ("roberta_vit_b32", "xlm_roberta_large_vit_h14"),
+    "eva_clip": ("eva01_g14", "eva02_b16", "eva_8b"),
     "open_clip_timm": (
         "eva01_g14", "eva02_b16", "eva02_l14_336", "eva02_e14_plus", "pe_core_t16", "pe_core_s16",
         "pe_core_b16", "pe_core_l14", "pe_core_bigg14",
@@ -249,9 +250,11 @@ def test_siglip_2_of_fixed_resolution_in_hugging_faces_files(tmp_path):
     assert opened.family == "hf_siglip" and opened.sizes == sizes
 
 
-ROUND_TRIPS = [(name, None) for name in FAMILIES.names() if name != "open_clip_timm"]
+ROUND_TRIPS = [
+    (name, None) for name in FAMILIES.names() if name not in ("open_clip_timm", "eva_clip")
+]
 ROUND_TRIPS += [("open_clip_timm", p) for p in ("eva02_b16", "eva02_e14", "pe_core_b16")]
-ROUND_TRIPS += [("open_clip", "clipa_l14")]
+ROUND_TRIPS += [("eva_clip", "eva02_b16"), ("eva_clip", "eva_8b"), ("open_clip", "clipa_l14")]
 
 
 @pytest.mark.parametrize(("name", "preset"), ROUND_TRIPS)

@@ -9,8 +9,10 @@ import jax
 
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.registry import Registry
+from jaxclip.weights.files import Tensor
 from jaxclip.weights.mapping import Entry, MappingError
 
+TOWERS = ("image", "text")
 FAMILIES = Registry("family of checkpoints", "jaxclip.weights.families")
 
 
@@ -98,6 +100,17 @@ class Family:
         return cls.entries(sizes)
 
     @staticmethod
+    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+        """Which towers a checkpoint holds, of ``"image"`` and ``"text"``."""
+        del checkpoint
+        return TOWERS
+
+    @staticmethod
+    def joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors by name, with those put together that are one parameter of ours."""
+        return tensors
+
+    @staticmethod
     def ignore(name: str) -> bool:
         """Whether a tensor holds no weights (a buffer)."""
         del name
@@ -162,6 +175,14 @@ def _refuse_known(checkpoint: Checkpoint) -> None:
     """
     config = checkpoint.config.get("model_cfg", checkpoint.config)
     vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
+    factors = [name for name in checkpoint.shapes if ".lora_" in name]
+    if factors:
+        raise MappingError(
+            f"{checkpoint.path} holds low-rank factors (LoRA, {len(factors)} of "
+            f"{len(checkpoint.shapes)} tensors, such as {factors[0]}), not a model: merge them "
+            "into their base model where they were made (peft: merge_and_unload(), "
+            "save_pretrained) and give that folder"
+        )
     lacks = []
     if vision.get("timm_model_name"):
         lacks.append(f"timm's image tower {vision['timm_model_name']!r}")

@@ -9,8 +9,9 @@ from typing import Any
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights.families._base import Preprocess
 
-# Fields that a family fixes, and whether its models have a logit_bias. What is not here is in its tensors' shapes or its configuration.
-_COMMON = {
+# Fields that a family fixes, and whether its models have a logit_bias. What is not here is in its
+# tensors' shapes or its configuration.
+_COMMON: dict[str, Any] = {
     "image.stem": "patch",
     "image.positions": "learned",
     "image.num_registers": 0,
@@ -18,7 +19,7 @@ _COMMON = {
     "image.max_patches": 0,
 }
 # Fields of ImageConfig that say how a block or a pool is made, with those of the plain ones.
-_PLAIN: Mapping[str, Any] = {
+_PLAIN: dict[str, Any] = {
     "image.rope": "none",
     "image.mlp": "plain",
     "image.norm": "layer",
@@ -29,7 +30,11 @@ _PLAIN: Mapping[str, Any] = {
     "image.pool_heads": 0,
     "image.pool_mlp_dim": 0,
 }
-_NO_SCALE = {"image.layer_scale": 0.0, "image.class_token": False, "image.norm_after_pool": False}
+_NO_SCALE: dict[str, Any] = {
+    "image.layer_scale": 0.0,
+    "image.class_token": False,
+    "image.norm_after_pool": False,
+}
 OPEN_CLIP_LAYOUT: Mapping[str, Any] = (
     _COMMON
     | _PLAIN

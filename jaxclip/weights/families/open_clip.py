@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxclip.models.presets import CLIPConfig, ImageConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+import numpy as np
+
+from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.weights.families._base import TOWERS, Checkpoint, Family, Preprocess, SpecialIds
 from jaxclip.weights.families._layouts import (
     OPEN_CLIP_LAYOUT,
     open_clip_preprocess,
@@ -33,10 +35,13 @@ from jaxclip.weights.families._parts import (
     square_grid,
     torch_gelu,
 )
+from jaxclip.weights.files import Tensor
 from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, norm
 
 # OpenAI's files tell these as numbers beside the weights; its models use quick-GELU.
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+# Long-CLIP's second table of positions, and the rows that the first one keeps.
+_LONG, KEEP = "positional_embedding_res", 20
 # open_clip's heads are 64 wide but in its largest image towers (its model configurations).
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104}
 
@@ -49,13 +54,38 @@ class OpenCLIP(Family):
 
     @staticmethod
     def canonical(name: str) -> str | None:
-        return flat_name(name)
+        # Alpha-CLIP's attention keeps a linear layer where the others have two parameters.
+        return flat_name(name).replace(".attn.in_proj.", ".attn.in_proj_")
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = set(checkpoint.shapes)
-        plain = {"visual.class_embedding", "visual.proj", "token_embedding.weight"} <= names
-        return plain and "text.cls_emb" not in names  # CoCa's
+        image = {"visual.class_embedding", "visual.proj", "visual.conv1.weight"} <= names
+        text = "token_embedding.weight" in names
+        alpha_alone = "visual.conv1_alpha.weight" in names and not any(
+            name.startswith("text.") for name in names
+        )
+        is_coca = "text.cls_emb" in names
+        return image and (text or alpha_alone) and not is_coca
+
+    @staticmethod
+    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+        return TOWERS if "token_embedding.weight" in checkpoint.shapes else ("image",)
+
+    @staticmethod
+    def joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Long-CLIP keeps two tables of positions: the first 20 rows are of one, the rest of the
+        other."""
+        found = dict(tensors)
+        rest = found.pop(_LONG, None)
+        first = found.get("positional_embedding")
+        if rest is None or first is None or first.shape != rest.shape:
+            return tensors
+
+        def read() -> np.ndarray:
+            return np.concatenate([first.read()[:KEEP], rest.read()[KEEP:]])
+
+        return {**found, "positional_embedding": first._replace(read=read)}
 
     @staticmethod
     def ignore(name: str) -> bool:
@@ -66,11 +96,14 @@ class OpenCLIP(Family):
         shapes, config = checkpoint.shapes, model_config(checkpoint.config)
         vision, text = dict(config.get("vision_cfg") or {}), dict(config.get("text_cfg") or {})
         openai = all(name in shapes for name in _OPENAI_NUMBERS)
+        openai |= _LONG in shapes or "visual.conv1_alpha.weight" in shapes
         quick = bool(config.get("quick_gelu", openai))
         image = read_image(shapes, vision, quick)
         return CLIPConfig(
             image=image,
-            text=read_text(shapes, text, quick=quick, clipa=not image.pre_norm),
+            text=TextConfig()
+            if "token_embedding.weight" not in shapes
+            else read_text(shapes, text, quick=quick, clipa=not image.pre_norm),
             embed_dim=shapes["visual.proj"][1],
             logit_scale_init=math.log(1 / 0.07),
             logit_bias_init=-10.0 if "logit_bias" in shapes else None,
@@ -161,6 +194,7 @@ def read_image(
         class_token=pool == "avg",
         norm_after_pool=pool == "avg" and bool(vision.get("final_ln_after_pool", not vision)),
         layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else 0.0,
+        alpha="visual.conv1_alpha.weight" in shapes,
     )
 
 
@@ -168,7 +202,13 @@ def image_entries(image: ImageConfig) -> list[Entry]:
     """The table of an image tower."""
     patches = convolution(image.patch_size)
     blocks_of = "visual.transformer.resblocks"
+    alpha = Entry(
+        "visual.conv1_alpha.weight",
+        ("image/alpha_embedding/kernel",),
+        convolution(image.patch_size, channels=1),
+    )
     return [
+        *([alpha] if image.alpha else []),
         Entry("visual.class_embedding", ("image/class_token",), SAME),
         Entry("visual.positional_embedding", ("image/positions",), SAME),
         Entry("visual.conv1.weight", ("image/patch_embedding/kernel",), patches),

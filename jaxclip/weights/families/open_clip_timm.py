@@ -154,6 +154,9 @@ def read_tower(
         "depth": depth,
         "mlp_dim": shapes[f"{first}.{up}.weight"][0],
     }
+    if width != TIMM_TOWERS[name]["width"]:  # heads as wide as they are there
+        head_width = TIMM_TOWERS[name]["width"] // TIMM_TOWERS[name]["num_heads"]
+        fields["num_heads"] = max(1, width // head_width)
     if f"{trunk}.attn_pool.mlp.fc1.weight" in shapes:
         pool_dim = shapes[f"{trunk}.attn_pool.mlp.fc1.weight"][0]
         fields["pool_mlp_dim"] = 0 if pool_dim == fields["mlp_dim"] else pool_dim
