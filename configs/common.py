@@ -56,3 +56,28 @@ def evaluation(*splits: str, every_steps: int, **options) -> ConfigDict:
             **options,
         }
     )
+
+
+def start_from(weights: str, config_file: str) -> ConfigDict:
+    """What weights determine of an experiment: ``init_from``, model, tokenizer, their pictures.
+
+    Args:
+      weights: a workdir or published weights.
+      config_file: for the error, if they were not named.
+    """
+    if not weights:
+        raise ValueError(f"name the weights to start from: configs/{config_file}.py:PATH")
+    from jaxclip.train import init_from
+
+    found = init_from.open_source(weights, f"configs/{config_file}.py").config
+    pictures = ("image_size", "image_mean", "image_std", "eval_image_ops")
+    return ConfigDict(
+        {
+            "seed": 0,
+            "init_from": weights,
+            "model": found["model"],
+            "tokenizer": found["tokenizer"],
+            "data": {key: found["data"][key] for key in pictures},
+            "precision": {"compute_dtype": "bfloat16"},
+        }
+    )

@@ -2,10 +2,23 @@
 
     bash launch/local.sh configs/methods.py:slip
     bash launch/local.sh configs/methods.py:flip
-    bash launch/local.sh configs/methods.py:flip_unmasked --config.init_from=workdir/flip
+    bash launch/local.sh configs/methods.py:flip_unmasked --config.init_from=workdir/methods-flip
 
-What follows the colon is an objective of docs/methods.md, or a second phase of SECOND_PHASES. Each
-run wants a workdir of its own: ``WORKDIR=workdir/slip bash launch/local.sh …``.
+What follows the colon is an objective of docs/methods.md, or a second phase of SECOND_PHASES. The
+run goes to ``workdir/methods-<name>``, or where ``WORKDIR=… bash launch/local.sh …`` says.
+
+Distillation wants a teacher, which is a finished run, and takes its architecture from there:
+
+    bash launch/local.sh configs/emoji_long.py
+    bash launch/local.sh configs/methods.py:mobileclip --config.teacher.path=workdir/emoji_long
+    bash launch/local.sh configs/methods.py:affinity --config.teacher.path=workdir/emoji_long
+
+Two methods go on with a trained model, which is also their teacher:
+
+    bash launch/local.sh configs/methods.py:clip_refine \\
+        --config.teacher.path=workdir/emoji --config.init_from=workdir/emoji
+    bash launch/local.sh configs/methods.py:mod_x \\
+        --config.teacher.path=workdir/emoji --config.init_from=workdir/emoji
 """
 
 import emoji
@@ -33,15 +46,44 @@ OPTIONS = {
     "siamlip": {**ROCKET, "predict_width": 512, "predict_features": 64},
     "barlip": {**ROCKET, "bar_width": 512, "bar_features": 512},
     "swalip": ROCKET,
+    # One teacher, at its own scale. It sees the same crop and caption, so captions may be drawn.
+    "mobileclip": {
+        "sizes": [256],
+        "scales": [None],
+        "captions": "random",
+        "contrastive": 0.25,
+        "distill": 0.75,
+    },
+    "affinity": {"scale": None, "teacher_scale": None},
+    # British names and keywords stand for synthetic captions.
+    "alip": {"source": "en-gb"},
+    # An episode is a pass over the 3488 pictures of 1744 ideas.
+    "protoclip": {"num_clusters": 256, "episode_size": 3488, "hidden": 512},
 }
+
+FROZEN = {"kind": "frozen"}  # teacher.path is given on the command line
 
 TEACHERS = {
     "byolip": {"kind": "ema", "decay": 0.99},
     "a_clip": {"kind": "ema", "decay": [[0, 0.996], [2000, 1.0]]},
+    **dict.fromkeys(("mobileclip", "affinity", "clip_refine", "mod_x"), FROZEN),
+}
+
+# Other keys of the recipe that a method needs.
+CHANGES = {
+    # Both pictures of an idea, with captions of their own, stand in a batch of 64 ideas.
+    "unicl": {"data.examples_per_class": 2},
+    "euclip": {"model.logit_scale_init": 0.0},
+    # Products of three unit vectors are smaller than cosines, by about the root of 256.
+    "symile": {"logit_scale_max": 7.0},
 }
 
 # Objective, its options, and the share of the recipe's steps and learning rate.
-SECOND_PHASES = {"flip_unmasked": ("flip", {"mask_ratio": 0.0}, 0.1)}
+SECOND_PHASES = {
+    "flip_unmasked": ("flip", {"mask_ratio": 0.0}, 0.1),
+    "clip_refine": ("clip_refine", {}, 0.1),
+    "mod_x": ("mod_x", {}, 0.1),
+}
 
 
 def get_config(arg: str = "contrastive") -> ConfigDict:
@@ -51,6 +93,10 @@ def get_config(arg: str = "contrastive") -> ConfigDict:
     config.objective = [{"name": name, **options}]
     if name in TEACHERS:
         config.teacher = TEACHERS[name]
+    for key, value in CHANGES.get(name, {}).items():
+        section, _, last = key.rpartition(".")
+        target = config[section] if section else config
+        target[last] = value
     if share < 1.0:
         config.total_steps = int(share * config.total_steps)
         config.optim.learning_rate *= share

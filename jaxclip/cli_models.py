@@ -18,13 +18,14 @@ Other people's checkpoints (openai/CLIP, open_clip, Hugging Face CLIP and SigLIP
   jaxclip weights info ViT-B-32.pt
   jaxclip weights import --from siglip-base-patch16-224/ --to weights/siglip_b16
   jaxclip weights export --from runs/mine --to mine_hf --format hf
+  jaxclip weights wise-ft --before weights/b32 --after runs/tuned --to weights/mixed
 
 Nothing in a file is executed, and nothing is overwritten.
 """
 
 
 def add_weights(commands: Any, add: AddCommand) -> None:
-    """Add ``jaxclip weights info|import|export``."""
+    """Add ``jaxclip weights`` with its actions."""
     parser = commands.add_parser(
         "weights",
         help="look at published weights, bring them in, hand them out",
@@ -44,9 +45,33 @@ def add_weights(commands: Any, add: AddCommand) -> None:
     hand.add_argument("--from", dest="source", required=True, help="workdir, or published weights")
     hand.add_argument("--to", required=True, help="new folder")
     hand.add_argument(
-        "--format", required=True, choices=("hf", "open_clip"), help="whose library loads it"
+        "--format",
+        required=True,
+        choices=("hf", "open_clip", "stablehlo", "onnx"),
+        help="whose library loads it; stablehlo: programs that need JAX alone; onnx: with the "
+        "extra 'onnx'",
     )
     _add_tokenizer(hand)
+    mix = add(actions, "wise-ft", _wise_ft, "mix a model before and after fine-tuning (WiSE-FT)")
+    mix.add_argument("--before", required=True, help="workdir, or published weights")
+    mix.add_argument("--after", required=True, help="workdir, or published weights")
+    mix.add_argument("--alpha", type=float, default=0.5, help="0 = before, 1 = after")
+    mix.add_argument("--to", required=True, help="new workdir")
+    soup = add(actions, "soup", _soup, "average models of one architecture")
+    soup.add_argument("--from", dest="sources", nargs="+", required=True, metavar="PATH",
+                      help="workdirs, or published weights")  # fmt: skip
+    soup.add_argument("--to", required=True, help="new workdir")
+    soup.add_argument(
+        "--task",
+        default="",
+        metavar="'NAME key=value …'",
+        help="add models, the best first, as long as this evaluation on held-out data gets no "
+        "worse (a greedy soup), such as 'zero_shot data=DIR split=val'; default: the mean of all",
+    )
+    soup.add_argument("--metric", default="", help="of the task (default: its top-1 or recall)")
+    lora = add(actions, "merge-lora", _merge_lora, "write a LoRA run as a plain workdir")
+    lora.add_argument("--from", dest="source", required=True, help="workdir of the run")
+    lora.add_argument("--to", required=True, help="new workdir")
 
 
 _EMBED = """\
@@ -157,4 +182,25 @@ def _export(args: argparse.Namespace) -> int:
             args.source, args.to, form=args.format, tokenizer_path=args.tokenizer
         )
     )
+    return 0
+
+
+def _wise_ft(args: argparse.Namespace) -> int:
+    from jaxclip.inference import mix
+
+    print(mix.wise_ft(args.before, args.after, args.to, args.alpha))
+    return 0
+
+
+def _soup(args: argparse.Namespace) -> int:
+    from jaxclip.inference import mix
+
+    print(mix.soup(args.sources, args.to, task=args.task, metric=args.metric))
+    return 0
+
+
+def _merge_lora(args: argparse.Namespace) -> int:
+    from jaxclip.inference import mix
+
+    print(mix.merge_lora(args.source, args.to))
     return 0

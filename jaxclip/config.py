@@ -37,7 +37,13 @@ _SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
 _NULLABLE = ("optim.weight_decay",)
 
 # Other types that a value may have; its owner reads either.
-_EITHER_FORM = ("data.image_ops", "data.eval_image_ops", "evaluate.templates", "writers")
+_EITHER_FORM = (
+    "data.image_ops",
+    "data.eval_image_ops",
+    "evaluate.templates",
+    "writers",
+    "on_spike.actions",
+)
 _OTHER_FORMS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_EITHER_FORM, (str, list)),
     "teacher.decay": (list,),  # [[step, decay], ...]
@@ -63,6 +69,7 @@ RUNTIME_KEYS = (
     "profile",
     "data.prefetch",
     "data.cache_decoded_mb",
+    "data.max_unusable",
     "data.num_parallel_calls",
 )
 
@@ -77,6 +84,9 @@ EXTENDABLE_KEYS = (
     "num_micro_batches",
     "remat",
     "attention_implementation",
+    "watch",
+    "on_spike",
+    "skip_batches",
     "data.name",  # the same records, moved
 )
 
@@ -110,6 +120,13 @@ def defaults() -> Config:
         # Initial parameters: a workdir; tensors that match a pattern start anew.
         "init_from": "",
         "init_from_exclude": [],
+        # Low-rank additions to kernels (LoRA): rank 0 = none. What does not train beside them is
+        # frozen by optim.groups.
+        "low_rank": {
+            "rank": 0,
+            "scaling": 1.0,
+            "patterns": [r"blocks_\d+/attention/(query|key|value)/kernel$"],
+        },
         "optim": {
             "name": "adamw",
             "learning_rate": 1e-3,
@@ -129,6 +146,29 @@ def defaults() -> Config:
         # A step whose gradient is not finite changes nothing and is counted; this many in a row
         # stop the run.
         "max_consecutive_nonfinite": 50,
+        # What is seen of a spike: docs/stability.md. `enabled` adds numbers of each tensor to the
+        # step, and writes workdir/spikes/ on an event.
+        "watch": {
+            "enabled": False,
+            # A spike lies so many standard deviations above the mean of the last `window` steps.
+            "threshold": 10.0,
+            "window": 1000,
+            "min_history": 100,
+            "steps_kept": 32,  # what an event shows of the time before it
+            "probe_every_steps": 20,  # attention logits and embedding norms; 0 = never
+            "probe_examples": 8,
+            "max_events": 20,  # that are written
+        },
+        # What is done about it: skip, clip, lower_rate, reset_moments, several of these, or rewind.
+        "on_spike": {
+            "actions": [],
+            "rate_factor": 0.1,  # lower_rate: for rate_steps steps
+            "rate_steps": 100,
+            "rewind_steps": 100,  # rewind: to a checkpoint that is at least so much older
+            "rewind_batches": 0,  # pass over so many batches up to the spike's; 0 = all since then
+            "rewind_limit": 3,  # so often in a run
+        },
+        "skip_batches": [],  # [[first, last], …] batches of the data order that are passed over
         "checkpoint": {
             "every_steps": 500,  # 0 = only after the last step
             "keep_last": 2,

@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.shuffle_window": (1, 2**40),
     "data.shuffle_chunk": (1, 2**40),
     "data.cache_decoded_mb": (0, _INFINITY),
+    "data.max_unusable": (0.0, 1.0),
     "data.num_parallel_calls": (0, 4096),
     "data.prefetch": (0, 4096),
     "tokenizer.context_length": (1, 2**20),
@@ -48,11 +49,29 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.image.norm_eps": (0.0, 1.0),
     "model.image.tract_lambda": (0.0, _INFINITY),
     "model.text.norm_eps": (0.0, 1.0),
+    **{f"model.{tower}.attention_soft_cap": (0.0, _INFINITY) for tower in ("image", "text")},
+    **{f"model.{tower}.layer_scale": (0.0, _INFINITY) for tower in ("image", "text")},
+    **{f"model.{tower}.mup_base_width": (0, 65_536) for tower in ("image", "text")},
+    **{f"model.{tower}.mup_base_heads": (0, 4096) for tower in ("image", "text")},
     "model.text.vocab_size": (1, 2**26),
     **{f"model.{tower}.{key}": span for tower in ("image", "text") for key, span in _TOWER.items()},
+    "low_rank.rank": (0, 65_536),
+    "low_rank.scaling": (0.0, _INFINITY),
     "optim.learning_rate": (0.0, _INFINITY),
     "optim.weight_decay": (0.0, _INFINITY),
     "teacher.size": (0, 2**20),
+    "watch.threshold": (1.0, _INFINITY),
+    "watch.window": (2, 100_000),
+    "watch.min_history": (2, 100_000),
+    "watch.steps_kept": (1, 10_000),
+    "watch.probe_every_steps": (0, _INFINITY),
+    "watch.probe_examples": (2, 4096),
+    "watch.max_events": (0, 10_000),
+    "on_spike.rate_factor": (0.0, 1.0),
+    "on_spike.rate_steps": (1, 2**30),
+    "on_spike.rewind_steps": (1, 2**30),
+    "on_spike.rewind_batches": (0, 2**30),
+    "on_spike.rewind_limit": (1, _INFINITY),
     "distributed.heartbeat_timeout_seconds": (1, 2**31 - 1),
     "distributed.initialization_timeout_seconds": (1, 2**31 - 1),
     "distributed.shutdown_timeout_seconds": (1, 2**31 - 1),
@@ -62,6 +81,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _OPTIONAL: dict[str, tuple[type, ...]] = {
     "model.logit_bias_init": (float, int),
     "attention_implementation": (str,),
+    "model.image.layer_scale": (float, int),
+    "model.text.layer_scale": (float, int),
 }
 
 # What lists hold, and how much of it (None: any number). A string may stand for a list of strings.
@@ -73,6 +94,7 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
     "evaluate.retrieval": (str, None),
     "evaluate.templates": (str, None),
     "init_from_exclude": (str, None),
+    "low_rank.patterns": (str, None),
     "model.image.stem_widths": (int, None),
 }
 
@@ -114,7 +136,10 @@ def check(config: Mapping[str, Any]) -> None:
     _check_patches(flat)
     _check_decay(flat["teacher.decay"])
     _check_patterns("init_from_exclude", flat["init_from_exclude"])
+    _check_patterns("low_rank.patterns", flat["low_rank.patterns"])
     _check_named("writers", flat["writers"])
+    _check_spikes(config)
+    _check_ranges("skip_batches", flat["skip_batches"])
 
 
 def is_frozen(config: Mapping[str, Any], name: str) -> bool:
@@ -204,6 +229,35 @@ def _check_named(key: str, given: Any) -> None:
         name = entry.get("name") if isinstance(entry, Mapping) else entry
         if not isinstance(name, str) or not name:
             raise ValueError(f"{key} has {entry!r}; give names, or dicts with a 'name'")
+
+
+def _check_spikes(config: Mapping[str, Any]) -> None:
+    from jaxclip.train.guard import REWIND, as_actions
+
+    watch, policy = config["watch"], config["on_spike"]
+    if watch["min_history"] > watch["window"]:
+        raise ValueError(
+            f"watch.min_history={watch['min_history']} is more than watch.window="
+            f"{watch['window']}; use at most that"
+        )
+    if REWIND in as_actions(policy["actions"]) and not config["checkpoint"]["every_steps"]:
+        raise ValueError(
+            "on_spike.actions has 'rewind', which goes back to a checkpoint, but "
+            "checkpoint.every_steps=0; use 100, say"
+        )
+
+
+def _check_ranges(key: str, ranges: list[Any]) -> None:
+    """``[[first, last], ...]`` of whole numbers, ascending and apart."""
+    end = -1
+    for entry in ranges:
+        pair = entry if isinstance(entry, list) and len(entry) == 2 else [None, None]
+        if not all(type(number) is int for number in pair) or not end < pair[0] <= pair[1]:
+            raise ValueError(
+                f"{key}={ranges!r}: give [[first, last], ...], whole numbers of batches counted "
+                "from 0, ascending and apart"
+            )
+        end = pair[1]
 
 
 def _check_patches(flat: Mapping[str, Any]) -> None:

@@ -28,6 +28,9 @@ def absolute_paths(config: Config) -> Config:
     data = result.get("data", {})
     if isinstance(data.get("name"), str):
         data["name"] = absolute_data_name(data["name"])
+    for source in data.get("mixture") or ():
+        if isinstance(source, dict) and isinstance(source.get("name"), str):
+            source["name"] = absolute_data_name(source["name"])
     if isinstance(result.get("evaluate"), dict):
         _absolute_evaluation(result["evaluate"])
     return result

@@ -3,6 +3,7 @@
 import colorsys
 import contextlib
 import gc
+import importlib.metadata
 import io
 import os
 import pathlib
@@ -11,16 +12,33 @@ import sys
 import numpy as np
 import pytest
 
-# Both must be set before JAX starts its backend, hence at import time of the conftest.
+# These must be set before JAX starts its backend, hence at import time of the conftest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_flags = os.environ.get("XLA_FLAGS", "")
-if "xla_force_host_platform_device_count" not in _flags:
-    os.environ["XLA_FLAGS"] = f"{_flags} --xla_force_host_platform_device_count=8".strip()
+# Programs are small, so nearly all the time of the tests is compilation: the compiler is told not to
+# optimise, and on the JAX that still has them to take the emitters that compile twice as fast.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+_FLAGS = {"xla_force_host_platform_device_count": "8"}
+if importlib.metadata.version("jax").startswith("0.10."):
+    _FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+for _name, _value in _FLAGS.items():
+    if _name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
 # With a limit JAX locks its folder of compiled programs, which all processes that run tests share:
 # without, one may read what another is still writing, which ends it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(20 * 2**30))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+# Seconds that a test marked slow may take.
+SLOW_LIMIT = 1800
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,13 +1,16 @@
 """configs/methods.py: the emoji recipe with any objective."""
 
 import pathlib
+import zlib
 
+import jax
+import numpy as np
 import pytest
 
 from jaxclip import config as config_lib
 from jaxclip import fields, objectives
-from jaxclip.data import image_ops
-from jaxclip.train import towers
+from jaxclip.data import image_ops, pipeline
+from jaxclip.train import setup, towers
 
 FILE = pathlib.Path(__file__).parents[1] / "configs" / "methods.py"
 
@@ -21,9 +24,10 @@ def test_every_method_suits_the_recipe(name):
     config = load(name)
     total = objectives.from_config(config["objective"], config["loss"])
     assert [term.name for term in total.terms] == [name]
+    wants = any(each.startswith("teacher/") for each in total.needs | total.row_needs)
+    assert wants == (config["teacher"]["kind"] != "none")
     sizes = towers.model_sizes(config)
-    if not any(each.startswith("teacher/") for each in total.needs | total.row_needs):
-        total.check(sizes)
+    total.check(sizes, sizes if wants else None)  # a teacher trained by the same recipe
     for field in total.fields.values():
         if isinstance(field, fields.View):
             image_ops.build(field.ops, config["data"]["image_size"])
@@ -35,6 +39,31 @@ def test_the_unmasked_phase_is_short_and_slow():
     assert unmasked["total_steps"] == masked["total_steps"] // 10
     ratio = unmasked["optim"]["learning_rate"] / masked["optim"]["learning_rate"]
     assert ratio == pytest.approx(0.1)
+
+
+def test_a_batch_of_labels_holds_both_pictures_of_an_idea_with_captions_of_their_own():
+    config = load("unicl")
+    total = objectives.from_config(config["objective"], config["loss"])
+    batches = pipeline.train_iterator(
+        {**config["data"], "image_size": 8, "image_ops": "resize"},
+        tokenizer=lambda texts: np.array([[zlib.crc32(text.encode())] for text in texts]),
+        global_batch_size=32,
+        seed=0,
+        spec={**fields.PAIR, **total.fields},
+    )
+    batch = next(batches)
+    batches.close()
+    pairs = [(row, row + 1) for row in range(0, 32, 2)]
+    assert all(batch["label"][a] == batch["label"][b] for a, b in pairs)
+    assert len(set(batch["label"].tolist())) == 16
+    assert all(batch["image"][a].tolist() != batch["image"][b].tolist() for a, b in pairs)
+    assert sum(batch["text"][a].tolist() != batch["text"][b].tolist() for a, b in pairs) > 4
+
+
+@pytest.mark.parametrize("name", ["mobileclip", "affinity", "clip_refine", "mod_x"])
+def test_a_frozen_teacher_is_asked_for_by_its_path(name):
+    with pytest.raises(ValueError, match=r"teacher\.kind='frozen' needs teacher.path"):
+        setup.build(load(name), devices=jax.devices()[:1])
 
 
 def test_without_a_name_it_is_the_contrastive_loss():

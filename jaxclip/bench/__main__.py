@@ -11,11 +11,17 @@ from jaxclip.registry import hint
 # Each is a module of this package with `main(arguments) -> exit status` and a docstring.
 BENCHMARKS = {
     "data": "images a second that the input pipeline makes, against plain tf.data",
+    "decode": "pictures a second of each image backend, against torchvision and webdataset",
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
+    "watch": "what the watch and the policies against spikes add to a step",
+    "mup": "whether learning rates carry over from narrow to wide models",
+    "methods": "training methods on the built-in data, at equal pictures and equal time",
+    "weights": "memory that opening published weights takes, at full size",
+    "embed": "pictures a second of `jaxclip embed`, against open_clip's own loop",
     "mesh": "training step on every mesh of the devices at hand",
 }
 

@@ -161,8 +161,14 @@ def _by_hand(photos: pathlib.Path, args: argparse.Namespace, views: int) -> Call
     return run
 
 
-def make_photos(folder: pathlib.Path, count: int) -> pathlib.Path:
-    """Write a data set of JPEGs of 500 x 375 pixels with the detail of photographs."""
+def make_photos(
+    folder: pathlib.Path, count: int, size: tuple[int, int] = (500, 375)
+) -> pathlib.Path:
+    """Write a data set of JPEGs of a (width, height) with the detail of photographs.
+
+    Returns:
+      Its folder; the files themselves are in ``folder / "source"``.
+    """
     from PIL import Image
 
     from jaxclip.data.importer import import_records
@@ -171,13 +177,14 @@ def make_photos(folder: pathlib.Path, count: int) -> pathlib.Path:
     source.mkdir()
     for i in range(count):
         rng = np.random.default_rng(i)
-        picture = np.zeros((375, 500, 3))
+        width, height = size
+        picture = np.zeros((height, width, 3))
         # Noise at several scales: about the spectrum, and the bytes, of a photograph.
         for scale in (4, 12, 40, 120):
-            coarse = rng.uniform(-1, 1, (375 // scale + 2, 500 // scale + 2, 3)) * scale**0.7
+            coarse = rng.uniform(-1, 1, (height // scale + 2, width // scale + 2, 3)) * scale**0.7
             image = np.stack(
                 [
-                    np.asarray(Image.fromarray(np.float32(plane)).resize((500, 375)))
+                    np.asarray(Image.fromarray(np.float32(plane)).resize(size))
                     for plane in coarse.transpose(2, 0, 1)
                 ],
                 axis=-1,

@@ -11,13 +11,13 @@ import dataclasses
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import image_ops, loader, order
+from jaxclip.data import image_ops, loader, mixture, order
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.naming import BOXES
@@ -115,8 +115,7 @@ class BoxesColumn(Column[fields.Boxes]):
         for row, loaded in enumerate(rows.loaded):
             boxes = loaded.extras.get(self.key)
             if boxes is not None and len(boxes) and loaded.pixels is not None:
-                height, width = loaded.pixels.shape[:2]
-                result[row, : len(boxes)] = self._chain.boxes((width, height), boxes, u[row])
+                result[row, : len(boxes)] = self._chain.boxes(loaded.size, boxes, u[row])
         return result
 
 
@@ -175,7 +174,7 @@ class BatchMaker:
 
     columns: Mapping[str, Column[Any]]
     record_loader: loader.RecordLoader
-    order: order.ShuffledOrder
+    order: order.ShuffledOrder | mixture.MixtureOrder
     seed: int
     first_row: int
     rows: int
@@ -219,6 +218,37 @@ class BatchMaker:
         if TEXT in arrays:
             self._count(rows.captions, arrays[TEXT])
         return {key: arrays[key] for key in self.columns}
+
+    def examples(
+        self, batch: int, rows: Sequence[int]
+    ) -> list[tuple[loader.Loaded, str, np.ndarray]]:
+        """Some rows of a batch as training sees them: record, caption and image.
+
+        Args:
+          batch: its number.
+          rows: places within the global batch.
+
+        Returns:
+          Of each row the record, its caption of ``text`` (empty without that column) and
+          uint8[S, S, 3] of ``image`` (no pixels without that view).
+        """
+        places = np.asarray(rows, np.int64) + int(batch) * self.global_batch_size
+        views, loaded = self.record_loader.batch(
+            self.order(places),
+            {
+                key: draws(self.seed, key, places, chain.num_draws)
+                for key, chain in chains(self.columns).items()
+            },
+            lambda row, attempt: self.order.replacement(int(places[row]), attempt),
+        )
+        found = [each for each in loaded if each is not None]
+        captions = [""] * len(found)
+        for column in self._texts:
+            if column.key == TEXT:
+                texts = column.texts(Rows(self.seed, places, found, views, []))
+                captions = [text or "" for text in texts[:: len(texts) // len(found)]]
+        images = views.get(IMAGE, np.zeros((len(found), 0, 0, 3), np.uint8))
+        return list(zip(found, captions, images, strict=True))
 
     def _count(self, captions: list[str], ids: np.ndarray) -> None:
         rows = ids.reshape(len(captions), -1, ids.shape[-1])[:, 0]

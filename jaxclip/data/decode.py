@@ -17,6 +17,8 @@ from jaxclip.data.record import BadRecord
 # whose rarely used decoders are where the security holes are.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
+_ORIENTATION = 0x0112
+
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_ASPECT = 50.0
 
@@ -55,8 +57,7 @@ def decode(
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
         return BadRecord("undecodable", f"{type(error).__name__}: {error}")
     width, height = image.size
-    small, large = sorted((width, height))
-    if width * height > max_pixels or small < min_side or large > max_aspect * small:
+    if not is_sane(width, height, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{width}x{height} pixels")
     try:
         image.load()
@@ -64,6 +65,28 @@ def decode(
         return to_rgb(image)
     except Exception as error:
         return BadRecord(_load_failure(error), f"{type(error).__name__}: {error}")
+
+
+def is_sane(
+    width: int,
+    height: int,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_aspect: float = DEFAULT_MAX_ASPECT,
+    min_side: int = 1,
+) -> bool:
+    """Whether a picture of this size is worth decoding, by the limits of :func:`decode`."""
+    small, large = sorted((width, height))
+    return width * height <= max_pixels and small >= min_side and large <= max_aspect * small
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether the EXIF data of a JPEG say that it is to be turned or mirrored, or are damaged."""
+    if b"Exif\x00\x00" not in data[:65536]:
+        return False
+    try:
+        return Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # as in decode
+        return True
 
 
 def _load_failure(error: Exception) -> str:

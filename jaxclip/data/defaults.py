@@ -10,9 +10,11 @@ from jaxclip.data import order
 DEFAULTS: dict[str, Any] = {
     "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
     "train_split": "train",
+    "mixture": [],  # trained on in place of name: [{"name", "split", "weight", "languages", …}]
     "image_size": 64,
     "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
     "eval_image_ops": "resize",
+    "image_backend": "pillow",  # what decodes for training: "pillow", or "fast"
     "image_mean": [0.5, 0.5, 0.5],  # of pixels in [0, 1]; used in the train step
     "image_std": [0.5, 0.5, 0.5],
     "languages": ["en"],  # of the captions; where a data set has more than one
@@ -20,11 +22,12 @@ DEFAULTS: dict[str, Any] = {
     "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
     "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
     "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
+    "max_unusable": 0.5,  # share of the records drawn that may be unusable before the run stops
     "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
     "prefetch": 2,  # batches made ahead
 }
 
-_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64}
+_CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64, "roberta": 77}
 
 
 def context_length(kind: str) -> int:
@@ -34,4 +37,4 @@ def context_length(kind: str) -> int:
 
 def pad_id(kind: str) -> int:
     """The id that a kind of tokenizer pads with."""
-    return 1 if kind == "siglip" else 0
+    return 1 if kind in ("siglip", "roberta") else 0

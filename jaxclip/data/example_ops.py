@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.image_op import Moving, Size, register
+from jaxclip.data.image_op import Cut, Moving, Size, register
 
 _METHODS = {
     "nearest": Image.Resampling.NEAREST,
@@ -65,7 +65,10 @@ def _scaled(size_after: Callable[[Size], Size], method: str) -> Moving:
     def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
         return size_after(size), _cut_and_scale((0, 0, *size), size_after(size))
 
-    return Moving(apply, where)
+    def cut(size: Size, u: np.ndarray) -> Cut:
+        return Cut((0, 0, *size), size_after(size), method)
+
+    return Moving(apply, where, cut)
 
 
 @register("resize", level="example", keeps_square=True)
@@ -210,7 +213,10 @@ def random_resized_crop(
     def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
         return (side, side), _cut_and_scale(box(size, u), (side, side))
 
-    return Moving(apply, where)
+    def cut(size: Size, u: np.ndarray) -> Cut:
+        return Cut(box(size, u), (side, side), method)
+
+    return Moving(apply, where, cut)
 
 
 @register("affine", level="example", draws=6)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data import op_syntax
-from jaxclip.data.image_op import IMAGE_OPS, ExampleFn, Size
+from jaxclip.data.image_op import IMAGE_OPS, Cut, ExampleFn, Size
 from jaxclip.data.op_syntax import Spec
 
 _EXAMPLE = "random_resized_crop(0.6, 1.0)|flip"
@@ -40,18 +40,28 @@ class Chain:
     keeps_square: bool
     resize: ExampleFn
 
-    def __call__(self, images: Sequence[np.ndarray], u: np.ndarray) -> np.ndarray:
+    def first_cut(self, size: Size, u: np.ndarray) -> Cut | None:
+        """What is cut out of a picture of this size first, if the chain begins with that."""
+        steps = self.steps or (("example", self.resize, 0, 0),)
+        _, function, first, last = steps[0]
+        cut = getattr(function, "cut", None)
+        return None if cut is None else cut(size, u[first:last])
+
+    def __call__(
+        self, images: Sequence[np.ndarray], u: np.ndarray, *, first_done: bool = False
+    ) -> np.ndarray:
         """Run the ops.
 
         Args:
           images: n arrays uint8[H, W, 3], or uint8[n, H, W, 3].
           u: float32[n, num_draws], uniform in [0, 1).
+          first_done: whether the images are what :meth:`first_cut` says already.
 
         Returns:
           uint8[n, image_size, image_size, 3].
         """
         state = _State(images)
-        for level, function, first, last in self.steps:
+        for level, function, first, last in self.steps[first_done:]:
             if level == "either":
                 level = "batch" if state.has_planes else "example"
                 function = getattr(function, level)

@@ -26,6 +26,20 @@ Size = tuple[int, int]
 WhereFn = Callable[[Size, np.ndarray], tuple[Size, np.ndarray]]
 
 
+class Cut(NamedTuple):
+    """A part of a picture at another size.
+
+    Attributes:
+      box: (left, top, right, bottom) of the part, in pixels; between them, too.
+      size: (width, height) that it gets.
+      method: interpolation, as the ops name it.
+    """
+
+    box: tuple[float, float, float, float]
+    size: Size
+    method: str
+
+
 class Either(NamedTuple):
     """An op in both forms; that one is used in whose form the images are at the time.
 
@@ -44,10 +58,18 @@ class Either(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Moving:
-    """An op on one Pillow image that says what it does to coordinates, so that boxes can follow."""
+    """An op on one Pillow image that says what it does to coordinates, so that boxes can follow.
+
+    Attributes:
+      apply: the op.
+      where: what it does to coordinates.
+      cut: (size, random numbers) -> the :class:`Cut` that the op is, for a backend that can do it
+        while it decodes; None if it is something else.
+    """
 
     apply: ExampleFn
     where: WhereFn
+    cut: Callable[[Size, np.ndarray], Cut] | None = None
 
     def __call__(self, image: Any, u: np.ndarray) -> Any:
         return self.apply(image, u)

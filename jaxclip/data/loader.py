@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxclip.data.ahead import Closed, interpreter_ends
 from jaxclip.data.dataset import RecordSource
-from jaxclip.data.decode import decode
+from jaxclip.data.image_backend import Backend, Picture, Pillow
+from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
 
@@ -40,12 +41,14 @@ class Loaded:
       index: its number.
       record: the record, without image bytes and meta.
       pixels: the decoded image, uint8[H, W, 3]; None if no view wants it.
+      size: (width, height) of the image as it is stored; ``pixels`` may be a smaller version.
       extras: what fields keep of it.
     """
 
     index: int
     record: Record
     pixels: np.ndarray | None
+    size: Size
     extras: Mapping[str, Any]
 
 
@@ -58,6 +61,7 @@ class RecordStats:
         self._bad: dict[int, BadRecord] = {}
         self._records: Counter[str] = Counter()
         self._uses: Counter[str] = Counter()
+        self._drawn = 0
 
     def add(self, index: int, bad: BadRecord) -> None:
         """Count one use of bad record ``index``; the first few are logged."""
@@ -66,13 +70,29 @@ class RecordStats:
             if index in self._bad:
                 return
             self._records[bad.reason] += 1
-            if len(self._bad) < _MAX_REMEMBERED:
+            # A store that did not answer may do so next time.
+            if len(self._bad) < _MAX_REMEMBERED and bad.reason != "unreachable":
                 self._bad[index] = bad
             count = sum(self._records.values())
         if count <= _MAX_LOGGED:
             last = "; further ones are only counted" if count == _MAX_LOGGED else ""
             name = f"record {index}" + (f" ({bad.key})" if bad.key else "")
             _LOG.warning("%s: %s is %s: %s%s", self._what, name, bad.reason, bad.detail, last)
+
+    def add_drawn(self, count: int) -> None:
+        """Count records that were drawn and could be used."""
+        with self._lock:
+            self._drawn += count
+
+    @property
+    def drawn(self) -> int:
+        """How often a record was drawn that could be used."""
+        return self._drawn
+
+    def bad(self) -> list[tuple[int, BadRecord]]:
+        """The bad records that are remembered, with their numbers."""
+        with self._lock:
+            return list(self._bad.items())
 
     def known(self, index: int) -> BadRecord | None:
         """What is known to be wrong with record ``index``."""
@@ -99,6 +119,7 @@ class RecordLoader:
       texts_of: captions of a record (by default its own).
       need_texts: whether a record without captions is bad.
       examine: what else a record must have.
+      backend: what decodes, by default Pillow.
     """
 
     def __init__(
@@ -112,6 +133,7 @@ class RecordLoader:
         texts_of: Callable[[Record], tuple[str, ...]] | None = None,
         need_texts: bool = True,
         examine: Examine | None = None,
+        backend: Backend | None = None,
     ):
         self._source = source
         self._views = dict(views)
@@ -124,23 +146,30 @@ class RecordLoader:
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
         self._examine = examine
+        self._backend: Backend = backend or Pillow()
         self._num_threads = num_threads or num_cpus()
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
         self.stats = RecordStats(what)
 
-    def load(self, index: int) -> Loaded | BadRecord:
-        """Read and decode one record; bad ones are counted."""
+    def load(self, index: int, draws: Mapping[str, np.ndarray]) -> Loaded | BadRecord:
+        """Read and decode one record; bad ones are counted.
+
+        Args:
+          index: number of the record.
+          draws: the random numbers of its views, float32[num_draws] each: a backend may decode no
+            more of it than they will show.
+        """
         cached = self._cache.get(index)
         if cached is not None:
             return cached
         bad = self.stats.known(index)
-        loaded = bad if bad is not None else self._load(index)
+        loaded = bad if bad is not None else self._load(index, draws)
         if isinstance(loaded, BadRecord):
             self.stats.add(index, loaded)
         return loaded
 
-    def _load(self, index: int) -> Loaded | BadRecord:
+    def _load(self, index: int, draws: Mapping[str, np.ndarray]) -> Loaded | BadRecord:
         record = self._source[index]
         if isinstance(record, BadRecord):
             return record
@@ -150,14 +179,22 @@ class RecordLoader:
         extras = self._examine(index, record) if self._examine is not None else {}
         if isinstance(extras, BadRecord):
             return extras
-        pixels = None
+        pixels, size = None, (0, 0)
         if self._views:
-            image = decode(record.image)
-            if isinstance(image, BadRecord):
-                return dataclasses.replace(image, key=record.key)
-            pixels = np.asarray(image)
+            picture = self._backend.decode(record.image, lambda size: self._cuts(size, draws))
+            if isinstance(picture, BadRecord):
+                return dataclasses.replace(picture, key=record.key)
+            pixels, size = picture
         record = dataclasses.replace(record, image=b"", texts=texts, meta="")
-        return self._cache.put(Loaded(index, record, pixels, extras))
+        loaded = Loaded(index, record, pixels, size, extras)
+        # What was decoded for these draws alone must not serve others.
+        keep = pixels is None or self._backend.is_whole(size, self._largest)
+        return self._cache.put(loaded) if keep else loaded
+
+    def _cuts(self, size: Size, draws: Mapping[str, np.ndarray]) -> list[Cut]:
+        """What the views cut out of a picture first; empty if one of them needs all of it."""
+        cuts = [chain.first_cut(size, draws[key]) for key, chain in self._views.items()]
+        return [] if None in cuts else [cut for cut in cuts if cut is not None]
 
     def batch(
         self,
@@ -179,6 +216,7 @@ class RecordLoader:
         Raises:
           RuntimeError: so many replacements were bad as well that nothing usable is to be found.
         """
+        self.stats.add_drawn(len(indices))
         images = self._cache.images(indices) if self._keeps_square else None
         if images is not None:
             cached: list[Loaded | None] = [self._cache.get(int(index)) for index in indices]
@@ -195,15 +233,16 @@ class RecordLoader:
             if self._closed or interpreter_ends():
                 raise Closed("reading was given up")
             chosen: list[int] = []
-            pixels: list[np.ndarray] = []
+            pictures: list[Picture] = []
             for row in rows:
-                loaded = records[row] = self._usable(int(indices[row]), row, replacement)
+                own = {key: u[row] for key, u in draws.items()}
+                loaded = records[row] = self._usable(int(indices[row]), row, own, replacement)
                 if loaded is not None and loaded.pixels is not None:
                     chosen.append(row)
-                    pixels.append(loaded.pixels)
+                    pictures.append(Picture(loaded.pixels, loaded.size))
             if chosen:
-                for key, chain in self._views.items():
-                    views[key][chosen] = chain(pixels, draws[key][chosen])
+                for key in self._views:
+                    views[key][chosen] = self._view(key, pictures, draws[key][chosen])
 
         pieces = self._pieces(len(indices))
         if self._num_threads == 1 or len(pieces) == 1:
@@ -220,17 +259,30 @@ class RecordLoader:
         size = max(1, min(in_cache, -(-count // (2 * self._num_threads))))
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
+    def _view(self, key: str, pictures: list[Picture], u: np.ndarray) -> np.ndarray:
+        """uint8[n, S, S, 3] of a view of pictures."""
+        chain, cut = self._views[key], self._backend.cut
+        cuts = [chain.first_cut(p.size, row) for p, row in zip(pictures, u, strict=True)]
+        if cut is None or None in cuts:
+            return chain([picture.pixels for picture in pictures], u)
+        cut_out = [cut(p, c) for p, c in zip(pictures, cuts, strict=True) if c is not None]
+        return chain(cut_out, u, first_done=True)
+
     def _usable(
-        self, index: int, row: int, replacement: Callable[[int, int], int] | None
+        self,
+        index: int,
+        row: int,
+        draws: Mapping[str, np.ndarray],
+        replacement: Callable[[int, int], int] | None,
     ) -> Loaded | None:
         attempts = 100
-        loaded = self.load(index)
+        loaded = self.load(index, draws)
         for attempt in range(attempts):
             if not isinstance(loaded, BadRecord):
                 return loaded
             if replacement is None:
                 return None
-            loaded = self.load(replacement(row, attempt))
+            loaded = self.load(replacement(row, attempt), draws)
         raise RuntimeError(
             f"{attempts} records drawn one after the other cannot be used, the last one because: "
             f"{getattr(loaded, 'reason', '')} {getattr(loaded, 'detail', '')}; all counts: "

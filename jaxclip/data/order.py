@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 # What a random stream is for; part of its key, so that streams never share numbers.
-_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS = 1, 2, 3, 4
+_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS, _SOURCE, _BLOCK = 1, 2, 3, 4, 5, 6
 
 DEFAULT_CHUNK = 1024
 DEFAULT_WINDOW = 1 << 20
@@ -128,6 +129,16 @@ class ShuffledOrder:
             return self._cache[key]
 
 
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the order of source ``number`` of a mixture."""
+    return int(_bits((seed, _SOURCE, number), 1)[0])
+
+
+def permutation_of(seed: int, block: int, count: int) -> np.ndarray:
+    """The order int64[count] in which a block of a mixture's places is dealt out."""
+    return _permutation((seed, _BLOCK, block), count)
+
+
 def _bits(key: tuple[int, ...], count: int) -> np.ndarray:
     """uint64[count] of random bits for a key of non-negative integers."""
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
@@ -208,6 +219,36 @@ def _group_order(labels: np.ndarray, group: int, lead: int, key: tuple[int, ...]
     blocks = np.concatenate([groups, singles[:rest].reshape(-1, group)])
     blocks = blocks[_permutation(key, len(blocks))]
     return np.concatenate([head, blocks.reshape(-1), singles[rest:]])
+
+
+def batch_of(step: int, passed_over: Sequence[Sequence[int]]) -> int:
+    """Which batch of the order a step gets where some are passed over.
+
+    Args:
+      step: from 0.
+      passed_over: ``[first, last]`` of each stretch of batches that no step gets, ascending and
+        apart.
+
+    Returns:
+      The number of the batch; ``step`` itself if nothing before it is passed over.
+    """
+    batch = step
+    for first, last in passed_over:
+        if batch < first:
+            break
+        batch += last - first + 1
+    return batch
+
+
+def join_ranges(ranges: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Stretches ``[first, last]`` in any order, as few ascending ones that lie apart."""
+    joined: list[list[int]] = []
+    for first, last in sorted((int(a), int(b)) for a, b in ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1][1] = max(joined[-1][1], last)
+        else:
+            joined.append([first, last])
+    return joined
 
 
 def uniforms(seed: int, places: np.ndarray, count: int, stream: str = "") -> np.ndarray:

@@ -9,16 +9,17 @@ any number of hosts. Evaluation: :func:`eval_batches`, every example once, in or
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, image_ops, loader, order, sources
+from jaxclip.data import columns, image_ops, loader, mixture, order, sources
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS
+from jaxclip.data.image_backend import BACKENDS
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
@@ -27,8 +28,8 @@ from jaxclip.data.stored import write_stored
 from jaxclip.registry import hint
 
 __all__ = [
-    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "rows_per_process",
-    "train_iterator", "write_stored",
+    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "look_up",
+    "rows_per_process", "train_iterator", "write_stored",
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
@@ -98,9 +99,10 @@ def _build_columns(
     seed: int,
     owners: Mapping[str, str] | None = None,
 ) -> tuple[Context, dict[str, Column[Any]]]:
-    context = Context(config, sources.open(config["name"]), spec, seed)
+    context = Context(config, training_data(config), spec, seed)
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
+    BACKENDS.build(config["image_backend"])
     context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
@@ -122,6 +124,7 @@ def train_iterator(
     process_count: int = 1,
     spec: fields.BatchSpec = fields.PAIR,
     owners: Mapping[str, str] | None = None,
+    passed_over: Sequence[Sequence[int]] = (),
 ) -> TrainIterator:
     """Training batches for steps ``start_step``, ``start_step + 1``, … without an end.
 
@@ -141,6 +144,8 @@ def train_iterator(
       process_count: number of parts.
       spec: what a batch holds.
       owners: who wants which key, for errors.
+      passed_over: ``[first, last]`` of batches that are left out, ascending and apart: a step gets
+        batch :func:`jaxclip.data.order.batch_of` of the order.
 
     Returns:
       An iterator of dicts with the keys of ``spec``, arrays as :func:`jaxclip.fields.shapes` says
@@ -152,25 +157,54 @@ def train_iterator(
         ``spec`` wants (see :func:`check_spec`), or a batch that does not divide.
       FileNotFoundError: the data set does not exist.
     """
+    if start_step < 0:
+        raise ValueError(f"start_step={start_step} must not be negative")
+    maker = _batch_maker(
+        data_config, tokenizer, global_batch_size, seed, process_index, process_count, spec, owners
+    )
+    config, rows, record_loader = complete(data_config), maker.rows, maker.record_loader
+    # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
+    # within a batch do the rest; more batches at once would only take more memory.
+    ahead = Ahead(
+        lambda step: maker(order.batch_of(step, passed_over)),
+        start_step,
+        num_threads=2,
+        depth=max(1, config["prefetch"]),
+    )
+    sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
+    shapes = fields.shapes(spec, rows, sizes)
+    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+
+
+def _batch_maker(
+    data_config: Mapping[str, Any],
+    tokenizer: Callable[[list[str]], np.ndarray],
+    global_batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    spec: fields.BatchSpec,
+    owners: Mapping[str, str] | None,
+) -> columns.BatchMaker:
+    """What makes the rows of one process; arguments as of :func:`train_iterator`."""
     config = complete(data_config)
     rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
-    if seed < 0 or start_step < 0:
-        raise ValueError(f"seed={seed} and start_step={start_step} must not be negative")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must not be negative")
     context, made = _build_columns(config, spec, seed, owners)
     data_set, split = context.data_set, config["train_split"]
     source = data_set.source(split)
     if len(source) < global_batch_size:
         _LOG.warning(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
-            split, config["name"], len(source), global_batch_size,
+            split, data_set.name, len(source), global_batch_size,
         )  # fmt: skip
     needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
-    record_loader = _loader(
-        config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
-    )
-    maker = columns.BatchMaker(
+    return columns.BatchMaker(
         columns=made,
-        record_loader=record_loader,
+        record_loader=_loader(
+            config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
+        ),
         order=_order(config, data_set, global_batch_size, seed),
         seed=seed,
         first_row=process_index * rows,
@@ -178,21 +212,76 @@ def train_iterator(
         global_batch_size=global_batch_size,
         tokenizer=tokenizer,
     )
-    # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
-    # within a batch do the rest; more batches at once would only take more memory.
-    ahead = Ahead(maker, start_step, num_threads=2, depth=max(1, config["prefetch"]))
-    sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
-    shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+
+
+def look_up(
+    data_config: Mapping[str, Any],
+    *,
+    tokenizer: Callable[[list[str]], np.ndarray],
+    global_batch_size: int,
+    seed: int,
+    batch: int,
+    rows: Sequence[int],
+    spec: fields.BatchSpec = fields.PAIR,
+) -> list[dict[str, Any]]:
+    """What stood in some rows of a batch, as training saw it; nothing need have been kept of it.
+
+    Args:
+      data_config: see :data:`DEFAULTS`.
+      tokenizer: of the run.
+      global_batch_size: rows over all processes.
+      seed: of the run.
+      batch: its number in the order.
+      rows: places within the global batch.
+      spec: what a batch holds.
+
+    Returns:
+      ``{"row", "record": its number, "key": the record's, "caption", "image": uint8[S, S, 3]}`` of
+      each row.
+    """
+    maker = _batch_maker(
+        {**data_config, "cache_decoded_mb": 0}, tokenizer, global_batch_size, seed, 0, 1, spec, None
+    )
+    try:
+        found = maker.examples(batch, rows)
+    finally:
+        maker.record_loader.close()
+    return [
+        {"row": int(row), "record": loaded.index, "key": loaded.record.key, "caption": caption,
+         "image": image}
+        for row, (loaded, caption, image) in zip(rows, found, strict=True)
+    ]  # fmt: skip
+
+
+def training_data(config: Mapping[str, Any]) -> sources.DataSet:
+    """What is trained on: the data set ``name``, or the mixture.
+
+    Args:
+      config: complete data config.
+
+    Raises:
+      ValueError: as :func:`jaxclip.data.mixture.parts` or :func:`jaxclip.data.sources.open`.
+      FileNotFoundError: a data set that does not exist.
+    """
+    if not config["mixture"]:
+        return sources.open(config["name"])
+    split = config["train_split"]
+    return mixture.Mixture(mixture.parts(config["mixture"], sources.open, split), split)
 
 
 def _order(
     config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
-) -> order.ShuffledOrder:
+) -> order.ShuffledOrder | mixture.MixtureOrder:
     split, group = config["train_split"], config["examples_per_class"]
     size, window, chunk = (
         data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
     )  # fmt: skip
+    if isinstance(data_set, mixture.Mixture):
+        if group > 1:
+            raise ValueError(
+                f"data.examples_per_class={group} is not for data.mixture; set it to 1"
+            )
+        return data_set.order(seed, window, chunk)
     if group == 1:
         return order.ShuffledOrder(size, seed, window, chunk)
     if global_batch_size % group:
@@ -239,7 +328,8 @@ def eval_batches(
     chain = image_ops.build(config["eval_image_ops"], config["image_size"])
     data_set = sources.open(config["name"])
     source = data_set.source(split)
-    record_loader = _loader({**config, "cache_decoded_mb": 0}, {"image": chain}, source, data_set)
+    exact = {**config, "cache_decoded_mb": 0, "image_backend": "pillow"}
+    record_loader = _loader(exact, {"image": chain}, source, data_set)
     return _eval_batches(record_loader, chain, len(source), batch_size, process_index * rows, rows)
 
 
@@ -294,4 +384,5 @@ def _loader(
         texts_of=data_set.texts_of(config["languages"]),
         need_texts=need_texts,
         examine=examine,
+        backend=BACKENDS.build(config["image_backend"]),
     )

@@ -125,7 +125,7 @@ class Pieces:
     def __init__(self, path: str | os.PathLike[str]):
         file = find_file(path)
         if file.suffix == ".json":
-            self._json: Any = _json_model(file)
+            self._json: Any = json_model(file)
             ids = [self._json.token_to_id(name) for name in ("<pad>", "</s>", "<eos>")]
             self.size = self._json.get_vocab_size()
             self.pad_id = -1 if ids[0] is None else ids[0]
@@ -166,7 +166,12 @@ def sentencepiece_model(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{os.fspath(path)!r} is not a SentencePiece model: {error}") from error
 
 
-def _json_model(file: pathlib.Path) -> Any:
+def json_model(file: pathlib.Path) -> Any:
+    """Open a ``tokenizer.json``.
+
+    Raises:
+      ValueError: it is none.
+    """
     try:
         model = library().Tokenizer.from_file(os.fspath(file))
     except ImportError:

@@ -1,7 +1,8 @@
 """Data sets by name: built in, a directory, or a kind of files read in place.
 
 :func:`open` takes ``"emoji"`` (built in), the directory of a TFDS data set (TFRecord or ArrayRecord
-shards, with one configuration and version), or ``"webdataset:/path/{000..009}.tar"``. Only metadata
+shards, with one configuration and version), ``"webdataset:/path/{000..009}.tar"``,
+``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`). Only metadata
 is read on opening; neither TensorFlow nor a network is needed.
 """
 
@@ -11,7 +12,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from jaxclip.data import emoji, webdataset
+from jaxclip.data import emoji, remote, table_source, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.tfds_directory import field_names, open_directory
 from jaxclip.registry import Registry, hint
@@ -27,13 +28,15 @@ BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": emoji.directory}
 # What stands before the colon of "KIND:REST" -> a function from REST to a DataSet.
 KINDS = Registry("kind of data set")
 KINDS.register("webdataset", webdataset.open_pattern)
+KINDS.register("parquet", table_source.open_parquet)
+KINDS.register("arrow", table_source.open_arrow)
 
 
 def open(name: str | os.PathLike[str]) -> DataSet:
     """Open a data set by name.
 
     Args:
-      name: ``"emoji"``, a directory, or ``"webdataset:PATTERN"``; see the module docstring.
+      name: ``"emoji"``, a directory, or ``"KIND:REST"``; see the module docstring.
 
     Returns:
       The data set.
@@ -48,6 +51,8 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         return KINDS.get(kind)(rest)
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
+    if remote.is_remote(text):
+        return open_directory(text)
     path = pathlib.Path(text)
     if not path.is_dir():
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []

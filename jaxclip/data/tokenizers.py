@@ -2,8 +2,9 @@
 
 :func:`load` returns a :class:`Tokenizer`. Whatever the vocabulary, rows look alike:
 ``[start,] tokens..., end-of-text, padding, padding, ...``; truncation keeps the end. Padding is
-``pad_id``: 0, but for SigLIP, whose end-of-text it is (1). So the end of a text is its last token
-that is not padding, or the one behind where padding is the end-of-text.
+``pad_id``: 0, but for SigLIP, whose end-of-text it is (1), and RoBERTa, where it is 1, too. So the
+end of a text is its last token that is not padding, or the one behind where padding is the
+end-of-text.
 
 Kinds:
 
@@ -15,6 +16,8 @@ Kinds:
   :mod:`jaxclip.data.clip_bpe`.
 - ``"siglip"``, ``"gemma"``: those of SigLIP and SigLIP 2, ``path`` = the vocabulary beside the
   weights, or their folder; see :mod:`jaxclip.data.siglip_tokens`.
+- ``"roberta"``: those of RoBERTa and XLM-RoBERTa, ``path`` = their ``tokenizer.json``; see
+  :mod:`jaxclip.data.roberta_tokens`.
 - ``"sentencepiece"``: any SentencePiece model, ``path`` = its ``.model`` file.
 """
 
@@ -29,6 +32,7 @@ from typing import Any
 from jaxclip.data import defaults, emoji
 from jaxclip.data.clip_bpe import CLIPTokenizer
 from jaxclip.data.record import Record
+from jaxclip.data.roberta_tokens import RobertaTokenizer
 from jaxclip.data.siglip_tokens import GemmaTokenizer, SigLIPTokenizer, sentencepiece_model
 from jaxclip.data.tokenizer import PAD_ID, Tokenizer, check_file, library
 from jaxclip.registry import hint
@@ -177,8 +181,9 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
 
     Args:
       config: ``kind`` (see the module docstring), ``path`` of the vocabulary where the kind needs
-        one, ``context_length`` (32; 77 for ``"clip"``, 64 for ``"siglip"`` and ``"gemma"``), and
-        the kind's own options: ``lowercase`` for ``"sentencepiece"``, ``fix_text`` for ``"clip"``.
+        one, ``context_length`` (32; 77 for ``"clip"`` and ``"roberta"``, 64 for ``"siglip"`` and
+        ``"gemma"``), and the kind's own options: ``lowercase`` for ``"sentencepiece"``,
+        ``fix_text`` for ``"clip"`` and ``"roberta"``.
 
     Returns:
       The tokenizer.
@@ -219,9 +224,10 @@ _KINDS: dict[str, Callable[..., Tokenizer]] = {
     "clip": CLIPTokenizer,
     "siglip": SigLIPTokenizer,
     "gemma": GemmaTokenizer,
+    "roberta": RobertaTokenizer,
     "sentencepiece": SentencePieceTokenizer,
 }
-_OPTIONS = {"sentencepiece": ("lowercase",), "clip": ("fix_text",)}
+_OPTIONS = {"sentencepiece": ("lowercase",), "clip": ("fix_text",), "roberta": ("fix_text",)}
 
 
 def _captions(data: str, split: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxclip import config as config_lib
+from jaxclip.config import Config
 from jaxclip.inference.model import preprocess_of
 from jaxclip.train import init_from, towers
 from jaxclip.train import workdir as workdir_lib
@@ -34,9 +35,11 @@ def describe(path: str | os.PathLike[str]) -> str:
         preprocess = preprocess_of(source.config)
         kinds = Counter(str(leaf.dtype) for leaf in leaves)
         total = sum(leaf.size for leaf in leaves)
+        parts: tuple[str, ...] = ("image", "text")
     else:
         opened = open_checkpoint(folder)
         family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess
+        parts = opened.parts
         used = [opened.tensors[entry.theirs] for entry in opened.entries]
         kinds = Counter(str(tensor.dtype) for tensor in used)
         total = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in used)
@@ -45,13 +48,19 @@ def describe(path: str | os.PathLike[str]) -> str:
         "family": family,
         "parameters": f"{total:,} in {kinds.total()} tensors "
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})",
-        "image": f"{image.image_size} px in patches of {image.patch_size}, width {image.width}, "
+        "image": (
+            f"any aspect ratio, up to {image.max_patches} patches"
+            if image.max_patches
+            else f"{image.image_size} px in patches"
+        )
+        + f" of {image.patch_size}, width {image.width}, "
         f"depth {image.depth}, {image.num_heads} heads, MLP {image.mlp_dim}, pool {image.pool}, "
         f"{image.activation}",
         "text": f"{text.vocab_size:,} tokens, length {text.context_length}, width {text.width}, "
         f"depth {text.depth}, {text.num_heads} heads, MLP {text.mlp_dim}, pool {text.pool}, "
         f"{text.activation}",
         "embedding": f"{sizes.embed_dim}",
+        **({tower: "none" for tower in ("image", "text") if tower not in parts}),
         "pictures": f"{preprocess.image_ops}, mean {_numbers(preprocess.image_mean)}, "
         f"std {_numbers(preprocess.image_std)}",
         "tokenizer": ", ".join(f"{k}={v}" for k, v in preprocess.tokenizer.items() if v != ""),
@@ -77,25 +86,49 @@ def import_weights(
     Raises:
       ValueError: they are no published weights, or the folder holds something.
     """
-    target = pathlib.Path(to).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"--to {target} is there already: nothing is overwritten")
+    target = export.check_free(to)
     if init_from.is_run(pathlib.Path(source)):
         raise ValueError(f"--from {os.fspath(source)} is a workdir already")
+    parts = open_checkpoint(source).parts
+    if len(parts) == 1:
+        raise ValueError(
+            f"--from {os.fspath(source)} holds the {parts[0]} tower alone, which makes no workdir; "
+            "name it in config.init_from, or open it with jaxclip.load"
+        )
     found = init_from.open_source(source, "--from")
     config = found.config
     if tokenizer_path:
         path = str(pathlib.Path(tokenizer_path).expanduser().absolute())
         config = {**config, "tokenizer": {**config["tokenizer"], "path": path}}
-    params = found.read(None)
+    # On the device, from which the checkpoint is written without a copy of NumPy arrays.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(towers.build_model(config).init, jax.random.key(0))
+    params = found.read(jax.tree.map(lambda _: device, shapes))
+    count = write_workdir(config, params, target)
+    return f"{target}: {count:,} parameters of {os.fspath(source)}, as a workdir"
+
+
+def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
+    """Write parameters as a workdir with one checkpoint, of step 0.
+
+    Args:
+      config: that they belong to; it is written without what only a run with averages, additions
+        or a start elsewhere has.
+      params: the tree of :meth:`jaxclip.models.CLIP.init`, and ``objective`` where there is one.
+      target: a folder that is free (:func:`jaxclip.weights.export.check_free`).
+
+    Returns:
+      The number of parameters.
+    """
     target.mkdir(parents=True, exist_ok=True)
     with Checkpointer(target / workdir_lib.CHECKPOINTS) as checkpointer:
         checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
         checkpointer.wait()
+    plain = {"ema_decay": 0.0, "init_from": "", "init_from_exclude": []}
+    low_rank = {**config["low_rank"], "rank": 0}
     # Last, for it makes the folder a workdir.
-    config_lib.save(config, target / workdir_lib.CONFIG_FILE)
-    count = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-    return f"{target}: {count:,} parameters of {os.fspath(source)}, as a workdir"
+    config_lib.save({**config, **plain, "low_rank": low_rank}, target / workdir_lib.CONFIG_FILE)
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def export_weights(
@@ -106,7 +139,8 @@ def export_weights(
     Args:
       source: a workdir (its averaged parameters, where it keeps them) or published weights.
       to: a new folder, or an empty one.
-      form: ``"hf"`` or ``"open_clip"``.
+      form: ``"hf"``, ``"open_clip"``, or ``"stablehlo"`` for programs that JAX alone runs
+        (:mod:`jaxclip.inference.programs`), or ``"onnx"``.
       tokenizer_path: of the vocabulary, if the configuration has none; empty for none.
 
     Returns:
@@ -115,11 +149,22 @@ def export_weights(
     Raises:
       ValueError: as :func:`jaxclip.weights.export.export_checkpoint`.
     """
+    export.check_free(to)  # before anything large is read
     found = init_from.open_source(source, "--from")
     sizes, preprocess = towers.model_sizes(found.config), preprocess_of(found.config)
     if tokenizer_path:
         tokenizer: dict[str, Any] = {**preprocess.tokenizer, "path": tokenizer_path}
         preprocess = preprocess._replace(tokenizer=tokenizer)
+    if form == "stablehlo":
+        from jaxclip.inference import programs
+
+        files = programs.write_programs(found.config, found.read(None), to, preprocess)
+        return f"{os.fspath(to)}: programs of both towers ({', '.join(files)})"
+    if form == "onnx":
+        from jaxclip.inference import onnx_files
+
+        files = onnx_files.write_onnx(found.config, found.read(None), to, preprocess)
+        return f"{os.fspath(to)}: both towers for ONNX ({', '.join(files)})"
     family = export.family_of(sizes, form)
     files = export.export_checkpoint(found.read(None), sizes, family, to, preprocess)
     return f"{os.fspath(to)}: {family} ({', '.join(files)})"

@@ -94,7 +94,7 @@ def embed_images(
     done: dict[int, list[tuple[str, Any]]] = collections.defaultdict(list)
     with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for batch in _batches(model, pictures, todo, sizes, shard_size, rows, pool):
-            done[batch.shard].extend(_encode(encode, batch, rows, model.sizes.image.image_size))
+            done[batch.shard].extend(_encode(encode, batch, rows, model))
             if not batch.last:
                 continue
             found = done.pop(batch.shard)
@@ -186,7 +186,7 @@ def _batches(
 ) -> Iterator[_Batch]:
     """Batches in order, of which a few more are being decoded."""
 
-    def prepare(number: int) -> tuple[str, np.ndarray | BadRecord]:
+    def prepare(number: int) -> tuple[str, Any]:
         identity, data = pictures.read(number)
         return identity, data if isinstance(data, BadRecord) else model.prepare(data)
 
@@ -203,21 +203,18 @@ def _batches(
 
 
 def _encode(
-    encode: Callable[[np.ndarray], np.ndarray], batch: _Batch, rows: int, size: int
+    encode: Callable[[Any], np.ndarray], batch: _Batch, rows: int, model: Model
 ) -> list[tuple[str, Any]]:
     """``(id, embedding or bad)`` of a batch, which is filled up to one shape."""
     results = [future.result() for future in batch.rows]
     good = [i for i, (_, value) in enumerate(results) if not isinstance(value, BadRecord)]
-    images = np.zeros((rows, size, size, 3), np.uint8)
-    for row, i in enumerate(good):
-        images[row] = results[i][1]
-    found = encode(images) if good else ()
+    found = encode(model.batch([results[i][1] for i in good], rows)) if good else ()
     for row, i in enumerate(good):
         results[i] = (results[i][0], found[row])
     return results
 
 
-def _encoder(model: Model, batch_size: int) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+def _encoder(model: Model, batch_size: int) -> tuple[Callable[[Any], np.ndarray], int]:
     """A function of whole batches, over all local devices, and the rows it takes."""
     devices = jax.local_devices()
     rows = -(-batch_size // len(devices)) * len(devices)
@@ -225,7 +222,7 @@ def _encoder(model: Model, batch_size: int) -> tuple[Callable[[np.ndarray], np.n
     params = jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
     split = NamedSharding(mesh, PartitionSpec("data"))
 
-    def encode(images: np.ndarray) -> np.ndarray:
+    def encode(images: Any) -> np.ndarray:
         return np.asarray(model.encode_image(jax.device_put(images, split), params=params))
 
     return encode, rows

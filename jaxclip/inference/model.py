@@ -18,8 +18,9 @@ from jax.typing import ArrayLike
 from jaxclip import config as config_lib
 from jaxclip import models
 from jaxclip.config import Config
-from jaxclip.data import decode, image_chain
+from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
+from jaxclip.inference import caption, generate
 from jaxclip.models import presets
 from jaxclip.registry import hint
 from jaxclip.train import init_from, towers
@@ -29,6 +30,7 @@ logger = logging.getLogger("jaxclip")
 
 Params = Any
 Picture = Any
+_VOCABULARY_SHARE = 0.98
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -52,8 +54,11 @@ class Model:
 
     def __repr__(self) -> str:
         image, text = self.sizes.image, self.sizes.text
+        pictures = (
+            f"up to {image.max_patches} patches" if self.is_native else f"{image.image_size} px"
+        )
         return (
-            f"Model({self.path!r}: {image.image_size} px, text of {text.context_length} tokens, "
+            f"Model({self.path!r}: {pictures}, text of {text.context_length} tokens, "
             f"embeddings of {self.sizes.embed_dim})"
         )
 
@@ -67,14 +72,20 @@ class Model:
         """How images and texts become input."""
         return preprocess_of(self.config)
 
-    def preprocess(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+    @property
+    def is_native(self) -> bool:
+        """Whether pictures keep their aspect ratio, as sequences of patches (NaFlex)."""
+        return self.sizes.image.max_patches > 0
+
+    def preprocess(self, images: Picture | Sequence[Picture]) -> Any:
         """Pictures as the model sees them.
 
         Args:
           images: a path, a ``PIL.Image`` or an array uint8[H, W, 3], or a list of them.
 
         Returns:
-          uint8[B, S, S, 3]; B = 1 for one picture.
+          uint8[B, S, S, 3]; B = 1 for one picture. Of a NaFlex model a
+          :class:`jaxclip.models.PatchSequence`, of uint8 patches.
 
         Raises:
           ValueError: no picture, or one that can't be decoded.
@@ -82,17 +93,42 @@ class Model:
         """
         if not isinstance(images, (list, tuple)):
             images = [images]
-        size = self.sizes.image.image_size
         if not images:
-            return np.zeros((0, size, size, 3), np.uint8)
+            return self.batch([], 0)
+        if self.is_native:
+            return self.batch([self._cut(to_pixels(image)) for image in images], len(images))
         return self._resized([to_pixels(image) for image in images])
 
-    def prepare(self, data: bytes) -> np.ndarray | BadRecord:
-        """uint8[S, S, 3] of an encoded picture, or what is wrong with it."""
+    def prepare(self, data: bytes) -> Any:
+        """uint8[S, S, 3] of an encoded picture (or its patches), or a :class:`BadRecord`."""
         decoded = decode.decode(data)
-        return (
-            decoded if isinstance(decoded, BadRecord) else self._resized([np.asarray(decoded)])[0]
-        )
+        if isinstance(decoded, BadRecord):
+            return decoded
+        pixels = np.asarray(decoded)
+        return self._cut(pixels) if self.is_native else self._resized([pixels])[0]
+
+    def batch(self, prepared: Sequence[Any], rows: int) -> Any:
+        """What :meth:`prepare` gave, as the input of :meth:`encode_image`.
+
+        Args:
+          prepared: at most ``rows`` pictures.
+          rows: of the batch; those that are missing are black.
+        """
+        image = self.sizes.image
+        if self.is_native:
+            shapes = [(image.max_patches, 3 * image.patch_size**2), (image.max_patches,), (2,)]
+            kinds = [np.uint8, np.bool_, np.int32]
+            arrays = [np.zeros((rows, *s), k) for s, k in zip(shapes, kinds, strict=True)]
+            arrays[1][:, 0], arrays[2][:] = True, 1
+            for row, each in enumerate(prepared):
+                for array, part in zip(arrays, each, strict=True):
+                    array[row] = part
+            return models.PatchSequence(*arrays)
+        size = image.image_size
+        pixels = np.zeros((rows, size, size, 3), np.uint8)
+        for row, each in enumerate(prepared):
+            pixels[row] = each
+        return pixels
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
         """int32[B, L], the tokens of texts.
@@ -102,15 +138,20 @@ class Model:
         """
         return np.asarray(self._tokenizer([texts] if isinstance(texts, str) else list(texts)))
 
-    def encode_image(self, images: ArrayLike, *, params: Params = None) -> jax.Array:
-        """float32[B, D] of unit length, of uint8[B, S, S, 3]."""
-        return self._image(self.params if params is None else params, jnp.asarray(images))
+    def encode_image(self, images: Any, *, params: Params = None) -> jax.Array:
+        """float32[B, D] of unit length, of uint8[B, S, S, 3] or what :meth:`preprocess` gave."""
+        if isinstance(images, models.PatchSequence):
+            images = models.PatchSequence(*map(jnp.asarray, images))
+        else:
+            images = jnp.asarray(images)
+        return self._image(self._holding("image", params), images)
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of int32[B, L]."""
-        return self._text(self.params if params is None else params, jnp.asarray(tokens))
+        params = self._holding("text", params)
+        return self._text(params, jnp.asarray(tokens))
 
-    def logits(self, images: ArrayLike, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
+    def logits(self, images: Any, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, M]: every image against every text, scaled as in training.
 
         The softmax of a row is a zero-shot classifier's probabilities; of SigLIP models the sigmoid
@@ -121,12 +162,108 @@ class Model:
         text = self.encode_text(tokens, params=params)
         return jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
 
+    def _holding(self, tower: str, params: Params) -> Params:
+        """The parameters, if a tower is among them: published weights may hold one alone."""
+        params = self.params if params is None else params
+        if tower not in params:
+            there = " and ".join(t for t in ("image", "text") if t in params) or "no"
+            raise ValueError(
+                f"{self.path} holds the {there} tower alone: nothing can embed "
+                f"{'texts' if tower == 'text' else 'images'}"
+            )
+        return params
+
+    def caption(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        method: str = "beam",
+        length: int = 30,
+        min_length: int = 5,
+        seed: int = 0,
+        params: Params = None,
+        **options: Any,
+    ) -> list[str]:
+        """Captions of pictures, by a model with a captioning decoder (CoCa).
+
+        Args:
+          images: as of :meth:`preprocess`, or what it gave.
+          method: ``"greedy"``, ``"beam"`` or ``"nucleus"``.
+          length: the most tokens, start and end among them.
+          min_length: tokens before a caption may end.
+          seed: of ``"nucleus"``.
+          params: in place of the model's own.
+          options: of the method, see :func:`jaxclip.inference.caption.captioner`.
+
+        Raises:
+          ValueError: the model has no decoder, an unknown method or option, no tokenizer.
+        """
+        term = caption.term_of(self.config, self.path)
+        is_input = isinstance(images, models.PatchSequence) or (
+            isinstance(images, (np.ndarray, jax.Array)) and images.ndim == 4
+        )
+        batch = images if is_input else self.preprocess(images)
+        tokenizer = self._tokenizer
+        if tokenizer.start_id is None:
+            raise ValueError(
+                f"tokenizer.kind={self.config['tokenizer']['kind']!r} has no start of text: a "
+                "caption has nothing to begin with"
+            )
+        length = min(length, self.sizes.text.context_length)
+        frame = generate.Frame(
+            length, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, min_length
+        )
+        write = self._captioner(term, frame, method, tuple(sorted(options.items())))
+        params = self._with_term(caption.TERM) if params is None else params
+        rows = write(params, jax.tree.map(jnp.asarray, batch), jax.random.key(seed))
+        return [tokenizer.decode(row) for row in np.asarray(rows)]
+
+    def _captioner(self, term: Any, frame: Any, method: str, options: Any) -> Any:
+        key = (term, frame, method, options)
+        if key not in self._captioners:
+            made = caption.captioner(self.towers, term, frame, method, dict(options))
+            self._captioners[key] = jax.jit(made)
+        return self._captioners[key]
+
+    @functools.cached_property
+    def _captioners(self) -> dict[Any, Any]:
+        return {}
+
+    def _with_term(self, name: str) -> Params:
+        """The parameters with a term's own, read from the run where they are not there yet."""
+        if name not in self.params.get("objective", {}):
+            if name not in self._terms:
+                term = caption.term_of(self.config, self.path)
+                shapes = jax.eval_shape(
+                    lambda rng: term.init_params(rng, self.sizes), jax.random.key(0)
+                )
+                self._terms[name] = init_from.read_term(self.path, self.config, name, shapes)
+            return {**self.params, "objective": self._terms}
+        return self.params
+
+    @functools.cached_property
+    def _terms(self) -> dict[str, Any]:
+        return {}
+
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)
         return np.asarray(self._chain(arrays, draws))
 
+    def _cut(self, pixels: np.ndarray) -> Any:
+        image = self.sizes.image
+        return patch_sequence.cut(
+            pixels, image.patch_size, image.max_patches, method=self._resize_method
+        )
+
     @functools.cached_property
-    def _image(self) -> Callable[[Params, jax.Array], jax.Array]:
+    def _resize_method(self) -> str:
+        for spec in self._chain.specs:
+            if "method" in spec.options:
+                return str(spec.options["method"])
+        return "bilinear"
+
+    @functools.cached_property
+    def _image(self) -> Callable[[Params, Any], jax.Array]:
         return jax.jit(lambda params, x: self.towers.encode(params, "image", x))
 
     @functools.cached_property
@@ -143,18 +280,39 @@ class Model:
 
         try:
             tokenizer = tokenizers.load(self.config["tokenizer"])
-            embedded = self.sizes.text.vocab_size
-            if tokenizer.vocab_size > embedded:
-                raise ValueError(
-                    f"tokenizer.kind={self.config['tokenizer']['kind']!r} has "
-                    f"{tokenizer.vocab_size} tokens, the text tower embeds {embedded}"
-                )
+            self._check_tokenizer(tokenizer)
             return tokenizer
         except ValueError as error:
             raise ValueError(
                 f"the tokenizer of {self.path} can't be made: {error}; give it to load, such as "
                 "jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
             ) from error
+
+    def _check_tokenizer(self, tokenizer: Any) -> None:
+        kind, text = self.config["tokenizer"]["kind"], self.sizes.text
+        if tokenizer.vocab_size > text.vocab_size:
+            raise ValueError(
+                f"tokenizer.kind={kind!r} has {tokenizer.vocab_size} tokens, the text tower embeds "
+                f"{text.vocab_size}"
+            )
+        if tokenizer.pad_id != text.pad_id:
+            raise ValueError(
+                f"tokenizer.kind={kind!r} pads with {tokenizer.pad_id}, the weights were trained "
+                f"with padding {text.pad_id}"
+            )
+        # Tables of published weights are at most a little longer than their vocabularies.
+        is_published = pathlib.Path(self.path).exists() and not init_from.is_run(
+            pathlib.Path(self.path)
+        )
+        if is_published and tokenizer.vocab_size < _VOCABULARY_SHARE * text.vocab_size:
+            logger.warning(
+                "tokenizer.kind=%r has %d tokens, but the weights of %s embed %d: it is hardly the "
+                "tokenizer that they were trained with",
+                kind,
+                tokenizer.vocab_size,
+                self.path,
+                text.vocab_size,
+            )
 
 
 def load(
@@ -190,6 +348,11 @@ def load(
             f"{hint(path, presets.names())}"
         )
     if tokenizer:
+        trained, kind = config["tokenizer"]["kind"], tokenizer.get("kind")
+        if exists and kind and kind != trained:
+            logger.warning(
+                "the weights of %s were trained with tokenizer.kind=%r, not %r", path, trained, kind
+            )
         config = {**config, "tokenizer": {**config["tokenizer"], **tokenizer}}
     config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
     return Model(path, params, config, towers.from_config(config, towers.build_model(config)))

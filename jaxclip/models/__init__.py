@@ -4,6 +4,7 @@ from jaxclip.models import fused_attention, presets
 from jaxclip.models.clip import CLIP, build
 from jaxclip.models.features import Features, Insert, Tokens
 from jaxclip.models.layers import Attend, softmax_weights, unit
+from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Features",
     "ImageConfig",
     "Insert",
+    "PatchSequence",
     "TextConfig",
     "Tokens",
     "build",

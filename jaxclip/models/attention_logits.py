@@ -33,7 +33,7 @@ def largest_attention_logits(tower: Any, params: Any, inputs: jax.Array) -> jax.
     hidden = tower.features(params, inputs, hidden=range(depth)).hidden
     largest = []
     for block in range(depth):
-        query, key, _ = tower.qkv(params, hidden[block], block)
+        query, key, _ = tower.qkv(params, hidden[block], block, tower.turns(tokens))
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
         scores = scores * query.shape[-1] ** -0.5
         scores = scores if bias is None else jnp.where(bias < 0, -jnp.inf, scores)

@@ -13,8 +13,10 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
 from jaxclip.models.features import Features
 from jaxclip.models.layers import unit
+from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.models.text import TextTransformer
+from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.vit import VisionTransformer
 
 __all__ = ["CLIP", "Params", "build", "unit"]
@@ -47,19 +49,23 @@ class CLIP:
             params["logit_bias"] = jnp.asarray(self.config.logit_bias_init, jnp.float32)
         return params
 
-    def encode_image(self, params: Params, images: jax.Array) -> jax.Array:
+    def encode_image(self, params: Params, images: jax.Array | PatchSequence) -> jax.Array:
         """Embed images.
 
         Args:
           params: the whole dict.
           images: float[B, image_size, image_size, 3], normalised; :meth:`image_features` takes
-            other sizes.
+            other sizes. With ``model.image.alpha`` there may be a fourth channel, 0 to 1. With
+            ``max_patches``: any size, or patch sequences.
 
         Returns:
           float32[B, embed_dim] of unit length.
         """
         size = self.config.image.image_size
-        if images.shape[1:] != (size, size, 3):
+        if isinstance(images, PatchSequence) or self.config.image.max_patches:
+            return unit(self.image.encode(params["image"], images))
+        has_alpha = self.config.image.alpha and images.shape[1:] == (size, size, 4)
+        if images.shape[1:] != (size, size, 3) and not has_alpha:
             raise ValueError(
                 f"images of shape {images.shape}; the image tower takes [B, {size}, {size}, 3]"
             )
@@ -80,7 +86,7 @@ class CLIP:
     def image_features(
         self,
         params: Params,
-        images: jax.Array,
+        images: jax.Array | PatchSequence,
         *,
         keep: jax.Array | None = None,
         insert: features_lib.InsertLike = None,
@@ -89,6 +95,7 @@ class CLIP:
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -99,8 +106,9 @@ class CLIP:
 
         Args:
           params: the whole dict.
-          images: float[B, H, W, 3], normalised. Where H and W are not ``image_size``, positions are
-            interpolated (:func:`jaxclip.models.positions.resize_positions`).
+          images: float[B, H, W, 3], normalised, or patch sequences. Where H and W are not
+            ``image_size``, positions are interpolated
+            (:func:`jaxclip.models.positions.resize_positions`).
           keep: int32[B, K], patches to run (FLIP). They are chosen after positions are added;
             class, register and inserted tokens always run. An index that is not there gives NaN.
           insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers,
@@ -112,6 +120,8 @@ class CLIP:
           low_rank: {kernel path within the tower: (A, B)}, A B is added to the kernel (LoRA).
           hidden: layers to return, 0 = after the embedding, i = after block i (from 1).
           attention: blocks whose attention weights are returned, from 0.
+          largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over
+            blocks, but holds one block's scores.
           train: whether dropout and patch dropout are on.
           keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A
             row's draw depends on its key alone. The towers want keys of their own.
@@ -129,6 +139,7 @@ class CLIP:
             low_rank=low_rank,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
             train=train,
             keys=keys,
         )
@@ -145,6 +156,7 @@ class CLIP:
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -156,7 +168,8 @@ class CLIP:
           keep: int32[B, K], ascending, the places of the text to run.
           insert: inserted tokens stand before the text, so that all of a causal text sees them;
             with ``Insert(at=…)`` they take the places of tokens.
-          attend, attention_bias, low_rank, hidden, attention, train, keys: as there.
+          attend, attention_bias, low_rank, hidden, attention, largest_logits, train, keys: as
+            there.
         """
         return self.text.features(
             params["text"],
@@ -168,6 +181,7 @@ class CLIP:
             low_rank=low_rank,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
             train=train,
             keys=keys,
         )
@@ -182,6 +196,10 @@ class CLIP:
     def project_text(self, params: Params, x: jax.Array) -> jax.Array:
         """:meth:`project_image` for texts."""
         return self.text.project(params["text"], x).astype(jnp.float32)
+
+
+def _name(implementation: Any) -> str:
+    return "fused" if callable(implementation) else implementation
 
 
 def build(
@@ -212,12 +230,19 @@ def build(
         (:func:`jaxclip.models.layers.dense`).
 
     Raises:
-      ValueError: an unknown remat policy or attention implementation.
+      ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
     """
     if remat != "none":
         layers.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
+    capped = [t for t in ("image", "text") if getattr(config, t).attention_soft_cap]
+    if capped and attention_implementation not in (None, "xla"):
+        raise ValueError(
+            f"model.{capped[0]}.attention_soft_cap needs its own attention scores, which "
+            f"attention_implementation={_name(attention_implementation)!r} does not give; set "
+            "it to None"
+        )
     if not callable(attention_implementation) and attention_implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"attention_implementation={attention_implementation!r}; use None, 'xla', 'cudnn' or "
@@ -231,10 +256,12 @@ def build(
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
     }
+    kind = config.text.kind
+    text_tower = TextTransformer if kind == "transformer" else TEXT_TOWERS.get(kind)
     return CLIP(
         config,
         VisionTransformer(
             config.image, config.embed_dim, gather_block=gather.get("image"), **options
         ),
-        TextTransformer(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
+        text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )

@@ -25,15 +25,19 @@ class Features(NamedTuple):
       embedding: float32[B, D] of unit length.
       raw: float32[B, D], projected to the joint space, not normalised.
       pooled: [B, C], before the projection.
-      tokens: [B, N, C] after the tower's last norm.
-      prefix: [B, P, C], class token (if any), then registers, after the last norm.
+      tokens: [B, N, C] after the tower's last norm. CoCa: of its image tower (``pool="queries"``)
+        what all queries but the first see, [B, Q-1, D]; of its text tower (``pool="cls"``) as the
+        last block gives them, for its norm is the class token's alone.
+      prefix: [B, P, C], class token (if any), then registers, after the last norm. CoCa: the first
+        query, [B, 1, D], and the class token behind the text.
       valid: bool[B, N], False for padding; None where all are valid (images).
       hidden: [B, P+N, C] of the layers asked for: 0 = after the embedding, i = after block i
-        (counted from 1), -1 = the last.
+        (counted from 1), -1 = the last. Of CoCa's text tower [B, N+1, C], the class token last.
       attention: float32[B, H, M+P+N, M+P+N], softmax weights of the blocks asked for, counted from
         0; -1 = the last.
       aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm,
-        where there are any.
+        where there are any; ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of
+        each row, block and head, without a gradient, where they were asked for.
     """
 
     embedding: jax.Array
@@ -57,19 +61,27 @@ class Tokens:
       valid: bool[B, N], or None.
       last: int32[B], index of a text's last token among the N; None for images.
       inserted: M, static.
+      turns: rotary angles of the N own tokens, float32[N, d / 2] or [B, N, d / 2]; None for none.
+      keys: bool[B, P+N], which tokens others see, where that is not all of them; else None.
     """
 
     x: jax.Array
     valid: jax.Array | None = None
     last: jax.Array | None = None
     inserted: int = dataclasses.field(default=0, metadata={"static": True})
+    turns: jax.Array | None = None
+    keys: jax.Array | None = None
 
 
 class Taps(NamedTuple):
-    """What was read on the way through the blocks; as in :class:`Features`."""
+    """What was read on the way through the blocks; as in :class:`Features`.
+
+    ``largest`` are float32[blocks, B, H] of runs of blocks, in order.
+    """
 
     hidden: dict[int, jax.Array]
     attention: dict[int, jax.Array]
+    largest: list[jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +186,7 @@ class Requests:
     hidden: tuple[int, ...]
     attention: tuple[int, ...]
     depth: int
+    largest_logits: bool = False
 
     def cuts(self, start: int, stop: int) -> list[int]:
         """Where blocks[start:stop] come apart into runs of blocks that are all treated alike."""
@@ -192,6 +205,7 @@ class Requests:
             None if bias is None else pad_bias(bias, inserted),
             self.attend.get(block, Attend()),
             block in asked,
+            self.largest_logits,
         )
 
 
@@ -203,6 +217,7 @@ def requests(
     attention_bias: BiasLike = None,
     hidden: Sequence[int] = (),
     attention: Sequence[int] = (),
+    largest_logits: bool = False,
 ) -> Requests:
     """Check what is asked of a tower of ``depth`` blocks.
 
@@ -222,7 +237,15 @@ def requests(
         bias = {_index(b, depth, "attention_bias"): _bias(x) for b, x in bias.items()}
     elif bias is not None:
         bias = _bias(bias)
-    return Requests(as_insert(insert, depth), chosen, bias, tuple(hidden), tuple(attention), depth)
+    return Requests(
+        as_insert(insert, depth),
+        chosen,
+        bias,
+        tuple(hidden),
+        tuple(attention),
+        depth,
+        largest_logits,
+    )
 
 
 def pad_bias(bias: jax.Array, inserted: int) -> jax.Array:
@@ -262,6 +285,13 @@ def add_low_rank(params: Mapping[str, Any], low_rank: LowRank) -> dict[str, Any]
         delta = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
         result = _with(result, path.split("/"), kernel + delta.astype(kernel.dtype))
     return result
+
+
+def valid_keys(valid: jax.Array, before: int) -> jax.Array:
+    """bool[B, N] -> bool[B, 1, 1, before+N]; the tokens before are valid."""
+    if before:
+        valid = jnp.pad(valid, ((0, 0), (before, 0)), constant_values=True)
+    return valid[:, None, None, :]
 
 
 def names_of(index: int, asked: Iterable[int], size: int) -> list[int]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import layers
 from jaxclip.models.layers import unit as to_unit
+from jaxclip.models.presets import CLIPConfig
 
 _NORMS = ("none", "batch", "layer")
 
@@ -114,6 +115,7 @@ class CrossAttentionDecoder(nn.Module):
       width, depth, num_heads, mlp_dim, activation, norm_eps: as in a tower.
       vocab_size: size of its own vocabulary projection; 0 for none.
       causal: no place sees those behind it.
+      self_mlp: an MLP of its own behind self-attention, too, as in open_clip.
       dtype: compute dtype.
     """
 
@@ -125,6 +127,7 @@ class CrossAttentionDecoder(nn.Module):
     activation: str = "gelu"
     norm_eps: float = 1e-5
     causal: bool = True
+    self_mlp: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -136,6 +139,7 @@ class CrossAttentionDecoder(nn.Module):
         text_valid: jax.Array | None = None,
         image_valid: jax.Array | None = None,
         embedding: jax.Array | None = None,
+        at: jax.Array | int | None = None,
     ) -> jax.Array:
         """Decode.
 
@@ -147,10 +151,11 @@ class CrossAttentionDecoder(nn.Module):
           image_valid: bool[B, N], or None for all.
           embedding: float[V, width], a table that the logits are tied to, in place of its own
             projection.
+          at: int32[], the only place whose result is wanted; None for all of them.
 
         Returns:
-          Logits float32[B, L, V]; with neither vocabulary nor table the normed states
-          [B, L, width].
+          Logits float32[B, L, V] ([B, 1, V] with ``at``); with neither vocabulary nor table the
+          normed states [B, L, width].
 
         Raises:
           ValueError: both a vocabulary and a table, or a table of another width.
@@ -171,8 +176,11 @@ class CrossAttentionDecoder(nn.Module):
                 self.norm_eps,
                 self.dtype,
                 self.causal,
+                self.self_mlp,
                 name=f"blocks_{index}",
             )(x, image.astype(self.dtype), _keys(text_valid), _keys(image_valid))
+        if at is not None:
+            x = jax.lax.dynamic_slice_in_dim(x, at, 1, axis=1)
         x = layers.norm(self.norm_eps, self.dtype, "norm_post")(x)
         if embedding is not None:
             table = embedding.astype(self.dtype)
@@ -184,6 +192,27 @@ class CrossAttentionDecoder(nn.Module):
         return logits.astype(jnp.float32)
 
 
+# What a captioning decoder has of the text tower.
+_OF_TEXT = ("width", "num_heads", "mlp_dim", "vocab_size", "activation", "norm_eps")
+
+
+def caption_decoder(
+    sizes: CLIPConfig, *, depth: int = 0, self_mlp: bool = False, dtype: Any = jnp.float32
+) -> CrossAttentionDecoder:
+    """The decoder that goes on from a model's text tower.
+
+    Args:
+      sizes: of the model; width, heads, MLP, vocabulary and arithmetic are those of its text.
+      depth: layers; 0 for as many as the text tower has.
+      self_mlp: see :class:`CrossAttentionDecoder`.
+      dtype: compute dtype.
+    """
+    shared = {name: getattr(sizes.text, name) for name in _OF_TEXT}
+    return CrossAttentionDecoder(
+        **shared, depth=depth or sizes.text.depth, self_mlp=self_mlp, dtype=dtype
+    )
+
+
 class DecoderBlock(nn.Module):
     """A layer of :class:`CrossAttentionDecoder`."""
 
@@ -193,6 +222,7 @@ class DecoderBlock(nn.Module):
     norm_eps: float
     dtype: Any
     causal: bool
+    self_mlp: bool = False
 
     @nn.compact
     def __call__(
@@ -210,6 +240,9 @@ class DecoderBlock(nn.Module):
         attention = layers.Attention(self.num_heads, self.dtype, name="attention")
         y = norm("attention_norm")(x)
         x = x + attention(y, y, mask=text_mask, causal=self.causal)[0]
+        if self.self_mlp:
+            y = norm("self_mlp_norm")(x)
+            x = x + layers.MLP(self.mlp_dim, self.activation, self.dtype, name="self_mlp")(y)
         cross = layers.Attention(self.num_heads, self.dtype, name="cross_attention")
         y, keys = norm("cross_norm")(x), norm("image_norm")(image)
         x = x + cross(y, keys, mask=image_mask, causal=False)[0]

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models import dropout as dropout_lib
+from jaxclip.models.rotary import rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     # x * sigmoid(1.702 x), as in OpenAI's own models.
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "silu": nn.silu,
 }
 
 # Of `jax.nn.dot_product_attention`; or a function such as `fused_attention`, which serves where
@@ -63,14 +65,60 @@ class How(NamedTuple):
       bias: float32, broadcast to [B, H, L, L], added to the scores; None for nothing.
       attend: another attention and the switches of residual and MLP.
       weights: whether the attention weights are returned.
+      largest: whether each row's largest attention logits are returned.
     """
 
     bias: jax.Array | None = None
     attend: Attend = Attend()
     weights: bool = False
+    largest: bool = False
 
 
 UNCHANGED = How()
+
+
+class Taken(NamedTuple):
+    """What was read of a block's attention.
+
+    Attributes:
+      weights: float32[B, H, Q, K], or None.
+      largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
+        gradient; or None.
+    """
+
+    weights: jax.Array | None = None
+    largest: jax.Array | None = None
+
+
+class Variant(NamedTuple):
+    """What a block has beside the plain pre-norm one, which the default is.
+
+    Attributes:
+      norm: ``"layer"`` or ``"rms"``.
+      norm_place: ``"pre"``, or ``"post"`` for x + norm(f(x)), the norm on the branch.
+      qkv_bias: ``"all"``, ``"qv"`` (keys have none) or ``"none"``.
+      mlp: ``"plain"``, or ``"gated"`` for down(activation(gate(x)) * up(x)).
+      sub_norm: a norm before the output maps of attention and MLP.
+      layer_scale: initial value of a learned scale of each channel that a branch adds, 0 among
+        them; None for none.
+      qk_norm: layer norms (without bias) of each head's queries and keys, with gains that the heads
+        share (Dehghani et al., 2023, arXiv:2302.05442).
+      attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
+      score_scale: another factor on q·k / sqrt(d).
+    """
+
+    norm: str = "layer"
+    norm_place: str = "pre"
+    qkv_bias: str = "all"
+    mlp: str = "plain"
+    sub_norm: bool = False
+    layer_scale: float | None = None
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    score_scale: float = 1.0
+
+
+PLAIN = Variant()
 
 
 class Attention(nn.Module):
@@ -80,6 +128,8 @@ class Attention(nn.Module):
     dtype: Any
     implementation: Implementation = None
     flat: bool = False
+    variant: Variant = PLAIN
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -90,19 +140,39 @@ class Attention(nn.Module):
         mask: jax.Array | None,
         causal: bool,
         how: How = UNCHANGED,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """[B, Q, C], [B, K, C] -> [B, Q, C] and weights float32[B, H, Q, K], if asked for.
+        turns: jax.Array | None = None,
+    ) -> tuple[jax.Array, Taken]:
+        """[B, Q, C], [B, K, C] -> [B, Q, C] and what was asked for.
 
-        mask: bool, broadcast to [B, heads, Q, K].
+        mask: bool, broadcast to [B, heads, Q, K]. turns: rotary angles of queries and keys, which
+        are the same tokens then (:func:`jaxclip.models.rotary.rotate`).
         """
         width = queries.shape[-1]
 
         query, key, value = (
-            checkpoint_name(dense(width, self.dtype, name, flat=self.flat)(x), "qkv")
-            for name, x in (("query", queries), ("key", keys), ("value", keys))
+            checkpoint_name(layer(x), "qkv")
+            for layer, x in zip(
+                qkv_layers(width, self.dtype, self.variant.qkv_bias, self.flat),
+                (queries, keys, keys),
+                strict=True,
+            )
         )
+        if self.variant.qk_norm:
+            query, key = (
+                head_norm(self.norm_eps, self.dtype, name)(
+                    x.reshape(*x.shape[:-1], self.num_heads, -1)
+                ).reshape(x.shape)
+                for name, x in (("query_norm", query), ("key_norm", key))
+            )
+        if turns is not None:
+            query, key = (turn_heads(x, self.num_heads, turns) for x in (query, key))
+        if self.variant.score_scale != 1.0:
+            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
+        largest = None
+        if how.largest:
+            largest = largest_scores(query, key, self.num_heads, mask, causal)
         weights = None
-        if how.attend.fn is not None or how.weights:
+        if how.attend.fn is not None or how.weights or self.variant.attention_soft_cap:
             out, weights = self.explicit(query, key, value, mask, causal, how)
         elif (
             callable(self.implementation) and mask is None and how.bias is None and queries is keys
@@ -121,7 +191,10 @@ class Attention(nn.Module):
                 implementation=implementation,
             )
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
-        return dense(width, self.dtype, "out", flat=self.flat)(out), weights
+        if self.variant.sub_norm:
+            out = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(out)
+        out = dense(width, self.dtype, "out", flat=self.flat)(out)
+        return out, Taken(weights if how.weights else None, largest)
 
     def explicit(
         self,
@@ -135,7 +208,8 @@ class Attention(nn.Module):
         """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
         bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
         query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
-        weights = (how.attend.fn or _own_weights)(query, key, value, bias)
+        own = functools.partial(_own_weights, soft_cap=self.variant.attention_soft_cap)
+        weights = (how.attend.fn or own)(query, key, value, bias)
         shape = (*query.shape[:3], key.shape[2])
         try:
             weights = jnp.broadcast_to(weights, shape)
@@ -150,23 +224,36 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between."""
+    """Two linear layers with an activation between.
+
+    Gated, the activation is of a third layer, which multiplies (SwiGLU with ``"silu"``; Shazeer,
+    2020, arXiv:2002.05202).
+    """
 
     mlp_dim: int
     activation: str
     dtype: Any
     flat: bool = False
+    variant: Variant = PLAIN
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = dense(self.mlp_dim, self.dtype, "up", flat=self.flat)(x)
         hidden = checkpoint_name(hidden, "mlp_hidden")
-        hidden = ACTIVATIONS[self.activation](hidden)
+        if self.variant.mlp == "gated":
+            gate = dense(self.mlp_dim, self.dtype, "gate", flat=self.flat)(x)
+            gate = checkpoint_name(gate, "mlp_hidden")
+            hidden = ACTIVATIONS[self.activation](gate) * hidden
+        else:
+            hidden = ACTIVATIONS[self.activation](hidden)
+        if self.variant.sub_norm:
+            hidden = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(hidden)
         return dense(x.shape[-1], self.dtype, "down", flat=self.flat)(hidden)
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """A Transformer block: x + attention(norm(x)), then x + mlp(norm(x)), or a variant of it."""
 
     num_heads: int
     mlp_dim: int
@@ -177,6 +264,7 @@ class Block(nn.Module):
     implementation: Implementation = None
     flat: bool = False
     dropout: float = 0.0
+    variant: Variant = PLAIN
 
     @nn.compact
     def __call__(
@@ -185,8 +273,9 @@ class Block(nn.Module):
         mask: jax.Array | None,
         how: How = UNCHANGED,
         keys: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """[B, L, C] -> [B, L, C] and the attention weights float32[B, H, L, L], if asked for.
+        turns: jax.Array | None = None,
+    ) -> tuple[jax.Array, Taken]:
+        """[B, L, C] -> [B, L, C] and what was asked for.
 
         Args:
           x: input.
@@ -194,19 +283,34 @@ class Block(nn.Module):
           how: what the caller changes.
           keys: a PRNG key for each row, [B], for dropout of what attention and MLP add; None for
             no dropout.
+          turns: rotary angles float32[L, d / 2] or [B, L, d / 2], None for none.
         """
-        y = norm(self.norm_eps, self.dtype, "attention_norm")(x)
-        attention = Attention(
-            self.num_heads, self.dtype, self.implementation, self.flat, name="attention"
+        variant, post = self.variant, self.variant.norm_place == "post"
+        sizes: dict[str, Any] = {"variant": variant, "norm_eps": self.norm_eps, "flat": self.flat}
+        attention_norm, mlp_norm = (
+            norm(self.norm_eps, self.dtype, name, variant.norm)
+            for name in ("attention_norm", "mlp_norm")
         )
-        y, weights = attention(y, y, mask=mask, causal=self.causal, how=how)
-        y = self.drop(y, keys, 0)
+        attention = Attention(
+            self.num_heads, self.dtype, self.implementation, name="attention", **sizes
+        )
+        y = x if post else attention_norm(x)
+        y, taken = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
+        y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
         x = x + y if how.attend.residual else y
         if how.attend.mlp:
-            y = norm(self.norm_eps, self.dtype, "mlp_norm")(x)
-            y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
-            x = x + self.drop(y, keys, 1)
-        return x, weights
+            mlp = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)
+            y = mlp_norm(mlp(x)) if post else mlp(mlp_norm(x))
+            x = x + self.drop(self.scale(y, "mlp"), keys, 1)
+        return x, taken
+
+    def scale(self, x: jax.Array, branch: str) -> jax.Array:
+        """LayerScale (Touvron et al., 2021, arXiv:2103.17239)."""
+        initial = self.variant.layer_scale
+        if initial is None:
+            return x
+        start = nn.initializers.constant(initial)
+        return x * self.param(f"{branch}_scale", start, x.shape[-1:]).astype(self.dtype)
 
     def drop(self, x: jax.Array, keys: jax.Array | None, place: int) -> jax.Array:
         if keys is None or not self.dropout:
@@ -223,11 +327,13 @@ class AttentionPool(nn.Module):
     norm_eps: float
     dtype: Any
     flat: bool = False
+    probe_init: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, L, C] -> [B, C]."""
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+        drawn = self.probe_init or nn.initializers.xavier_uniform()
+        probe = self.param("probe", drawn, (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
         attention = Attention(self.num_heads, self.dtype, flat=self.flat, name="attention")
         x, _ = attention(probe, x, mask=mask, causal=False)
@@ -236,7 +342,9 @@ class AttentionPool(nn.Module):
         return (x + y)[:, 0]
 
 
-def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def softmax_weights(
+    query: jax.Array, key: jax.Array, bias: jax.Array | None = None, soft_cap: float = 0.0
+) -> jax.Array:
     """softmax(Q K^T / sqrt(d) + bias) over keys, in float32.
 
     ``softmax_weights(q, q, bias)`` and ``softmax_weights(k, k, bias)`` are the self-self attention
@@ -246,20 +354,52 @@ def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = N
       query: [B, H, Q, d].
       key: [B, H, K, d].
       bias: broadcast to [B, H, Q, K], or None.
+      soft_cap: c, before the bias scores become c tanh(scores / c); 0 for none.
 
     Returns:
       float32[B, H, Q, K].
     """
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
+    if soft_cap:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
     return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
 
 
 def _own_weights(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
     del value
-    return softmax_weights(query, key, bias)
+    return softmax_weights(query, key, bias, soft_cap)
+
+
+def largest_scores(
+    query: jax.Array, key: jax.Array, num_heads: int, mask: jax.Array | None, causal: bool
+) -> jax.Array:
+    """The largest q·k / sqrt(d) of each row and head, of pairs that see each other.
+
+    Args:
+      query: [B, Q, C].
+      key: [B, K, C].
+      num_heads: H.
+      mask: bool, broadcast to [B, H, Q, K], or None.
+      causal: no token sees those behind it.
+
+    Returns:
+      float32[B, H], without a gradient.
+    """
+    query, key = jax.lax.stop_gradient((query, key))
+    query, key = split_heads(query, num_heads), split_heads(key, num_heads)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    hidden = score_bias(None, mask, causal, (query.shape[2], key.shape[2]))
+    if hidden is not None:
+        scores = jnp.where(hidden < 0, -jnp.inf, scores)
+    return jnp.max(scores, axis=(2, 3))
 
 
 def score_bias(
@@ -280,6 +420,36 @@ def score_bias(
         return bias
     masked = jnp.where(mask, 0.0, MASKED)
     return masked if bias is None else jnp.where(mask, bias, masked)
+
+
+def qkv_layers(
+    width: int, dtype: Any, bias: str, flat: bool = False, *, names: bool = True
+) -> tuple[nn.Dense, nn.Dense, nn.Dense]:
+    """The linear layers of queries, keys and values.
+
+    Args:
+      width: channels that come out.
+      dtype: compute dtype.
+      bias: as in :class:`Variant`.
+      flat: as in :func:`dense`.
+      names: False for unbound layers.
+    """
+    query, key, value = (
+        dense(
+            width,
+            dtype,
+            name if names else None,
+            use_bias=bias == "all" or (bias == "qv" and name != "key"),
+            flat=flat,
+        )
+        for name in ("query", "key", "value")
+    )
+    return query, key, value
+
+
+def turn_heads(x: jax.Array, num_heads: int, turns: jax.Array) -> jax.Array:
+    """Rotary positions of [B, L, C]; see :func:`jaxclip.models.rotary.rotate`."""
+    return rotate(x.reshape(*x.shape[:2], num_heads, -1), turns).reshape(x.shape)
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
@@ -336,9 +506,16 @@ def _flat_dot_general(
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
-    """Layer norm; its statistics are float32 whatever ``dtype`` is."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, name=name)
+def norm(epsilon: float, dtype: Any, name: str | None, kind: str = "layer") -> Any:
+    """Layer norm, or ``kind="rms"`` (no mean taken off, no bias; Zhang & Sennrich, 2019,
+    arXiv:1910.07467); statistics are float32 whatever ``dtype`` is."""
+    cls = nn.RMSNorm if kind == "rms" else nn.LayerNorm
+    return cls(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def head_norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
+    """Layer norm without a bias, of each head's queries or keys."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_bias=False, name=name)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -8,11 +8,17 @@ shape-optimised So400m).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxclip.models import sequence_presets
+from jaxclip.models.text_towers import TEXT_TOWERS
+from jaxclip.models.variants import VARIANTS
 from jaxclip.registry import hint
+
+_ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +37,36 @@ class ImageConfig:
       depth: number of its blocks.
       num_heads: attention heads.
       mlp_dim: hidden width of the MLPs.
-      pool: ``"cls"`` (class token), ``"mean"`` or ``"map"`` (attention pooling).
-      positions: ``"learned"`` or ``"sincos"`` (fixed, 2-d).
+      pool: ``"cls"`` (class token), ``"mean"``, ``"map"`` (attention pooling), or ``"queries"``
+        (CoCa in open_clip: a pooler with ``num_queries`` queries that look at all tokens; the
+        first is the embedding, the others are the tower's tokens).
+      num_queries: of that pooler.
+      class_token: a class token where ``pool`` is another (CLIPA, Perception Encoder).
+      pool_prefix: whether mean and attention pooling read class and register tokens, too.
+      pool_heads, pool_mlp_dim: of the attention pooling; 0 for those of the blocks.
+      norm_after_pool: the last norm comes behind the mean, not before it (CLIPA).
+      positions: ``"learned"``, ``"sincos"`` (fixed, 2-d) or ``"none"``.
+      rope: rotary positions of the patches in every block (:mod:`jaxclip.models.rotary`):
+        ``"none"``, ``"yx"`` (EVA-02) or ``"xy"`` (Perception Encoder), which coordinate turns
+        the first half of a head's channels.
+      rope_grid: patches along a side that rotary coordinates are stretched to; 0: as they are.
+      rope_offset: added to rotary coordinates.
       pre_norm: layer norm before the first block (CLIP's ``ln_pre``).
       patch_bias: bias of the patch embedding.
-      activation: ``"gelu"``, ``"gelu_tanh"`` or ``"quick_gelu"``.
-      norm_eps: epsilon of the layer norms.
-      projection: ``"linear"`` (no bias) to the joint space, or ``"none"`` if ``width`` is its size.
+      activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"`` or ``"silu"``.
+      mlp: ``"plain"``, or ``"gated"`` (with ``"silu"``: SwiGLU).
+      norm: ``"layer"`` or ``"rms"``.
+      norm_eps: epsilon of the norms.
+      norm_place: ``"pre"`` (before attention and MLP), or ``"post"`` (of what they add).
+      sub_norm: a norm before the output maps of attention and MLP (EVA-02).
+      qkv_bias: biases of queries, keys and values: ``"all"``, ``"qv"`` or ``"none"``.
+      projection: ``"linear"`` (no bias) or ``"linear_bias"`` to the joint space, or ``"none"`` if
+        ``width`` is its size.
+      alpha: pictures may have a fourth channel, 0 to 1, that says what to attend to (Alpha-CLIP);
+        without, it counts as 1 everywhere.
+      max_patches: 0 for square pictures; above, the tower takes pictures of any aspect ratio as
+        sequences of at most so many patches (NaFlex), and ``image_size`` is that of its table of
+        positions, which is resized to each picture's grid.
       num_registers: learned tokens behind the class token that no output reads (Darcet et al.,
         2024, arXiv:2309.16588).
       dropout: in training, share of what attention and MLP of a block add that is zeroed.
@@ -45,6 +74,12 @@ class ImageConfig:
       first_layer: ``"plain"``, or ``"tract"`` for TrAct's gradient of the patch embedding
         (:mod:`jaxclip.models.tract`).
       tract_lambda: its ridge.
+      qk_norm: layer norm of each head's queries and keys (Dehghani et al., 2023, arXiv:2302.05442).
+      attention_soft_cap: c, attention scores become c tanh(scores / c) (Gemma 2: 50); 0 for none.
+      layer_scale: initial gains of what attention and MLP add (Touvron et al., 2021,
+        arXiv:2103.17239), 0 among them; None for no gains.
+      mup_base_width: width at which muP is no change (:mod:`jaxclip.models.mup`); 0 for no muP.
+      mup_base_heads: heads at that width; 0 where the size of a head is the same.
     """
 
     image_size: int = 224
@@ -57,19 +92,41 @@ class ImageConfig:
     num_heads: int = 12
     mlp_dim: int = 3072
     pool: str = "cls"
+    num_queries: int = 256
+    class_token: bool = False
+    pool_prefix: bool = False
+    pool_heads: int = 0
+    pool_mlp_dim: int = 0
+    norm_after_pool: bool = False
     positions: str = "learned"
+    rope: str = "none"
+    rope_grid: int = 0
+    rope_offset: float = 0.0
     pre_norm: bool = True
     patch_bias: bool = False
     activation: str = "gelu"
+    mlp: str = "plain"
+    norm: str = "layer"
     norm_eps: float = 1e-5
+    norm_place: str = "pre"
+    sub_norm: bool = False
+    qkv_bias: str = "all"
     projection: str = "linear"
+    alpha: bool = False
     num_registers: int = 0
+    max_patches: int = 0
     dropout: float = 0.0
     patch_dropout: float = 0.0
     first_layer: str = "plain"
     tract_lambda: float = 0.1
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
 
     def __post_init__(self) -> None:
+        _cures("image", self)
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
         _rate("image.dropout", self.dropout)
         _rate("image.patch_dropout", self.patch_dropout)
@@ -81,10 +138,21 @@ class ImageConfig:
                 f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
             )
         _choice("image.stem", self.stem, ("patch", "conv"))
-        _choice("image.pool", self.pool, ("cls", "mean", "map"))
-        _choice("image.positions", self.positions, ("learned", "sincos"))
-        _choice("image.projection", self.projection, ("linear", "none"))
-        _choice("image.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
+        _choice("image.pool", self.pool, ("cls", "mean", "map", "queries"))
+        _choice("image.positions", self.positions, ("learned", "sincos", "none"))
+        _choice("image.projection", self.projection, ("linear", "linear_bias", "none"))
+        _choice("image.activation", self.activation, _ACTIVATIONS)
+        _choice("image.rope", self.rope, ("none", "yx", "xy"))
+        _choice("image.mlp", self.mlp, ("plain", "gated"))
+        _choice("image.norm", self.norm, ("layer", "rms"))
+        _choice("image.norm_place", self.norm_place, ("pre", "post"))
+        _choice("image.qkv_bias", self.qkv_bias, ("all", "qv", "none"))
+        self._check_pool()
+        if self.rope != "none" and self.width // self.num_heads % 4:
+            raise ValueError(
+                f"model.image.rope={self.rope!r} needs heads of a multiple of 4 channels, not "
+                f"{self.width} / {self.num_heads}"
+            )
         if self.image_size % self.patch_size:
             fits = [p for p in (4, 8, 14, 16, 32) if self.image_size % p == 0]
             raise ValueError(
@@ -92,6 +160,15 @@ class ImageConfig:
                 f"{self.image_size}; use {' or '.join(map(str, fits)) or 'another image size'}"
             )
         _heads("image", self.width, self.num_heads)
+        if self.max_patches < 0 or (
+            self.max_patches
+            and (self.stem != "patch" or self.has_class_token or self.positions != "learned")
+        ):
+            raise ValueError(
+                f"model.image.max_patches={self.max_patches} (patch sequences) needs stem='patch', "
+                f"positions='learned' and pool='map' or 'mean', got {self.stem!r}, "
+                f"{self.positions!r} and {self.pool!r}; 0 is for square pictures"
+            )
         if self.positions == "sincos" and self.width % 4:
             raise ValueError(
                 f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
@@ -105,6 +182,31 @@ class ImageConfig:
                     "not allow"
                 )
 
+    def _check_pool(self) -> None:
+        if self.norm_after_pool and self.pool != "mean":
+            raise ValueError(
+                f"model.image.norm_after_pool=True is for pool='mean', not {self.pool!r}"
+            )
+        if self.pool_prefix and self.pool == "cls":
+            raise ValueError("model.image.pool_prefix=True is for pool='mean' or 'map', not 'cls'")
+        for name in ("pool_heads", "pool_mlp_dim", "rope_grid"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.image.{name}={getattr(self, name)} is negative; use 0")
+        if self.pool == "queries" and (self.num_queries < 2 or self.projection == "none"):
+            raise ValueError(
+                f"model.image.pool='queries' needs num_queries of at least 2 and a projection, got "
+                f"{self.num_queries} and {self.projection!r}"
+            )
+        if self.pool != "queries" and self.pool_heads and self.width % self.pool_heads:
+            raise ValueError(
+                f"model.image.pool_heads={self.pool_heads} does not divide width={self.width}"
+            )
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a class token stands before the patches."""
+        return self.pool in ("cls", "queries") or self.class_token
+
     @property
     def grid(self) -> int:
         """Patches along a side."""
@@ -116,18 +218,27 @@ class TextConfig:
     """A text Transformer.
 
     Attributes:
+      kind: ``"transformer"``; for other towers see :mod:`jaxclip.models.text_towers`.
       vocab_size: number of tokens.
       pad_id: the token that is padding. Where it is not 0 it also ends a text (SigLIP's 1), which
         then reaches to the first of them.
       context_length: longest sequence.
+      num_positions: rows of the table of positions of ``kind="roberta"``, which counts places from
+        ``pad_id + 1``; 0 for as many as are needed.
       width, depth, num_heads, mlp_dim: as in :class:`ImageConfig`.
       causal: mask the future (CLIP); else bidirectional (SigLIP).
-      pool: ``"last"`` (the last token of the text: CLIP's end of text), ``"final"`` (the
-        last place, padding or not: SigLIP), ``"mean"`` (over tokens) or ``"map"``.
+      pool: ``"last"`` (the last token of the text: CLIP's end of text), ``"eos"`` (the first
+        ``eos_id``), ``"final"`` (the last place, padding or not: SigLIP), ``"mean"`` (over tokens),
+        ``"map"``, or ``"cls"`` (CoCa: a class token behind the text, which is as long as the row;
+        ``pad_id`` is hidden from it, wherever it stands, and there is one position more).
+      eos_id: the token that ``pool="eos"`` reads.
       mask_padding: keep padding out of bidirectional attention and pooling (SigLIP does not).
       activation, norm_eps: as in :class:`ImageConfig`.
-      projection: ``"linear"`` (no bias, CLIP) or ``"linear_bias"`` (SigLIP).
-      dropout: as in :class:`ImageConfig`.
+      projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), ``"mlp"`` (two layers
+        with a GELU between, no biases: open_clip's towers of transformers), or ``"none"`` if
+        ``width`` is the size of the joint space.
+      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads: as in
+        :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408
@@ -144,17 +255,40 @@ class TextConfig:
     projection: str = "linear"
     dropout: float = 0.0
     pad_id: int = 0
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
+    eos_id: int = 0
+    kind: str = "transformer"
+    num_positions: int = 0
 
     def __post_init__(self) -> None:
+        _cures("text", self)
         _rate("text.dropout", self.dropout)
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
                 f"model.text.pad_id={self.pad_id} must be a token, 0 to vocab_size - 1 = "
                 f"{self.vocab_size - 1}"
             )
-        _choice("text.pool", self.pool, ("last", "final", "mean", "map"))
-        _choice("text.projection", self.projection, ("linear", "linear_bias"))
-        _choice("text.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
+        if not 0 <= self.eos_id < self.vocab_size:
+            raise ValueError(
+                f"model.text.eos_id={self.eos_id} must be a token, 0 to vocab_size - 1 = "
+                f"{self.vocab_size - 1}"
+            )
+        _choice("text.pool", self.pool, ("last", "eos", "final", "mean", "map", "cls"))
+        if self.pool == "cls" and not self.causal:
+            raise ValueError(
+                "model.text.pool='cls' appends a class token that texts must not see; set "
+                "model.text.causal=True"
+            )
+        if self.kind != "transformer" and ":" not in self.kind:
+            known = ["transformer", *TEXT_TOWERS.names()]
+            if self.kind not in known:
+                raise ValueError(f"unknown model.text.kind {self.kind!r}{hint(self.kind, known)}")
+        _choice("text.projection", self.projection, ("linear", "linear_bias", "mlp", "none"))
+        _choice("text.activation", self.activation, _ACTIVATIONS)
         _heads("text", self.width, self.num_heads)
 
 
@@ -177,16 +311,22 @@ class CLIPConfig:
     logit_bias_init: float | None = None
 
     def __post_init__(self) -> None:
-        if self.image.projection == "none" and self.image.width != self.embed_dim:
+        for name, tower in (("image", self.image), ("text", self.text)):
+            if tower.projection == "none" and tower.width != self.embed_dim:
+                raise ValueError(
+                    f"model.{name}.projection='none' needs model.{name}.width={tower.width} equal "
+                    f"to model.embed_dim={self.embed_dim}"
+                )
+        heads = self.image.pool_heads or self.image.num_heads
+        if self.image.pool == "queries" and self.embed_dim % heads:
             raise ValueError(
-                f"model.image.projection='none' needs model.image.width={self.image.width} equal "
-                f"to model.embed_dim={self.embed_dim}"
+                f"model.image.pool_heads={heads} does not divide model.embed_dim={self.embed_dim}"
             )
 
     @property
-    def whole_batch(self) -> tuple[str, ...]:
-        """Options with which a gradient needs the whole batch in one pass through a tower."""
-        return ("model.image.first_layer='tract'",) if self.image.first_layer == "tract" else ()
+    def token_width(self) -> int:
+        """Channels of the image tower's tokens."""
+        return self.embed_dim if self.image.pool == "queries" else self.image.width
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict; tuples become lists, so that it survives JSON."""
@@ -238,6 +378,30 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
 def _rate(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"model.{name}={value}; use a rate from 0 (none) to below 1")
+
+
+def _cures(tower: str, config: Any) -> None:
+    """Refuse options of attention and residual branches that can't be."""
+    cap, scale = config.attention_soft_cap, config.layer_scale
+    if not 0 <= cap < math.inf:
+        raise ValueError(f"model.{tower}.attention_soft_cap={cap}; use 50, say, or 0 for none")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ValueError(
+            f"model.{tower}.layer_scale={scale} is negative or infinite; use 1e-4, say, or None "
+            "for no gains"
+        )
+    base, heads = config.mup_base_width, config.mup_base_heads
+    given = config.qk_norm or cap or scale is not None or heads
+    if given and getattr(config, "kind", "") == "roberta":
+        raise ValueError(
+            f"model.{tower}.kind='roberta' has no qk_norm, attention_soft_cap, layer_scale or "
+            "mup_base_heads; leave them out"
+        )
+    if base < 0 or heads < 0 or (heads and (not base or base % heads)):
+        raise ValueError(
+            f"model.{tower}.mup_base_heads={heads}, mup_base_width={base}: use a width and a "
+            "number of heads that divides it, or 0 for both"
+        )
 
 
 def _heads(tower: str, width: int, num_heads: int) -> None:
@@ -389,4 +553,21 @@ _PRESETS: dict[str, Callable[[], CLIPConfig]] = {
     # patches of 14 leave the last 6 of its 384 pixels unread: 378.
     "siglip_so400m_14": _siglip(14, 1152, 27, 16, 4304, 224, context_length=16),
     "siglip_so400m_14_384": _siglip(14, 1152, 27, 16, 4304, 378),
+}
+
+
+def _variant(base: str, changes: Mapping[str, Any]) -> Callable[[], CLIPConfig]:
+    def make() -> CLIPConfig:
+        config = get(base).to_dict()
+        for key, value in changes.items():
+            config[key] = {**config[key], **value} if isinstance(value, Mapping) else value
+        return CLIPConfig.from_dict(config)
+
+    return make
+
+
+_PRESETS |= {name: _variant(*variant) for name, variant in VARIANTS.items()}
+_PRESETS |= {
+    name: functools.partial(CLIPConfig.from_dict, row)
+    for name, row in sequence_presets.ROWS.items()
 }

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.models import features as features_lib
+from jaxclip.models import layers
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.presets import TextConfig
 from jaxclip.models.tower import Params, Tower
@@ -32,12 +33,19 @@ class TextTransformer(Tower):
 
     @property
     def has_projection(self) -> bool:
-        return True
+        return self.config.projection != "none"
 
     @property
-    def embedding(self) -> Embed:
+    def embedding(self) -> Any:
         """The first stage as an unbound module."""
         return Embed(self.config, self.dtype, parent=None)
+
+    @property
+    def projection(self) -> Any:
+        if self.config.projection != "mlp":
+            return super().projection
+        hidden = (self.config.width + self.embed_dim) // 2
+        return MLPProjection(hidden, self.embed_dim, self.dtype, self.flat_products, parent=None)
 
     def init_embed(self, rng: jax.Array) -> dict[str, Any]:
         tokens = jnp.ones((1, self.config.context_length), jnp.int32)
@@ -74,8 +82,11 @@ class TextTransformer(Tower):
                 f"tokens of shape {inputs.shape}: longer than model.text.context_length="
                 f"{c.context_length}"
             )
-        last = last_token(inputs, c.pad_id)
-        places = jnp.arange(length)
+        last, keys = self.last(inputs), None
+        if c.pool == "cls":
+            # The token behind padding is hidden, not the padding itself: so open_clip trained it.
+            keys = jnp.pad(inputs != c.pad_id, ((0, 0), (1, 0)), constant_values=True)
+        real = self.real(inputs, last)
         asked = features_lib.as_insert(insert, c.depth)
         context = at = None
         if asked is not None and asked.at is not None and 0 in asked.layers:
@@ -83,38 +94,77 @@ class TextTransformer(Tower):
         with jax.named_scope(type(self).__name__):
             x: Any = self.embedding.apply({"params": params}, inputs, context, at)
             if keep is not None:
+                behind = x[:, length:]  # the class token, where there is one
                 x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
-                places = keep
-            real = places <= last[:, None]  # bool[B, N]
-            if keep is not None:
+                x = jnp.concatenate([x, behind], axis=1)
+                real = jnp.take_along_axis(real, keep, axis=1)
+                if keys is not None:
+                    kept = jnp.take_along_axis(keys, keep, axis=1)
+                    keys = jnp.concatenate([kept, keys[:, length:]], axis=1)
                 last = jnp.maximum(jnp.sum(real, axis=1, dtype=jnp.int32) - 1, 0)
-            tokens = Tokens(x, real, last)
+            tokens = Tokens(x, real, last, keys=keys)
             if asked is not None and asked.at is None and 0 in asked.layers:
                 tokens = features_lib.put_in(tokens, asked, 0)
         return tokens
 
+    def last(self, inputs: jax.Array) -> jax.Array:
+        """Place of the last token of each text, int32[B]."""
+        c = self.config
+        return first_eos(inputs, c.eos_id) if c.pool == "eos" else last_token(inputs, c.pad_id)
+
+    def real(self, inputs: jax.Array, last: jax.Array) -> jax.Array:
+        """Which tokens are no padding, bool[B, L]."""
+        return jnp.arange(inputs.shape[1]) <= last[:, None]
+
     def mask(self, tokens: Tokens) -> jax.Array | None:
         c = self.config
+        if tokens.keys is not None:
+            return features_lib.valid_keys(tokens.keys, tokens.inserted)
         if not c.mask_padding or c.causal:  # behind a causal mask no token sees the padding
             return None
-        return _valid_keys(tokens.valid, tokens.inserted)
+        assert tokens.valid is not None
+        return features_lib.valid_keys(tokens.valid, tokens.inserted)
 
     def pool(self, params: Params, tokens: Tokens) -> jax.Array:
         """[B, M+N, C] -> [B, C], of the text's own tokens."""
         c = self.config
         with jax.named_scope(type(self).__name__):
+            if c.pool == "cls":
+                return self.normed(params, tokens.x[:, -1])
             x = self.normed(params, tokens.x[:, tokens.inserted :] if tokens.inserted else tokens.x)
             if c.pool == "final":
                 return x[:, -1]
             assert tokens.valid is not None and tokens.last is not None
-            if c.pool == "last":
+            if c.pool in ("last", "eos"):
                 return jnp.take_along_axis(x, tokens.last[:, None, None], axis=1)[:, 0]
             if c.pool == "mean":
                 where = tokens.valid[:, :, None] if c.mask_padding else None
                 return jnp.mean(x, axis=1, where=where)
-            mask = _valid_keys(tokens.valid, 0) if c.mask_padding else None
+            mask = features_lib.valid_keys(tokens.valid, 0) if c.mask_padding else None
             out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, x, mask)
             return out
+
+    def normed_tokens(self, params: Params, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        if self.config.pool != "cls":
+            return super().normed_tokens(params, tokens)
+        own = tokens.x[:, tokens.inserted :]
+        return own[:, :-1], self.normed(params, own[:, -1:])
+
+
+class MLPProjection(nn.Module):
+    """Two linear layers without biases, a GELU between."""
+
+    hidden: int
+    features: int
+    dtype: Any
+    flat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {"use_bias": False, "flat": self.flat}
+        x = layers.dense(self.hidden, self.dtype, "hidden", **options)(x)
+        x = layers.ACTIVATIONS["gelu"](x)
+        return layers.dense(self.features, self.dtype, "out", **options)(x)
 
 
 class Embed(nn.Module):
@@ -127,7 +177,10 @@ class Embed(nn.Module):
     def __call__(
         self, tokens: jax.Array, context: jax.Array | None = None, at: jax.Array | None = None
     ) -> jax.Array:
-        """int32[B, L] -> [B, L, C]; context [M, C] or [B, M, C] replaces embeddings at ``at``."""
+        """int32[B, L] -> [B, L, C], or [B, L+1, C] with the class token of ``pool="cls"`` behind.
+
+        context [M, C] or [B, M, C] replaces embeddings at ``at``.
+        """
         c = self.config
         embedding = nn.Embed(
             c.vocab_size,
@@ -136,11 +189,17 @@ class Embed(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="token_embedding",
         )
-        table = self.param("positions", nn.initializers.normal(0.01), (c.context_length, c.width))
+        small = nn.initializers.normal(0.01)
+        rows = c.context_length + (c.pool == "cls")
+        table = self.param("positions", small, (rows, c.width))
         x = embedding(tokens)
         if context is not None and at is not None:
             x = features_lib.overwrite(x, features_lib.rows(context, x), at)
-        return x + table[: tokens.shape[1]].astype(self.dtype)
+        if c.pool == "cls":
+            token = self.param("class_token", small, (c.width,)).astype(self.dtype)
+            token = jnp.broadcast_to(token, (x.shape[0], 1, c.width))
+            x = jnp.concatenate([x, token], axis=1)
+        return x + table[: x.shape[1]].astype(self.dtype)
 
 
 def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
@@ -158,9 +217,6 @@ def last_token(tokens: jax.Array, pad_id: int = 0) -> jax.Array:
     return jnp.minimum(last + 1, tokens.shape[1] - 1)
 
 
-def _valid_keys(valid: jax.Array | None, inserted: int) -> jax.Array:
-    """bool[B, N] -> bool[B, 1, 1, M+N]; tokens that were put in are valid."""
-    assert valid is not None
-    if inserted:
-        valid = jnp.pad(valid, ((0, 0), (inserted, 0)), constant_values=True)
-    return valid[:, None, None, :]
+def first_eos(tokens: jax.Array, eos_id: int) -> jax.Array:
+    """Place of the first end-of-text token, int32[B]; 0 in a text without any, as in open_clip."""
+    return jnp.argmax(tokens == eos_id, axis=1).astype(jnp.int32)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import layers
+from jaxclip.models import layers, mup
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
 
 Params = Mapping[str, Any]
@@ -96,13 +96,18 @@ class Tower(abc.ABC):
         parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
             f"blocks_{index}": (block, (x, None)) for index in range(self.config.depth)
         }
-        parts["norm_post"] = (self.norm_post, (x,))
+        parts |= self.head_parts(x)
+        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        return {**self.init_embed(rng), **drawn["params"]}
+
+    def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
+        """Modules of the last stage with what they take of the blocks' [B, L, C], by name."""
+        parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {"norm_post": (self.norm_post, (x,))}
         if self.config.pool == "map":
             parts["attention_pool"] = (self.attention_pool, (x,))
         if self.has_projection:
             parts["projection"] = (self.projection, (x[:, 0],))
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
-        return {**self.init_embed(rng), **drawn["params"]}
+        return parts
 
     # The pieces, as unbound modules; `apply` gives them their parameters.
 
@@ -119,23 +124,33 @@ class Tower(abc.ABC):
             implementation=self.attention_implementation,
             flat=self.flat_products,
             dropout=c.dropout,
+            variant=self.variant,
             parent=None,
         )
 
     @property
-    def norm_post(self) -> nn.LayerNorm:
-        return layers.norm(self.config.norm_eps, self.dtype, None)
+    def variant(self) -> layers.Variant:
+        """What the blocks have beside the plain ones, of the fields that the configuration has."""
+        fields = {name: getattr(self.config, name, None) for name in layers.Variant._fields}
+        fields["score_scale"] = mup.attention_scale(self.config)
+        return layers.PLAIN._replace(**{k: v for k, v in fields.items() if v is not None})
+
+    @property
+    def norm_post(self) -> nn.Module:
+        norm: nn.Module = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+        return norm
 
     @property
     def attention_pool(self) -> layers.AttentionPool:
         c = self.config
         return layers.AttentionPool(
-            c.num_heads,
-            c.mlp_dim,
+            getattr(c, "pool_heads", 0) or c.num_heads,
+            getattr(c, "pool_mlp_dim", 0) or c.mlp_dim,
             c.activation,
             c.norm_eps,
             self.dtype,
             self.flat_products,
+            mup.input_init(c),
             parent=None,
         )
 
@@ -183,7 +198,7 @@ class Tower(abc.ABC):
         stop = self.config.depth if stop is None else stop
         if not 0 <= start <= stop <= self.config.depth:
             raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
-        taps = Taps({}, {})
+        taps = Taps({}, {}, [])
         cuts = asked.cuts(start, stop)
         self._tap(taps, asked, tokens, start)
         for first, end in features_lib.pairs(cuts):
@@ -191,12 +206,14 @@ class Tower(abc.ABC):
                 tokens = features_lib.put_in(tokens, asked.insert, first, self.prefix)
             how = asked.how(first, tokens.inserted)
             run = [params[f"blocks_{index}"] for index in range(first, end)]
-            x, weights = self._run(run, tokens.x, self.mask(tokens), how, keys, first)
+            x, taken = self._run(run, tokens, how, keys, first)
             tokens = dataclasses.replace(tokens, x=x)
             self._tap(taps, asked, tokens, end)
-            if weights is not None:
+            if taken.weights is not None:
                 for name in features_lib.names_of(first, asked.attention, self.config.depth):
-                    taps.attention[name] = weights
+                    taps.attention[name] = taken.weights
+            if taken.largest is not None:
+                taps.largest.append(taken.largest)
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
@@ -206,21 +223,24 @@ class Tower(abc.ABC):
     def _run(
         self,
         run: Sequence[Any],
-        x: jax.Array,
-        mask: jax.Array | None,
+        tokens: Tokens,
         how: layers.How,
         keys: jax.Array | None,
         first: int,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """A run of blocks that are treated alike; attention weights only of a run of one."""
-        block = self.block
+    ) -> tuple[jax.Array, layers.Taken]:
+        """A run of blocks that are treated alike; attention weights only of a run of one.
+
+        The largest scores of the blocks are stacked, float32[blocks, B, H].
+        """
+        block, x = self.block, tokens.x
+        mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
-        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, jax.Array | None]:
+        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
                 params = self.gather_block(params)
             own = None if keys is None else dropout_lib.fold_in(keys, index)
-            out: Any = block.apply({"params": params}, x, mask, how, own)
+            out: Any = block.apply({"params": params}, x, mask, how, own, turns)
             return out
 
         if self.remat != "none":
@@ -230,21 +250,40 @@ class Tower(abc.ABC):
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                weights = None
+                taken, largest = layers.Taken(), []
                 for index, params in zip(indices, run, strict=True):
-                    x, weights = apply(params, x, index if keys is not None else None)
-                return x, weights
+                    x, taken = apply(params, x, index if keys is not None else None)
+                    largest.append(taken.largest)
+                if how.largest and largest:
+                    taken = taken._replace(largest=jnp.stack(largest))
+                return x, taken
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
             places = None if keys is None else jnp.arange(first, first + len(run))
-            return jax.lax.scan(
-                lambda x, xs: (apply(xs[0], x, xs[1])[0], None), x, (stacked, places)
-            )
+
+            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array | None]:
+                x, taken = apply(xs[0], x, xs[1])
+                return x, taken.largest
+
+            x, scores = jax.lax.scan(one, x, (stacked, places))
+            return x, layers.Taken(largest=scores)
+
+    def turns(self, tokens: Tokens) -> jax.Array | None:
+        """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
+        if tokens.turns is None:
+            return None
+        before = tokens.inserted + self.prefix
+        return jnp.pad(tokens.turns, [(0, 0)] * (tokens.turns.ndim - 2) + [(before, 0), (0, 0)])
 
     def normed(self, params: Params, x: jax.Array) -> jax.Array:
         """The last norm, of any tokens [..., C]."""
         with jax.named_scope("norm_post"):  # the plan tells norms by their names
             out: Any = self.norm_post.apply({"params": params["norm_post"]}, x)
         return out
+
+    def normed_tokens(self, params: Params, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+        """:attr:`Features.tokens` and :attr:`Features.prefix` of what the last block gave."""
+        own, prefix = tokens.x[:, tokens.inserted :], self.prefix
+        return self.normed(params, own[:, prefix:]), self.normed(params, own[:, :prefix])
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """To the joint space: [..., C] -> [..., D], not of unit length."""
@@ -286,6 +325,7 @@ class Tower(abc.ABC):
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -297,10 +337,11 @@ class Tower(abc.ABC):
             attention_bias=attention_bias,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
         )
         rates = self.random_rates() if train else {}
         if rates:
-            dropout_lib.check_keys(keys, inputs.shape[0], rates)
+            dropout_lib.check_keys(keys, jax.tree.leaves(inputs)[0].shape[0], rates)
         drawn = keys if rates else None
         if low_rank:
             params = features_lib.add_low_rank(params, low_rank)
@@ -316,16 +357,17 @@ class Tower(abc.ABC):
           tokens: what the last block gave.
           taps: what was read on the way, for the result.
         """
-        taps = taps or Taps({}, {})
-        inserted, prefix = tokens.inserted, self.prefix
+        taps = taps or Taps({}, {}, [])
+        inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
-        own = tokens.x[:, inserted:]
         with jax.named_scope(type(self).__name__):
-            normed = [self.normed(params, x) for x in (own[:, prefix:], own[:, :prefix])]
+            normed = self.normed_tokens(params, tokens)
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+            if taps.largest:
+                aux["largest_logits"] = jnp.concatenate(taps.largest).swapaxes(0, 1)
         return Features(
             embedding=layers.unit(raw),
             raw=raw,
@@ -341,28 +383,46 @@ class Tower(abc.ABC):
     # Parts of a block, for methods that take one to pieces.
 
     def qkv(
-        self, params: Params, x: jax.Array, block: int
+        self, params: Params, x: jax.Array, block: int, turns: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values that a block makes of its input.
+        """Queries, keys and values that a block makes of its input, as its scores are made of them.
 
         Args:
           params: of the tower.
           x: [B, L, C], what comes into the block.
           block: its index, -1 = the last.
+          turns: rotary angles (:meth:`turns`), where the tower has them; None leaves them out.
 
         Returns:
           Three arrays [B, H, L, C / H].
         """
         p = params[f"blocks_{block % self.config.depth}"]
-        norm = layers.norm(self.config.norm_eps, self.dtype, None)
-        y: Any = norm.apply({"params": p["attention_norm"]}, x)
-        linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-
-        def heads(name: str) -> jax.Array:
-            out: Any = linear.apply({"params": p["attention"][name]}, y)
-            return layers.split_heads(out, self.config.num_heads)
-
-        return heads("query"), heads("key"), heads("value")
+        y: Any = x
+        if self.variant.norm_place == "pre":
+            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+            y = norm.apply({"params": p["attention_norm"]}, x)
+        linear = layers.qkv_layers(
+            self.config.width,
+            self.dtype,
+            self.variant.qkv_bias,
+            self.flat_products,
+            names=False,
+        )
+        heads = []
+        for name, layer in zip(("query", "key", "value"), linear, strict=True):
+            out: Any = layer.apply({"params": p["attention"][name]}, y)
+            if self.variant.qk_norm and name != "value":
+                own = layers.head_norm(self.config.norm_eps, self.dtype, None)
+                parts = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
+                parts = own.apply({"params": p["attention"][f"{name}_norm"]}, parts)
+                out = parts.reshape(out.shape)
+            if turns is not None and name != "value":
+                out = layers.turn_heads(out, self.config.num_heads, turns)
+            heads.append(layers.split_heads(out, self.config.num_heads))
+        query = heads[0]
+        if self.variant.score_scale != 1.0:
+            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
+        return query, heads[1], heads[2]
 
     def attention_out(
         self, params: Params, weights: jax.Array, value: jax.Array, block: int
@@ -375,10 +435,13 @@ class Tower(abc.ABC):
           value: [B, H, K, C / H].
           block: its index, -1 = the last.
         """
-        p = params[f"blocks_{block % self.config.depth}"]["attention"]["out"]
-        x = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value)
+        p = params[f"blocks_{block % self.config.depth}"]["attention"]
+        x = layers.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
+        if self.variant.sub_norm:
+            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+            x = norm.apply({"params": p["sub_norm"]}, x)
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        out: Any = linear.apply({"params": p}, layers.join_heads(x))
+        out: Any = linear.apply({"params": p["out"]}, x)
         return out
 
 

@@ -99,7 +99,7 @@ class ACLIP(Objective):
         attention = batch[f"teacher/{view}_attention"]
         grid = ctx.sizes.image.grid
         first = attention.shape[-1] - grid**2
-        has_class = ctx.sizes.image.pool == "cls"
+        has_class = ctx.sizes.image.has_class_token
         to_patches = attention[:, 0, first:] if has_class else attention[:, :, first:].mean(1)
         return {"keep": best_blocks(to_patches, grid, self.block, self.keep_share)}
 

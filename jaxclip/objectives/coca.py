@@ -11,13 +11,10 @@ import jax.numpy as jnp
 
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
-from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder
+from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder, caption_decoder
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 from jaxclip.objectives._clip import clip_part
-
-# What the decoder has of the text tower.
-_SHARED = ("width", "num_heads", "mlp_dim", "vocab_size", "activation", "norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +23,15 @@ class CoCa(Objective):
 
     The text tower is the unimodal half; a causal decoder of as many layers goes on from its tokens
     and looks at the picture through learned queries. Captioning is the mean cross-entropy of the
-    next token over all tokens of the global batch up to a text's last one. In place of the class
-    token that CoCa appends, the text's embedding is that of its last token (the end of text): it
-    sees all others, too, and none sees it. The image's embedding is the tower's own, where the
-    paper pools once more.
+    next token over all tokens of the global batch up to a text's last one. The text's embedding is
+    that of its last token (the end of text), which sees all others, too, and none sees it; with
+    ``model.text.pool="cls"`` that of the class token that CoCa appends. The image's embedding is
+    the tower's own, where the paper pools once more.
+
+    open_clip's CoCa is ``num_queries=0, self_mlp=True`` with ``model.image.pool="queries"``, whose
+    first query is the image's embedding and whose others are what the decoder looks at. Its
+    weights start such a run, decoder and all (``config.init_from``), and :meth:`Model.caption
+    <jaxclip.inference.Model.caption>` writes captions with them.
 
     Attributes:
       contrastive: weight of CLIP's loss; 0 where a contrastive term of its own is listed.
@@ -38,6 +40,7 @@ class CoCa(Objective):
       depth: layers of the decoder; 0 for as many as the text tower has (open_clip).
       from_embeddings: the decoder starts from the token embeddings, as it must where the text tower
         is bidirectional and so knows the tokens to predict.
+      self_mlp: the decoder's layers have an MLP behind self-attention, too (open_clip).
       implementation: of CLIP's loss, ``"plain"`` or ``"blockwise"``.
     """
 
@@ -46,6 +49,7 @@ class CoCa(Objective):
     num_queries: int = 256
     depth: int = 0
     from_embeddings: bool = False
+    self_mlp: bool = False
     implementation: str = "plain"
 
     small: ClassVar[Mapping[str, Any]] = {"num_queries": 5, "from_embeddings": True}
@@ -77,8 +81,7 @@ class CoCa(Objective):
             )
 
     def _decoder(self, sizes: CLIPConfig, dtype: Any) -> CrossAttentionDecoder:
-        shared = {name: getattr(sizes.text, name) for name in _SHARED}
-        return CrossAttentionDecoder(**shared, depth=self.depth or sizes.text.depth, dtype=dtype)
+        return caption_decoder(sizes, depth=self.depth, self_mlp=self.self_mlp, dtype=dtype)
 
     def _pooler(self, sizes: CLIPConfig, dtype: Any) -> AttentionPooler:
         image = sizes.image
@@ -86,22 +89,55 @@ class CoCa(Objective):
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
         first, second = jax.random.split(rng)
-        image, text = (jnp.zeros((1, 2, tower.width)) for tower in (sizes.image, sizes.text))
+        image, text = jnp.zeros((1, 2, sizes.token_width)), jnp.zeros((1, 2, sizes.text.width))
         params = {"decoder": self._decoder(sizes, image.dtype).init(first, text, image)["params"]}
         if self.num_queries:
             params["pooler"] = self._pooler(sizes, image.dtype).init(second, image)["params"]
         return params
 
-    def logits(self, params: Params, outputs: Outputs, sizes: CLIPConfig) -> jax.Array:
-        """float32[B, L, V]: what the decoder expects behind each token of a text."""
-        image: Any = outputs["image_tokens"]
+    def image_tokens(self, params: Params, tokens: jax.Array, sizes: CLIPConfig) -> jax.Array:
+        """What the decoder looks at, [B, Q, C], of the image tower's tokens."""
+        if not self.num_queries:
+            return tokens
+        pooler = {"params": params["pooler"]}
+        pooled: Any = self._pooler(sizes, tokens.dtype).apply(pooler, tokens)
+        return pooled
+
+    def logits(
+        self,
+        params: Params,
+        outputs: Outputs,
+        sizes: CLIPConfig,
+        *,
+        at: jax.Array | int | None = None,
+    ) -> jax.Array:
+        """float32[B, L, V]: what the decoder expects behind each token of a text.
+
+        Args:
+          params: of the term.
+          outputs: ``image_tokens`` and the tokens of the text.
+          sizes: of the model.
+          at: the only place that is wanted, [B, 1, V]; None for all.
+        """
+        image = self.image_tokens(params, outputs["image_tokens"], sizes)
         text = outputs[self._start]
-        if self.num_queries:
-            pooler = {"params": params["pooler"]}
-            image = self._pooler(sizes, image.dtype).apply(pooler, image)
+        if sizes.text.pool == "cls" and self.from_embeddings:
+            text = text[:, :-1]  # without the class token
+        return self.decode(params, text, image, sizes, at=at)
+
+    def decode(
+        self,
+        params: Params,
+        text: jax.Array,
+        image: jax.Array,
+        sizes: CLIPConfig,
+        *,
+        at: jax.Array | int | None = None,
+    ) -> jax.Array:
+        """:meth:`logits` of what :meth:`image_tokens` gave."""
         decoder = {"params": params["decoder"]}
-        logits: Any = self._decoder(sizes, text.dtype).apply(decoder, text, image)
-        return logits
+        out: Any = self._decoder(sizes, text.dtype).apply(decoder, text, image, at=at)
+        return out
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         logits = self.logits(params, outputs, ctx.sizes)[:, :-1]

@@ -13,7 +13,7 @@ from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import as_integers, check_number
+from jaxclip.objectives._checks import as_integers, check_choice, check_number
 from jaxclip.objectives._clip import clip_part
 
 
@@ -26,23 +26,27 @@ class MobileCLIP(Objective):
     contrastive · CLIP + distill · (cross-entropy of rows + of columns) / 2, the student's scale is
     learned. With a synthetic caption beside the true one it is the sum of both.
 
-    Use it with ``teacher.kind="stored"`` and ``teacher.size`` the sum of ``sizes``. A vector is of
+    Theirs is ``teacher.kind="stored"`` with ``teacher.size`` the sum of ``sizes``. A vector is of
     one caption: the record's first one, and the first one with the tag ``synthetic``, whose vector
-    the record keeps under ``teacher.text_key`` + ``_texts1``.
+    the record keeps under ``teacher.text_key`` + ``_texts1``. A teacher that runs along
+    (``"frozen"``) sees the crop and the caption of the step, so that captions may be drawn.
 
     Attributes:
       sizes: length of each teacher's part.
-      scales: s_t, one for each (v2: 70 and 60).
+      scales: s_t, one for each (v2: 70 and 60); None for the teacher's own, which stored embeddings
+        do not have.
       contrastive: weight of CLIP (theirs: 0 at 12 million pairs, 0.25 at a billion).
       distill: weight of the distillation (1, 0.75).
       synthetic: tag of a second caption; empty for none.
+      captions: which of a record's captions: ``"first"``, or ``"random"`` with a frozen teacher.
     """
 
     sizes: Sequence[int] = (768, 768)
-    scales: Sequence[float] = (100.0, 100.0)
+    scales: Sequence[float | None] = (100.0, 100.0)
     contrastive: float = 0.0
     distill: float = 1.0
     synthetic: str = ""
+    captions: str = "first"
 
     small: ClassVar[Mapping[str, Any]] = {
         "sizes": (10, 6),
@@ -59,9 +63,11 @@ class MobileCLIP(Objective):
                 f"mobileclip.scales={self.scales!r} must be one for each of sizes={self.sizes!r}"
             )
         for scale in self.scales:
-            check_number("mobileclip.scales", scale, positive=True)
+            if scale is not None:
+                check_number("mobileclip.scales", scale, positive=True)
         check_number("mobileclip.contrastive", self.contrastive)
         check_number("mobileclip.distill", self.distill)
+        check_choice("mobileclip.captions", self.captions, ("first", "random"))
 
     @property
     def _texts(self) -> tuple[str, ...]:
@@ -74,13 +80,24 @@ class MobileCLIP(Objective):
 
     @property
     def fields(self) -> field_lib.BatchSpec:
-        first = field_lib.Captions(policy="first")
+        first = field_lib.Captions(policy=self.captions)
         second = dataclasses.replace(first, source=self.synthetic)
         return dict(zip(self._texts, (first, second), strict=False))
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if teacher is not None:
             self._check_size(teacher.embed_dim)
+            return
+        if None in self.scales:
+            raise ValueError(
+                f"mobileclip.scales={self.scales!r}: None is the teacher's own scale, but stored "
+                "embeddings have none; set it to a number, such as 100"
+            )
+        if self.captions != "first":
+            raise ValueError(
+                f"mobileclip.captions={self.captions!r}: a stored vector is that of the first "
+                "caption; use 'first', or teacher.kind='frozen'"
+            )
 
     def _check_size(self, size: int) -> None:
         if size != sum(self.sizes):
@@ -89,12 +106,17 @@ class MobileCLIP(Objective):
                 f"vectors have {size} numbers (teacher.size)"
             )
 
-    def _targets(self, images: jax.Array, texts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _targets(
+        self, images: jax.Array, texts: jax.Array, own_scale: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         """float32[B, B] twice: of the rows and of the columns."""
         self._check_size(images.shape[-1])
         rows, columns, start = jnp.zeros(()), jnp.zeros(()), 0
         for size, scale in zip(self.sizes, self.scales, strict=True):
             part = slice(start, start := start + size)
+            if scale is None:
+                assert own_scale is not None  # see check
+                scale = jnp.exp(own_scale)
             logits = scale * losses.products(unit(images[:, part]), unit(texts[:, part]))
             rows += jax.nn.softmax(logits) / len(self.sizes)
             columns += jax.nn.softmax(logits.T) / len(self.sizes)
@@ -106,7 +128,9 @@ class MobileCLIP(Objective):
         images, total = outputs["image"], jnp.zeros(())
         metrics: Metrics = {}
         for name in self._texts:
-            rows, columns = self._targets(outputs["teacher/image"], outputs[f"teacher/{name}"])
+            rows, columns = self._targets(
+                outputs["teacher/image"], outputs[f"teacher/{name}"], ctx.teacher_logit_scale
+            )
             logits = jnp.exp(ctx.logit_scale) * losses.products(images, outputs[name])
             each = losses.soft_cross_entropy(logits, rows)
             each += losses.soft_cross_entropy(logits.T, columns)

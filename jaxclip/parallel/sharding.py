@@ -47,7 +47,7 @@ class Rule(NamedTuple):
 _TENSOR_RULES: tuple[Rule, ...] = (
     Rule(r"attention/(query|key|value|qkv)/(kernel|bias)$", ("...", "tensor")),
     Rule(r"attention/out/kernel$", ("tensor",)),
-    Rule(r"mlp/up/(kernel|bias)$", ("...", "tensor")),
+    Rule(r"mlp/(up|gate)/(kernel|bias)$", ("...", "tensor")),
     Rule(r"mlp/down/kernel$", ("tensor",)),
     Rule(r"token_embedding/embedding$", (None, "tensor")),
 )

@@ -92,6 +92,7 @@ class Checkpointer:
         keep_best: int = 1,
         best_metric: str = "",
         best_mode: str = "max",
+        keep_every: tuple[int, int] = (1, 0),
         writable: bool = True,
     ):
         """Open (and, if ``writable``, create and probe) the folder.
@@ -102,6 +103,8 @@ class Checkpointer:
           keep_best: how many of the best by ``best_metric`` stay as well.
           best_metric: key of ``metrics``; empty: none is kept for being good.
           best_mode: ``"max"`` or ``"min"``.
+          keep_every: ``(every, count)``: of the steps that ``every`` divides, the newest ``count``
+            stay as well, so that one may go back to them.
           writable: False for readers, such as an evaluation beside a run: nothing is ever changed.
 
         Raises:
@@ -117,6 +120,7 @@ class Checkpointer:
         # Tensorstore reads and writes absolute paths only.
         self.directory = epath.Path(storage.absolute(directory))
         self._keep_last, self._keep_best = keep_last, keep_best
+        self._keep_every = keep_every
         self._best_metric, self._best_mode = best_metric, best_mode
         self._writable = writable
         # Steps that all processes know to be on disk or on their way there.
@@ -239,6 +243,15 @@ class Checkpointer:
             steps = [other for other in steps if other <= step]
         return steps[-1] if steps else None
 
+    def forget_after(self, step: int) -> None:
+        """Remove all checkpoints after a step: they are of a past that is done again."""
+        self.wait()
+        if jax.process_index() == 0:
+            for other in self._on_disk():
+                if other > step:
+                    self._remove(other)
+        self._known = {other for other in self._known if other <= step}
+
     def close(self) -> None:
         """Wait for the last save and let go of orbax's threads."""
         try:
@@ -269,7 +282,10 @@ class Checkpointer:
 
     def _prune(self) -> None:
         """Drop all but the newest and the best, now that a newer one is safe."""
-        keep = set(self.steps()[-self._keep_last :]) | set(self._ranked()[: self._keep_best])
+        steps, (every, count) = self.steps(), self._keep_every
+        keep = set(steps[-self._keep_last :]) | set(self._ranked()[: self._keep_best])
+        regular = [step for step in steps if step % every == 0]
+        keep |= set(regular[max(0, len(regular) - count) :])
         for step in self._on_disk():
             if step not in keep:
                 self._remove(step)
@@ -324,7 +340,9 @@ class Checkpointer:
         ranked = self._ranked()
         return ranked[0] if ranked else None
 
-    def restore_latest(self, abstract_state: Any, *, partial: bool = False) -> Restored | None:
+    def restore_latest(
+        self, abstract_state: Any, *, partial: bool = False, optional: str = ""
+    ) -> Restored | None:
         """Restore the newest checkpoint that is whole, reporting each one that is not.
 
         Args:
@@ -332,6 +350,8 @@ class Checkpointer:
             mesh and number of devices may differ from those of the run that saved.
           partial: ``abstract_state`` may be a part of what was saved, for instance a dict with
             ``params`` alone.
+          optional: a field of the state that comes back as None where the checkpoint holds none of
+            these shapes.
 
         Returns:
           The checkpoint, or None where no save was ever finished.
@@ -340,16 +360,18 @@ class Checkpointer:
           CheckpointError: there are checkpoints, but each of them is damaged.
           ValueError: the checkpoint is whole but of another state; the message names the leaves.
         """
-        return self._restore(None, abstract_state, partial)
+        return self._restore(None, abstract_state, partial, optional)
 
-    def restore(self, step: int, abstract_state: Any, *, partial: bool = False) -> Restored:
+    def restore(
+        self, step: int, abstract_state: Any, *, partial: bool = False, optional: str = ""
+    ) -> Restored:
         """Restore the checkpoint of one step; arguments as :meth:`restore_latest`.
 
         Raises:
           CheckpointError: it does not exist or is damaged.
           ValueError: it is of another state.
         """
-        restored = self._restore(int(step), abstract_state, partial)
+        restored = self._restore(int(step), abstract_state, partial, optional)
         if restored is None:
             have = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
@@ -357,17 +379,22 @@ class Checkpointer:
             )
         return restored
 
-    def _restore(self, only: int | None, abstract_state: Any, partial: bool) -> Restored | None:
+    def _restore(
+        self, only: int | None, abstract_state: Any, partial: bool, optional: str
+    ) -> Restored | None:
         self.wait()
         search = _Search()
         while (step := self._choose(only, search)) >= 0:
             path = self._path(step)
             content = manifest.read(path)
             # Not a matter of damage: an older checkpoint of the same run would not fit either.
-            state_io.check_tree(content["tree"], abstract_state, path, partial=partial)
+            saved, wanted = content["tree"], abstract_state
+            if optional:
+                saved, wanted = state_io.leave_out_unfit(saved, wanted, optional)
+            state_io.check_tree(saved, wanted, path, partial=partial)
             failure = ""
             try:
-                state = state_io.restore(path / "state", abstract_state)
+                state = state_io.restore(path / "state", wanted)
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
             if multihost.all_agree(not failure):

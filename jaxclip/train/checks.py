@@ -43,6 +43,7 @@ def build(config: Config) -> setup.Experiment:
     with in_one_line("this configuration can't be built"):
         check_batch_memory(config)
         experiment = setup.build(config)
+    warn_of_squares(config)
     check_state_memory(experiment)
     return experiment
 
@@ -138,6 +139,20 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
             "it is",
             value,
             limit,
+        )
+
+
+def warn_of_squares(config: Config) -> None:
+    """Say that the pipeline makes squares of pictures for a model that takes them as they are."""
+    patches = config["model"]["image"]["max_patches"]
+    if patches and jax.process_index() == 0:
+        side = config["data"]["image_size"]
+        logger.warning(
+            "the model is NaFlex (model.image.max_patches=%d), but this pipeline makes squares of "
+            "%d x %d pixels: the aspect ratio is lost; jaxclip.load and jaxclip embed keep it",
+            patches,
+            side,
+            side,
         )
 
 

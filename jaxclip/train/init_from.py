@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip import config as config_lib
-from jaxclip import storage
+from jaxclip import objectives, storage
 from jaxclip.config import Config
-from jaxclip.train import state_io, towers
+from jaxclip.train import low_rank, state_io, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.weights import checkpoint, surgery
@@ -32,13 +32,16 @@ class Source(NamedTuple):
     Attributes:
       path: as it was given.
       config: the configuration that they belong to.
-      read: ``shardings or None -> params``: the tree of :func:`jaxclip.models.CLIP.init`; without
-        shardings as NumPy arrays.
+      read: ``shardings or None -> params``: the tree of :func:`jaxclip.models.CLIP.init`, low-rank
+        additions merged; without shardings as NumPy arrays.
+      read_own: ``names -> {name: params}``: what objectives of these names keep beside the towers,
+        as far as the run has them, as NumPy arrays; published weights have none.
     """
 
     path: str
     config: Config
     read: Callable[[Any], Params]
+    read_own: Callable[[Iterable[str]], Params] = lambda names: {}
 
 
 class Report(NamedTuple):
@@ -91,24 +94,92 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
             f"{what}={os.fspath(path)!r} is not the workdir of a run: {error}"
         ) from error
 
-    def read(shardings: Any) -> Params:
+    def restored(wanted: Any) -> Params:
         name = "ema_params" if config["ema_decay"] > 0 else "params"
-        shapes = jax.eval_shape(towers.build_model(config).init, jax.random.key(0))
-        if shardings is None:
-            wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
-        else:
-            wanted = jax.tree.map(
-                lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-                shapes,
-                shardings,
-            )
         with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
-            restored = checkpointer.restore_latest({name: wanted}, partial=True)
-        if restored is None:
+            found = checkpointer.restore_latest({name: wanted}, partial=True)
+        if found is None:
             raise ValueError(f"{what}={os.fspath(path)!r}: the run has no checkpoint yet")
-        return restored.state[name]
+        return found.state[name]
 
-    return Source(os.fspath(path), config, read)
+    def read(shardings: Any) -> Params:
+        wanted = _wanted(config, shardings)
+        params = low_rank.merged(restored(wanted), config)
+        if low_rank.KEY not in wanted:
+            return params
+        return (
+            jax.tree.map(np.asarray, params)
+            if shardings is None
+            else jax.device_put(params, shardings)
+        )
+
+    def read_own(names: Iterable[str]) -> Params:
+        shapes = _own_shapes(config, set(names))
+        if not shapes:
+            return {}
+        empty = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
+        return restored({"objective": empty})["objective"]
+
+    return Source(os.fspath(path), config, read, read_own)
+
+
+def _wanted(config: Config, shardings: Any) -> Params:
+    """What to restore of a run: the towers, with their low-rank additions where it has any."""
+
+    def init(rng: jax.Array) -> Params:
+        params = towers.build_model(config).init(rng)
+        section = config[low_rank.KEY]
+        own = {low_rank.KEY: low_rank.init(params, section, rng)} if section["rank"] else {}
+        return {**params, **own}
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    if shardings is None:
+        return jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
+    if low_rank.KEY in shapes:
+        mesh = jax.tree.leaves(shardings)[0].mesh
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        shardings = {
+            **shardings,
+            low_rank.KEY: jax.tree.map(lambda _: whole, shapes[low_rank.KEY]),
+        }
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def _own_shapes(config: Config, names: set[str]) -> Params:
+    """Shapes of what the run's objectives of these names keep."""
+    total = objectives.from_config(config["objective"], config["loss"])
+    total = objectives.Total(tuple(term for term in total.terms if term.name in names))
+    sizes = towers.model_sizes(config)
+    return jax.eval_shape(lambda: total.init_params(jax.random.key(0), sizes))
+
+
+def read_term(path: str | os.PathLike[str], config: Config, name: str, shapes: Any) -> Params:
+    """An objective's own parameters of a run.
+
+    Args:
+      path: workdir of the run.
+      config: its configuration.
+      name: of the term.
+      shapes: of its parameters.
+
+    Raises:
+      ValueError: it is no run, or has no such parameters.
+    """
+    folder = pathlib.Path(path).expanduser().absolute()
+    tree = "ema_params" if config["ema_decay"] > 0 else "params"
+    wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
+    restored = None
+    if is_run(folder):
+        with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
+            asked = {tree: {"objective": {name: wanted}}}
+            restored = checkpointer.restore_latest(asked, partial=True)
+    if restored is None:
+        raise ValueError(f"{os.fspath(path)!r} has no trained parameters of objective {name!r}")
+    return restored.state[tree]["objective"][name]
 
 
 def is_run(folder: pathlib.Path) -> bool:
@@ -136,6 +207,7 @@ def _published(folder: pathlib.Path, path: str, what: str) -> Source:
             "model": model,
             "tokenizer": dict(opened.preprocess.tokenizer),
             "data": data,
+            "objective": [dict(term) for term in opened.terms],
         }
     )
     return Source(path, config, opened.read)
@@ -169,6 +241,8 @@ def merge(
             fate = "new"
         elif theirs[name].shape == leaf.shape:
             value, fate = theirs[name], "taken"
+        elif name.startswith("objective/"):
+            fate = "new"  # of another size: a head for other classes
         else:
             value = _resize(name, np.asarray(theirs[name]), leaf.shape)
             fate = "mismatched" if value is None else "resized"

@@ -15,12 +15,23 @@ import jax
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
-from jaxclip.train import checks, environment, metric_names, multihost, setup, writers
+from jaxclip.train import (
+    checks,
+    environment,
+    metric_names,
+    multihost,
+    rewind,
+    setup,
+    spike_files,
+    watch,
+    writers,
+)
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.train.data_faults import DataFaults
 from jaxclip.train.errors import RunError
 from jaxclip.train.metrics import MetricWriter, Progress
 from jaxclip.train.profile import Profile
@@ -109,16 +120,19 @@ def _train(
 ) -> Result:
     """:func:`train` in a workdir that is ours; ``changes`` of its configuration are to be noted."""
     config, workdir = experiment.config, held.path
+    rewinds = rewind.Rewinds(config)
     checkpointer = Checkpointer(
         workdir / workdir_lib.CHECKPOINTS,
         keep_last=config["checkpoint"]["keep_last"],
         keep_best=config["checkpoint"]["keep_best"],
         best_metric=config["checkpoint"]["best_metric"],
         best_mode=config["checkpoint"]["best_mode"],
+        keep_every=rewinds.keep_every(),
     )
     with checkpointer:
-        state, evaluation = first_state(experiment, checkpointer)
+        state, evaluation, rewinds.done = first_state(experiment, checkpointer)
         start = int(state.step)
+        rewind.check_given(config, changes, start, rewinds)
         if changes and start >= config["total_steps"]:
             raise workdir_lib.WorkdirError(
                 f"total_steps={config['total_steps']}, but {start} steps are done already; give "
@@ -131,7 +145,7 @@ def _train(
         parameters = setup.parameter_count(experiment.abstract_state.params)
         environment.write(workdir, parameters=parameters)
         with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
-            run = _Run(experiment, tokenizer, checkpointer, writer, stop, held)
+            run = _Run(experiment, tokenizer, checkpointer, writer, stop, held, rewinds)
             run.changes = changes
             if evaluation:
                 run.evaluation, run.last_evaluated = evaluation, start
@@ -154,7 +168,13 @@ class _Run:
         writer: MetricWriter,
         stop: StopSignals,
         held: workdir_lib.Workdir,
+        rewinds: rewind.Rewinds,
     ):
+        self.rewinds = rewinds
+        self.spikes = spike_files.SpikeFiles(experiment, tokenizer, held.path)
+        self.judged = 0  # the last step whose spike was looked at
+        self.gone_back = 0  # steps done again, so that steps and these make a clock
+        self.claimed = False
         self.experiment = experiment
         self.config = experiment.config
         self.tokenizer = tokenizer
@@ -167,6 +187,7 @@ class _Run:
         self.last_evaluated = -1
         self.unusable = 0
         self.told_of_captions = False
+        self.faults = DataFaults(held.path, self.config["data"]["max_unusable"])
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
 
@@ -179,38 +200,118 @@ class _Run:
         if is_due(config["evaluate"]["every_steps"], start) and self.last_evaluated != start:
             self.evaluate(state, start)  # a stop cut it off
             self.save(state, start)
-        previous: dict[str, jax.Array] | None = None
-        profile = Profile(config["profile"], self.workdir)
+        profile = Profile(self.config["profile"], self.workdir)
         self.progress.start(start)
-        with contextlib.closing(self.records(start)) as records, profile:
+        with profile:
+            # Each stretch goes to the end, to a stop, or to a spike that the run goes back from.
+            go_on = True
+            while go_on:
+                state, go_on = self.stretch(state, profile)
+        return state
+
+    def stretch(self, state: TrainState, profile: Profile) -> tuple[TrainState, bool]:
+        """Steps in a row; the state after them, and whether another stretch follows."""
+        config, total, start = self.config, self.config["total_steps"], int(state.step)
+        previous: dict[str, jax.Array] | None = None
+        with contextlib.closing(self.records(start)) as records:
             for step in range(start + 1, total + 1):
                 batch = parallel.to_global(next(records), self.experiment.mesh)
                 profile.before(step, previous)
                 state, metrics = self.experiment.train_step(state, batch)
+                metrics |= self.spikes.probe(step, state.params, batch)
+                self.spikes.add(step, metrics)
                 self.pending.append((step, metrics))
                 # Run one step ahead of the device and no further: the host's memory stays flat.
                 if previous is not None:
                     jax.block_until_ready(previous["loss"])
                     self.check_finite(step - 1, previous, records)
+                    if self.must_go_back(step - 1, previous, state):
+                        del state, metrics, batch  # room for the one that is read
+                        return self.go_back(step - 1, records), True
                 previous = metrics
                 if step == start + 1:
                     jax.block_until_ready(metrics["loss"])
                     self.progress.compiled(step)
-                    workdir_lib.claim(config, self.workdir, start, self.changes)
-                stopping = self.stop.requested(step)
+                    if not self.claimed:
+                        workdir_lib.claim(config, self.workdir, start, self.changes)
+                        self.claimed = True
+                stopping = self.stop.requested(step + self.gone_back)
                 last = stopping or step == total
+                evaluates = is_due(config["evaluate"]["every_steps"], step) and not stopping
+                saves = last or is_due(config["checkpoint"]["every_steps"], step)
                 if last or step % config["log_every_steps"] == 0:
                     self.flush(records.stats())
+                    self.faults.note(records.bad_records())
+                    self.faults.check(records.stats()["uses"], records.drawn)
                     self.check_finite(step, metrics, records)
+                if (evaluates or saves) and self.must_go_back(step, metrics, state):
+                    if not stopping:
+                        del state, batch
+                        return self.go_back(step, records), True
+                    self.progress.message(
+                        f"stopped after step {step}, a spike; run it again to go back from it"
+                    )
+                    break
                 # Who stops a run seldom waits for long; on the way back there is time.
-                if is_due(config["evaluate"]["every_steps"], step) and not stopping:
+                if evaluates:
                     self.evaluate(state, step)
-                if last or is_due(config["checkpoint"]["every_steps"], step):
+                if saves:
                     self.save(state, step, postpone=not last)
                 if stopping:
                     self.progress.message(f"stopped after step {step}; run it again to go on")
                     break
-        return state
+        return state, False
+
+    def must_go_back(self, step: int, metrics: Mapping[str, jax.Array], state: TrainState) -> bool:
+        """Look at what the step said of itself, once; whether to go back from it.
+
+        Args:
+          step: the step, which the device is done with.
+          metrics: of this step.
+          state: at hand now, after the step or one more.
+
+        Raises:
+          rewind.SpikeError: it would be once too often.
+        """
+        if self.experiment.guard is None or step <= self.judged:
+            return False
+        self.judged = step
+        kind = int(metrics["watch/spike"])
+        if not kind:
+            return False
+        if self.spikes.is_due(step, kind):
+            with self.progress.paused("writing down the spike"):
+                self.spikes.write(step, kind, state.params, self.rewinds.batch(step))
+        if not self.rewinds.wanted:
+            done = ", ".join(self.experiment.guard.actions) or "nothing done about it"
+            loss, norm = (float(metrics[name]) for name in ("loss", "grad_norm"))
+            self.progress.message(
+                f"  spike at step {step}: loss {loss:.4g}, gradient norm {norm:.4g}; {done}"
+            )
+            return False
+        self.checkpointer.wait()
+        steps = [other for other in self.checkpointer.steps() if other < step]
+        self.rewinds.check_limit(step, steps[-1] if steps else None)
+        return True
+
+    def go_back(self, step: int, records: pipeline.TrainIterator) -> TrainState:
+        """The state of before a spike, from which batches of this past are passed over."""
+        # The step under way has no say any more.
+        self.pending = [(at, values) for at, values in self.pending if at <= step]
+        self.flush(records.stats())
+        experiment = self.experiment
+        target, state = self.rewinds.go_back(
+            step, self.checkpointer, state_lib.to_save(experiment.abstract_state)
+        )
+        spike_files.write_rewinds(self.workdir, self.rewinds.done)
+        self.spikes.forget_after(target)
+        self.progress.message(self.rewinds.message())
+        self.judged = target
+        self.gone_back += step - target
+        if self.last_evaluated > target:
+            self.evaluation, self.last_evaluated = {}, -1
+        self.progress.compiled(target)
+        return experiment.init_state() if state is None else experiment.with_frozen(state)
 
     def finish(self, state: TrainState) -> None:
         """The last evaluation, unless the run was evaluated at this very step."""
@@ -233,6 +334,7 @@ class _Run:
             process_index=share,
             process_count=count,
             spec=self.experiment.batch_spec,
+            passed_over=self.rewinds.passed_over,
         )
 
     def flush(self, stats: Mapping[str, Mapping[str, int]]) -> None:
@@ -245,7 +347,7 @@ class _Run:
         if not self.pending:
             return
         self.held.check()
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in self.pending]
+        fetched = [(step, jax.device_get(scalars(metrics))) for step, metrics in self.pending]
         self.pending.clear()
         for step, metrics in fetched:
             self.writer.write(step, {key: float(value) for key, value in metrics.items()})
@@ -330,7 +432,13 @@ class _Run:
         self.held.check()
         fresh = self.evaluation if self.last_evaluated == step else None
         saved = state_lib.to_save(state)
-        self.checkpointer.save(step, saved, metrics=fresh, extra={"config": self.config})
+        extra = {"config": self.config, rewind.KEY: self.rewinds.done}
+        self.checkpointer.save(step, saved, metrics=fresh, extra=extra)
+
+
+def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Metrics without the vectors that are kept for spikes only."""
+    return {name: x for name, x in metrics.items() if not name.startswith(watch.TENSORS)}
 
 
 _all_finite = jax.jit(step_lib.all_finite)
@@ -358,12 +466,14 @@ def is_due(every: int, step: int) -> bool:
 
 def first_state(
     experiment: setup.Experiment, checkpointer: Checkpointer
-) -> tuple[TrainState, dict[str, float]]:
-    """The newest usable checkpoint and its evaluation, or a fresh state without one."""
-    restored = checkpointer.restore_latest(state_lib.to_save(experiment.abstract_state))
+) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
+    """The newest usable checkpoint, its evaluation and rewinds, or a fresh state without one."""
+    wanted = state_lib.to_save(experiment.abstract_state)
+    restored = checkpointer.restore_latest(wanted, optional="guard")
     if restored is None:
-        return experiment.init_state(), {}
-    return experiment.with_frozen(restored.state), restored.metrics
+        return experiment.init_state(), {}, []
+    state = experiment.with_frozen(restored.state)
+    return state, restored.metrics, list(restored.extra.get(rewind.KEY, []))
 
 
 def load_tokenizer(config: Config) -> Any:
@@ -402,13 +512,13 @@ def check_data(
       ValueError: a missing or empty split, an unknown image op or language, a field that the data
         set can't have, or as :func:`jaxclip.evaluate.runner.check`.
     """
-    from jaxclip.data import image_ops, pipeline, sources
+    from jaxclip.data import image_ops, pipeline
     from jaxclip.evaluate import runner
 
     data = pipeline.complete(config["data"])
     for ops in (data["image_ops"], data["eval_image_ops"]):
         image_ops.build(ops, data["image_size"])
-    data_set = sources.open(data["name"])
+    data_set = pipeline.training_data(data)
     data_set.source(data["train_split"])
     data_set.texts_of(data["languages"])
     pipeline.check_spec(config["data"], spec, owners=owners)

@@ -18,7 +18,14 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.evaluate import runner
-from jaxclip.train import environment, metric_names, metrics, report_charts, spikes
+from jaxclip.train import (
+    environment,
+    metric_names,
+    metrics,
+    report_charts,
+    report_spikes,
+    spikes,
+)
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.metrics import Curves
 from jaxclip.train.progress import duration
@@ -95,7 +102,7 @@ def page(run: Run) -> str:
         heading(run),
         tiles(run, found),
         section("Training", report_charts.training(run.curves, found)),
-        section("Spikes", spike_table(found)),
+        section("Spikes", spike_table(found) + report_spikes.events(run.workdir)),
         section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
         section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
         section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),

@@ -22,6 +22,7 @@ def training(curves: Curves, found: Mapping[str, spikes.Spikes]) -> str:
         *clippers(curves),
         figure("Learning rate", simple(curves, "learning_rate", from_zero=True)),
         figure("Logit scale", simple(curves, "logit_scale"), "exponentiated: 1 / temperature"),
+        *watched(curves),
         figure("Images a second", simple(curves, "images_per_second", from_zero=True)),
     ]
     for group in others(curves):
@@ -46,6 +47,32 @@ def terms(curves: Curves) -> list[str]:
         own = [key for key in curves if key.startswith(start)]
         for group in _groups([k for k in own if k not in (f"{name}/loss", f"{name}/weight")]):
             figures.append(figure(f"{title(group[0])}, {name}", several(curves, group)))
+    return figures
+
+
+def watched(curves: Curves) -> list[str]:
+    """The early signs of spikes, where the run recorded them (config.watch)."""
+    groups = (
+        ("RMS of gradient over second moment", ("rms_max", "rms_first_layer"), "about 1 is usual"),
+        ("Update over parameters", ("update_ratio",), "ratio of lengths"),
+        ("Largest attention logit", ("attention_logit_image", "attention_logit_text"), ""),
+        ("Length of embeddings", ("embedding_norm_image", "embedding_norm_text"), "before unit"),
+        (
+            "Cosine of different pairs",
+            ("embedding_cosine_image", "embedding_cosine_text"),
+            "mean within a tower",
+        ),
+    )
+    figures = []
+    for name, parts, note in groups:
+        lines = [
+            charts.Line(*curves[f"watch/{part}"], part.replace("_", " "), color)
+            for part, color in zip(parts, charts.COLORS, strict=False)
+            if f"watch/{part}" in curves
+        ]
+        if lines:
+            svg = charts.chart(lines, title=name, log=name.startswith("Update"))
+            figures.append(figure(name, svg, note))
     return figures
 
 

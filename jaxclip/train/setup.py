@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
+from jaxclip.train import cures, low_rank, outputs, towers
+from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
-from jaxclip.train import outputs, towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import teacher as teacher_lib
+from jaxclip.train import watch as watch_lib
 from jaxclip.train.towers import build_model as build_model
 
 
@@ -30,6 +33,7 @@ class Experiment(NamedTuple):
       total: the objectives.
       batch_spec: arrays of a batch by key (:mod:`jaxclip.fields`).
       teacher: the teacher's part, without a teacher empty.
+      guard: what judges spikes, or None.
       create_state: ``rng -> TrainState`` without frozen weights, traceable.
       abstract_state: TrainState of ``jax.ShapeDtypeStruct`` with shardings.
       state_shardings: TrainState of shardings.
@@ -37,6 +41,7 @@ class Experiment(NamedTuple):
       train_step: jitted ``(state, batch) -> (state, metrics)``.
       encode_image: ``(params, uint8 images) -> float32[B, D]``, normalising on the device.
       encode_text: ``(params, int32 tokens) -> float32[B, D]``.
+      towers: the model with what stands before it.
     """
 
     config: Config
@@ -45,6 +50,7 @@ class Experiment(NamedTuple):
     total: objectives.Total
     batch_spec: field_lib.BatchSpec
     teacher: teacher_lib.Setup
+    guard: guard_lib.Guard | None
     create_state: Callable[..., state_lib.TrainState]
     abstract_state: state_lib.TrainState
     state_shardings: state_lib.TrainState
@@ -52,6 +58,7 @@ class Experiment(NamedTuple):
     train_step: jax.stages.Wrapped
     encode_image: Callable[[Any, jax.Array], jax.Array]
     encode_text: Callable[[Any, jax.Array], jax.Array]
+    towers: towers.ModelTowers
 
     def init_state(self) -> state_lib.TrainState:
         """The state before the first step: initial parameters, or those of ``init_from``."""
@@ -70,15 +77,21 @@ class Experiment(NamedTuple):
     def started(self, initial: Any) -> tuple[Any, init_from_lib.Report]:
         """Initial parameters with those of ``config.init_from`` in their place, and a report."""
         source = init_from_lib.open_source(self.config["init_from"])
+        given = source.read(None)
+        if own := source.read_own(initial.get("objective", {})):
+            given = {**given, "objective": own}
         return init_from_lib.merge(
             initial,
-            source.read(None),
+            given,
             exclude=self.config["init_from_exclude"],
             path=source.path,
         )
 
     def with_frozen(self, state: state_lib.TrainState) -> state_lib.TrainState:
-        """A state out of a checkpoint with the weights that it does not hold."""
+        """A state out of a checkpoint with what that does not hold."""
+        if state.guard is None and self.guard is not None:  # it watches only from here on
+            shardings = self.state_shardings.guard
+            state = state._replace(guard=jax.jit(self.guard.init, out_shardings=shardings)())
         return state._replace(frozen=self.teacher.load())
 
     def abstract_batch(self, global_batch_size: int | None = None) -> dict[str, Any]:
@@ -108,12 +121,18 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
     sizes = towers.model_sizes(config)
-    check_micro_batches(config, sizes)
-    tx = optim.from_config(config["optim"], config["total_steps"])
+    tx = cures.with_mup(optim.from_config(config["optim"], config["total_steps"]), config, sizes)
     section = config["teacher"]["kind"]
-    create_state = _state_maker(config, total, tx, with_ema_teacher=section == "ema")
+    guard = guard_lib.from_config(config)
+    create_state = _state_maker(config, total, tx, guard, with_ema_teacher=section == "ema")
     shapes = jax.eval_shape(create_state, jax.random.key(0))
+    check_guard(config, guard, shapes.opt_state)
     state_shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
+    if guard is not None:  # a few numbers, which every device judges by
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        state_shardings = state_shardings._replace(
+            guard=jax.tree.map(lambda _: whole, shapes.guard)
+        )
     if config["offload_optimizer_state"]:
         state_shardings = state_shardings._replace(
             opt_state=parallel.on_host(shapes.opt_state, state_shardings.opt_state, mesh)
@@ -130,14 +149,19 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     state_shardings = state_shardings._replace(frozen=teacher.shardings)
     batch_spec = dict(sorted({**total.fields, **teacher.fields}.items()))
     check_objectives(total, sizes, batch_spec, teacher)
+    check_micro_batches(config, sizes, batch_spec)
+    trained, whiten = cures.whitening(config, own, mesh)
+    qk_clip = cures.qk_clip_threshold(config, sizes, shapes.params, batch_spec)
     gradient = step_lib.make_gradient(
         total,
-        own,
+        trained,
         seed=config["seed"],
         is_frozen=functools.partial(config_check.is_frozen, config),
         teacher=teacher.teacher,
         num_micro_batches=config["num_micro_batches"],
         mesh=mesh,
+        largest_logits=() if qk_clip is None else ("image", "text"),
+        whiten=whiten,
     )
     batch_sharding = parallel.batch_sharding(mesh)
     train_step = step_lib.make_train_step(
@@ -148,6 +172,9 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         logit_scale_max=config_check.logit_scale_limit(config),
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         extra_args=("grad_fn",) if config["optim"].get("sam") else ("value",),
+        qk_clip=qk_clip,
+        guard=guard,
+        watch=watch_lib.make_tensor_numbers(config) if config["watch"]["enabled"] else None,
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
     )
@@ -159,6 +186,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         total=total,
         batch_spec=batch_spec,
         teacher=teacher,
+        guard=guard,
         create_state=create_state,
         abstract_state=abstract_state,
         state_shardings=state_shardings,
@@ -166,17 +194,26 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         train_step=train_step,
         encode_image=encode_image,
         encode_text=encode_text,
+        towers=own,
     )
 
 
 def _state_maker(
-    config: Config, total: objectives.Total, tx: Any, *, with_ema_teacher: bool
+    config: Config,
+    total: objectives.Total,
+    tx: Any,
+    guard: guard_lib.Guard | None,
+    *,
+    with_ema_teacher: bool,
 ) -> Callable[..., state_lib.TrainState]:
     """``(rng, params=None) -> TrainState``, with the objectives' own parameters and states."""
     model, sizes = build_model(config), towers.model_sizes(config)
 
     def init(rng: jax.Array) -> Any:
         params = model.init(rng)
+        if config[low_rank.KEY]["rank"]:
+            key = jax.random.fold_in(rng, zlib.crc32(low_rank.KEY.encode()))
+            params[low_rank.KEY] = low_rank.init(params, config[low_rank.KEY], key)
         own = total.init_params(rng, sizes)
         return {**params, "objective": own} if own else params
 
@@ -188,6 +225,7 @@ def _state_maker(
             with_ema=config["ema_decay"] > 0,
             with_ema_teacher=with_ema_teacher,
             objective_state=lambda: total.init_state(sizes),
+            guard_state=lambda: None if guard is None else guard.init(),
         )
 
     return create
@@ -228,6 +266,21 @@ def check_objectives(
     outputs.check(needs, batch_spec, teacher.teacher)
 
 
+def check_guard(config: Config, guard: guard_lib.Guard | None, opt_state: Any) -> None:
+    """Refuse a policy that the optimizer can't serve.
+
+    Raises:
+      ValueError: moments are to be reset, but there are none.
+    """
+    if guard is None or "reset_moments" not in guard.actions:
+        return
+    if not guard_lib.has_moments(opt_state):
+        raise ValueError(
+            f"on_spike.actions has 'reset_moments', but the state of optim.name="
+            f"{config['optim']['name']!r} has no moments that it can reset; use another action"
+        )
+
+
 def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
     """Refuse a global batch that does not divide over devices, processes and micro-batches."""
     size = config["global_batch_size"]
@@ -241,13 +294,19 @@ def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_micro_batches(config: Config, sizes: Any) -> None:
-    """Refuse micro-batches where the gradient would be another than that of the whole batch."""
+def check_micro_batches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> None:
+    """Refuse micro-batches where the gradient would be another than that of the whole batch.
+
+    Raises:
+      ValueError: TrAct's first layer sees several views, each whitened by its own patches.
+    """
     count = config["num_micro_batches"]
-    if count > 1 and sizes.whole_batch:
+    views = [key for key in batch_spec if key == "image" or key.endswith("/image")]
+    if count > 1 and sizes.image.first_layer == "tract" and len(views) > 1:
         raise ValueError(
-            f"num_micro_batches={count}: the gradient with {' and '.join(sizes.whole_batch)} needs "
-            "the whole batch in one pass; use num_micro_batches=1 or leave that option out"
+            f"num_micro_batches={count}: model.image.first_layer='tract' with the views "
+            f"{', '.join(views)} needs the whole batch in one pass; use num_micro_batches=1 or "
+            "leave that option out"
         )
 
 

@@ -29,6 +29,8 @@ class TrainState(NamedTuple):
       ema_teacher: parameters of a teacher that follows the run, or None.
       frozen: parameters of a teacher that stays as it is, or None. They are read from elsewhere
         and left out of checkpoints (:func:`to_save`).
+      guard: what the judgement of spikes remembers (:class:`jaxclip.train.guard.GuardState`), or
+        None where nothing watches.
     """
 
     step: jax.Array
@@ -40,6 +42,7 @@ class TrainState(NamedTuple):
     objective: Any = {}  # noqa: RUF012 (never changed in place)
     ema_teacher: Params | None = None
     frozen: Params | None = None
+    guard: Any = None
 
 
 def create_state(
@@ -50,6 +53,7 @@ def create_state(
     with_ema: bool = False,
     with_ema_teacher: bool = False,
     objective_state: Callable[[], Any] = dict,
+    guard_state: Callable[[], Any] = lambda: None,
 ) -> TrainState:
     """Build the state before the first step; traceable, so that it can be initialised sharded.
 
@@ -60,6 +64,7 @@ def create_state(
       with_ema: keep a moving average of the parameters, starting at their initial values.
       with_ema_teacher: keep a teacher that starts at the initial values.
       objective_state: makes what objectives keep.
+      guard_state: makes what the judgement of spikes remembers.
 
     Returns:
       A :class:`TrainState` at step 0.
@@ -75,6 +80,7 @@ def create_state(
         nonfinite_streak=jnp.zeros((), jnp.int32),
         objective=objective_state(),
         ema_teacher=jax.tree.map(jnp.copy, params) if with_ema_teacher else None,
+        guard=guard_state(),
     )
 
 

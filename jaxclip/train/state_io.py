@@ -147,6 +147,29 @@ def check_tree(
         )
 
 
+def leave_out_unfit(
+    saved: dict[str, list[Any]], abstract_state: Any, field: str
+) -> tuple[dict[str, list[Any]], Any]:
+    """A field of a state that a checkpoint need not have: None, unless it holds the very same.
+
+    Args:
+      saved: :func:`describe` of what was saved.
+      abstract_state: what is asked for, a NamedTuple.
+      field: name of the field.
+
+    Returns:
+      ``saved`` and the state, both without the field where its leaves differ.
+    """
+
+    def part(leaves: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {name: leaf for name, leaf in leaves.items() if name.startswith(f"{field}/")}
+
+    if part(saved) == part(describe(abstract_state)):
+        return saved, abstract_state
+    rest = {name: leaf for name, leaf in saved.items() if name not in part(saved)}
+    return rest, abstract_state._replace(**{field: None})
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """``{"params/image/stem/kernel": leaf, …}`` in flattening order."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from jaxclip import models, parallel
 from jaxclip.config import Config
-from jaxclip.models import presets
+from jaxclip.models import attention_logits, presets
+from jaxclip.train import low_rank
 
 Params = Any
 
@@ -29,6 +30,8 @@ class ModelTowers:
       shardings: of the parameters, None for one device; those outside of the blocks are gathered
         here, blocks gather their own.
       resize: bring images of another size to the model's own.
+      low_rank_scaling: factor of low-rank additions, where the parameters have any
+        (:mod:`jaxclip.train.low_rank`).
     """
 
     model: models.CLIP
@@ -37,22 +40,29 @@ class ModelTowers:
     dtype: str
     shardings: Any = None
     resize: bool = False
+    low_rank_scaling: float = 1.0
 
     @property
     def sizes(self) -> presets.CLIPConfig:
         """Architecture of the model."""
         return self.model.config
 
-    def encode(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
-        """float32[B, D] of unit length, of uint8[B, H, W, 3] or int32[B, L]."""
+    def encode(self, params: Params, tower: str, array: Any) -> jax.Array:
+        """float32[B, D] of unit length, of uint8[B, H, W, 3] (or a PatchSequence), int32[B, L]."""
         encode = self.model.encode_image if tower == "image" else self.model.encode_text
         return encode(self._ready(params, tower), self._input(tower, array))
 
-    def features(self, params: Params, tower: str, array: jax.Array, **options: Any) -> Any:
+    def features(self, params: Params, tower: str, array: Any, **options: Any) -> Any:
         """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``."""
         model: Any = self.model
         features = model.image_features if tower == "image" else model.text_features
         return features(self._ready(params, tower), self._input(tower, array), **options)
+
+    def attention_logits(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
+        """float32[depth, H], the largest attention logit of every head on the same."""
+        part = self.model.image if tower == "image" else self.model.text
+        own = self._ready(params, tower)[tower]
+        return attention_logits.largest_attention_logits(part, own, self._input(tower, array))
 
     def train_options(self, tower: str, keys: jax.Array) -> dict[str, Any]:
         """``train`` and the rows' keys where the tower drops anything; else nothing."""
@@ -61,9 +71,15 @@ class ModelTowers:
             return {"train": True, "keys": keys}
         return {}
 
-    def _input(self, tower: str, array: jax.Array) -> jax.Array:
+    def _input(self, tower: str, array: Any) -> Any:
         if tower == "text":
             return array
+        if isinstance(array, models.PatchSequence):
+            return normalize_patches(array, self.image_mean, self.image_std)
+        return self.image_input(array)
+
+    def image_input(self, array: jax.Array) -> jax.Array:
+        """What the image tower runs on, of uint8[B, H, W, 3]."""
         size = self.model.config.image.image_size
         if self.resize and array.shape[1:3] != (size, size):
             shape = (array.shape[0], size, size, array.shape[3])
@@ -71,6 +87,7 @@ class ModelTowers:
         return normalize_images(array, self.image_mean, self.image_std)
 
     def _ready(self, params: Params, tower: str) -> Params:
+        params = low_rank.add_to(params, tower, self.low_rank_scaling)
         if self.shardings is None:
             return params
         outside = {k: v for k, v in params[tower].items() if not k.startswith("blocks_")}
@@ -94,6 +111,16 @@ def normalize_images(images: jax.Array, mean: Sequence[float], std: Sequence[flo
     scale = jnp.asarray([1.0 / (255.0 * s) for s in std], jnp.float32)
     shift = jnp.asarray([-m / s for m, s in zip(mean, std, strict=True)], jnp.float32)
     return images.astype(jnp.float32) * scale + shift
+
+
+def normalize_patches(
+    sequence: models.PatchSequence, mean: Sequence[float], std: Sequence[float]
+) -> models.PatchSequence:
+    """:func:`normalize_images` for uint8 patches; padding becomes 0."""
+    patches, valid = sequence.patches, sequence.valid
+    pixels = patches.reshape(*patches.shape[:2], -1, 3)
+    normal = normalize_images(pixels, mean, std).reshape(patches.shape)
+    return sequence._replace(patches=jnp.where(valid[..., None], normal, 0.0))
 
 
 def build_model(
@@ -153,4 +180,5 @@ def from_config(
         config["precision"]["compute_dtype"],
         shardings,
         resize,
+        config["low_rank"]["scaling"],
     )

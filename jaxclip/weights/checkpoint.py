@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +15,24 @@ import numpy as np
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights import files, mapping, tokenizer_files
-from jaxclip.weights.families import Checkpoint, Family, detect, renamed
-from jaxclip.weights.families._base import Preprocess
+from jaxclip.weights.families import Checkpoint, detect, renamed
+from jaxclip.weights.families._base import TOWERS, Preprocess
 
 Params = dict[str, Any]
 
-_CONFIGS = ("open_clip_config.json", "config.json")
-_PREPROCESSOR = "preprocessor_config.json"
+# Names that tell a file of one tower alone: of transformers' models without a projection, and of
+# Alpha-CLIP's image tower. Its prefix in the whole model.
+_SINGLE = (
+    (
+        {"embeddings.patch_embedding.weight", "embeddings.position_embedding.weight"},
+        "vision_model.",
+    ),
+    ({"embeddings.token_embedding.weight", "embeddings.position_embedding.weight"}, "text_model."),
+    ({"conv1_alpha.weight", "class_embedding", "proj"}, "visual."),
+)
+
+CONFIGS = ("open_clip_config.json", "config.json")
+PREPROCESSOR = "preprocessor_config.json"
 # What wrappers put in front of every name: DistributedDataParallel, torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -34,6 +47,8 @@ class Opened(NamedTuple):
       preprocess: how its inputs are made.
       entries: the table of its tensors.
       tensors: by their names.
+      parts: the towers that it holds, of ``"image"`` and ``"text"``.
+      terms: of ``config.objective`` whose parameters are read, too, as ``objective/<name>``.
     """
 
     path: str
@@ -42,6 +57,8 @@ class Opened(NamedTuple):
     preprocess: Preprocess
     entries: list[mapping.Entry]
     tensors: Mapping[str, files.Tensor]
+    parts: tuple[str, ...] = TOWERS
+    terms: Sequence[Mapping[str, Any]] = ()
 
     def read(self, shardings: Any = None, dtype: Any = np.float32) -> Params:
         """Read all tensors, one at a time.
@@ -52,7 +69,8 @@ class Opened(NamedTuple):
           dtype: of the parameters; half precision is widened to it.
 
         Returns:
-          The tree of :meth:`jaxclip.models.CLIP.init`.
+          The tree of :meth:`jaxclip.models.CLIP.init`, without what the checkpoint does not hold
+          (:attr:`parts`), and what comes with it for objectives.
 
         Raises:
           FileError: the file changed, or is damaged where it was not read before.
@@ -86,39 +104,67 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         raise files.FileError(f"{os.fspath(path)!r}: there is no such file or folder")
     folder = place if place.is_dir() else place.parent
     opened = files.open_folder(place) if place.is_dir() else files.open_file(place)
-    tensors = _unwrapped(opened.tensors)
-    config = next((c for name in _CONFIGS if (c := files.read_json(folder / name))), {})
+    tensors = _prefixed(_unwrapped(opened.tensors))
+    config = next((c for name in CONFIGS if (c := files.read_json(folder / name))), {})
     checkpoint = Checkpoint(
         os.fspath(path),
         {name: tensor.shape for name, tensor in tensors.items()},
         config,
-        files.read_json(folder / _PREPROCESSOR),
+        files.read_json(folder / PREPROCESSOR),
     )
-    name, family = detect(checkpoint)
+    with _told(checkpoint.path, "its family"):
+        name, family = detect(checkpoint)
     checkpoint = renamed(checkpoint, family)
     tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
-    sizes = _sizes(checkpoint, name, family)
-    entries = family.entries_of(checkpoint, sizes)
-    shapes = {
-        path: leaf.shape
-        for path, leaf in _by_path(jax.eval_shape(models.build(sizes).init, _key())).items()
-    }
+    with _told(f"{checkpoint.path} looks like {name}, but", "its architecture"):
+        sizes, parts = family.sizes(checkpoint), family.parts(checkpoint)
+        hash(sizes)  # a list or the like in place of a number
+        tensors = dict(family.joined(tensors))
+        entries = family.entries_of(checkpoint, sizes)
+    init = models.build(sizes).init
+    shapes = {path: leaf.shape for path, leaf in _by_path(jax.eval_shape(init, _key())).items()}
+    if parts != TOWERS:
+        entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
+        shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
+    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
+    shapes |= {f"objective/{path}": leaf.shape for path, leaf in own.items()}
     mapping.check(
-        entries, checkpoint.shapes, shapes, ignore=family.ignore, what=f"{os.fspath(path)} ({name})"
+        entries,
+        {name: tensor.shape for name, tensor in tensors.items()},
+        shapes,
+        ignore=family.ignore,
+        what=f"{os.fspath(path)} ({name})",
     )
-    preprocess = family.preprocess(checkpoint, sizes)
+    with _told(f"{checkpoint.path} looks like {name}, but", "its preprocessing"):
+        preprocess = _checked(family.preprocess(checkpoint, sizes))
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
-    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors)
+    terms = family.terms(sizes)
+    return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts, terms)
 
 
-def _sizes(checkpoint: Checkpoint, name: str, family: type[Family]) -> CLIPConfig:
+@contextlib.contextmanager
+def _told(start: str, what: str) -> Iterator[None]:
+    """Say in a line what a configuration, which may hold anything, leaves unclear.
+
+    Raises:
+      MappingError: whatever the reader of the configuration met.
+    """
     try:
-        return family.sizes(checkpoint)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise mapping.MappingError(
-            f"{checkpoint.path} looks like {name}, but its architecture can't be told: {what}"
-        ) from error
+        yield
+    except mapping.MappingError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else str(error)[:2000]
+        raise mapping.MappingError(f"{start} {what} can't be told: {why}") from error
+
+
+def _checked(preprocess: Preprocess) -> Preprocess:
+    for name in ("image_mean", "image_std"):
+        values = getattr(preprocess, name)
+        numbers = [x for x in values if isinstance(x, (int, float)) and abs(x) < 1e6]
+        if len(values) != 3 or len(numbers) != 3 or (name == "image_std" and min(numbers) <= 0):
+            raise ValueError(f"{name}={str(values)[:80]} are no three numbers")
+    return preprocess
 
 
 def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
@@ -128,6 +174,14 @@ def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
         if result and all(name.startswith(prefix) for name in result):
             result = {name.removeprefix(prefix): each for name, each in result.items()}
     return result
+
+
+def _prefixed(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
+    """One tower's tensors by the names that they have in the whole model."""
+    for names, prefix in _SINGLE:
+        if names <= set(tensors):
+            return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxclip import models, storage
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights import mapping, tokenizer_files
+from jaxclip.weights import checkpoint, mapping, tokenizer_files
 from jaxclip.weights.families import FAMILIES, Checkpoint, Family
 from jaxclip.weights.families._base import Preprocess
 from jaxclip.weights.families._layouts import check_layout, fields
@@ -37,7 +38,15 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
-    siglip = sizes.image.pool == "map" or sizes.logit_bias_init is not None
+    image = sizes.image
+    if form == "hf" and image.max_patches:
+        return "hf_siglip2"
+    plain = (image.rope, image.mlp, image.qkv_bias, image.norm_place)
+    if form == "open_clip" and (
+        image.projection == "linear_bias" or plain != ("none", "plain", "all", "pre")
+    ):
+        return "open_clip_timm"
+    siglip = image.pool == "map" or sizes.logit_bias_init is not None
     clip = {"hf": "hf_clip", "open_clip": "open_clip"}
     return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
 
@@ -66,8 +75,7 @@ def export_checkpoint(
       ValueError: the folder holds something; the family can't express the architecture or the
         preprocessing (names the field); a parameter is missing, or of another shape.
     """
-    target = pathlib.Path(folder).expanduser().absolute()
-    _check_free(target)
+    target = check_free(folder)
     cls = FAMILIES.get(family)
     if not cls.weights_file:
         raise ValueError(f"{family} is only read; written are {', '.join(exporting())}")
@@ -77,28 +85,42 @@ def export_checkpoint(
     ours = _checked(params, sizes)
     entries = cls.entries(sizes)
     _check_read_back(sizes, family, cls, entries, files)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(target) as temporary:
         _write_tensors(temporary / cls.weights_file, entries, ours)
         for name, content in files.items():
             storage.write_json(temporary / name, content)
         tokenizer_files.write(preprocess.tokenizer, temporary, sizes.text.vocab_size)
-        temporary.chmod(0o755)
-        temporary.replace(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return sorted(file.name for file in target.iterdir())
 
 
-def _check_free(target: pathlib.Path) -> None:
+def check_free(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The absolute path of a folder that does not exist, or is empty.
+
+    Raises:
+      ValueError: it holds something.
+    """
+    target = pathlib.Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         there = sorted(f.name for f in target.iterdir())[:3] if target.is_dir() else ["a file"]
         raise ValueError(
             f"{target} is there already ({', '.join(there)}): nothing is overwritten; name a new "
             "folder"
         )
+    return target
+
+
+@contextlib.contextmanager
+def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write to that takes the target's place when all went well, and else is gone."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def _checked(params: Any, sizes: CLIPConfig) -> dict[str, Any]:
@@ -135,8 +157,9 @@ def _check_read_back(
         entry.theirs: np.shape(entry.layout.to_theirs([views[path] for path in entry.ours]))
         for entry in entries
     }
-    config = next(content for name, content in files.items() if name.endswith("config.json"))
-    read = fields(cls.sizes(Checkpoint("the export", theirs, config)))
+    config = next(files[name] for name in checkpoint.CONFIGS if name in files)
+    preprocessor = files.get(checkpoint.PREPROCESSOR, {})
+    read = fields(cls.sizes(Checkpoint("the export", theirs, config, preprocessor)))
     for key, value in fields(sizes).items():
         if read.get(key) != value:
             raise ValueError(

@@ -51,16 +51,18 @@ SCALAR = Layout(lambda x: [x.reshape(())], lambda xs: xs[0].reshape(()))
 ONE_ELEMENT = Layout(lambda x: [x.reshape(())], lambda xs: xs[0].reshape(1))
 # [1, N, C], as timm and big_vision keep positions.
 BATCH_AXIS = Layout(lambda x: [x[0]], lambda xs: xs[0][None])
+# [1, 1, C], as timm keeps the class token.
+ROW = Layout(lambda x: [x[0, 0]], lambda xs: xs[0][None, None])
 
 
-def convolution(patch_size: int) -> Layout:
+def convolution(patch_size: int, channels: int = 3) -> Layout:
     """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]."""
 
     def to_ours(x: Array) -> list[Array]:
         return [x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])]
 
     def to_theirs(xs: list[Array]) -> Array:
-        return xs[0].reshape(patch_size, patch_size, 3, -1).transpose(3, 2, 0, 1)
+        return xs[0].reshape(patch_size, patch_size, channels, -1).transpose(3, 2, 0, 1)
 
     return Layout(to_ours, to_theirs)
 
@@ -114,10 +116,11 @@ def dense(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
         yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
 
 
-def norm(theirs: str, ours: str) -> Iterator[Entry]:
-    """A layer norm of torch."""
+def norm(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
+    """A layer norm of torch; without bias a norm by the root mean square."""
     yield Entry(f"{theirs}.weight", (f"{ours}/scale",), SAME)
-    yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+    if bias:
+        yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
 
 
 def fused_attention(weight: str, bias: str, ours: str, names: Sequence[str]) -> Iterator[Entry]:

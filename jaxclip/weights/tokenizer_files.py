@@ -48,6 +48,8 @@ def find(folder: pathlib.Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     kind = tokenizer.get("kind")
     if kind == "clip" and all((folder / n).is_file() for n in ("vocab.json", "merges.txt")):
         return {**tokenizer, "path": str(folder)}
+    if kind == "roberta" and (folder / "tokenizer.json").is_file():
+        return {**tokenizer, "path": str(folder / "tokenizer.json")}
     for name in siglip_tokens.FILES:
         if kind in ("siglip", "gemma") and (folder / name).is_file():
             return {**tokenizer, "path": str(folder / name)}

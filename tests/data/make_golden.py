@@ -15,7 +15,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import image_transform
 
 from jaxclip.data import clip_bpe
-from tests.data import pictures, strange_texts
+from tests.data import pictures, strange_texts, test_patch_sequence
 from tests.data.test_preprocessing import CHAINS, GOLDEN, GOLDEN_SIZES
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -54,6 +54,21 @@ def preprocessing(size=16):
     np.savez_compressed(GOLDEN, **found)
 
 
+def patch_sequences():
+    """uint8[n, 20, 48] of pictures in at most 20 patches of 4 pixels, by transformers."""
+    processor = transformers.Siglip2ImageProcessorPil(
+        patch_size=4, max_num_patches=20, do_normalize=False
+    )
+    photos = [pictures.photo(*size) for size in test_patch_sequence.GOLDEN_SIZES]
+    theirs = processor(photos, return_tensors="np")
+    np.savez_compressed(
+        test_patch_sequence.GOLDEN,
+        patches=np.rint(theirs["pixel_values"] * 255).astype(np.uint8),
+        valid=theirs["pixel_attention_mask"].astype(bool),
+        grid=theirs["spatial_shapes"].astype(np.int32),
+    )
+
+
 def _pixels(planes):
     return np.rint(planes.transpose(1, 2, 0) * 255).astype(np.uint8)
 
@@ -61,3 +76,4 @@ def _pixels(planes):
 if __name__ == "__main__":
     clip_ids()
     preprocessing()
+    patch_sequences()

@@ -120,11 +120,11 @@ def test_views_draw_for_themselves(toy):
 
 
 def test_a_picture_is_decoded_once_for_all_views_and_not_without_one(toy, monkeypatch):
-    from jaxclip.data import loader
+    from jaxclip.data import decode as decode_lib
 
     decoded = []
-    decode = loader.decode
-    monkeypatch.setattr(loader, "decode", lambda data: decoded.append(0) or decode(data))
+    decode = decode_lib.decode
+    monkeypatch.setattr(decode_lib, "decode", lambda data: decoded.append(0) or decode(data))
     config = {**toy, "cache_decoded_mb": 0, "prefetch": 1}
 
     def count(spec):

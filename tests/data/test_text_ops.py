@@ -10,6 +10,8 @@ EXAMPLES = {
     "drop_words": "drop_words(0.5)",
     "swap_words": "swap_words(p=0.7)",
 }
+# These do something else than leave words out or move them.
+OTHERS = {"first_sentence", "template"}
 CAPTION = "a red cat on the green mat"
 
 
@@ -20,7 +22,23 @@ def run(ops, text, *draws):
 
 
 def test_every_op_has_an_example_here():
-    assert sorted(EXAMPLES) == text_ops.names()
+    assert sorted({*EXAMPLES, *OTHERS}) == text_ops.names()
+
+
+def test_first_sentence():
+    assert run("first_sentence", "A cat. It sits. Twice") == "A cat"
+    assert run("first_sentence", "v1.5 of a cat.") == "v1.5 of a cat."
+    assert run("first_sentence", "") == ""
+
+
+def test_template():
+    assert run("template", "tabby", 0.3) == "a photo of a tabby."
+    two = 'template("an icon of {}; {}, drawn")'
+    assert run(two, "{} cat", 0.49) == "an icon of {} cat"
+    assert run(two, "cat", 0.5) == "cat, drawn" and run(two, "cat", 1.0) == "cat, drawn"
+    for bad in ('template("a cat")', 'template("{} {}")', 'template("")'):
+        with pytest.raises(ValueError, match=r"sentences with one \{\}"):
+            text_ops.build(bad)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,5 +1,7 @@
 """MobileCLIP's stored ensemble."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,6 +95,29 @@ def test_stored_vectors_of_both_captions_come_from_the_records():
     assert spec["teacher/image"] == fields.Stored("teacher_image", 16)
     assert spec["teacher/text"] == fields.Stored("teacher_text", 16)
     assert spec["teacher/texts1/text"] == fields.Stored("teacher_text_texts1", 16)
+
+
+def test_a_teacher_that_runs_along_brings_its_scale_and_any_caption():
+    objective = MobileCLIP((2,), (None,), captions="random")
+    assert objective.fields == {"text": fields.Captions(policy="random")}
+    rows = {"image": g.I, "text": g.T, "teacher/image": g.I, "teacher/text": g.U}
+    ctx = dataclasses.replace(g.context(10.0, size=2), teacher_logit_scale=jnp.log(7.0))
+    found, _, _ = g.value(objective, rows, ctx)
+    expected, _, _ = g.value(MobileCLIP((2,), (7.0,)), rows, ctx)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": (None,)}, r"scales=\(None,\): None is the teacher's own scale, but stored"),
+        ({"captions": "random"}, "captions='random': a stored vector is that of the first"),
+    ],
+)
+def test_stored_vectors_have_no_scale_and_one_caption(options, message):
+    objective = MobileCLIP(**{"sizes": (2,), "scales": (1.0,), **options})
+    with pytest.raises(ValueError, match=message):
+        objective.check(models.CLIPConfig(), None)
 
 
 def test_bad_options_are_refused():

@@ -76,6 +76,115 @@ def hugging_face():
     hf("hf_siglip", config, transformers.SiglipModel, 8, False)
 
 
+def naflex():
+    """Two pictures of 3 x 2 and 1 x 5 patches in sequences of 7; a table of 4 x 4 positions."""
+    folder = FOLDER / "hf_siglip2"
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 2}
+    text = {**shape, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH}
+    vision = {**shape, "num_patches": 16, "patch_size": 4}
+    config = transformers.Siglip2Config(
+        text_config={**text, "projection_size": 16}, vision_config=vision
+    )
+    model = randomized(transformers.Siglip2Model(config))
+    model.save_pretrained(folder)
+    preprocessor = {"max_num_patches": 7, "patch_size": 4, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    patches = np.random.default_rng(1).standard_normal((2, 7, 48)).astype(np.float32)
+    grid = np.array([[3, 2], [1, 5]], np.int32)
+    valid = np.arange(7) < grid.prod(1)[:, None]
+    _, tokens = inputs(8, False)
+    with torch.no_grad():
+        out = model(
+            input_ids=torch.from_numpy(tokens).long(),
+            pixel_values=torch.from_numpy(patches),
+            pixel_attention_mask=torch.from_numpy(valid).int(),
+            spatial_shapes=torch.from_numpy(grid).long(),
+        )
+    np.savez(
+        folder / "expected.npz",
+        patches=patches,
+        valid=valid,
+        grid=grid,
+        tokens=tokens,
+        image=out.image_embeds.numpy(),
+        text=out.text_embeds.numpy(),
+        logits=out.logits_per_image.numpy(),
+        image_tokens=out.vision_model_output.last_hidden_state.numpy(),
+    )
+
+
+def open_clip_coca():
+    """Logits of two texts, one with a 0 within, and what is generated greedily."""
+    folder = FOLDER / "open_clip_coca"
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": 8, "layers": 2, "width": 16, "patch_size": 4, "head_width": 8}
+    vision |= {"attentional_pool": True, "attn_pooler_heads": 3, "attn_pooler_queries": 5}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 12, "heads": 2}
+    decoder = {**text, "layers": 2, "attn_pooler_heads": 3}
+    text |= {"layers": 2, "embed_cls": True, "output_tokens": True}
+    config = {"embed_dim": 12, "vision_cfg": {**vision, "output_tokens": True}, "text_cfg": text}
+    config |= {"multimodal_cfg": decoder}
+    model = randomized(open_clip.coca_model.CoCa(**config))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    config["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    images, tokens = inputs(8, True)
+    tokens[1, 3] = 0
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        out = model(pixels, torch.from_numpy(tokens).long(), output_labels=False)
+        _, image_tokens = model._encode_image(pixels)
+        greedy = torch.full((2, 1), VOCABULARY - 2)
+        for _ in range(LENGTH - 1):
+            logits = model(pixels, greedy, output_labels=False)["logits"][:, -1]
+            greedy = torch.cat([greedy, logits.argmax(1, keepdim=True)], 1)
+    np.savez(
+        folder / "expected.npz",
+        images=images,
+        tokens=tokens,
+        image=out["image_features"].numpy(),
+        text=out["text_features"].numpy(),
+        logits=out["logits"].numpy(),
+        image_tokens=image_tokens.numpy(),
+        greedy=greedy.numpy(),
+    )
+
+
+def open_clip_roberta():
+    """XLM-RoBERTa's tower with places counted from 2, and a row that ends early."""
+    folder = FOLDER / "open_clip_roberta"
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = {"hidden_size": 64, "intermediate_size": 24, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 1, "vocab_size": VOCABULARY, "type_vocab_size": 1}
+    shape |= {"max_position_embeddings": LENGTH + 4, "layer_norm_eps": 1e-5}
+    hf = transformers.XLMRobertaConfig(**shape)
+    transformers.AutoConfig.from_pretrained = lambda name: hf
+    vision = {"image_size": 8, "layers": 1, "width": 16, "patch_size": 4, "head_width": 8}
+    text = {"hf_model_name": "xlm-roberta-base", "hf_tokenizer_name": "xlm-roberta-base"}
+    text |= {"hf_pooler_type": "mean_pooler", "hf_model_pretrained": False}
+    text |= {"context_length": LENGTH, "output_tokens": True}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    model = randomized(open_clip.model.CustomTextCLIP(**config))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    images, _ = inputs(8, True)
+    tokens = np.random.default_rng(2).integers(3, VOCABULARY, (2, LENGTH)).astype(np.int32)
+    tokens[:, 0], tokens[0, 4], tokens[0, 5:], tokens[1, -1] = 0, 2, 1, 2
+    with torch.no_grad():
+        image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2), normalize=True)
+        text, states = model.text(torch.from_numpy(tokens).long())
+        text = torch.nn.functional.normalize(text, dim=-1)
+    np.savez(
+        folder / "expected.npz",
+        images=images,
+        tokens=tokens,
+        image=image.numpy(),
+        text=text.numpy(),
+        text_tokens=states.numpy(),
+    )
+
+
 def plain_open_clip():
     folder = FOLDER / "open_clip"
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +229,51 @@ def open_clip_siglip():
     save_outputs(folder, images, tokens, image, text)
 
 
+def open_clip_timm(name, timm_name, pool, size):
+    """EVA-02 and Perception Encoder: one block with one head of 64 channels, in half precision."""
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": size, "timm_model_name": timm_name, "timm_pool": pool}
+    vision |= {"timm_proj": None}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 16, "heads": 2}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": {**text, "layers": 1}}
+    create = timm.create_model
+    small = {"embed_dim": 64, "depth": 1, "num_heads": 1, "patch_size": 4, "img_size": size}
+    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, **small})
+    model = randomized(open_clip.model.CustomTextCLIP(**config))
+    timm.create_model = create
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.half())
+    state = {k: v.contiguous().half() for k, v in model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "open_clip_model.safetensors")
+    config["custom_text"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    outputs(model, folder, size)
+
+
+def outputs(model, folder, size):
+    images, tokens = inputs(size, True)
+    with torch.no_grad():
+        image = model.encode_image(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        text = model.encode_text(torch.from_numpy(tokens).long()).numpy()
+    save_outputs(folder, images, tokens, image, text)
+
+
+def clipa():
+    folder = FOLDER / "clipa"
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": 8, "layers": 1, "width": 16, "patch_size": 4, "head_width": 8}
+    vision |= {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 16, "heads": 2}
+    text |= {"layers": 1, "pool_type": "last", "no_causal_mask": True}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    model = randomized(open_clip.CLIP(**config))
+    safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    outputs(model, folder, 8)
+
+
 class Leaf(torch.nn.Module):
     """A module of any tree of parameters."""
 
@@ -159,6 +313,12 @@ def openai_archive():
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     hugging_face()
+    naflex()
+    open_clip_coca()
+    open_clip_roberta()
     plain_open_clip()
     open_clip_siglip()
+    open_clip_timm("eva02", "eva02_base_patch16_clip_224", "token", 12)
+    open_clip_timm("pe_core", "vit_pe_core_base_patch16_224", "map", 12)
+    clipa()
     openai_archive()

@@ -1,6 +1,7 @@
 """Published checkpoints: the numbers of other people's code, round trips, and what does not fit."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -23,7 +24,17 @@ def leaves(tree):
     return state_io.named_leaves(tree)
 
 
-@pytest.mark.parametrize("name", ["hf_clip", "hf_siglip", "open_clip", "open_clip_siglip"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf_clip",
+        "hf_siglip",
+        "open_clip",
+        "open_clip_coca",
+        "open_clip_roberta",
+        "open_clip_siglip",
+    ],
+)
 def test_embeddings_are_those_of_the_code_that_made_the_file(name):
     opened = open_checkpoint(GOLDEN / name)
     assert opened.family == name
@@ -47,11 +58,22 @@ def test_a_torchscript_archive_holds_the_same_tensors():
 
 FULL = {
     "hf_clip": ("vit_b32_quickgelu", "vit_l14_336_quickgelu"),
-    "open_clip": ("vit_b32", "vit_l14", "vit_h14", "vit_g14", "vit_bigg14"),
+    "open_clip": (
+        "vit_b32", "vit_l14", "vit_h14", "vit_g14", "vit_bigg14", "clipa_l14", "clipa_h14_336",
+        "clipa_bigg14",
+    ),
     "hf_siglip": ("siglip_b16",),
+    "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
+    "eva_clip": ("eva01_g14", "eva02_b16", "eva_8b"),
+    "open_clip_coca": ("coca_vit_b32", "coca_vit_l14", "coca_base"),
+    "open_clip_roberta": ("roberta_vit_b32", "xlm_roberta_large_vit_h14"),
+    "open_clip_timm": (
+        "eva01_g14", "eva02_b16", "eva02_l14_336", "eva02_e14_plus", "pe_core_t16", "pe_core_s16",
+        "pe_core_b16", "pe_core_l14", "pe_core_bigg14",
+    ),
     "big_vision": ("siglip_b16", "siglip_l16_256", "siglip_so400m_14"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FULL)
@@ -64,6 +86,8 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
     """Full sizes, without their memory: shapes alone."""
     sizes, family = presets.get(preset), FAMILIES.get(name)
     shapes = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    own = jax.eval_shape(functools.partial(family.init_terms, sizes), jax.random.key(0))
+    shapes |= {"objective": own} if own else {}
     ours = {key: leaf.shape for key, leaf in leaves(shapes).items()}
     views = {key: np.broadcast_to(np.zeros((), np.uint8), shape) for key, shape in ours.items()}
     entries = family.entries(sizes)
@@ -74,11 +98,13 @@ def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name
     checkpoint = Checkpoint("x", theirs)
     assert detect(checkpoint)[0] == name
     config = {}
-    if name == "hf_siglip":
+    if name in ("hf_siglip", "hf_siglip2"):
         towers = {"num_attention_heads": sizes.image.num_heads}
         config = {"vision_config": towers, "text_config": towers}
-    if name == "open_clip":
-        config = {"model_cfg": {"quick_gelu": "quickgelu" in preset}}
+    if name == "open_clip_coca":  # heads of the decoder
+        config = {"model_cfg": {"multimodal_cfg": {"heads": sizes.text.num_heads}}}
+    if name == "open_clip_roberta" or (name == "open_clip" and preset.startswith("vit")):
+        config = {"model_cfg": {"quick_gelu": sizes.image.activation == "quick_gelu"}}
     if name == "open_clip_siglip":  # these compute the exact GELU in open_clip
         sizes = with_activation(sizes, "gelu")
     assert family.sizes(checkpoint._replace(config=config)) == sizes
@@ -224,18 +250,29 @@ def test_siglip_2_of_fixed_resolution_in_hugging_faces_files(tmp_path):
     assert opened.family == "hf_siglip" and opened.sizes == sizes
 
 
-@pytest.mark.parametrize("name", FAMILIES.names())
-def test_a_round_trip_is_exact(name):
+ROUND_TRIPS = [
+    (name, None) for name in FAMILIES.names() if name not in ("open_clip_timm", "eva_clip")
+]
+ROUND_TRIPS += [("open_clip_timm", p) for p in ("eva02_b16", "eva02_e14", "pe_core_b16")]
+ROUND_TRIPS += [("eva_clip", "eva02_b16"), ("eva_clip", "eva_8b"), ("open_clip", "clipa_l14")]
+
+
+@pytest.mark.parametrize(("name", "preset"), ROUND_TRIPS)
+def test_a_round_trip_is_exact(name, preset):
     small = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
-    siglip = "siglip" in name or name == "big_vision"
-    base = presets.get("siglip_b16" if siglip else "vit_b32").to_dict()
+    base = presets.get(preset or FULL[name][0]).to_dict()
+    # Where there is no projection; and CoCa's decoder is as wide as what it looks at.
+    equal = base["image"]["projection"] == "none" or base["image"]["pool"] == "queries"
     base["image"] |= {"image_size": 8, "patch_size": 4, **small}
     base["text"] |= {"vocab_size": 32, "context_length": 6, **small}
-    sizes = presets.CLIPConfig.from_dict({**base, "embed_dim": 16 if siglip else 12})
+    sizes = presets.CLIPConfig.from_dict({**base, "embed_dim": 16 if equal else 12})
     rng = np.random.default_rng(0)
-    shapes = leaves(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))
+    family = FAMILIES.get(name)
+    shapes = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    own = jax.eval_shape(functools.partial(family.init_terms, sizes), jax.random.key(0))
+    shapes = leaves(shapes | ({"objective": own} if own else {}))
     ours = {key: rng.standard_normal(s.shape).astype(np.float32) for key, s in shapes.items()}
-    entries = FAMILIES.get(name).entries(sizes)
+    entries = family.entries(sizes)
     theirs = dict(mapping.to_theirs(entries, ours))
     back = dict(mapping.to_ours(entries, theirs.__getitem__))
     assert back.keys() == ours.keys()

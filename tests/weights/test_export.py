@@ -15,7 +15,7 @@ from jaxclip.weights import export
 from jaxclip.weights.checkpoint import open_checkpoint
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-WRITTEN = ["hf_clip", "hf_siglip", "open_clip"]
+WRITTEN = ["hf_clip", "hf_siglip", "hf_siglip2", "open_clip"]
 
 
 def small(preset, **image):

@@ -43,8 +43,8 @@ class ParquetReader:
         self._wanted = (image_column, text_column)
         self._before = [0]
         for file in self._files:
-            with _open(file) as opened:
-                _columns(file, opened, self._wanted)
+            with open_file(file) as opened:
+                columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
                 self._before.append(self._before[-1] + opened.metadata.num_rows)
         self._done = 0
 
@@ -63,8 +63,8 @@ class ParquetReader:
 
     def _rows(self, file: pathlib.Path, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
         """Items from a row on, each with the number of rows up to and with it."""
-        with _open(file) as opened:
-            columns = _columns(file, opened, self._wanted)
+        with open_file(file) as opened:
+            columns = columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
             row = 0
             for group in range(opened.num_row_groups):
                 size = opened.metadata.row_group(group).num_rows
@@ -73,7 +73,7 @@ class ParquetReader:
                     continue
                 try:
                     for batch in opened.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                        for item in _items(batch, file, columns, row):
+                        for item in items_of(batch, file, columns, row):
                             row += 1
                             if row > first:
                                 yield row, item
@@ -88,7 +88,13 @@ class ParquetReader:
         return sum(opened.metadata.row_group(g).num_rows for g in range(group + 1))
 
 
-def _open(file: pathlib.Path) -> Any:
+def open_file(file: pathlib.Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -101,7 +107,7 @@ def _open(file: pathlib.Path) -> Any:
         raise ValueError(f"{file} is no Parquet file or is damaged: {error}") from error
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """Names of the columns with images, captions and labels (empty = none), and class names."""
 
     image: str
@@ -110,17 +116,31 @@ class _Columns(NamedTuple):
     class_names: list[str]
 
 
-def _columns(file: pathlib.Path, opened: Any, wanted: tuple[str, str]) -> _Columns:
+# How to say which column it is, for errors.
+_OPTION = "say which it is with --{}-column"
+
+
+def columns_of(
+    file: pathlib.Path, schema: Any, option: str, wanted: tuple[str, str] = ("", "")
+) -> Columns:
+    """The columns of a table by their usual names.
+
+    Args:
+      file: where the table is, for errors.
+      schema: of Arrow.
+      option: how to name a column, for errors; ``{}`` stands for ``image`` or ``text``.
+      wanted: names of the columns with images and captions; empty to find them.
+
+    Raises:
+      ValueError: there is no column with images, or neither captions nor labels.
+    """
     import pyarrow
 
-    schema = opened.schema_arrow
     types = {name: schema.field(name).type for name in schema.names}
     listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
-    for name, option in zip(wanted, ("image", "text"), strict=True):
+    for name, which in zip(wanted, ("image", "text"), strict=True):
         if name and name not in types:
-            raise ValueError(
-                f"{file} has no column {name!r} (--{option}-column){hint(name, types)}"
-            )
+            raise ValueError(f"{file} has no column {name!r} (--{which}-column){hint(name, types)}")
 
     def has_bytes(kind: Any) -> bool:
         if pyarrow.types.is_struct(kind):
@@ -133,14 +153,14 @@ def _columns(file: pathlib.Path, opened: Any, wanted: tuple[str, str]) -> _Colum
     text = wanted[1] or next((n for n in find(types, TEXT_FIELDS) if n != image), "")
     label = next(iter(find(types, LABEL_FIELDS)), "")
     if not image or not (text or label):
-        what, names, option = (
+        what, names, which = (
             ("captions", TEXT_FIELDS, "text") if image else ("images", IMAGE_COLUMNS, "image")
         )
         raise ValueError(
-            f"{file} has no column with {what} (it has {listing}); say which it is with "
-            f"--{option}-column, or name it {' or '.join(names)}"
+            f"{file} has no column with {what} (it has {listing}); {option.format(which)}, or name "
+            f"it {' or '.join(names)}"
         )
-    return _Columns(image, text, label, _class_names(schema.metadata or {}, label))
+    return Columns(image, text, label, _class_names(schema.metadata or {}, label))
 
 
 def _class_names(metadata: Mapping[bytes, bytes], label: str) -> list[str]:
@@ -153,9 +173,10 @@ def _class_names(metadata: Mapping[bytes, bytes], label: str) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _items(
-    batch: Any, file: pathlib.Path, columns: _Columns, row: int
+def items_of(
+    batch: Any, file: pathlib.Path, columns: Columns, row: int
 ) -> Iterator[Item | BadRecord]:
+    """The rows of a batch of Arrow as items; the first is number ``row`` of the file."""
     images = batch.column(columns.image)
     captions = _as_binary(batch.column(columns.text)) if columns.text else None
     others = {

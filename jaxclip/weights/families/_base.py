@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.registry import Registry
+from jaxclip.weights.files import Tensor
 from jaxclip.weights.mapping import Entry, MappingError
 
+TOWERS = ("image", "text")
 FAMILIES = Registry("family of checkpoints", "jaxclip.weights.families")
 
 
@@ -96,10 +100,33 @@ class Family:
         return cls.entries(sizes)
 
     @staticmethod
+    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+        """Which towers a checkpoint holds, of ``"image"`` and ``"text"``."""
+        del checkpoint
+        return TOWERS
+
+    @staticmethod
+    def joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Tensors by name, with those put together that are one parameter of ours."""
+        return tensors
+
+    @staticmethod
     def ignore(name: str) -> bool:
         """Whether a tensor holds no weights (a buffer)."""
         del name
         return False
+
+    @staticmethod
+    def terms(sizes: CLIPConfig) -> list[dict[str, Any]]:
+        """Terms of ``config.objective`` whose own parameters come with the weights."""
+        del sizes
+        return []
+
+    @staticmethod
+    def init_terms(sizes: CLIPConfig, rng: jax.Array) -> dict[str, Any]:
+        """Those parameters as the terms draw them, by the terms' names; traceable."""
+        del sizes, rng
+        return {}
 
     # What it is written with, beside its table; none for a family that is only read.
     layout: Mapping[str, Any] | None = None
@@ -132,11 +159,42 @@ def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
         family = FAMILIES.get(name)
         if family.matches(renamed(checkpoint, family)):
             return name, family
+    _refuse_known(checkpoint)
     shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
     raise MappingError(
         f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
         f"{len(checkpoint.shapes)} tensors: {shown}, …"
     )
+
+
+def _refuse_known(checkpoint: Checkpoint) -> None:
+    """Say what is missing, where an open_clip configuration or a name tells it.
+
+    Raises:
+      MappingError: a part that we do not have.
+    """
+    config = checkpoint.config.get("model_cfg", checkpoint.config)
+    vision, text = config.get("vision_cfg") or {}, config.get("text_cfg") or {}
+    factors = [name for name in checkpoint.shapes if ".lora_" in name]
+    if factors:
+        raise MappingError(
+            f"{checkpoint.path} holds low-rank factors (LoRA, {len(factors)} of "
+            f"{len(checkpoint.shapes)} tensors, such as {factors[0]}), not a model: merge them "
+            "into their base model where they were made (peft: merge_and_unload(), "
+            "save_pretrained) and give that folder"
+        )
+    lacks = []
+    if vision.get("timm_model_name"):
+        lacks.append(f"timm's image tower {vision['timm_model_name']!r}")
+    elif isinstance(vision.get("layers"), (list, tuple)):
+        lacks.append("a modified ResNet as image tower")
+    if text.get("hf_model_name"):
+        lacks.append(f"the text tower {text['hf_model_name']!r} of transformers")
+    if config.get("multimodal_cfg"):
+        lacks.append("CoCa's pooling and text decoder")
+    if lacks:
+        what = " with ".join(lacks)
+        raise MappingError(f"{checkpoint.path}: no family that is known here has {what}")
 
 
 def renamed(checkpoint: Checkpoint, family: type[Family]) -> Checkpoint:

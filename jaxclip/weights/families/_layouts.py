@@ -6,38 +6,92 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.models import mup
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights.families._base import Preprocess
 
-# Fields that a family fixes. What is not here is in its tensors' shapes or its configuration.
-_COMMON = {
+# Fields that a family fixes, and whether its models have a logit_bias. What is not here is in its
+# tensors' shapes or its configuration.
+_COMMON: dict[str, Any] = {
     "image.stem": "patch",
     "image.positions": "learned",
     "image.num_registers": 0,
+    "image.alpha": False,
+    "image.max_patches": 0,
+    **{
+        f"{tower}.{name}": value
+        for tower in ("image", "text")
+        for name, value in (
+            ("qk_norm", False),
+            ("attention_soft_cap", 0.0),
+            ("mup_base_heads", 0),
+        )
+    },
+    "text.layer_scale": False,
 }
-CLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
-    "image.pool": "cls",
-    "image.pre_norm": True,
-    "image.patch_bias": False,
-    "image.projection": "linear",
-    "text.causal": True,
-    "text.pool": "last",
-    "text.projection": "linear",
+# Fields of ImageConfig that say how a block or a pool is made, with those of the plain ones.
+_PLAIN: dict[str, Any] = {
+    "image.rope": "none",
+    "image.mlp": "plain",
+    "image.norm": "layer",
+    "image.norm_place": "pre",
+    "image.sub_norm": False,
+    "image.qkv_bias": "all",
+    "image.pool_prefix": False,
+    "image.pool_heads": 0,
+    "image.pool_mlp_dim": 0,
 }
-SIGLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
-    "image.pool": "map",
-    "image.pre_norm": False,
-    "image.patch_bias": True,
-    "image.projection": "none",
-    "text.causal": False,
-    "text.pool": "final",
-    "text.mask_padding": False,
-    "text.projection": "linear_bias",
+_NO_SCALE: dict[str, Any] = {
+    "image.layer_scale": False,
+    "image.class_token": False,
+    "image.norm_after_pool": False,
 }
+OPEN_CLIP_LAYOUT: Mapping[str, Any] = (
+    _COMMON
+    | _PLAIN
+    | {
+        "image.patch_bias": False,
+        "image.projection": "linear",
+        "text.projection": "linear",
+    }
+)
+# What timm registers under one name is compared with that name's tower.
+TIMM_LAYOUT: Mapping[str, Any] = _COMMON
+CLIP_LAYOUT: Mapping[str, Any] = (
+    _COMMON
+    | _PLAIN
+    | _NO_SCALE
+    | {
+        "logit_bias": False,
+        "image.pool": "cls",
+        "image.pre_norm": True,
+        "image.patch_bias": False,
+        "image.projection": "linear",
+        "text.causal": True,
+        "text.pool": "last",
+        "text.projection": "linear",
+    }
+)
+SIGLIP_LAYOUT: Mapping[str, Any] = (
+    _COMMON
+    | _PLAIN
+    | _NO_SCALE
+    | {
+        "logit_bias": True,
+        "image.pool": "map",
+        "image.pre_norm": False,
+        "image.patch_bias": True,
+        "image.projection": "none",
+        "text.causal": False,
+        "text.pool": "final",
+        "text.mask_padding": False,
+    }
+)
 # What is of training alone, or says how parameters began.
 _NOT_COMPARED = (
     "image.dropout", "image.patch_dropout", "image.first_layer", "image.tract_lambda",
-    "image.stem_depth", "text.dropout", "text.pad_id", "logit_scale_init", "logit_bias_init",
+    "image.stem_depth", "text.dropout", "text.pad_id", "text.eos_id", "logit_scale_init",
+    "logit_bias_init", "image.mup_base_width", "text.mup_base_width",
 )  # fmt: skip
 
 
@@ -51,6 +105,15 @@ def fields(sizes: CLIPConfig) -> dict[str, Any]:
             flat[key] = value
     if flat["text.causal"]:  # padding stands behind the token that is read
         del flat["text.mask_padding"]
+    if flat["text.pool"] == "eos":  # the same place of any text that a tokenizer makes
+        flat["text.pool"] = "last"
+    if flat["image.pool"] == "cls":  # it has one anyway
+        flat["image.class_token"] = False
+    for tower in ("image", "text"):
+        # The initial value alone, and what muP does to scores.
+        flat[f"{tower}.layer_scale"] = flat[f"{tower}.layer_scale"] is not None
+        if mup.attention_scale(getattr(sizes, tower)) == 1.0:
+            flat[f"{tower}.mup_base_heads"] = 0
     return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
 
 
@@ -62,12 +125,15 @@ def check_layout(sizes: CLIPConfig, layout: Mapping[str, Any], family: str) -> N
     """
     ours = fields(sizes)
     for key, value in layout.items():
+        if key == "logit_bias":
+            continue
         if ours.get(key, value) != value:
             raise ValueError(
                 f"model.{key}={ours[key]!r} can't be expressed by {family}, which has {value!r}"
             )
     has_bias = sizes.logit_bias_init is not None
-    if has_bias != (layout is SIGLIP_LAYOUT):
+    wanted = layout.get("logit_bias", has_bias)
+    if has_bias != wanted:
         word = "without" if has_bias else "with"
         raise ValueError(
             f"model.logit_bias_init={sizes.logit_bias_init} can't be expressed by {family}, whose "

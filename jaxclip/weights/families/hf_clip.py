@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._base import TOWERS, Checkpoint, Family, Preprocess, SpecialIds
 from jaxclip.weights.families._layouts import CLIP_LAYOUT, hf_image_ops, hf_preprocessor
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
@@ -20,6 +20,8 @@ from jaxclip.weights.families._parts import (
 )
 from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, dense, norm
 
+_PATCHES = "vision_model.embeddings.patch_embedding.weight"
+_TOKENS = "text_model.embeddings.token_embedding.weight"
 _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 
 
@@ -28,7 +30,13 @@ class HFCLIP(Family):
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
-        return "vision_model.pre_layrnorm.weight" in checkpoint.shapes
+        names = checkpoint.shapes
+        text = names.get(_TOKENS) and "text_model.head.weight" not in names
+        return "vision_model.pre_layrnorm.weight" in names or bool(text and _PATCHES not in names)
+
+    @staticmethod
+    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+        return hf_parts(checkpoint)
 
     @staticmethod
     def ignore(name: str) -> bool:
@@ -37,29 +45,15 @@ class HFCLIP(Family):
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
         config = checkpoint.config
-        image, text = (dict(config.get(f"{part}_config") or {}) for part in ("vision", "text"))
-        shapes = checkpoint.shapes
-        embed_dim, width = shapes["visual_projection.weight"]
-        patches = shapes["vision_model.embeddings.patch_embedding.weight"]
-        tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
-        image_size = square_grid(tokens, 1, "vision_model") * patches[2]
-        told = read_number(image, "image_size", image_size)
-        if told // patches[2] * patches[2] != image_size:
-            raise ValueError(f"image_size={told}, but its positions are for {image_size} pixels")
-        vocab_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
+        image, text, embed_dim = ImageConfig(), TextConfig(), 0
+        parts = hf_parts(checkpoint)
+        if "image" in parts:
+            image, embed_dim = _image(checkpoint)
+        if "text" in parts:
+            text, embed_dim = _text(checkpoint)
         return CLIPConfig(
-            image=ImageConfig(
-                image_size=image_size,
-                patch_size=patches[2],
-                width=width,
-                **_shape(image, "vision_model", shapes, width),
-            ),
-            text=TextConfig(
-                vocab_size=vocab_size,
-                context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
-                width=text_width,
-                **_shape(text, "text_model", shapes, text_width),
-            ),
+            image=image,
+            text=text,
             embed_dim=embed_dim,
             logit_scale_init=float(config.get("logit_scale_init_value", math.log(1 / 0.07))),
         )
@@ -79,12 +73,12 @@ class HFCLIP(Family):
             *norm("vision_model.pre_layrnorm", "image/norm_pre"),
             *blocks("vision_model", "image", sizes.image.depth),
             *norm("vision_model.post_layernorm", "image/norm_post"),
-            *dense("visual_projection", "image/projection", bias=False),
+            *_projection("visual_projection", "image", sizes.image),
             Entry(f"{text}.token_embedding.weight", ("text/token_embedding/embedding",), SAME),
             Entry(f"{text}.position_embedding.weight", ("text/positions",), SAME),
             *blocks("text_model", "text", sizes.text.depth),
             *norm("text_model.final_layer_norm", "text/norm_post"),
-            *dense("text_projection", "text/projection", bias=False),
+            *_projection("text_projection", "text", sizes.text),
             Entry("logit_scale", ("logit_scale",), SCALAR),
         ]
 
@@ -133,6 +127,65 @@ class HFCLIP(Family):
             hf_image_ops(given, "resize_small|center_crop(rounding='down')"),
             {"kind": "clip", "context_length": sizes.text.context_length},
         )
+
+
+def hf_parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The towers that a checkpoint of transformers holds."""
+    names = {"image": _PATCHES, "text": _TOKENS}
+    return tuple(tower for tower in TOWERS if names[tower] in checkpoint.shapes)
+
+
+def hf_section(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """``vision_config`` or ``text_config``; of one tower alone it is the whole file."""
+    config = checkpoint.config
+    alone = len(hf_parts(checkpoint)) == 1 and name not in config
+    return dict(config) if alone else dict(config.get(name) or {})
+
+
+def _image(checkpoint: Checkpoint) -> tuple[ImageConfig, int]:
+    shapes, config = checkpoint.shapes, hf_section(checkpoint, "vision_config")
+    width, _, patch_size, _ = shapes[_PATCHES]
+    embed_dim, projection = _projected(checkpoint, "visual_projection.weight", width)
+    tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+    image_size = square_grid(tokens, 1, "vision_model") * patch_size
+    told = read_number(config, "image_size", image_size)
+    if told // patch_size * patch_size != image_size:
+        raise ValueError(f"image_size={told}, but its positions are for {image_size} pixels")
+    image = ImageConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        width=width,
+        projection=projection,
+        **_shape(config, "vision_model", shapes, width),
+    )
+    return image, embed_dim
+
+
+def _text(checkpoint: Checkpoint) -> tuple[TextConfig, int]:
+    shapes, config = checkpoint.shapes, hf_section(checkpoint, "text_config")
+    vocab_size, width = shapes[_TOKENS]
+    embed_dim, projection = _projected(checkpoint, "text_projection.weight", width)
+    text = TextConfig(
+        vocab_size=vocab_size,
+        context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
+        width=width,
+        projection=projection,
+        **_shape(config, "text_model", shapes, width),
+    )
+    return text, embed_dim
+
+
+def _projected(checkpoint: Checkpoint, name: str, width: int) -> tuple[int, str]:
+    """Size of the joint space, and the projection to it: only a single tower may have none."""
+    shapes = checkpoint.shapes
+    if name not in shapes and len(hf_parts(checkpoint)) == 1:
+        return width, "none"
+    return shapes[name][0], "linear"
+
+
+def _projection(theirs: str, tower: str, config: ImageConfig | TextConfig) -> Iterator[Entry]:
+    if config.projection != "none":
+        yield from dense(theirs, f"{tower}/projection", bias=False)
 
 
 def tower_config(tower: ImageConfig | TextConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from jaxclip.weights.families._parts import (
     read_number,
     square_grid,
 )
-from jaxclip.weights.families.hf_clip import blocks, tower_config
+from jaxclip.weights.families.hf_clip import blocks, hf_parts, hf_section, tower_config
 from jaxclip.weights.mapping import (
     ONE_ELEMENT,
     SAME,
@@ -37,15 +37,18 @@ class HFSigLIP(Family):
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
-        shapes = checkpoint.shapes
-        patches = shapes.get("vision_model.embeddings.patch_embedding.weight", ())
+        shapes, parts = checkpoint.shapes, hf_parts(checkpoint)
+        patches = shapes.get("vision_model.embeddings.patch_embedding.weight", (0,) * 4)
+        heads = {"image": f"{_HEAD}.probe", "text": "text_model.head.weight"}
         return (
-            f"{_HEAD}.probe" in shapes
-            and "text_model.head.weight" in shapes
-            and (
-                len(patches) == 4  # SigLIP 2's flexible models have a linear patch embedding
-            )
+            bool(parts)
+            and all(heads[tower] in shapes for tower in parts)
+            and len(patches) == 4  # SigLIP 2's flexible models have a linear patch embedding
         )
+
+    @staticmethod
+    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+        return hf_parts(checkpoint)
 
     @staticmethod
     def ignore(name: str) -> bool:
@@ -53,34 +56,17 @@ class HFSigLIP(Family):
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
-        config, shapes = checkpoint.config, checkpoint.shapes
-        image, text = (dict(config.get(f"{part}_config") or {}) for part in ("vision", "text"))
-        width, _, patch_size, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
-        tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
-        vocab_size, text_width = shapes["text_model.embeddings.token_embedding.weight"]
-        embed_dim, _ = shapes["text_model.head.weight"]
+        shapes, parts = checkpoint.shapes, hf_parts(checkpoint)
+        image, text, embed_dim = ImageConfig(), TextConfig(), 0
+        if "image" in parts:
+            image = _image(checkpoint)
+            embed_dim = image.width
+        if "text" in parts:
+            text = _text(checkpoint)
+            embed_dim, _ = shapes["text_model.head.weight"]
         return CLIPConfig(
-            image=ImageConfig(
-                # 384 pixels in patches of 14 are read as 378.
-                image_size=square_grid(tokens, 0, "vision_model") * patch_size,
-                patch_size=patch_size,
-                width=width,
-                pool="map",
-                pre_norm=False,
-                patch_bias=True,
-                projection="none",
-                **_shape(image, "vision_model", shapes),
-            ),
-            text=TextConfig(
-                vocab_size=vocab_size,
-                context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
-                width=text_width,
-                causal=False,
-                pool="final",
-                mask_padding=False,
-                projection="linear_bias",
-                **_shape(text, "text_model", shapes),
-            ),
+            image=image,
+            text=text,
             embed_dim=embed_dim,
             logit_scale_init=math.log(10.0),
             logit_bias_init=-10.0,
@@ -120,7 +106,7 @@ class HFSigLIP(Family):
             Entry("logit_bias", ("logit_bias",), ONE_ELEMENT),
         ]
 
-    layout = SIGLIP_LAYOUT
+    layout: Mapping[str, Any] = {**SIGLIP_LAYOUT, "text.projection": "linear_bias"}
     weights_file = "model.safetensors"
 
     @staticmethod
@@ -153,6 +139,38 @@ class HFSigLIP(Family):
             hf_image_ops(given, "resize"),
             {"kind": kind_of(sizes.text.vocab_size), "context_length": sizes.text.context_length},
         )
+
+
+def _image(checkpoint: Checkpoint) -> ImageConfig:
+    shapes = checkpoint.shapes
+    width, _, patch_size, _ = shapes["vision_model.embeddings.patch_embedding.weight"]
+    tokens, _ = shapes["vision_model.embeddings.position_embedding.weight"]
+    return ImageConfig(
+        # 384 pixels in patches of 14 are read as 378.
+        image_size=square_grid(tokens, 0, "vision_model") * patch_size,
+        patch_size=patch_size,
+        width=width,
+        pool="map",
+        pre_norm=False,
+        patch_bias=True,
+        projection="none",
+        **_shape(hf_section(checkpoint, "vision_config"), "vision_model", shapes),
+    )
+
+
+def _text(checkpoint: Checkpoint) -> TextConfig:
+    shapes = checkpoint.shapes
+    vocab_size, width = shapes["text_model.embeddings.token_embedding.weight"]
+    return TextConfig(
+        vocab_size=vocab_size,
+        context_length=shapes["text_model.embeddings.position_embedding.weight"][0],
+        width=width,
+        causal=False,
+        pool="final",
+        mask_padding=False,
+        projection="linear_bias",
+        **_shape(hf_section(checkpoint, "text_config"), "text_model", shapes),
+    )
 
 
 def _shape(config: dict[str, Any], prefix: str, shapes: Any) -> dict[str, Any]:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import CLIP_LAYOUT, open_clip_preprocess, ratio, resize_ops
+from jaxclip.weights.families._base import TOWERS, Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import (
+    OPEN_CLIP_LAYOUT,
+    open_clip_preprocess,
+    ratio,
+    resize_ops,
+)
+from jaxclip.weights.families._open_clip_text import (
+    arithmetic,
+    blocks,
+    flat_name,
+    model_config,
+    read_text,
+    refuse_options,
+    text_cfg,
+    text_entries,
+)
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
     CLIP_STD,
@@ -18,10 +35,13 @@ from jaxclip.weights.families._parts import (
     square_grid,
     torch_gelu,
 )
-from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, dense, fused_attention, norm
+from jaxclip.weights.files import Tensor
+from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, norm
 
 # OpenAI's files tell these as numbers beside the weights; its models use quick-GELU.
 _OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+# Long-CLIP's second table of positions, and the rows that the first one keeps.
+_LONG, KEEP = "positional_embedding_res", 20
 # open_clip's heads are 64 wide but in its largest image towers (its model configurations).
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104}
 
@@ -33,9 +53,39 @@ class OpenCLIP(Family):
     """
 
     @staticmethod
+    def canonical(name: str) -> str | None:
+        # Alpha-CLIP's attention keeps a linear layer where the others have two parameters.
+        return flat_name(name).replace(".attn.in_proj.", ".attn.in_proj_")
+
+    @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
-        names = checkpoint.shapes
-        return "visual.class_embedding" in names and "text_projection" in names
+        names = set(checkpoint.shapes)
+        image = {"visual.class_embedding", "visual.proj", "visual.conv1.weight"} <= names
+        text = "token_embedding.weight" in names
+        alpha_alone = "visual.conv1_alpha.weight" in names and not any(
+            name.startswith("text.") for name in names
+        )
+        coca = "visual.attn_pool.query" in names or "text.cls_emb" in names
+        return image and (text or alpha_alone) and not coca
+
+    @staticmethod
+    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
+        return TOWERS if "token_embedding.weight" in checkpoint.shapes else ("image",)
+
+    @staticmethod
+    def joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Long-CLIP keeps two tables of positions: the first 20 rows are of one, the rest of the
+        other."""
+        found = dict(tensors)
+        rest = found.pop(_LONG, None)
+        first = found.get("positional_embedding")
+        if rest is None or first is None or first.shape != rest.shape:
+            return tensors
+
+        def read() -> np.ndarray:
+            return np.concatenate([first.read()[:KEEP], rest.read()[KEEP:]])
+
+        return {**found, "positional_embedding": first._replace(read=read)}
 
     @staticmethod
     def ignore(name: str) -> bool:
@@ -43,98 +93,66 @@ class OpenCLIP(Family):
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
-        shapes = checkpoint.shapes
-        config = checkpoint.config.get("model_cfg", checkpoint.config)
+        shapes, config = checkpoint.shapes, model_config(checkpoint.config)
         vision, text = dict(config.get("vision_cfg") or {}), dict(config.get("text_cfg") or {})
-        width, _, patch_size, _ = shapes["visual.conv1.weight"]
-        _, embed_dim = shapes["visual.proj"]
-        grid = square_grid(shapes["visual.positional_embedding"][0], 1, "visual")
-        vocab_size, text_width = shapes["token_embedding.weight"]
         openai = all(name in shapes for name in _OPENAI_NUMBERS)
+        openai |= _LONG in shapes or "visual.conv1_alpha.weight" in shapes
         quick = bool(config.get("quick_gelu", openai))
-        activations = ["quick_gelu" if quick else torch_gelu(tower) for tower in (vision, text)]
-        head_width = read_number(vision, "head_width", _HEAD_WIDTH.get(width, 64))
+        image = read_image(shapes, vision, quick)
         return CLIPConfig(
-            image=ImageConfig(
-                image_size=grid * patch_size,
-                patch_size=patch_size,
-                width=width,
-                depth=count_blocks(shapes, "visual.transformer.resblocks."),
-                num_heads=max(1, width // head_width),
-                mlp_dim=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-                activation=activations[0],
-                norm_eps=norm_eps(vision),
-            ),
-            text=TextConfig(
-                vocab_size=vocab_size,
-                context_length=shapes["positional_embedding"][0],
-                width=text_width,
-                depth=count_blocks(shapes, "transformer.resblocks."),
-                num_heads=read_number(text, "heads", max(1, text_width // 64)),
-                mlp_dim=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-                activation=activations[1],
-                norm_eps=norm_eps(text),
-            ),
-            embed_dim=embed_dim,
+            image=image,
+            text=TextConfig()
+            if "token_embedding.weight" not in shapes
+            else read_text(shapes, text, quick=quick, clipa=not image.pre_norm),
+            embed_dim=shapes["visual.proj"][1],
             logit_scale_init=math.log(1 / 0.07),
+            logit_bias_init=-10.0 if "logit_bias" in shapes else None,
         )
 
     @staticmethod
     def entries(sizes: CLIPConfig) -> list[Entry]:
+        bias = [] if sizes.logit_bias_init is None else ["logit_bias"]
         return [
-            Entry("visual.class_embedding", ("image/class_token",), SAME),
-            Entry("visual.positional_embedding", ("image/positions",), SAME),
-            Entry(
-                "visual.conv1.weight",
-                ("image/patch_embedding/kernel",),
-                convolution(sizes.image.patch_size),
-            ),
-            *norm("visual.ln_pre", "image/norm_pre"),
-            *blocks("visual.transformer.resblocks", "image", sizes.image.depth),
-            *norm("visual.ln_post", "image/norm_post"),
-            Entry("visual.proj", ("image/projection/kernel",), SAME),
-            Entry("token_embedding.weight", ("text/token_embedding/embedding",), SAME),
-            Entry("positional_embedding", ("text/positions",), SAME),
-            *blocks("transformer.resblocks", "text", sizes.text.depth),
-            *norm("ln_final", "text/norm_post"),
-            Entry("text_projection", ("text/projection/kernel",), SAME),
-            Entry("logit_scale", ("logit_scale",), SCALAR),
+            *image_entries(sizes.image),
+            *text_entries(sizes),
+            *(Entry(name, (name,), SCALAR) for name in ["logit_scale", *bias]),
         ]
 
-    layout = CLIP_LAYOUT
+    layout = OPEN_CLIP_LAYOUT
     weights_file = "open_clip_model.safetensors"
 
     @staticmethod
     def config_files(
         sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
     ) -> dict[str, Mapping[str, Any]]:
-        image, text = sizes.image, sizes.text
-        vision_cfg = {
+        image = sizes.image
+        if not image.has_class_token:
+            raise ValueError(
+                "model.image.class_token=False can't be expressed by open_clip, which has one"
+            )
+        vision_cfg: dict[str, Any] = {
             "image_size": image.image_size,
             "layers": image.depth,
             "width": image.width,
             "head_width": image.width // image.num_heads,
             "patch_size": image.patch_size,
             "mlp_ratio": ratio(image.mlp_dim, image.width),
-            **_arithmetic(image),
+            **arithmetic(image),
         }
-        text_cfg: dict[str, Any] = {
-            "context_length": text.context_length,
-            "vocab_size": text.vocab_size,
-            "width": text.width,
-            "heads": text.num_heads,
-            "layers": text.depth,
-            "mlp_ratio": ratio(text.mlp_dim, text.width),
-            **_arithmetic(text),
-        }
-        if ids.end != text.vocab_size - 1:  # by default the largest id is the end
-            text_cfg |= {"pool_type": "eos", "eos_id": ids.end, "pad_id": ids.pad}
+        if not image.pre_norm:
+            vision_cfg["no_ln_pre"] = True
+        if image.pool == "mean":
+            vision_cfg |= {"pool_type": "avg", "final_ln_after_pool": image.norm_after_pool}
+        if image.layer_scale is not None:
+            vision_cfg["ls_init_value"] = image.layer_scale
         model_cfg = {
             "embed_dim": sizes.embed_dim,
             "quick_gelu": image.activation == "quick_gelu",
             "vision_cfg": vision_cfg,
-            "text_cfg": text_cfg,
+            "text_cfg": text_cfg(sizes.text, ids),
         }
+        if sizes.logit_bias_init is not None:
+            model_cfg["init_logit_bias"] = sizes.logit_bias_init
         cfg = open_clip_preprocess(preprocess, image.image_size)
         return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
 
@@ -143,31 +161,62 @@ class OpenCLIP(Family):
         return read_preprocess(checkpoint.config, CLIP_MEAN, CLIP_STD, sizes, {"kind": "clip"})
 
 
-def _arithmetic(tower: ImageConfig | TextConfig) -> dict[str, Any]:
-    """Epsilon and approximation, where they are not open_clip's defaults."""
-    found: dict[str, Any] = {}
-    if tower.norm_eps != 1e-5:
-        found["norm_kwargs"] = {"eps": tower.norm_eps}
-    if tower.activation == "gelu_tanh":
-        found["act_kwargs"] = {"approximate": "tanh"}
-    return found
+def read_image(
+    shapes: Mapping[str, tuple[int, ...]], vision: Mapping[str, Any], quick: bool
+) -> ImageConfig:
+    """An image tower, by its shapes and ``vision_cfg``.
+
+    Raises:
+      ValueError: one that we do not have.
+    """
+    refuse_options(vision, "vision_cfg")
+    width, _, patch_size, _ = shapes["visual.conv1.weight"]
+    grid = square_grid(shapes["visual.positional_embedding"][0], 1, "visual")
+    pre_norm = "visual.ln_pre.weight" in shapes
+    # Without a configuration, what has no norm before its blocks is CLIPA's.
+    pool = vision.get("pool_type", "tok" if pre_norm or vision else "avg")
+    if pool not in ("tok", "avg"):
+        raise ValueError(f"vision_cfg.pool_type={pool!r} is not supported; known: tok, avg")
+    head_width = read_number(vision, "head_width", _HEAD_WIDTH.get(width, 64))
+    block = "visual.transformer.resblocks."
+    scaled = f"{block}0.ls_1.gamma" in shapes
+    return ImageConfig(
+        image_size=grid * patch_size,
+        patch_size=patch_size,
+        width=width,
+        depth=count_blocks(shapes, block),
+        num_heads=max(1, width // head_width),
+        mlp_dim=shapes[f"{block}0.mlp.c_fc.weight"][0],
+        activation="quick_gelu" if quick else torch_gelu(vision),
+        norm_eps=norm_eps(vision),
+        pre_norm=pre_norm,
+        pool="cls" if pool == "tok" else "mean",
+        class_token=pool == "avg",
+        norm_after_pool=pool == "avg" and bool(vision.get("final_ln_after_pool", not vision)),
+        layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else None,
+        alpha="visual.conv1_alpha.weight" in shapes,
+    )
 
 
-def blocks(theirs: str, ours: str, depth: int) -> Iterator[Entry]:
-    """``ResidualAttentionBlock`` of OpenAI and open_clip."""
-    for index in range(depth):
-        at, to = f"{theirs}.{index}", f"{ours}/blocks_{index}"
-        yield from norm(f"{at}.ln_1", f"{to}/attention_norm")
-        yield from fused_attention(
-            f"{at}.attn.in_proj_weight",
-            f"{at}.attn.in_proj_bias",
-            f"{to}/attention",
-            ("query", "key", "value"),
-        )
-        yield from dense(f"{at}.attn.out_proj", f"{to}/attention/out")
-        yield from norm(f"{at}.ln_2", f"{to}/mlp_norm")
-        yield from dense(f"{at}.mlp.c_fc", f"{to}/mlp/up")
-        yield from dense(f"{at}.mlp.c_proj", f"{to}/mlp/down")
+def image_entries(image: ImageConfig) -> list[Entry]:
+    """The table of an image tower."""
+    patches = convolution(image.patch_size)
+    blocks_of = "visual.transformer.resblocks"
+    alpha = Entry(
+        "visual.conv1_alpha.weight",
+        ("image/alpha_embedding/kernel",),
+        convolution(image.patch_size, channels=1),
+    )
+    return [
+        *([alpha] if image.alpha else []),
+        Entry("visual.class_embedding", ("image/class_token",), SAME),
+        Entry("visual.positional_embedding", ("image/positions",), SAME),
+        Entry("visual.conv1.weight", ("image/patch_embedding/kernel",), patches),
+        *(norm("visual.ln_pre", "image/norm_pre") if image.pre_norm else ()),
+        *blocks(blocks_of, "image", image.depth, layer_scale=image.layer_scale is not None),
+        *norm("visual.ln_post", "image/norm_post"),
+        Entry("visual.proj", ("image/projection/kernel",), SAME),
+    ]
 
 
 def read_preprocess(

@@ -7,19 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.data.siglip_tokens import kind_of
-from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
+from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, open_clip_preprocess, ratio
-from jaxclip.weights.families._parts import (
-    HALF,
-    count_blocks,
-    norm_eps,
-    read_number,
-    square_grid,
-    torch_gelu,
-)
-from jaxclip.weights.families.open_clip import blocks as open_clip_blocks
+from jaxclip.weights.families._layouts import SIGLIP_LAYOUT, open_clip_preprocess
+from jaxclip.weights.families._open_clip_text import read_text, text_cfg, text_entries
+from jaxclip.weights.families._parts import HALF, count_blocks, square_grid
 from jaxclip.weights.families.open_clip import read_preprocess
+from jaxclip.weights.families.open_clip_timm import attention_pool
 from jaxclip.weights.mapping import (
     BATCH_AXIS,
     SAME,
@@ -62,9 +56,9 @@ class OpenCLIPSigLIP(Family):
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
-        return {f"{_TRUNK}.attn_pool.latent", "text.text_projection.weight"} <= set(
-            checkpoint.shapes
-        )
+        names = checkpoint.shapes
+        siglip = {f"{_TRUNK}.attn_pool.latent", "text.token_embedding.weight", "logit_bias"}
+        return siglip <= set(names) and f"{_TRUNK}.head.weight" not in names
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
@@ -91,22 +85,11 @@ class OpenCLIPSigLIP(Family):
                 activation=_image_activation(vision, width, patch_size, size),
                 norm_eps=1e-6,
             ),
-            text=TextConfig(
-                vocab_size=vocab_size,
-                context_length=shapes["text.positional_embedding"][0],
-                width=text_width,
-                depth=count_blocks(shapes, "text.transformer.resblocks."),
-                num_heads=read_number(
-                    text, "heads", max(1, text_width // _HEAD_WIDTH.get(text_width, 64))
-                ),
-                mlp_dim=shapes["text.transformer.resblocks.0.mlp.c_fc.weight"][0],
-                causal=False,
-                pool="final",
-                mask_padding=False,
-                projection="linear_bias",
-                # Without a text_cfg, as open_clip's own configurations have it.
-                activation=torch_gelu(text, "tanh" if not text and siglip2 else "none"),
-                norm_eps=norm_eps(text, 1e-5 if text else 1e-6),
+            text=read_text(
+                shapes,
+                {**_text_default(siglip2, bool(text)), **text},
+                prefix="text.",
+                head_width=_HEAD_WIDTH.get(text_width, 64),
             ),
             embed_dim=width,
             logit_scale_init=math.log(10.0),
@@ -126,20 +109,8 @@ class OpenCLIPSigLIP(Family):
             Entry(f"{_TRUNK}.pos_embed", ("image/positions",), BATCH_AXIS),
             *_timm_blocks(sizes.image.depth),
             *norm(f"{_TRUNK}.norm", "image/norm_post"),
-            Entry(f"{pool}.latent", (f"{to}/probe",), SAME),
-            *dense(f"{pool}.q", f"{to}/attention/query"),
-            *fused_attention(
-                f"{pool}.kv.weight", f"{pool}.kv.bias", f"{to}/attention", ("key", "value")
-            ),
-            *dense(f"{pool}.proj", f"{to}/attention/out"),
-            *norm(f"{pool}.norm", f"{to}/norm"),
-            *dense(f"{pool}.mlp.fc1", f"{to}/mlp/up"),
-            *dense(f"{pool}.mlp.fc2", f"{to}/mlp/down"),
-            Entry("text.token_embedding.weight", ("text/token_embedding/embedding",), SAME),
-            Entry("text.positional_embedding", ("text/positions",), SAME),
-            *open_clip_blocks("text.transformer.resblocks", "text", sizes.text.depth),
-            *norm("text.ln_final", "text/norm_post"),
-            *dense("text.text_projection", "text/projection"),
+            *attention_pool(pool, to),
+            *text_entries(sizes, "text."),
             Entry("logit_scale", ("logit_scale",), SCALAR),
             Entry("logit_bias", ("logit_bias",), SCALAR),
         ]
@@ -151,21 +122,14 @@ class OpenCLIPSigLIP(Family):
     def config_files(
         sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
     ) -> dict[str, Mapping[str, Any]]:
-        text = sizes.text
-        text_cfg = {
-            "context_length": text.context_length,
-            "vocab_size": text.vocab_size,
-            "width": text.width,
-            "heads": text.num_heads,
-            "layers": text.depth,
-            "mlp_ratio": ratio(text.mlp_dim, text.width),
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
+        text = {
+            **text_cfg(sizes.text, ids),
             "pad_id": ids.pad,
             "eos_id": ids.end,
-            "norm_kwargs": {"eps": text.norm_eps},
-            "act_kwargs": {"approximate": "tanh" if text.activation == "gelu_tanh" else "none"},
+            "norm_kwargs": {"eps": sizes.text.norm_eps},
+            "act_kwargs": {
+                "approximate": "tanh" if sizes.text.activation == "gelu_tanh" else "none"
+            },
         }
         vision_cfg = {
             "image_size": sizes.image.image_size,
@@ -179,7 +143,7 @@ class OpenCLIPSigLIP(Family):
             "init_logit_bias": -10,
             "custom_text": True,
             "vision_cfg": vision_cfg,
-            "text_cfg": text_cfg,
+            "text_cfg": text,
         }
         cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
         return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
@@ -189,6 +153,14 @@ class OpenCLIPSigLIP(Family):
         return read_preprocess(
             checkpoint.config, HALF, HALF, sizes, {"kind": kind_of(sizes.text.vocab_size)}
         )
+
+
+def _text_default(siglip2: bool, given: bool) -> Mapping[str, Any]:
+    """What a ``text_cfg`` may leave out: all of it, as open_clip's own configurations have it."""
+    always = {"no_causal_mask": True, "pool_type": "last"}
+    approximate = "tanh" if siglip2 else "none"
+    alone = {"norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": approximate}}
+    return always if given else always | alone
 
 
 def _image_activation(vision: Mapping[str, Any], width: int, patch: int, size: int) -> str:

@@ -1,0 +1,147 @@
+"""CPU time of a training picture with each image backend, against open_clip's way to load it.
+
+    python -m jaxclip.bench decode [--photos 96] [--rounds 5] [--sizes 500x375 1024x768]
+
+Made-up photographs as JPEGs, read from the same files, a random resized crop to 224 (8 to 100% of
+the area, bicubic with antialiasing), a flip, batches of uint8. Beside ours: webdataset with
+``decode("pil")`` and torchvision's transforms, as open_clip's loader has them, where these are
+installed. Measured is the time that all threads of the process work, so busy neighbours hardly
+matter. Difference: mean of |ours - Pillow's| over the same crops, in grey levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import pathlib
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxclip.bench.data import make_photos
+from jaxclip.bench.timing import table, take_turns
+
+_OPS, _SIDE, _BATCH = "random_resized_crop(0.08, 1.0)|flip", 224, 32
+_REFERENCE = "webdataset, PIL, torchvision"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench decode", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--photos", type=int, default=96, help="number of made-up photographs")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="+", default=["500x375", "1024x768"])
+    args = parser.parse_args(arguments)
+    has_reference = _import_reference()
+    rows = [["photographs", "loader", "CPU ms an image", "to the reference", "difference"]]
+    for text in args.sizes:
+        width, _, height = text.partition("x")
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            photos = make_photos(folder, args.photos, (int(width), int(height)))
+            rows += _compare(text, folder / "source", photos, args, has_reference)
+    print(table(rows))
+    return 0
+
+
+def _import_reference() -> bool:
+    """Import torch and the like if they are there.
+
+    Before anything imports tensorflow: the other way round, the two libraries' copies of LLVM end
+    the process.
+    """
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("torchvision")
+        importlib.import_module("webdataset")
+    except ImportError:
+        return False
+    return True
+
+
+def _compare(
+    size: str,
+    files: pathlib.Path,
+    photos: pathlib.Path,
+    args: argparse.Namespace,
+    has_reference: bool,
+) -> list[list[str]]:
+    candidates: dict[str, Callable[[], object]] = {
+        f"jaxclip, {name}": functools.partial(_load, photos, name, args.photos)
+        for name in ("pillow", "fast")
+    }
+    reference = "jaxclip, pillow"
+    if has_reference:
+        reference = _REFERENCE
+        candidates[reference] = _webdataset(files, args.photos)
+    timings = take_turns(
+        candidates, reference=reference, rounds=args.rounds, warmup=1, clock=time.process_time
+    )
+    exact = _load(photos, "pillow", args.photos)
+    rows = []
+    for name, timing in timings.items():
+        images = args.photos // _BATCH * _BATCH
+        difference = ""
+        if name.startswith("jaxclip"):
+            own = _load(photos, name.removeprefix("jaxclip, "), args.photos)
+            difference = f"{np.abs(own.astype(np.int16) - exact).mean():.2f}"
+        cost = f"{1e3 * timing.median / images:.2f}"
+        rows.append([size, name, cost, f"{timing.ratio:.2f}", difference])
+    return rows
+
+
+def _load(photos: pathlib.Path, backend: str, count: int) -> np.ndarray:
+    """The first pictures of a training run, uint8[n, 224, 224, 3]; one thread, nothing ahead."""
+    from jaxclip.data import image_backend, image_ops, loader, order, sources
+
+    chain = image_ops.build(_OPS, _SIDE)
+    reader = loader.RecordLoader(
+        sources.open(photos).source("train"),
+        {"image": chain},
+        num_threads=1,
+        backend=image_backend.BACKENDS.build(backend),
+    )
+    batches = []
+    for start in range(0, count - _BATCH + 1, _BATCH):
+        places = np.arange(start, start + _BATCH)
+        u = order.uniforms(0, places, chain.num_draws)
+        batches.append(reader.batch(places, {"image": u}, None)[0]["image"])
+    reader.close()
+    return np.concatenate(batches)
+
+
+def _webdataset(files: pathlib.Path, count: int) -> Callable[[], None]:
+    """As many pictures of the same files by webdataset, in this process."""
+    import torch
+    import webdataset
+    from torchvision import transforms
+
+    torch.set_num_threads(1)
+    shard = files.parent / "photos.tar"
+    with tarfile.open(shard, "w") as tar:
+        for file in sorted(files.iterdir()):
+            tar.add(file, file.name)
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                _SIDE, scale=(0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )
+
+    def run() -> None:
+        data: Any = webdataset.WebDataset(str(shard), shardshuffle=False)
+        data = data.decode("pil").to_tuple("jpg", "txt").map_tuple(transform, lambda text: text)
+        batches: Iterator[Any] = iter(data.batched(_BATCH, partial=False))
+        for _ in range(count // _BATCH):
+            next(batches)
+
+    return run

@@ -1,0 +1,113 @@
+"""``jaxclip methods``: what a configuration can name, and the options of each."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from jaxclip.registry import hint
+
+_METHODS = """\
+What can be trained with: objectives, clippers and optimizers, by the name in a configuration.
+
+  jaxclip methods                 # all, a line each
+  jaxclip methods slip zclip      # what they do, where they come from, their options
+"""
+
+# Options that the configuration sets itself.
+_SET_ELSEWHERE = ("learning_rate", "exempt_fn")
+
+
+class Method(NamedTuple):
+    """One thing that a configuration can name.
+
+    Attributes:
+      key: where its name stands in the configuration.
+      name: that name.
+      thing: the dataclass or function.
+    """
+
+    key: str
+    name: str
+    thing: Any
+
+    def about(self) -> str:
+        """The summary line of its docstring: that of its file if it is an objective."""
+        described = inspect.getmodule(self.thing) if inspect.isclass(self.thing) else self.thing
+        paragraph = (inspect.getdoc(described) or "").split("\n\n")[0]
+        sentence = re.split(r"(?<=[a-z0-9`)\]])\.\s", " ".join(paragraph.split()))[0]
+        return sentence.rstrip(".")
+
+    def options(self) -> list[tuple[str, str]]:
+        """Names of its options with their defaults, as Python writes them."""
+        if dataclasses.is_dataclass(self.thing):
+            return [(field.name, repr(_default(field))) for field in dataclasses.fields(self.thing)]
+        parameters = inspect.signature(self.thing).parameters.values()
+        return [
+            (each.name, "(required)" if each.default is each.empty else repr(each.default))
+            for each in parameters
+            if each.name not in _SET_ELSEWHERE and each.kind is not each.VAR_KEYWORD
+        ]
+
+
+def add_methods(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add ``jaxclip methods [NAME …]``."""
+    parser = add(commands, "methods", _run, "list methods and their options", description=_METHODS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="methods to tell more of")
+
+
+def methods() -> Iterator[Method]:
+    """All methods: objectives first, then clippers, then optimizers."""
+    from jaxclip import objectives
+    from jaxclip.optim import config as optim_config
+
+    for name in objectives.REGISTRY.names():
+        yield Method("objective", name, objectives.REGISTRY.get(name))
+    tables: Mapping[str, Mapping[str, Any]] = {
+        "optim.clip": optim_config.CLIPPERS,
+        "optim": optim_config.OPTIMIZERS,
+    }
+    for key, table in tables.items():
+        for name, thing in sorted(table.items()):
+            yield Method(key, name, thing)
+
+
+def _default(field: Any) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+
+
+def _run(args: argparse.Namespace) -> int:
+    found = list(methods())
+    names = {method.name for method in found}
+    for name in args.names:
+        if name not in names:
+            raise ValueError(f"no method {name!r}{hint(name, names)}")
+    print(_described(found, args.names) if args.names else _listed(found))
+    return 0
+
+
+def _listed(found: list[Method]) -> str:
+    width = max(len(method.name) for method in found)
+    lines = []
+    for key in dict.fromkeys(method.key for method in found):
+        lines += ["", f"config.{key} = [{{'name': …}}]" if key == "objective" else f"config.{key}"]
+        lines += [f"  {m.name:<{width}}  {m.about()}" for m in found if m.key == key]
+    return "\n".join(lines[1:])
+
+
+def _described(found: list[Method], names: list[str]) -> str:
+    pages = []
+    for method in (each for name in names for each in found if each.name == name):
+        options = method.options()
+        width = max((len(name) for name, _ in options), default=0)
+        lines = [f"config.{method.key}: {method.name}", "", inspect.getdoc(method.thing) or ""]
+        lines += ["", "Options and their defaults:" if options else "It has no options."]
+        lines += [f"  {name:<{width}}  {default}" for name, default in options]
+        pages.append("\n".join(lines))
+    return ("\n\n" + "-" * 80 + "\n\n").join(pages)

@@ -1,0 +1,260 @@
+"""Parquet files, and data sets that Hugging Face ``datasets`` saved to disk, read in place.
+
+``parquet:PATTERN`` are files (``{000..009}``, ``*`` and ``?``), all of them one split, ``train``;
+or a folder, whose files are put into splits by the folder they are in or by how their names begin
+(``train-00000-of-00005.parquet``), as on the Hugging Face hub. ``arrow:FOLDER`` is what
+``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote. Columns are found by their usual
+names, as in ``jaxclip data import``; nothing is copied, and ``datasets`` need not be installed.
+
+Arrow files are mapped into memory: any row costs the same. Of a Parquet file a whole group of rows
+is read for one of them, so make ``data.shuffle_window`` a few groups long, or import the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxclip.data.dataset import DataSet, RecordSource
+from jaxclip.data.importer import parquet
+from jaxclip.data.importer.items import SPLITS, Item, split_of
+from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.remote import is_remote
+from jaxclip.data.webdataset import expand
+from jaxclip.registry import hint
+
+# Groups of rows that are kept decoded; the least recently used one goes first.
+_KEPT_GROUPS = 16
+
+
+class Group(NamedTuple):
+    """Rows that are read at once.
+
+    Attributes:
+      file: where they are.
+      columns: the names of its columns.
+      first: number of the first row within the file.
+      count: number of rows.
+      read: gives them as a ``pyarrow.RecordBatch``; raises OSError or ValueError where damaged.
+    """
+
+    file: pathlib.Path
+    columns: parquet.Columns
+    first: int
+    count: int
+    read: Callable[[], Any]
+
+
+def open_parquet(pattern: str) -> DataSet:
+    """Open Parquet files as a data set; see the module docstring.
+
+    Raises:
+      FileNotFoundError: no file matches, or one that the pattern names does not exist.
+      ValueError: a file is damaged or has no column with images, or neither captions nor labels.
+    """
+    _check_local(pattern)
+    folder = pathlib.Path(pattern)
+    if folder.is_dir():
+        files = sorted(folder.rglob("*.parquet"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no *.parquet")
+        splits: dict[str, list[pathlib.Path]] = {}
+        for file in files:
+            splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+    else:
+        splits = {"train": [pathlib.Path(name) for name in expand(pattern)]}
+    groups = {
+        split: [group for file in files for group in _row_groups(file)]
+        for split, files in splits.items()
+    }
+    return _data_set(f"parquet:{pattern}", groups)
+
+
+def _check_local(name: str) -> None:
+    if is_remote(name):
+        raise ValueError(
+            f"{name}: tables are read from this machine's disks only; mount the bucket, copy them, "
+            "or import them"
+        )
+
+
+def _split_of(path: pathlib.Path) -> str:
+    """The split of a file by its folder or the beginning of its name."""
+    if found := split_of(path.as_posix().removeprefix("data/")):
+        return found
+    begin = path.name.partition("-")[0]
+    return begin if begin.lower() in SPLITS else "train"
+
+
+def _row_groups(file: pathlib.Path) -> list[Group]:
+    with parquet.open_file(file) as opened:
+        columns = parquet.columns_of(file, opened.schema_arrow, _OPTION)
+        counts = [
+            opened.metadata.row_group(number).num_rows for number in range(opened.num_row_groups)
+        ]
+    firsts = np.cumsum([0, *counts])
+
+    def reader(number: int) -> Callable[[], Any]:
+        def read() -> Any:
+            with parquet.open_file(file) as opened:
+                return opened.read_row_group(number).combine_chunks().to_batches()[0]
+
+        return read
+
+    return [
+        Group(file, columns, int(firsts[number]), count, reader(number))
+        for number, count in enumerate(counts)
+        if count
+    ]
+
+
+# Who has other names must import: a name of a data set has no room for options.
+_OPTION = "import the files with --{}-column"
+
+
+def open_arrow(name: str) -> DataSet:
+    """Open a folder of Hugging Face ``datasets``; see the module docstring.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or a file of it is missing.
+      ValueError: it is none of ``save_to_disk``, or has no column with images, or neither captions
+        nor labels.
+    """
+    _check_local(name)
+    folder = pathlib.Path(name)
+    if not folder.is_dir():
+        siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
+        raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
+    if (folder / "dataset_dict.json").is_file():
+        names = _json(folder / "dataset_dict.json").get("splits")
+        splits = {str(split): folder / str(split) for split in names or ()}
+    else:
+        splits = {"train": folder}
+    groups = {split: _arrow_groups(place) for split, place in splits.items()}
+    return _data_set(f"arrow:{name}", groups)
+
+
+def _arrow_groups(folder: pathlib.Path) -> list[Group]:
+    state = _json(folder / "state.json")
+    names = [entry.get("filename") for entry in state.get("_data_files") or ()]
+    if not names or not all(isinstance(each, str) for each in names):
+        raise ValueError(
+            f"{folder} is no data set of Dataset.save_to_disk (state.json names no files); "
+            "for *.parquet use parquet:FOLDER"
+        )
+    if state.get("_indices_files"):
+        raise ValueError(
+            f"{folder} is a selection of rows; call flatten_indices() and save it again"
+        )
+    return [group for each in names for group in _batches(folder / pathlib.Path(each).name)]
+
+
+def _batches(file: pathlib.Path) -> list[Group]:
+    import pyarrow
+
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist, but state.json beside it names it")
+    try:
+        with pyarrow.memory_map(os.fspath(file)) as mapped, pyarrow.ipc.open_stream(mapped) as rows:
+            batches = list(rows)
+            schema = rows.schema
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} is no Arrow stream or is damaged: {error}") from error
+    columns = parquet.columns_of(file, schema, _OPTION)
+    firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+    return [
+        Group(file, columns, int(first), batch.num_rows, lambda batch=batch: batch)
+        for first, batch in zip(firsts, batches, strict=False)
+        if batch.num_rows
+    ]
+
+
+def _json(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path.parent} is no data set of Dataset.save_to_disk: it has no {path.name}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _data_set(name: str, groups: Mapping[str, Sequence[Group]]) -> DataSet:
+    of_all = [group.columns for each in groups.values() for group in each]
+    names = next((columns.class_names for columns in of_all if columns.class_names), None)
+    if any(columns.class_names not in (names, []) for columns in of_all):
+        raise ValueError(f"{name}: its files have different class names")
+    return DataSet(
+        name,
+        {split: sum(group.count for group in each) for split, each in groups.items()},
+        lambda split: TableSource(groups[split], names or []),
+        class_names=names,
+        has_texts=any(columns.text for columns in of_all),
+    )
+
+
+class TableSource(RecordSource):
+    """Rows of groups, one group behind the other.
+
+    Args:
+      groups: where they are.
+      class_names: of the labels.
+    """
+
+    def __init__(self, groups: Sequence[Group], class_names: Sequence[str]):
+        self._groups = list(groups)
+        self._starts = np.cumsum([0, *(group.count for group in groups)])
+        self._label_of = {name: number for number, name in enumerate(class_names)}
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in groups]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Record | BadRecord:
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        group, row = self._groups[number], index - int(self._starts[number])
+        try:
+            rows = self._read(number).slice(row, 1)
+            item = next(parquet.items_of(rows, group.file, group.columns, group.first + row))
+        except (OSError, ValueError, StopIteration) as error:
+            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {error}")
+        return item if isinstance(item, BadRecord) else self._record(item)
+
+    def _record(self, item: Item) -> Record | BadRecord:
+        texts, bad = decode_texts(item.texts)
+        if isinstance(item.label, str):
+            label = self._label_of.get(item.label, -1)
+        else:
+            label = -1 if item.label is None else item.label
+        assert isinstance(item.image, bytes)
+        if not item.image:
+            return BadRecord("missing_image", "no bytes in the image's column", item.key)
+        if not texts and label < 0:
+            return BadRecord("bad_utf8" if bad else "empty_caption", "", item.key)
+        meta = json.dumps(dict(item.meta), ensure_ascii=False) if item.meta else ""
+        return Record(item.image, texts, label, item.key, meta)
+
+    def _read(self, number: int) -> Any:
+        """The rows of a group; read once, whoever needs them first."""
+        with self._locks[number]:
+            with self._lock:
+                if number in self._kept:
+                    self._kept.move_to_end(number)
+                    return self._kept[number]
+            rows = self._groups[number].read()
+            with self._lock:
+                self._kept[number] = rows
+                if len(self._kept) > _KEPT_GROUPS:
+                    self._kept.popitem(last=False)
+        return rows

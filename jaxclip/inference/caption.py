@@ -1,0 +1,108 @@
+"""Captions of pictures by a model with a captioning decoder (CoCa)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxclip import objectives
+from jaxclip.config import Config
+from jaxclip.inference import generate
+from jaxclip.models import CLIPConfig
+from jaxclip.registry import check_options, hint
+from jaxclip.train import towers as towers_lib
+
+TERM = "coca"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beam": {"num_beams": 6, "length_penalty": 1.0},
+    "nucleus": {"top_p": 0.9, "temperature": 1.0},
+}
+
+
+def term_of(config: Config, path: str) -> objectives.Objective:
+    """The captioning term of a configuration.
+
+    Raises:
+      ValueError: the model has none.
+    """
+    for term in config["objective"]:
+        options = {"name": term} if isinstance(term, str) else dict(term)
+        if options.get("name") == TERM:
+            options.pop("weight", None)
+            built: objectives.Objective = objectives.REGISTRY.build(options)
+            return built
+    raise ValueError(
+        f"{path} has no captioning decoder: captions need CoCa weights, or a run with objective "
+        f"{TERM!r}"
+    )
+
+
+def captioner(
+    towers: towers_lib.ModelTowers,
+    term: Any,
+    frame: generate.Frame,
+    method: str = "beam",
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., jax.Array]:
+    """A pure function that writes captions.
+
+    Args:
+      towers: of the model.
+      term: its captioning objective (:class:`jaxclip.objectives.coca.CoCa`).
+      frame: of the captions.
+      method: ``"greedy"``, ``"beam"`` (options ``num_beams``, ``length_penalty``) or ``"nucleus"``
+        (``top_p``, ``temperature``); see :mod:`jaxclip.inference.generate`.
+      options: of the method.
+
+    Returns:
+      ``(params, images, key) -> int32[B, L]``; ``params["objective"]`` has the term's own.
+
+    Raises:
+      ValueError: an unknown method or option, or captions longer than the model's texts.
+    """
+    if method not in _OPTIONS:
+        raise ValueError(f"unknown method {method!r} of captions{hint(method, _OPTIONS)}")
+    given = dict(options or {})
+    check_options(given, _OPTIONS[method], f"method {method!r} of captions")
+    chosen = {**_OPTIONS[method], **given}
+    sizes = towers.sizes
+    if frame.length > sizes.text.context_length:
+        raise ValueError(
+            f"length={frame.length} is more than the model's texts have, "
+            f"{sizes.text.context_length} tokens"
+        )
+    beams = int(chosen["num_beams"]) if method == "beam" else 1
+
+    def caption(params: Any, images: Any, key: jax.Array) -> jax.Array:
+        own = params["objective"][TERM]
+        tokens = towers.features(params, "image", images).tokens
+        image = jnp.repeat(term.image_tokens(own, tokens, sizes), max(1, beams), axis=0)
+
+        def next_logits(tokens: jax.Array, place: jax.Array) -> jax.Array:
+            text = _text_tokens(towers, term, params, tokens, sizes)
+            logits: jax.Array = term.decode(own, text, image, sizes, at=place)[:, 0]
+            return logits
+
+        rows = tokens.shape[0]
+        if method == "greedy":
+            return generate.greedy(next_logits, rows, frame)
+        if method == "nucleus":
+            return generate.nucleus(next_logits, rows, frame, key, **chosen)
+        return generate.beam(next_logits, rows, frame, **chosen)[0]
+
+    return caption
+
+
+def _text_tokens(
+    towers: towers_lib.ModelTowers, term: Any, params: Any, tokens: jax.Array, sizes: CLIPConfig
+) -> jax.Array:
+    """What the decoder starts from, [R, L, C]."""
+    if not term.from_embeddings:
+        text: jax.Array = towers.features(params, "text", tokens).tokens
+        return text
+    hidden: jax.Array = towers.features(params, "text", tokens, hidden=(0,)).hidden[0]
+    return hidden[:, : tokens.shape[1]]

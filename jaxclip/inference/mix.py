@@ -1,0 +1,181 @@
+"""Models made of models: ``jaxclip weights wise-ft``, ``soup`` and ``merge-lora``."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip.config import Config
+from jaxclip.inference import convert
+from jaxclip.registry import hint
+from jaxclip.train import init_from, state_io, towers
+from jaxclip.weights import export, surgery
+
+Params = Any
+PathLike = str | os.PathLike[str]
+
+
+def wise_ft(before: PathLike, after: PathLike, to: PathLike, alpha: float) -> str:
+    """Write the model between one before and one after fine-tuning, as a workdir.
+
+    Args:
+      before: a workdir or published weights.
+      after: likewise, of the same architecture; the configuration is its.
+      to: a new folder, or an empty one.
+      alpha: from 0 (before) to 1 (after).
+
+    Returns:
+      What was done, in one line.
+
+    Raises:
+      ValueError: other architectures, alpha out of range, or the folder holds something.
+    """
+    target = export.check_free(to)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"--alpha {alpha} must be from 0 (before) to 1 (after)")
+    sources, models = _read([before, after])
+    mixed = surgery.wise_ft(models[0], models[1], alpha)
+    count = convert.write_workdir(sources[1].config, mixed, target)
+    return (
+        f"{target}: {1 - alpha:g} x {sources[0].path} + {alpha:g} x {sources[1].path}, "
+        f"{count:,} parameters"
+    )
+
+
+def soup(paths: Sequence[PathLike], to: PathLike, *, task: str = "", metric: str = "") -> str:
+    """Write the average of models, as a workdir.
+
+    Args:
+      paths: workdirs or published weights of one architecture; the configuration is the first's.
+      to: a new folder, or an empty one.
+      task: an evaluation as of ``jaxclip eval --task``, on held-out data: models are added, the
+        best first, as long as it gets no worse (a greedy soup). Empty for the mean of all.
+      metric: of the task, by the end of its name; empty for its top-1 or recall.
+
+    Returns:
+      What was done, a line for each model.
+
+    Raises:
+      ValueError: other architectures, a task or metric that is not there, or the folder holds
+        something.
+    """
+    target = export.check_free(to)
+    sources, models = _read(paths)
+    config = sources[0].config
+    lines = []
+    if task:
+        result = surgery.greedy_soup(models, scorer(config, task, metric))
+        params = result.params
+        lines = [f"  {sources[i].path}" for i in result.chosen]
+        lines.append(f"score {result.score:.4f}, {len(result.chosen)} of {len(models)} models")
+    else:
+        params = surgery.uniform_soup(models)
+        lines = [f"  {source.path}" for source in sources]
+    convert.write_workdir(config, params, target)
+    return "\n".join([f"{target}: the mean of", *lines])
+
+
+def merge_lora(source: PathLike, to: PathLike) -> str:
+    """Write a run with low-rank additions as a workdir of plain kernels.
+
+    Raises:
+      ValueError: the run has none, or the folder holds something.
+    """
+    target = export.check_free(to)
+    found = init_from.open_source(source, "--from")
+    rank = found.config["low_rank"]["rank"]
+    if not rank:
+        raise ValueError(
+            f"--from {os.fspath(source)} has no low-rank additions (low_rank.rank=0); it is merged "
+            "already"
+        )
+    count = convert.write_workdir(found.config, found.read(None), target)
+    return f"{target}: {count:,} parameters, additions of rank {rank} merged"
+
+
+def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], float]:
+    """A function of parameters that evaluates them.
+
+    Args:
+      config: that they belong to.
+      task: as of ``jaxclip eval --task``.
+      metric: end of the name of one of its metrics; empty for its top-1 or recall.
+
+    Raises:
+      ValueError: the task can't be evaluated; from the function, there is no such metric.
+    """
+    from jaxclip.evaluate import runner
+    from jaxclip.train import checks, evaluation, loop
+
+    none: dict[str, Any] = dict.fromkeys(evaluation._SPLIT_KEYS, [])
+    tasks = {**config["evaluate"], **none, "gallery_split": ""}
+    tasks["tasks"] = [evaluation.parse_task(task)]
+    plain = {
+        **config,
+        "evaluate": tasks,
+        "ema_decay": 0.0,
+        "low_rank": {**config["low_rank"], "rank": 0},
+        "checkpoint": {**config["checkpoint"], "best_metric": ""},
+    }
+    runner.check(plain)
+    experiment, tokenizer = checks.build(plain), loop.load_tokenizer(plain)
+    wanted = [metric] if metric else ["top1", "recall@1", "mean_recall"]
+
+    def score(params: Params) -> float:
+        shardings = {key: experiment.state_shardings.params[key] for key in params}
+        metrics = runner.evaluate(
+            experiment.encode_image,
+            experiment.encode_text,
+            jax.device_put(params, shardings),
+            plain,
+            tokenizer=tokenizer,
+            mesh=experiment.mesh,
+        )
+        for end in wanted:
+            for name, value in metrics.items():
+                if name == end or name.endswith(f"/{end}"):
+                    return float(value)
+        raise ValueError(
+            f"--task {task!r} has no metric {metric or 'top1'!r}{hint(wanted[0], list(metrics))}"
+        )
+
+    return score
+
+
+def _read(paths: Sequence[PathLike]) -> tuple[list[init_from.Source], list[Params]]:
+    """Models of one architecture, with the heads of objectives that all of them have.
+
+    Raises:
+      ValueError: they differ; names the first difference.
+    """
+    sources = [init_from.open_source(pathlib.Path(path), "--from") for path in paths]
+    first = towers.model_sizes(sources[0].config)
+    for source in sources[1:]:
+        sizes = towers.model_sizes(source.config)
+        if state_io.named_leaves(sizes.to_dict()) != state_io.named_leaves(first.to_dict()):
+            ours, theirs = (state_io.named_leaves(x.to_dict()) for x in (first, sizes))
+            key = next(k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k))
+            raise ValueError(
+                f"{source.path} has model.{key.replace('/', '.')}={theirs.get(key)!r}, "
+                f"{sources[0].path} has {ours.get(key)!r}: only models of one architecture mix"
+            )
+    models = [source.read(None) for source in sources]
+    names = {str(term.get("name")) for term in sources[0].config["objective"]}
+    own = [source.read_own(names) for source in sources]
+    if own[0] and all(_alike(each, own[0]) for each in own):
+        models = [{**model, "objective": each} for model, each in zip(models, own, strict=True)]
+    return sources, models
+
+
+def _alike(tree: Any, other: Any) -> bool:
+    """Whether two trees have leaves of the same names and shapes."""
+    shapes = [
+        {name: np.shape(leaf) for name, leaf in state_io.named_leaves(each).items()}
+        for each in (tree, other)
+    ]
+    return shapes[0] == shapes[1]

@@ -1,0 +1,190 @@
+"""The fast backend beside Pillow: same decisions, nearly the same pixels, same batches."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxclip.data import image_backend, image_op, image_ops, order, pipeline
+from jaxclip.data.image_backend import Fast, Picture, Pillow
+from jaxclip.data.loader import RecordLoader
+from jaxclip.data.record import BadRecord, Record
+
+pytest.importorskip("simplejpeg")
+pytest.importorskip("cykooz_resizer")
+
+
+def photograph(width, height, seed=0):
+    """Smooth shapes with edges, about as detailed as a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (max(2, height // 20), max(2, width // 20), 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image, **options):
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", **{"quality": 90, **options})
+    return stream.getvalue()
+
+
+def whole(size):
+    return []
+
+
+def through(backend, data, chain, u):
+    """One picture through a loader's own way."""
+    picture = backend.decode(data, lambda size: [chain.first_cut(size, u[0])])
+    if backend.cut is None:
+        return chain([picture.pixels], u)[0]
+    return chain([backend.cut(picture, chain.first_cut(picture.size, u[0]))], u, first_done=True)[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}, {"optimize": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_whole_pictures_are_pillows_to_the_bit(options, mode):
+    data = jpeg(photograph(123, 77).convert(mode), **options)
+    ours, theirs = Fast().decode(data, whole), Pillow().decode(data, whole)
+    assert ours.size == theirs.size == (123, 77)
+    np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+
+
+@pytest.mark.parametrize("ops", ["random_resized_crop(0.3, 1.0)", "resize", "resize_small"])
+@pytest.mark.parametrize("seed", range(4))
+def test_cuts_are_within_a_grey_level_of_pillows(ops, seed):
+    chain = image_ops.build(ops, 64)
+    data = jpeg(photograph(120, 100, seed))
+    u = order.uniforms(seed, np.arange(1), chain.num_draws)
+    if ops == "resize_small":
+        chain = image_ops.build("resize_small|center_crop", 64)
+    difference = np.abs(
+        through(Fast(), data, chain, u).astype(int) - through(Pillow(), data, chain, u)
+    )
+    assert difference.mean() < 0.3
+    assert (difference > 1).mean() < 0.001
+
+
+@pytest.mark.parametrize("method", ["box", "bilinear", "bicubic", "lanczos"])
+def test_rows_that_a_cut_does_not_see_change_nothing(method):
+    pixels = np.asarray(photograph(90, 400))
+    cut = image_op.Cut((3.2, 180.4, 80.7, 230.9), (30, 12), method)
+    other = pixels.copy()
+    other[:140], other[270:] = 0, 255
+    expected = Fast().cut(Picture(pixels, (90, 400)), cut)
+    np.testing.assert_array_equal(Fast().cut(Picture(other, (90, 400)), cut), expected)
+    filter_of = getattr(Image.Resampling, method.upper())
+    theirs = np.asarray(Image.fromarray(pixels).resize(cut.size, filter_of, box=cut.box))
+    assert np.abs(expected.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "shrink"), [(300, 200, 2), (150, 127, 1), (600, 512, 8)]
+)
+def test_large_photographs_are_decoded_small_enough_and_no_smaller(width, height, shrink):
+    chain = image_ops.build("resize", 64)
+    data, u = jpeg(photograph(width, height)), np.zeros((1, 0), np.float32)
+    picture = Fast().decode(data, lambda size: [chain.first_cut(size, u[0])])
+    assert picture.size == (width, height)
+    assert picture.pixels.shape == (-(-height // shrink), -(-width // shrink), 3)
+    difference = through(Fast(), data, chain, u).astype(int) - through(Pillow(), data, chain, u)
+    assert np.abs(difference).mean() < 2.0
+    # Where a view needs the whole picture, it gets it.
+    assert Fast().decode(data, whole).pixels.shape == (height, width, 3)
+
+
+def test_orientation_cmyk_and_other_formats_are_pillows():
+    exif = Image.Exif()
+    image = photograph(60, 40)
+    for orientation in (1, 6):
+        exif[0x0112] = orientation
+        data = jpeg(image, exif=exif)
+        ours, theirs = Fast().decode(data, whole), Pillow().decode(data, whole)
+        assert ours.size == theirs.size == ((60, 40) if orientation == 1 else (40, 60))
+        np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    for data in (jpeg(image.convert("CMYK")), png.getvalue()):
+        np.testing.assert_array_equal(
+            Fast().decode(data, whole).pixels, Pillow().decode(data, whole).pixels
+        )
+
+
+def damaged(kind):
+    data = jpeg(photograph(90, 70))
+    if kind == "half":
+        return data[: len(data) // 2]
+    if kind == "end":
+        return data[:-40]
+    if kind == "trailing":
+        return data + b"trailing garbage"
+    if kind == "between":
+        quantisation = data.index(b"\xff\xdb")
+        return data[:quantisation] + b"\x00\x00" + data[quantisation:]
+    return {"nothing": b"", "header": data[:20], "text": b"<html>not found</html>"}[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["half", "end", "trailing", "between", "nothing", "header", "text"]
+)
+def test_what_pillow_refuses_is_refused_and_what_it_accepts_is_accepted(kind):
+    ours, theirs = Fast().decode(damaged(kind), whole), Pillow().decode(damaged(kind), whole)
+    assert isinstance(ours, BadRecord) == isinstance(theirs, BadRecord)
+    if isinstance(ours, BadRecord):
+        assert ours.reason == theirs.reason
+    else:
+        np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+
+
+def test_absurd_sizes_are_refused_before_a_pixel_is_decoded():
+    assert Fast().decode(jpeg(Image.new("RGB", (400, 4))), whole).reason == "absurd_size"
+
+
+class Source:
+    """Photographs of several sizes, every fifth one damaged."""
+
+    def __init__(self):
+        sizes = [(70, 50), (200, 150), (90, 90), (400, 300)]
+        self.data = [jpeg(photograph(*sizes[n % 4], seed=n)) for n in range(20)]
+        self.data[::5] = [data[:300] for data in self.data[::5]]
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return Record(self.data[index], ("a caption",), key=str(index))
+
+
+@pytest.mark.parametrize("ops", ["random_resized_crop(0.5, 1.0)|flip", "flip|resize"])
+def test_threads_caches_and_batches_change_no_pixel(ops):
+    source, chain = Source(), image_ops.build(ops, 32)
+    places = np.arange(40) % 20
+    u = order.uniforms(3, np.arange(40), chain.num_draws)
+
+    def run(threads, cache, sizes):
+        loader = RecordLoader(
+            source, {"image": chain}, num_threads=threads, cache_decoded_mb=cache, backend=Fast()
+        )
+        made, start = [], 0
+        for size in sizes:
+            rows = slice(start, start + size)
+            replacement = lambda row, attempt, start=start: (7 * (start + row) + attempt) % 20  # noqa: E731
+            made.append(loader.batch(places[rows], {"image": u[rows]}, replacement)[0]["image"])
+            start += size
+        loader.close()
+        return np.concatenate(made)
+
+    expected = run(1, 0, [40])
+    for threads, cache, sizes in ((3, 0, [40]), (2, 64, [40]), (1, 64, [10, 30]), (2, 1, [1] * 40)):
+        np.testing.assert_array_equal(run(threads, cache, sizes), expected)
+
+
+def test_the_name_is_checked_and_the_libraries_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="unknown image backend 'fats'; did you mean 'fast'"):
+        pipeline.check_spec({"image_backend": "fats"}, {})
+    image_backend._imported.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "simplejpeg", None)
+    with pytest.raises(ValueError, match="needs simplejpeg, which is not installed"):
+        pipeline.check_spec({"image_backend": "fast"}, {})
+    image_backend._imported.cache_clear()

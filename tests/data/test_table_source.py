@@ -1,0 +1,184 @@
+"""Parquet files and saved Hugging Face data sets in place: the same records as an import's."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxclip.data import pipeline, sources
+from jaxclip.data.record import BadRecord
+
+pyarrow = pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow.parquet")
+
+
+def table(toys, start, stop, *, names=("cat", "dog"), captions=True, metadata=True):
+    """Rows as Hugging Face writes them: images as structs, labels with names in the metadata."""
+    numbers = range(start, stop)
+    columns = {
+        "image": pyarrow.array(
+            [{"bytes": toys.picture(n), "path": f"{n}.png"} for n in numbers],
+            pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]),
+        ),
+        "label": pyarrow.array([n % len(names) for n in numbers], pyarrow.int64()),
+        "width": pyarrow.array(list(numbers), pyarrow.int32()),
+    }
+    if captions:
+        columns["Caption"] = pyarrow.array([[f"item {n}", f"thing {n}"] for n in numbers])
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+    known = {"huggingface": json.dumps({"info": {"features": features}})} if metadata else {}
+    return pyarrow.table(columns).replace_schema_metadata(known)
+
+
+def save_to_disk(folder, parts):
+    """What ``Dataset.save_to_disk`` writes, with one file for each table."""
+    folder.mkdir(parents=True)
+    names = [f"data-{n:05d}-of-{len(parts):05d}.arrow" for n in range(len(parts))]
+    for name, part in zip(names, parts, strict=True):
+        with (
+            pyarrow.OSFile(str(folder / name), "wb") as sink,
+            pyarrow.ipc.new_stream(sink, part.schema) as writer,
+        ):
+            writer.write_table(part, max_chunksize=3)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+@pytest.fixture
+def parquet_folder(tmp_path, toys):
+    """A folder as on the hub: two files of train in groups of three rows, one of test."""
+    folder = tmp_path / "hub" / "data"
+    folder.mkdir(parents=True)
+    for name, start, stop in (
+        ("train-00000-of-00002-1a2b", 0, 7),
+        ("train-00001-of-00002-3c4d", 7, 10),
+        ("test-00000-of-00001-5e6f", 10, 12),
+    ):
+        rows = table(toys, start, stop)
+        pyarrow.parquet.write_table(rows, folder / f"{name}.parquet", row_group_size=3)
+    return tmp_path / "hub"
+
+
+def check(source, toys, start=0):
+    for index in (4, 0, len(source) - 1, 2):
+        record = source[index]
+        number = start + index
+        assert record.image == toys.picture(number) and record.key == f"{number}.png"
+        assert record.texts == (f"item {number}", f"thing {number}")
+        assert record.label == number % 2 and json.loads(record.meta)["width"] == number
+
+
+def test_a_folder_of_the_hub_has_its_splits(parquet_folder, toys):
+    data_set = sources.open(f"parquet:{parquet_folder}")
+    assert data_set.splits == {"train": 10, "test": 2}
+    assert data_set.class_names() == ["cat", "dog"] and data_set.has_texts
+    check(data_set.source("train"), toys)
+    assert data_set.source("test")[1].key == "11.png"
+
+
+def test_a_pattern_is_one_split(parquet_folder, toys):
+    data_set = sources.open(f"parquet:{parquet_folder}/data/train-0000{{0..1}}-*.parquet")
+    assert data_set.splits == {"train": 10}
+    check(data_set.source("train"), toys)
+
+
+def test_what_datasets_saved_is_read_in_place(tmp_path, toys):
+    save_to_disk(tmp_path / "one", [table(toys, 0, 7), table(toys, 7, 10)])
+    data_set = sources.open(f"arrow:{tmp_path / 'one'}")
+    assert data_set.splits == {"train": 10} and data_set.class_names() == ["cat", "dog"]
+    check(data_set.source("train"), toys)
+    save_to_disk(tmp_path / "two" / "train", [table(toys, 0, 5)])
+    save_to_disk(tmp_path / "two" / "validation", [table(toys, 5, 9)])
+    (tmp_path / "two" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
+    data_set = sources.open(f"arrow:{tmp_path / 'two'}")
+    assert data_set.splits == {"train": 5, "validation": 4}
+    assert data_set.source("validation")[0].key == "5.png"
+
+
+def test_training_reads_them(parquet_folder, tokenize):
+    pytest.importorskip("tensorflow")
+    iterator = pipeline.train_iterator(
+        {"name": f"parquet:{parquet_folder}", "image_size": 8},
+        tokenizer=tokenize,
+        global_batch_size=10,
+        seed=0,
+    )
+    batch = next(iterator)
+    iterator.close()
+    assert sorted(batch["text"][:, 1]) == list(range(10))
+
+
+def test_labels_alone_serve_for_evaluation(tmp_path, toys):
+    rows = table(toys, 0, 4, captions=False)
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    data_set = sources.open(f"parquet:{tmp_path}/a.parquet")
+    assert not data_set.has_texts and data_set.class_names() == ["cat", "dog"]
+    assert [data_set.source("train")[i].label for i in range(4)] == [0, 1, 0, 1]
+
+
+def test_bad_rows_are_told_one_by_one(tmp_path, toys):
+    rows = table(toys, 0, 3, metadata=False).to_pylist()
+    rows[0]["image"] = None
+    rows[1].update(label=None, Caption=None)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = sources.open(f"parquet:{tmp_path}/a.parquet").source("train")
+    assert [getattr(source[i], "reason", "") for i in range(3)] == [
+        "missing_image", "empty_caption", "",
+    ]  # fmt: skip
+    assert source[2].label == 0
+
+
+def test_a_damaged_group_is_bad_records_and_no_error(tmp_path, toys):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(
+        table(toys, 0, 6), path, row_group_size=3, compression="none", use_dictionary=False
+    )
+    data = bytearray(path.read_bytes())
+    middle = data.index(toys.picture(4))
+    data[middle - 60 : middle] = b"\xff" * 60
+    path.write_bytes(data)
+    source = sources.open(f"parquet:{path}").source("train")
+    read = [source[index] for index in range(6)]
+    assert [record.key for record in read[:3]] == ["0.png", "1.png", "2.png"]
+    assert any(isinstance(record, BadRecord) for record in read[3:]) or [
+        record.image for record in read[3:]
+    ] != [toys.picture(n) for n in range(3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("parquet:{tmp}/none.parquet", FileNotFoundError, "no such file"),
+        ("parquet:{tmp}/empty", FileNotFoundError, r"holds no \*.parquet"),
+        ("parquet:{tmp}/text.parquet", ValueError, "is no Parquet file"),
+        ("parquet:{tmp}/numbers.parquet", ValueError, "import the files with --image-column"),
+        ("arrow:{tmp}/emtpy", FileNotFoundError, "did you mean 'empty'"),
+        ("arrow:{tmp}/empty", ValueError, "it has no state.json"),
+        ("arrow:{tmp}/selected", ValueError, "flatten_indices"),
+        ("arrow:{tmp}/lost", FileNotFoundError, "state.json beside it names it"),
+        ("arrow:{tmp}/broken", ValueError, "no Arrow stream"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, toys, name, error, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("no parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "numbers.parquet")
+    for folder in ("selected", "lost", "broken"):
+        save_to_disk(tmp_path / folder, [table(toys, 0, 3)])
+    state = json.loads((tmp_path / "selected" / "state.json").read_text())
+    state["_indices_files"] = [{"filename": "indices.arrow"}]
+    (tmp_path / "selected" / "state.json").write_text(json.dumps(state))
+    (tmp_path / "lost" / "data-00000-of-00001.arrow").unlink()
+    (tmp_path / "broken" / "data-00000-of-00001.arrow").write_bytes(b"no arrow" * 9)
+    with pytest.raises(error, match=message):
+        sources.open(name.format(tmp=tmp_path))
+
+
+def test_threads_share_what_is_read(parquet_folder, toys):
+    from concurrent.futures import ThreadPoolExecutor
+
+    source = sources.open(f"parquet:{parquet_folder}").source("train")
+    wanted = np.random.default_rng(0).integers(0, 10, 200)
+    with ThreadPoolExecutor(4) as pool:
+        keys = list(pool.map(lambda index: source[int(index)].key, wanted))
+    assert keys == [f"{index}.png" for index in wanted]

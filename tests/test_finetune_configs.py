@@ -1,0 +1,180 @@
+"""configs/finetune_*.py: each starts from weights and does a step."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip import cli, models
+from jaxclip import config as config_lib
+from jaxclip.inference import convert
+from jaxclip.models import presets
+from jaxclip.train import checks, dry_run, init_from, loop, setup, state_io
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+NAMES = sorted(file.stem for file in CONFIGS.glob("finetune_*.py"))
+SMALL = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 64}
+OVERRIDES = ("global_batch_size=16", "data.name=emoji", "precision.compute_dtype=float32")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A workdir with random weights of ViT-B/32's layout, small."""
+    base = presets.get("vit_b32_quickgelu").to_dict()
+    base["image"] |= {**SMALL, "image_size": 64}
+    base["text"] |= {**SMALL, "vocab_size": 4096}
+    sizes = presets.CLIPConfig.from_dict({**base, "embed_dim": 16})
+    tokenizer = {"kind": "emoji_bpe", "path": "", "context_length": 77}
+    config = config_lib.resolve(
+        {"model": {"preset": "vit_b32_quickgelu", **sizes.to_dict()}, "tokenizer": tokenizer}
+    )
+    target = tmp_path_factory.mktemp("weights") / "b32"
+    convert.write_workdir(config, models.build(sizes).init(jax.random.key(3)), target)
+    return target
+
+
+def resolve(name, weights, *overrides):
+    phase = "lp:" if name == "finetune_lp_ft" else ""
+    spec = f"{CONFIGS / name}.py:{phase}{weights}"
+    return config_lib.resolve(config_lib.load_file(spec), (*OVERRIDES, *overrides))
+
+
+TRAINED = {
+    "finetune_full": ("image/", "objective/"),
+    "finetune_flyp": ("image/", "text/", "logit_scale"),
+    "finetune_lit": ("text/", "logit_scale"),
+    "finetune_lora": ("low_rank/",),
+    "finetune_lp_ft": ("objective/",),
+    "finetune_long_clip": ("image/", "text/", "logit_scale"),
+    "finetune_clip_refine": ("image/", "text/"),
+}
+
+
+def test_every_way_is_here():
+    assert sorted(TRAINED) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_traced_with_the_weights_and_trains_what_it_says(name, weights):
+    """Shapes alone: nothing is compiled."""
+    experiment = setup.build(resolve(name, weights), devices=jax.devices()[:1])
+    checks.trace(experiment)
+    config = experiment.config
+    names = state_io.named_leaves(experiment.abstract_state.params)
+    from jaxclip import config_check
+
+    trained = {n for n in names if not config_check.is_frozen(config, n)}
+    starts = TRAINED[name]
+    assert all(n.startswith(starts) or n.startswith("logit_scale") for n in trained)
+    assert all(any(n.startswith(start) for n in trained) for start in starts)
+    shapes = state_io.named_leaves(init_from.open_source(weights).read(None))
+    assert {n for n in shapes if np.shape(shapes[n]) != names[n].shape} == (
+        {"text/positions"} if name == "finetune_long_clip" else set()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_dry(name, weights, capsys):
+    result = dry_run.dry_run(resolve(name, weights), batch_size=16)
+    assert np.isfinite(result["loss"])
+    assert "start from" in capsys.readouterr().out
+
+
+def test_factors_of_layers_are_the_papers():
+    from jaxclip.optim.groups import layer_factors
+
+    sizes = presets.get("vit_b16")
+    shapes = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    factors = layer_factors(shapes, 0.6)
+    assert factors["image/positions"] == pytest.approx(0.6**13)  # .001306
+    assert factors["image/blocks_11/mlp/up/kernel"] == pytest.approx(0.6)
+    assert factors["image/norm_post/scale"] == 1.0
+
+
+def test_weights_must_be_named():
+    for name in NAMES:
+        phase = ":lp:" if name == "finetune_lp_ft" else ""
+        with pytest.raises(ValueError, match=re.escape(f"configs/{name}") + ".*PATH"):
+            config_lib.load_file(f"{CONFIGS / name}.py{phase}")
+    with pytest.raises(ValueError, match="begin with 'lp:' or 'ft:'"):
+        config_lib.load_file(f"{CONFIGS / 'finetune_lp_ft.py'}:weights")
+
+
+# The commands that mix.
+
+
+def run(*arguments):
+    return cli.main(["weights", *map(str, arguments)])
+
+
+def leaves(workdir):
+    return state_io.named_leaves(init_from.open_source(workdir).read(None))
+
+
+@pytest.fixture(scope="module")
+def other(weights, tmp_path_factory):
+    source = init_from.open_source(weights)
+    target = tmp_path_factory.mktemp("weights") / "other"
+    params = jax.tree.map(lambda x: x + 1.0, source.read(None))
+    convert.write_workdir(source.config, params, target)
+    return target
+
+
+def test_wise_ft_and_soup(weights, other, tmp_path, capsys):
+    assert run("wise-ft", "--before", weights, "--after", other, "--alpha", 0.25,
+               "--to", tmp_path / "mixed") == 0  # fmt: skip
+    assert "0.75 x" in capsys.readouterr().out
+    assert run("soup", "--from", weights, other, other, "--to", tmp_path / "soup") == 0
+    before, mixed, soup = (leaves(x) for x in (weights, tmp_path / "mixed", tmp_path / "soup"))
+    for name, leaf in before.items():
+        np.testing.assert_allclose(mixed[name], leaf + 0.25, atol=1e-6)
+        np.testing.assert_allclose(soup[name], leaf + 2 / 3, atol=1e-6)
+
+
+def test_mixing_mistakes_are_one_line(weights, tmp_path, trained, capsys):
+    for arguments, message in (
+        (("wise-ft", "--before", weights, "--after", trained, "--to", tmp_path / "x"),
+         "only models of one architecture mix"),
+        (("wise-ft", "--before", weights, "--after", weights, "--alpha", 2, "--to", tmp_path / "x"),
+         "--alpha 2.0 must be from 0"),
+        (("merge-lora", "--from", weights, "--to", tmp_path / "x"), "merged already"),
+        (("soup", "--from", weights, "--to", weights), "nothing is overwritten"),
+    ):  # fmt: skip
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_greedy_soup_keeps_what_helps(weights, other, tmp_path, capsys, tiny_dataset):
+    task = f"zero_shot data={tiny_dataset} split=test templates=name"
+    assert run("soup", "--from", weights, weights, "--to", tmp_path / "soup", "--task", task) == 0
+    assert "2 of 2 models" in capsys.readouterr().out
+    assert run("soup", "--from", weights, "--to", tmp_path / "x", "--task", task,
+               "--metric", "top7") == 2  # fmt: skip
+    assert "no metric 'top7'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_lp_then_ft_takes_the_head_and_wise_ft_mixes_it(weights, tmp_path):
+    small = ("total_steps=2", "objective=[{'name': 'class_head', 'num_classes': 4000}]",
+             "log_every_steps=1", "writers=['jsonl']", "data.image_ops=resize")  # fmt: skip
+    assert loop.train(resolve("finetune_lp_ft", weights, *small), tmp_path / "lp").finished
+    spec = f"{CONFIGS / 'finetune_lp_ft.py'}:ft:{tmp_path / 'lp'}"
+    config = config_lib.resolve(config_lib.load_file(spec), (*OVERRIDES, *small))
+    experiment = setup.build(config)
+    head = init_from.open_source(tmp_path / "lp").read_own(["class_head"])["class_head"]
+    start = experiment.init_state().params["objective"]["class_head"]
+    np.testing.assert_array_equal(start["kernel"], head["kernel"])
+    assert loop.train(config, tmp_path / "ft").finished
+    assert run("wise-ft", "--before", tmp_path / "lp", "--after", tmp_path / "ft",
+               "--to", tmp_path / "mixed") == 0  # fmt: skip
+    mixed, tuned = (
+        init_from.open_source(tmp_path / name).read_own(["class_head"])["class_head"]["kernel"]
+        for name in ("mixed", "ft")
+    )
+    np.testing.assert_allclose(mixed, (head["kernel"] + tuned) / 2, atol=1e-7)
