@@ -329,7 +329,7 @@ class Tower(abc.ABC):
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
-        """All stages; see :meth:`jaxclip.models.clip.CLIP.image_features`."""
+        """All stages; what may be asked is :class:`jaxclip.models.features.Asked`."""
         asked = features_lib.requests(
             self.config.depth,
             insert=insert,

@@ -314,6 +314,16 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
 
 
+_all_finite = jax.jit(all_finite)
+
+
+def what_is_not_finite(state: TrainState) -> str:
+    """``"gradient was"`` or ``"parameters are"`` if the state should not be saved, else empty."""
+    if int(state.nonfinite_streak):
+        return "gradient was"
+    return "" if bool(_all_finite(state.params)) else "parameters are"
+
+
 def optimizer_metrics(opt_state: optax.OptState) -> Metrics:
     """What the transformations say of themselves, one scalar each (means over tensors)."""
     return {
