@@ -1,13 +1,37 @@
 """Nothing injected: rates that are too high, depth, no warm-up, and cures in the towers.
 
     jaxclip lab --config configs/lab_cures.py --workdir workdir/lab_cures
+    jaxclip lab --config configs/lab_cures.py:towers --workdir workdir/lab_towers
 
 What breaks by itself at this size, and what holds it together (arXiv:2309.14322 for the proxies).
 """
 
 
-def get_config():
-    deep = {"image": {"depth": 6}}
+def both(**options):
+    """Options of both towers."""
+    return {"image": options, "text": options}
+
+
+def get_config(arg=""):
+    """The experiment; ``arg`` is empty or ``"towers"``."""
+    models = {
+        "": {
+            "plain": {},
+            "deep": {"image": {"depth": 6}},
+            "tract": {"image": {"first_layer": "tract"}},
+        },
+        "towers": {
+            "plain": {},
+            "qk_norm": both(qk_norm=True),
+            "soft_cap": both(attention_soft_cap=20.0),
+            "layer_scale": both(layer_scale=0.1),
+        },
+    }
+    if arg not in models:
+        raise ValueError(f"configs/lab_cures.py has no variant {arg!r}; there is 'towers'")
+    grid = [{"rules": ["adamw"]}]
+    if not arg:
+        grid.append({"rules": ["adamw_no_warmup"], "models": ["plain"]})
     return {
         "title": "What breaks by itself, and cures in the towers",
         "train": {"total_steps": 400, "optim": {"b2": 0.999}},
@@ -16,13 +40,6 @@ def get_config():
             "adamw_no_warmup": {"schedule": {"name": "constant", "warmup_steps": 0}},
         },
         "rates": [1e-3, 4e-3, 1.6e-2, 6.4e-2],
-        "models": {
-            "plain": {},
-            "deep": deep,
-            "tract": {"image": {"first_layer": "tract"}},
-        },
-        "grid": [
-            {"rules": ["adamw"]},
-            {"rules": ["adamw_no_warmup"], "models": ["plain"]},
-        ],
+        "models": models[arg],
+        "grid": grid,
     }

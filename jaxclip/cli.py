@@ -256,9 +256,11 @@ def _add_data(commands: Any) -> None:
     importer = _command(actions, "import", _data_import, "write a data set from your own files")
     info = _command(actions, "info", _data_info, "show splits, sizes and examples of a data set")
     info.add_argument("name", help='"emoji", a TFDS directory, or "webdataset:PATTERN"')
-    from jaxclip.data import import_cli
+    from jaxclip.data import import_cli, inspect_cli
 
     import_cli.add_arguments(importer)
+    look = _command(actions, "inspect", inspect_cli.run, "look closely at records, time the stages")
+    inspect_cli.add_arguments(look)
 
 
 def _add_report(commands: Any) -> None:

@@ -69,6 +69,7 @@ RUNTIME_KEYS = (
     "profile",
     "data.prefetch",
     "data.cache_decoded_mb",
+    "data.max_unusable",
     "data.num_parallel_calls",
 )
 

@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.shuffle_window": (1, 2**40),
     "data.shuffle_chunk": (1, 2**40),
     "data.cache_decoded_mb": (0, _INFINITY),
+    "data.max_unusable": (0.0, 1.0),
     "data.num_parallel_calls": (0, 4096),
     "data.prefetch": (0, 4096),
     "tokenizer.context_length": (1, 2**20),
@@ -48,6 +49,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.image.norm_eps": (0.0, 1.0),
     "model.image.tract_lambda": (0.0, _INFINITY),
     "model.text.norm_eps": (0.0, 1.0),
+    **{f"model.{tower}.attention_soft_cap": (0.0, _INFINITY) for tower in ("image", "text")},
+    **{f"model.{tower}.layer_scale": (0.0, _INFINITY) for tower in ("image", "text")},
+    **{f"model.{tower}.mup_base_width": (0, 65_536) for tower in ("image", "text")},
+    **{f"model.{tower}.mup_base_heads": (0, 4096) for tower in ("image", "text")},
     "model.text.vocab_size": (1, 2**26),
     **{f"model.{tower}.{key}": span for tower in ("image", "text") for key, span in _TOWER.items()},
     "low_rank.rank": (0, 65_536),
@@ -76,6 +81,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 _OPTIONAL: dict[str, tuple[type, ...]] = {
     "model.logit_bias_init": (float, int),
     "attention_implementation": (str,),
+    "model.image.layer_scale": (float, int),
+    "model.text.layer_scale": (float, int),
 }
 
 # What lists hold, and how much of it (None: any number). A string may stand for a list of strings.

@@ -17,6 +17,8 @@ BENCHMARKS = {
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
     "loss": "blockwise contrastive losses against the plain ones: time and memory",
     "memory": "memory of the process over a long run of the real loop",
+    "watch": "what the watch and the policies against spikes add to a step",
+    "mup": "whether learning rates carry over from narrow to wide models",
     "methods": "training methods on the built-in data, at equal pictures and equal time",
     "weights": "memory that opening published weights takes, at full size",
     "embed": "pictures a second of `jaxclip embed`, against open_clip's own loop",

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
     "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
     "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
+    "max_unusable": 0.5,  # share of the records drawn that may be unusable before the run stops
     "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
     "prefetch": 2,  # batches made ahead
 }

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxclip.data.ahead import Ahead, Closed
 from jaxclip.data.loader import RecordLoader
+from jaxclip.data.record import BadRecord
 
 Batch = dict[str, Any]
 
@@ -51,6 +52,15 @@ class TrainIterator(Iterator[Batch]):
             if error is not None:  # not TensorFlow's account of it
                 raise error from None
             raise
+
+    @property
+    def drawn(self) -> int:
+        """How many records were drawn so far that could be used."""
+        return self._stats.drawn
+
+    def bad_records(self) -> list[tuple[int, BadRecord]]:
+        """Bad records met so far, with their numbers; the first hundred thousand of them."""
+        return self._stats.bad()
 
     def stats(self) -> dict[str, dict[str, int]]:
         """What was met so far (also by steps made ahead): bad records, and what captions are like.

@@ -61,6 +61,7 @@ class RecordStats:
         self._bad: dict[int, BadRecord] = {}
         self._records: Counter[str] = Counter()
         self._uses: Counter[str] = Counter()
+        self._drawn = 0
 
     def add(self, index: int, bad: BadRecord) -> None:
         """Count one use of bad record ``index``; the first few are logged."""
@@ -69,13 +70,29 @@ class RecordStats:
             if index in self._bad:
                 return
             self._records[bad.reason] += 1
-            if len(self._bad) < _MAX_REMEMBERED:
+            # A store that did not answer may do so next time.
+            if len(self._bad) < _MAX_REMEMBERED and bad.reason != "unreachable":
                 self._bad[index] = bad
             count = sum(self._records.values())
         if count <= _MAX_LOGGED:
             last = "; further ones are only counted" if count == _MAX_LOGGED else ""
             name = f"record {index}" + (f" ({bad.key})" if bad.key else "")
             _LOG.warning("%s: %s is %s: %s%s", self._what, name, bad.reason, bad.detail, last)
+
+    def add_drawn(self, count: int) -> None:
+        """Count records that were drawn and could be used."""
+        with self._lock:
+            self._drawn += count
+
+    @property
+    def drawn(self) -> int:
+        """How often a record was drawn that could be used."""
+        return self._drawn
+
+    def bad(self) -> list[tuple[int, BadRecord]]:
+        """The bad records that are remembered, with their numbers."""
+        with self._lock:
+            return list(self._bad.items())
 
     def known(self, index: int) -> BadRecord | None:
         """What is known to be wrong with record ``index``."""
@@ -199,6 +216,7 @@ class RecordLoader:
         Raises:
           RuntimeError: so many replacements were bad as well that nothing usable is to be found.
         """
+        self.stats.add_drawn(len(indices))
         images = self._cache.images(indices) if self._keeps_square else None
         if images is not None:
             cached: list[Loaded | None] = [self._cache.get(int(index)) for index in indices]

@@ -162,6 +162,17 @@ class Model:
         text = self.encode_text(tokens, params=params)
         return jnp.exp(params["logit_scale"]) * image @ text.T + params.get("logit_bias", 0.0)
 
+    def _holding(self, tower: str, params: Params) -> Params:
+        """The parameters, if a tower is among them: published weights may hold one alone."""
+        params = self.params if params is None else params
+        if tower not in params:
+            there = " and ".join(t for t in ("image", "text") if t in params) or "no"
+            raise ValueError(
+                f"{self.path} holds the {there} tower alone: nothing can embed "
+                f"{'texts' if tower == 'text' else 'images'}"
+            )
+        return params
+
     def caption(
         self,
         images: Picture | Sequence[Picture],
@@ -233,17 +244,6 @@ class Model:
     @functools.cached_property
     def _terms(self) -> dict[str, Any]:
         return {}
-
-    def _holding(self, tower: str, params: Params) -> Params:
-        """The parameters, if a tower is among them: published weights may hold one alone."""
-        params = self.params if params is None else params
-        if tower not in params:
-            there = " and ".join(t for t in ("image", "text") if t in params) or "no"
-            raise ValueError(
-                f"{self.path} holds the {there} tower alone: nothing can embed "
-                f"{'texts' if tower == 'text' else 'images'}"
-            )
-        return params
 
     def _resized(self, arrays: list[np.ndarray]) -> np.ndarray:
         draws = np.zeros((len(arrays), self._chain.num_draws), np.float32)

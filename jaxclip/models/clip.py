@@ -95,6 +95,7 @@ class CLIP:
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -119,6 +120,8 @@ class CLIP:
           low_rank: {kernel path within the tower: (A, B)}, A B is added to the kernel (LoRA).
           hidden: layers to return, 0 = after the embedding, i = after block i (from 1).
           attention: blocks whose attention weights are returned, from 0.
+          largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over
+            blocks, but holds one block's scores.
           train: whether dropout and patch dropout are on.
           keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A
             row's draw depends on its key alone. The towers want keys of their own.
@@ -136,6 +139,7 @@ class CLIP:
             low_rank=low_rank,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
             train=train,
             keys=keys,
         )
@@ -152,6 +156,7 @@ class CLIP:
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -163,7 +168,8 @@ class CLIP:
           keep: int32[B, K], ascending, the places of the text to run.
           insert: inserted tokens stand before the text, so that all of a causal text sees them;
             with ``Insert(at=…)`` they take the places of tokens.
-          attend, attention_bias, low_rank, hidden, attention, train, keys: as there.
+          attend, attention_bias, low_rank, hidden, attention, largest_logits, train, keys: as
+            there.
         """
         return self.text.features(
             params["text"],
@@ -175,6 +181,7 @@ class CLIP:
             low_rank=low_rank,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
             train=train,
             keys=keys,
         )
@@ -189,6 +196,10 @@ class CLIP:
     def project_text(self, params: Params, x: jax.Array) -> jax.Array:
         """:meth:`project_image` for texts."""
         return self.text.project(params["text"], x).astype(jnp.float32)
+
+
+def _name(implementation: Any) -> str:
+    return "fused" if callable(implementation) else implementation
 
 
 def build(
@@ -219,12 +230,19 @@ def build(
         (:func:`jaxclip.models.layers.dense`).
 
     Raises:
-      ValueError: an unknown remat policy or attention implementation.
+      ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
     """
     if remat != "none":
         layers.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
+    capped = [t for t in ("image", "text") if getattr(config, t).attention_soft_cap]
+    if capped and attention_implementation not in (None, "xla"):
+        raise ValueError(
+            f"model.{capped[0]}.attention_soft_cap needs its own attention scores, which "
+            f"attention_implementation={_name(attention_implementation)!r} does not give; set "
+            "it to None"
+        )
     if not callable(attention_implementation) and attention_implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"attention_implementation={attention_implementation!r}; use None, 'xla', 'cudnn' or "

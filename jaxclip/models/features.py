@@ -36,7 +36,8 @@ class Features(NamedTuple):
       attention: float32[B, H, M+P+N, M+P+N], softmax weights of the blocks asked for, counted from
         0; -1 = the last.
       aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm,
-        where there are any.
+        where there are any; ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of
+        each row, block and head, without a gradient, where they were asked for.
     """
 
     embedding: jax.Array
@@ -73,10 +74,14 @@ class Tokens:
 
 
 class Taps(NamedTuple):
-    """What was read on the way through the blocks; as in :class:`Features`."""
+    """What was read on the way through the blocks; as in :class:`Features`.
+
+    ``largest`` are float32[blocks, B, H] of runs of blocks, in order.
+    """
 
     hidden: dict[int, jax.Array]
     attention: dict[int, jax.Array]
+    largest: list[jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +186,7 @@ class Requests:
     hidden: tuple[int, ...]
     attention: tuple[int, ...]
     depth: int
+    largest_logits: bool = False
 
     def cuts(self, start: int, stop: int) -> list[int]:
         """Where blocks[start:stop] come apart into runs of blocks that are all treated alike."""
@@ -199,6 +205,7 @@ class Requests:
             None if bias is None else pad_bias(bias, inserted),
             self.attend.get(block, Attend()),
             block in asked,
+            self.largest_logits,
         )
 
 
@@ -210,6 +217,7 @@ def requests(
     attention_bias: BiasLike = None,
     hidden: Sequence[int] = (),
     attention: Sequence[int] = (),
+    largest_logits: bool = False,
 ) -> Requests:
     """Check what is asked of a tower of ``depth`` blocks.
 
@@ -229,7 +237,15 @@ def requests(
         bias = {_index(b, depth, "attention_bias"): _bias(x) for b, x in bias.items()}
     elif bias is not None:
         bias = _bias(bias)
-    return Requests(as_insert(insert, depth), chosen, bias, tuple(hidden), tuple(attention), depth)
+    return Requests(
+        as_insert(insert, depth),
+        chosen,
+        bias,
+        tuple(hidden),
+        tuple(attention),
+        depth,
+        largest_logits,
+    )
 
 
 def pad_bias(bias: jax.Array, inserted: int) -> jax.Array:

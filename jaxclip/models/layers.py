@@ -65,14 +65,29 @@ class How(NamedTuple):
       bias: float32, broadcast to [B, H, L, L], added to the scores; None for nothing.
       attend: another attention and the switches of residual and MLP.
       weights: whether the attention weights are returned.
+      largest: whether each row's largest attention logits are returned.
     """
 
     bias: jax.Array | None = None
     attend: Attend = Attend()
     weights: bool = False
+    largest: bool = False
 
 
 UNCHANGED = How()
+
+
+class Taken(NamedTuple):
+    """What was read of a block's attention.
+
+    Attributes:
+      weights: float32[B, H, Q, K], or None.
+      largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
+        gradient; or None.
+    """
+
+    weights: jax.Array | None = None
+    largest: jax.Array | None = None
 
 
 class Variant(NamedTuple):
@@ -84,7 +99,12 @@ class Variant(NamedTuple):
       qkv_bias: ``"all"``, ``"qv"`` (keys have none) or ``"none"``.
       mlp: ``"plain"``, or ``"gated"`` for down(activation(gate(x)) * up(x)).
       sub_norm: a norm before the output maps of attention and MLP.
-      layer_scale: initial value of a learned scale of each channel that a branch adds; 0 for none.
+      layer_scale: initial value of a learned scale of each channel that a branch adds, 0 among
+        them; None for none.
+      qk_norm: layer norms (without bias) of each head's queries and keys, with gains that the heads
+        share (Dehghani et al., 2023, arXiv:2302.05442).
+      attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
+      score_scale: another factor on q·k / sqrt(d).
     """
 
     norm: str = "layer"
@@ -92,7 +112,10 @@ class Variant(NamedTuple):
     qkv_bias: str = "all"
     mlp: str = "plain"
     sub_norm: bool = False
-    layer_scale: float = 0.0
+    layer_scale: float | None = None
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    score_scale: float = 1.0
 
 
 PLAIN = Variant()
@@ -118,8 +141,8 @@ class Attention(nn.Module):
         causal: bool,
         how: How = UNCHANGED,
         turns: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """[B, Q, C], [B, K, C] -> [B, Q, C] and weights float32[B, H, Q, K], if asked for.
+    ) -> tuple[jax.Array, Taken]:
+        """[B, Q, C], [B, K, C] -> [B, Q, C] and what was asked for.
 
         mask: bool, broadcast to [B, heads, Q, K]. turns: rotary angles of queries and keys, which
         are the same tokens then (:func:`jaxclip.models.rotary.rotate`).
@@ -134,10 +157,22 @@ class Attention(nn.Module):
                 strict=True,
             )
         )
+        if self.variant.qk_norm:
+            query, key = (
+                head_norm(self.norm_eps, self.dtype, name)(
+                    x.reshape(*x.shape[:-1], self.num_heads, -1)
+                ).reshape(x.shape)
+                for name, x in (("query_norm", query), ("key_norm", key))
+            )
         if turns is not None:
             query, key = (turn_heads(x, self.num_heads, turns) for x in (query, key))
+        if self.variant.score_scale != 1.0:
+            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
+        largest = None
+        if how.largest:
+            largest = largest_scores(query, key, self.num_heads, mask, causal)
         weights = None
-        if how.attend.fn is not None or how.weights:
+        if how.attend.fn is not None or how.weights or self.variant.attention_soft_cap:
             out, weights = self.explicit(query, key, value, mask, causal, how)
         elif (
             callable(self.implementation) and mask is None and how.bias is None and queries is keys
@@ -158,7 +193,8 @@ class Attention(nn.Module):
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
         if self.variant.sub_norm:
             out = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(out)
-        return dense(width, self.dtype, "out", flat=self.flat)(out), weights
+        out = dense(width, self.dtype, "out", flat=self.flat)(out)
+        return out, Taken(weights if how.weights else None, largest)
 
     def explicit(
         self,
@@ -172,7 +208,8 @@ class Attention(nn.Module):
         """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
         bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
         query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
-        weights = (how.attend.fn or _own_weights)(query, key, value, bias)
+        own = functools.partial(_own_weights, soft_cap=self.variant.attention_soft_cap)
+        weights = (how.attend.fn or own)(query, key, value, bias)
         shape = (*query.shape[:3], key.shape[2])
         try:
             weights = jnp.broadcast_to(weights, shape)
@@ -237,8 +274,8 @@ class Block(nn.Module):
         how: How = UNCHANGED,
         keys: jax.Array | None = None,
         turns: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """[B, L, C] -> [B, L, C] and the attention weights float32[B, H, L, L], if asked for.
+    ) -> tuple[jax.Array, Taken]:
+        """[B, L, C] -> [B, L, C] and what was asked for.
 
         Args:
           x: input.
@@ -258,19 +295,19 @@ class Block(nn.Module):
             self.num_heads, self.dtype, self.implementation, name="attention", **sizes
         )
         y = x if post else attention_norm(x)
-        y, weights = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
+        y, taken = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
         x = x + y if how.attend.residual else y
         if how.attend.mlp:
             mlp = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)
             y = mlp_norm(mlp(x)) if post else mlp(mlp_norm(x))
             x = x + self.drop(self.scale(y, "mlp"), keys, 1)
-        return x, weights
+        return x, taken
 
     def scale(self, x: jax.Array, branch: str) -> jax.Array:
         """LayerScale (Touvron et al., 2021, arXiv:2103.17239)."""
         initial = self.variant.layer_scale
-        if not initial:
+        if initial is None:
             return x
         start = nn.initializers.constant(initial)
         return x * self.param(f"{branch}_scale", start, x.shape[-1:]).astype(self.dtype)
@@ -290,11 +327,13 @@ class AttentionPool(nn.Module):
     norm_eps: float
     dtype: Any
     flat: bool = False
+    probe_init: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, L, C] -> [B, C]."""
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
+        drawn = self.probe_init or nn.initializers.xavier_uniform()
+        probe = self.param("probe", drawn, (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
         attention = Attention(self.num_heads, self.dtype, flat=self.flat, name="attention")
         x, _ = attention(probe, x, mask=mask, causal=False)
@@ -303,7 +342,9 @@ class AttentionPool(nn.Module):
         return (x + y)[:, 0]
 
 
-def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def softmax_weights(
+    query: jax.Array, key: jax.Array, bias: jax.Array | None = None, soft_cap: float = 0.0
+) -> jax.Array:
     """softmax(Q K^T / sqrt(d) + bias) over keys, in float32.
 
     ``softmax_weights(q, q, bias)`` and ``softmax_weights(k, k, bias)`` are the self-self attention
@@ -313,20 +354,52 @@ def softmax_weights(query: jax.Array, key: jax.Array, bias: jax.Array | None = N
       query: [B, H, Q, d].
       key: [B, H, K, d].
       bias: broadcast to [B, H, Q, K], or None.
+      soft_cap: c, before the bias scores become c tanh(scores / c); 0 for none.
 
     Returns:
       float32[B, H, Q, K].
     """
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
+    if soft_cap:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
     return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
 
 
 def _own_weights(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
     del value
-    return softmax_weights(query, key, bias)
+    return softmax_weights(query, key, bias, soft_cap)
+
+
+def largest_scores(
+    query: jax.Array, key: jax.Array, num_heads: int, mask: jax.Array | None, causal: bool
+) -> jax.Array:
+    """The largest q·k / sqrt(d) of each row and head, of pairs that see each other.
+
+    Args:
+      query: [B, Q, C].
+      key: [B, K, C].
+      num_heads: H.
+      mask: bool, broadcast to [B, H, Q, K], or None.
+      causal: no token sees those behind it.
+
+    Returns:
+      float32[B, H], without a gradient.
+    """
+    query, key = jax.lax.stop_gradient((query, key))
+    query, key = split_heads(query, num_heads), split_heads(key, num_heads)
+    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = scores * query.shape[-1] ** -0.5
+    hidden = score_bias(None, mask, causal, (query.shape[2], key.shape[2]))
+    if hidden is not None:
+        scores = jnp.where(hidden < 0, -jnp.inf, scores)
+    return jnp.max(scores, axis=(2, 3))
 
 
 def score_bias(
@@ -438,6 +511,11 @@ def norm(epsilon: float, dtype: Any, name: str | None, kind: str = "layer") -> A
     arXiv:1910.07467); statistics are float32 whatever ``dtype`` is."""
     cls = nn.RMSNorm if kind == "rms" else nn.LayerNorm
     return cls(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def head_norm(epsilon: float, dtype: Any, name: str | None) -> nn.LayerNorm:
+    """Layer norm without a bias, of each head's queries or keys."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_bias=False, name=name)
 
 
 def unit(x: jax.Array) -> jax.Array:

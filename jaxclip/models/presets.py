@@ -60,7 +60,6 @@ class ImageConfig:
       norm_place: ``"pre"`` (before attention and MLP), or ``"post"`` (of what they add).
       sub_norm: a norm before the output maps of attention and MLP (EVA-02).
       qkv_bias: biases of queries, keys and values: ``"all"``, ``"qv"`` or ``"none"``.
-      layer_scale: initial value of a learned scale of what attention and MLP add; 0 for none.
       projection: ``"linear"`` (no bias) or ``"linear_bias"`` to the joint space, or ``"none"`` if
         ``width`` is its size.
       alpha: pictures may have a fourth channel, 0 to 1, that says what to attend to (Alpha-CLIP);
@@ -75,6 +74,12 @@ class ImageConfig:
       first_layer: ``"plain"``, or ``"tract"`` for TrAct's gradient of the patch embedding
         (:mod:`jaxclip.models.tract`).
       tract_lambda: its ridge.
+      qk_norm: layer norm of each head's queries and keys (Dehghani et al., 2023, arXiv:2302.05442).
+      attention_soft_cap: c, attention scores become c tanh(scores / c) (Gemma 2: 50); 0 for none.
+      layer_scale: initial gains of what attention and MLP add (Touvron et al., 2021,
+        arXiv:2103.17239), 0 among them; None for no gains.
+      mup_base_width: width at which muP is no change (:mod:`jaxclip.models.mup`); 0 for no muP.
+      mup_base_heads: heads at that width; 0 where the size of a head is the same.
     """
 
     image_size: int = 224
@@ -106,7 +111,6 @@ class ImageConfig:
     norm_place: str = "pre"
     sub_norm: bool = False
     qkv_bias: str = "all"
-    layer_scale: float = 0.0
     projection: str = "linear"
     alpha: bool = False
     num_registers: int = 0
@@ -115,8 +119,14 @@ class ImageConfig:
     patch_dropout: float = 0.0
     first_layer: str = "plain"
     tract_lambda: float = 0.1
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
 
     def __post_init__(self) -> None:
+        _cures("image", self)
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
         _rate("image.dropout", self.dropout)
         _rate("image.patch_dropout", self.patch_dropout)
@@ -179,7 +189,7 @@ class ImageConfig:
             )
         if self.pool_prefix and self.pool == "cls":
             raise ValueError("model.image.pool_prefix=True is for pool='mean' or 'map', not 'cls'")
-        for name in ("pool_heads", "pool_mlp_dim", "rope_grid", "layer_scale"):
+        for name in ("pool_heads", "pool_mlp_dim", "rope_grid"):
             if getattr(self, name) < 0:
                 raise ValueError(f"model.image.{name}={getattr(self, name)} is negative; use 0")
         if self.pool == "queries" and (self.num_queries < 2 or self.projection == "none"):
@@ -227,7 +237,8 @@ class TextConfig:
       projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), ``"mlp"`` (two layers
         with a GELU between, no biases: open_clip's towers of transformers), or ``"none"`` if
         ``width`` is the size of the joint space.
-      dropout: as in :class:`ImageConfig`.
+      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads: as in
+        :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408
@@ -244,11 +255,17 @@ class TextConfig:
     projection: str = "linear"
     dropout: float = 0.0
     pad_id: int = 0
+    qk_norm: bool = False
+    attention_soft_cap: float = 0.0
+    layer_scale: float | None = None
+    mup_base_width: int = 0
+    mup_base_heads: int = 0
     eos_id: int = 0
     kind: str = "transformer"
     num_positions: int = 0
 
     def __post_init__(self) -> None:
+        _cures("text", self)
         _rate("text.dropout", self.dropout)
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
@@ -311,11 +328,6 @@ class CLIPConfig:
         """Channels of the image tower's tokens."""
         return self.embed_dim if self.image.pool == "queries" else self.image.width
 
-    @property
-    def whole_batch(self) -> tuple[str, ...]:
-        """Options with which a gradient needs the whole batch in one pass through a tower."""
-        return ("model.image.first_layer='tract'",) if self.image.first_layer == "tract" else ()
-
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict; tuples become lists, so that it survives JSON."""
         return {
@@ -366,6 +378,30 @@ def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
 def _rate(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"model.{name}={value}; use a rate from 0 (none) to below 1")
+
+
+def _cures(tower: str, config: Any) -> None:
+    """Refuse options of attention and residual branches that can't be."""
+    cap, scale = config.attention_soft_cap, config.layer_scale
+    if not 0 <= cap < math.inf:
+        raise ValueError(f"model.{tower}.attention_soft_cap={cap}; use 50, say, or 0 for none")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ValueError(
+            f"model.{tower}.layer_scale={scale} is negative or infinite; use 1e-4, say, or None "
+            "for no gains"
+        )
+    base, heads = config.mup_base_width, config.mup_base_heads
+    given = config.qk_norm or cap or scale is not None or heads
+    if given and getattr(config, "kind", "") == "roberta":
+        raise ValueError(
+            f"model.{tower}.kind='roberta' has no qk_norm, attention_soft_cap, layer_scale or "
+            "mup_base_heads; leave them out"
+        )
+    if base < 0 or heads < 0 or (heads and (not base or base % heads)):
+        raise ValueError(
+            f"model.{tower}.mup_base_heads={heads}, mup_base_width={base}: use a width and a "
+            "number of heads that divides it, or 0 for both"
+        )
 
 
 def _heads(tower: str, width: int, num_heads: int) -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import layers
+from jaxclip.models import layers, mup
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
 
 Params = Mapping[str, Any]
@@ -132,6 +132,7 @@ class Tower(abc.ABC):
     def variant(self) -> layers.Variant:
         """What the blocks have beside the plain ones, of the fields that the configuration has."""
         fields = {name: getattr(self.config, name, None) for name in layers.Variant._fields}
+        fields["score_scale"] = mup.attention_scale(self.config)
         return layers.PLAIN._replace(**{k: v for k, v in fields.items() if v is not None})
 
     @property
@@ -149,6 +150,7 @@ class Tower(abc.ABC):
             c.norm_eps,
             self.dtype,
             self.flat_products,
+            mup.input_init(c),
             parent=None,
         )
 
@@ -196,7 +198,7 @@ class Tower(abc.ABC):
         stop = self.config.depth if stop is None else stop
         if not 0 <= start <= stop <= self.config.depth:
             raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
-        taps = Taps({}, {})
+        taps = Taps({}, {}, [])
         cuts = asked.cuts(start, stop)
         self._tap(taps, asked, tokens, start)
         for first, end in features_lib.pairs(cuts):
@@ -204,12 +206,14 @@ class Tower(abc.ABC):
                 tokens = features_lib.put_in(tokens, asked.insert, first, self.prefix)
             how = asked.how(first, tokens.inserted)
             run = [params[f"blocks_{index}"] for index in range(first, end)]
-            x, weights = self._run(run, tokens, how, keys, first)
+            x, taken = self._run(run, tokens, how, keys, first)
             tokens = dataclasses.replace(tokens, x=x)
             self._tap(taps, asked, tokens, end)
-            if weights is not None:
+            if taken.weights is not None:
                 for name in features_lib.names_of(first, asked.attention, self.config.depth):
-                    taps.attention[name] = weights
+                    taps.attention[name] = taken.weights
+            if taken.largest is not None:
+                taps.largest.append(taken.largest)
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
@@ -223,13 +227,16 @@ class Tower(abc.ABC):
         how: layers.How,
         keys: jax.Array | None,
         first: int,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """A run of blocks that are treated alike; attention weights only of a run of one."""
+    ) -> tuple[jax.Array, layers.Taken]:
+        """A run of blocks that are treated alike; attention weights only of a run of one.
+
+        The largest scores of the blocks are stacked, float32[blocks, B, H].
+        """
         block, x = self.block, tokens.x
         mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
-        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, jax.Array | None]:
+        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
                 params = self.gather_block(params)
             own = None if keys is None else dropout_lib.fold_in(keys, index)
@@ -243,15 +250,22 @@ class Tower(abc.ABC):
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                weights = None
+                taken, largest = layers.Taken(), []
                 for index, params in zip(indices, run, strict=True):
-                    x, weights = apply(params, x, index if keys is not None else None)
-                return x, weights
+                    x, taken = apply(params, x, index if keys is not None else None)
+                    largest.append(taken.largest)
+                if how.largest and largest:
+                    taken = taken._replace(largest=jnp.stack(largest))
+                return x, taken
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
             places = None if keys is None else jnp.arange(first, first + len(run))
-            return jax.lax.scan(
-                lambda x, xs: (apply(xs[0], x, xs[1])[0], None), x, (stacked, places)
-            )
+
+            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array | None]:
+                x, taken = apply(xs[0], x, xs[1])
+                return x, taken.largest
+
+            x, scores = jax.lax.scan(one, x, (stacked, places))
+            return x, layers.Taken(largest=scores)
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
         """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
@@ -311,6 +325,7 @@ class Tower(abc.ABC):
         low_rank: features_lib.LowRank | None = None,
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
+        largest_logits: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -322,6 +337,7 @@ class Tower(abc.ABC):
             attention_bias=attention_bias,
             hidden=hidden,
             attention=attention,
+            largest_logits=largest_logits,
         )
         rates = self.random_rates() if train else {}
         if rates:
@@ -341,7 +357,7 @@ class Tower(abc.ABC):
           tokens: what the last block gave.
           taps: what was read on the way, for the result.
         """
-        taps = taps or Taps({}, {})
+        taps = taps or Taps({}, {}, [])
         inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
@@ -350,6 +366,8 @@ class Tower(abc.ABC):
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+            if taps.largest:
+                aux["largest_logits"] = jnp.concatenate(taps.largest).swapaxes(0, 1)
         return Features(
             embedding=layers.unit(raw),
             raw=raw,
@@ -367,7 +385,7 @@ class Tower(abc.ABC):
     def qkv(
         self, params: Params, x: jax.Array, block: int, turns: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values that a block makes of its input.
+        """Queries, keys and values that a block makes of its input, as its scores are made of them.
 
         Args:
           params: of the tower.
@@ -393,10 +411,18 @@ class Tower(abc.ABC):
         heads = []
         for name, layer in zip(("query", "key", "value"), linear, strict=True):
             out: Any = layer.apply({"params": p["attention"][name]}, y)
+            if self.variant.qk_norm and name != "value":
+                own = layers.head_norm(self.config.norm_eps, self.dtype, None)
+                parts = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
+                parts = own.apply({"params": p["attention"][f"{name}_norm"]}, parts)
+                out = parts.reshape(out.shape)
             if turns is not None and name != "value":
                 out = layers.turn_heads(out, self.config.num_heads, turns)
             heads.append(layers.split_heads(out, self.config.num_heads))
-        return heads[0], heads[1], heads[2]
+        query = heads[0]
+        if self.variant.score_scale != 1.0:
+            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
+        return query, heads[1], heads[2]
 
     def attention_out(
         self, params: Params, weights: jax.Array, value: jax.Array, block: int

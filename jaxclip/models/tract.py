@@ -17,8 +17,9 @@ import jax.numpy as jnp
 def dot_general(ridge: float) -> Callable[..., jax.Array]:
     """A product for ``nn.Dense(dot_general=…)`` with TrAct's gradient of the kernel.
 
-    The patches are those of one pass through the tower, on all devices. A training step with
-    micro-batches is refused, as each would be whitened by its own patches alone.
+    The patches are those of one pass through the tower, on all devices. With micro-batches each
+    pass would be whitened by its own patches alone: there the training step takes the plain
+    gradient of all of them, and whitens the sum (:func:`solve`).
 
     Args:
       ridge: λ; 0.1 in the paper.
@@ -50,6 +51,27 @@ def _backward(ridge: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, 
 _product.defvjp(_forward, _backward)
 
 
+def moment(x: jax.Array) -> jax.Array:
+    """xᵀx of [m, n] inputs: float32[n, n]."""
+    return jnp.matmul(
+        x.T, x, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST
+    )
+
+
+def solve(total: jax.Array, count: int, gradient: jax.Array, ridge: float) -> jax.Array:
+    """(total/m + λI)⁻¹ times a gradient, in float32.
+
+    Args:
+      total: [n, n], :func:`moment` of all inputs.
+      count: m, how many they are.
+      gradient: [n, k], the kernel's, xᵀg.
+      ridge: λ > 0.
+    """
+    matrix = total / count + ridge * jnp.eye(total.shape[0], dtype=jnp.float32)
+    factor = jax.scipy.linalg.cho_factor(matrix)
+    return jax.scipy.linalg.cho_solve(factor, gradient.astype(jnp.float32))
+
+
 def whiten(x: jax.Array, gradient: jax.Array, ridge: float) -> jax.Array:
     """(xᵀx/m + λI)⁻¹ times a gradient, in float32.
 
@@ -58,9 +80,4 @@ def whiten(x: jax.Array, gradient: jax.Array, ridge: float) -> jax.Array:
       gradient: [n, k], the kernel's, xᵀg.
       ridge: λ > 0.
     """
-    moment = jnp.matmul(
-        x.T, x, preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST
-    )
-    moment = moment / x.shape[0] + ridge * jnp.eye(x.shape[1], dtype=jnp.float32)
-    factor = jax.scipy.linalg.cho_factor(moment)
-    return jax.scipy.linalg.cho_solve(factor, gradient.astype(jnp.float32))
+    return solve(moment(x), x.shape[0], gradient, ridge)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import heads, layers, rotary, tract
+from jaxclip.models import heads, layers, mup, rotary, tract
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
@@ -255,7 +255,8 @@ class Embed(nn.Module):
             grid = (x.shape[1], x.shape[2])
             x = x.reshape(x.shape[0], grid[0] * grid[1], -1)  # [B, N, C]
         if x.shape[-1] != c.width:
-            x = layers.dense(c.width, self.dtype, "stem_out", flat=self.flat)(x)
+            init = mup.input_init(c)
+            x = layers.dense(c.width, self.dtype, "stem_out", init=init, flat=self.flat)(x)
         x = self.add_positions(x, grid)
         has_token = c.has_class_token
         if keep is not None:
@@ -314,6 +315,7 @@ class Embed(nn.Module):
             self.dtype,
             "patch_embedding",
             use_bias=c.patch_bias,
+            init=mup.input_init(c),
             flat=self.flat,
             dot_general=product,
         )(pieces)
@@ -328,7 +330,8 @@ class Embed(nn.Module):
         c = self.config
         has_token = c.has_class_token
         if has_token:
-            token = self.param("class_token", nn.initializers.normal(c.width**-0.5), (c.width,))
+            drawn = nn.initializers.normal(mup.base_width(c) ** -0.5)
+            token = self.param("class_token", drawn, (c.width,))
             token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, c.width))
             x = jnp.concatenate([token, x], axis=1)
         if c.positions == "sincos" and isinstance(grid, tuple):
@@ -337,7 +340,8 @@ class Embed(nn.Module):
         if c.positions == "none":
             return x
         shape = (c.grid * c.grid + has_token, c.width)
-        table = self.param("positions", nn.initializers.normal(c.width**-0.5), shape)
+        drawn = nn.initializers.normal(mup.base_width(c) ** -0.5)
+        table = self.param("positions", drawn, shape)
         if c.max_patches:
             sizes = jnp.asarray(grid, jnp.int32).reshape(-1, 2)
             return x + sequence_positions(table, c.grid, sizes, x.shape[1]).astype(self.dtype)

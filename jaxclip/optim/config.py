@@ -41,7 +41,7 @@ from jaxclip.optim.spectra_clip import spectra_clip
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
-from jaxclip.registry import hint
+from jaxclip.registry import check_options, hint
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -132,6 +132,7 @@ _SECTIONS = (
     "learning_rate_multipliers",
     "sam",
     "skip",
+    "qk_clip",  # after the update, by the step: it must know the forward pass
 )
 # Arguments of optimizers that this module gives.
 _GIVEN = ("learning_rate", "mask", "weight_decay_mask", "muon_weight_dimension_numbers")
@@ -175,6 +176,8 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
           (:func:`jaxclip.optim.skip_on_spike`, which also looks at the loss if ``update`` gets it
           as ``value``; the train step gives it). Outermost: a skipped step leaves everything above
           as it was.
+        * ``qk_clip``: ``{"threshold": …}``, :func:`jaxclip.optim.qk_clip` after each update. It is
+          no part of the transformation, for it wants attention logits: the train step does it.
 
         Patterns are regular expressions, searched in paths such as
         ``image/blocks_0/mlp/up/kernel``; one that matches no parameter is an error.
@@ -209,6 +212,7 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
     config = _sections.plain(config)
     if "name" not in config:
         raise ValueError(f"optim.name is required; known: {', '.join(sorted(OPTIMIZERS))}")
+    read_qk_clip(config.get("qk_clip"))
     used: list[tuple[str, str]] = []
     groups = read_groups("optim.groups", config.get("groups"))
     used += [(f"optim.groups[{i}].pattern", group.pattern) for i, group in enumerate(groups)]
@@ -226,6 +230,23 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
         tx = _sharpness.sharpness_aware(tx, config["sam"])
     tx = _skipping(tx, config.get("skip"))
     return _checking(tx, used)
+
+
+def read_qk_clip(section: Any) -> float | None:
+    """The threshold of ``optim.qk_clip``, or None without it.
+
+    Raises:
+      ValueError: an unknown option, or a threshold that is no number above 0.
+    """
+    if section is None:
+        return None
+    if not isinstance(section, Mapping):
+        raise ValueError(f"optim.qk_clip={section!r} must be a mapping, {{'threshold': 100.0}}")
+    check_options(section, ["threshold"], "optim.qk_clip")
+    threshold = _sections.number("optim.qk_clip.threshold", section.get("threshold", 100.0))
+    if not threshold > 0:
+        raise ValueError(f"optim.qk_clip.threshold={threshold} must be above 0")
+    return threshold
 
 
 def _clippers(

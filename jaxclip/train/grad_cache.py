@@ -57,7 +57,7 @@ def value_and_grad(
 
     def accumulated(params: Params, batch: Batch) -> Any:
         size = next(iter(batch.values())).shape[0]
-        split, join = _splitter(size, num_micro_batches, mesh)
+        split, join = splitter(size, num_micro_batches, mesh)
         pieces = jax.tree.map(split, batch)
         _, parts = jax.lax.scan(lambda _, piece: (None, forward(params, piece)), None, pieces)
         outputs = jax.tree.map(join, parts)
@@ -100,11 +100,20 @@ def _combine(floats: list[jax.Array], rest: Any) -> Any:
     return jax.tree.unflatten(treedef, [next(left) if x is None else x for x in others])
 
 
-def _splitter(
+def splitter(
     size: int, count: int, mesh: Mesh | None
 ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
     """Functions ``[B, ...] -> [count, B / count, ...]`` and back that move no row to another
-    device."""
+    device.
+
+    Args:
+      size: B.
+      count: pieces.
+      mesh: the mesh the batch is sharded over; None for one device.
+
+    Raises:
+      ValueError: the rows of a device do not divide.
+    """
     shards = 1 if mesh is None else batch_shards(mesh)
     if size % (shards * count):
         raise ValueError(

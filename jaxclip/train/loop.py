@@ -31,6 +31,7 @@ from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.train.data_faults import DataFaults
 from jaxclip.train.errors import RunError
 from jaxclip.train.metrics import MetricWriter, Progress
 from jaxclip.train.profile import Profile
@@ -186,6 +187,7 @@ class _Run:
         self.last_evaluated = -1
         self.unusable = 0
         self.told_of_captions = False
+        self.faults = DataFaults(held.path, self.config["data"]["max_unusable"])
         self.pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
 
@@ -239,6 +241,8 @@ class _Run:
                 saves = last or is_due(config["checkpoint"]["every_steps"], step)
                 if last or step % config["log_every_steps"] == 0:
                     self.flush(records.stats())
+                    self.faults.note(records.bad_records())
+                    self.faults.check(records.stats()["uses"], records.drawn)
                     self.check_finite(step, metrics, records)
                 if (evaluates or saves) and self.must_go_back(step, metrics, state):
                     if not stopping:

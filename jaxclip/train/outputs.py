@@ -19,7 +19,8 @@ Params = Any
 Batch = Mapping[str, jax.Array]
 
 TEACHER = "teacher/"
-_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input", "attention")
+LARGEST_LOGITS = "largest_logits"
+_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input", "attention", LARGEST_LOGITS)
 _NAME = re.compile(
     rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
     rf"(?:_(?P<kind>(?:hidden|attention)_(?P<layer>\d+)|{'|'.join(_KINDS)}))?"
@@ -196,11 +197,15 @@ def _run(
         if part in asked:
             asked[part] += [int(layer)] if layer else range(getattr(towers.sizes, tower).depth)
     layers = {part: tuple(sorted(set(numbers))) for part, numbers in asked.items() if numbers}
+    if any(output.kind == LARGEST_LOGITS for output in wanted):
+        options = {**options, LARGEST_LOGITS: True}
     features = towers.features(params, tower, flat, **layers, **options)
     return {output.name: restore(_pick(features, output.kind)) for output in wanted}
 
 
 def _pick(features: Any, kind: str) -> jax.Array:
+    if kind == LARGEST_LOGITS:
+        return features.aux[LARGEST_LOGITS]
     part, _, layer = kind.partition("_")
     if layer:
         return getattr(features, part)[int(layer)]

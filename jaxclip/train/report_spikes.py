@@ -64,7 +64,7 @@ def _tensors(tensors: Mapping[str, Any]) -> str:
     parts = []
     grown = [(n, g) for n, g in tensors.get("gradient", []) if g is not None]
     if grown:
-        listed = ", ".join(f"{_text(name)} ×{growth:.3g}" for name, growth in grown)
+        listed = ", ".join(f"{growth:.3g} times {_text(name)}" for name, growth in grown)
         parts.append(f"<p>Gradients that grew most over their median: {listed}</p>")
     early = [e for e in tensors.get("rms", []) if e[1] is not None and e[1] >= watch.RMS_LIMIT]
     if early:

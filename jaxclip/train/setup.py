@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
+from jaxclip.train import cures, low_rank, outputs, towers
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
-from jaxclip.train import low_rank, outputs, towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import teacher as teacher_lib
@@ -121,8 +121,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
     sizes = towers.model_sizes(config)
-    check_micro_batches(config, sizes)
-    tx = optim.from_config(config["optim"], config["total_steps"])
+    tx = cures.with_mup(optim.from_config(config["optim"], config["total_steps"]), config, sizes)
     section = config["teacher"]["kind"]
     guard = guard_lib.from_config(config)
     create_state = _state_maker(config, total, tx, guard, with_ema_teacher=section == "ema")
@@ -150,14 +149,19 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     state_shardings = state_shardings._replace(frozen=teacher.shardings)
     batch_spec = dict(sorted({**total.fields, **teacher.fields}.items()))
     check_objectives(total, sizes, batch_spec, teacher)
+    check_micro_batches(config, sizes, batch_spec)
+    trained, whiten = cures.whitening(config, own, mesh)
+    qk_clip = cures.qk_clip_threshold(config, sizes, shapes.params, batch_spec)
     gradient = step_lib.make_gradient(
         total,
-        own,
+        trained,
         seed=config["seed"],
         is_frozen=functools.partial(config_check.is_frozen, config),
         teacher=teacher.teacher,
         num_micro_batches=config["num_micro_batches"],
         mesh=mesh,
+        largest_logits=() if qk_clip is None else ("image", "text"),
+        whiten=whiten,
     )
     batch_sharding = parallel.batch_sharding(mesh)
     train_step = step_lib.make_train_step(
@@ -168,6 +172,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         logit_scale_max=config_check.logit_scale_limit(config),
         learning_rate=optim.learning_rate_schedule(config["optim"], config["total_steps"]),
         extra_args=("grad_fn",) if config["optim"].get("sam") else ("value",),
+        qk_clip=qk_clip,
         guard=guard,
         watch=watch_lib.make_tensor_numbers(config) if config["watch"]["enabled"] else None,
         state_shardings=state_shardings,
@@ -289,13 +294,19 @@ def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_micro_batches(config: Config, sizes: Any) -> None:
-    """Refuse micro-batches where the gradient would be another than that of the whole batch."""
+def check_micro_batches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> None:
+    """Refuse micro-batches where the gradient would be another than that of the whole batch.
+
+    Raises:
+      ValueError: TrAct's first layer sees several views, each whitened by its own patches.
+    """
     count = config["num_micro_batches"]
-    if count > 1 and sizes.whole_batch:
+    views = [key for key in batch_spec if key == "image" or key.endswith("/image")]
+    if count > 1 and sizes.image.first_layer == "tract" and len(views) > 1:
         raise ValueError(
-            f"num_micro_batches={count}: the gradient with {' and '.join(sizes.whole_batch)} needs "
-            "the whole batch in one pass; use num_micro_batches=1 or leave that option out"
+            f"num_micro_batches={count}: model.image.first_layer='tract' with the views "
+            f"{', '.join(views)} needs the whole batch in one pass; use num_micro_batches=1 or "
+            "leave that option out"
         )
 
 

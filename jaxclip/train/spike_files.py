@@ -51,7 +51,7 @@ class SpikeFiles:
         options = self._config["watch"]
         self.enabled = options["enabled"]
         self._steps: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque(
-            maxlen=options["steps_kept"]
+            maxlen=options["steps_kept"] + 1  # one more is under way when a step is looked at
         )
         self._last = -_APART
         count = len(list(self._folder.glob("step_*.json"))) if self.enabled else 0
@@ -95,7 +95,9 @@ class SpikeFiles:
           params: at hand now: those after the step, or one later.
           batch: number of its batch.
         """
-        fetched = [(at, jax.device_get(dict(m))) for at, m in self._steps if at <= step]
+        kept = [entry for entry in self._steps if entry[0] <= step]
+        kept = kept[-self._config["watch"]["steps_kept"] :]
+        fetched = [(at, jax.device_get(dict(metrics))) for at, metrics in kept]
         names = optim.tensor_names(self._experiment.abstract_state.params)
         found = self._opposition(params, batch, fetched[-1][1] if fetched else {})
         if jax.process_index() != 0:

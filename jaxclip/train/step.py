@@ -29,6 +29,9 @@ Gradient = Callable[
 # Key of the batch under which the step puts the rows' places, int32[B].
 ROW = "row"
 
+# Metrics under it, and the name of a tower, are its largest attention logits, float32[depth, H].
+LARGEST_LOGITS = "watch/tensors/largest_logits_"
+
 LOG_100 = math.log(100.0)
 
 
@@ -41,6 +44,8 @@ def make_gradient(
     teacher: outputs.Teacher | None = None,
     num_micro_batches: int = 1,
     mesh: jax.sharding.Mesh | None = None,
+    largest_logits: Sequence[str] = (),
+    whiten: Callable[[Params, Batch], Params] | None = None,
 ) -> Gradient:
     """Build the loss of the objectives with its gradient.
 
@@ -52,11 +57,17 @@ def make_gradient(
       teacher: where ``teacher/`` outputs come from, or None.
       num_micro_batches: see :func:`jaxclip.train.grad_cache.value_and_grad`.
       mesh: the mesh the batch is sharded over; None for one device.
+      largest_logits: towers whose largest attention logits are among the metrics:
+        :data:`LARGEST_LOGITS` + tower, float32[depth, H].
+      whiten: ``(gradients, batch) -> gradients``, what is done to them before anybody sees them
+        (:func:`jaxclip.train.cures.whitening`); None for nothing.
 
     Returns:
       ``(params, state, batch) -> ((loss, (metrics, objective state)), gradients)``; of the state it
       reads ``step``, ``objective`` and the teacher.
     """
+
+    logits = frozenset(f"{tower}_{outputs.LARGEST_LOGITS}" for tower in largest_logits)
 
     def gradient(params: Params, state: TrainState, batch: Batch) -> Any:
         rows = jnp.arange(next(iter(batch.values())).shape[0], dtype=jnp.int32)
@@ -88,7 +99,7 @@ def make_gradient(
                 own = towers.train_options(tower, objectives.view_keys(ctx, view))
                 return own | total.tower_options(view, {**batch, **of_teacher}, ctx)
 
-            names = total.needs | total.row_needs
+            names = total.needs | total.row_needs | logits
             made = outputs.compute(
                 names,
                 batch,
@@ -100,7 +111,8 @@ def make_gradient(
             )
             seen = outputs.fields(names, batch) | made
             by_row = total.rows(params.get("objective", {}), seen, ctx)
-            return {name: made[name] for name in sorted(total.needs & made.keys())} | by_row
+            kept = (total.needs | logits) & made.keys()
+            return {name: made[name] for name in sorted(kept)} | by_row
 
         def loss(params: Params, made: dict[str, jax.Array], batch: Batch) -> Any:
             params = stop_frozen_gradients(params, is_frozen)
@@ -110,12 +122,19 @@ def make_gradient(
                 outputs.fields(total.needs, batch) | made,
                 context(params, batch[ROW]),
             )
-            return value, (metrics, objective)
+            largest = {
+                LARGEST_LOGITS + tower: jnp.max(made[f"{tower}_{outputs.LARGEST_LOGITS}"], axis=0)
+                for tower in largest_logits
+            }
+            return value, (metrics | largest, objective)
 
         value_and_grad = grad_cache.value_and_grad(
             forward, loss, num_micro_batches=num_micro_batches, mesh=mesh
         )
-        return value_and_grad(params, batch)
+        if whiten is None:
+            return value_and_grad(params, batch)
+        found, gradients = value_and_grad(params, batch)
+        return found, whiten(gradients, batch)
 
     return gradient
 
@@ -129,6 +148,7 @@ def make_train_step(
     logit_scale_max: float | None = LOG_100,
     learning_rate: optax.Schedule | None = None,
     extra_args: Sequence[str] = ("value",),
+    qk_clip: float | None = None,
     guard: Guard | None = None,
     watch: Callable[[TrainState, TrainState, Params], Metrics] | None = None,
     state_shardings: Any = None,
@@ -150,6 +170,8 @@ def make_train_step(
       extra_args: what ``tx.update`` is handed beside the gradient: ``"value"`` (the loss) and
         ``"grad_fn"`` (a second gradient on the same batch, as
         ``optax.contrib.sam(opaque_mode=True)`` wants, which takes nothing else).
+      qk_clip: bound of the attention logits, by :func:`jaxclip.optim.qk_clip` after the update of
+        the towers whose largest logits the gradient tells; None for none.
       guard: what judges spikes and acts on them; it needs ``state.guard``. None for nothing.
       watch: ``(state before, state after, gradient) ->`` more metrics, vectors among them
         (:func:`jaxclip.train.watch.make_tensor_numbers`), or None.
@@ -170,7 +192,12 @@ def make_train_step(
     offloaded = state_shardings is not None and parallel.is_on_host(state_shardings.opt_state)
 
     def apply(
-        state: TrainState, grads: Params, objective: Any, extra: Mapping[str, Any], ruled: Any
+        state: TrainState,
+        grads: Params,
+        objective: Any,
+        extra: Mapping[str, Any],
+        ruled: Any,
+        logits: Mapping[str, jax.Array],
     ) -> TrainState:
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, **{name: extra[name] for name in extra_args}
@@ -180,6 +207,9 @@ def make_train_step(
             updates = guard.lower(factor, updates)
             opt_state = guard.reset(judged, opt_state, lambda: tx.init(state.params))
         params = optax.apply_updates(state.params, updates)
+        if qk_clip is not None:
+            for tower, largest in logits.items():
+                params = {**params, tower: optim.qk_clip(params[tower], largest, qk_clip)[0]}
         if logit_scale_max is not None:
             params["logit_scale"] = jnp.minimum(params["logit_scale"], logit_scale_max)
         ema_params, ema_teacher = state.ema_params, state.ema_teacher
@@ -217,12 +247,17 @@ def make_train_step(
         # What never changes, or changes in any case, stays out of the branches.
         varying = state._replace(frozen=None, guard=None)
         done, ruled = finite, None
+        logits = {
+            name.removeprefix(LARGEST_LOGITS): value
+            for name, value in own_metrics.items()
+            if name.startswith(LARGEST_LOGITS)
+        }
         if guard is not None:
             judged = guard.judge(state.guard, loss, grad_norm)
             ruled = judged, guard.rate_factor_of(state.guard, judged, state.step)
             grads, done = guard.clip(judged, grads, grad_norm), finite & ~guard.skips(judged)
         new_state = jax.lax.cond(
-            done, lambda: apply(varying, grads, objective, extra, ruled), lambda: varying
+            done, lambda: apply(varying, grads, objective, extra, ruled, logits), lambda: varying
         )
         bad = 1 - finite.astype(jnp.int32)
         new_state = new_state._replace(
@@ -232,14 +267,19 @@ def make_train_step(
             frozen=state.frozen,
         )
         updates = state.step - state.nonfinite_count
-        watched: dict[str, Any] = {}
+        watched: dict[str, Any] = {
+            f"qk_clip/largest_{tower}": jnp.max(value) for tower, value in logits.items()
+        }
+        if qk_clip is not None and logits:
+            above = [jnp.ravel(value > qk_clip) for value in logits.values()]
+            watched["qk_clip/clipped"] = jnp.mean(jnp.concatenate(above), dtype=jnp.float32)
         factor: Any = None
         if guard is not None:
             updates -= state.guard.skipped
             judged, factor = ruled
             kept = guard.remember(state.guard, judged, state.step, loss, grad_norm)
             new_state = new_state._replace(guard=kept)
-            watched = guard.metrics(kept, judged, factor)
+            watched |= guard.metrics(kept, judged, factor)
         if watch is not None:
             watched |= watch(state, new_state, grads)
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}

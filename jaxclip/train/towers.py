@@ -76,6 +76,10 @@ class ModelTowers:
             return array
         if isinstance(array, models.PatchSequence):
             return normalize_patches(array, self.image_mean, self.image_std)
+        return self.image_input(array)
+
+    def image_input(self, array: jax.Array) -> jax.Array:
+        """What the image tower runs on, of uint8[B, H, W, 3]."""
         size = self.model.config.image.image_size
         if self.resize and array.shape[1:3] != (size, size):
             shape = (array.shape[0], size, size, array.shape[3])

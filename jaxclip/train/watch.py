@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip import optim
-from jaxclip.optim import config as optim_config
 from jaxclip.config import Config
+from jaxclip.optim import config as optim_config
 from jaxclip.optim.stable_adamw import StableAdamState
 from jaxclip.train.state import Params, TrainState
 from jaxclip.train.towers import ModelTowers

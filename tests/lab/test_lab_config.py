@@ -1,11 +1,17 @@
 """What a lab's configuration may not say, each in one line; and which cells it has."""
 
 import copy
+import pathlib
 
+import numpy as np
 import pytest
 
-from jaxclip import cli
+from jaxclip import cli, config_file
 from jaxclip.lab import config as config_lib
+from jaxclip.lab import injectors
+from jaxclip.models import presets
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 GIVEN = {"rules": {"adamw": {}, "lion": {"name": "lion"}}, "rates": [1e-3, 1e-2]}
 
@@ -28,7 +34,7 @@ def test_parts_of_the_grid_and_their_order():
     ]
     cells = config_lib.cells(resolve(grid=grid))
     assert [(c.rule, c.rate, c.seed) for c in cells] == [
-        ("lion", 1e-3, 0), ("lion", 1e-2, 0), ("lion", 1e-3, 1), ("adamw", 0.1, 5),
+        ("lion", 1e-3, 0), ("lion", 1e-2, 0), ("adamw", 0.1, 5), ("lion", 1e-3, 1),
     ]  # fmt: skip
 
 
@@ -138,3 +144,42 @@ def test_list(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 12
     assert lines[0] == "- model=plain,precision=float32,rule=adamw,rate=0.001,injector=none,seed=0"
+
+
+@pytest.mark.parametrize(
+    ("spec", "cells"),
+    [
+        ("lab_rules.py", 144),
+        ("lab_rules.py:clippers", 120),
+        ("lab_stale_v.py", 45),
+        ("lab_low_bit.py", 108),
+        ("lab_cures.py", 48),
+        pytest.param(
+            "lab_cures.py:towers",
+            48,
+            marks=pytest.mark.skipif(
+                not hasattr(presets.ImageConfig, "qk_norm"), reason="towers without these cures"
+            ),
+        ),
+    ],
+)
+def test_configs_of_the_tables(spec, cells):
+    config = config_lib.resolve(config_file.load_file(CONFIGS / spec))
+    made = config_lib.cells(config)
+    assert len(made) == cells and {c.seed for c in made} == {0, 1, 2}
+    # Whatever the patterns match is there: the names are those of the first stage and the blocks.
+    place = injectors.Place(
+        0,
+        config["train"]["total_steps"],
+        2,
+        ("image/blocks_1/mlp/up/kernel", "image/patch_embedding/kernel"),
+        np.arange(4) // 2,
+    )
+    for section in config["injectors"].values():
+        injectors.make_plan(injectors.build(section), place)
+
+
+@pytest.mark.parametrize("name", ["lab_rules.py", "lab_cures.py"])
+def test_variants_that_are_not_there(name, capsys):
+    assert cli.main(["lab", "--config", f"{CONFIGS / name}:other"]) == 2
+    assert "has no variant 'other'; there is" in capsys.readouterr().err

@@ -29,6 +29,19 @@ def follow(guard, losses, norms):
     return jax.lax.scan(one, guard.init(), (steps, jnp.asarray(losses), jnp.asarray(norms)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick(compilation_cache):
+    """Most of the time is compilation: the compiler is told not to optimise."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        with compilation_cache():
+            yield
+    finally:
+        jax.config.update(option, before)
+
+
 @pytest.fixture(scope="module")
 def curve():
     rng = np.random.default_rng(0)
@@ -175,7 +188,10 @@ def test_the_rate_is_lower_for_so_many_steps(plain):
     np.testing.assert_allclose(half, 0.5 * whole, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["adamw", "stable_adamw", "muon", "sgd"])
+@pytest.mark.parametrize(
+    "name",
+    ["stable_adamw", *(pytest.param(n, marks=pytest.mark.slow) for n in ("adamw", "muon", "sgd"))],
+)
 def test_moments_begin_anew_with_their_counts(name):
     section = {"name": name, "learning_rate": 0.01, "clip": {"name": "zclip"}}
     section |= {"schedule": {"name": "cosine", "warmup_steps": 2}}
@@ -192,7 +208,7 @@ def test_moments_begin_anew_with_their_counts(name):
         if any(f".{part}" in place for part in ("mu", "nu", "trace")):
             np.testing.assert_array_equal(leaf, begun, err_msg=place)
             new += 1
-        elif "ScheduleState" in place or leaf.ndim == 0 and int(leaf) == 21:
+        elif "ScheduleState" in place or (leaf.ndim == 0 and int(leaf) == 21):
             kept += 1  # the schedule and the clipper go on
     assert new and kept
     w = [states[place].params["w"] for place in (20, 21)]

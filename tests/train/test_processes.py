@@ -381,3 +381,32 @@ def test_processes_of_one_run_share_its_lock_and_a_second_run_is_refused_by_all(
     assert [path.name for path in workdir.iterdir()] == [lock.FILE_NAME]
     first.check()
     first.release()
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_from_spikes_as_one_does(
+    tmp_path, processes, config_file, train_here
+):
+    """With a limit that ordinary noise passes there are spikes enough."""
+    file = config_file(
+        "total_steps=24", "optim.learning_rate=1e-4", "optim.clip=none",
+        "on_spike.actions=rewind", "on_spike.rewind_steps=1",
+        "on_spike.rewind_limit=100", "watch.enabled=True", "watch.threshold=1.0",
+        "watch.window=8", "watch.min_history=3", "evaluate.every_steps=0",
+    )  # fmt: skip
+    workdir = tmp_path / "run"
+    with processes(tmp_path, 2, file, [workdir]) as run:
+        assert run.wait() == [0, 0], run.log(0) + run.log(1)
+        assert "going back to step" in run.log(0)
+    reference = train_here(file, tmp_path / "reference", 2)
+    done = []
+    for folder in (workdir, reference):
+        last = folder / "checkpoints" / "step_00000024" / "manifest.json"
+        done.append(json.loads(last.read_text())["extra"]["rewinds"])
+    assert done[0] == done[1] and done[0]
+    ours, theirs = states(workdir), states(reference)
+    for name, value in ours[24].items():
+        np.testing.assert_array_equal(value, theirs[24][name], err_msg=name)
+    spikes = sorted(path.name for path in (workdir / "spikes").iterdir())
+    assert spikes == sorted(path.name for path in (reference / "spikes").iterdir())
+    assert "rewinds.json" in spikes and len(spikes) > 2

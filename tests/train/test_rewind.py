@@ -30,10 +30,17 @@ OVERRIDES = (
 REWIND = ("on_spike.actions=rewind", "on_spike.rewind_steps=3", "on_spike.rewind_batches=1")
 
 
-@pytest.fixture(autouse=True)
-def cached(compilation_cache):
-    with compilation_cache():
-        yield
+@pytest.fixture(autouse=True, scope="module")
+def quick(compilation_cache):
+    """Most of the time is compilation: the compiler is told not to optimise."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        with compilation_cache():
+            yield
+    finally:
+        jax.config.update(option, before)
 
 
 @pytest.fixture(autouse=True)

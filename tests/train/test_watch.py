@@ -1,5 +1,7 @@
 """Early signs: second moments that lag, activations, examples that oppose each other."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,19 @@ import pytest
 
 from jaxclip import optim, parallel
 from jaxclip.train import dry_run, opposition, setup, spike_files, watch
-from jaxclip.train import state as state_lib
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(compilation_cache):
+    """Most of the time is compilation: the compiler is told not to optimise."""
+    option = "jax_disable_most_optimizations"
+    before = jax.config.values[option]
+    jax.config.update(option, True)
+    try:
+        with compilation_cache():
+            yield
+    finally:
+        jax.config.update(option, before)
 
 
 def rms_after(tx, b2, steps, k):
@@ -29,7 +43,7 @@ def rms_after(tx, b2, steps, k):
 
 @pytest.mark.parametrize(
     ("b2", "steps", "expected"),
-    [(0.999, 20_000, 21.8), (0.99, 3000, 9.5), (0.95, 1000, 4.4), (0.999, 110, 9.7)],
+    [(0.999, 20_000, 21.8), (0.99, 3000, 9.5), (0.95, 3000, 4.4), (0.999, 110, 9.7)],
 )
 def test_rms_is_that_of_the_closed_form(b2, steps, expected):
     """k / sqrt(b + (1 - b) k²) with 1 - b = (1 - b2) / (1 - b2^t), for k = 30."""
@@ -66,12 +80,12 @@ def test_optimizers_without_a_second_moment_have_no_rms():
 def stepped(tiny_config):
     """A step with the watch on: experiment, states before and after, metrics, probe."""
     config = tiny_config("watch.enabled=True", "optim.clip=none")
-    experiment = setup.build(config)
+    experiment = setup.build(config, devices=jax.devices()[:1])
     batch = parallel.to_global(dry_run.made_up_batch(config), experiment.mesh)
-    before = jax.tree.map(np.asarray, experiment.init_state())
     state = experiment.init_state()
     probe = watch.make_probe(experiment.towers, list(experiment.batch_spec), 8)
-    probed = jax.device_get(probe(state.params, batch))
+    probed = state.params, jax.device_get(probe(state.params, batch))
+    probed = jax.tree.map(np.asarray, probed)
     for _ in range(3):  # the first steps of the warm-up have a rate near zero
         before = jax.tree.map(np.asarray, state)
         state, metrics = experiment.train_step(state, batch)
@@ -79,7 +93,7 @@ def stepped(tiny_config):
 
 
 def test_numbers_of_each_tensor_are_its_own(stepped):
-    experiment, before, after, metrics, _ = stepped
+    _, before, after, metrics, _ = stepped
     names = optim.tensor_names(before.params)
     for i, (old, new) in enumerate(
         zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
@@ -104,11 +118,11 @@ def test_numbers_of_each_tensor_are_its_own(stepped):
 
 
 def test_the_probe_tells_of_activations(stepped):
-    experiment, _, _, _, probed = stepped
-    state = experiment.init_state()
+    experiment, _, _, _, (params, probed) = stepped
     batch = dry_run.made_up_batch(experiment.config)
     for tower in ("image", "text"):
-        features = experiment.towers.features(state.params, tower, batch[tower][:8])
+        look = jax.jit(functools.partial(experiment.towers.features, tower=tower))
+        features = look(params, array=batch[tower][:8])
         raw, unit = np.asarray(features.raw), np.asarray(features.embedding)
         np.testing.assert_allclose(
             probed[f"watch/embedding_norm_{tower}"], np.linalg.norm(raw, axis=1).mean(), rtol=1e-4

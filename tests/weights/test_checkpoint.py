@@ -65,9 +65,9 @@ FULL = {
     "hf_siglip": ("siglip_b16",),
     "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),
+    "eva_clip": ("eva01_g14", "eva02_b16", "eva_8b"),
     "open_clip_coca": ("coca_vit_b32", "coca_vit_l14", "coca_base"),
     "open_clip_roberta": ("roberta_vit_b32", "xlm_roberta_large_vit_h14"),
-    "eva_clip": ("eva01_g14", "eva02_b16", "eva_8b"),
     "open_clip_timm": (
         "eva01_g14", "eva02_b16", "eva02_l14_336", "eva02_e14_plus", "pe_core_t16", "pe_core_s16",
         "pe_core_b16", "pe_core_l14", "pe_core_bigg14",

@@ -114,19 +114,19 @@ class PostNormBlock(layers.Block):
         how: layers.How = layers.UNCHANGED,
         keys: jax.Array | None = None,
         turns: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array | None]:
+    ) -> tuple[jax.Array, layers.Taken]:
         """As :meth:`jaxclip.models.layers.Block.__call__`."""
         attention = layers.Attention(
             self.num_heads, self.dtype, self.implementation, self.flat, name="attention"
         )
-        y, weights = attention(x, x, mask=mask, causal=self.causal, how=how, turns=turns)
+        y, taken = attention(x, x, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(y, keys, 0)
         y = x + y if how.attend.residual else y
         x = layers.norm(self.norm_eps, self.dtype, "attention_norm")(y)
         if how.attend.mlp:
             y = layers.MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(x)
             x = layers.norm(self.norm_eps, self.dtype, "mlp_norm")(x + self.drop(y, keys, 1))
-        return x, weights
+        return x, taken
 
 
 _BLOCK_FIELDS = tuple(

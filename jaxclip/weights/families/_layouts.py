@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.models import mup
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights.families._base import Preprocess
 
@@ -17,6 +18,16 @@ _COMMON: dict[str, Any] = {
     "image.num_registers": 0,
     "image.alpha": False,
     "image.max_patches": 0,
+    **{
+        f"{tower}.{name}": value
+        for tower in ("image", "text")
+        for name, value in (
+            ("qk_norm", False),
+            ("attention_soft_cap", 0.0),
+            ("mup_base_heads", 0),
+        )
+    },
+    "text.layer_scale": False,
 }
 # Fields of ImageConfig that say how a block or a pool is made, with those of the plain ones.
 _PLAIN: dict[str, Any] = {
@@ -31,7 +42,7 @@ _PLAIN: dict[str, Any] = {
     "image.pool_mlp_dim": 0,
 }
 _NO_SCALE: dict[str, Any] = {
-    "image.layer_scale": 0.0,
+    "image.layer_scale": False,
     "image.class_token": False,
     "image.norm_after_pool": False,
 }
@@ -80,7 +91,7 @@ SIGLIP_LAYOUT: Mapping[str, Any] = (
 _NOT_COMPARED = (
     "image.dropout", "image.patch_dropout", "image.first_layer", "image.tract_lambda",
     "image.stem_depth", "text.dropout", "text.pad_id", "text.eos_id", "logit_scale_init",
-    "logit_bias_init",
+    "logit_bias_init", "image.mup_base_width", "text.mup_base_width",
 )  # fmt: skip
 
 
@@ -98,8 +109,11 @@ def fields(sizes: CLIPConfig) -> dict[str, Any]:
         flat["text.pool"] = "last"
     if flat["image.pool"] == "cls":  # it has one anyway
         flat["image.class_token"] = False
-    # The initial value alone.
-    flat["image.layer_scale"] = bool(flat["image.layer_scale"])
+    for tower in ("image", "text"):
+        # The initial value alone, and what muP does to scores.
+        flat[f"{tower}.layer_scale"] = flat[f"{tower}.layer_scale"] is not None
+        if mup.attention_scale(getattr(sizes, tower)) == 1.0:
+            flat[f"{tower}.mup_base_heads"] = 0
     return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
 
 

@@ -65,8 +65,8 @@ class OpenCLIP(Family):
         alpha_alone = "visual.conv1_alpha.weight" in names and not any(
             name.startswith("text.") for name in names
         )
-        is_coca = "text.cls_emb" in names
-        return image and (text or alpha_alone) and not is_coca
+        coca = "visual.attn_pool.query" in names or "text.cls_emb" in names
+        return image and (text or alpha_alone) and not coca
 
     @staticmethod
     def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class OpenCLIP(Family):
             vision_cfg["no_ln_pre"] = True
         if image.pool == "mean":
             vision_cfg |= {"pool_type": "avg", "final_ln_after_pool": image.norm_after_pool}
-        if image.layer_scale:
+        if image.layer_scale is not None:
             vision_cfg["ls_init_value"] = image.layer_scale
         model_cfg = {
             "embed_dim": sizes.embed_dim,
@@ -193,7 +193,7 @@ def read_image(
         pool="cls" if pool == "tok" else "mean",
         class_token=pool == "avg",
         norm_after_pool=pool == "avg" and bool(vision.get("final_ln_after_pool", not vision)),
-        layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else 0.0,
+        layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else None,
         alpha="visual.conv1_alpha.weight" in shapes,
     )
 
@@ -213,7 +213,7 @@ def image_entries(image: ImageConfig) -> list[Entry]:
         Entry("visual.positional_embedding", ("image/positions",), SAME),
         Entry("visual.conv1.weight", ("image/patch_embedding/kernel",), patches),
         *(norm("visual.ln_pre", "image/norm_pre") if image.pre_norm else ()),
-        *blocks(blocks_of, "image", image.depth, layer_scale=bool(image.layer_scale)),
+        *blocks(blocks_of, "image", image.depth, layer_scale=image.layer_scale is not None),
         *norm("visual.ln_post", "image/norm_post"),
         Entry("visual.proj", ("image/projection/kernel",), SAME),
     ]

@@ -217,7 +217,7 @@ def _timm_name(image: ImageConfig) -> str:
             for field in dataclasses.fields(ImageConfig)
             if field.name not in ("projection", "dropout", "patch_dropout", "layer_scale")
             and getattr(image, field.name) != getattr(other, field.name)
-        ] + (["layer_scale"] if bool(image.layer_scale) != bool(other.layer_scale) else [])
+        ] + (["layer_scale"] if (image.layer_scale is None) != (other.layer_scale is None) else [])
     name = min(differences, key=lambda name: len(differences[name]))
     if differences[name]:
         field = differences[name][0]
@@ -283,7 +283,7 @@ def _block(image: ImageConfig, at: str, to: str) -> Iterator[Entry]:
     else:
         yield from dense(f"{at}.mlp.fc1", f"{to}/mlp/up")
     yield from dense(f"{at}.mlp.fc2", f"{to}/mlp/down")
-    if image.layer_scale:
+    if image.layer_scale is not None:
         yield Entry(f"{at}.ls1.gamma", (f"{to}/attention_scale",), SAME)
         yield Entry(f"{at}.ls2.gamma", (f"{to}/mlp_scale",), SAME)
 

@@ -36,7 +36,7 @@ _NAMES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_LARGEST_JSON = 64 * 2**20
+_LARGEST_JSON = 8 * 2**20
 
 
 def open_file(path: str | os.PathLike[str]) -> Tensors:

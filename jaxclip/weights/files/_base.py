@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_LARGEST_RANK = 8
+LARGEST_RANK = 8
+_LARGEST_SIDE = 2**63 - 1
 
 
 class FileError(ValueError):
@@ -61,10 +62,14 @@ def checked_size(shape: Any, dtype: np.dtype[Any], limit: int, what: str) -> int
     """
     if (
         not isinstance(shape, (tuple, list))
-        or len(shape) > _LARGEST_RANK
-        or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+        or len(shape) > LARGEST_RANK
+        or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape)
+        or not all(-_LARGEST_SIDE <= n <= _LARGEST_SIDE for n in shape)
     ):
-        raise FileError(f"{what} has the shape {str(shape)[:80]}, which is none")
+        # Not shown: what is no number may be of any size.
+        raise FileError(f"{what} has a shape which is none")
+    if any(n < 0 for n in shape):
+        raise FileError(f"{what} has the shape {list(shape)}, which is none")
     size = math.prod(shape) * dtype.itemsize  # Python's integers do not overflow
     if size > limit:
         raise FileError(f"{what} of shape {list(shape)} needs {size} bytes, but there are {limit}")

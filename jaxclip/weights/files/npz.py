@@ -15,6 +15,10 @@ from numpy.lib import format as npy
 from jaxclip.weights.files._base import FileError, Tensor, Tensors, checked_size
 
 _VOID = np.dtype("V2")
+# Zeros shrink a thousandfold; numbers of a model hardly do. What would unpack to this much from so
+# little is no weight.
+_BOMB_BYTES = 64 * 2**20
+_BOMB_RATIO = 200
 
 
 def open_npz(path: pathlib.Path) -> Tensors:
@@ -56,6 +60,11 @@ def _header(
     ):  # NumPy has no name for bfloat16 and writes two bytes of nothing in particular
         dtype = np.dtype(ml_dtypes.bfloat16)
     checked_size(shape, dtype, member.file_size, what)
+    if member.file_size > max(_BOMB_BYTES, _BOMB_RATIO * member.compress_size):
+        raise FileError(
+            f"{what} would unpack {member.file_size} bytes from {member.compress_size}: no weights "
+            "shrink like that"
+        )
     return shape, dtype
 
 
