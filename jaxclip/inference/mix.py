@@ -112,9 +112,8 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
     from jaxclip.evaluate import runner
     from jaxclip.train import checks, evaluation
 
-    none: dict[str, Any] = dict.fromkeys(evaluation._SPLIT_KEYS, [])
-    tasks = {**config["evaluate"], **none, "gallery_split": ""}
-    tasks["tasks"] = [evaluation.parse_task(task)]
+    none: dict[str, Any] = {"zero_shot": [], "retrieval": [], "gallery_split": ""}
+    tasks = {**config["evaluate"], **none, "tasks": [evaluation.parse_task(task)]}
     plain = {
         **config,
         "evaluate": tasks,

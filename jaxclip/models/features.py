@@ -115,12 +115,14 @@ class Tokens:
 class Taps(NamedTuple):
     """What was read on the way through the blocks; as in :class:`Features`.
 
-    ``largest`` are float32[blocks, B, H] of runs of blocks, in order.
+    ``largest`` are float32[blocks, B, H] of runs of blocks, in order, ``router`` float32[blocks, B,
+    k + 2, E] of runs of blocks with experts.
     """
 
     hidden: dict[int, jax.Array]
     attention: dict[int, jax.Array]
     largest: list[jax.Array]
+    router: list[jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
