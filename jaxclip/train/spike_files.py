@@ -54,8 +54,10 @@ class SpikeFiles:
             maxlen=options["steps_kept"] + 1  # one more is under way when a step is looked at
         )
         self._last = -_APART
-        count = len(list(self._folder.glob("step_*.json"))) if self.enabled else 0
-        self._left = options["max_events"] - int(multihost.broadcast(np.asarray(count)))
+        self._left = options["max_events"]
+        if self.enabled:
+            count = len(list(self._folder.glob("step_*.json")))
+            self._left -= int(multihost.broadcast(np.asarray(count)))
         self._probe: Any = None
         if self.enabled and options["probe_every_steps"]:
             keys = list(experiment.batch_spec)
