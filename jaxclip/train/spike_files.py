@@ -117,7 +117,7 @@ class SpikeFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"step_{step:08d}"
-            arrays = vectors([m for _, m in fetched])
+            arrays: dict[str, Any] = dict(vectors([m for _, m in fetched]))
             steps = np.array([at for at, _ in fetched], np.int64)
             np.savez_compressed(path.with_suffix(".npz"), steps=steps, names=names, **arrays)
             storage.write_json(path.with_suffix(".json"), _without_nan(content))
