@@ -47,7 +47,8 @@ def get_config(arg=""):
             "scale_patch": {"name": "scale", **at, "path": "^image/patch_embedding"},
         },
         "grid": [
+            {"rates": [1e-3], "injectors": ["none", "scale", "direction"]},
             {"injectors": ["none"]},
-            {"rates": [1e-3], "injectors": ["scale", "direction", "scale_patch"]},
+            {"rates": [1e-3], "injectors": ["scale_patch"]},
         ],
     }

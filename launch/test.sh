@@ -55,7 +55,8 @@ check "shellcheck" "$bin/shellcheck" --external-sources launch/*.sh launch/*/*.s
 workers=$(test_workers "$bin/python")
 parallel=()
 if ((workers > 1)); then
-  parallel=(--numprocesses "$workers" --dist loadfile)
+  # The file during which a process died is run once more, not eight times.
+  parallel=(--numprocesses "$workers" --dist loadfile --max-worker-restart 1)
 fi
 if ((${#failed[@]} > 0)); then
   say "failed so far: ${failed[*]}"

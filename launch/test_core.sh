@@ -41,6 +41,7 @@ fi
 workers=$(test_workers "$python")
 parallel=()
 if ((workers > 1)); then
-  parallel=(--numprocesses "$workers" --dist loadfile)
+  # The file during which a process died is run once more, not eight times.
+  parallel=(--numprocesses "$workers" --dist loadfile --max-worker-restart 1)
 fi
 run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} tests/optim tests/losses tests/models

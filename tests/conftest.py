@@ -30,6 +30,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
+# Seconds that a test marked slow may take.
+SLOW_LIMIT = 1800
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
     """Let go of what a file compiled: a process may map only so many pieces of code (65 530 on

@@ -70,7 +70,8 @@ class RecordStats:
             if index in self._bad:
                 return
             self._records[bad.reason] += 1
-            if len(self._bad) < _MAX_REMEMBERED:
+            # A store that did not answer may do so next time.
+            if len(self._bad) < _MAX_REMEMBERED and bad.reason != "unreachable":
                 self._bad[index] = bad
             count = sum(self._records.values())
         if count <= _MAX_LOGGED:

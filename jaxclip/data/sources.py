@@ -12,7 +12,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from jaxclip.data import emoji, table_source, webdataset
+from jaxclip.data import emoji, remote, table_source, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.tfds_directory import field_names, open_directory
 from jaxclip.registry import Registry, hint
@@ -51,6 +51,8 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         return KINDS.get(kind)(rest)
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
+    if remote.is_remote(text):
+        return open_directory(text)
     path = pathlib.Path(text)
     if not path.is_dir():
         siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -26,6 +26,7 @@ from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import SPLITS, Item, split_of
 from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.remote import is_remote
 from jaxclip.data.webdataset import expand
 from jaxclip.registry import hint
 
@@ -58,6 +59,7 @@ def open_parquet(pattern: str) -> DataSet:
       FileNotFoundError: no file matches, or one that the pattern names does not exist.
       ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
+    _check_local(pattern)
     folder = pathlib.Path(pattern)
     if folder.is_dir():
         files = sorted(folder.rglob("*.parquet"))
@@ -73,6 +75,14 @@ def open_parquet(pattern: str) -> DataSet:
         for split, files in splits.items()
     }
     return _data_set(f"parquet:{pattern}", groups)
+
+
+def _check_local(name: str) -> None:
+    if is_remote(name):
+        raise ValueError(
+            f"{name}: tables are read from this machine's disks only; mount the bucket, copy them, "
+            "or import them"
+        )
 
 
 def _split_of(path: pathlib.Path) -> str:
@@ -117,6 +127,7 @@ def open_arrow(name: str) -> DataSet:
       ValueError: it is none of ``save_to_disk``, or has no column with images, or neither captions
         nor labels.
     """
+    _check_local(name)
     folder = pathlib.Path(name)
     if not folder.is_dir():
         siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
-import pathlib
 import tarfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxclip.data.tfrecord import load_sidecar, save_sidecar
+from jaxclip.data import remote
+from jaxclip.data.tfrecord import load_sidecar, save_sidecar, stamp_and_sidecar
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,10 +83,7 @@ def index_tar(path: str | os.PathLike[str]) -> TarIndex:
     Raises:
       ValueError: the tar is compressed, or the files of its samples are not side by side.
     """
-    path = pathlib.Path(path)
-    stat = path.stat()
-    stamp = np.array([stat.st_size, stat.st_mtime_ns, _INDEX_VERSION], np.int64)
-    sidecar = path.with_name(f".{path.name}.index.npz")
+    stamp, sidecar = stamp_and_sidecar(path, _INDEX_VERSION)
     loaded = load_sidecar(sidecar, stamp, TarIndex._fields)
     index = TarIndex(*loaded) if loaded is not None else _scan(path)
     if loaded is None:
@@ -95,15 +94,30 @@ def index_tar(path: str | os.PathLike[str]) -> TarIndex:
     return index
 
 
-def _scan(path: pathlib.Path) -> TarIndex:
+def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A tar's bytes: of a remote one all at once; a request for each header would take longer."""
+    if remote.is_remote(path):
+        return io.BytesIO(remote.read(os.fspath(path)) or b"")
+    return open(path, "rb")
+
+
+@contextlib.contextmanager
+def _tar(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, int]]:
+    """A plain tar and its number of bytes."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        yield tar, size
+
+
+def _scan(path: str | os.PathLike[str]) -> TarIndex:
     keys: list[bytes] = []
     offsets: list[list[int]] = []
     sizes: list[list[int]] = []
-    size = path.stat().st_size
     problem = ""
     dotted = Dotted()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _opened(path) as file, _tar(file) as (tar, size):
             for member in members(tar):
                 name = sample_name(member.name) if member.isreg() else None
                 part = part_of(name.extension) if name else None
@@ -203,6 +217,6 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members = []  # type: ignore[attr-defined]
 
 
-def _is_compressed(path: pathlib.Path) -> bool:
-    with open(path, "rb") as file:
+def _is_compressed(path: str | os.PathLike[str]) -> bool:
+    with _opened(path) as file:
         return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))

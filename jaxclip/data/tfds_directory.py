@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from jaxclip.data import tfrecord
+from jaxclip.data import remote, tfrecord
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
 from jaxclip.registry import hint
@@ -18,7 +17,7 @@ from jaxclip.registry import hint
 
 def open_directory(directory: str | os.PathLike[str], name: str | None = None) -> DataSet:
     """Open the directory of a TFDS data set; see :func:`.sources.open`."""
-    path = pathlib.Path(directory)
+    path = remote.path_of(directory)
     name = name or os.fspath(directory)
     info = _load_json(path, "dataset_info.json", name)
     features = _load_json(path, "features.json", name)
@@ -32,7 +31,7 @@ def open_directory(directory: str | os.PathLike[str], name: str | None = None) -
 
     def open_split(split: str) -> RecordSource:
         paths = _shard_paths(path, info, splits[split], len(lengths[split]))
-        missing = [shard for shard in paths if not os.path.isfile(shard)]
+        missing = _missing(path, paths)
         if missing:
             raise FileNotFoundError(
                 f"split {split!r} of data set {name!r} lacks {len(missing)} of {len(paths)} "
@@ -42,7 +41,17 @@ def open_directory(directory: str | os.PathLike[str], name: str | None = None) -
         return _ExampleSource(reader, names, class_names)
 
     counts = {split: sum(each) for split, each in lengths.items()}
-    return DataSet(name, counts, open_split, class_names, bool(names.texts), path)
+    # What lies beside a remote data set (translations, stored vectors) is not read.
+    local = None if remote.is_remote(path) else path
+    return DataSet(name, counts, open_split, class_names, bool(names.texts), local)
+
+
+def _missing(directory: Any, paths: list[str]) -> list[str]:
+    """Shards that are not there; a remote folder is listed once for all."""
+    if not remote.is_remote(directory):
+        return [shard for shard in paths if not os.path.isfile(shard)]
+    there = {str(each) for each in directory.iterdir()}
+    return [shard for shard in paths if there and shard not in there]
 
 
 # Text features that may name a record.
@@ -108,6 +117,11 @@ def _reader(file_format: str, paths: list[str], lengths: list[int], name: str) -
     if file_format == "tfrecord":
         return tfrecord.TFRecordReader(paths, lengths)
     if file_format == "array_record":
+        if paths and remote.is_remote(paths[0]):
+            raise ValueError(
+                f"data set {name!r} is stored as array_record, which is read from this machine's "
+                "disks only; mount the bucket or copy the shards"
+            )
         return ArrayRecordReader(paths, lengths)
     raise ValueError(
         f"data set {name!r} is stored as {file_format!r}; jaxclip reads 'tfrecord' and "
@@ -178,7 +192,7 @@ def _is_text_sequence(feature: Mapping[str, Any]) -> bool:
     return inner.get("pythonClassName", "").endswith(".Text")
 
 
-def _load_json(directory: pathlib.Path, file: str, name: str) -> dict[str, Any]:
+def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
     if not directory.is_dir():
         parent = directory.parent
         siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
@@ -199,7 +213,7 @@ def _load_json(directory: pathlib.Path, file: str, name: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def _class_names(directory: pathlib.Path, label: str) -> list[str] | None:
+def _class_names(directory: Any, label: str) -> list[str] | None:
     path = directory / f"{label}.labels.txt"
     if not label or not path.is_file():
         return None
@@ -207,7 +221,7 @@ def _class_names(directory: pathlib.Path, label: str) -> list[str] | None:
 
 
 def _shard_paths(
-    directory: pathlib.Path, info: Mapping[str, Any], split: Mapping[str, Any], num_shards: int
+    directory: Any, info: Mapping[str, Any], split: Mapping[str, Any], num_shards: int
 ) -> list[str]:
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     return [

@@ -17,11 +17,12 @@ import struct
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import google_crc32c
 import numpy as np
 
+from jaxclip.data import remote
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
@@ -78,38 +79,71 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
     Returns:
       The index, with exactly ``num_records`` entries.
     """
-    path = pathlib.Path(path)
-    stat = path.stat()
-    stamp = np.array([stat.st_size, stat.st_mtime_ns, num_records], np.int64)
-    sidecar = path.with_name(f".{path.name}.index.npz")
+    stamp, sidecar = stamp_and_sidecar(path, num_records)
     loaded = load_sidecar(sidecar, stamp, ("offsets", "sizes"))
     index = _scan(path, num_records) if loaded is None else ShardIndex(*loaded)
-    if loaded is None and stat.st_size >= _SIDECAR_MIN_BYTES:
+    large = remote.is_remote(path) or os.stat(path).st_size >= _SIDECAR_MIN_BYTES
+    if loaded is None and large:
         save_sidecar(sidecar, stamp, {"offsets": index.offsets, "sizes": index.sizes})
     if index.num_lost:
         _LOG.warning("%s is damaged: %d of %d records are lost", path, index.num_lost, num_records)
     return index
 
 
-def _scan(path: pathlib.Path, num_records: int) -> ShardIndex:
+def stamp_and_sidecar(
+    path: str | os.PathLike[str], version: int
+) -> tuple[np.ndarray, pathlib.Path]:
+    """What an index of a file is valid for, and where it is kept: beside the file if it is local.
+
+    Args:
+      path: the file.
+      version: of the index's meaning.
+
+    Returns:
+      int64[n] that is another one if the file or the version is, and the path of the index.
+
+    Raises:
+      OSError: the file is not there or can't be reached.
+    """
+    if remote.is_remote(path):
+        url = os.fspath(path)
+        return np.append(remote.generation(url), version), remote.cached_index(url)
+    local = pathlib.Path(path)
+    stat = local.stat()
+    stamp = np.array([stat.st_size, stat.st_mtime_ns, version], np.int64)
+    return stamp, local.with_name(f".{local.name}.index.npz")
+
+
+@contextlib.contextmanager
+def _bytes_of(path: str | os.PathLike[str]) -> Iterator[bytes | mmap.mmap]:
+    """All bytes of a file: mapped if it is local, else in memory as long as they are needed."""
+    if remote.is_remote(path):
+        yield remote.read(os.fspath(path)) or b""
+    elif os.stat(path).st_size == 0:
+        yield b""
+    else:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+
+
+def _scan(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
     offsets: list[int] = []
     sizes: list[int] = []
     damaged: list[int] = []  # before which records
-    if path.stat().st_size:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            end, position = len(data), 0
-            while position + _HEADER_BYTES <= end and len(offsets) < num_records:
-                length, crc = _HEADER.unpack_from(data, position)
-                start = position + _HEADER_BYTES
-                if crc != masked_crc(data[position : position + 8]):
-                    damaged.append(len(offsets))
-                    position = _next_header(data, position + 1)
-                    continue
-                if start + length + _FOOTER_BYTES > end:
-                    break
-                offsets.append(start)
-                sizes.append(length)
-                position = start + length + _FOOTER_BYTES
+    with _bytes_of(path) as data:
+        end, position = len(data), 0
+        while position + _HEADER_BYTES <= end and len(offsets) < num_records:
+            length, crc = _HEADER.unpack_from(data, position)
+            start = position + _HEADER_BYTES
+            if crc != masked_crc(data[position : position + 8]):
+                damaged.append(len(offsets))
+                position = _next_header(data, position + 1)
+                continue
+            if start + length + _FOOTER_BYTES > end:
+                break
+            offsets.append(start)
+            sizes.append(length)
+            position = start + length + _FOOTER_BYTES
     missing = num_records - len(offsets)
     lost = [1] * min(missing, len(damaged))
     if missing > len(lost):  # the rest at the first place, or at the end if the file was cut
@@ -121,7 +155,7 @@ def _scan(path: pathlib.Path, num_records: int) -> ShardIndex:
     return ShardIndex(np.array(offsets, np.int64), np.array(sizes, np.int64))
 
 
-def _next_header(data: mmap.mmap, position: int) -> int:
+def _next_header(data: bytes | mmap.mmap, position: int) -> int:
     """First position at or after ``position`` where a valid header could start; else the end."""
     end = len(data)
     while position + _HEADER_BYTES <= end:
@@ -161,6 +195,7 @@ def save_sidecar(
     """
     temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}.{threading.get_ident()}")
     try:
+        sidecar.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             np.savez(file, allow_pickle=False, stamp=stamp, **arrays)
         os.replace(temporary, sidecar)
@@ -182,7 +217,13 @@ class FileCache:
         self._lock = threading.Lock()
 
     def pread(self, path: str, size: int, offset: int) -> bytes:
-        """``size`` bytes at ``offset``; fewer where the file ends."""
+        """``size`` bytes at ``offset``; fewer where the file ends.
+
+        Raises:
+          OSError: the file is not there or can't be reached.
+        """
+        if remote.is_remote(path):
+            return remote.read_range(path, offset, size)
         with self._lock:
             file = self._files.get(path)
             if file is None:
@@ -219,6 +260,14 @@ class TFRecordReader:
         """Bytes of one record, or why there are none."""
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         position = index - int(self._starts[shard])
+        try:
+            return self._read(shard, position)
+        except OSError as error:
+            if not remote.is_remote(self._paths[shard]):
+                raise
+            return BadRecord("unreachable", str(error))
+
+    def _read(self, shard: int, position: int) -> bytes | BadRecord:
         where = self._index(shard)
         offset, size = int(where.offsets[position]), int(where.sizes[position])
         if offset == _LOST:

@@ -12,11 +12,11 @@ Compressed tars have no random access; ``jaxclip data import`` reads them.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import json
 import logging
 import os
-import pathlib
 import re
 import threading
 from collections import OrderedDict
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
 from jaxclip.data.record import BadRecord, Record, decode_texts
@@ -53,7 +54,7 @@ def open_pattern(pattern: str) -> DataSet:
       ValueError: a tar is compressed, or the files of its samples are not side by side.
     """
     splits = _splits(pattern)
-    for paths in splits.values() if os.path.isdir(pattern) else ():
+    for paths in splits.values() if _is_folder(pattern) else ():
         check_complete(paths)
     counts = {name: _counts(paths) for name, paths in splits.items()}
     for name, paths in splits.items():
@@ -82,14 +83,39 @@ def expand(pattern: str) -> list[str]:
       FileNotFoundError: a name that does not exist, or a wildcard without a match.
     """
     names: list[str] = []
+    listed: dict[str, set[str]] = {}
     for name in _braces(pattern):
-        found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
+        if remote.is_remote(name):
+            found = _remote_names(name, listed)
+        else:
+            found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
         if not found:
             raise FileNotFoundError(
                 f"{name!r}: no such file" + (f" (of {pattern!r})" if name != pattern else "")
             )
         names.extend(found)
     return names
+
+
+def _remote_names(name: str, listed: dict[str, set[str]]) -> list[str]:
+    """Addresses that a name or wildcard stands for; a folder is listed once for all of its names.
+
+    A web server lists nothing: what is named there is taken to be there.
+    """
+    folder = remote.RemotePath(name).parent
+    if name.startswith(("http://", "https://")):
+        return [name]
+    if str(folder) not in listed:
+        listed[str(folder)] = {each.name for each in folder.iterdir()}
+    last = name.rpartition("/")[2]
+    there = sorted(listed[str(folder)])
+    return [f"{folder}/{each}" for each in there if fnmatch.fnmatchcase(each, last)]
+
+
+def _is_folder(pattern: str) -> bool:
+    if remote.is_remote(pattern):
+        return not pattern.endswith(".tar") and not set(pattern) & set("*?{")
+    return os.path.isdir(pattern)
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -112,9 +138,9 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def _splits(pattern: str) -> dict[str, list[str]]:
-    if not os.path.isdir(pattern):
+    if not _is_folder(pattern):
         return {"train": expand(pattern)}
-    folder = pathlib.Path(pattern)
+    folder = remote.path_of(pattern)
     here = sorted(map(str, folder.glob("*.tar")))
     if here:
         return {"train": here}
@@ -131,7 +157,7 @@ def _splits(pattern: str) -> dict[str, list[str]]:
 
 def _counts(paths: Sequence[str]) -> list[int]:
     """Number of samples of each tar: from what lies beside them, else by indexing."""
-    known = [_noted_count(pathlib.Path(path)) for path in paths]
+    known = [_noted_count(remote.path_of(path)) for path in paths]
     unknown = [path for path, count in zip(paths, known, strict=True) if count is None]
     if len(unknown) > 100:
         _LOG.info("indexing %d tars; a %s beside them would save that", len(unknown), SIZES_FILE)
@@ -146,7 +172,7 @@ def check_complete(paths: Sequence[str]) -> None:
     """Raise FileNotFoundError if ``sizes.json`` beside tars names others that are not there."""
     for folder in sorted({os.path.dirname(path) for path in paths}):
         there = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
-        named = _sizes(pathlib.Path(folder, SIZES_FILE))
+        named = _sizes(remote.path_of(folder) / SIZES_FILE)
         missing = sorted(name for name in named if name.endswith(".tar") and name not in there)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -156,10 +182,11 @@ def check_complete(paths: Sequence[str]) -> None:
             )
 
 
-def _sizes(path: pathlib.Path) -> Mapping[str, Any]:
+def _sizes(path: Any) -> Mapping[str, Any]:
     """Numbers of samples by the name of the tar; none if there is no such file."""
     try:
-        stamp = (str(path), path.stat().st_mtime_ns)
+        # A remote file is asked for once a process.
+        stamp = (str(path), 0 if remote.is_remote(path) else path.stat().st_mtime_ns)
         if stamp not in _sizes_cache:
             _sizes_cache[stamp] = json.loads(path.read_text())
         sizes = _sizes_cache[stamp]
@@ -171,7 +198,7 @@ def _sizes(path: pathlib.Path) -> Mapping[str, Any]:
 _sizes_cache: dict[tuple[str, int], dict[str, Any]] = {}
 
 
-def _noted_count(path: pathlib.Path) -> int | None:
+def _noted_count(path: Any) -> int | None:
     value = _sizes(path.with_name(SIZES_FILE)).get(path.name)
     if value is None:
         try:
@@ -216,6 +243,18 @@ class TarSource(RecordSource):
             where = self._index(tar)
         except ValueError as error:
             return BadRecord("corrupted", str(error))
+        except OSError as error:
+            if not remote.is_remote(self._paths[tar]):
+                raise
+            return BadRecord("unreachable", str(error))
+        try:
+            return self._sample(tar, where, row, alone)
+        except OSError as error:
+            if not remote.is_remote(self._paths[tar]):
+                raise
+            return BadRecord("unreachable", str(error))
+
+    def _sample(self, tar: int, where: TarIndex, row: int, alone: bool) -> Record | BadRecord:
         if row >= len(where.keys):
             return BadRecord("corrupted", f"{self._paths[tar]} has {len(where.keys)} samples only")
         key = where.keys[row].decode("utf-8")

@@ -161,14 +161,16 @@ def training(config: Config, model: str, rule: str) -> Config:
 
 
 def cells(config: Config) -> list[Cell]:
-    """All cells of a resolved configuration, those of a program together; none twice."""
+    """All cells of a resolved configuration, part by part; none twice.
+
+    In a part those of a program stand together, as model, precision and rule are the first axes.
+    """
     found: dict[Cell, None] = {}
     for part in config["grid"] or [{}]:
         axes = [list(part.get(_PLURAL[axis], config[_PLURAL[axis]])) for axis in AXES]
         for values in itertools.product(*axes):
             found[Cell(*values)._replace(rate=float(values[AXES.index("rate")]))] = None
-    order = {cell.program: place for place, cell in reversed(list(enumerate(found)))}
-    return sorted(found, key=lambda cell: order[cell.program])
+    return list(found)
 
 
 def parse_cell(text: str, config: Config) -> Cell:

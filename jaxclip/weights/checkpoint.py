@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights import files, mapping, tokenizer_files
-from jaxclip.weights.families import Checkpoint, Family, detect, renamed
+from jaxclip.weights.families import Checkpoint, detect, renamed
 from jaxclip.weights.families._base import TOWERS, Preprocess
 
 Params = dict[str, Any]
@@ -111,12 +112,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         config,
         files.read_json(folder / PREPROCESSOR),
     )
-    name, family = detect(checkpoint)
+    with _told(checkpoint.path, "its family"):
+        name, family = detect(checkpoint)
     checkpoint = renamed(checkpoint, family)
     tensors = {new: tensor for old, tensor in tensors.items() if (new := family.canonical(old))}
-    sizes, parts = _sizes(checkpoint, name, family), family.parts(checkpoint)
-    tensors = dict(family.joined(tensors))
-    entries = family.entries_of(checkpoint, sizes)
+    with _told(f"{checkpoint.path} looks like {name}, but", "its architecture"):
+        sizes, parts = family.sizes(checkpoint), family.parts(checkpoint)
+        hash(sizes)  # a list or the like in place of a number
+        tensors = dict(family.joined(tensors))
+        entries = family.entries_of(checkpoint, sizes)
     init = models.build(sizes).init
     shapes = {path: leaf.shape for path, leaf in _by_path(jax.eval_shape(init, _key())).items()}
     if parts != TOWERS:
@@ -131,20 +135,36 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         ignore=family.ignore,
         what=f"{os.fspath(path)} ({name})",
     )
-    preprocess = family.preprocess(checkpoint, sizes)
+    with _told(f"{checkpoint.path} looks like {name}, but", "its preprocessing"):
+        preprocess = _checked(family.preprocess(checkpoint, sizes))
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
     terms = family.terms(sizes)
     return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts, terms)
 
 
-def _sizes(checkpoint: Checkpoint, name: str, family: type[Family]) -> CLIPConfig:
+@contextlib.contextmanager
+def _told(start: str, what: str) -> Iterator[None]:
+    """Say in a line what a configuration, which may hold anything, leaves unclear.
+
+    Raises:
+      MappingError: whatever the reader of the configuration met.
+    """
     try:
-        return family.sizes(checkpoint)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise mapping.MappingError(
-            f"{checkpoint.path} looks like {name}, but its architecture can't be told: {what}"
-        ) from error
+        yield
+    except mapping.MappingError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else str(error)[:2000]
+        raise mapping.MappingError(f"{start} {what} can't be told: {why}") from error
+
+
+def _checked(preprocess: Preprocess) -> Preprocess:
+    for name in ("image_mean", "image_std"):
+        values = getattr(preprocess, name)
+        numbers = [x for x in values if isinstance(x, (int, float)) and abs(x) < 1e6]
+        if len(values) != 3 or len(numbers) != 3 or (name == "image_std" and min(numbers) <= 0):
+            raise ValueError(f"{name}={str(values)[:80]} are no three numbers")
+    return preprocess
 
 
 def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:

@@ -34,7 +34,7 @@ def test_parts_of_the_grid_and_their_order():
     ]
     cells = config_lib.cells(resolve(grid=grid))
     assert [(c.rule, c.rate, c.seed) for c in cells] == [
-        ("lion", 1e-3, 0), ("lion", 1e-2, 0), ("lion", 1e-3, 1), ("adamw", 0.1, 5),
+        ("lion", 1e-3, 0), ("lion", 1e-2, 0), ("adamw", 0.1, 5), ("lion", 1e-3, 1),
     ]  # fmt: skip
 
 

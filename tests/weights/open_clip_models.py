@@ -127,7 +127,7 @@ def inputs(model, config):
     if hasattr(getattr(trunk, "patch_embed", None), "img_size"):
         # timm's tower has the size of its name.
         size = trunk.patch_embed.img_size[0]
-    images = rng.standard_normal((2, size, size, 3)).astype(np.float32)
+    images = rng.standard_normal((1, size, size, 3)).astype(np.float32)
     text = config["text_cfg"]
     length = text.get("context_length", 77)
     tokens = rng.integers(3, VOCABULARY - 1, (2, length)).astype(np.int32)
@@ -204,12 +204,10 @@ def compare(name, folder):
     return differences, opened.family
 
 
-def run(names, kept):
+def run(names, kept, at_most=None):
     """Results by name; those that the file ``kept`` holds are not made again."""
     results = json.loads(kept.read_text()) if kept and kept.is_file() else {}
-    for name in names:
-        if name in results:
-            continue
+    for name in [name for name in names if name not in results][:at_most]:
         with tempfile.TemporaryDirectory() as folder:
             results[name] = compare(name, folder)
         print(name, *results[name], flush=True)
@@ -256,9 +254,10 @@ if __name__ == "__main__":
     parser.add_argument("--write", action="store_true", help="put the table into docs/weights.md")
     parser.add_argument("--only", default="", help="a pattern of names")
     parser.add_argument("--results", type=pathlib.Path, help="a file that keeps what was seen")
+    parser.add_argument("--at_most", type=int, help="models of this run")
     options = parser.parse_args()
     chosen = [n for n in open_clip.list_models() if re.search(options.only, n)]
-    text = table(run(chosen, options.results))
+    text = table(run(chosen, options.results, options.at_most))
     print(text)
     if options.write:
         content = DOCS.read_text()

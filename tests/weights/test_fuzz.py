@@ -191,11 +191,11 @@ def check_lies(tmp_path, source, count, seed):
 
 
 def test_configurations_that_lie(tmp_path):
-    check_lies(tmp_path, "hf_clip", 12, 0)
+    check_lies(tmp_path, "hf_clip", 3, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["hf_clip", "hf_siglip", "open_clip", "open_clip_siglip"])
 def test_more_configurations_that_lie(tmp_path, source):
-    fates = check_lies(tmp_path, source, 250, 1)
-    assert fates["refused"] > 25 and fates["opened"] > 25
+    fates = check_lies(tmp_path, source, 60, 1)
+    assert fates["refused"] > 5 and fates["opened"] > 5

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxclip.data.siglip_tokens import kind_of
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
 from jaxclip.weights.families._parts import HALF, count_blocks, square_grid
@@ -116,7 +117,7 @@ class BigVision(Family):
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
-        tokenizer = {"kind": "siglip", "context_length": sizes.text.context_length}
+        tokenizer = {"kind": kind_of(sizes.text.vocab_size), "context_length": sizes.text.context_length}
         return Preprocess(HALF, HALF, "resize(method='bilinear')", tokenizer)
 
 

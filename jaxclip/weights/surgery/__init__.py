@@ -1,5 +1,6 @@
 """Surgery on trees of parameters: pure functions, each the identity where nothing is asked."""
 
+from jaxclip.weights.surgery.inherit import inherit
 from jaxclip.weights.surgery.lora import init_lora, merge_lora
 from jaxclip.weights.surgery.positions import (
     resize_image,
@@ -14,6 +15,7 @@ from jaxclip.weights.surgery.vocabulary import resize_vocabulary, rows_by_name
 __all__ = [
     "add_registers",
     "greedy_soup",
+    "inherit",
     "init_lora",
     "merge_lora",
     "resize_image",

@@ -1,0 +1,224 @@
+"""Files in object stores (``gs://``, ``s3://``) and on web servers, read in ranges.
+
+TensorStore does the reading, which comes with orbax: its threads are C++, it tries again where a
+server is busy, and finds credentials as Google's and Amazon's own tools do. A
+:class:`RemotePath` has as much of ``pathlib.Path`` as data sets need.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+# Seconds that one attempt may take, and how many there are.
+_TIMEOUT, _ATTEMPTS = 60.0, 3
+
+
+def is_remote(path: os.PathLike[str] | str) -> bool:
+    """Whether a path is an address: it has a scheme such as ``gs://``."""
+    return "://" in os.fspath(path)
+
+
+def path_of(path: os.PathLike[str] | str) -> Any:
+    """A ``pathlib.Path``, or a :class:`RemotePath` for an address."""
+    return RemotePath(os.fspath(path)) if is_remote(path) else pathlib.Path(path)
+
+
+def read_range(url: str, offset: int, size: int) -> bytes:
+    """``size`` bytes at ``offset``; fewer where the file ends.
+
+    Raises:
+      OSError: the file is not there, or can't be reached after some attempts.
+    """
+    try:
+        value = _read(url, slice(offset, offset + size)).value
+    except ValueError:  # the range ends beyond the file
+        value = _read(url, None).value[offset : offset + size]
+    return bytes(value)
+
+
+def read(url: str) -> bytes | None:
+    """All bytes of a file; None if there is none.
+
+    Raises:
+      OSError: it can't be reached after some attempts.
+    """
+    try:
+        return bytes(_read(url, None).value)
+    except FileNotFoundError:
+        return None
+
+
+def generation(url: str) -> np.ndarray:
+    """int64[n] that is another one when the file is: what the store says of its version.
+
+    Raises:
+      OSError: the file is not there or can't be reached.
+    """
+    found = _read(url, slice(0, 0)).stamp.generation
+    return np.frombuffer(found.ljust(-(-len(found) // 8) * 8, b"\0"), np.int64).copy()
+
+
+def _read(url: str, byte_range: slice | None) -> Any:
+    store, key = _store_of(url)
+    last: BaseException | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            found = store.read(key, byte_range=byte_range).result(timeout=_TIMEOUT)
+        except ValueError as error:
+            if "OUT_OF_RANGE" in str(error):
+                raise
+            last = error
+        except Exception as error:  # TensorStore has no class of its own for errors of a store
+            last = error
+        else:
+            if found.state == "missing":
+                raise FileNotFoundError(f"{url}: no such file")
+            return found
+    text = str(last) or type(last).__name__
+    raise OSError(f"{url} can't be read ({_ATTEMPTS} attempts): {text[:300]}") from last
+
+
+def _store_of(url: str) -> tuple[Any, str]:
+    """The store of an address, and the key of the file in it."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return _open(f"{scheme}://{bucket}/"), key
+
+
+@functools.lru_cache(maxsize=64)
+def _open(root: str) -> Any:
+    try:
+        import tensorstore
+    except ImportError as error:
+        raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
+    try:
+        return tensorstore.KvStore.open(root).result(timeout=_TIMEOUT)
+    except Exception as error:
+        raise ValueError(
+            f"{root} can't be opened: {str(error)[:300]}; known are gs://, s3://, http:// and "
+            "https://"
+        ) from error
+
+
+class RemotePath(os.PathLike[str]):
+    """The address of a file or folder of an object store.
+
+    Args:
+      url: with its scheme.
+    """
+
+    def __init__(self, url: str):
+        self._url = url.rstrip("/")
+
+    def __fspath__(self) -> str:
+        return self._url
+
+    __str__ = __fspath__
+
+    def __repr__(self) -> str:
+        return f"RemotePath({self._url!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and other._url == self._url
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    def __lt__(self, other: RemotePath) -> bool:
+        return self._url < other._url
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(f"{self._url}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self._url.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The last part without its last suffix."""
+        return pathlib.PurePosixPath(self.name).stem
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder."""
+        return RemotePath(self._url.rpartition("/")[0])
+
+    def with_name(self, name: str) -> RemotePath:
+        """Another file of the same folder."""
+        return self.parent / name
+
+    def is_file(self) -> bool:
+        """Whether there is such a file."""
+        try:
+            _read(self._url, slice(0, 0))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether any file is below it; on a web server, which lists nothing: always."""
+        return not self._lists() or next(self._below(), None) is not None
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """What is in the folder, sorted; nothing on a web server."""
+        if self._lists():
+            names = {name.partition("/")[0] for name in self._below()}
+            yield from (self / name for name in sorted(names))
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """What is in the folder, or in folders in it for ``*/…``, and matches."""
+        depth = pattern.count("/") + 1
+        found = {"/".join(name.split("/")[:depth]) for name in self._below()}
+        for name in sorted(found):
+            if pathlib.PurePosixPath(name).match(pattern) and name.count("/") == depth - 1:
+                yield self / name
+
+    def read_bytes(self) -> bytes:
+        """All bytes."""
+        data = read(self._url)
+        if data is None:
+            raise FileNotFoundError(f"{self._url}: no such file")
+        return data
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """All text."""
+        return self.read_bytes().decode(encoding)
+
+    def _lists(self) -> bool:
+        return not self._url.startswith(("http://", "https://"))
+
+    def _below(self) -> Iterator[str]:
+        """Names of the files below the folder, from it on."""
+        if not self._lists():
+            return
+        import tensorstore
+
+        store, key = _store_of(self._url + "/")
+        every = tensorstore.KvStore.KeyRange(key, _after(key))
+        try:
+            names = store.list(every).result(timeout=_TIMEOUT)
+        except Exception as error:
+            raise OSError(f"{self._url} can't be listed: {str(error)[:300]}") from error
+        yield from (name.decode("utf-8", "replace").removeprefix(key) for name in sorted(names))
+
+
+def _after(prefix: str) -> str:
+    """The first key behind all that begin with a prefix; empty for all keys."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+
+
+def cached_index(url: str) -> pathlib.Path:
+    """Where the index of a remote file is kept on this machine."""
+    import hashlib
+
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    digest = hashlib.sha256(url.encode("utf-8")).hexdigest()[:32]
+    return pathlib.Path(base, "jaxclip", "indices", f"{digest}.npz")

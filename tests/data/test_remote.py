@@ -1,0 +1,186 @@
+"""Data in a bucket: a server on this machine that speaks the part of Google's API that is used."""
+
+import http.server
+import json
+import threading
+import urllib.parse
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from jaxclip.data import pipeline, remote, sources
+from jaxclip.data.record import BadRecord
+
+pytest.importorskip("tensorstore")
+
+
+class Bucket(http.server.BaseHTTPRequestHandler):
+    """Lists and gives the files of ``files``; fails as ``faults`` says."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[dict[str, bytes]] = {}
+    faults: ClassVar[dict[str, list[int]]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        where = urllib.parse.urlsplit(self.path)
+        query = urllib.parse.parse_qs(where.query)
+        _, _, name = where.path.partition("/o/")
+        name = urllib.parse.unquote(name)
+        if not name:
+            begin, end = (query.get(key, [""])[0] for key in ("startOffset", "endOffset"))
+            found = [each for each in sorted(self.files) if begin <= each < (end or "~")]
+            items = [{"name": each} for each in found]
+            return self.answer(200, json.dumps({"items": items}).encode())
+        self.asked.append(name)
+        if self.faults.get(name):
+            return self.answer(self.faults[name].pop(0), b"{}")
+        if name not in self.files:
+            return self.answer(404, b"{}")
+        data = self.files[name]
+        if query.get("alt") != ["media"]:
+            about = {"name": name, "size": str(len(data)), "generation": "7"}
+            return self.answer(200, json.dumps(about).encode())
+        if "Range" not in self.headers:
+            return self.answer(200, data)
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        if int(first) >= len(data):
+            return self.answer(416, b"")
+        piece = data[int(first) : int(last) + 1 if last else None]
+        return self.answer(206, piece, f"bytes {first}-{int(first) + len(piece) - 1}/{len(data)}")
+
+    def answer(self, status, body, content_range=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("x-goog-generation", "7")
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """The handler's class: its ``files`` are those of ``gs://pictures/``."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Bucket, "files", {})
+    monkeypatch.setattr(Bucket, "faults", {})
+    monkeypatch.setattr(Bucket, "asked", [])
+    remote._open.cache_clear()
+    yield Bucket
+    remote._open.cache_clear()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def upload(bucket, folder, under):
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.name.startswith("."):
+            bucket.files[f"{under}/{file.relative_to(folder).as_posix()}"] = file.read_bytes()
+
+
+def test_ranges_files_and_folders(bucket):
+    bucket.files = {"a/b.bin": bytes(range(100)), "a/c/d.txt": b"text", "e.txt": b""}
+    assert remote.read_range("gs://pictures/a/b.bin", 10, 5) == bytes(range(10, 15))
+    assert remote.read_range("gs://pictures/a/b.bin", 95, 50) == bytes(range(95, 100))
+    assert remote.read("gs://pictures/none") is None
+    folder = remote.path_of("gs://pictures/a")
+    assert folder.is_dir() and not remote.path_of("gs://pictures/b").is_dir()
+    assert [each.name for each in folder.iterdir()] == ["b.bin", "c"]
+    assert [str(each) for each in folder.glob("*/*.txt")] == ["gs://pictures/a/c/d.txt"]
+    assert (folder / "b.bin").is_file() and not (folder / "z").is_file()
+    assert remote.path_of("gs://pictures/e.txt").is_file()
+    with pytest.raises(FileNotFoundError, match="gs://pictures/none"):
+        remote.read_range("gs://pictures/none", 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["tfds", "webdataset"])
+def test_training_from_a_bucket_is_training_from_a_folder(bucket, tmp_path, toys, tokenize, kind):
+    pytest.importorskip("tensorflow")
+    if kind == "tfds":
+        toys.write_data_set(tmp_path / "set", {"train": toys.records(12)}, shards=3)
+        names = [str(tmp_path / "set"), "gs://pictures/set"]
+    else:
+        (tmp_path / "set").mkdir()
+        for shard in range(2):
+            numbers = range(6 * shard, 6 * shard + 6)
+            members = [(f"{n}.png", toys.picture(n)) for n in numbers]
+            members += [(f"{n}.txt", f"item {n}".encode()) for n in numbers]
+            toys.make_tar(tmp_path / "set" / f"{shard}.tar", sorted(members))
+        names = [
+            f"webdataset:{tmp_path}/set/{{0..1}}.tar",
+            "webdataset:gs://pictures/set/{0..1}.tar",
+        ]
+    upload(bucket, tmp_path / "set", "set")
+    batches = []
+    for name in names:
+        iterator = pipeline.train_iterator(
+            {"name": name, "image_size": 8}, tokenizer=tokenize, global_batch_size=8, seed=1
+        )
+        batches.append([next(iterator) for _ in range(3)])
+        iterator.close()
+    for here, there in zip(*batches, strict=True):
+        for key in here:
+            np.testing.assert_array_equal(here[key], there[key])
+    assert sources.open(names[1]).splits == sources.open(names[0]).splits
+
+
+def test_an_index_is_made_once_on_a_machine(bucket, tmp_path, toys):
+    toys.write_data_set(tmp_path / "set", {"train": toys.records(4)}, shards=1)
+    upload(bucket, tmp_path / "set", "set")
+    shard = "set/toy-train.tfrecord-00000-of-00001"
+    first = sources.open("gs://pictures/set").source("train")[0]
+    before = bucket.asked.count(shard)
+    again = sources.open("gs://pictures/set").source("train")[0]
+    # Of what an index is valid for, and the record: nothing is read as a whole again.
+    assert bucket.asked.count(shard) - before == 2 < before
+    assert first == again
+
+
+def test_a_busy_server_is_asked_again(bucket):
+    bucket.files = {"a": b"bytes"}
+    bucket.faults = {"a": [503]}
+    assert remote.read("gs://pictures/a") == b"bytes"
+    assert bucket.asked.count("a") == 2
+
+
+def test_a_store_that_does_not_answer_gives_records_that_may_come_later(
+    bucket, tmp_path, toys, monkeypatch
+):
+    toys.write_data_set(tmp_path / "set", {"train": toys.records(4)}, shards=1)
+    upload(bucket, tmp_path / "set", "set")
+    source = sources.open("gs://pictures/set").source("train")
+    good = source[1]
+
+    def refuse(*_):
+        raise OSError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_read", refuse)
+        bad = source[1]
+    assert isinstance(bad, BadRecord) and bad.reason == "unreachable" and "no route" in bad.detail
+    assert source[1] == good
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("gs://pictures/none", FileNotFoundError, "no such directory"),
+        ("webdataset:gs://pictures/none/{0..1}.tar", FileNotFoundError, "no such file"),
+        ("parquet:gs://pictures/set", ValueError, "from this machine's disks only"),
+        ("ftp://pictures/set", ValueError, "can't be opened"),
+    ],
+)
+def test_mistakes_are_named(bucket, name, error, message):
+    with pytest.raises(error, match=message):
+        sources.open(name)
