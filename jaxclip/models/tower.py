@@ -270,15 +270,16 @@ class Tower(abc.ABC):
         with jax.named_scope(type(self).__name__):
             if not loop:
                 taken = layers.Taken()
-                largest: list[Any] = []
+                largest: list[jax.Array] = []
                 routers: list[Any] = []
                 for index, params in zip(indices, run, strict=True):
                     x, taken = apply(params, x, index if keys is not None else None)
-                    largest.append(taken.largest)
                     routers.append(taken.router)
+                    if taken.largest is not None:
+                        largest.append(taken.largest)
                 if taken.router is not None:
                     taken = taken._replace(router=jnp.stack(routers))
-                if how.largest and largest:
+                if largest:
                     taken = taken._replace(largest=jnp.stack(largest))
                 return x, taken
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
@@ -439,9 +440,9 @@ class Tower(abc.ABC):
             out: Any = layer.apply({"params": p["attention"][name]}, y)
             if self.variant.qk_norm and name != "value":
                 own = layers.head_norm(self.config.norm_eps, self.dtype, None)
-                parts = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
-                parts = own.apply({"params": p["attention"][f"{name}_norm"]}, parts)
-                out = parts.reshape(out.shape)
+                each = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
+                normed: Any = own.apply({"params": p["attention"][f"{name}_norm"]}, each)
+                out = normed.reshape(out.shape)
             if turns is not None and name != "value":
                 out = layers.turn_heads(out, self.config.num_heads, turns)
             heads.append(layers.split_heads(out, self.config.num_heads))

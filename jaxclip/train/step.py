@@ -246,7 +246,8 @@ def make_train_step(
         extra = {"value": loss, "grad_fn": lambda params, _: gradient(params, state, batch)[1]}
         # What never changes, or changes in any case, stays out of the branches.
         varying = state._replace(frozen=None, guard=None)
-        done, ruled = finite, None
+        done = finite
+        ruled: Any = None
         logits = {
             name.removeprefix(LARGEST_LOGITS): value
             for name, value in own_metrics.items()
