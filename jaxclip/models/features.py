@@ -64,15 +64,15 @@ class Asked(TypedDict, total=False):
       insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers, or
         :class:`Insert` with its options. In a text they stand before it, so that all of a causal
         text sees them; with ``Insert(at=…)`` they take the places of tokens.
-      attend: {block: function or :class:`jaxclip.models.layers.Attend`}, another attention in chosen
-        blocks.
+      attend: {block: function or :class:`jaxclip.models.layers.Attend`}, another attention in
+        chosen blocks.
       attention_bias: float[B or 1, heads or 1, P+N, P+N], added to the attention scores of all
         blocks, or {block: such an array}.
       low_rank: {kernel path within the tower: (A, B)}, A B is added to the kernel (LoRA).
       hidden: layers to return, 0 = after the embedding, i = after block i (from 1).
       attention: blocks whose attention weights are returned, from 0.
-      largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over blocks,
-        but holds one block's scores.
+      largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over
+        blocks, but holds one block's scores.
       train: whether dropout and patch dropout are on.
       keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A row's
         draw depends on its key alone. The towers want keys of their own.

@@ -71,7 +71,8 @@ def build(
       mesh: devices to put frozen weights on.
 
     Raises:
-      ValueError: an unknown kind, a missing path, decays whose steps do not rise, another tokenizer.
+      ValueError: an unknown kind, a missing path, decays whose steps do not rise, or another
+        tokenizer.
     """
     section = config["teacher"]
     kind = section["kind"]
