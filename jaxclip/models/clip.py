@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
 from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
@@ -113,7 +114,7 @@ class CLIP:
             class, register and inserted tokens always run. An index that is not there gives NaN.
           insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers,
             or :class:`jaxclip.models.features.Insert` with its options.
-          attend: {block: function or :class:`jaxclip.models.layers.Attend`}, another attention in
+          attend: {block: function or :class:`jaxclip.models.attend.Attend`}, another attention in
             chosen blocks.
           attention_bias: float[B or 1, heads or 1, P+N, P+N], added to the attention scores of all
             blocks, or {block: such an array}.
@@ -218,7 +219,7 @@ def build(
       config: sizes; :func:`jaxclip.models.presets.get` has the published ones.
       dtype: compute dtype; parameters, norms' statistics and outputs are float32.
       remat: what blocks compute again in the backward pass: ``"none"``, or a name that
-        :func:`jaxclip.models.layers.remat_policy` knows.
+        :func:`jaxclip.models.remat.remat_policy` knows.
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
@@ -233,7 +234,7 @@ def build(
       ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
     """
     if remat != "none":
-        layers.remat_policy(remat)
+        remat_lib.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
     capped = [t for t in ("image", "text") if getattr(config, t).attention_soft_cap]

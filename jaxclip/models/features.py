@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models.layers import Attend, How
+from jaxclip.models.attend import Attend, How
 from jaxclip.registry import hint
 
 

@@ -16,9 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxclip.models import attend as attend_lib
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
 from jaxclip.models import layers, mup
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
 
 Params = Mapping[str, Any]
@@ -32,7 +34,7 @@ class Tower(abc.ABC):
       config: sizes (:class:`jaxclip.models.presets.ImageConfig` or ``TextConfig``).
       embed_dim: size of the joint space, D.
       dtype: compute dtype.
-      remat: what blocks compute again in the backward pass, see :func:`layers.remat_policy`.
+      remat: what blocks compute again in the backward pass, see :func:`remat_lib.remat_policy`.
       scan_layers: loop over blocks in place of unrolling. Blocks that a caller asks something of
         run by themselves, between loops.
       attention_implementation: as in :func:`jaxclip.models.clip.build`.
@@ -224,10 +226,10 @@ class Tower(abc.ABC):
         self,
         run: Sequence[Any],
         tokens: Tokens,
-        how: layers.How,
+        how: attend_lib.How,
         keys: jax.Array | None,
         first: int,
-    ) -> tuple[jax.Array, layers.Taken]:
+    ) -> tuple[jax.Array, attend_lib.Taken]:
         """A run of blocks that are treated alike; attention weights only of a run of one.
 
         The largest scores of the blocks are stacked, float32[blocks, B, H].
@@ -236,7 +238,7 @@ class Tower(abc.ABC):
         mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
-        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
+        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, attend_lib.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
                 params = self.gather_block(params)
             own = None if keys is None else dropout_lib.fold_in(keys, index)
@@ -245,12 +247,12 @@ class Tower(abc.ABC):
 
         if self.remat != "none":
             # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-            policy = layers.remat_policy(self.remat)
+            policy = remat_lib.remat_policy(self.remat)
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not loop)
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                taken, largest = layers.Taken(), []
+                taken, largest = attend_lib.Taken(), list[Any]()
                 for index, params in zip(indices, run, strict=True):
                     x, taken = apply(params, x, index if keys is not None else None)
                     largest.append(taken.largest)
@@ -265,7 +267,7 @@ class Tower(abc.ABC):
                 return x, taken.largest
 
             x, scores = jax.lax.scan(one, x, (stacked, places))
-            return x, layers.Taken(largest=scores)
+            return x, attend_lib.Taken(largest=scores)
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
         """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
@@ -308,7 +310,7 @@ class Tower(abc.ABC):
         out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, alone)
         return out.reshape(x.shape)
 
-    def encode(self, params: Params, inputs: jax.Array) -> jax.Array:
+    def encode(self, params: Params, inputs: Any) -> jax.Array:
         """All stages, nothing asked: [B, D], not of unit length."""
         tokens, _ = self.blocks(params, self.embed(params, inputs))
         return self.project(params, self.pool(params, tokens))
@@ -316,7 +318,7 @@ class Tower(abc.ABC):
     def features(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: features_lib.InsertLike = None,
@@ -413,12 +415,14 @@ class Tower(abc.ABC):
             out: Any = layer.apply({"params": p["attention"][name]}, y)
             if self.variant.qk_norm and name != "value":
                 own = layers.head_norm(self.config.norm_eps, self.dtype, None)
-                parts = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
-                parts = own.apply({"params": p["attention"][f"{name}_norm"]}, parts)
+                parts: Any = own.apply(
+                    {"params": p["attention"][f"{name}_norm"]},
+                    out.reshape(*out.shape[:-1], self.config.num_heads, -1),
+                )
                 out = parts.reshape(out.shape)
             if turns is not None and name != "value":
                 out = layers.turn_heads(out, self.config.num_heads, turns)
-            heads.append(layers.split_heads(out, self.config.num_heads))
+            heads.append(attend_lib.split_heads(out, self.config.num_heads))
         query = heads[0]
         if self.variant.score_scale != 1.0:
             query = query * jnp.asarray(self.variant.score_scale, query.dtype)
@@ -436,7 +440,7 @@ class Tower(abc.ABC):
           block: its index, -1 = the last.
         """
         p = params[f"blocks_{block % self.config.depth}"]["attention"]
-        x = layers.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
+        x = attend_lib.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
         if self.variant.sub_norm:
             norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
             x = norm.apply({"params": p["sub_norm"]}, x)
