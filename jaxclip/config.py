@@ -100,7 +100,7 @@ def defaults() -> Config:
         # GradCache: embeddings of all micro-batches first, one loss, then the backward passes.
         "num_micro_batches": 1,
         "data": {},  # jaxclip.data.pipeline.DEFAULTS, laid under by resolve
-        # context_length: 77 for kind clip, 64 for siglip and gemma, unless it is set.
+        # context_length: 77 for kinds clip and roberta, 64 for siglip and gemma, unless it is set.
         "tokenizer": {"kind": "emoji_bpe", "path": "", "context_length": 32},
         "model": {"preset": "tiny"},
         # Terms of the loss: [{"name": "contrastive", "weight": 1.0, …}, …], see docs/methods.md;

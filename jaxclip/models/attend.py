@@ -57,10 +57,12 @@ class Taken(NamedTuple):
       weights: float32[B, H, Q, K], or None.
       largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
         gradient; or None.
+      router: float32[B, k + 2, E] of a block with experts (:mod:`jaxclip.models.experts`), or None.
     """
 
     weights: jax.Array | None = None
     largest: jax.Array | None = None
+    router: jax.Array | None = None
 
 
 def softmax_weights(
