@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
 from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
@@ -143,7 +144,7 @@ def build(
       config: sizes; :func:`jaxclip.models.presets.get` has the published ones.
       dtype: compute dtype; parameters, norms' statistics and outputs are float32.
       remat: what blocks compute again in the backward pass: ``"none"``, or a name that
-        :func:`jaxclip.models.layers.remat_policy` knows.
+        :func:`jaxclip.models.remat.remat_policy` knows.
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
@@ -155,12 +156,19 @@ def build(
         (:func:`jaxclip.models.layers.dense`).
 
     Raises:
-      ValueError: an unknown remat policy or attention implementation.
+      ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
     """
     if remat != "none":
-        layers.remat_policy(remat)
+        remat_lib.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
+    capped = [t for t in ("image", "text") if getattr(config, t).attention_soft_cap]
+    if capped and attention_implementation not in (None, "xla"):
+        raise ValueError(
+            f"model.{capped[0]}.attention_soft_cap needs its own attention scores, which "
+            f"attention_implementation={_name(attention_implementation)!r} does not give; set "
+            "it to None"
+        )
     if not callable(attention_implementation) and attention_implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"attention_implementation={attention_implementation!r}; use None, 'xla', 'cudnn' or "
@@ -183,3 +191,7 @@ def build(
         ),
         text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )
+
+
+def _name(implementation: Any) -> str:
+    return "fused" if callable(implementation) else implementation

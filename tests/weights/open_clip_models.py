@@ -36,6 +36,7 @@ VOCABULARY = 400
 # How a model of open_clip says that it gives no tokens.
 _NO_TOKENS = (AttributeError, AssertionError, TypeError, NotImplementedError, RuntimeError)
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+ROBERTA |= {"layer_norm_eps": 1e-5}
 HF_TEXT = {
     "roberta": (transformers.RobertaConfig, {**ROBERTA, "vocab_size": 50_265}),
     "xlm-roberta": (transformers.XLMRobertaConfig, {**ROBERTA, "vocab_size": 250_002}),
@@ -161,6 +162,8 @@ def theirs(model, images, tokens):
             )  # fmt: skip
             found["image_tokens"] = out["image_intermediates"][-1]
         with contextlib.suppress(*_NO_TOKENS):
+            if hasattr(model, "text_decoder"):
+                raise NotImplementedError  # what CoCa's text tower hands on has no norm behind it
             out = model.forward_intermediates(
                 text=texts, text_indices=1, normalize_intermediates=True, intermediates_only=True
             )

@@ -29,7 +29,8 @@ class OpenCLIPRoberta(Family):
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         wanted = {"visual.class_embedding", f"{_EMBEDDINGS}.token_type_embeddings.weight"}
-        return wanted <= set(checkpoint.shapes)
+        coca = any(name.startswith("text_decoder.") for name in checkpoint.shapes)
+        return wanted <= set(checkpoint.shapes) and not coca
 
     @staticmethod
     def ignore(name: str) -> bool:
