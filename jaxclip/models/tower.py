@@ -67,7 +67,7 @@ class Tower(abc.ABC):
     def embed(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: Insert | None = None,
@@ -308,7 +308,7 @@ class Tower(abc.ABC):
         out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, alone)
         return out.reshape(x.shape)
 
-    def encode(self, params: Params, inputs: jax.Array) -> jax.Array:
+    def encode(self, params: Params, inputs: Any) -> jax.Array:
         """All stages, nothing asked: [B, D], not of unit length."""
         tokens, _ = self.blocks(params, self.embed(params, inputs))
         return self.project(params, self.pool(params, tokens))
@@ -316,7 +316,7 @@ class Tower(abc.ABC):
     def features(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: features_lib.InsertLike = None,

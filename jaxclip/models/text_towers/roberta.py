@@ -68,11 +68,12 @@ class Roberta(TextTransformer):
         del turns  # it has none
         attention = params[f"blocks_{block % self.config.depth}"]["attention"]
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        query, key, value = (
-            layers.split_heads(linear.apply({"params": attention[name]}, x), self.config.num_heads)
-            for name in ("query", "key", "value")
-        )
-        return query, key, value
+
+        def heads(name: str) -> jax.Array:
+            out: Any = linear.apply({"params": attention[name]}, x)
+            return layers.split_heads(out, self.config.num_heads)
+
+        return heads("query"), heads("key"), heads("value")
 
 
 class Embed(nn.Module):
