@@ -251,7 +251,7 @@ def _check_ranges(key: str, ranges: list[Any]) -> None:
     """``[[first, last], ...]`` of whole numbers, ascending and apart."""
     end = -1
     for entry in ranges:
-        pair = entry if isinstance(entry, list) and len(entry) == 2 else [None, None]
+        pair: list[Any] = entry if isinstance(entry, list) and len(entry) == 2 else [None, None]
         if not all(type(number) is int for number in pair) or not end < pair[0] <= pair[1]:
             raise ValueError(
                 f"{key}={ranges!r}: give [[first, last], ...], whole numbers of batches counted "

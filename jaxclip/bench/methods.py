@@ -172,7 +172,7 @@ class Study:
         from jaxclip import config as config_lib
         from jaxclip import parallel
         from jaxclip.data import pipeline
-        from jaxclip.train import loop, setup
+        from jaxclip.train import checks, setup
 
         config = config_lib.resolve(
             config_lib.load_file(f"{self.configs / 'methods.py'}:{name}"),
@@ -181,7 +181,7 @@ class Study:
         experiment = setup.build(config)
         batches = pipeline.train_iterator(
             config["data"],
-            tokenizer=loop.load_tokenizer(config),
+            tokenizer=checks.load_tokenizer(config),
             global_batch_size=config["global_batch_size"],
             seed=config["seed"],
             start_step=0,

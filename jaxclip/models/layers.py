@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models import dropout as dropout_lib
+from jaxclip.models import experts as experts_lib
 from jaxclip.models.rotary import rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -84,10 +85,12 @@ class Taken(NamedTuple):
       weights: float32[B, H, Q, K], or None.
       largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
         gradient; or None.
+      router: float32[B, k + 2, E] of a block with experts (:mod:`jaxclip.models.experts`), or None.
     """
 
     weights: jax.Array | None = None
     largest: jax.Array | None = None
+    router: jax.Array | None = None
 
 
 class Variant(NamedTuple):
@@ -105,6 +108,10 @@ class Variant(NamedTuple):
         share (Dehghani et al., 2023, arXiv:2302.05442).
       attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
       score_scale: another factor on q·k / sqrt(d).
+      num_experts: E, MLPs of which a token takes some (:mod:`jaxclip.models.experts`); 0 for one.
+      experts_per_token: k.
+      expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's tokens; 0 for any
+        number.
     """
 
     norm: str = "layer"
@@ -116,6 +123,9 @@ class Variant(NamedTuple):
     qk_norm: bool = False
     attention_soft_cap: float = 0.0
     score_scale: float = 1.0
+    num_experts: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
 
 
 PLAIN = Variant()
@@ -299,10 +309,29 @@ class Block(nn.Module):
         y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
         x = x + y if how.attend.residual else y
         if how.attend.mlp:
-            mlp = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)
-            y = mlp_norm(mlp(x)) if post else mlp(mlp_norm(x))
+            y = x if post else mlp_norm(x)
+            if variant.num_experts:
+                y, router = self.experts(y)
+                taken = taken._replace(router=router)
+            else:
+                y = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)(y)
+            y = mlp_norm(y) if post else y
             x = x + self.drop(self.scale(y, "mlp"), keys, 1)
         return x, taken
+
+    def experts(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What takes the MLP's place, and what its router did."""
+        variant = self.variant
+        mixture = experts_lib.Experts(
+            variant.num_experts,
+            self.mlp_dim,
+            ACTIVATIONS[self.activation],
+            self.dtype,
+            variant.experts_per_token,
+            variant.expert_capacity,
+            name="mlp",
+        )
+        return mixture(x)
 
     def scale(self, x: jax.Array, branch: str) -> jax.Array:
         """LayerScale (Touvron et al., 2021, arXiv:2103.17239)."""

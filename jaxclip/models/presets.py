@@ -124,9 +124,14 @@ class ImageConfig:
     layer_scale: float | None = None
     mup_base_width: int = 0
     mup_base_heads: int = 0
+    num_experts: int = 0
+    expert_blocks: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
 
     def __post_init__(self) -> None:
         _cures("image", self)
+        _experts("image", self)
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
         _rate("image.dropout", self.dropout)
         _rate("image.patch_dropout", self.patch_dropout)
@@ -263,9 +268,14 @@ class TextConfig:
     eos_id: int = 0
     kind: str = "transformer"
     num_positions: int = 0
+    num_experts: int = 0
+    expert_blocks: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
 
     def __post_init__(self) -> None:
         _cures("text", self)
+        _experts("text", self)
         _rate("text.dropout", self.dropout)
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
@@ -373,6 +383,24 @@ def names() -> list[str]:
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"model.{name}={value!r}; use {', '.join(map(repr, known))}")
+
+
+def _experts(tower: str, config: ImageConfig | TextConfig) -> None:
+    c = config
+    if not c.num_experts:
+        return
+    if c.num_experts < 2 or not 1 <= c.experts_per_token <= c.num_experts:
+        raise ValueError(
+            f"model.{tower}.num_experts={c.num_experts}, experts_per_token={c.experts_per_token}: "
+            "use at least two experts, of which a token takes one to all"
+        )
+    if not 0 <= c.expert_blocks <= c.depth or not 0 <= c.expert_capacity < math.inf:
+        raise ValueError(
+            f"model.{tower}.expert_blocks={c.expert_blocks} must be 0 (all) to depth={c.depth}, "
+            f"and expert_capacity={c.expert_capacity} 0 (no limit) or more"
+        )
+    if getattr(c, "mlp", "plain") != "plain" or getattr(c, "sub_norm", False):
+        raise ValueError(f"model.{tower}: experts are plain MLPs; use mlp='plain', sub_norm=False")
 
 
 def _rate(name: str, value: float) -> None:

@@ -94,7 +94,8 @@ class Tower(abc.ABC):
         block = self.block.clone(implementation=None)
         x = jnp.zeros((1, 1, self.config.width), self.dtype)
         parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
-            f"blocks_{index}": (block, (x, None)) for index in range(self.config.depth)
+            f"blocks_{index}": (self.at(block, index), (x, None))
+            for index in range(self.config.depth)
         }
         parts |= self.head_parts(x)
         drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
@@ -127,6 +128,20 @@ class Tower(abc.ABC):
             variant=self.variant,
             parent=None,
         )
+
+    def at(self, block: layers.Block, index: int) -> layers.Block:
+        """A block at its place: those before the last ``expert_blocks`` have no experts."""
+        if not block.variant.num_experts or index >= self.first_expert:
+            return block
+        return block.clone(variant=block.variant._replace(num_experts=0))
+
+    @property
+    def first_expert(self) -> int:
+        """The first block with experts; the depth where there is none."""
+        c = self.config
+        if not getattr(c, "num_experts", 0):
+            return int(c.depth)
+        return int(c.depth - (c.expert_blocks or c.depth))
 
     @property
     def variant(self) -> layers.Variant:
@@ -198,8 +213,10 @@ class Tower(abc.ABC):
         stop = self.config.depth if stop is None else stop
         if not 0 <= start <= stop <= self.config.depth:
             raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
-        taps = Taps({}, {}, [])
+        taps = Taps({}, {}, [], [])
         cuts = asked.cuts(start, stop)
+        if start < self.first_expert < stop:  # blocks with experts are another kind
+            cuts = sorted({*cuts, self.first_expert})
         self._tap(taps, asked, tokens, start)
         for first, end in features_lib.pairs(cuts):
             if asked.insert is not None and first in asked.insert.layers and first > 0:
@@ -214,6 +231,8 @@ class Tower(abc.ABC):
                     taps.attention[name] = taken.weights
             if taken.largest is not None:
                 taps.largest.append(taken.largest)
+            if taken.router is not None:
+                taps.router.append(taken.router)
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
@@ -232,7 +251,7 @@ class Tower(abc.ABC):
 
         The largest scores of the blocks are stacked, float32[blocks, B, H].
         """
-        block, x = self.block, tokens.x
+        block, x = self.at(self.block, first), tokens.x
         mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
@@ -250,22 +269,28 @@ class Tower(abc.ABC):
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                taken, largest = layers.Taken(), []
+                taken = layers.Taken()
+                largest: list[jax.Array] = []
+                routers: list[Any] = []
                 for index, params in zip(indices, run, strict=True):
                     x, taken = apply(params, x, index if keys is not None else None)
-                    largest.append(taken.largest)
-                if how.largest and largest:
+                    routers.append(taken.router)
+                    if taken.largest is not None:
+                        largest.append(taken.largest)
+                if taken.router is not None:
+                    taken = taken._replace(router=jnp.stack(routers))
+                if largest:
                     taken = taken._replace(largest=jnp.stack(largest))
                 return x, taken
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
             places = None if keys is None else jnp.arange(first, first + len(run))
 
-            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array | None]:
+            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
                 x, taken = apply(xs[0], x, xs[1])
-                return x, taken.largest
+                return x, (taken.largest, taken.router)
 
-            x, scores = jax.lax.scan(one, x, (stacked, places))
-            return x, layers.Taken(largest=scores)
+            x, (scores, router) = jax.lax.scan(one, x, (stacked, places))
+            return x, layers.Taken(largest=scores, router=router)
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
         """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
@@ -329,7 +354,7 @@ class Tower(abc.ABC):
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
-        """All stages; see :meth:`jaxclip.models.clip.CLIP.image_features`."""
+        """All stages; what may be asked is :class:`jaxclip.models.features.Asked`."""
         asked = features_lib.requests(
             self.config.depth,
             insert=insert,
@@ -357,7 +382,7 @@ class Tower(abc.ABC):
           tokens: what the last block gave.
           taps: what was read on the way, for the result.
         """
-        taps = taps or Taps({}, {}, [])
+        taps = taps or Taps({}, {}, [], [])
         inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
@@ -366,6 +391,8 @@ class Tower(abc.ABC):
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+            if taps.router:
+                aux["router"] = jnp.concatenate(taps.router).swapaxes(0, 1)
             if taps.largest:
                 aux["largest_logits"] = jnp.concatenate(taps.largest).swapaxes(0, 1)
         return Features(
@@ -413,9 +440,9 @@ class Tower(abc.ABC):
             out: Any = layer.apply({"params": p["attention"][name]}, y)
             if self.variant.qk_norm and name != "value":
                 own = layers.head_norm(self.config.norm_eps, self.dtype, None)
-                parts = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
-                parts = own.apply({"params": p["attention"][f"{name}_norm"]}, parts)
-                out = parts.reshape(out.shape)
+                each = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
+                normed: Any = own.apply({"params": p["attention"][f"{name}_norm"]}, each)
+                out = normed.reshape(out.shape)
             if turns is not None and name != "value":
                 out = layers.turn_heads(out, self.config.num_heads, turns)
             heads.append(layers.split_heads(out, self.config.num_heads))

@@ -107,17 +107,15 @@ class MobileCLIP(Objective):
             )
 
     def _targets(
-        self, images: jax.Array, texts: jax.Array, own_scale: jax.Array | None
+        self, images: jax.Array, texts: jax.Array, own_scale: Any
     ) -> tuple[jax.Array, jax.Array]:
         """float32[B, B] twice: of the rows and of the columns."""
         self._check_size(images.shape[-1])
         rows, columns, start = jnp.zeros(()), jnp.zeros(()), 0
         for size, scale in zip(self.sizes, self.scales, strict=True):
             part = slice(start, start := start + size)
-            if scale is None:
-                assert own_scale is not None  # see check
-                scale = jnp.exp(own_scale)
-            logits = scale * losses.products(unit(images[:, part]), unit(texts[:, part]))
+            factor = jnp.exp(own_scale) if scale is None else jnp.float32(scale)  # see check
+            logits = factor * losses.products(unit(images[:, part]), unit(texts[:, part]))
             rows += jax.nn.softmax(logits) / len(self.sizes)
             columns += jax.nn.softmax(logits.T) / len(self.sizes)
         return rows, columns

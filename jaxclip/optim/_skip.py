@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxclip.optim import _unpack
+
 
 def extra_arguments(
     inner: optax.GradientTransformation, value: Any, extra: dict[str, Any]
@@ -41,6 +43,7 @@ def undo(skip: jax.Array, updates: Any, new_state: Any, old_state: Any) -> tuple
       new_state: its state after that.
       old_state: its state before.
     """
+    skip = _unpack.computed_once(skip)
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         chosen = jnp.where(skip, old, new)

@@ -246,7 +246,8 @@ def make_train_step(
         extra = {"value": loss, "grad_fn": lambda params, _: gradient(params, state, batch)[1]}
         # What never changes, or changes in any case, stays out of the branches.
         varying = state._replace(frozen=None, guard=None)
-        done, ruled = finite, None
+        done = finite
+        ruled: Any = None
         logits = {
             name.removeprefix(LARGEST_LOGITS): value
             for name, value in own_metrics.items()
@@ -312,6 +313,16 @@ def all_finite(tree: Any) -> jax.Array:
     """bool[]: whether every element of every array of the tree is finite."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+_all_finite = jax.jit(all_finite)
+
+
+def what_is_not_finite(state: TrainState) -> str:
+    """``"gradient was"`` or ``"parameters are"`` if the state should not be saved, else empty."""
+    if int(state.nonfinite_streak):
+        return "gradient was"
+    return "" if bool(_all_finite(state.params)) else "parameters are"
 
 
 def optimizer_metrics(opt_state: optax.OptState) -> Metrics:

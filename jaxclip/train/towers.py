@@ -140,9 +140,7 @@ def build_model(
     gather_block = None
     if shardings is not None:
         gather_block = {
-            tower: functools.partial(
-                parallel.gather, shardings=shardings[tower]["blocks_0"], dtype=dtype
-            )
+            tower: functools.partial(_gather_block, shardings=shardings[tower], dtype=dtype)
             for tower in ("image", "text")
         }
     # The devices that it will run on, not those of this process: it may be an ahead-of-time build.
@@ -156,6 +154,15 @@ def build_model(
         gather_block=gather_block,
         flat_products=platform == "cpu",
     )
+
+
+def _gather_block(params: Any, shardings: Mapping[str, Any], dtype: Any) -> Any:
+    """A block's parameters, gathered as the first block's are, or the last's if it has experts."""
+    first = shardings["blocks_0"]
+    if set(first.get("mlp", ())) != set(params.get("mlp", ())):
+        last = max(int(key[7:]) for key in shardings if key.startswith("blocks_"))
+        first = shardings[f"blocks_{last}"]
+    return parallel.gather(params, first, dtype)
 
 
 def model_sizes(config: Config) -> presets.CLIPConfig:

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxclip import optim
-from jaxclip.optim import _norms
+from jaxclip.optim import _norms, _unpack
 
 TRANSFORMATIONS = {
     "adaclip": optim.adaclip(),
@@ -61,13 +61,13 @@ def test_unpack_is_exact() -> None:
     for number in (0, 1, 2, 7, 16, 300):
         vector = np.random.default_rng(number).normal(size=number).astype(np.float32)
         vector[: number // 3] = np.resize([np.nan, np.inf, -np.inf, 0.0], number // 3)
-        parts = jax.jit(_norms.unpack)(jnp.asarray(vector))
+        parts = jax.jit(_unpack.unpack)(jnp.asarray(vector))
         assert len(parts) == number and all(part.shape == () for part in parts)
         np.testing.assert_array_equal(np.asarray(parts, np.float32), vector)
     rows = np.arange(21.0).reshape(7, 3)
-    np.testing.assert_array_equal(np.stack(_norms.unpack(jnp.asarray(rows))), rows)
+    np.testing.assert_array_equal(np.stack(_unpack.unpack(jnp.asarray(rows))), rows)
     columns = [jnp.arange(7) * 1.5, jnp.arange(7) % 2 == 0]
-    for i, found in enumerate(_norms.unpack_columns(columns)):
+    for i, found in enumerate(_unpack.unpack_columns(columns)):
         np.testing.assert_array_equal(found, [1.5 * i, i % 2 == 0])
 
 

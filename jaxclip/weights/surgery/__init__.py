@@ -10,6 +10,7 @@ from jaxclip.weights.surgery.positions import (
 )
 from jaxclip.weights.surgery.registers import add_registers
 from jaxclip.weights.surgery.soups import greedy_soup, uniform_soup, wise_ft
+from jaxclip.weights.surgery.upcycle import upcycle
 from jaxclip.weights.surgery.vocabulary import resize_vocabulary, rows_by_name
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "stretch_positions",
     "stretch_text",
     "uniform_soup",
+    "upcycle",
     "wise_ft",
 ]
