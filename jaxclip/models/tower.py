@@ -69,7 +69,7 @@ class Tower(abc.ABC):
     def embed(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: Insert | None = None,

@@ -96,7 +96,7 @@ class VisionTransformer(Tower):
     def embed(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: InsertLike = None,
