@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
 from jaxclip.models.features import Features
+from jaxclip.models.image_towers import TOWERS
 from jaxclip.models.layers import unit
 from jaxclip.models.presets import CLIPConfig
+from jaxclip.models.staged import StagedTower
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.vit import VisionTransformer
 
@@ -32,7 +34,7 @@ class CLIP:
     """
 
     config: CLIPConfig
-    image: VisionTransformer
+    image: VisionTransformer | StagedTower
     text: TextTransformer
 
     def init(self, rng: jax.Array) -> Params:
@@ -191,7 +193,7 @@ def build(
     remat: str = "none",
     scan_layers: bool = False,
     attention_implementation: layers.Implementation = None,
-    gather_block: Mapping[str, Callable[[Any], Any]] | None = None,
+    gather_block: Mapping[str, Callable[..., Any]] | None = None,
     flat_products: bool = False,
 ) -> CLIP:
     """Build the encoders.
@@ -206,8 +208,9 @@ def build(
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
         device, or what its ``sharded`` returns for several. Where a caller gives a bias, asks for
         weights or attends by another function, XLA computes attention.
-      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
-        them what the block uses, where they are sharded; None leaves them as they are.
+      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters and its name
+        that makes of them what the block uses, where they are sharded; None leaves them as they
+        are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
         (:func:`jaxclip.models.layers.dense`).
 
@@ -231,10 +234,10 @@ def build(
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
     }
+    kind = config.image.kind
+    image_tower = VisionTransformer if kind == "vit" else TOWERS.get(kind)
     return CLIP(
         config,
-        VisionTransformer(
-            config.image, config.embed_dim, gather_block=gather.get("image"), **options
-        ),
+        image_tower(config.image, config.embed_dim, gather_block=gather.get("image"), **options),
         TextTransformer(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )

@@ -12,6 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxclip.models import conv_presets
+from jaxclip.models.image_towers import TOWERS
 from jaxclip.registry import hint
 
 
@@ -20,9 +22,12 @@ class ImageConfig:
     """A Vision Transformer.
 
     Attributes:
+      kind: ``"vit"``; for other towers see :mod:`jaxclip.models.image_towers`.
       image_size: side of the square input, pixels.
       patch_size: side of a patch; the stem reduces the image by this factor.
-      stem: ``"patch"`` (one linear map a patch) or ``"conv"`` (see ``stem_widths``).
+      stem: ``"patch"`` (one linear map a patch), ``"conv"`` (see ``stem_widths``), or ``"conv_bn"``:
+        the same maps without residual convolutions, each but the last followed by a batch norm on
+        frozen statistics and the activation (MobileCLIP-B).
       stem_widths: channels after each stage of a convolutional stem. The first stage maps patches
         of ``patch_size / 2^(n-1)`` pixels linearly, every further one halves the grid; between
         them come residual 3x3 convolutions.
@@ -33,11 +38,13 @@ class ImageConfig:
       mlp_dim: hidden width of the MLPs.
       pool: ``"cls"`` (class token), ``"mean"`` or ``"map"`` (attention pooling).
       positions: ``"learned"`` or ``"sincos"`` (fixed, 2-d).
+      class_position: whether the class token has a learned position, too.
       pre_norm: layer norm before the first block (CLIP's ``ln_pre``).
       patch_bias: bias of the patch embedding.
       activation: ``"gelu"``, ``"gelu_tanh"`` or ``"quick_gelu"``.
       norm_eps: epsilon of the layer norms.
-      projection: ``"linear"`` (no bias) to the joint space, or ``"none"`` if ``width`` is its size.
+      projection: ``"linear"`` (no bias) or ``"linear_bias"`` to the joint space, or ``"none"`` if
+        ``width`` is its size.
       num_registers: learned tokens behind the class token that no output reads (Darcet et al.,
         2024, arXiv:2309.16588).
       dropout: in training, share of what attention and MLP of a block add that is zeroed.
@@ -68,6 +75,8 @@ class ImageConfig:
     patch_dropout: float = 0.0
     first_layer: str = "plain"
     tract_lambda: float = 0.1
+    class_position: bool = True
+    kind: str = "vit"
 
     def __post_init__(self) -> None:
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
@@ -80,10 +89,11 @@ class ImageConfig:
                 "model.image.first_layer='tract' needs model.image.stem='patch' and a tract_lambda "
                 f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
             )
-        _choice("image.stem", self.stem, ("patch", "conv"))
+        _choice("image.kind", self.kind, ("vit",))
+        _choice("image.stem", self.stem, ("patch", "conv", "conv_bn"))
         _choice("image.pool", self.pool, ("cls", "mean", "map"))
         _choice("image.positions", self.positions, ("learned", "sincos"))
-        _choice("image.projection", self.projection, ("linear", "none"))
+        _choice("image.projection", self.projection, ("linear", "linear_bias", "none"))
         _choice("image.activation", self.activation, ("gelu", "gelu_tanh", "quick_gelu"))
         if self.image_size % self.patch_size:
             fits = [p for p in (4, 8, 14, 16, 32) if self.image_size % p == 0]
@@ -96,7 +106,7 @@ class ImageConfig:
             raise ValueError(
                 f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
             )
-        if self.stem == "conv":
+        if self.stem != "patch":
             halvings = 2 ** (len(self.stem_widths) - 1) if self.stem_widths else 0
             if not halvings or self.patch_size % halvings:
                 raise ValueError(
@@ -109,6 +119,20 @@ class ImageConfig:
     def grid(self) -> int:
         """Patches along a side."""
         return self.image_size // self.patch_size
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are batch norms, whose statistics are never trained."""
+        return self.stem == "conv_bn"
+
+    @property
+    def summary(self) -> str:
+        """The tower in one line."""
+        return (
+            f"{self.image_size} px in patches of {self.patch_size}, width {self.width}, depth "
+            f"{self.depth}, {self.num_heads} heads, MLP {self.mlp_dim}, pool {self.pool}, "
+            f"{self.activation}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,21 +187,21 @@ class CLIPConfig:
     """Two encoders and the joint space.
 
     Attributes:
-      image: the image tower.
+      image: the image tower: :class:`ImageConfig`, or the sizes of another kind.
       text: the text tower.
       embed_dim: size of the joint space.
       logit_scale_init: initial ``logit_scale``, the log of the multiplier.
       logit_bias_init: initial ``logit_bias``, or None for a model without one.
     """
 
-    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    image: ImageConfig | Any = dataclasses.field(default_factory=ImageConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     embed_dim: int = 512
     logit_scale_init: float = math.log(1 / 0.07)
     logit_bias_init: float | None = None
 
     def __post_init__(self) -> None:
-        if self.image.projection == "none" and self.image.width != self.embed_dim:
+        if getattr(self.image, "projection", "") == "none" and self.image.width != self.embed_dim:
             raise ValueError(
                 f"model.image.projection='none' needs model.image.width={self.image.width} equal "
                 f"to model.embed_dim={self.embed_dim}"
@@ -186,7 +210,8 @@ class CLIPConfig:
     @property
     def whole_batch(self) -> tuple[str, ...]:
         """Options with which a gradient needs the whole batch in one pass through a tower."""
-        return ("model.image.first_layer='tract'",) if self.image.first_layer == "tract" else ()
+        tract = getattr(self.image, "first_layer", "") == "tract"
+        return ("model.image.first_layer='tract'",) if tract else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict; tuples become lists, so that it survives JSON."""
@@ -206,12 +231,29 @@ class CLIPConfig:
         """
         fields = dict(config)
         _known("model", fields, cls)
-        for name, tower in (("image", ImageConfig), ("text", TextConfig)):
+        kind = dict(fields.get("image", {})).get("kind", "vit")
+        for name, tower in (("image", image_class(kind)), ("text", TextConfig)):
             given = dict(fields.get(name, {}))
             _known(f"model.{name}", given, tower)
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
             fields[name] = tower(**given)
         return cls(**fields)
+
+
+def image_class(kind: str) -> type:
+    """The dataclass of the sizes of a kind of image tower.
+
+    Raises:
+      ValueError: there is no such kind; the message names the nearest.
+    """
+    if kind == "vit":
+        return ImageConfig
+    if kind not in TOWERS.names() and ":" not in str(kind):
+        raise ValueError(
+            f"unknown model.image.kind {kind!r}{hint(str(kind), ['vit', *TOWERS.names()])}"
+        )
+    found: type = TOWERS.get(kind).config_class
+    return found
 
 
 def get(name: str) -> CLIPConfig:
@@ -250,6 +292,24 @@ def _known(section: str, given: Mapping[str, Any], cls: type) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"unknown field {section}.{key}{hint(key, known)}")
+
+
+def _conv(row: conv_presets.Row) -> Callable[[], CLIPConfig]:
+    def make() -> CLIPConfig:
+        image = image_class(row.kind)(**row.image)
+        width, depth, num_heads = row.text
+        text = TextConfig(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_dim=4 * width,
+            causal=row.causal,
+            mask_padding=row.causal,
+            activation=row.text_activation,
+        )
+        return CLIPConfig(image=image, text=text, embed_dim=row.embed_dim)
+
+    return make
 
 
 def _clip(
@@ -390,3 +450,5 @@ _PRESETS: dict[str, Callable[[], CLIPConfig]] = {
     "siglip_so400m_14": _siglip(14, 1152, 27, 16, 4304, 224, context_length=16),
     "siglip_so400m_14_384": _siglip(14, 1152, 27, 16, 4304, 378),
 }
+
+_PRESETS |= {name: _conv(row) for name, row in conv_presets.ROWS.items()}

@@ -36,7 +36,8 @@ class Tower(abc.ABC):
       scan_layers: loop over blocks in place of unrolling. Blocks that a caller asks something of
         run by themselves, between loops.
       attention_implementation: as in :func:`jaxclip.models.clip.build`.
-      gather_block: function of a block's parameters that makes of them what the block uses.
+      gather_block: function of a block's parameters and its name that makes of them what the block
+        uses.
       flat_products: see :func:`layers.dense`.
     """
 
@@ -46,7 +47,7 @@ class Tower(abc.ABC):
     remat: str = "none"
     scan_layers: bool = False
     attention_implementation: layers.Implementation = None
-    gather_block: Callable[[Any], Any] | None = None
+    gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
 
     @property
@@ -101,7 +102,7 @@ class Tower(abc.ABC):
             parts["attention_pool"] = (self.attention_pool, (x,))
         if self.has_projection:
             parts["projection"] = (self.projection, (x[:, 0],))
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        drawn: Any = Parts(tuple(parts), lambda name: parts[name]).init(rng)
         return {**self.init_embed(rng), **drawn["params"]}
 
     # The pieces, as unbound modules; `apply` gives them their parameters.
@@ -218,7 +219,7 @@ class Tower(abc.ABC):
 
         def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, jax.Array | None]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
-                params = self.gather_block(params)
+                params = self.gather_block(params, "blocks_0")
             own = None if keys is None else dropout_lib.fold_in(keys, index)
             out: Any = block.apply({"params": params}, x, mask, how, own)
             return out
@@ -382,7 +383,7 @@ class Tower(abc.ABC):
         return out
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """Draws the parameters of unbound modules under their names."""
 
     names: tuple[str, ...]

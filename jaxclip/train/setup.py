@@ -109,7 +109,8 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     total = objectives.from_config(config["objective"], config["loss"])
     sizes = towers.model_sizes(config)
     check_micro_batches(config, sizes)
-    tx = optim.from_config(config["optim"], config["total_steps"])
+    frozen = config_check.frozen_statistics(config["optim"], sizes.image.has_statistics)
+    tx = optim.from_config(frozen, config["total_steps"])
     section = config["teacher"]["kind"]
     create_state = _state_maker(config, total, tx, with_ema_teacher=section == "ema")
     shapes = jax.eval_shape(create_state, jax.random.key(0))

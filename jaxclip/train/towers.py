@@ -113,9 +113,7 @@ def build_model(
     gather_block = None
     if shardings is not None:
         gather_block = {
-            tower: functools.partial(
-                parallel.gather, shardings=shardings[tower]["blocks_0"], dtype=dtype
-            )
+            tower: functools.partial(_gather_block, shardings[tower], dtype)
             for tower in ("image", "text")
         }
     # The devices that it will run on, not those of this process: it may be an ahead-of-time build.
@@ -129,6 +127,10 @@ def build_model(
         gather_block=gather_block,
         flat_products=platform == "cpu",
     )
+
+
+def _gather_block(shardings: Mapping[str, Any], dtype: str, params: Any, name: str) -> Any:
+    return parallel.gather(params, shardings[name], dtype)
 
 
 def model_sizes(config: Config) -> presets.CLIPConfig:

@@ -11,9 +11,11 @@ from jaxclip.weights.families._base import Preprocess
 
 # Fields that a family fixes. What is not here is in its tensors' shapes or its configuration.
 _COMMON = {
+    "image.kind": "vit",
     "image.stem": "patch",
     "image.positions": "learned",
     "image.num_registers": 0,
+    "image.class_position": True,
 }
 CLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
     "image.pool": "cls",
@@ -24,6 +26,8 @@ CLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
     "text.pool": "last",
     "text.projection": "linear",
 }
+# Of models with CLIP's text tower, causal or not.
+TEXT_LAYOUT: Mapping[str, Any] = {"text.pool": "last", "text.projection": "linear"}
 SIGLIP_LAYOUT: Mapping[str, Any] = _COMMON | {
     "image.pool": "map",
     "image.pre_norm": False,

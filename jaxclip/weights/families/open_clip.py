@@ -21,7 +21,9 @@ from jaxclip.weights.families._parts import (
 from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, dense, fused_attention, norm
 
 # OpenAI's files tell these as numbers beside the weights; its models use quick-GELU.
-_OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
+_TEXT_TENSORS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.",
+                 "text_projection", "attn_mask")  # fmt: skip
 # open_clip's heads are 64 wide but in its largest image towers (its model configurations).
 _HEAD_WIDTH = {1280: 80, 1408: 88, 1664: 104}
 
@@ -39,20 +41,17 @@ class OpenCLIP(Family):
 
     @staticmethod
     def ignore(name: str) -> bool:
-        return name in _OPENAI_NUMBERS or name == "attn_mask"
+        return is_buffer(name)
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
         shapes = checkpoint.shapes
         config = checkpoint.config.get("model_cfg", checkpoint.config)
-        vision, text = dict(config.get("vision_cfg") or {}), dict(config.get("text_cfg") or {})
+        vision = dict(config.get("vision_cfg") or {})
         width, _, patch_size, _ = shapes["visual.conv1.weight"]
         _, embed_dim = shapes["visual.proj"]
         grid = square_grid(shapes["visual.positional_embedding"][0], 1, "visual")
-        vocab_size, text_width = shapes["token_embedding.weight"]
-        openai = all(name in shapes for name in _OPENAI_NUMBERS)
-        quick = bool(config.get("quick_gelu", openai))
-        activations = ["quick_gelu" if quick else torch_gelu(tower) for tower in (vision, text)]
+        quick = is_quick(checkpoint)
         head_width = read_number(vision, "head_width", _HEAD_WIDTH.get(width, 64))
         return CLIPConfig(
             image=ImageConfig(
@@ -62,19 +61,10 @@ class OpenCLIP(Family):
                 depth=count_blocks(shapes, "visual.transformer.resblocks."),
                 num_heads=max(1, width // head_width),
                 mlp_dim=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
-                activation=activations[0],
+                activation="quick_gelu" if quick else torch_gelu(vision),
                 norm_eps=norm_eps(vision),
             ),
-            text=TextConfig(
-                vocab_size=vocab_size,
-                context_length=shapes["positional_embedding"][0],
-                width=text_width,
-                depth=count_blocks(shapes, "transformer.resblocks."),
-                num_heads=read_number(text, "heads", max(1, text_width // 64)),
-                mlp_dim=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
-                activation=activations[1],
-                norm_eps=norm_eps(text),
-            ),
+            text=text_sizes(checkpoint),
             embed_dim=embed_dim,
             logit_scale_init=math.log(1 / 0.07),
         )
@@ -93,12 +83,7 @@ class OpenCLIP(Family):
             *blocks("visual.transformer.resblocks", "image", sizes.image.depth),
             *norm("visual.ln_post", "image/norm_post"),
             Entry("visual.proj", ("image/projection/kernel",), SAME),
-            Entry("token_embedding.weight", ("text/token_embedding/embedding",), SAME),
-            Entry("positional_embedding", ("text/positions",), SAME),
-            *blocks("transformer.resblocks", "text", sizes.text.depth),
-            *norm("ln_final", "text/norm_post"),
-            Entry("text_projection", ("text/projection/kernel",), SAME),
-            Entry("logit_scale", ("logit_scale",), SCALAR),
+            *text_entries(sizes.text.depth),
         ]
 
     layout = CLIP_LAYOUT
@@ -108,7 +93,7 @@ class OpenCLIP(Family):
     def config_files(
         sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
     ) -> dict[str, Mapping[str, Any]]:
-        image, text = sizes.image, sizes.text
+        image = sizes.image
         vision_cfg = {
             "image_size": image.image_size,
             "layers": image.depth,
@@ -118,25 +103,7 @@ class OpenCLIP(Family):
             "mlp_ratio": ratio(image.mlp_dim, image.width),
             **_arithmetic(image),
         }
-        text_cfg: dict[str, Any] = {
-            "context_length": text.context_length,
-            "vocab_size": text.vocab_size,
-            "width": text.width,
-            "heads": text.num_heads,
-            "layers": text.depth,
-            "mlp_ratio": ratio(text.mlp_dim, text.width),
-            **_arithmetic(text),
-        }
-        if ids.end != text.vocab_size - 1:  # by default the largest id is the end
-            text_cfg |= {"pool_type": "eos", "eos_id": ids.end, "pad_id": ids.pad}
-        model_cfg = {
-            "embed_dim": sizes.embed_dim,
-            "quick_gelu": image.activation == "quick_gelu",
-            "vision_cfg": vision_cfg,
-            "text_cfg": text_cfg,
-        }
-        cfg = open_clip_preprocess(preprocess, image.image_size)
-        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+        return config_file(sizes, vision_cfg, preprocess, ids)
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
@@ -151,6 +118,113 @@ def _arithmetic(tower: ImageConfig | TextConfig) -> dict[str, Any]:
     if tower.activation == "gelu_tanh":
         found["act_kwargs"] = {"approximate": "tanh"}
     return found
+
+
+def config_file(
+    sizes: CLIPConfig,
+    vision_cfg: Mapping[str, Any],
+    preprocess: Preprocess,
+    ids: SpecialIds,
+    *,
+    custom_text: bool = False,
+) -> dict[str, Mapping[str, Any]]:
+    """``open_clip_config.json`` of a model with CLIP's text tower, by its name.
+
+    Args:
+      sizes: the architecture.
+      vision_cfg: of the image tower.
+      preprocess: how inputs are made.
+      ids: of the tokenizer.
+      custom_text: whether open_clip's class is ``CustomTextCLIP``.
+    """
+    text = sizes.text
+    text_cfg: dict[str, Any] = {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "width": text.width,
+        "heads": text.num_heads,
+        "layers": text.depth,
+        "mlp_ratio": ratio(text.mlp_dim, text.width),
+        **_arithmetic(text),
+    }
+    if not text.causal:
+        text_cfg["no_causal_mask"] = True
+    if ids.end != text.vocab_size - 1:  # by default the largest id is the end
+        text_cfg |= {"pool_type": "eos", "eos_id": ids.end, "pad_id": ids.pad}
+    model_cfg = {
+        "embed_dim": sizes.embed_dim,
+        "quick_gelu": text.activation == "quick_gelu",
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
+        **({"custom_text": True} if custom_text else {}),
+    }
+    cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
+    return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+
+
+def is_quick(checkpoint: Checkpoint) -> bool:
+    """Whether a model computes quick-GELU: its configuration says so, or it is OpenAI's file."""
+    config = checkpoint.config.get("model_cfg", checkpoint.config)
+    openai = all(name in checkpoint.shapes for name in OPENAI_NUMBERS)
+    return bool(config.get("quick_gelu", openai))
+
+
+def text_sizes(checkpoint: Checkpoint, prefix: str = "") -> TextConfig:
+    """CLIP's text tower.
+
+    Args:
+      checkpoint: with canonical names.
+      prefix: of their names: ``"text."`` in open_clip's ``CustomTextCLIP``.
+
+    Raises:
+      ValueError: padding is masked, which our towers do otherwise.
+    """
+    shapes = checkpoint.shapes
+    config = checkpoint.config.get("model_cfg", checkpoint.config)
+    text = dict(config.get("text_cfg") or {})
+    if text.get("use_pad_mask"):
+        raise ValueError("text_cfg.use_pad_mask is not supported")
+    causal = not text.get("no_causal_mask", False)
+    vocab_size, width = shapes[f"{prefix}token_embedding.weight"]
+    return TextConfig(
+        vocab_size=vocab_size,
+        context_length=shapes[f"{prefix}positional_embedding"][0],
+        width=width,
+        depth=count_blocks(shapes, f"{prefix}transformer.resblocks."),
+        num_heads=read_number(text, "heads", max(1, width // 64)),
+        mlp_dim=shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"][0],
+        causal=causal,
+        mask_padding=causal,
+        activation="quick_gelu" if is_quick(checkpoint) else torch_gelu(text),
+        norm_eps=norm_eps(text),
+    )
+
+
+def text_entries(depth: int, prefix: str = "") -> Iterator[Entry]:
+    """CLIP's text tower and the temperature; arguments as in :func:`text_sizes`."""
+    yield Entry(f"{prefix}token_embedding.weight", ("text/token_embedding/embedding",), SAME)
+    yield Entry(f"{prefix}positional_embedding", ("text/positions",), SAME)
+    yield from blocks(f"{prefix}transformer.resblocks", "text", depth)
+    yield from norm(f"{prefix}ln_final", "text/norm_post")
+    yield Entry(f"{prefix}text_projection", ("text/projection/kernel",), SAME)
+    yield Entry("logit_scale", ("logit_scale",), SCALAR)
+
+
+def with_text_prefix(name: str) -> str:
+    """A tensor's name as ``CustomTextCLIP`` has it, of either of open_clip's model classes."""
+    return f"text.{name}" if name.startswith(_TEXT_TENSORS) else name
+
+
+def without_text_prefix(name: str) -> str:
+    """A tensor's name as ``CLIP`` has it, of either of open_clip's model classes."""
+    bare = name.removeprefix("text.")
+    return bare if bare.startswith(_TEXT_TENSORS) else name
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of a model with CLIP's text tower holds no weights."""
+    last = name.rsplit(".", 1)[-1]
+    return name in OPENAI_NUMBERS or last in ("attn_mask", "num_batches_tracked")
 
 
 def blocks(theirs: str, ours: str, depth: int) -> Iterator[Entry]:
