@@ -41,7 +41,12 @@ def _resnet(
 
 
 def _convnext(
-    depths: tuple[int, ...], width: int, size: int, text: tuple[int, int], embed_dim: int, **more: Any
+    depths: tuple[int, ...],
+    width: int,
+    size: int,
+    text: tuple[int, int],
+    embed_dim: int,
+    **more: Any,
 ) -> Row:
     image = {"image_size": size, "depths": depths, **more}
     image["widths"] = tuple(width * 2**stage for stage in range(4))

@@ -64,7 +64,7 @@ PLANES = Layout(lambda x: [x.reshape(-1)], lambda xs: xs[0][:, None, None])
 
 
 def convolution(patch_size: int, channels: int = 3) -> Layout:
-    """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]; other channels likewise."""
+    """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]; or other channels."""
 
     def to_ours(x: Array) -> list[Array]:
         return [x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])]

@@ -85,7 +85,9 @@ def test_folded_towers_are_read_and_told_from_branches(fastvit, tmp_path):
     assert opened.sizes == sizes
     read, folded = state_io.named_leaves(opened.read()), state_io.named_leaves(folded)
     jax.tree.map(np.testing.assert_array_equal, read, folded)
-    with pytest.raises(ValueError, match=r"image.form='folded' can't be expressed by open_clip_fas"):
+    with pytest.raises(
+        ValueError, match=r"image.form='folded' can't be expressed by open_clip_fas"
+    ):
         export.export_checkpoint({}, sizes, "open_clip_fastvit", tmp_path / "x", opened.preprocess)
 
 
@@ -115,9 +117,7 @@ def test_what_is_exported_is_read_as_the_same_bits(name, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     written = {key: tensor.shape for key, tensor in again.tensors.items()}
     buffers = ("num_batches_tracked", "attn_mask")
-    assert written == {
-        k: t.shape for k, t in opened.tensors.items() if not k.endswith(buffers)
-    }
+    assert written == {k: t.shape for k, t in opened.tensors.items() if not k.endswith(buffers)}
 
 
 def test_hugging_face_has_no_words_for_convolutions(tmp_path):
@@ -182,7 +182,9 @@ def test_a_tensor_too_many_is_named(tmp_path):
     arrays = {name: tensor.read() for name, tensor in source.tensors.items()}
     arrays["visual.layer2.0.conv4.weight"] = np.ones((2, 2), np.float32)
     np.savez(tmp_path / "model.npz", **arrays)
-    with pytest.raises(mapping.MappingError, match=r"not used: visual.layer2.0.conv4.weight \[2, 2"):
+    with pytest.raises(
+        mapping.MappingError, match=r"not used: visual.layer2.0.conv4.weight \[2, 2"
+    ):
         open_checkpoint(tmp_path / "model.npz")
 
 
@@ -190,7 +192,9 @@ def test_a_projection_of_another_kind_is_refused(tmp_path):
     source = open_checkpoint(GOLDEN / "open_clip_convnext")
     arrays = {n: t.read() for n, t in source.tensors.items() if not n.startswith("visual.head")}
     np.savez(tmp_path / "model.npz", **arrays)
-    with pytest.raises(mapping.MappingError, match=r"timm_proj=None is not supported; known: linea"):
+    with pytest.raises(
+        mapping.MappingError, match=r"timm_proj=None is not supported; known: linea"
+    ):
         open_checkpoint(tmp_path / "model.npz")
 
 

@@ -80,9 +80,9 @@ class MobileOne(nn.Module):
             )(x)
         if size == 1:
             x = x[:, :: self.stride, :: self.stride]
-            return layers.dense(
-                self.features, self.dtype, name, use_bias=use_bias, flat=self.flat
-            )(x)
+            return layers.dense(self.features, self.dtype, name, use_bias=use_bias, flat=self.flat)(
+                x
+            )
         conv = full(self.features, size, self.dtype, name, stride=self.stride, use_bias=use_bias)
         return conv(x)
 
@@ -121,7 +121,9 @@ class LargeKernel(nn.Module):
         if self.folded:
             y = self.convolution("folded", 7, x, use_bias=True)
         else:
-            y = FrozenBatchNorm(dtype=self.dtype, name="large_norm")(self.convolution("large", 7, x))
+            y = FrozenBatchNorm(dtype=self.dtype, name="large_norm")(
+                self.convolution("large", 7, x)
+            )
             small = self.convolution("small", 3, x)
             y = y + FrozenBatchNorm(dtype=self.dtype, name="small_norm")(small)
         if self.squeeze:

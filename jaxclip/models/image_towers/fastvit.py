@@ -67,7 +67,10 @@ class FastViTConfig(StagedConfig):
                     f"model.image.widths={list(self.widths)}: {after} is no multiple of {before}, "
                     "whose channels a stage multiplies"
                 )
-        for key, known in (("attention_norm", ("batch", "layer")), ("form", ("branches", "folded"))):
+        for key, known in (
+            ("attention_norm", ("batch", "layer")),
+            ("form", ("branches", "folded")),
+        ):
             if getattr(self, key) not in known:
                 raise ValueError(
                     f"model.image.{key}={getattr(self, key)!r}; use {', '.join(map(repr, known))}"

@@ -110,7 +110,11 @@ class OpenCLIPConvNeXt(Family):
             found += dense(f"{_HEAD}.proj", "image/projection/out", bias=False)
         return [*found, *text_entries(sizes.text.depth)]
 
-    layout = {"image.kind": "convnext", "text.causal": True, **TEXT_LAYOUT}
+    layout: Mapping[str, Any] | None = {
+        "image.kind": "convnext",
+        "text.causal": True,
+        **TEXT_LAYOUT,
+    }
     weights_file = "open_clip_model.safetensors"
 
     @staticmethod

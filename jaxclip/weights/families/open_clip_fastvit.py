@@ -47,7 +47,7 @@ _LAYER_NORMS = ("fastvit_mci3", "fastvit_mci4")
 
 
 class OpenCLIPFastViT(Family):
-    """``MobileCLIP-S*``, ``MobileCLIP2-S*`` (Vasu et al. 2024, arXiv:2311.17049; arXiv:2508.20691)."""
+    """``MobileCLIP-S*``, ``MobileCLIP2-S*`` (Vasu et al. 2024, arXiv:2311.17049; 2508.20691)."""
 
     @staticmethod
     def canonical(name: str) -> str | None:
@@ -126,7 +126,11 @@ class OpenCLIPFastViT(Family):
         return [*found, *text_entries(sizes.text.depth, "text.")]
 
     # Folded towers have no words in open_clip's configurations: it makes the branches.
-    layout = {"image.kind": "fastvit", "image.form": "branches", **TEXT_LAYOUT}
+    layout: Mapping[str, Any] | None = {
+        "image.kind": "fastvit",
+        "image.form": "branches",
+        **TEXT_LAYOUT,
+    }
     weights_file = "open_clip_model.safetensors"
 
     @staticmethod

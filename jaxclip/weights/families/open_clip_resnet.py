@@ -52,7 +52,9 @@ class OpenCLIPResNet(Family):
         shapes = checkpoint.shapes
         config = checkpoint.config.get("model_cfg", checkpoint.config)
         vision = dict(config.get("vision_cfg") or {})
-        stages = count_blocks({n: 0 for n in shapes if n.startswith("visual.layer")}, "visual.layer")
+        stages = count_blocks(
+            {n: 0 for n in shapes if n.startswith("visual.layer")}, "visual.layer"
+        )
         rows, width = shapes[f"{_POOL}.positional_embedding"]
         grid = square_grid(rows, 1, _POOL)
         return CLIPConfig(
@@ -87,7 +89,7 @@ class OpenCLIPResNet(Family):
         found += dense(f"{_POOL}.c_proj", "image/projection")
         return [*found, *text_entries(sizes.text.depth)]
 
-    layout = {"image.kind": "resnet", "text.causal": True, **TEXT_LAYOUT}
+    layout: Mapping[str, Any] | None = {"image.kind": "resnet", "text.causal": True, **TEXT_LAYOUT}
     weights_file = "open_clip_model.safetensors"
 
     @staticmethod

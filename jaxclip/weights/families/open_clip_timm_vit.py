@@ -71,8 +71,7 @@ class OpenCLIPTimmViT(Family):
         image: dict[str, Any] = {}
         if has_stem:
             convs = [
-                shapes[f"{_STEM}.{i}.conv.weight"]
-                for i in range(count_blocks(shapes, f"{_STEM}."))
+                shapes[f"{_STEM}.{i}.conv.weight"] for i in range(count_blocks(shapes, f"{_STEM}."))
             ]
             patch_size = math.prod(shape[-1] for shape in convs)
             image["stem"], image["stem_depth"] = "conv_bn", 0
@@ -114,7 +113,7 @@ class OpenCLIPTimmViT(Family):
         found += dense(f"{_TRUNK}.head", "image/projection")
         return [*found, *text_entries(sizes.text.depth, "text.")]
 
-    layout = {
+    layout: Mapping[str, Any] | None = {
         "image.kind": "vit",
         "image.pool": "cls",
         "image.positions": "learned",

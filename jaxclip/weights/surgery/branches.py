@@ -96,7 +96,7 @@ def _identity(norm: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[Any, Any
 
 
 def _unit(shape: tuple[int, ...]) -> np.ndarray:
-    """The kernel that changes nothing: [C, C] of a linear layer, [k, k, 1, C] of a depthwise one."""
+    """The kernel that changes nothing: [C, C] (linear) or [k, k, 1, C] (depthwise)."""
     if len(shape) == 2:
         return np.eye(shape[0], dtype=np.float32)
     kernel = np.zeros(shape, np.float32)
