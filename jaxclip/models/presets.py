@@ -26,8 +26,8 @@ class ImageConfig:
       image_size: side of the square input, pixels.
       patch_size: side of a patch; the stem reduces the image by this factor.
       stem: ``"patch"`` (one linear map a patch), ``"conv"`` (see ``stem_widths``), or
-        ``"conv_bn"``: the same maps without residual convolutions, each but the last followed by a batch norm on
-        frozen statistics and the activation (MobileCLIP-B).
+        ``"conv_bn"``: the same maps without residual convolutions, each but the last followed by a
+        batch norm on frozen statistics and the activation (MobileCLIP-B).
       stem_widths: channels after each stage of a convolutional stem. The first stage maps patches
         of ``patch_size / 2^(n-1)`` pixels linearly, every further one halves the grid; between
         them come residual 3x3 convolutions.
