@@ -616,7 +616,7 @@ def test_a_state_with_a_new_field_says_how_to_go_on() -> None:
     wanted = {"params": {"w": number}, "opt_state": {"norm": number, "streak": number}}
     path = epath.Path("/w/step_10")
     with pytest.raises(
-        ValueError, match="opt_state/streak is not in .*\n.*earlier version.*init_from"
+        ValueError, match=r"opt_state/streak is not in .*\n.*earlier version.*init_from"
     ):
         state_io.check_tree(saved, wanted, path, partial=False)
     wanted["params"]["v"] = number

@@ -28,6 +28,8 @@ _COMMON: dict[str, Any] = {
         )
     },
     "text.layer_scale": False,
+    "image.kind": "vit",
+    "image.class_position": True,
 }
 # Fields of ImageConfig that say how a block or a pool is made, with those of the plain ones.
 _PLAIN: dict[str, Any] = {
@@ -46,6 +48,8 @@ _NO_SCALE: dict[str, Any] = {
     "image.class_token": False,
     "image.norm_after_pool": False,
 }
+# Of models with CLIP's text tower, causal or not, behind another image tower.
+TEXT_LAYOUT: Mapping[str, Any] = {"text.pool": "last", "text.projection": "linear"}
 OPEN_CLIP_LAYOUT: Mapping[str, Any] = (
     _COMMON
     | _PLAIN
