@@ -35,7 +35,7 @@ class ConvNeXtConfig(StagedConfig):
     depths: tuple[int, ...] = (3, 3, 27, 3)
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     norm_eps: float = 1e-6
-    projection: str = "linear"
+    projection: str = "linear"  # type: ignore[misc]  # an option here
 
     def __post_init__(self) -> None:
         self.check_stages()
