@@ -615,9 +615,7 @@ def test_a_state_with_a_new_field_says_how_to_go_on() -> None:
     saved = state_io.describe({"params": {"w": number}, "opt_state": {"norm": number}})
     wanted = {"params": {"w": number}, "opt_state": {"norm": number, "streak": number}}
     path = epath.Path("/w/step_10")
-    with pytest.raises(
-        ValueError, match="opt_state/streak is not in .*\n.*earlier version.*init_from"
-    ):
+    with pytest.raises(ValueError, match=r"streak is not in .*\n.*earlier version.*init_from"):
         state_io.check_tree(saved, wanted, path, partial=False)
     wanted["params"]["v"] = number
     with pytest.raises(ValueError, match="use the configuration it was saved with"):
