@@ -13,9 +13,11 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
 from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
+from jaxclip.models.image_towers import TOWERS
 from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig
+from jaxclip.models.staged import StagedTower
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.vit import VisionTransformer
@@ -35,7 +37,7 @@ class CLIP:
     """
 
     config: CLIPConfig
-    image: VisionTransformer
+    image: VisionTransformer | StagedTower
     text: TextTransformer
 
     def init(self, rng: jax.Array) -> Params:
@@ -135,7 +137,7 @@ def build(
     remat: str = "none",
     scan_layers: bool = False,
     attention_implementation: layers.Implementation = None,
-    gather_block: Mapping[str, Callable[[Any], Any]] | None = None,
+    gather_block: Mapping[str, Callable[..., Any]] | None = None,
     flat_products: bool = False,
 ) -> CLIP:
     """Build the encoders.
@@ -150,8 +152,9 @@ def build(
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
         device, or what its ``sharded`` returns for several. Where a caller gives a bias, asks for
         weights or attends by another function, XLA computes attention.
-      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
-        them what the block uses, where they are sharded; None leaves them as they are.
+      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters and its name
+        that makes of them what the block uses, where they are sharded; None leaves them as they
+        are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
         (:func:`jaxclip.models.layers.dense`).
 
@@ -182,13 +185,12 @@ def build(
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
     }
-    kind = config.text.kind
-    text_tower = TextTransformer if kind == "transformer" else TEXT_TOWERS.get(kind)
+    kind, text_kind = config.image.kind, config.text.kind
+    image_tower = VisionTransformer if kind == "vit" else TOWERS.get(kind)
+    text_tower = TextTransformer if text_kind == "transformer" else TEXT_TOWERS.get(text_kind)
     return CLIP(
         config,
-        VisionTransformer(
-            config.image, config.embed_dim, gather_block=gather.get("image"), **options
-        ),
+        image_tower(config.image, config.embed_dim, gather_block=gather.get("image"), **options),
         text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )
 

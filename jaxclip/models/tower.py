@@ -38,7 +38,8 @@ class Tower(abc.ABC):
       scan_layers: loop over blocks in place of unrolling. Blocks that a caller asks something of
         run by themselves, between loops.
       attention_implementation: as in :func:`jaxclip.models.clip.build`.
-      gather_block: function of a block's parameters that makes of them what the block uses.
+      gather_block: function of a block's parameters and its name that makes of them what the block
+        uses.
       flat_products: see :func:`layers.dense`.
     """
 
@@ -48,7 +49,7 @@ class Tower(abc.ABC):
     remat: str = "none"
     scan_layers: bool = False
     attention_implementation: layers.Implementation = None
-    gather_block: Callable[[Any], Any] | None = None
+    gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
 
     @property
@@ -69,7 +70,7 @@ class Tower(abc.ABC):
     def embed(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: Insert | None = None,
@@ -100,7 +101,7 @@ class Tower(abc.ABC):
             for index in range(self.config.depth)
         }
         parts |= self.head_parts(x)
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        drawn: Any = Parts(tuple(parts), lambda name: parts[name]).init(rng)
         return {**self.init_embed(rng), **drawn["params"]}
 
     def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
@@ -259,7 +260,7 @@ class Tower(abc.ABC):
 
         def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, attend_lib.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
-                params = self.gather_block(params)
+                params = self.gather_block(params, "blocks_0")
             own = None if keys is None else dropout_lib.fold_in(keys, index)
             out: Any = block.apply({"params": params}, x, mask, how, own, turns)
             return out
@@ -474,7 +475,7 @@ class Tower(abc.ABC):
         return out
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """Draws the parameters of unbound modules under their names."""
 
     names: tuple[str, ...]
