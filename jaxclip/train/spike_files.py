@@ -54,8 +54,10 @@ class SpikeFiles:
             maxlen=options["steps_kept"] + 1  # one more is under way when a step is looked at
         )
         self._last = -_APART
-        count = len(list(self._folder.glob("step_*.json"))) if self.enabled else 0
-        self._left = options["max_events"] - int(multihost.broadcast(np.asarray(count)))
+        self._left = options["max_events"]
+        if self.enabled:
+            count = len(list(self._folder.glob("step_*.json")))
+            self._left -= int(multihost.broadcast(np.asarray(count)))
         self._probe: Any = None
         if self.enabled and options["probe_every_steps"]:
             keys = list(experiment.batch_spec)
@@ -115,7 +117,7 @@ class SpikeFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"step_{step:08d}"
-            arrays = vectors([m for _, m in fetched])
+            arrays: dict[str, Any] = dict(vectors([m for _, m in fetched]))
             steps = np.array([at for at, _ in fetched], np.int64)
             np.savez_compressed(path.with_suffix(".npz"), steps=steps, names=names, **arrays)
             storage.write_json(path.with_suffix(".json"), _without_nan(content))

@@ -156,7 +156,7 @@ def make_probe(towers: ModelTowers, keys: Sequence[str], count: int) -> Callable
     """
 
     def probe(params: Params, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        found = {}
+        found: dict[str, jax.Array] = {}
         for tower in ("image", "text"):
             if tower not in keys:
                 continue

@@ -122,7 +122,7 @@ def test_unknown_names_get_a_hint():
         ("image", {"patch_size": 8, "stem": "conv", "stem_widths": (8,) * 5}, r"patch_size=8"),
         ("image", {"positions": "sincos", "width": 6, "num_heads": 1}, "divisible by 4"),
         ("image", {"activation": "relu"}, r"model\.image\.activation='relu'"),
-        ("text", {"pool": "cls"}, r"model\.text\.pool='cls'"),
+        ("text", {"pool": "cls", "causal": False}, r"model\.text\.pool='cls'"),
         ("text", {"projection": "gelu"}, r"model\.text\.projection='gelu'"),
         ("text", {"eos_id": 50_000}, r"model\.text\.eos_id=50000 must be a token, 0 to"),
         ("image", {"rope": "yx", "width": 30, "num_heads": 5}, "heads of a multiple of 4 chann"),

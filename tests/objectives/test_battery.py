@@ -88,7 +88,9 @@ def run(name, devices=1, num_micro_batches=1):
 def pytest_generate_tests(metafunc):
     of_devices = metafunc.function is test_micro_batches_and_devices_change_nothing
     names = [
-        pytest.param(name, marks=pytest.mark.slow) if name in NEAR_DUPLICATES and of_devices else name
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in NEAR_DUPLICATES and of_devices
+        else name
         for name in NAMES
     ]
     metafunc.parametrize("name", names, indirect=True, scope="module")

@@ -193,3 +193,32 @@ def test_tensors_that_stand_out():
     assert found["gradient"][0] == ["c", 20.0] and found["gradient"][1] == ["b", 10.0]
     assert found["rms"][0] == ["c", 5.0, 2]
     assert spike_files.scalars(steps) == {"loss": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
+
+
+def test_the_report_shows_a_spike_and_a_rewind(tmp_path):
+    from jaxclip import storage
+    from jaxclip.train import report_spikes
+
+    assert report_spikes.events(tmp_path) == ""
+    example = {
+        "row": 3, "record": 9, "key": "k<1>", "caption": "a <b> & c", "loss": 2.5, "change": -0.25,
+        "picture": "data:image/png;base64,AA==",
+    }  # fmt: skip
+    (tmp_path / "spikes").mkdir()
+    content = {
+        "step": 14, "batch": 13, "kind": "loss", "steps": [13, 14],
+        "metrics": {"loss": [2.0, None], "grad_norm": [1.0, 9.0]},
+        "tensors": {"gradient": [["image/x", 9.0]], "rms": [["image/y", 3.5, 4], ["z", 1.1, 0]]},
+        "falling": [example], "rising": [{**example, "change": None}], "cosine": -0.93,
+        "share": [0.5, 0.25],
+    }  # fmt: skip
+    storage.write_json(tmp_path / "spikes" / "step_00000014.json", content)
+    spike_files.write_rewinds(tmp_path, [{"step": 14, "to": 8, "passed_over": [13, 13]}])
+    found = report_spikes.events(tmp_path)
+    assert "Step 14: a spike of the loss, in batch 13" in found
+    assert "back to step 8; batches 13 to 13 are passed over" in found
+    assert "9 times image/x" in found and "image/y 3.5 (4 steps before)" in found
+    assert "z 1.1" not in found  # no early sign
+    assert "a &lt;b&gt; &amp; c" in found and "<b> &" not in found and "-0.93" in found
+    (tmp_path / "spikes" / "step_00000020.json").write_text("{torn")
+    assert report_spikes.events(tmp_path) == found
