@@ -228,7 +228,8 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
         tx = optax.chain(tx, scale_updates(groups, _layer_decay(config.get("layer_decay"))))
     if config.get("sam"):
         tx = _sharpness.sharpness_aware(tx, config["sam"])
-    tx = _skipping(tx, config.get("skip"))
+    # What SAM takes beside the gradient, and nothing else.
+    tx = _skipping(tx, config.get("skip"), ("grad_fn",) if config.get("sam") else None)
     return _by_path.checking(tx, used)
 
 
@@ -372,11 +373,13 @@ def _layer_decay(value: Any) -> float | None:
     return number
 
 
-def _skipping(tx: optax.GradientTransformation, section: Any) -> optax.GradientTransformation:
+def _skipping(
+    tx: optax.GradientTransformation, section: Any, extra_args: Sequence[str] | None
+) -> optax.GradientTransformation:
     """The transformation, which leaves out the steps that ``skip`` says."""
     if section is None:
         return tx
     name, options = _sections.named("optim.skip", section)
     factory = _sections.lookup("optim.skip.name", name, SKIPS)
-    _sections.check_known("optim.skip", name, options, factory, hidden=("inner",))
-    return factory(tx, **options)
+    _sections.check_known("optim.skip", name, options, factory, hidden=("inner", "extra_args"))
+    return factory(tx, extra_args=extra_args, **options)

@@ -196,8 +196,11 @@ def test_extra_arguments_reach_what_takes_them(wrap: Any) -> None:
     assert seen == {"value": 1.0, "other": 2}
     # SAM takes its own only; plain transformations take none.
     sam = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), opaque_mode=True)
-    for inner, extra in ((sam, {"grad_fn": lambda p, _: p}), (optax.sgd(0.1), {"unknown": 1})):
-        tx = wrap(inner)
+    of_sam = wrap(sam, extra_args=("grad_fn",))
+    for tx, extra in (
+        (of_sam, {"grad_fn": lambda p, _: p}),
+        (wrap(optax.sgd(0.1)), {"unknown": 1}),
+    ):
         updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0, **extra)
         assert np.all(np.isfinite(updates["a"]))
 

@@ -35,6 +35,7 @@ MARKS = ("<!-- open_clip: begin -->", "<!-- open_clip: end -->")
 VOCABULARY = 400
 # How a model of open_clip says that it gives no tokens.
 _NO_TOKENS = (AttributeError, AssertionError, TypeError, NotImplementedError, RuntimeError)
+# As the published config.json have it; the defaults of the classes are BERT's.
 ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 ROBERTA |= {"layer_norm_eps": 1e-5}
 HF_TEXT = {
@@ -178,12 +179,15 @@ def ours(opened, images, tokens):
     def run(params, images, tokens):
         image, text = model.image_features(params, images), model.text_features(params, tokens)
         logits = jax.numpy.exp(params["logit_scale"]) * image.embedding @ text.embedding.T
+        text_tokens = text.tokens
+        if opened.sizes.text.pool == "cls":  # as the decoder takes them; theirs are normed here
+            text_tokens = model.text.normed(params["text"], text_tokens)
         return {
             "image": image.embedding,
             "text": text.embedding,
             "logits": logits + params.get("logit_bias", 0.0),
             "image_tokens": image.tokens,
-            "text_tokens": text.tokens,
+            "text_tokens": text_tokens,
         }
 
     return run(params, images, tokens)

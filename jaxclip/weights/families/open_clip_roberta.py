@@ -28,9 +28,9 @@ class OpenCLIPRoberta(Family):
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
+        names = set(checkpoint.shapes)
         wanted = {"visual.class_embedding", f"{_EMBEDDINGS}.token_type_embeddings.weight"}
-        coca = any(name.startswith("text_decoder.") for name in checkpoint.shapes)
-        return wanted <= set(checkpoint.shapes) and not coca
+        return wanted <= names and "text_decoder.text_projection" not in names  # CoCa's
 
     @staticmethod
     def ignore(name: str) -> bool:

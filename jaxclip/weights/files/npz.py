@@ -53,9 +53,8 @@ def _header(
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             shape, _, dtype = read[version](file)
     except Exception as error:  # NumPy reads a header as Python's literals: it may meet anything
-        raise FileError(
-            f"{what} is no array: {type(error).__name__}: {str(error)[:200]}"
-        ) from error
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise FileError(f"{what} is no array: {why}") from error
     if dtype.hasobject:
         raise FileError(f"{what} holds Python objects, which are never read")
     if (
