@@ -11,10 +11,13 @@ import jax.numpy as jnp
 
 from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
+from jaxclip.models.image_towers import TOWERS
 from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig
+from jaxclip.models.staged import StagedTower
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.vit import VisionTransformer
@@ -34,7 +37,7 @@ class CLIP:
     """
 
     config: CLIPConfig
-    image: VisionTransformer
+    image: VisionTransformer | StagedTower
     text: TextTransformer
 
     def init(self, rng: jax.Array) -> Params:
@@ -134,7 +137,7 @@ def build(
     remat: str = "none",
     scan_layers: bool = False,
     attention_implementation: layers.Implementation = None,
-    gather_block: Mapping[str, Callable[[Any], Any]] | None = None,
+    gather_block: Mapping[str, Callable[..., Any]] | None = None,
     flat_products: bool = False,
 ) -> CLIP:
     """Build the encoders.
@@ -143,24 +146,32 @@ def build(
       config: sizes; :func:`jaxclip.models.presets.get` has the published ones.
       dtype: compute dtype; parameters, norms' statistics and outputs are float32.
       remat: what blocks compute again in the backward pass: ``"none"``, or a name that
-        :func:`jaxclip.models.layers.remat_policy` knows.
+        :func:`jaxclip.models.remat.remat_policy` knows.
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
         device, or what its ``sharded`` returns for several. Where a caller gives a bias, asks for
         weights or attends by another function, XLA computes attention.
-      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
-        them what the block uses, where they are sharded; None leaves them as they are.
+      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters and its name
+        that makes of them what the block uses, where they are sharded; None leaves them as they
+        are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
         (:func:`jaxclip.models.layers.dense`).
 
     Raises:
-      ValueError: an unknown remat policy or attention implementation.
+      ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
     """
     if remat != "none":
-        layers.remat_policy(remat)
+        remat_lib.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
+    capped = [t for t in ("image", "text") if getattr(config, t).attention_soft_cap]
+    if capped and attention_implementation not in (None, "xla"):
+        raise ValueError(
+            f"model.{capped[0]}.attention_soft_cap needs its own attention scores, which "
+            f"attention_implementation={_name(attention_implementation)!r} does not give; set "
+            "it to None"
+        )
     if not callable(attention_implementation) and attention_implementation not in _IMPLEMENTATIONS:
         raise ValueError(
             f"attention_implementation={attention_implementation!r}; use None, 'xla', 'cudnn' or "
@@ -174,12 +185,15 @@ def build(
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
     }
-    kind = config.text.kind
-    text_tower = TextTransformer if kind == "transformer" else TEXT_TOWERS.get(kind)
+    kind, text_kind = config.image.kind, config.text.kind
+    image_tower = VisionTransformer if kind == "vit" else TOWERS.get(kind)
+    text_tower = TextTransformer if text_kind == "transformer" else TEXT_TOWERS.get(text_kind)
     return CLIP(
         config,
-        VisionTransformer(
-            config.image, config.embed_dim, gather_block=gather.get("image"), **options
-        ),
+        image_tower(config.image, config.embed_dim, gather_block=gather.get("image"), **options),
         text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )
+
+
+def _name(implementation: Any) -> str:
+    return "fused" if callable(implementation) else implementation

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models.layers import Attend, How
+from jaxclip.models.attend import Attend, How
 from jaxclip.registry import hint
 
 
@@ -64,7 +64,7 @@ class Asked(TypedDict, total=False):
       insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers, or
         :class:`Insert` with its options. In a text they stand before it, so that all of a causal
         text sees them; with ``Insert(at=…)`` they take the places of tokens.
-      attend: {block: function or :class:`jaxclip.models.layers.Attend`}, another attention in
+      attend: {block: function or :class:`jaxclip.models.attend.Attend`}, another attention in
         chosen blocks.
       attention_bias: float[B or 1, heads or 1, P+N, P+N], added to the attention scores of all
         blocks, or {block: such an array}.

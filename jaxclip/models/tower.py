@@ -16,9 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxclip.models import attend as attend_lib
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
 from jaxclip.models import layers, mup
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
 
 Params = Mapping[str, Any]
@@ -32,11 +34,12 @@ class Tower(abc.ABC):
       config: sizes (:class:`jaxclip.models.presets.ImageConfig` or ``TextConfig``).
       embed_dim: size of the joint space, D.
       dtype: compute dtype.
-      remat: what blocks compute again in the backward pass, see :func:`layers.remat_policy`.
+      remat: what blocks compute again in the backward pass, see :mod:`jaxclip.models.remat`.
       scan_layers: loop over blocks in place of unrolling. Blocks that a caller asks something of
         run by themselves, between loops.
       attention_implementation: as in :func:`jaxclip.models.clip.build`.
-      gather_block: function of a block's parameters that makes of them what the block uses.
+      gather_block: function of a block's parameters and its name that makes of them what the block
+        uses.
       flat_products: see :func:`layers.dense`.
     """
 
@@ -46,7 +49,7 @@ class Tower(abc.ABC):
     remat: str = "none"
     scan_layers: bool = False
     attention_implementation: layers.Implementation = None
-    gather_block: Callable[[Any], Any] | None = None
+    gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
 
     @property
@@ -98,7 +101,7 @@ class Tower(abc.ABC):
             for index in range(self.config.depth)
         }
         parts |= self.head_parts(x)
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        drawn: Any = Parts(tuple(parts), lambda name: parts[name]).init(rng)
         return {**self.init_embed(rng), **drawn["params"]}
 
     def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
@@ -243,10 +246,10 @@ class Tower(abc.ABC):
         self,
         run: Sequence[Any],
         tokens: Tokens,
-        how: layers.How,
+        how: attend_lib.How,
         keys: jax.Array | None,
         first: int,
-    ) -> tuple[jax.Array, layers.Taken]:
+    ) -> tuple[jax.Array, attend_lib.Taken]:
         """A run of blocks that are treated alike; attention weights only of a run of one.
 
         The largest scores of the blocks are stacked, float32[blocks, B, H].
@@ -255,21 +258,21 @@ class Tower(abc.ABC):
         mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
-        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
+        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, attend_lib.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
-                params = self.gather_block(params)
+                params = self.gather_block(params, "blocks_0")
             own = None if keys is None else dropout_lib.fold_in(keys, index)
             out: Any = block.apply({"params": params}, x, mask, how, own, turns)
             return out
 
         if self.remat != "none":
             # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-            policy = layers.remat_policy(self.remat)
+            policy = remat_lib.remat_policy(self.remat)
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not loop)
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                taken = layers.Taken()
+                taken = attend_lib.Taken()
                 largest: list[jax.Array] = []
                 routers: list[Any] = []
                 for index, params in zip(indices, run, strict=True):
@@ -290,7 +293,7 @@ class Tower(abc.ABC):
                 return x, (taken.largest, taken.router)
 
             x, (scores, router) = jax.lax.scan(one, x, (stacked, places))
-            return x, layers.Taken(largest=scores, router=router)
+            return x, attend_lib.Taken(largest=scores, router=router)
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
         """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
@@ -445,7 +448,7 @@ class Tower(abc.ABC):
                 out = normed.reshape(out.shape)
             if turns is not None and name != "value":
                 out = layers.turn_heads(out, self.config.num_heads, turns)
-            heads.append(layers.split_heads(out, self.config.num_heads))
+            heads.append(attend_lib.split_heads(out, self.config.num_heads))
         query = heads[0]
         if self.variant.score_scale != 1.0:
             query = query * jnp.asarray(self.variant.score_scale, query.dtype)
@@ -463,7 +466,7 @@ class Tower(abc.ABC):
           block: its index, -1 = the last.
         """
         p = params[f"blocks_{block % self.config.depth}"]["attention"]
-        x = layers.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
+        x = attend_lib.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
         if self.variant.sub_norm:
             norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
             x = norm.apply({"params": p["sub_norm"]}, x)
@@ -472,7 +475,7 @@ class Tower(abc.ABC):
         return out
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """Draws the parameters of unbound modules under their names."""
 
     names: tuple[str, ...]

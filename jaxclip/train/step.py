@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip import objectives, optim, parallel
+from jaxclip.optim.read_metrics import skipped_steps
 from jaxclip.train import grad_cache, outputs
 from jaxclip.train.guard import Guard
 from jaxclip.train.state import Params, TrainState, stop_frozen_gradients
@@ -166,7 +167,7 @@ def make_train_step(
       logit_scale_max: upper bound of ``params["logit_scale"]`` after every update (CLIP: ln 100);
         None leaves it alone, as a frozen one must be.
       learning_rate: the schedule in ``tx``, to be reported: the count it is given is that of the
-        updates made so far, without skipped steps.
+        updates made so far, without steps that were skipped here or by ``optim.skip``.
       extra_args: what ``tx.update`` is handed beside the gradient: ``"value"`` (the loss) and
         ``"grad_fn"`` (a second gradient on the same batch, as
         ``optax.contrib.sam(opaque_mode=True)`` wants, which takes nothing else).
@@ -283,6 +284,7 @@ def make_train_step(
             watched |= guard.metrics(kept, judged, factor)
         if watch is not None:
             watched |= watch(state, new_state, grads)
+        updates -= skipped_steps(state.opt_state)
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
         if rates and "watch/rate_factor" in watched:
             rates = {"learning_rate": rates["learning_rate"] * factor}

@@ -163,6 +163,8 @@ def theirs(model, images, tokens):
             )  # fmt: skip
             found["image_tokens"] = out["image_intermediates"][-1]
         with contextlib.suppress(*_NO_TOKENS):
+            if hasattr(model, "text_decoder"):
+                raise NotImplementedError  # what CoCa's text tower hands on has no norm behind it
             out = model.forward_intermediates(
                 text=texts, text_indices=1, normalize_intermediates=True, intermediates_only=True
             )

@@ -108,6 +108,8 @@ def _open_index(path: pathlib.Path) -> Tensors:
             raise FileError(
                 f"{path} names {str(file)[:80]!r} for {name[:80]!r}, which is no file beside it"
             )
+        if file.endswith(".index.json"):  # perhaps this one
+            raise FileError(f"{path} names {file!r} for {name[:80]!r}, which is an index itself")
         if file not in shards:
             shards[file] = open_file(path.parent / file)
         if name not in shards[file].tensors:

@@ -1,5 +1,6 @@
 """Surgery on trees of parameters: pure functions, each the identity where nothing is asked."""
 
+from jaxclip.weights.surgery.branches import fold_branches
 from jaxclip.weights.surgery.inherit import inherit
 from jaxclip.weights.surgery.lora import init_lora, merge_lora
 from jaxclip.weights.surgery.positions import (
@@ -15,6 +16,7 @@ from jaxclip.weights.surgery.vocabulary import resize_vocabulary, rows_by_name
 
 __all__ = [
     "add_registers",
+    "fold_branches",
     "greedy_soup",
     "inherit",
     "init_lora",
