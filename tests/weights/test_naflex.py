@@ -157,5 +157,6 @@ def test_a_pipeline_of_squares_says_that_the_aspect_ratio_is_lost(opened, caplog
     made = programs.towers_of(config, opened.read())
     assert made[0].row == (16, 16, 3) and "squares of 16 x 16 pixels" in caplog.text
     caplog.clear()
-    checks.warn_of_squares(config_lib.resolve({}))
+    for preset in ("tiny", "rn50"):
+        checks.warn_of_squares(config_lib.resolve({"model": {"preset": preset}}))
     assert not caplog.text
