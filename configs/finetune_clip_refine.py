@@ -3,8 +3,8 @@
     jaxclip train --config configs/finetune_clip_refine.py:ViT-B-32.pt --workdir runs/refined \
         --config.data.name=/data/coco/1.0.0
 
-Yamaguchi et al. (2025, arXiv:2504.12717): raw embeddings are drawn to common random vectors, while the
-model before keeps teaching its similarities.
+Yamaguchi et al. (2025, arXiv:2504.12717): raw embeddings are drawn to common random vectors, while
+the model before keeps teaching its similarities.
 """
 
 import common

@@ -3,10 +3,11 @@
     jaxclip train --config configs/finetune_full.py:ViT-B-16.pt --workdir runs/full \
         --config.data.name=/data/imagenet/1.0.0
 
-Dong et al. (2022, arXiv:2212.06138), ViT-B/16 on ImageNet: a fresh norm and linear layer on the mean
-of the patches' tokens, the patch embedding frozen, layer i of L at ``0.6^(L + 1 - i)`` of the
+Dong et al. (2022, arXiv:2212.06138), ViT-B/16 on ImageNet: a fresh norm and linear layer on the
+mean of the patches' tokens, the patch embedding frozen, layer i of L at ``0.6^(L + 1 - i)`` of the
 learning rate, no decay of weights for vectors and positions. The head's classes are
-``objective[0].num_classes``. ViT-L/14: layer_decay 0.65, learning rate 4e-4, 30 epochs, 5 to warm up.
+``objective[0].num_classes``. ViT-L/14: layer_decay 0.65, learning rate 4e-4, 30 epochs, 5 to warm
+up.
 """
 
 import common

@@ -3,9 +3,9 @@
     jaxclip train --config configs/finetune_lit.py:ViT-B-16.pt --workdir runs/lit \
         --config.data.name='webdataset:/data/cc12m/{00000..01242}.tar'
 
-Zhai et al. (2022, arXiv:2111.07991). The locked tower takes no backward pass and no optimizer state.
-The text tower goes on from its weights; ``:WEIGHTS --config.init_from_exclude='["^text/"]'`` starts
-it anew, as the paper does.
+Zhai et al. (2022, arXiv:2111.07991). The locked tower takes no backward pass and no optimizer
+state. The text tower goes on from its weights; ``:WEIGHTS --config.init_from_exclude='["^text/"]'``
+starts it anew, as the paper does.
 """
 
 import common

@@ -3,10 +3,10 @@
     jaxclip train --config configs/finetune_long_clip.py:ViT-B-16.pt --workdir runs/long \
         --config.data.name='webdataset:/data/sharegpt4v/{00000..00123}.tar'
 
-Zhang et al. (2024, arXiv:2403.15378): positions are stretched, of which the first 20 stay as they are;
-the longest caption of a record is contrasted with the picture, its first sentence with the picture's
-32 primary components. The paper also holds these first 20 rows during training; here they move, at a
-learning rate of 1e-6.
+Zhang et al. (2024, arXiv:2403.15378): positions are stretched, of which the first 20 stay as they
+are; the longest caption of a record is contrasted with the picture, its first sentence with the
+picture's 32 primary components. The paper also holds these first 20 rows during training; here they
+move, at a learning rate of 1e-6.
 """
 
 import common

@@ -4,9 +4,10 @@
     jaxclip train --config configs/finetune_lp_ft.py:ft:runs/lp --workdir runs/ft
     jaxclip weights wise-ft --before runs/lp --after runs/ft --alpha 0.5 --to weights/mixed
 
-Kumar et al. (2022, arXiv:2202.10054): a head that fits keeps fine-tuning from distorting the features.
-The second phase takes the towers and the head of the first; both are mixed, the head too. The paper
-fits the head by L-BFGS (``jaxclip eval --task linear_probe`` does that); here it is trained.
+Kumar et al. (2022, arXiv:2202.10054): a head that fits keeps fine-tuning from distorting the
+features. The second phase takes the towers and the head of the first; both are mixed, the head too.
+The paper fits the head by L-BFGS (``jaxclip eval --task linear_probe`` does that); here it is
+trained.
 """
 
 import common

@@ -40,17 +40,6 @@ Values are Python literals; anything else is taken as a string. `--print_config`
 """
 
 
-_LAB = """\
-Run a grid of tiny training runs (rule x rate x injector x precision x model x seed) and report it.
-
-  jaxclip lab --config configs/lab_rules.py --workdir runs/lab_rules
-  jaxclip lab --config configs/lab_rules.py --cell rule=adamw,rate=0.004,injector=scale,seed=0
-
-A cell is done once: stopped at any moment, the same command goes on with the next one. docs/
-stability_lab.md says what an injector is and what came out.
-"""
-
-
 # A wrong request, not a bug: a page of traceback would only hide what is wrong.
 _MISTAKES = (ValueError, FileNotFoundError, PermissionError, NotADirectoryError)
 # What JAX calls errors of a device, out of memory among them.
@@ -159,12 +148,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_eval(commands)
-    _add_data(commands)
-    _add_report(commands)
-    _add_plan(commands)
-    _add_lab(commands)
-    from jaxclip import cli_methods, cli_models
+    from jaxclip import cli_data, cli_methods, cli_models, cli_plan
 
+    cli_data.add_data(commands, _command)
+    _add_report(commands)
+    cli_plan.add_plan(commands, _command, epilog=_OVERRIDES)
+    cli_plan.add_lab(commands, _command)
     cli_models.add_weights(commands, _command)
     cli_models.add_use(commands, _command)
     cli_methods.add_methods(commands, _command)
@@ -250,85 +239,9 @@ def _add_eval(commands: Any) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
-def _add_data(commands: Any) -> None:
-    parser = commands.add_parser("data", help="import image-text records, look at a data set")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    importer = _command(actions, "import", _data_import, "write a data set from your own files")
-    info = _command(actions, "info", _data_info, "show splits, sizes and examples of a data set")
-    info.add_argument("name", help='"emoji", a TFDS directory, or "webdataset:PATTERN"')
-    from jaxclip.data import import_cli, inspect_cli
-
-    import_cli.add_arguments(importer)
-    look = _command(actions, "inspect", inspect_cli.run, "look closely at records, time the stages")
-    inspect_cli.add_arguments(look)
-
-
 def _add_report(commands: Any) -> None:
     parser = _command(commands, "report", _report, "write report.html of a workdir anew")
     parser.add_argument("--workdir", required=True)
-
-
-def _add_plan(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "plan",
-        _plan,
-        "know memory, time and communication of a training step before its chips are paid for",
-        epilog=_OVERRIDES,
-    )
-    parser.add_argument("--config", required=True, help="config file (path.py or path.py:arg)")
-    parser.add_argument(
-        "--topology", help="slice to plan for, such as v5e:16x16 (default: the devices at hand)"
-    )
-    parser.add_argument("--output", help="folder for plan.json and plan.html")
-    parser.add_argument("--cache", help="folder that keeps compiled programs between calls")
-    parser.add_argument(
-        "--no_remedies",
-        action="store_true",
-        help="if it does not fit, do not try out which switch would make it fit",
-    )
-    parser.add_argument(
-        "--sweep", action="store_true", help="try meshes, remat and micro-batches; rank what fits"
-    )
-    parser.add_argument(
-        "--sweep_remat",
-        default="none,dots,mlp,full",
-        help="policies of the sweep (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--sweep_micro_batches", default="1,4", help="numbers of the sweep (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--no_measure",
-        action="store_true",
-        help="on the devices at hand: do not run steps to check the model against the clock",
-    )
-    parser.set_defaults(takes_overrides=True)
-
-
-def _add_lab(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "lab",
-        _lab,
-        "run a grid of tiny runs in which things go wrong, and report which rule survives",
-        description=_LAB,
-    )
-    # The options stand here and not in the room: `jaxclip --help` must not wait for jax.
-    parser.add_argument("--config", required=True, help="config file (path.py or path.py:arg)")
-    parser.add_argument("--workdir", help="folder for cells and report; goes on where it stopped")
-    parser.add_argument(
-        "--cell",
-        metavar="AXIS=VALUE,…",
-        help="run this cell alone and print its numbers; with --workdir they are compared with "
-        "those that are there",
-    )
-    parser.add_argument(
-        "--max_seconds", type=float, help="begin no cell after so many seconds, go on later"
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="print the cells, with + those that are done, and stop"
-    )
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -413,38 +326,11 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data_import(args: argparse.Namespace) -> int:
-    from jaxclip.data import import_cli
-
-    return import_cli.run(args)
-
-
-def _data_info(args: argparse.Namespace) -> int:
-    from jaxclip.data import info
-
-    print(info.describe(args.name))
-    return 0
-
-
 def _report(args: argparse.Namespace) -> int:
     from jaxclip.train import report
 
     print(report.write_report(args.workdir))
     return 0
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from jaxclip import config as config_lib
-    from jaxclip.plan import command
-
-    config = config_lib.resolve(config_lib.load_file(args.config), args.overrides)
-    return command.run(args, config)
-
-
-def _lab(args: argparse.Namespace) -> int:
-    from jaxclip.lab import command
-
-    return command.run(args)
 
 
 def _take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:

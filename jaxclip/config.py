@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,7 @@ def defaults() -> Config:
         # GradCache: embeddings of all micro-batches first, one loss, then the backward passes.
         "num_micro_batches": 1,
         "data": {},  # jaxclip.data.pipeline.DEFAULTS, laid under by resolve
-        # context_length: 77 for kind clip, 64 for siglip and gemma, unless it is set.
+        # context_length: 77 for kinds clip and roberta, 64 for siglip and gemma, unless it is set.
         "tokenizer": {"kind": "emoji_bpe", "path": "", "context_length": 32},
         "model": {"preset": "tiny"},
         # Terms of the loss: [{"name": "contrastive", "weight": 1.0, …}, …], see docs/methods.md;
@@ -219,7 +220,7 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
     parsed = [parse_override(text) for text in overrides]
     preset = _preset_of(given, parsed)
     base = defaults()
-    base["model"] = _model_defaults(preset)
+    base["model"] = _model_defaults(preset, _image_kind_of(given, parsed))
     base["data"] = _data_defaults()
     result = _merge(base, given, "")
     for key, value in parsed:
@@ -291,7 +292,11 @@ def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
       config: resolved configuration; keys that it has beyond the defaults count as changed from
         None.
     """
-    base = dict(flatten(resolve({"model": {"preset": config["model"]["preset"]}})))
+    model: Config = {"preset": config["model"]["preset"]}
+    kind = config["model"].get("image", {}).get("kind")
+    if kind is not None:
+        model["image"] = {"kind": kind}
+    base = dict(flatten(resolve({"model": model})))
     return [
         (key, base.get(key), value)
         for key, value in flatten(config)
@@ -324,10 +329,24 @@ def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:
     return _typed("model.preset", "tiny", preset)
 
 
-def _model_defaults(preset: str) -> Config:
+def _image_kind_of(given: Config, parsed: list[tuple[str, Any]]) -> str | None:
+    """``model.image.kind`` where it is set; the keys of its section depend on it."""
+    image = given.get("model", {}).get("image", {})
+    kind = image.get("kind") if isinstance(image, Mapping) else None
+    for key, value in parsed:
+        if key == "model.image.kind":
+            kind = value
+    return kind
+
+
+def _model_defaults(preset: str, image_kind: str | None = None) -> Config:
     from jaxclip.models import presets
 
-    return {"preset": preset, **to_plain(presets.get(preset).to_dict())}
+    model = {"preset": preset, **to_plain(presets.get(preset).to_dict())}
+    if image_kind is not None and image_kind != model["image"]["kind"]:
+        sizes = dataclasses.asdict(presets.image_class(image_kind)())
+        model["image"] = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
+    return model
 
 
 def _data_defaults() -> Config:

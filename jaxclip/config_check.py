@@ -13,6 +13,10 @@ from typing import Any
 
 from jaxclip.config_file import flatten
 
+# Parameters that no gradient and no optimizer ever changes: the statistics of batch norms
+# (:class:`jaxclip.models.batch_norm.FrozenBatchNorm`).
+STATISTICS = r"(^|/)running_(mean|var)$"
+
 _INFINITY = math.inf
 _TOWER = {"width": (1, 65_536), "depth": (1, 1000), "num_heads": (1, 4096), "mlp_dim": (1, 2**20)}
 
@@ -46,6 +50,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.logit_bias_init": (-1e4, 1e4),
     "model.image.patch_size": (1, 8192),
     "model.image.stem_depth": (0, 1000),
+    "model.image.stem_width": (2, 65_536),
+    "model.image.mlp_ratio": (1, 1024),
     "model.image.norm_eps": (0.0, 1.0),
     "model.image.tract_lambda": (0.0, _INFINITY),
     "model.text.norm_eps": (0.0, 1.0),
@@ -96,6 +102,8 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
     "init_from_exclude": (str, None),
     "low_rank.patterns": (str, None),
     "model.image.stem_widths": (int, None),
+    "model.image.depths": (int, None),
+    "model.image.widths": (int, None),
 }
 
 _CHOICES = {
@@ -145,16 +153,27 @@ def check(config: Mapping[str, Any]) -> None:
 def is_frozen(config: Mapping[str, Any], name: str) -> bool:
     """Whether a parameter, ``image/stem/kernel`` or the like, is never updated.
 
-    It is so by ``optim.freeze``, or by the first of ``optim.groups`` that it belongs to.
+    It is so by ``optim.freeze``, or by the first of ``optim.groups`` that it belongs to; batch
+    norms' statistics always are.
     """
     from jaxclip.optim.groups import group_of, read_groups
 
-    patterns = config["optim"].get("freeze") or ()
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    if any(re.search(pattern, name) for pattern in patterns):
+    if any(re.search(pattern, name) for pattern in [STATISTICS, *_freeze(config["optim"])]):
         return True
     group = group_of(read_groups("optim.groups", config["optim"].get("groups")), name)
     return group is not None and group.frozen
+
+
+def frozen_statistics(optim: Mapping[str, Any], has_statistics: bool) -> dict[str, Any]:
+    """The section ``optim`` with the statistics of batch norms frozen, if there are any."""
+    if not has_statistics:
+        return dict(optim)
+    return {**optim, "freeze": [*_freeze(optim), STATISTICS]}
+
+
+def _freeze(optim: Mapping[str, Any]) -> list[str]:
+    patterns = optim.get("freeze") or ()
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def logit_scale_limit(config: Mapping[str, Any]) -> float:

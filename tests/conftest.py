@@ -14,8 +14,8 @@ import pytest
 
 # These must be set before JAX starts its backend, hence at import time of the conftest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs are small, so nearly all the time of the tests is compilation: the compiler is told not to
-# optimise, and on the JAX that still has them to take the emitters that compile twice as fast.
+# Programs are small, so nearly all the time of the tests is compilation: the compiler is told not
+# to optimise, and on the JAX that still has them to take the emitters that compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _FLAGS = {"xla_force_host_platform_device_count": "8"}
 if importlib.metadata.version("jax").startswith("0.10."):

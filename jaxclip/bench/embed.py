@@ -3,11 +3,11 @@
     python -m jaxclip.bench embed
     python -m jaxclip.bench embed --preset vit_b16 --count 512 --batch_size 64
 
-Pictures are written as JPEG files and random weights as open_clip's folder; both embed the same files
-with the same weights, in turns, on this machine's CPUs. Ours is the whole command: index, shards on
-disk and all. open_clip's loop runs without workers and with one for each CPU; the faster one counts.
-Printed are pictures a second (median of the rounds), the median over rounds of theirs divided by
-ours, and the largest difference of an embedding.
+Pictures are written as JPEG files and random weights as open_clip's folder; both embed the same
+files with the same weights, in turns, on this machine's CPUs. Ours is the whole command: index,
+shards on disk and all. open_clip's loop runs without workers and with one for each CPU; the faster
+one counts. Printed are pictures a second (median of the rounds), the median over rounds of theirs
+divided by ours, and the largest difference of an embedding.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from jaxclip.bench import timing
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="jaxclip.bench embed", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="jaxclip.bench embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--preset", default="vit_b32_quickgelu", help="with CLIP's layout")
     parser.add_argument("--count", type=int, default=128, help="pictures")
     parser.add_argument("--side", type=int, default=400, help="their longer side")

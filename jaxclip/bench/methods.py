@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> int:
         # A difference that the measurement itself has is none.
         timely = args.steps if abs(ratio - 1) < _SAME else round(args.steps / ratio)
         for equal, steps in (("pictures", args.steps), ("time", timely)):
-            scores = [study.run(name, steps, seed) for seed in args.seeds]
-            means = [f"{100 * statistics.mean(s[key] for s in scores):.1f}" for key in _SCORES]
-            each = ", ".join(f"{100 * score[_SCORES[0]]:.1f}" for score in scores)
+            found = [study.run(name, steps, seed) for seed in args.seeds]
+            means = [f"{100 * statistics.mean(s[key] for s in found):.1f}" for key in _SCORES]
+            each = ", ".join(f"{100 * score[_SCORES[0]]:.1f}" for score in found)
             rows.append([name, f"{ratio:.2f}", equal, str(steps), *means, each])
             print("\n" + table(rows), flush=True)
     return 0
@@ -172,7 +172,7 @@ class Study:
         from jaxclip import config as config_lib
         from jaxclip import parallel
         from jaxclip.data import pipeline
-        from jaxclip.train import loop, setup
+        from jaxclip.train import checks, setup
 
         config = config_lib.resolve(
             config_lib.load_file(f"{self.configs / 'methods.py'}:{name}"),
@@ -181,7 +181,7 @@ class Study:
         experiment = setup.build(config)
         batches = pipeline.train_iterator(
             config["data"],
-            tokenizer=loop.load_tokenizer(config),
+            tokenizer=checks.load_tokenizer(config),
             global_batch_size=config["global_batch_size"],
             seed=config["seed"],
             start_step=0,

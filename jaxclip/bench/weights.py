@@ -3,18 +3,20 @@
     python -m jaxclip.bench weights
     python -m jaxclip.bench weights --preset vit_b32 --random
 
-A checkpoint of a preset's shapes is written as Hugging Face shards them. Unless ``--random`` is given
-the files are holes, which cost no disk and are read as zeros. Then, each in a process of its own:
+A checkpoint of a preset's shapes is written as Hugging Face shards them. Unless ``--random`` is
+given the files are holes, which cost no disk and are read as zeros. Then, each in a process of its
+own:
 
   stored   read as it is stored, NumPy arrays
   float32  read and widened to float32
   mesh     read and widened straight into the shards of eight virtual CPU devices (fsdp)
   import   `jaxclip weights import`, float32
 
-Printed is the largest memory of the process's own (without mapped files, which the system takes back
-when it likes) beyond what it had before, the size of what was read, and their ratio; for the mesh also
-what there is beyond the sharded result, against one shard. Virtual devices keep their parts in the
-same memory as the host, so the mesh shows what is held beside the shards, not where they lie.
+Printed is the largest memory of the process's own (without mapped files, which the system takes
+back when it likes) beyond what it had before, the size of what was read, and their ratio; for the
+mesh also what there is beyond the sharded result, against one shard. Virtual devices keep their
+parts in the same memory as the host, so the mesh shows what is held beside the shards, not where
+they lie.
 """
 
 from __future__ import annotations
@@ -43,8 +45,11 @@ _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="jaxclip.bench weights", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="jaxclip.bench weights",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--preset", default="vit_bigg14")
     parser.add_argument("--depth", type=int, default=0, help="blocks of each tower; 0: as it is")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(_NAMES))
@@ -121,7 +126,8 @@ def write_checkpoint(
 
     sizes = presets.get(preset)
     if depth:
-        image, text = (dataclasses.replace(t, depth=depth) for t in (sizes.image, sizes.text))
+        image = dataclasses.replace(sizes.image, depth=depth)
+        text = dataclasses.replace(sizes.text, depth=depth)
         sizes = dataclasses.replace(sizes, image=image, text=text)
     family = FAMILIES.get("hf_clip")
     shapes = state_io.named_leaves(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))

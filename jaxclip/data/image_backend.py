@@ -62,7 +62,7 @@ class Backend(Protocol):
 class Pillow:
     """Whole pictures by Pillow."""
 
-    cut = None
+    cut: Callable[[Picture, Cut], np.ndarray] | None = None
 
     def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
         image = decode_lib.decode(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import html
 import io
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data import decode, image_backend, image_ops, order, sources
+from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.record import REASONS, BadRecord, Record
 
 _SHEET, _THUMBNAIL = 60, 128
@@ -253,27 +255,31 @@ def stages(config: Mapping[str, Any], tokenizer: Any, records: int) -> list[tupl
     spent: dict[str, float] = dict.fromkeys(("read", "decode", "image ops", "tokenize"), 0.0)
     used = 0
 
-    def timed(stage: str, function: Callable[[], Any]) -> Any:
+    def timed(stage: str, function: Callable[..., Any], *args: Any) -> Any:
         began = time.thread_time()
-        result = function()
+        result = function(*args)
         spent[stage] += time.thread_time() - began
         return result
 
     for place, index in enumerate(chosen.tolist()):
-        record = timed("read", lambda index=index: source[index])
+        record = timed("read", source.__getitem__, index)
         if isinstance(record, BadRecord):
             continue
         u = order.uniforms(0, np.array([place]), chain.num_draws)
-        cuts = lambda size, u=u: [c for c in [chain.first_cut(size, u[0])] if c]  # noqa: E731
-        picture = timed("decode", lambda data=record.image, cuts=cuts: backend.decode(data, cuts))
+        picture = timed("decode", backend.decode, record.image, functools.partial(_cuts, chain, u))
         if isinstance(picture, BadRecord):
             continue
         used += 1
-        timed("image ops", lambda p=picture, u=u: _run(backend, chain, p, u))
-        timed("tokenize", lambda texts=record.texts: tokenizer(list(texts[:1]) or [""]))
+        timed("image ops", _run, backend, chain, picture, u)
+        timed("tokenize", tokenizer, list(record.texts[:1]) or [""])
     if not used:
         raise ValueError(f"none of {len(chosen)} records looked at can be used")
     return [(stage, seconds / used) for stage, seconds in spent.items()]
+
+
+def _cuts(chain: Any, u: np.ndarray, size: Size) -> list[Cut]:
+    cut = chain.first_cut(size, u[0])
+    return [] if cut is None else [cut]
 
 
 def _run(backend: Any, chain: Any, picture: Any, u: np.ndarray) -> np.ndarray:

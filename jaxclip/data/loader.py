@@ -146,7 +146,7 @@ class RecordLoader:
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
         self._examine = examine
-        self._backend: Backend = backend or Pillow()
+        self._backend: Backend = Pillow() if backend is None else backend
         self._num_threads = num_threads or num_cpus()
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False

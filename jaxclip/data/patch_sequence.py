@@ -76,7 +76,7 @@ def cut(
     """
     if method not in _METHODS:
         raise ValueError(f"method={method!r}; use {', '.join(map(repr, _METHODS))}")
-    rows, columns = grid_of(*image.shape[:2], patch_size, max_patches)
+    rows, columns = grid_of(image.shape[0], image.shape[1], patch_size, max_patches)
     size = (columns * patch_size, rows * patch_size)
     resized = np.asarray(Image.fromarray(image).resize(size, _METHODS[method]))
     pieces = resized.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)

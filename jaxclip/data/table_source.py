@@ -12,6 +12,7 @@ is read for one of them, so make ``data.shuffle_window`` a few groups long, or i
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -41,14 +42,14 @@ class Group(NamedTuple):
       file: where they are.
       columns: the names of its columns.
       first: number of the first row within the file.
-      count: number of rows.
+      rows: number of them.
       read: gives them as a ``pyarrow.RecordBatch``; raises OSError or ValueError where damaged.
     """
 
     file: pathlib.Path
     columns: parquet.Columns
     first: int
-    count: int
+    rows: int
     read: Callable[[], Any]
 
 
@@ -170,10 +171,14 @@ def _batches(file: pathlib.Path) -> list[Group]:
     columns = parquet.columns_of(file, schema, _OPTION)
     firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     return [
-        Group(file, columns, int(first), batch.num_rows, lambda batch=batch: batch)
+        Group(file, columns, int(first), batch.num_rows, functools.partial(_same, batch))
         for first, batch in zip(firsts, batches, strict=False)
         if batch.num_rows
     ]
+
+
+def _same(batch: Any) -> Any:
+    return batch
 
 
 def _json(path: pathlib.Path) -> Mapping[str, Any]:
@@ -195,7 +200,7 @@ def _data_set(name: str, groups: Mapping[str, Sequence[Group]]) -> DataSet:
         raise ValueError(f"{name}: its files have different class names")
     return DataSet(
         name,
-        {split: sum(group.count for group in each) for split, each in groups.items()},
+        {split: sum(group.rows for group in each) for split, each in groups.items()},
         lambda split: TableSource(groups[split], names or []),
         class_names=names,
         has_texts=any(columns.text for columns in of_all),
@@ -212,7 +217,7 @@ class TableSource(RecordSource):
 
     def __init__(self, groups: Sequence[Group], class_names: Sequence[str]):
         self._groups = list(groups)
-        self._starts = np.cumsum([0, *(group.count for group in groups)])
+        self._starts = np.cumsum([0, *(group.rows for group in groups)])
         self._label_of = {name: number for number, name in enumerate(class_names)}
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()

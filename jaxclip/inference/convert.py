@@ -48,14 +48,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         "family": family,
         "parameters": f"{total:,} in {kinds.total()} tensors "
         f"({', '.join(f'{count} {kind}' for kind, count in sorted(kinds.items()))})",
-        "image": (
-            f"any aspect ratio, up to {image.max_patches} patches"
-            if image.max_patches
-            else f"{image.image_size} px in patches"
-        )
-        + f" of {image.patch_size}, width {image.width}, "
-        f"depth {image.depth}, {image.num_heads} heads, MLP {image.mlp_dim}, pool {image.pool}, "
-        f"{image.activation}",
+        "image": image.summary,
         "text": f"{text.vocab_size:,} tokens, length {text.context_length}, width {text.width}, "
         f"depth {text.depth}, {text.num_heads} heads, MLP {text.mlp_dim}, pool {text.pool}, "
         f"{text.activation}",

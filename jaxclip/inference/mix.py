@@ -110,11 +110,10 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
       ValueError: the task can't be evaluated; from the function, there is no such metric.
     """
     from jaxclip.evaluate import runner
-    from jaxclip.train import checks, evaluation, loop
+    from jaxclip.train import checks, evaluation
 
-    none: dict[str, Any] = dict.fromkeys(evaluation._SPLIT_KEYS, [])
-    tasks = {**config["evaluate"], **none, "gallery_split": ""}
-    tasks["tasks"] = [evaluation.parse_task(task)]
+    none: dict[str, Any] = {"zero_shot": [], "retrieval": [], "gallery_split": ""}
+    tasks = {**config["evaluate"], **none, "tasks": [evaluation.parse_task(task)]}
     plain = {
         **config,
         "evaluate": tasks,
@@ -123,7 +122,7 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
         "checkpoint": {**config["checkpoint"], "best_metric": ""},
     }
     runner.check(plain)
-    experiment, tokenizer = checks.build(plain), loop.load_tokenizer(plain)
+    experiment, tokenizer = checks.build(plain), checks.load_tokenizer(plain)
     wanted = [metric] if metric else ["top1", "recall@1", "mean_recall"]
 
     def score(params: Params) -> float:

@@ -118,7 +118,9 @@ class Model:
         if self.is_native:
             shapes = [(image.max_patches, 3 * image.patch_size**2), (image.max_patches,), (2,)]
             kinds = [np.uint8, np.bool_, np.int32]
-            arrays = [np.zeros((rows, *s), k) for s, k in zip(shapes, kinds, strict=True)]
+            arrays: list[Any] = [
+                np.zeros((rows, *s), k) for s, k in zip(shapes, kinds, strict=True)
+            ]
             arrays[1][:, 0], arrays[2][:] = True, 1
             for row, each in enumerate(prepared):
                 for array, part in zip(arrays, each, strict=True):
@@ -233,11 +235,12 @@ class Model:
         """The parameters with a term's own, read from the run where they are not there yet."""
         if name not in self.params.get("objective", {}):
             if name not in self._terms:
-                term = caption.term_of(self.config, self.path)
-                shapes = jax.eval_shape(
-                    lambda rng: term.init_params(rng, self.sizes), jax.random.key(0)
-                )
-                self._terms[name] = init_from.read_term(self.path, self.config, name, shapes)
+                found: Mapping[str, Any] = {}
+                if pathlib.Path(self.path).expanduser().exists():
+                    found = init_from.open_source(self.path, "the path").read_own([name])
+                if name not in found:
+                    raise ValueError(f"{self.path} has no trained parameters of objective {name!r}")
+                self._terms[name] = found[name]
             return {**self.params, "objective": self._terms}
         return self.params
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxclip import models, storage
 from jaxclip.config import Config
-from jaxclip.train import towers
+from jaxclip.train import checks, towers
 from jaxclip.weights import export, tokenizer_files
 from jaxclip.weights.families._base import Preprocess
 
@@ -49,6 +49,7 @@ def towers_of(config: Config, params: Any) -> list[Tower]:
       config: resolved configuration; the programs compute in float32, by XLA's own attention.
       params: the tree of :meth:`jaxclip.models.CLIP.init`.
     """
+    checks.warn_of_squares(config)
     sizes = towers.model_sizes(config)
     plain = {**config, "precision": {**config["precision"], "compute_dtype": "float32"}}
     both = towers.from_config(plain, models.build(sizes))

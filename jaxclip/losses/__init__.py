@@ -19,7 +19,14 @@ from jaxclip.losses.cosine import cosine_distance
 from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
 from jaxclip.losses.sigmoid import sigmoid
 from jaxclip.losses.simclr import simclr
-from jaxclip.losses.soft_targets import products, soft_cross_entropy, soft_kl
+from jaxclip.losses.soft_targets import (
+    SoftContrast,
+    Teacher,
+    products,
+    soft_contrast,
+    soft_cross_entropy,
+    soft_kl,
+)
 from jaxclip.losses.softmax import softmax
 from jaxclip.losses.tokens import token_sums
 from jaxclip.losses.tokenwise import tokenwise_similarity
@@ -44,6 +51,8 @@ REGISTRY: dict[str, Loss] = {
 __all__ = [
     "IMPLEMENTATIONS",
     "REGISTRY",
+    "SoftContrast",
+    "Teacher",
     "cosine_distance",
     "from_config",
     "get",
@@ -56,6 +65,7 @@ __all__ = [
     "sigmoid",
     "sigmoid_blockwise",
     "simclr",
+    "soft_contrast",
     "soft_cross_entropy",
     "soft_kl",
     "softmax",

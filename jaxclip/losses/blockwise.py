@@ -104,7 +104,7 @@ def sigmoid_blockwise(
     images, texts = as_float(image_embeddings, text_embeddings)
     scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
     bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, images.dtype)
-    static = _Static(ring.plan(images.shape[0], tile_size, mesh), mesh, precision)
+    static = Static(ring.plan(images.shape[0], tile_size, mesh), mesh, precision)
     positive = scale * jnp.sum(images * texts, axis=-1) + bias
     negatives = _softplus_sum(static, images, texts, scale, bias)
     return (jnp.sum(jax.nn.softplus(-positive)) + negatives) / images.shape[0], {}
@@ -133,12 +133,12 @@ def logsumexp(
       ``(rows' log-sum-exp, columns' log-sum-exp, rows' maximum, columns' maximum)``, each [B]; the
       maxima carry no gradient.
     """
-    return _logsumexp(_Static(ring.plan(len(images), tile_size, mesh), mesh, precision), images,
+    return _logsumexp(Static(ring.plan(len(images), tile_size, mesh), mesh, precision), images,
                       texts, scale)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class _Static:
+class Static:
     """What is known when the sweep is traced."""
 
     layout: ring.Layout
@@ -154,7 +154,7 @@ class _Static:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logsumexp(
-    static: _Static, images: jax.Array, texts: jax.Array, scale: jax.Array
+    static: Static, images: jax.Array, texts: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Log-sum-exp and maximum of the logits off the diagonal, by row and by column, each [B].
 
@@ -164,7 +164,7 @@ def _logsumexp(
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _logsumexp_sweep(static: _Static, *arrays: jax.Array) -> Any:
+def _logsumexp_sweep(static: Static, *arrays: jax.Array) -> Any:
     def local(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
         none = (jnp.full(images.shape[:2], -jnp.inf, images.dtype), jnp.zeros_like(images[..., 0]))
 
@@ -179,14 +179,14 @@ def _logsumexp_sweep(static: _Static, *arrays: jax.Array) -> Any:
 
 
 def _logsumexp_forward(
-    static: _Static, images: jax.Array, texts: jax.Array, scale: jax.Array
+    static: Static, images: jax.Array, texts: jax.Array, scale: jax.Array
 ) -> tuple[Any, Any]:
     out = _logsumexp_sweep(static, images, texts, scale)
     return out, (images, texts, scale, out[0], out[1])
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _logsumexp_backward(static: _Static, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
+def _logsumexp_backward(static: Static, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
     def local(
         images: jax.Array,
         texts: jax.Array,
@@ -246,7 +246,7 @@ def _finite(peak: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _softplus_sum(
-    static: _Static,
+    static: Static,
     images: jax.Array,
     texts: jax.Array,
     scale: jax.Array,
@@ -257,7 +257,7 @@ def _softplus_sum(
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _softplus_value(static: _Static, *arrays: jax.Array) -> jax.Array:
+def _softplus_value(static: Static, *arrays: jax.Array) -> jax.Array:
     def local(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[jax.Array]:
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
             terms = jax.nn.softplus(static.dot(rows, columns.T) + bias)
@@ -274,7 +274,7 @@ def _softplus_value(static: _Static, *arrays: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _softplus_forward(static: _Static, *arrays: jax.Array) -> Any:
+def _softplus_forward(static: Static, *arrays: jax.Array) -> Any:
     def local(images: Any, texts: Any, scale: Any, bias: Any) -> tuple[jax.Array, ...]:
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
             logits, mask = static.dot(rows, columns.T) + bias, pairs.off_diagonal()
@@ -308,7 +308,7 @@ def _softplus_forward(static: _Static, *arrays: jax.Array) -> Any:
 
 
 def _softplus_backward(
-    static: _Static, gradients: Any, cotangent: jax.Array
+    static: Static, gradients: Any, cotangent: jax.Array
 ) -> tuple[jax.Array, ...]:
     return tuple(cotangent * gradient for gradient in gradients)
 

@@ -1,9 +1,10 @@
 """Encoders: pure functions of a plain dict of parameters."""
 
 from jaxclip.models import fused_attention, presets
+from jaxclip.models.attend import Attend, softmax_weights
 from jaxclip.models.clip import CLIP, build
 from jaxclip.models.features import Features, Insert, Tokens
-from jaxclip.models.layers import Attend, softmax_weights, unit
+from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models import layers
+from jaxclip.models import attend
 
 
 def largest_attention_logits(tower: Any, params: Any, inputs: jax.Array) -> jax.Array:
@@ -29,7 +29,7 @@ def largest_attention_logits(tower: Any, params: Any, inputs: jax.Array) -> jax.
     tokens = tower.embed(params, inputs)
     causal = getattr(tower.config, "causal", False)
     length = tokens.x.shape[1]
-    bias = layers.score_bias(None, tower.mask(tokens), causal, (length, length))
+    bias = attend.score_bias(None, tower.mask(tokens), causal, (length, length))
     hidden = tower.features(params, inputs, hidden=range(depth)).hidden
     largest = []
     for block in range(depth):

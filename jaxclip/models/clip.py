@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 
 from jaxclip.models import features as features_lib
 from jaxclip.models import fused_attention, layers
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
+from jaxclip.models.image_towers import TOWERS
 from jaxclip.models.layers import unit
 from jaxclip.models.patch_sequence import PatchSequence
 from jaxclip.models.presets import CLIPConfig
+from jaxclip.models.staged import StagedTower
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.vit import VisionTransformer
@@ -34,7 +37,7 @@ class CLIP:
     """
 
     config: CLIPConfig
-    image: VisionTransformer
+    image: VisionTransformer | StagedTower
     text: TextTransformer
 
     def init(self, rng: jax.Array) -> Params:
@@ -87,104 +90,33 @@ class CLIP:
         self,
         params: Params,
         images: jax.Array | PatchSequence,
-        *,
-        keep: jax.Array | None = None,
-        insert: features_lib.InsertLike = None,
-        attend: features_lib.AttendLike = None,
-        attention_bias: features_lib.BiasLike = None,
-        low_rank: features_lib.LowRank | None = None,
-        hidden: Sequence[int] = (),
-        attention: Sequence[int] = (),
-        largest_logits: bool = False,
-        train: bool = False,
-        keys: jax.Array | None = None,
+        **asked: Unpack[features_lib.Asked],
     ) -> Features:
         """Everything that the image tower gives. Under jit, what nobody uses costs nothing.
-
-        Layers and blocks may be counted from the end (-1). With ``scan_layers``, blocks that
-        something is asked of run between loops over the others.
 
         Args:
           params: the whole dict.
           images: float[B, H, W, 3], normalised, or patch sequences. Where H and W are not
             ``image_size``, positions are interpolated
             (:func:`jaxclip.models.positions.resize_positions`).
-          keep: int32[B, K], patches to run (FLIP). They are chosen after positions are added;
-            class, register and inserted tokens always run. An index that is not there gives NaN.
-          insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers,
-            or :class:`jaxclip.models.features.Insert` with its options.
-          attend: {block: function or :class:`jaxclip.models.layers.Attend`}, another attention in
-            chosen blocks.
-          attention_bias: float[B or 1, heads or 1, P+N, P+N], added to the attention scores of all
-            blocks, or {block: such an array}.
-          low_rank: {kernel path within the tower: (A, B)}, A B is added to the kernel (LoRA).
-          hidden: layers to return, 0 = after the embedding, i = after block i (from 1).
-          attention: blocks whose attention weights are returned, from 0.
-          largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over
-            blocks, but holds one block's scores.
-          train: whether dropout and patch dropout are on.
-          keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A
-            row's draw depends on its key alone. The towers want keys of their own.
+          **asked: see :class:`jaxclip.models.features.Asked`.
 
         Raises:
           ValueError: shapes, indices, paths or keys that don't fit.
         """
-        return self.image.features(
-            params["image"],
-            images,
-            keep=keep,
-            insert=insert,
-            attend=attend,
-            attention_bias=attention_bias,
-            low_rank=low_rank,
-            hidden=hidden,
-            attention=attention,
-            largest_logits=largest_logits,
-            train=train,
-            keys=keys,
-        )
+        return self.image.features(params["image"], images, **asked)
 
     def text_features(
-        self,
-        params: Params,
-        tokens: jax.Array,
-        *,
-        keep: jax.Array | None = None,
-        insert: features_lib.InsertLike = None,
-        attend: features_lib.AttendLike = None,
-        attention_bias: features_lib.BiasLike = None,
-        low_rank: features_lib.LowRank | None = None,
-        hidden: Sequence[int] = (),
-        attention: Sequence[int] = (),
-        largest_logits: bool = False,
-        train: bool = False,
-        keys: jax.Array | None = None,
+        self, params: Params, tokens: jax.Array, **asked: Unpack[features_lib.Asked]
     ) -> Features:
-        """Everything that the text tower gives; arguments as in :meth:`image_features`.
+        """Everything that the text tower gives; see :meth:`image_features`.
 
         Args:
           params: the whole dict.
           tokens: int32[B, L], L at most ``context_length``, 0 = padding.
-          keep: int32[B, K], ascending, the places of the text to run.
-          insert: inserted tokens stand before the text, so that all of a causal text sees them;
-            with ``Insert(at=…)`` they take the places of tokens.
-          attend, attention_bias, low_rank, hidden, attention, largest_logits, train, keys: as
-            there.
+          **asked: see :class:`jaxclip.models.features.Asked`.
         """
-        return self.text.features(
-            params["text"],
-            tokens,
-            keep=keep,
-            insert=insert,
-            attend=attend,
-            attention_bias=attention_bias,
-            low_rank=low_rank,
-            hidden=hidden,
-            attention=attention,
-            largest_logits=largest_logits,
-            train=train,
-            keys=keys,
-        )
+        return self.text.features(params["text"], tokens, **asked)
 
     def project_image(self, params: Params, x: jax.Array) -> jax.Array:
         """Map normed tokens or pooled vectors to the joint space: [..., C] -> float32[..., D].
@@ -198,10 +130,6 @@ class CLIP:
         return self.text.project(params["text"], x).astype(jnp.float32)
 
 
-def _name(implementation: Any) -> str:
-    return "fused" if callable(implementation) else implementation
-
-
 def build(
     config: CLIPConfig,
     *,
@@ -209,7 +137,7 @@ def build(
     remat: str = "none",
     scan_layers: bool = False,
     attention_implementation: layers.Implementation = None,
-    gather_block: Mapping[str, Callable[[Any], Any]] | None = None,
+    gather_block: Mapping[str, Callable[..., Any]] | None = None,
     flat_products: bool = False,
 ) -> CLIP:
     """Build the encoders.
@@ -218,14 +146,15 @@ def build(
       config: sizes; :func:`jaxclip.models.presets.get` has the published ones.
       dtype: compute dtype; parameters, norms' statistics and outputs are float32.
       remat: what blocks compute again in the backward pass: ``"none"``, or a name that
-        :func:`jaxclip.models.layers.remat_policy` knows.
+        :func:`jaxclip.models.remat.remat_policy` knows.
       scan_layers: loop over blocks instead of unrolling; parameters keep the unrolled layout.
       attention_implementation: that of ``jax.nn.dot_product_attention``: None (XLA's choice),
         ``"xla"`` or ``"cudnn"``; ``"fused"`` for :mod:`jaxclip.models.fused_attention` on one
         device, or what its ``sharded`` returns for several. Where a caller gives a bias, asks for
         weights or attends by another function, XLA computes attention.
-      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters that makes of
-        them what the block uses, where they are sharded; None leaves them as they are.
+      gather_block: for ``"image"`` and ``"text"`` a function of a block's parameters and its name
+        that makes of them what the block uses, where they are sharded; None leaves them as they
+        are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
         (:func:`jaxclip.models.layers.dense`).
 
@@ -233,7 +162,7 @@ def build(
       ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
     """
     if remat != "none":
-        layers.remat_policy(remat)
+        remat_lib.remat_policy(remat)
     if attention_implementation == "fused":
         attention_implementation = fused_attention.fused_attention
     capped = [t for t in ("image", "text") if getattr(config, t).attention_soft_cap]
@@ -256,12 +185,15 @@ def build(
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
     }
-    kind = config.text.kind
-    text_tower = TextTransformer if kind == "transformer" else TEXT_TOWERS.get(kind)
+    kind, text_kind = config.image.kind, config.text.kind
+    image_tower = VisionTransformer if kind == "vit" else TOWERS.get(kind)
+    text_tower = TextTransformer if text_kind == "transformer" else TEXT_TOWERS.get(text_kind)
     return CLIP(
         config,
-        VisionTransformer(
-            config.image, config.embed_dim, gather_block=gather.get("image"), **options
-        ),
+        image_tower(config.image, config.embed_dim, gather_block=gather.get("image"), **options),
         text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )
+
+
+def _name(implementation: Any) -> str:
+    return "fused" if callable(implementation) else implementation

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip.models.layers import Attend, How
+from jaxclip.models.attend import Attend, How
 from jaxclip.registry import hint
 
 
@@ -51,6 +51,45 @@ class Features(NamedTuple):
     aux: dict[str, jax.Array]
 
 
+class Asked(TypedDict, total=False):
+    """What may be asked of a tower's features; each has a default that costs nothing.
+
+    Layers and blocks may be counted from the end (-1). With ``scan_layers``, blocks that something
+    is asked of run between loops over the others.
+
+    Attributes:
+      keep: int32[B, K], patches to run (FLIP). They are chosen after positions are added; class,
+        register and inserted tokens always run. An index that is not there gives NaN. Of a text:
+        the places to run, ascending.
+      insert: tokens put in: [M, C] or [B, M, C] at the start, {layer: tokens} at given layers, or
+        :class:`Insert` with its options. In a text they stand before it, so that all of a causal
+        text sees them; with ``Insert(at=…)`` they take the places of tokens.
+      attend: {block: function or :class:`jaxclip.models.attend.Attend`}, another attention in
+        chosen blocks.
+      attention_bias: float[B or 1, heads or 1, P+N, P+N], added to the attention scores of all
+        blocks, or {block: such an array}.
+      low_rank: {kernel path within the tower: (A, B)}, A B is added to the kernel (LoRA).
+      hidden: layers to return, 0 = after the embedding, i = after block i (from 1).
+      attention: blocks whose attention weights are returned, from 0.
+      largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over
+        blocks, but holds one block's scores.
+      train: whether dropout and patch dropout are on.
+      keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A row's
+        draw depends on its key alone. The towers want keys of their own.
+    """
+
+    keep: jax.Array | None
+    insert: InsertLike
+    attend: AttendLike
+    attention_bias: BiasLike
+    low_rank: LowRank | None
+    hidden: Sequence[int]
+    attention: Sequence[int]
+    largest_logits: bool
+    train: bool
+    keys: jax.Array | None
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -76,12 +115,14 @@ class Tokens:
 class Taps(NamedTuple):
     """What was read on the way through the blocks; as in :class:`Features`.
 
-    ``largest`` are float32[blocks, B, H] of runs of blocks, in order.
+    ``largest`` are float32[blocks, B, H] of runs of blocks, in order, ``router`` float32[blocks, B,
+    k + 2, E] of runs of blocks with experts.
     """
 
     hidden: dict[int, jax.Array]
     attention: dict[int, jax.Array]
     largest: list[jax.Array]
+    router: list[jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)

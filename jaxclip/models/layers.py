@@ -12,6 +12,17 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models import dropout as dropout_lib
+from jaxclip.models import experts as experts_lib
+from jaxclip.models.attend import (
+    UNCHANGED,
+    How,
+    Taken,
+    join_heads,
+    largest_scores,
+    own_weights,
+    score_bias,
+    split_heads,
+)
 from jaxclip.models.rotary import rotate
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -25,69 +36,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 # Of `jax.nn.dot_product_attention`; or a function such as `fused_attention`, which serves where
 # there is no mask.
 Implementation = str | Callable[..., jax.Array] | None
-
-# Activations that a block may keep for the backward pass beside its input; all else is computed
-# again. The names can be joined: "qkv+mlp".
-REMAT_KEEPS: dict[str, tuple[str, ...]] = {
-    "attention": ("attention_out",),
-    "mlp": ("mlp_hidden",),
-    "qkv": ("qkv", "attention_out"),
-}
-
-
-# Added to the score of a pair that is masked. Finite, so that a row without any pair stays finite.
-MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-
-# (query, key, value, bias) -> weights; the arrays are [B, H, L, d], the bias as in
-# :func:`softmax_weights`, the weights float32[B or 1, H or 1, L, L] (rows need not sum to 1).
-AttendFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
-
-
-class Attend(NamedTuple):
-    """What a block does in place of its own attention.
-
-    Attributes:
-      fn: makes the attention weights from queries, keys and values (:data:`AttendFn`); None for
-        the block's own. The bias that it gets holds the causal and padding masks, too.
-      residual: whether the block's input is added to what attention gives.
-      mlp: whether the MLP (and its own residual) follows.
-    """
-
-    fn: AttendFn | None = None
-    residual: bool = True
-    mlp: bool = True
-
-
-class How(NamedTuple):
-    """What a caller changes in a block; the default changes nothing.
-
-    Attributes:
-      bias: float32, broadcast to [B, H, L, L], added to the scores; None for nothing.
-      attend: another attention and the switches of residual and MLP.
-      weights: whether the attention weights are returned.
-      largest: whether each row's largest attention logits are returned.
-    """
-
-    bias: jax.Array | None = None
-    attend: Attend = Attend()
-    weights: bool = False
-    largest: bool = False
-
-
-UNCHANGED = How()
-
-
-class Taken(NamedTuple):
-    """What was read of a block's attention.
-
-    Attributes:
-      weights: float32[B, H, Q, K], or None.
-      largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
-        gradient; or None.
-    """
-
-    weights: jax.Array | None = None
-    largest: jax.Array | None = None
 
 
 class Variant(NamedTuple):
@@ -105,6 +53,10 @@ class Variant(NamedTuple):
         share (Dehghani et al., 2023, arXiv:2302.05442).
       attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
       score_scale: another factor on q·k / sqrt(d).
+      num_experts: E, MLPs of which a token takes some (:mod:`jaxclip.models.experts`); 0 for one.
+      experts_per_token: k.
+      expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's tokens; 0 for any
+        number.
     """
 
     norm: str = "layer"
@@ -116,6 +68,9 @@ class Variant(NamedTuple):
     qk_norm: bool = False
     attention_soft_cap: float = 0.0
     score_scale: float = 1.0
+    num_experts: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
 
 
 PLAIN = Variant()
@@ -208,7 +163,7 @@ class Attention(nn.Module):
         """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
         bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
         query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
-        own = functools.partial(_own_weights, soft_cap=self.variant.attention_soft_cap)
+        own = functools.partial(own_weights, soft_cap=self.variant.attention_soft_cap)
         weights = (how.attend.fn or own)(query, key, value, bias)
         shape = (*query.shape[:3], key.shape[2])
         try:
@@ -299,10 +254,29 @@ class Block(nn.Module):
         y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
         x = x + y if how.attend.residual else y
         if how.attend.mlp:
-            mlp = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)
-            y = mlp_norm(mlp(x)) if post else mlp(mlp_norm(x))
+            y = x if post else mlp_norm(x)
+            if variant.num_experts:
+                y, router = self.experts(y)
+                taken = taken._replace(router=router)
+            else:
+                y = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)(y)
+            y = mlp_norm(y) if post else y
             x = x + self.drop(self.scale(y, "mlp"), keys, 1)
         return x, taken
+
+    def experts(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What takes the MLP's place, and what its router did."""
+        variant = self.variant
+        mixture = experts_lib.Experts(
+            variant.num_experts,
+            self.mlp_dim,
+            ACTIVATIONS[self.activation],
+            self.dtype,
+            variant.experts_per_token,
+            variant.expert_capacity,
+            name="mlp",
+        )
+        return mixture(x)
 
     def scale(self, x: jax.Array, branch: str) -> jax.Array:
         """LayerScale (Touvron et al., 2021, arXiv:2103.17239)."""
@@ -342,86 +316,6 @@ class AttentionPool(nn.Module):
         return (x + y)[:, 0]
 
 
-def softmax_weights(
-    query: jax.Array, key: jax.Array, bias: jax.Array | None = None, soft_cap: float = 0.0
-) -> jax.Array:
-    """softmax(Q K^T / sqrt(d) + bias) over keys, in float32.
-
-    ``softmax_weights(q, q, bias)`` and ``softmax_weights(k, k, bias)`` are the self-self attention
-    of dense methods (SCLIP, ClearCLIP, NACLIP).
-
-    Args:
-      query: [B, H, Q, d].
-      key: [B, H, K, d].
-      bias: broadcast to [B, H, Q, K], or None.
-      soft_cap: c, before the bias scores become c tanh(scores / c); 0 for none.
-
-    Returns:
-      float32[B, H, Q, K].
-    """
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
-    if soft_cap:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
-    return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
-
-
-def _own_weights(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    bias: jax.Array | None,
-    soft_cap: float = 0.0,
-) -> jax.Array:
-    del value
-    return softmax_weights(query, key, bias, soft_cap)
-
-
-def largest_scores(
-    query: jax.Array, key: jax.Array, num_heads: int, mask: jax.Array | None, causal: bool
-) -> jax.Array:
-    """The largest q·k / sqrt(d) of each row and head, of pairs that see each other.
-
-    Args:
-      query: [B, Q, C].
-      key: [B, K, C].
-      num_heads: H.
-      mask: bool, broadcast to [B, H, Q, K], or None.
-      causal: no token sees those behind it.
-
-    Returns:
-      float32[B, H], without a gradient.
-    """
-    query, key = jax.lax.stop_gradient((query, key))
-    query, key = split_heads(query, num_heads), split_heads(key, num_heads)
-    scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
-    hidden = score_bias(None, mask, causal, (query.shape[2], key.shape[2]))
-    if hidden is not None:
-        scores = jnp.where(hidden < 0, -jnp.inf, scores)
-    return jnp.max(scores, axis=(2, 3))
-
-
-def score_bias(
-    bias: jax.Array | None, mask: jax.Array | None, causal: bool, shape: tuple[int, int]
-) -> jax.Array | None:
-    """Masks as a bias of the scores, added to a given one: float32[B or 1, H or 1, Q, K] or None.
-
-    Args:
-      bias: broadcast to [B, H, Q, K], or None.
-      mask: bool, broadcast to [B, H, Q, K], or None.
-      causal: no token sees those behind it.
-      shape: (Q, K).
-    """
-    if causal:
-        past = jnp.tril(jnp.ones(shape, bool))[None, None]
-        mask = past if mask is None else mask & past
-    if mask is None:
-        return bias
-    masked = jnp.where(mask, 0.0, MASKED)
-    return masked if bias is None else jnp.where(mask, bias, masked)
-
-
 def qkv_layers(
     width: int, dtype: Any, bias: str, flat: bool = False, *, names: bool = True
 ) -> tuple[nn.Dense, nn.Dense, nn.Dense]:
@@ -450,16 +344,6 @@ def qkv_layers(
 def turn_heads(x: jax.Array, num_heads: int, turns: jax.Array) -> jax.Array:
     """Rotary positions of [B, L, C]; see :func:`jaxclip.models.rotary.rotate`."""
     return rotate(x.reshape(*x.shape[:2], num_heads, -1), turns).reshape(x.shape)
-
-
-def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-    """[B, L, C] -> [B, H, L, C / H]."""
-    return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
-
-
-def join_heads(x: jax.Array) -> jax.Array:
-    """[B, H, L, d] -> [B, L, H d]."""
-    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def dense(
@@ -523,28 +407,3 @@ def unit(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
-def remat_policy(remat: str) -> Callable[..., bool] | None:
-    """The policy of ``jax.checkpoint`` that keeps what a name says.
-
-    Args:
-      remat: ``"full"`` (only a block's input), ``"dots"`` (results of linear layers), or names of
-        :data:`REMAT_KEEPS` joined by ``+``.
-
-    Raises:
-      ValueError: there is no such policy.
-    """
-    if remat == "full":
-        return None
-    if remat == "dots":
-        policy: Callable[..., bool] = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        return policy
-    parts = remat.split("+")
-    if not set(parts) <= set(REMAT_KEEPS):
-        raise ValueError(
-            f"remat={remat!r}; use 'none', 'full', 'dots', "
-            f"{', '.join(map(repr, REMAT_KEEPS))}, or several of the last three such as 'qkv+mlp'"
-        )
-    kept = {name for part in parts for name in REMAT_KEEPS[part]}
-    return jax.checkpoint_policies.save_only_these_names(*sorted(kept))

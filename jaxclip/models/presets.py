@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxclip.models import sequence_presets
+from jaxclip.models import conv_presets, sequence_presets
+from jaxclip.models.image_towers import TOWERS
 from jaxclip.models.text_towers import TEXT_TOWERS
 from jaxclip.models.variants import VARIANTS
 from jaxclip.registry import hint
@@ -26,9 +27,12 @@ class ImageConfig:
     """A Vision Transformer.
 
     Attributes:
+      kind: ``"vit"``; for other towers see :mod:`jaxclip.models.image_towers`.
       image_size: side of the square input, pixels.
       patch_size: side of a patch; the stem reduces the image by this factor.
-      stem: ``"patch"`` (one linear map a patch) or ``"conv"`` (see ``stem_widths``).
+      stem: ``"patch"`` (one linear map a patch), ``"conv"`` (see ``stem_widths``), or
+        ``"conv_bn"``: the same maps without residual convolutions, each but the last followed by a
+        batch norm on frozen statistics and the activation (MobileCLIP-B).
       stem_widths: channels after each stage of a convolutional stem. The first stage maps patches
         of ``patch_size / 2^(n-1)`` pixels linearly, every further one halves the grid; between
         them come residual 3x3 convolutions.
@@ -51,6 +55,7 @@ class ImageConfig:
         the first half of a head's channels.
       rope_grid: patches along a side that rotary coordinates are stretched to; 0: as they are.
       rope_offset: added to rotary coordinates.
+      class_position: whether the class token has a learned position, too.
       pre_norm: layer norm before the first block (CLIP's ``ln_pre``).
       patch_bias: bias of the patch embedding.
       activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"`` or ``"silu"``.
@@ -124,9 +129,16 @@ class ImageConfig:
     layer_scale: float | None = None
     mup_base_width: int = 0
     mup_base_heads: int = 0
+    num_experts: int = 0
+    expert_blocks: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
+    class_position: bool = True
+    kind: str = "vit"
 
     def __post_init__(self) -> None:
         _cures("image", self)
+        _experts("image", self)
         _choice("image.first_layer", self.first_layer, ("plain", "tract"))
         _rate("image.dropout", self.dropout)
         _rate("image.patch_dropout", self.patch_dropout)
@@ -137,7 +149,8 @@ class ImageConfig:
                 "model.image.first_layer='tract' needs model.image.stem='patch' and a tract_lambda "
                 f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
             )
-        _choice("image.stem", self.stem, ("patch", "conv"))
+        _choice("image.kind", self.kind, ("vit",))
+        _choice("image.stem", self.stem, ("patch", "conv", "conv_bn"))
         _choice("image.pool", self.pool, ("cls", "mean", "map", "queries"))
         _choice("image.positions", self.positions, ("learned", "sincos", "none"))
         _choice("image.projection", self.projection, ("linear", "linear_bias", "none"))
@@ -173,7 +186,7 @@ class ImageConfig:
             raise ValueError(
                 f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
             )
-        if self.stem == "conv":
+        if self.stem != "patch":
             halvings = 2 ** (len(self.stem_widths) - 1) if self.stem_widths else 0
             if not halvings or self.patch_size % halvings:
                 raise ValueError(
@@ -211,6 +224,22 @@ class ImageConfig:
     def grid(self) -> int:
         """Patches along a side."""
         return self.image_size // self.patch_size
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are batch norms, whose statistics are never trained."""
+        return self.stem == "conv_bn"
+
+    @property
+    def summary(self) -> str:
+        """The tower in one line."""
+        pictures = f"{self.image_size} px in patches"
+        if self.max_patches:
+            pictures = f"any aspect ratio, up to {self.max_patches} patches"
+        return (
+            f"{pictures} of {self.patch_size}, width {self.width}, depth {self.depth}, "
+            f"{self.num_heads} heads, MLP {self.mlp_dim}, pool {self.pool}, {self.activation}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,9 +292,14 @@ class TextConfig:
     eos_id: int = 0
     kind: str = "transformer"
     num_positions: int = 0
+    num_experts: int = 0
+    expert_blocks: int = 0
+    experts_per_token: int = 2
+    expert_capacity: float = 0.0
 
     def __post_init__(self) -> None:
         _cures("text", self)
+        _experts("text", self)
         _rate("text.dropout", self.dropout)
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(
@@ -297,14 +331,14 @@ class CLIPConfig:
     """Two encoders and the joint space.
 
     Attributes:
-      image: the image tower.
+      image: the image tower: :class:`ImageConfig`, or the sizes of another kind.
       text: the text tower.
       embed_dim: size of the joint space.
       logit_scale_init: initial ``logit_scale``, the log of the multiplier.
       logit_bias_init: initial ``logit_bias``, or None for a model without one.
     """
 
-    image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
+    image: Any = dataclasses.field(default_factory=ImageConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     embed_dim: int = 512
     logit_scale_init: float = math.log(1 / 0.07)
@@ -317,6 +351,8 @@ class CLIPConfig:
                     f"model.{name}.projection='none' needs model.{name}.width={tower.width} equal "
                     f"to model.embed_dim={self.embed_dim}"
                 )
+        if not isinstance(self.image, ImageConfig):
+            return
         heads = self.image.pool_heads or self.image.num_heads
         if self.image.pool == "queries" and self.embed_dim % heads:
             raise ValueError(
@@ -346,12 +382,29 @@ class CLIPConfig:
         """
         fields = dict(config)
         _known("model", fields, cls)
-        for name, tower in (("image", ImageConfig), ("text", TextConfig)):
+        kind = dict(fields.get("image", {})).get("kind", "vit")
+        for name, tower in (("image", image_class(kind)), ("text", TextConfig)):
             given = dict(fields.get(name, {}))
             _known(f"model.{name}", given, tower)
             given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
             fields[name] = tower(**given)
         return cls(**fields)
+
+
+def image_class(kind: str) -> type:
+    """The dataclass of the sizes of a kind of image tower.
+
+    Raises:
+      ValueError: there is no such kind; the message names the nearest.
+    """
+    if kind == "vit":
+        return ImageConfig
+    if kind not in TOWERS.names() and ":" not in str(kind):
+        raise ValueError(
+            f"unknown model.image.kind {kind!r}{hint(str(kind), ['vit', *TOWERS.names()])}"
+        )
+    found: type = TOWERS.get(kind).config_class
+    return found
 
 
 def get(name: str) -> CLIPConfig:
@@ -373,6 +426,24 @@ def names() -> list[str]:
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"model.{name}={value!r}; use {', '.join(map(repr, known))}")
+
+
+def _experts(tower: str, config: ImageConfig | TextConfig) -> None:
+    c = config
+    if not c.num_experts:
+        return
+    if c.num_experts < 2 or not 1 <= c.experts_per_token <= c.num_experts:
+        raise ValueError(
+            f"model.{tower}.num_experts={c.num_experts}, experts_per_token={c.experts_per_token}: "
+            "use at least two experts, of which a token takes one to all"
+        )
+    if not 0 <= c.expert_blocks <= c.depth or not 0 <= c.expert_capacity < math.inf:
+        raise ValueError(
+            f"model.{tower}.expert_blocks={c.expert_blocks} must be 0 (all) to depth={c.depth}, "
+            f"and expert_capacity={c.expert_capacity} 0 (no limit) or more"
+        )
+    if getattr(c, "mlp", "plain") != "plain" or getattr(c, "sub_norm", False):
+        raise ValueError(f"model.{tower}: experts are plain MLPs; use mlp='plain', sub_norm=False")
 
 
 def _rate(name: str, value: float) -> None:
@@ -414,6 +485,24 @@ def _known(section: str, given: Mapping[str, Any], cls: type) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"unknown field {section}.{key}{hint(key, known)}")
+
+
+def _conv(row: conv_presets.Row) -> Callable[[], CLIPConfig]:
+    def make() -> CLIPConfig:
+        image = image_class(row.kind)(**row.image)
+        width, depth, num_heads = row.text
+        text = TextConfig(
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_dim=4 * width,
+            causal=row.causal,
+            mask_padding=row.causal,
+            activation=row.text_activation,
+        )
+        return CLIPConfig(image=image, text=text, embed_dim=row.embed_dim)
+
+    return make
 
 
 def _clip(
@@ -571,3 +660,4 @@ _PRESETS |= {
     name: functools.partial(CLIPConfig.from_dict, row)
     for name, row in sequence_presets.ROWS.items()
 }
+_PRESETS |= {name: _conv(row) for name, row in conv_presets.ROWS.items()}

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 def _naflex(width: int, depth: int, num_heads: int, mlp_dim: int) -> Row:
     """SigLIP 2 NaFlex (Tschannen et al. 2025): a table of 16 x 16 positions, 256 patches."""
-    shape = {"width": width, "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim}
+    shape: Row = {"width": width, "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim}
     shape |= {"activation": "gelu_tanh", "norm_eps": 1e-6}
     image = {**shape, "image_size": 256, "patch_size": 16, "max_patches": 256, "pool": "map"}
     text = {**shape, "vocab_size": 256_000, "context_length": 64, "causal": False, "pool": "final"}

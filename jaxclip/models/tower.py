@@ -16,9 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxclip.models import attend as attend_lib
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
 from jaxclip.models import layers, mup
+from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
 
 Params = Mapping[str, Any]
@@ -32,11 +34,12 @@ class Tower(abc.ABC):
       config: sizes (:class:`jaxclip.models.presets.ImageConfig` or ``TextConfig``).
       embed_dim: size of the joint space, D.
       dtype: compute dtype.
-      remat: what blocks compute again in the backward pass, see :func:`layers.remat_policy`.
+      remat: what blocks compute again in the backward pass, see :mod:`jaxclip.models.remat`.
       scan_layers: loop over blocks in place of unrolling. Blocks that a caller asks something of
         run by themselves, between loops.
       attention_implementation: as in :func:`jaxclip.models.clip.build`.
-      gather_block: function of a block's parameters that makes of them what the block uses.
+      gather_block: function of a block's parameters and its name that makes of them what the block
+        uses.
       flat_products: see :func:`layers.dense`.
     """
 
@@ -46,7 +49,7 @@ class Tower(abc.ABC):
     remat: str = "none"
     scan_layers: bool = False
     attention_implementation: layers.Implementation = None
-    gather_block: Callable[[Any], Any] | None = None
+    gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
 
     @property
@@ -67,7 +70,7 @@ class Tower(abc.ABC):
     def embed(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: Insert | None = None,
@@ -94,10 +97,11 @@ class Tower(abc.ABC):
         block = self.block.clone(implementation=None)
         x = jnp.zeros((1, 1, self.config.width), self.dtype)
         parts: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
-            f"blocks_{index}": (block, (x, None)) for index in range(self.config.depth)
+            f"blocks_{index}": (self.at(block, index), (x, None))
+            for index in range(self.config.depth)
         }
         parts |= self.head_parts(x)
-        drawn: Any = _Parts(tuple(parts), lambda name: parts[name]).init(rng)
+        drawn: Any = Parts(tuple(parts), lambda name: parts[name]).init(rng)
         return {**self.init_embed(rng), **drawn["params"]}
 
     def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
@@ -127,6 +131,20 @@ class Tower(abc.ABC):
             variant=self.variant,
             parent=None,
         )
+
+    def at(self, block: layers.Block, index: int) -> layers.Block:
+        """A block at its place: those before the last ``expert_blocks`` have no experts."""
+        if not block.variant.num_experts or index >= self.first_expert:
+            return block
+        return block.clone(variant=block.variant._replace(num_experts=0))
+
+    @property
+    def first_expert(self) -> int:
+        """The first block with experts; the depth where there is none."""
+        c = self.config
+        if not getattr(c, "num_experts", 0):
+            return int(c.depth)
+        return int(c.depth - (c.expert_blocks or c.depth))
 
     @property
     def variant(self) -> layers.Variant:
@@ -198,8 +216,10 @@ class Tower(abc.ABC):
         stop = self.config.depth if stop is None else stop
         if not 0 <= start <= stop <= self.config.depth:
             raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
-        taps = Taps({}, {}, [])
+        taps = Taps({}, {}, [], [])
         cuts = asked.cuts(start, stop)
+        if start < self.first_expert < stop:  # blocks with experts are another kind
+            cuts = sorted({*cuts, self.first_expert})
         self._tap(taps, asked, tokens, start)
         for first, end in features_lib.pairs(cuts):
             if asked.insert is not None and first in asked.insert.layers and first > 0:
@@ -214,6 +234,8 @@ class Tower(abc.ABC):
                     taps.attention[name] = taken.weights
             if taken.largest is not None:
                 taps.largest.append(taken.largest)
+            if taken.router is not None:
+                taps.router.append(taken.router)
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
@@ -224,50 +246,54 @@ class Tower(abc.ABC):
         self,
         run: Sequence[Any],
         tokens: Tokens,
-        how: layers.How,
+        how: attend_lib.How,
         keys: jax.Array | None,
         first: int,
-    ) -> tuple[jax.Array, layers.Taken]:
+    ) -> tuple[jax.Array, attend_lib.Taken]:
         """A run of blocks that are treated alike; attention weights only of a run of one.
 
         The largest scores of the blocks are stacked, float32[blocks, B, H].
         """
-        block, x = self.block, tokens.x
+        block, x = self.at(self.block, first), tokens.x
         mask, turns = self.mask(tokens), self.turns(tokens)
         loop = self.scan_layers and len(run) > 1
 
-        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, layers.Taken]:
+        def apply(params: Any, x: jax.Array, index: Any) -> tuple[jax.Array, attend_lib.Taken]:
             if self.gather_block is not None:  # recomputed: not kept between the passes
-                params = self.gather_block(params)
+                params = self.gather_block(params, "blocks_0")
             own = None if keys is None else dropout_lib.fold_in(keys, index)
             out: Any = block.apply({"params": params}, x, mask, how, own, turns)
             return out
 
         if self.remat != "none":
             # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-            policy = layers.remat_policy(self.remat)
+            policy = remat_lib.remat_policy(self.remat)
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not loop)
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                taken = layers.Taken()
+                taken = attend_lib.Taken()
                 largest: list[jax.Array] = []
+                routers: list[Any] = []
                 for index, params in zip(indices, run, strict=True):
                     x, taken = apply(params, x, index if keys is not None else None)
+                    routers.append(taken.router)
                     if taken.largest is not None:
                         largest.append(taken.largest)
+                if taken.router is not None:
+                    taken = taken._replace(router=jnp.stack(routers))
                 if largest:
                     taken = taken._replace(largest=jnp.stack(largest))
                 return x, taken
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
             places = None if keys is None else jnp.arange(first, first + len(run))
 
-            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, jax.Array | None]:
+            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
                 x, taken = apply(xs[0], x, xs[1])
-                return x, taken.largest
+                return x, (taken.largest, taken.router)
 
-            x, scores = jax.lax.scan(one, x, (stacked, places))
-            return x, layers.Taken(largest=scores)
+            x, (scores, router) = jax.lax.scan(one, x, (stacked, places))
+            return x, attend_lib.Taken(largest=scores, router=router)
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
         """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
@@ -310,7 +336,7 @@ class Tower(abc.ABC):
         out: Any = self.attention_pool.apply({"params": params["attention_pool"]}, alone)
         return out.reshape(x.shape)
 
-    def encode(self, params: Params, inputs: jax.Array) -> jax.Array:
+    def encode(self, params: Params, inputs: Any) -> jax.Array:
         """All stages, nothing asked: [B, D], not of unit length."""
         tokens, _ = self.blocks(params, self.embed(params, inputs))
         return self.project(params, self.pool(params, tokens))
@@ -318,7 +344,7 @@ class Tower(abc.ABC):
     def features(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: features_lib.InsertLike = None,
@@ -331,7 +357,7 @@ class Tower(abc.ABC):
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
-        """All stages; see :meth:`jaxclip.models.clip.CLIP.image_features`."""
+        """All stages; what may be asked is :class:`jaxclip.models.features.Asked`."""
         asked = features_lib.requests(
             self.config.depth,
             insert=insert,
@@ -359,7 +385,7 @@ class Tower(abc.ABC):
           tokens: what the last block gave.
           taps: what was read on the way, for the result.
         """
-        taps = taps or Taps({}, {}, [])
+        taps = taps or Taps({}, {}, [], [])
         inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
@@ -368,6 +394,8 @@ class Tower(abc.ABC):
             aux = {}
             if inserted:
                 aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+            if taps.router:
+                aux["router"] = jnp.concatenate(taps.router).swapaxes(0, 1)
             if taps.largest:
                 aux["largest_logits"] = jnp.concatenate(taps.largest).swapaxes(0, 1)
         return Features(
@@ -420,7 +448,7 @@ class Tower(abc.ABC):
                 out = normed.reshape(out.shape)
             if turns is not None and name != "value":
                 out = layers.turn_heads(out, self.config.num_heads, turns)
-            heads.append(layers.split_heads(out, self.config.num_heads))
+            heads.append(attend_lib.split_heads(out, self.config.num_heads))
         query = heads[0]
         if self.variant.score_scale != 1.0:
             query = query * jnp.asarray(self.variant.score_scale, query.dtype)
@@ -438,7 +466,7 @@ class Tower(abc.ABC):
           block: its index, -1 = the last.
         """
         p = params[f"blocks_{block % self.config.depth}"]["attention"]
-        x = layers.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
+        x = attend_lib.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
         if self.variant.sub_norm:
             norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
             x = norm.apply({"params": p["sub_norm"]}, x)
@@ -447,7 +475,7 @@ class Tower(abc.ABC):
         return out
 
 
-class _Parts(nn.Module):
+class Parts(nn.Module):
     """Draws the parameters of unbound modules under their names."""
 
     names: tuple[str, ...]

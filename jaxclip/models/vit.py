@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
 from jaxclip.models import heads, layers, mup, rotary, tract
+from jaxclip.models.batch_norm import FrozenBatchNorm
+from jaxclip.models.convolutions import patches
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
@@ -96,7 +98,7 @@ class VisionTransformer(Tower):
     def embed(
         self,
         params: Params,
-        inputs: jax.Array,
+        inputs: Any,
         *,
         keep: jax.Array | None = None,
         insert: InsertLike = None,
@@ -296,14 +298,22 @@ class Embed(nn.Module):
         for stage, width in enumerate(c.stem_widths):
             # Non-overlapping reduction: a plain matrix product, several times cheaper on a CPU
             # than an overlapping strided convolution; the residual convolutions mix neighbours.
-            reduce = layers.dense(width, self.dtype, f"stem_{stage}_reduce", flat=self.flat)
+            bias = c.stem == "conv" or stage == len(c.stem_widths) - 1
+            reduce = layers.dense(
+                width, self.dtype, f"stem_{stage}_reduce", use_bias=bias, flat=self.flat
+            )
             x = reduce(patches(x, factor))
+            factor = 2
+            if c.stem == "conv_bn":
+                if stage < len(c.stem_widths) - 1:
+                    x = FrozenBatchNorm(dtype=self.dtype, name=f"stem_{stage}_norm")(x)
+                    x = layers.ACTIVATIONS[c.activation](x)
+                continue
             x = layers.norm(c.norm_eps, self.dtype, f"stem_{stage}_norm")(x)
             for index in range(c.stem_depth):
                 y = nn.Conv(width, (3, 3), dtype=self.dtype, name=f"stem_{stage}_conv_{index}")(x)
                 y = layers.norm(c.norm_eps, self.dtype, f"stem_{stage}_conv_norm_{index}")(y)
                 x = x + layers.ACTIVATIONS[c.activation](y)
-            factor = 2
         return x
 
     def project(self, pieces: jax.Array) -> jax.Array:
@@ -339,20 +349,13 @@ class Embed(nn.Module):
             return x.at[:, 1:].add(fixed) if has_token else x + fixed
         if c.positions == "none":
             return x
-        shape = (c.grid * c.grid + has_token, c.width)
+        prefix = int(has_token and c.class_position)
+        shape = (c.grid * c.grid + prefix, c.width)
         drawn = nn.initializers.normal(mup.base_width(c) ** -0.5)
         table = self.param("positions", drawn, shape)
         if c.max_patches:
             sizes = jnp.asarray(grid, jnp.int32).reshape(-1, 2)
             return x + sequence_positions(table, c.grid, sizes, x.shape[1]).astype(self.dtype)
         assert isinstance(grid, tuple)
-        table = resize_positions(table, (c.grid, c.grid), grid, prefix=int(has_token))
-        return x + table.astype(self.dtype)
-
-
-def patches(images: jax.Array, size: int) -> jax.Array:
-    """Cut into squares: [B, H, W, C] -> [B, H / size, W / size, size * size * C]."""
-    batch, height, width, channels = images.shape
-    x = images.reshape(batch, height // size, size, width // size, size, channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(batch, height // size, width // size, size * size * channels)
+        table = resize_positions(table, (c.grid, c.grid), grid, prefix=prefix).astype(self.dtype)
+        return x.at[:, 1:].add(table) if has_token and not prefix else x + table

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_number
 from jaxclip.objectives._clip import clip_part
 
 
@@ -29,17 +29,20 @@ class Affinity(Objective):
       scale: factor on the student's cosines (theirs: fixed at 50); None for the model's own.
       teacher_scale: factor on the teacher's cosines; None for its own, which stored embeddings do
         not have.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     alpha: float = 1.0
     scale: float | None = 50.0
     teacher_scale: float | None = 50.0
+    implementation: str = "plain"
 
     # A teacher that is the model itself, as in tests, has no gradient at an equal scale.
     small: ClassVar[Mapping[str, Any]] = {"scale": None, "teacher_scale": 50.0}
 
     def __post_init__(self) -> None:
         check_number("affinity.alpha", self.alpha, 0.0, 1.0)
+        check_choice("affinity.implementation", self.implementation, IMPLEMENTATIONS)
         for name in ("scale", "teacher_scale"):
             if getattr(self, name) is not None:
                 check_number(f"affinity.{name}", getattr(self, name), positive=True)
@@ -65,10 +68,11 @@ class Affinity(Objective):
         else:
             assert ctx.teacher_logit_scale is not None  # see check
             teacher_scale = jnp.exp(ctx.teacher_logit_scale)
-        ours = jnp.exp(log_scale) * losses.products(images, texts)
-        theirs = teacher_scale * losses.products(outputs["teacher/image"], outputs["teacher/text"])
-        rows = losses.soft_cross_entropy(ours, jax.nn.softmax(theirs))
-        columns = losses.soft_cross_entropy(ours.T, jax.nn.softmax(theirs.T))
-        affinity = jnp.mean(rows + columns) / 2
-        loss, metrics = clip_part(1.0 - self.alpha, images, texts, ctx, log_scale=log_scale)
+        teacher = losses.Teacher(outputs["teacher/image"], outputs["teacher/text"], teacher_scale)
+        how = {"implementation": self.implementation}
+        mimicked = losses.soft_contrast(
+            images, texts, jnp.exp(log_scale), [teacher], mesh=ctx.mesh, **how
+        )
+        affinity = jnp.mean(mimicked.rows + mimicked.columns) / 2
+        loss, metrics = clip_part(1.0 - self.alpha, images, texts, ctx, log_scale=log_scale, **how)
         return loss + self.alpha * affinity, metrics | {"affinity": affinity}, state

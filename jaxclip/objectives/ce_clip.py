@@ -12,7 +12,7 @@ from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.objectives import _negatives
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +31,20 @@ class CEClip(Objective):
       ops: text ops that make them of the caption where the record has none.
       rank: weight of the rank.
       intra: weight of the contrast among captions.
+      implementation: of ``negclip``'s part, ``"plain"`` or ``"blockwise"``.
     """
 
     count: int = 4
     ops: str = "swap_words"
     rank: float = 0.2
     intra: float = 0.2
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_count("ce_clip.count", self.count)
         check_number("ce_clip.rank", self.rank)
         check_number("ce_clip.intra", self.intra)
+        check_choice("ce_clip.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -61,7 +64,13 @@ class CEClip(Objective):
         valid = _negatives.valid(outputs)
         scale = jnp.exp(ctx.logit_scale)
         base, metrics = losses.infonce(
-            images, texts, logit_scale=ctx.logit_scale, negatives=wrong, negatives_valid=valid
+            images,
+            texts,
+            logit_scale=ctx.logit_scale,
+            negatives=wrong,
+            negatives_valid=valid,
+            implementation=self.implementation,
+            mesh=ctx.mesh,
         )
         own = scale * jnp.sum(images * texts, axis=-1)
         of_image, of_text = (

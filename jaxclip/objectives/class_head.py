@@ -23,9 +23,9 @@ class ClassHead(Objective):
 
     ``features="image_tokens"`` is FT-CLIP's head (Dong et al. 2022, arXiv:2212.06138): the mean of
     the patches' tokens, no projection. ``"image"`` takes the unit embedding, times √D so that its
-    numbers are near 1, and no norm: the linear probe of LP-FT (Kumar et al. 2022, arXiv:2202.10054),
-    whose second phase trains the towers from the probe's weights (``init_from``). Records whose
-    label is -1 do not count.
+    numbers are near 1, and no norm: the linear probe of LP-FT (Kumar et al. 2022,
+    arXiv:2202.10054), whose second phase trains the towers from the probe's weights
+    (``init_from``). Records whose label is -1 do not count.
 
     Attributes:
       num_classes: labels are 0 to ``num_classes - 1``; larger ones do not count.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +28,19 @@ class ClipRefine(Objective):
       alpha: share of the pair itself in the target.
       rafa: weight of the alignment to random features.
       hycd: weight of the distillation.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     alpha: float = 0.5
     rafa: float = 1.0
     hycd: float = 1.0
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_number("clip_refine.alpha", self.alpha, 0.0, 1.0)
         check_number("clip_refine.rafa", self.rafa)
         check_number("clip_refine.hycd", self.hycd)
+        check_choice("clip_refine.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -51,12 +54,16 @@ class ClipRefine(Objective):
         noise = draw(ctx.row_keys())
         rafa = jnp.mean((images - noise) ** 2) + jnp.mean((texts - noise) ** 2)
 
-        ours = losses.products(images, texts)
-        theirs = losses.products(outputs["teacher/image_raw"], outputs["teacher/text_raw"])
-        own = jnp.eye(len(ours))
-        hycd = jnp.zeros(())
-        for logits, teacher in ((ours, theirs), (ours.T, theirs.T)):
-            target = self.alpha * own + (1.0 - self.alpha) * jax.nn.softmax(teacher)
-            hycd += jnp.mean(losses.soft_kl(logits, target)) / 2
+        distilled = losses.soft_contrast(
+            images,
+            texts,
+            1.0,
+            [losses.Teacher(outputs["teacher/image_raw"], outputs["teacher/text_raw"])],
+            own_share=self.alpha,
+            divergence=True,
+            implementation=self.implementation,
+            mesh=ctx.mesh,
+        )
+        hycd = jnp.mean(distilled.rows + distilled.columns) / 2
         metrics = {"rafa": rafa, "hycd": hycd}
         return self.rafa * rafa + self.hycd * hycd, metrics, state

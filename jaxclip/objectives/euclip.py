@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.models import unit
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_choice, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +30,24 @@ class EuCLIP(Objective):
       geometry: of the logits.
       entailment: weight of the entailment, not for ``elliptic``.
       aperture: of the cones at length 1.
+      implementation: ``"plain"``, or ``"blockwise"`` for ``squared`` and ``inner``.
     """
 
     geometry: str = "squared"
     entailment: float = 0.0
     aperture: float = 0.1
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_choice("euclip.geometry", self.geometry, _GEOMETRIES)
         check_number("euclip.entailment", self.entailment)
         check_number("euclip.aperture", self.aperture, positive=True)
+        check_choice("euclip.implementation", self.implementation, IMPLEMENTATIONS)
+        if self.implementation == "blockwise" and self.geometry not in _PRODUCTS:
+            raise ValueError(
+                f"euclip.implementation='blockwise' needs logits that are products; geometry="
+                f"{self.geometry!r} has none, use {' or '.join(map(repr, _PRODUCTS))}"
+            )
         if self.entailment and self.geometry == "elliptic":
             raise ValueError(
                 "euclip.geometry='elliptic' has no lengths for entailment; use entailment=0 or "
@@ -56,10 +65,18 @@ class EuCLIP(Objective):
             outputs[key].astype(jnp.float32) * outputs[key].shape[-1] ** -0.5
             for key in ("image_raw", "text_raw")
         )
-        logits = jnp.exp(ctx.logit_scale) * _GEOMETRIES[self.geometry](images, texts)
-        own = jnp.diagonal(logits)
-        rows, columns = (jax.nn.logsumexp(logits, axis=axis) for axis in (1, 0))
-        clip = jnp.mean(rows + columns - 2.0 * own) / 2
+        if self.implementation == "blockwise":
+            clip, _ = losses.infonce(
+                *_PRODUCTS[self.geometry](images, texts),
+                logit_scale=ctx.logit_scale,
+                implementation=self.implementation,
+                mesh=ctx.mesh,
+            )
+        else:
+            logits = jnp.exp(ctx.logit_scale) * _GEOMETRIES[self.geometry](images, texts)
+            own = jnp.diagonal(logits)
+            rows, columns = (jax.nn.logsumexp(logits, axis=axis) for axis in (1, 0))
+            clip = jnp.mean(rows + columns - 2.0 * own) / 2
         entailment = self._entailment(images, texts)
         metrics = {"clip": clip, "entailment": entailment}
         metrics["length"] = jnp.mean(jnp.linalg.norm(jax.lax.stop_gradient(images), axis=-1))
@@ -78,6 +95,16 @@ def _squared(a: jax.Array, b: jax.Array) -> jax.Array:
     return -jnp.maximum(lengths - 2.0 * losses.products(a, b), 0.0)
 
 
+def _squared_as_products(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows with two more numbers, whose products are -|a_i - b_j|²."""
+    ones = jnp.ones_like(a[:, :1])
+    lengths = [-jnp.sum(x * x, axis=-1, keepdims=True) for x in (a, b)]
+    return (
+        jnp.concatenate([2.0 * a, lengths[0], ones], axis=-1),
+        jnp.concatenate([b, ones, lengths[1]], axis=-1),
+    )
+
+
 def _arccos(cosines: jax.Array) -> jax.Array:
     """arccos with finite gradients: within 1e-6 of 1 and -1 there is none."""
     return jnp.arccos(jnp.clip(cosines, -1.0 + 1e-6, 1.0 - 1e-6))
@@ -88,4 +115,10 @@ _GEOMETRIES = {
     "euclidean": lambda a, b: -jnp.sqrt(jnp.maximum(-_squared(a, b), 1e-12)),
     "inner": losses.products,
     "elliptic": lambda a, b: -_arccos(losses.products(unit(a), unit(b))),
+}
+
+# Rows whose products are the logits.
+_PRODUCTS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+    "squared": _squared_as_products,
+    "inner": lambda a, b: (a, b),
 }

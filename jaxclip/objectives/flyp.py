@@ -16,9 +16,9 @@ from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice
 class FLYP(Objective):
     """Goyal et al. 2023, Finetune like you pretrain (arXiv:2212.00638).
 
-    CLIP's loss on a picture and a sentence of its class, drawn anew each time. Pictures of one class
-    in a batch stay wrong answers for each other, as in the paper. The captions of the records are to
-    be names of classes.
+    CLIP's loss on a picture and a sentence of its class, drawn anew each time. Pictures of one
+    class in a batch stay wrong answers for each other, as in the paper. The captions of the records
+    are to be names of classes.
 
     Attributes:
       templates: sentences with one ``{}`` each, between semicolons.

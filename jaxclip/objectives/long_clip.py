@@ -68,8 +68,8 @@ class LongCLIP(Objective):
         logits = jnp.exp(logit_scale) * losses.products(images, texts)
         smooth = self.label_smoothing
         target = (1.0 - smooth) * jnp.eye(len(logits)) + smooth / len(logits)
-        both = (losses.soft_cross_entropy(x, target) for x in (logits, logits.T))
-        return sum(jnp.mean(x) for x in both) / 2
+        rows, columns = (losses.soft_cross_entropy(x, target) for x in (logits, logits.T))
+        return (jnp.mean(rows) + jnp.mean(columns)) / 2
 
 
 def primary_components(x: jax.Array, components: int) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 from jaxclip.objectives._clip import clip_part
 
 
@@ -29,6 +29,7 @@ class M2Mix(Objective):
       mix_scale: s.
       epoch_steps: steps of an epoch, for the decay of ``mix``; 0 for none.
       contrastive: weight of CLIP's loss; 0 where a contrastive term of its own is listed.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     mix: float = 0.01
@@ -37,6 +38,7 @@ class M2Mix(Objective):
     mix_scale: float = 1 / 0.07
     epoch_steps: int = 0
     contrastive: float = 1.0
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_number("m2_mix.mix", self.mix)
@@ -46,6 +48,7 @@ class M2Mix(Objective):
         check_number("m2_mix.mix_scale", self.mix_scale, positive=True)
         check_count("m2_mix.epoch_steps", self.epoch_steps, low=0)
         check_number("m2_mix.contrastive", self.contrastive)
+        check_choice("m2_mix.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -56,21 +59,30 @@ class M2Mix(Objective):
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
         ratio = jax.random.beta(ctx.key, self.beta, self.beta)
-        mixed = self.mixed_negatives(images, texts, ratio)
+        mixed = self.mixed_negatives(images, texts, ratio, ctx.mesh)
         weight = jnp.float32(self.mix)
         if self.epoch_steps:
             weight /= ctx.step // self.epoch_steps + 1
         log_scale = ctx.logit_scale if self.scale is None else jnp.log(jnp.float32(self.scale))
-        clip, metrics = clip_part(self.contrastive, images, texts, ctx, log_scale=log_scale)
+        how = {"log_scale": log_scale, "implementation": self.implementation}
+        clip, metrics = clip_part(self.contrastive, images, texts, ctx, **how)
         return clip + weight * mixed, metrics | {"mixed": mixed, "ratio": ratio}, state
 
-    def mixed_negatives(self, images: jax.Array, texts: jax.Array, ratio: jax.Array) -> jax.Array:
+    def mixed_negatives(
+        self,
+        images: jax.Array,
+        texts: jax.Array,
+        ratio: jax.Array,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> jax.Array:
         """L, float32[], for λ = ``ratio``."""
         between = slerp(images, texts, ratio)
         own = self.mix_scale * jnp.sum(images * texts, axis=-1)
         total = jnp.zeros(())
         for rows in (images, texts):
-            others, _ = losses.off_diagonal_logsumexp(rows, between, self.mix_scale)
+            others, _ = losses.off_diagonal_logsumexp(
+                rows, between, self.mix_scale, implementation=self.implementation, mesh=mesh
+            )
             total += jnp.mean(jnp.logaddexp(others, own) - own)
         return total
 

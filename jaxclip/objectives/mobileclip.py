@@ -13,7 +13,7 @@ from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import as_integers, check_choice, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, as_integers, check_choice, check_number
 from jaxclip.objectives._clip import clip_part
 
 
@@ -39,6 +39,7 @@ class MobileCLIP(Objective):
       distill: weight of the distillation (1, 0.75).
       synthetic: tag of a second caption; empty for none.
       captions: which of a record's captions: ``"first"``, or ``"random"`` with a frozen teacher.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     sizes: Sequence[int] = (768, 768)
@@ -47,6 +48,7 @@ class MobileCLIP(Objective):
     distill: float = 1.0
     synthetic: str = ""
     captions: str = "first"
+    implementation: str = "plain"
 
     small: ClassVar[Mapping[str, Any]] = {
         "sizes": (10, 6),
@@ -68,6 +70,7 @@ class MobileCLIP(Objective):
         check_number("mobileclip.contrastive", self.contrastive)
         check_number("mobileclip.distill", self.distill)
         check_choice("mobileclip.captions", self.captions, ("first", "random"))
+        check_choice("mobileclip.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def _texts(self) -> tuple[str, ...]:
@@ -106,21 +109,19 @@ class MobileCLIP(Objective):
                 f"vectors have {size} numbers (teacher.size)"
             )
 
-    def _targets(
+    def _teachers(
         self, images: jax.Array, texts: jax.Array, own_scale: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """float32[B, B] twice: of the rows and of the columns."""
+    ) -> list[losses.Teacher]:
+        """The ensemble, of its concatenated vectors."""
         self._check_size(images.shape[-1])
-        rows, columns, start = jnp.zeros(()), jnp.zeros(()), 0
+        teachers, start = [], 0
         for size, scale in zip(self.sizes, self.scales, strict=True):
             part = slice(start, start := start + size)
             if scale is None:
                 assert own_scale is not None  # see check
-                scale = jnp.exp(own_scale)
-            logits = scale * losses.products(unit(images[:, part]), unit(texts[:, part]))
-            rows += jax.nn.softmax(logits) / len(self.sizes)
-            columns += jax.nn.softmax(logits.T) / len(self.sizes)
-        return rows, columns
+            factor = jnp.exp(own_scale) if scale is None else scale
+            teachers.append(losses.Teacher(unit(images[:, part]), unit(texts[:, part]), factor))
+        return teachers
 
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
@@ -128,14 +129,16 @@ class MobileCLIP(Objective):
         images, total = outputs["image"], jnp.zeros(())
         metrics: Metrics = {}
         for name in self._texts:
-            rows, columns = self._targets(
+            teachers = self._teachers(
                 outputs["teacher/image"], outputs[f"teacher/{name}"], ctx.teacher_logit_scale
             )
-            logits = jnp.exp(ctx.logit_scale) * losses.products(images, outputs[name])
-            each = losses.soft_cross_entropy(logits, rows)
-            each += losses.soft_cross_entropy(logits.T, columns)
-            distill = jnp.mean(each) / 2
-            clip, own = clip_part(self.contrastive, images, outputs[name], ctx)
+            how = {"implementation": self.implementation}
+            scale = jnp.exp(ctx.logit_scale)
+            distilled = losses.soft_contrast(
+                images, outputs[name], scale, teachers, mesh=ctx.mesh, **how
+            )
+            distill = jnp.mean(distilled.rows + distilled.columns) / 2
+            clip, own = clip_part(self.contrastive, images, outputs[name], ctx, **how)
             total += clip + self.distill * distill
             own = own | {"distill": distill}
             metrics |= own if name == "text" else {f"synthetic_{k}": v for k, v in own.items()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_number
 from jaxclip.objectives._clip import clip_part
 
 
@@ -27,14 +27,17 @@ class ModX(Objective):
     Attributes:
       alpha: weight of the divergence.
       contrastive: weight of CLIP's loss; 0 where a contrastive term of its own is listed.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     alpha: float = 20.0
     contrastive: float = 1.0
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_number("mod_x.alpha", self.alpha)
         check_number("mod_x.contrastive", self.contrastive)
+        check_choice("mod_x.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -44,14 +47,15 @@ class ModX(Objective):
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
-        new = losses.products(images, texts)
-        old = losses.products(outputs["teacher/image"], outputs["teacher/text"])
+        how = {"implementation": self.implementation}
+        teacher = losses.Teacher(outputs["teacher/image"], outputs["teacher/text"])
+        kept_up = losses.soft_contrast(
+            images, texts, 1.0, [teacher], divergence=True, mesh=ctx.mesh, **how
+        )
         divergence, kept = jnp.zeros(()), jnp.zeros(())
-        for logits, teacher in ((new, old), (new.T, old.T)):
-            sure = jnp.argmax(teacher, axis=1) == jnp.arange(len(teacher))
-            each = losses.soft_kl(logits, jax.nn.softmax(teacher))
+        for each, sure in zip(kept_up[:2], kept_up[2:], strict=True):
             divergence += jnp.sum(jnp.where(sure, each, 0.0)) / 2
             kept += jnp.mean(sure, dtype=jnp.float32) / 2
-        loss, metrics = clip_part(self.contrastive, images, texts, ctx)
+        loss, metrics = clip_part(self.contrastive, images, texts, ctx, **how)
         metrics |= {"divergence": divergence, "kept_rows": kept}
         return loss + self.alpha * divergence, metrics, state

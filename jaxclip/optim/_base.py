@@ -52,8 +52,8 @@ from jaxclip.optim._norms import ordered_pattern as ordered_pattern
 from jaxclip.optim._norms import sum_or_nan as sum_or_nan
 from jaxclip.optim._norms import tensor_maxima as tensor_maxima
 from jaxclip.optim._norms import tensor_norms as tensor_norms
-from jaxclip.optim._norms import unpack as unpack
-from jaxclip.optim._norms import unpack_columns as unpack_columns
+from jaxclip.optim._unpack import unpack as unpack
+from jaxclip.optim._unpack import unpack_columns as unpack_columns
 
 Hyperparameter = float | jax.Array | Callable[[Any], Any]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _norms
+from jaxclip.optim import _base, _unpack
 
 # From gradients to updates, and new values of own fields that come out on the way.
 Act = Callable[[list[jax.Array]], tuple[list[jax.Array], Mapping[str, Any]]]
@@ -140,14 +140,14 @@ def scale(factor: jax.Array, finite: jax.Array) -> Act:
       factor: of the statistics' dtype, a scalar or one for each tensor.
       finite: bool, of the same shape.
     """
-    if not factor.ndim:
-        return lambda leaves: ([_base.rescale(leaf, factor, finite) for leaf in leaves], {})
-    factors = unpack_where(finite, factor)
 
     def one(leaf: jax.Array, by: jax.Array) -> jax.Array:
         return _base.rescale(leaf, by, by == by)
 
-    return each(one, factors)
+    if not factor.ndim:
+        by = _unpack.computed_once(jnp.where(finite, factor, jnp.nan).astype(factor.dtype))
+        return lambda leaves: ([one(leaf, by) for leaf in leaves], {})
+    return each(one, unpack_where(finite, factor))
 
 
 def each(one: Callable[..., jax.Array], *numbers: Sequence[jax.Array]) -> Act:
@@ -157,7 +157,7 @@ def each(one: Callable[..., jax.Array], *numbers: Sequence[jax.Array]) -> Act:
 
 def unpack_where(finite: jax.Array, vector: jax.Array) -> list[jax.Array]:
     """One scalar a tensor, NaN where not finite: one number to hand to a kernel instead of two."""
-    return _norms.unpack(jnp.where(finite, vector, jnp.nan).astype(vector.dtype))
+    return _unpack.unpack(jnp.where(finite, vector, jnp.nan).astype(vector.dtype))
 
 
 class _Given(NamedTuple):

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.optim import _base
+from jaxclip.optim._stacks import ENOUGH, Stacks
 
 # A tree of bools (or a prefix of one), or a function from parameters to it.
 Mask = Any | Callable[[Any], Any] | None
@@ -137,19 +138,19 @@ def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
 
 
 class Step(NamedTuple):
-    """One tensor's update, its new moments, and the numbers that its report is made of.
+    """One tensor's update, its new moments, and the number that its report is made of.
 
     Attributes:
       update: in the dtype of :func:`update_dtypes`.
       mu: the first moment.
       nu: the second moment.
-      seen: scalars of the statistics' dtype, the report's norm first.
+      seen: scalar that the report's norm is made of, of the statistics' dtype.
     """
 
     update: jax.Array
     mu: jax.Array
     nu: jax.Array
-    seen: tuple[jax.Array, ...]
+    seen: jax.Array
 
 
 class Tensors(NamedTuple):
@@ -172,6 +173,10 @@ class Tensors(NamedTuple):
     treedef: Any
 
 
+# Elements of a tensor that fills a processor's cache of its own: 2 MB in float32.
+_LARGE = 2**19
+
+
 def tensors(
     updates: Any, state: Any, params: Any, weight_decay: _base.Hyperparameter, mask: Mask
 ) -> Tensors:
@@ -192,27 +197,69 @@ def tensors(
     )
 
 
-def collect(
-    steps: Sequence[Step], found: Tensors, state: Any
-) -> tuple[Any, dict[str, Any], tuple[jax.Array, ...]]:
-    """What the steps of all tensors make together.
+def each(
+    step: Callable[..., Step], found: Tensors, state: Any, *numbers: jax.Array
+) -> tuple[Any, dict[str, Any], jax.Array]:
+    """The same step for every tensor; for all small ones of a type at once.
 
     Args:
-      steps: one a tensor.
+      step: of gradient, moments, parameter (or ``None``) and the tensor's entry of each vector of
+        numbers; its argument ``dtype`` is the update's.
       found: the tensors.
       state: the old state.
+      *numbers: vectors ``[num_tensors, ...]``.
 
     Returns:
-      The tree of updates; ``mu`` and ``nu`` by name, as trees; and the seen numbers as vectors
-      ``[num_tensors]`` (the old norm, once, if there are no tensors).
+      The tree of updates; ``mu`` and ``nu`` by name, as trees; and what the steps have seen, as
+      ``[num_tensors]`` (the old norm, if there are no tensors).
     """
+    if not found.leaves:
+        return found.treedef.unflatten([]), {"mu": state.mu, "nu": state.nu}, state.norm
+    tensors, seen = each_in_lists(step, found, state.count, *numbers)
+    update, mu, nu = map(found.treedef.unflatten, tensors)
+    return update, {"mu": mu, "nu": nu}, seen
 
-    def tree(leaves: list[jax.Array]) -> Any:
-        return jax.tree.unflatten(found.treedef, leaves)
 
-    moments = {"mu": tree([s.mu for s in steps]), "nu": tree([s.nu for s in steps])}
-    seen = tuple(jnp.stack(column) for column in zip(*(s.seen for s in steps), strict=True))
-    return tree([s.update for s in steps]), moments, seen or (state.norm,)
+def each_in_lists(
+    step: Callable[..., Step], found: Tensors, count: jax.Array, *numbers: jax.Array
+) -> tuple[list[list[jax.Array]], jax.Array]:
+    """As :func:`each`, for at least one tensor.
+
+    Returns:
+      Updates, first and second moments, as lists; and what the steps have seen.
+    """
+    columns = [*found[:3], found.params]
+    kinds = [
+        (*(None if part is None else jax.typeof(part) for part in parts), dtype)
+        for *parts, dtype in zip(*columns, found.dtypes, strict=True)
+    ]
+    stacks = Stacks(found.leaves, kinds, least=ENOUGH)
+    steps = stacks.each(
+        step,
+        *map(stacks.arrays, columns),
+        *map(stacks.numbers, numbers),
+        static={"dtype": found.dtypes},
+    )
+    *results, seen = zip(*steps, strict=True)
+    return stacks.tensors(results, count), stacks.vector(seen)
+
+
+def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:
+    """All but the largest tensors together, then each of those; with their places.
+
+    For rules that look at a tensor more than once with work on all tensors in between. A large
+    tensor would have left the processor's cache by then; but every part is work of its own to
+    compile.
+    """
+    sizes = np.asarray([leaf.size for leaf in found.leaves])
+    (most,), (large,) = np.nonzero(sizes < _LARGE), np.nonzero(sizes >= _LARGE)
+    places = [at for at in (most, *large.reshape(-1, 1)) if at.size]
+    names = ("leaves", "mu", "nu", "params", "dtypes")
+
+    def part(at: np.ndarray) -> Tensors:
+        return found._replace(**{n: [getattr(found, n)[i] for i in at] for n in names})
+
+    return [(at, part(at)) for at in places]
 
 
 def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **decays: Any) -> None:

@@ -1,20 +1,15 @@
-"""Norms and largest values of tensors, and what goes between them and the tensors.
-
-**Compile time.** XLA compiles a kernel once for all tensors of one shape only if the kernels are
-equal to the last constant. So a per-tensor kernel here gets its numbers as scalars (:func:`unpack`)
-and not as ``vector[i]``, which would make ``i`` a constant of it: 300 tensors would be 300 kernels.
-"""
+"""Norms and largest values of tensors, in the fewest kernels."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+
+from jaxclip.optim._stacks import LARGEST, Stacks
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
 # that range are computed again with tensors times one of these.
@@ -28,8 +23,9 @@ def tensor_norms(
     minus: Sequence[jax.Array] | None = None,
     *,
     exact_small: bool = False,
+    together: bool = True,
 ) -> jax.Array:
-    """L2 norm of each tensor, one reduction a tensor, as ``[num_tensors]``.
+    """L2 norm of each tensor, as ``[num_tensors]``.
 
     If the squares overflow float32, all is computed once more, scaled, so that a finite gradient
     has its finite norm.
@@ -41,11 +37,15 @@ def tensor_norms(
         second look at norms that overflowed would have them all written to memory.)
       exact_small: whether norms below 1e-12, too, are computed once more. Without it tensors with
         elements below 1e-19 have norm zero. It costs a second read wherever a tensor is all zero.
+      together: whether small tensors are summed in the fewest kernels, those of one shape in one.
+        That is less to compile; but their sums add up in another order, to other last digits.
     """
     if not leaves:
         return jnp.zeros((0,), dtype)
+    stacks = Stacks(leaves, least=2 if together else len(leaves) + 1)
+    arrays = [stacks.arrays(tensors) for tensors in (leaves, minus) if tensors is not None]
     if jnp.dtype(dtype) == jnp.float64:
-        return _norms_at(jnp.ones((), dtype), leaves, dtype, minus)
+        return _norms_at(jnp.ones((), dtype), stacks, arrays, dtype, together)
 
     # A loop, and not the norms and then a branch: then everything would be compiled twice.
     def again(carry: tuple[jax.Array, ...]) -> jax.Array:
@@ -54,7 +54,7 @@ def tensor_norms(
     def look(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         attempt, old = carry
         scale = jnp.where(attempt == 0, 1.0, jnp.where(attempt == 1, _DOWN, _UP)).astype(dtype)
-        new = _norms_at(scale, leaves, dtype, minus)
+        new = _norms_at(scale, stacks, arrays, dtype, together)
         improve = jnp.where(attempt == 2, old < _SMALL, ~jnp.isfinite(old))
         norms = jnp.where(improve, new, old)
         upwards = exact_small & (attempt < 2) & jnp.any(norms < _SMALL)
@@ -67,17 +67,17 @@ def tensor_norms(
 
 
 def _norms_at(
-    scale: jax.Array, leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None
+    scale: jax.Array, stacks: Stacks, arrays: Sequence[list[jax.Array]], dtype: Any, short: bool
 ) -> jax.Array:
-    """Norms of tensors, from the squares of the tensors times a scale (a power of two)."""
-    if minus is None:
-        tensors = [_scaled(leaf, scale, dtype) for leaf in leaves]
-    else:
-        tensors = [
-            _scaled(a, scale, b.dtype) - _scaled(b, scale, b.dtype)
-            for a, b in zip(leaves, minus, strict=True)
-        ]
-    return jnp.sqrt(jnp.stack([_square_sum(tensor, dtype) for tensor in tensors])) / scale
+    """Norms of tensors (or differences), from the squares of tensors times a power of two."""
+    own = [_scaled(array, scale, dtype) for array in arrays[0]]
+    if len(arrays) > 1:
+        # In the precision of what is subtracted.
+        pairs = zip(*arrays, strict=True)
+        own = [_scaled(a, scale, b.dtype) - _scaled(b, scale, b.dtype) for a, b in pairs]
+    cut = short_axes if short else lambda tensor: tensor
+    sums = stacks.each(lambda tensor: _square_sum(cut(tensor), dtype), own)
+    return jnp.sqrt(stacks.vector(sums)) / scale
 
 
 def _scaled(leaf: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
@@ -97,6 +97,28 @@ def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.sum(lax.square(leaf.astype(dtype)))
 
 
+def short_axes(leaf: jax.Array) -> jax.Array:
+    """A small tensor with its axes cut into ones of at most 32, as a reduction shall see it.
+
+    Along longer axes XLA on CPUs reduces pieces of 32 first, in three kernels: the terms, the
+    pieces, and the whole. Short axes take one kernel. (Sums add up in another order.) Each axis is
+    cut by itself, so that a device that holds a piece of it need not ask the others.
+    """
+    if leaf.size > LARGEST:
+        return leaf
+    shape = [piece for length in leaf.shape for piece in _pieces(length)]
+    # Else XLA would know that all axes are reduced, and take the reshaping back.
+    return lax.optimization_barrier(leaf.reshape(shape)) if len(shape) > leaf.ndim else leaf
+
+
+def _pieces(length: int) -> list[int]:
+    """Factors of a length, all but the first 32; the length itself if that is not divisible."""
+    pieces: list[int] = []
+    while length > 32 and length % 32 == 0:
+        length, pieces = length // 32, [32, *pieces]
+    return [length, *pieces]
+
+
 def combine_norms(norms: jax.Array) -> jax.Array:
     """L2 norm of a vector of norms; neither over- nor underflows before its result does."""
     largest = jnp.max(norms, initial=0.0)
@@ -105,19 +127,30 @@ def combine_norms(norms: jax.Array) -> jax.Array:
 
 
 def global_norm(
-    leaves: Sequence[jax.Array], dtype: Any, minus: Sequence[jax.Array] | None = None
+    leaves: Sequence[jax.Array],
+    dtype: Any,
+    minus: Sequence[jax.Array] | None = None,
+    *,
+    together: bool = True,
 ) -> jax.Array:
     """L2 norm of all tensors together, a scalar; arguments as for :func:`tensor_norms`."""
-    return combine_norms(tensor_norms(leaves, dtype, minus))
+    return combine_norms(tensor_norms(leaves, dtype, minus, together=together))
 
 
 def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
     if not leaves:
         return jnp.zeros((0,), dtype)
-    found = [_maximum(lax.abs(leaf), lax.ne(leaf, leaf)) for leaf in leaves]
-    largest = jnp.stack([value.astype(dtype) for value, _ in found])
-    return jnp.where(jnp.stack([spoilt for _, spoilt in found]), jnp.nan, largest)
+    stacks = Stacks(leaves)
+
+    def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        largest, spoilt = _maximum(lax.abs(leaf), lax.ne(leaf, leaf))
+        return largest.astype(dtype), spoilt
+
+    largest, spoilt = map(
+        stacks.vector, zip(*stacks.each(of_one, stacks.arrays(leaves)), strict=True)
+    )
+    return jnp.where(spoilt, jnp.nan, largest)
 
 
 def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
@@ -130,6 +163,12 @@ def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
       spoilt: bool, of the same shape or a scalar.
     """
     spoilt = jnp.broadcast_to(spoilt, values.shape)
+    if values.size <= LARGEST:
+        # Of a large tensor all patterns would be written out first.
+        pattern = ordered_pattern(values)
+        pattern = jnp.where(spoilt, jnp.iinfo(pattern.dtype).max, pattern)
+        largest = jnp.max(short_axes(pattern), initial=0)
+        return lax.bitcast_convert_type(largest, values.dtype)
     largest, any_spoilt = _maximum(values, spoilt)
     return jnp.where(any_spoilt, jnp.nan, largest)
 
@@ -166,63 +205,6 @@ def ordered_pattern(magnitude: jax.Array) -> jax.Array:
     """
     integer = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
     return lax.bitcast_convert_type(magnitude, integer)
-
-
-def unpack(vector: jax.Array) -> list[jax.Array]:
-    """The elements of a vector as scalars, for one kernel a tensor to use each.
-
-    On CPUs a row of a table first, then an element of the row, each by a sum in which all others
-    count as zero: XLA merges a plain ``vector[i]`` into the tensor's kernel, together with all that
-    the vector is computed from, and compiles each such kernel anew (300 tensors: seven times the
-    time).
-
-    Args:
-      vector: [num_tensors] or [num_tensors, k], of any number type.
-
-    Returns:
-      Scalars, or vectors [k].
-    """
-    number = vector.shape[0]
-    if number < 2:
-        return [vector[i] for i in range(number)]
-    return list(
-        lax.platform_dependent(
-            vector, cpu=_by_sums, default=lambda v: [v[i] for i in range(number)]
-        )
-    )
-
-
-def unpack_columns(columns: Sequence[jax.Array]) -> list[jax.Array]:
-    """Each tensor's numbers from vectors ``[num_tensors]``, as vectors ``[len(columns)]``.
-
-    Args:
-      columns: at least one of the dtype that the result shall have; the others must fit into it
-        (bools become 0 and 1).
-    """
-    dtype = jnp.result_type(*columns)
-    return unpack(jnp.stack([column.astype(dtype) for column in columns], axis=1))
-
-
-def _by_sums(vector: jax.Array) -> list[jax.Array]:
-    """As :func:`unpack`, where all elements come from equal kernels."""
-    number = vector.shape[0]
-    width = math.isqrt(number - 1) + 1
-    height = -(-number // width)
-    zero = jnp.zeros((), vector.dtype)
-    rest = vector.shape[1:]
-    padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
-    table = lax.pad(vector, zero, padding).reshape(height, width, *rest)
-    # Arrays, not comparisons with an index: that would be a constant of the kernel.
-    rows, columns = np.eye(height, dtype=bool), np.eye(width, dtype=bool)
-    result: list[jax.Array] = []
-    for row in rows:
-        chosen = np.broadcast_to(row.reshape(-1, *[1] * (table.ndim - 1)), table.shape)
-        values = lax.reduce(lax.select(chosen, table, lax.full_like(table, 0)), zero, lax.add, (0,))
-        blank = lax.full_like(values, 0)
-        for column in columns[: number - len(result)]:
-            chosen = np.broadcast_to(column.reshape(-1, *[1] * len(rest)), values.shape)
-            result.append(lax.reduce(lax.select(chosen, values, blank), zero, lax.add, (0,)))
-    return result
 
 
 def varying_like(values: Any, leaves: Sequence[jax.Array]) -> Any:

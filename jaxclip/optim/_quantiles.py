@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxclip.optim import _norms
+from jaxclip.optim._stacks import Stacks
 
 _DIGIT_BITS = 2
 _CANDIDATES = 2**_DIGIT_BITS - 1
@@ -84,15 +85,18 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
     wide = leaves[0].dtype == jnp.float64
     floating, integer = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
     lowest = _ZERO_BITS.get(str(leaves[0].dtype), 0)
+    stacks = Stacks(leaves)
+    arrays = stacks.arrays(leaves)
     passes = (8 * jnp.dtype(integer).itemsize - lowest) // _DIGIT_BITS
 
     def one_pass(index: jax.Array, search: _Search) -> _Search:
         # The last pass repeats the lowest digit, now known, to see what lies just above the value.
         shift = jnp.maximum(passes - 1 - index, 0) * _DIGIT_BITS + lowest
         shift = shift.astype(integer)
-        known = _norms.unpack(search.prefix)
-        seen = [_look(leaf, known[i], shift) for i, leaf in enumerate(leaves)]
-        *below, above, largest = jnp.stack(seen, axis=1)
+        seen = stacks.each(
+            lambda leaf, prefix: _look(leaf, prefix, shift), arrays, stacks.numbers(search.prefix)
+        )
+        *below, above, largest = map(stacks.vector, zip(*seen, strict=True))
         digit = jnp.zeros_like(search.prefix)
         for i in range(_CANDIDATES):
             # Patterns beyond the largest are negative.
@@ -113,8 +117,8 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
     return Quantiles(low + jnp.where(weights > 0, weights * (high - low), 0), largest)
 
 
-def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> jax.Array:
-    """int[5]: three counts below candidates, smallest pattern above the first, largest pattern.
+def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> Sequence[jax.Array]:
+    """Three counts below candidates, smallest pattern above the first, and largest pattern.
 
     From one read, and by one kernel for all tensors of a shape.
     """
@@ -131,7 +135,7 @@ def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> jax.Array:
     candidates = [prefix + _step(i + 1, shift) for i in range(_CANDIDATES)]
     below = [lax.convert_element_type(pattern < candidate, integer) for candidate in candidates]
     above = lax.select(pattern < candidates[0], lax.full_like(pattern, most), pattern)
-    results = lax.reduce(
+    return lax.reduce(
         (*below, above, pattern),
         (*[zero] * _CANDIDATES, most, zero),
         lambda x, y: (
@@ -141,7 +145,6 @@ def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> jax.Array:
         ),
         tuple(range(leaf.ndim)),
     )
-    return jnp.stack(results)
 
 
 def _step(digit: int, shift: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
-"""A random fraction of a tensor's elements, drawn anew from a key whenever it is needed.
+"""A random fraction of a tensor's elements, drawn anew from a seed whenever it is needed.
 
 ``kept`` of every ``group`` consecutive elements along the last axis: those at
 ``(offset + floor(i * group / kept)) mod group`` for ``i < kept``, with an offset drawn for each
 group. So every element is chosen with the same probability, the number of chosen ones is fixed (jit
-needs that), nothing but the key need be kept, and on a sharded tensor each device draws and moves
+needs that), nothing but the seed need be kept, and on a sharded tensor each device draws and moves
 its own part only. A choice without this structure would have to store an index for each chosen
 element, and to gather the tensor.
 """
@@ -47,17 +47,19 @@ class Sampling:
         """Shape of the chosen elements of a tensor."""
         return (*shape[:-1], self.groups(shape[-1]) * self.kept)
 
-    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def draw(self, seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Which elements of a tensor: bool[..., groups, kept, group], one true in each last axis.
 
         Args:
-          key: a typed PRNG key.
+          seed: uint32.
           shape: of the tensor.
         """
         size = (*shape[:-1], self.groups(shape[-1]))
-        # Modulo favours the first offsets by one part in 2**27 at most. (Better integers cost twice
-        # as much, and drawing them is most of the cost of leaving elements out.)
-        offsets = jax.random.bits(key, size, jnp.uint32) % self.group
+        number = jnp.zeros(size, jnp.uint32)
+        for axis, length in enumerate(size):
+            number = number * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, size, axis)
+        # Modulo favours the first offsets by one part in 2**27 at most.
+        offsets = scrambled(scrambled(number) ^ seed) % self.group
         offsets = offsets.astype(jnp.int32)
         steps = np.arange(self.kept, dtype=np.int32) * self.group // self.kept
         places = (offsets[..., None] + steps) % self.group
@@ -83,3 +85,15 @@ class Sampling:
         grouped = taken.reshape(*taken.shape[:-1], self.groups(length), self.kept, 1)
         places = jnp.sum(jnp.where(chosen, grouped, 0), axis=-2, dtype=taken.dtype)
         return places.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]
+
+
+def scrambled(number: jax.Array) -> jax.Array:
+    """A hash of uint32: the finaliser of MurmurHash3, one to one, each bit of it from all bits.
+
+    Not JAX's generator, of which a number costs some hundred operations: more to compile and to run
+    than all else that is done to the element. Nobody has to be unable to guess which elements are
+    chosen; they must only have nothing to do with each other or with the gradient.
+    """
+    number = (number ^ (number >> 16)) * np.uint32(0x85EBCA6B)
+    number = (number ^ (number >> 13)) * np.uint32(0xC2B2AE35)
+    return number ^ (number >> 16)

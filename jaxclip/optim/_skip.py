@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from jaxclip.optim import _unpack
 
 
 def extra_arguments(
-    inner: optax.GradientTransformation, value: Any, extra: dict[str, Any]
+    names: Sequence[str] | None, value: Any, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Of the extra arguments of an update, those that the wrapped transformation takes.
-
-    Some take any, some none, and some (``optax.contrib.sam``) refuse all but their own.
+    """Of the extra arguments of an update, those that the wrapped transformation is to get.
 
     Args:
-      inner: the wrapped transformation.
+      names: of those that it takes; ``None`` if it takes any.
       value: the loss, ``None`` if it was not given.
       extra: the others.
     """
-    given = extra if value is None else {"value": value, **extra}
-    parameters = inspect.signature(inner.update).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return given
-    return {name: argument for name, argument in given.items() if name in parameters}
+    given = dict(extra) if value is None else {"value": value, **extra}
+    return given if names is None else {name: given[name] for name in names if name in given}
 
 
 def undo(skip: jax.Array, updates: Any, new_state: Any, old_state: Any) -> tuple[Any, Any]:
@@ -41,6 +37,7 @@ def undo(skip: jax.Array, updates: Any, new_state: Any, old_state: Any) -> tuple
       new_state: its state after that.
       old_state: its state before.
     """
+    skip = _unpack.computed_once(skip)
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         chosen = jnp.where(skip, old, new)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.optim import _base, _moments
-from jaxclip.optim._sample import Sampling
+from jaxclip.optim._sample import Sampling, scrambled
 
 
 class Shared(NamedTuple):
@@ -30,18 +30,19 @@ class Shared(NamedTuple):
     rate: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("dtype", "sampling"))
+@functools.partial(jax.jit, static_argnames=("dtype", "sampling", "positive"))
 def step(
     leaf: jax.Array,
     mu: jax.Array,
     nu: jax.Array,
     param: jax.Array | None,
     numbers: jax.Array,
-    key: jax.Array | None,
-    shared: Shared,
+    seed: jax.Array | None = None,
     *,
+    shared: Shared,
     dtype: Any,
     sampling: Sampling,
+    positive: bool,
 ) -> _moments.Step:
     """One tensor's step.
 
@@ -50,39 +51,39 @@ def step(
       mu: first moment.
       nu: second moment.
       param: the parameter if it decays.
-      numbers: ``[3]``: factor on the direction, whether to reset and whether to clip.
-      key: data of the key that chooses elements, ``None`` for a tensor that has all of them.
+      numbers: ``[3]``: factor on the direction, 0 at a reset (else 1), and θ, which is infinite
+        where nothing is clipped.
+      seed: uint32, chooses elements of a tensor whose moments do not hold all of them.
       shared: what is the same for all.
       dtype: of the update.
       sampling: how to choose.
+      positive: whether ε is known to be above zero.
     """
-    scale, reset, clips = numbers[0], numbers[1] > 0, (numbers[2] > 0) & ~(numbers[1] > 0)
+    scale, alive, theta = numbers[0], numbers[1], numbers[2]
     gradient = _moments.squarable(leaf, shared.eps.dtype)
     # Of the gradient all elements must be finite, those that are not chosen, too.
-    finite = jnp.isfinite(leaf)
-    if key is not None:
-        chosen = sampling.draw(jax.random.wrap_key_data(key, impl="threefry2x32"), leaf.shape)
+    finite, sampled = jnp.isfinite(leaf), leaf.shape != mu.shape
+    if sampled:
+        chosen = sampling.draw(seed, leaf.shape)
         gradient = sampling.take(gradient, chosen)
         finite = jnp.isfinite(_base.tensor_maxima([leaf], gradient.dtype)[0])
         param = None if param is None else sampling.take(param, chosen)
-    norm = _largest_ratio(_moments.aside(gradient, nu, finite), reset)
+    norm = _largest_ratio(_moments.aside(gradient, nu, finite), alive)
     keep = jnp.isfinite(norm)
 
-    def since_reset(moment: jax.Array) -> jax.Array:
-        return jnp.where(reset, 0, moment)
-
-    clipped = _clip_spikes(gradient, nu, shared.theta, clips)
-    m = _moments.average(since_reset(mu), clipped, shared.fresh1)
-    mu, m = _moments.store(keep, m, mu)
+    spike, bound, _ = _spikes(gradient, nu, theta)
+    clipped = jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
+    mu, m = _moments.store(keep, _moments.average(mu * alive, clipped, shared.fresh1), mu)
     # All of mu before nu, which is then overwritten where it is.
     mu, m, gradient, nu = _moments.aside(mu, m, gradient, nu)
-    square = jnp.square(_clip_spikes(gradient, nu, shared.theta, clips))
-    nu, v = _moments.store(keep, _moments.average(since_reset(nu), square, shared.fresh2), nu)
-    update = _moments.direction(scale * m, v, shared.eps)
+    spike, bound, square = _spikes(gradient, nu, theta)
+    square = jnp.where(spike, bound, square)
+    nu, v = _moments.store(keep, _moments.average(nu * alive, square, shared.fresh2), nu)
+    update = _moments.direction(scale * m, v, shared.eps, positive)
     update = _moments.add_decay(update, shared.rate, param)
-    if key is not None:
+    if sampled:
         update = sampling.put(update, chosen, leaf.shape[-1])
-    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (norm,))
+    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, norm)
 
 
 class Phase(NamedTuple):
@@ -118,38 +119,34 @@ def phase(clock: jax.Array, reset_interval: Any, warmup: Any, grace: Any, dtype:
     )
 
 
-def _largest_ratio(tensors: tuple[jax.Array, ...], reset: jax.Array) -> jax.Array:
+def _largest_ratio(tensors: tuple[jax.Array, ...], alive: jax.Array) -> jax.Array:
     """Largest ``g² / v`` where v > 0, a finite number; NaN if the gradient is not finite.
 
     Args:
       tensors: gradient, second moment, and which elements of the gradient are finite.
-      reset: whether the second moment is about to become zero.
+      alive: zero if the second moment is about to become zero.
     """
     gradient, nu, finite = tensors
-    known = (nu > 0) & ~reset
-    ratio = jnp.square(gradient) / jnp.where(known, nu.astype(gradient.dtype), 1)
+    nu = nu.astype(gradient.dtype) * alive
+    known = nu > 0
+    ratio = jnp.square(gradient) / jnp.where(known, nu, 1)
     largest = jnp.finfo(ratio.dtype).max
     return _base.max_or_nan(jnp.where(known, jnp.minimum(ratio, largest), 0), ~finite)
 
 
-def _clip_spikes(
-    gradient: jax.Array, nu: jax.Array, theta: jax.Array, clips: jax.Array
-) -> jax.Array:
-    """The gradient with ``sqrt(theta v)`` for its spikes; v = 0 says nothing of what is one."""
-    bound = theta * nu
-    spike = clips & (jnp.square(gradient) > bound) & (nu > 0)
-    return jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
+def _spikes(
+    gradient: jax.Array, nu: jax.Array, theta: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where ``g² > theta v > 0`` (v = 0 says nothing of spikes), ``theta v``, and ``g²``."""
+    bound, square = theta * nu.astype(theta.dtype), jnp.square(gradient)
+    return (square > bound) & (bound > 0), bound, square
 
 
-def key_data(period: jax.Array) -> jax.Array:
-    """Keys for the tensors' choices of elements between two resets, as data ``[num_tensors, 2]``.
+def seeds(period: jax.Array) -> jax.Array:
+    """Seeds of the tensors' choices of elements between two resets, uint32 ``[num_tensors]``.
 
     Args:
       period: int32 ``[num_tensors]``, number of resets so far.
     """
-    key = jax.random.key(0, impl="threefry2x32")
-
-    def of_tensor(number: jax.Array, period: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, number), period)
-
-    return jax.random.key_data(jax.vmap(of_tensor)(jnp.arange(period.size), period))
+    number = jnp.arange(period.size, dtype=jnp.uint32)
+    return scrambled(scrambled(number) + period.astype(jnp.uint32))

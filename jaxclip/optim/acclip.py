@@ -185,11 +185,10 @@ def _acclip(
             _base.hyperparameter(h, count, dtype) for h in (eps, alpha, weight_decay)
         )
         fresh = [_base.complement(decay, count, dtype) for decay in b]
-        steps = [
-            _step(*tensor, *fresh, small, power, rate, dtype=out)
-            for *tensor, out in zip(*found[:3], found.params, found.dtypes, strict=True)
-        ]
-        out, moments, (norm,) = _moments.collect(steps, found, state)
+        step = functools.partial(
+            _step, fresh1=fresh[0], fresh2=fresh[1], eps=small, alpha=power, rate=rate
+        )
+        out, moments, norm = _moments.each(step, found, state)
         finite = jnp.isfinite(norm)
         new_state = AcclipState(
             count=optax.safe_increment(count),
@@ -210,12 +209,12 @@ def _step(
     mu: jax.Array,
     nu: jax.Array,
     param: jax.Array | None,
+    *,
     fresh1: jax.Array,
     fresh2: jax.Array,
     eps: jax.Array,
     alpha: jax.Array,
     rate: jax.Array,
-    *,
     dtype: Any,
 ) -> _moments.Step:
     """One tensor's step.
@@ -242,4 +241,4 @@ def _step(
     share = jnp.minimum(_base.safe_divide(tau, size + eps, 1.0), 1.0)
     update = _moments.add_decay(share * m, rate, param)
     ratio = _base.max_or_nan(_base.safe_divide(size, tau, 0.0), ~keep)
-    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (ratio,))
+    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, ratio)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
 
-from jaxclip.optim import _base, _direction, _sections, _sharpness
+from jaxclip.optim import _base, _by_path, _direction, _sections, _sharpness
 from jaxclip.optim._schedule import learning_rate_schedule
 from jaxclip.optim.acclip import acclip
 from jaxclip.optim.adaclip import adaclip
@@ -41,7 +41,7 @@ from jaxclip.optim.spectra_clip import spectra_clip
 from jaxclip.optim.stable_adamw import stable_adamw
 from jaxclip.optim.stable_spam import stable_spam
 from jaxclip.optim.zclip import zclip
-from jaxclip.registry import check_options, hint
+from jaxclip.registry import check_options
 
 Factory = Callable[..., optax.GradientTransformation]
 
@@ -220,16 +220,17 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
         *_clippers("optim.clip", config.get("clip"), used),
         _optimizer(config, total_steps, groups, used),
         *_clippers("optim.update_clip", config.get("update_clip"), used),
-        *_multipliers(config.get("learning_rate_multipliers"), used),
+        *_by_path.multipliers(config.get("learning_rate_multipliers"), used),
     )
-    tx = _frozen(tx, _patterns("optim.freeze", config.get("freeze"), used), groups)
+    tx = _by_path.frozen(tx, _by_path.read("optim.freeze", config.get("freeze"), used), groups)
     if groups or config.get("layer_decay") is not None:
         # Outside of what is frozen: the depth of a tower is that of all its blocks.
         tx = optax.chain(tx, scale_updates(groups, _layer_decay(config.get("layer_decay"))))
     if config.get("sam"):
         tx = _sharpness.sharpness_aware(tx, config["sam"])
-    tx = _skipping(tx, config.get("skip"))
-    return _checking(tx, used)
+    # What SAM takes beside the gradient, and nothing else.
+    tx = _skipping(tx, config.get("skip"), ("grad_fn",) if config.get("sam") else None)
+    return _by_path.checking(tx, used)
 
 
 def read_qk_clip(section: Any) -> float | None:
@@ -274,14 +275,17 @@ def _clipper(
         return []
     tx = factory(**options)
     if given is not None:
-        patterns = _patterns(f"{key}.exempt", given, used)
+        patterns = _by_path.read(f"{key}.exempt", given, used)
     else:
         patterns = [re.compile(p) for p in EXEMPT] if name in _PER_TENSOR else []
     if not patterns:
         return [tx]
     return [
         optax.masked(
-            tx, lambda tree: _base.map_named(lambda path, _: not _any(patterns, path), tree)
+            tx,
+            lambda tree: _base.map_named(
+                lambda path, _: not _by_path.matches(patterns, path), tree
+            ),
         )
     ]
 
@@ -312,14 +316,14 @@ def _optimizer(
     if config.get("no_decay") is None:
         no_decay = [re.compile(pattern) for pattern in NO_DECAY]
     else:
-        no_decay = _patterns("optim.no_decay", config["no_decay"], used)
+        no_decay = _by_path.read("optim.no_decay", config["no_decay"], used)
 
     def decays(tree: Any) -> Any:
         def of(path: str, leaf: Any) -> bool:
             group = group_of(groups, path)
             if group is not None and group.weight_decay is not None:
                 return group.weight_decay
-            return leaf.ndim >= 2 and not _any(no_decay, path)
+            return leaf.ndim >= 2 and not _by_path.matches(no_decay, path)
 
         return _base.map_named(of, tree)
 
@@ -359,45 +363,6 @@ def _muon_dimensions(params: Any) -> Any:
     return _base.map_named(of, params)
 
 
-def _multipliers(pairs: Any, used: list[tuple[str, str]]) -> list[optax.GradientTransformation]:
-    key = "optim.learning_rate_multipliers"
-    if not pairs:
-        return []
-    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise ValueError(f"{key}={pairs!r} must be a list of [pattern, factor]")
-    patterns = _patterns(key, [pattern for pattern, _ in pairs], used)
-    factors = {
-        str(i): _sections.number(f"{key}[{i}]", factor) for i, (_, factor) in enumerate(pairs)
-    }
-    scales = {label: optax.scale(factor) for label, factor in factors.items()}
-
-    def label(path: str, leaf: Any) -> str:
-        del leaf
-        return next((str(i) for i, p in enumerate(patterns) if p.search(path)), "others")
-
-    groups = {**scales, "others": optax.identity()}
-    return [optax.partition(groups, lambda tree: _base.map_named(label, tree))]
-
-
-def _frozen(
-    tx: optax.GradientTransformation,
-    patterns: Sequence[re.Pattern[str]],
-    others: Sequence[Group],
-) -> optax.GradientTransformation:
-    """The transformation for all but the parameters that match; zero updates for these."""
-    if not patterns and not any(group.frozen for group in others):
-        return tx
-
-    def label(path: str, leaf: Any) -> str:
-        del leaf
-        group = group_of(others, path)
-        frozen = _any(patterns, path) or (group is not None and group.frozen)
-        return "frozen" if frozen else "trained"
-
-    groups = {"trained": tx, "frozen": optax.set_to_zero()}
-    return optax.partition(groups, lambda tree: _base.map_named(label, tree))
-
-
 def _layer_decay(value: Any) -> float | None:
     """The option as a number in (0, 1]."""
     if value is None:
@@ -408,44 +373,13 @@ def _layer_decay(value: Any) -> float | None:
     return number
 
 
-def _skipping(tx: optax.GradientTransformation, section: Any) -> optax.GradientTransformation:
+def _skipping(
+    tx: optax.GradientTransformation, section: Any, extra_args: Sequence[str] | None
+) -> optax.GradientTransformation:
     """The transformation, which leaves out the steps that ``skip`` says."""
     if section is None:
         return tx
     name, options = _sections.named("optim.skip", section)
     factory = _sections.lookup("optim.skip.name", name, SKIPS)
-    _sections.check_known("optim.skip", name, options, factory, hidden=("inner",))
-    return factory(tx, **options)
-
-
-def _checking(
-    tx: optax.GradientTransformation, used: Sequence[tuple[str, str]]
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation, whose ``init`` refuses patterns that match no parameter."""
-    tx = optax.with_extra_args_support(tx)
-
-    def init_fn(params: Any) -> Any:
-        names = _base.tensor_names(params)
-        for key, pattern in used:
-            if not any(re.search(pattern, name) for name in names):
-                near = hint(pattern.strip("^$"), names[:200])
-                raise ValueError(f"{key}: pattern {pattern!r} matches no parameter{near}")
-        return tx.init(params)
-
-    return optax.GradientTransformationExtraArgs(init_fn, tx.update)
-
-
-def _patterns(key: str, given: Any, used: list[tuple[str, str]]) -> list[re.Pattern[str]]:
-    """Compiled patterns, noted in ``used`` for the check against the parameters."""
-    patterns = []
-    for pattern in [given] if isinstance(given, str) else given or []:
-        try:
-            patterns.append(re.compile(pattern))
-        except (re.error, TypeError) as error:
-            raise ValueError(f"{key}: {pattern!r} is no regular expression: {error}") from error
-        used.append((key, pattern))
-    return patterns
-
-
-def _any(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
-    return any(pattern.search(path) for pattern in patterns)
+    _sections.check_known("optim.skip", name, options, factory, hidden=("inner", "extra_args"))
+    return factory(tx, extra_args=extra_args, **options)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 
 from jaxclip.optim import _base
+from jaxclip.optim.skip_nonfinite import SkipNonfiniteState
+from jaxclip.optim.skip_on_spike import SkipOnSpikeState
 
 # Fields that only some rules report.
 _EXTRA_FIELDS = ("streak",)
@@ -68,6 +70,27 @@ def read_metrics(opt_state: Any) -> dict[str, jax.Array]:
             if hasattr(state, field):
                 result[f"{title}/{field}"] = getattr(state, field)
     return result
+
+
+def skipped_steps(opt_state: Any) -> Any:
+    """How many steps :func:`skip_nonfinite` and :func:`skip_on_spike` have left out so far.
+
+    A schedule within them counts the others only.
+
+    Args:
+      opt_state: state of any optax transformation.
+
+    Returns:
+      int32 scalar, 0 if the state is of neither; of one within the other, both's.
+    """
+    total: Any = 0
+    node = opt_state
+    # They stand outermost; within a chain or a partition others count their own steps.
+    while isinstance(node, (SkipNonfiniteState, SkipOnSpikeState)):
+        spike = isinstance(node, SkipOnSpikeState)
+        total = total + (node.skipped_count if spike else node.nonfinite_count)
+        node = node.inner_state
+    return total
 
 
 def _is_report(node: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class SkipNonfiniteState(NamedTuple):
 
 
 def skip_nonfinite(
-    inner: optax.GradientTransformation,
+    inner: optax.GradientTransformation, extra_args: Sequence[str] | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes a step with a NaN or infinite gradient no step at all.
 
@@ -54,6 +55,8 @@ def skip_nonfinite(
 
     Args:
       inner: any transformation: an optimizer, or a chain of clippers and optimizer.
+      extra_args: names of the extra arguments that ``inner`` takes, if it does not take any as
+        optax asks for (``optax.contrib.sam`` takes ``("grad_fn",)``).
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state :class:`SkipNonfiniteState`. Its
@@ -98,7 +101,7 @@ def skip_nonfinite(
         finite = jnp.isfinite(norm)
         if value is not None:
             finite &= jnp.all(jnp.isfinite(value))
-        arguments = _skip.extra_arguments(inner, value, extra)
+        arguments = _skip.extra_arguments(extra_args, value, extra)
         out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
         out, inner_state = _skip.undo(~finite, out, inner_state, state.inner_state)
         new_state = SkipNonfiniteState(

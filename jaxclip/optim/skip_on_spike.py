@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ def skip_on_spike(
     inner: optax.GradientTransformation,
     sigma_factor: _base.Hyperparameter = 6.0,
     history_size: int = 128,
+    extra_args: Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Leaves out steps whose loss or gradient norm is far out of the ordinary (OLMo's rule).
 
@@ -79,6 +81,8 @@ def skip_on_spike(
       inner: any transformation: an optimizer, or a chain of clippers and optimizer.
       sigma_factor: k, how many standard deviations are too many.
       history_size: number of steps that mean and deviation are taken of. Static.
+      extra_args: names of the extra arguments that ``inner`` takes, if it does not take any as
+        optax asks for (``optax.contrib.sam`` takes ``("grad_fn",)``).
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state :class:`SkipOnSpikeState`. Its
@@ -149,7 +153,7 @@ def skip_on_spike(
         norms, norms_seen = _remember(state.norms, state.norms_seen, norm)
 
         skip = spike | ~finite
-        arguments = _skip.extra_arguments(inner, value, extra)
+        arguments = _skip.extra_arguments(extra_args, value, extra)
         out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
         out, inner_state = _skip.undo(skip, out, inner_state, state.inner_state)
         bound = jnp.where(jnp.isfinite(high), high, norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -281,20 +282,18 @@ def _spam(
         scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
             fresh1, clock
         )
-        columns = [scale * phase.warmup, phase.reset, phase.clips]
-        numbers = _base.unpack_columns(columns)
-        sampled = [leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)]
-        keys: list[jax.Array | None] = [None] * len(sampled)
-        if any(sampled):
-            drawn = _base.unpack(_spam_step.key_data(phase.period))
-            keys = [key if use else None for key, use in zip(drawn, sampled, strict=True)]
-        steps = [
-            _spam_step.step(*tensor, shared, dtype=out, sampling=sampling)
-            for *tensor, out in zip(
-                *found[:3], found.params, numbers, keys, found.dtypes, strict=True
-            )
-        ]
-        out, moments, (norm,) = _moments.collect(steps, found, state)
+        alive = (~phase.reset).astype(dtype)
+        bound = jnp.where(phase.clips & ~phase.reset, shared.theta, jnp.inf)
+        numbers = [jnp.stack([scale * phase.warmup, alive, bound], axis=1)]
+        if any(leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)):
+            numbers.append(_spam_step.seeds(phase.period))
+        step = functools.partial(
+            _spam_step.step,
+            shared=shared,
+            sampling=sampling,
+            positive=_moments.known_positive(eps),
+        )
+        out, moments, norm = _moments.each(step, found, state, *numbers)
         finite = jnp.isfinite(norm)
         bound = jnp.where(phase.clips, shared.theta, norm)
         new_state = SpamState(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.optim import _base, _moments
+from jaxclip.optim._norms import short_axes
 
 
 class StableAdamState(NamedTuple):
@@ -183,12 +184,13 @@ def _stable_adam(
         clock = count + 1 - state.nonfinite_count
         fresh = [_base.complement(b, count, dtype) for b in (b1, b2)]
         # 1 - β̂, the weight of the new gradient.
-        weights = _base.unpack_columns([f / _base.bias_correction(f, clock) for f in fresh])
-        steps = [
-            _step(*tensor, small, rate, dtype=out, positive=_moments.known_positive(eps))
-            for *tensor, out in zip(*found[:3], found.params, weights, found.dtypes, strict=True)
-        ]
-        out, moments, (norm,) = _moments.collect(steps, found, state)
+        weights = [f / _base.bias_correction(f, clock) for f in fresh]
+        # Not as a constant in the kernels, which would then be others for every size.
+        share = jnp.asarray([1 / max(leaf.size, 1) for leaf in found.leaves], dtype)
+        step = functools.partial(_step, eps=small, rate=rate, positive=_moments.known_positive(eps))
+        table = jnp.stack([*weights, share], axis=1)
+        out, moments, totals = _moments.each(step, found, state, table)
+        norm = jnp.sqrt(totals * share)
         finite = jnp.isfinite(norm)
         new_state = StableAdamState(
             count=optax.safe_increment(count),
@@ -209,10 +211,10 @@ def _step(
     mu: jax.Array,
     nu: jax.Array,
     param: jax.Array | None,
-    weights: jax.Array,
+    numbers: jax.Array,
+    *,
     eps: jax.Array,
     rate: jax.Array,
-    *,
     dtype: Any,
     positive: bool,
 ) -> _moments.Step:
@@ -223,26 +225,27 @@ def _step(
       mu: first moment.
       nu: second moment.
       param: the parameter if it decays.
-      weights: ``[2]``, of the new gradient in the moments.
+      numbers: ``[3]``: weights of the new gradient in the moments, and 1 / number of elements.
       eps: ε.
       rate: λ.
       dtype: of the update.
       positive: whether ε is known to be above zero.
     """
-    rms = _rms(_moments.aside(leaf, nu), weights[1], eps, positive)
-    keep = jnp.isfinite(rms)
+    total = _ratios(_moments.aside(leaf, nu), numbers[1], eps, positive)
+    # NaN if the total is: one number for the kernels instead of two.
+    shorter = 1 / jnp.maximum(jnp.sqrt(total * numbers[2]), 1.0)
+    keep = shorter == shorter
     gradient = _moments.squarable(leaf, eps.dtype)
-    mu, m = _moments.store(keep, _moments.average(mu, gradient, weights[0]), mu)
-    nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), weights[1]), nu)
+    mu, m = _moments.store(keep, _moments.average(mu, gradient, numbers[0]), mu)
+    nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), numbers[1]), nu)
     update = _moments.add_decay(_moments.direction(m, v, eps, positive), rate, param)
-    update = _moments.finish(keep, update / jnp.maximum(rms, 1.0), dtype)
-    return _moments.Step(update, mu, nu, (rms,))
+    return _moments.Step(_moments.finish(keep, update * shorter, dtype), mu, nu, total)
 
 
-def _rms(
+def _ratios(
     tensors: tuple[jax.Array, jax.Array], weight: jax.Array, eps: jax.Array, positive: bool
 ) -> jax.Array:
-    """Root of the mean of ``g² / max(v, ε²)``; NaN if the gradient is not finite.
+    """Sum of ``g² / max(v, ε²)``; NaN if the gradient is not finite.
 
     Args:
       tensors: gradient, and second moment before it.
@@ -250,9 +253,8 @@ def _rms(
       eps: ε.
       positive: whether that is known to be above zero.
     """
-    leaf, nu = tensors
+    leaf, nu = map(short_axes, tensors)
     square = jnp.square(_moments.squarable(leaf, eps.dtype))
     largest = jnp.maximum(_moments.average(nu, square, weight), jnp.square(eps))
     ratio = square / largest if positive else _base.safe_divide(square, largest, 0.0)
-    total = _base.sum_or_nan(ratio, ~jnp.isfinite(leaf))
-    return jnp.sqrt(total / max(leaf.size, 1))
+    return _base.sum_or_nan(ratio, ~jnp.isfinite(leaf))

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxclip.optim import _base, _moments
-from jaxclip.optim.adaclip import average_maximum
-from jaxclip.optim.adagn import average_norms
+from jaxclip.optim import _base, _moments, _stable_spam_step
+from jaxclip.optim._stacks import Stacks
 
 
 class StableSpamState(NamedTuple):
@@ -236,40 +236,45 @@ def _stable_spam(
     ) -> tuple[Any, StableSpamState]:
         found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
-        shared = _Shared(
-            *(_base.complement(decays[key], count, dtype) for key in _Shared._fields[:5]),
+        shared = _stable_spam_step.Shared(
+            *(
+                _base.complement(decays[key], count, dtype)
+                for key in _stable_spam_step.Shared._fields[:5]
+            ),
             *(_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay)),
         )
         clock = count + 1 - state.nonfinite_count
         # inject_hyperparams makes floats of integers.
         interval = jnp.asarray(reset_interval).astype(jnp.int32)
-        since = jnp.where(clock < interval, clock, clock % interval + 1)
-        # Each tensor's numbers are worked out for all tensors at once. In a tensor's kernels they
-        # would be worked out, and compiled, once for every kernel that needs them.
-        largest = _base.tensor_maxima(found.leaves, dtype)
-        finite = jnp.isfinite(largest)
-        maximum, bound = average_maximum(state.maximum, largest, shared.theta, clock)
-        shrink = jnp.where(largest > bound, _base.safe_divide(bound, largest, 1.0), 1.0)
-        norms = _norms_within(found.leaves, shrink, bound, jnp.minimum(largest, bound))
-        first, second, target = average_norms(
-            state.first, state.second, norms, shared.gamma1, shared.gamma2, shared.eps, clock
+        if not found.leaves:
+            return updates, state._replace(count=optax.safe_increment(count))
+        step = functools.partial(
+            _stable_spam_step.step, shared=shared, positive=_moments.known_positive(eps)
         )
-        columns = [
-            jnp.where(finite, shrink, jnp.nan),
-            bound,
-            _base.safe_divide(target, norms, 0.0),
-            clock % interval != 0,
-            *(1 / _base.bias_correction(fresh, since) for fresh in (shared.b1, shared.b2)),
-        ]
-        numbers = _base.unpack_columns(columns)
-        steps = [
-            _step(*tensor, shared, dtype=out, positive=_moments.known_positive(eps))
-            for *tensor, out in zip(*found[:3], found.params, numbers, found.dtypes, strict=True)
-        ]
-        out, moments, _ = _moments.collect(steps, found, state)
+        before = [state.maximum, state.first, state.second, clock.astype(dtype)]
+        rows = Stacks(found.leaves, least=len(found.leaves) + 1).numbers(jnp.stack(before, axis=1))
+        done, order = [], []
+        for at, part in _moments.parts(found):
+            # A single tensor's as scalars: all such have the same kernels.
+            own = [x[at] for x in before] if len(at) > 1 else list(rows[at[0]].reshape(-1, 1))
+            numbers, seen = _stable_spam_step.numbers_of(part.leaves, own, shared, interval)
+            lists, _ = _moments.each_in_lists(step, part, count, numbers)
+            done.append((*lists, *seen))
+            order.extend(at)
+        where = np.argsort(order)
+        columns = list(zip(*done, strict=True))
+        out, mu, nu = (
+            found.treedef.unflatten([[x for part in column for x in part][i] for i in where])
+            for column in columns[:3]
+        )
+        largest, bound, maximum, first, second = (
+            jnp.concatenate(column)[where] for column in columns[3:]
+        )
+        finite = jnp.isfinite(largest)
         new_state = StableSpamState(
             count=optax.safe_increment(count),
-            **moments,
+            mu=mu,
+            nu=nu,
             maximum=jnp.where(finite, maximum, state.maximum),
             first=jnp.where(finite, first, state.first),
             second=jnp.where(finite, second, state.second),
@@ -281,92 +286,3 @@ def _stable_spam(
         return out, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-class _Shared(NamedTuple):
-    """Numbers that are the same for all tensors, scalars of the statistics' dtype.
-
-    Attributes:
-      b1, b2, theta, gamma1, gamma2: one minus the decay of that name.
-      eps: ε.
-      rate: λ.
-    """
-
-    b1: jax.Array
-    b2: jax.Array
-    theta: jax.Array
-    gamma1: jax.Array
-    gamma2: jax.Array
-    eps: jax.Array
-    rate: jax.Array
-
-
-def _norms_within(
-    leaves: list[jax.Array], shrink: jax.Array, bound: jax.Array, largest: jax.Array
-) -> jax.Array:
-    """L2 norm of each tensor after AdaClip, whose elements are then at most ``largest``.
-
-    Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
-    squares overflowed it needs no copy of the scaled tensors in memory.
-
-    Args:
-      leaves: gradients.
-      shrink: factor on elements beyond the bound, one a tensor as all that follows.
-      bound: M̂.
-      largest: of the absolute values.
-    """
-    if not leaves:
-        return largest
-    # What is subnormal has no finite inverse; its squares are zero.
-    safe = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
-    numbers = _base.unpack_columns([shrink, bound, 1 / safe])
-    return safe * jnp.sqrt(jnp.stack(list(map(_square_sum, leaves, numbers))))
-
-
-@jax.jit
-def _square_sum(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Sum of the squares of a tensor after AdaClip; numbers as above."""
-    clipped = _clip(_moments.aside(leaf), numbers)
-    return jnp.sum(jnp.square(clipped * numbers[2]))
-
-
-def _clip(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Elements beyond a bound (the second number) times a factor (the first)."""
-    leaf = leaf.astype(numbers.dtype)
-    return jnp.where(jnp.abs(leaf) > numbers[1], leaf * numbers[0], leaf)
-
-
-@functools.partial(jax.jit, static_argnames=("dtype", "positive"))
-def _step(
-    leaf: jax.Array,
-    mu: jax.Array,
-    nu: jax.Array,
-    param: jax.Array | None,
-    numbers: jax.Array,
-    shared: _Shared,
-    *,
-    dtype: Any,
-    positive: bool,
-) -> _moments.Step:
-    """One tensor's step.
-
-    Args:
-      leaf: gradient.
-      mu: first moment.
-      nu: second moment.
-      param: the parameter if it decays.
-      numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor), the bound,
-        factor on all, 0 at a reset (else 1), and factors for the bias of the moments.
-      shared: what is the same for all.
-      dtype: of the update.
-      positive: whether ε is known to be above zero.
-    """
-    keep = numbers[0] == numbers[0]
-    gradient = _clip(leaf, numbers) * numbers[2]
-    old_mu, old_nu = (moment.astype(gradient.dtype) * numbers[3] for moment in (mu, nu))
-    mu, m = _moments.store(keep, _moments.average(old_mu, gradient, shared.b1), mu)
-    square = jnp.square(gradient)
-    nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
-    update = _moments.direction(m * numbers[4], v * numbers[5], shared.eps, positive)
-    update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
-    return _moments.Step(update, mu, nu, ())

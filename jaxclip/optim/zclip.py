@@ -135,7 +135,8 @@ def zclip(
     def rule(
         leaves: list[jax.Array], state: ZclipState, now: _clipper.Context
     ) -> _clipper.Decision:
-        norm = _base.global_norm(leaves, now.dtype)
+        # Not together: to the last digit as it has always been, for runs that are to be repeated.
+        norm = _base.global_norm(leaves, now.dtype, together=False)
         collected = state.count - state.nonfinite_count
         spike, adaptive = _adaptive_threshold(
             state, norm, mode, clip_option, *map(now.value, (z_threshold, eps, clip_factor))

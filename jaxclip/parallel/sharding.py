@@ -45,6 +45,8 @@ class Rule(NamedTuple):
 # attention and one after the MLP, none in between (Shoeybi et al. 2019, arXiv:1909.08053). The
 # kernels of attention are [width, heads, head_dim] or [width, width] in, the reverse out.
 _TENSOR_RULES: tuple[Rule, ...] = (
+    # Whole experts: tokens go to the devices that have theirs.
+    Rule(r"mlp/experts/(up|down)/(kernel|bias)$", ("tensor",)),
     Rule(r"attention/(query|key|value|qkv)/(kernel|bias)$", ("...", "tensor")),
     Rule(r"attention/out/kernel$", ("tensor",)),
     Rule(r"mlp/(up|gate)/(kernel|bias)$", ("...", "tensor")),

@@ -247,7 +247,7 @@ _PARTS = (
     ("attention", r"/attention/"),
     ("MLP", r"/mlp/"),
     ("norms", r"norm"),
-    ("image tower, rest", r"VisionTransformer"),
+    ("image tower, rest", r"VisionTransformer|/(ResNet|ConvNeXt|FastViT)/"),
     ("text tower, rest", r"TextTransformer"),
     ("optimizer", r"^jit\(step\)/(cond|apply|reduce_sum)|/branch_\d"),
     ("loss", r"^jit\(step\)/.*(jvp|shmap|shard_map)"),

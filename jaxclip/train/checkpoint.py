@@ -15,9 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import os
-import re
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,16 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from jaxclip import storage
 from jaxclip.parallel import distributed
 from jaxclip.train import manifest, multihost, state_io
+from jaxclip.train.checkpoint_folder import CheckpointFolder, Retention
 from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
-
-_STEP_DIRECTORY = re.compile(r"step_(\d{8,})")
 
 
 class CheckpointError(RunError):
@@ -88,45 +84,26 @@ class Checkpointer:
         self,
         directory: str | os.PathLike[str],
         *,
-        keep_last: int = 3,
-        keep_best: int = 1,
-        best_metric: str = "",
-        best_mode: str = "max",
-        keep_every: tuple[int, int] = (1, 0),
         writable: bool = True,
+        **retention: Any,
     ):
         """Open (and, if ``writable``, create and probe) the folder.
 
         Args:
           directory: folder of the checkpoints; ``gs://…`` works where its file system is installed.
-          keep_last: how many of the newest checkpoints stay (at least 1).
-          keep_best: how many of the best by ``best_metric`` stay as well.
-          best_metric: key of ``metrics``; empty: none is kept for being good.
-          best_mode: ``"max"`` or ``"min"``.
-          keep_every: ``(every, count)``: of the steps that ``every`` divides, the newest ``count``
-            stay as well, so that one may go back to them.
           writable: False for readers, such as an evaluation beside a run: nothing is ever changed.
+          **retention: which checkpoints stay, as :class:`.checkpoint_folder.Retention` has it.
 
         Raises:
           ValueError: an option out of range.
           CheckpointError: the folder can't be written.
         """
-        if keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last={keep_last} must be at least 1")
-        if keep_best < 0:
-            raise ValueError(f"checkpoint.keep_best={keep_best} must not be negative")
-        if best_mode not in ("max", "min"):
-            raise ValueError(f"checkpoint.best_mode={best_mode!r} must be 'max' or 'min'")
-        # Tensorstore reads and writes absolute paths only.
-        self.directory = epath.Path(storage.absolute(directory))
-        self._keep_last, self._keep_best = keep_last, keep_best
-        self._keep_every = keep_every
-        self._best_metric, self._best_mode = best_metric, best_mode
+        self._retention = Retention(**retention)
+        self._folder = CheckpointFolder(directory)
+        self.directory = self._folder.directory
         self._writable = writable
         # Steps that all processes know to be on disk or on their way there.
         self._known: set[int] = set()
-        # Steps whose files turned out to be damaged; removed once a newer checkpoint is committed.
-        self._damaged: set[int] = set()
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
         self._orbax: ocp.AsyncCheckpointer | None = None
@@ -190,18 +167,18 @@ class Checkpointer:
             "extra": dict(extra or {}),
             "tree": state_io.describe(state),
         }
-        target = self._path(step)
+        target = self._folder.path(step)
         try:
             if jax.process_index() == 0:
-                self._remove_unfinished()
-                self._remove(step)
-                self._damaged.discard(step)
+                self._folder.remove_unfinished()
+                self._folder.remove(step)
+                self._folder.damaged.discard(step)
                 target.mkdir(parents=True, exist_ok=True)
             if self._orbax is None:
                 self._orbax = ocp.AsyncCheckpointer(state_io.handler(), timeout_secs=3600)
             self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree))
         except Exception as error:
-            self._remove(step)
+            self._folder.remove(step)
             raise self._explain(step, error) from error
         self._known.add(step)
         self._thread = threading.Thread(
@@ -238,7 +215,7 @@ class Checkpointer:
         if any(other <= step for other in steps):
             for other in steps:
                 if other > step:
-                    self._remove(other)
+                    self._folder.remove(other)
                     self._known.discard(other)
             steps = [other for other in steps if other <= step]
         return steps[-1] if steps else None
@@ -247,9 +224,9 @@ class Checkpointer:
         """Remove all checkpoints after a step: they are of a past that is done again."""
         self.wait()
         if jax.process_index() == 0:
-            for other in self._on_disk():
+            for other in self._folder.on_disk():
                 if other > step:
-                    self._remove(other)
+                    self._folder.remove(other)
         self._known = {other for other in self._known if other <= step}
 
     def close(self) -> None:
@@ -267,54 +244,18 @@ class Checkpointer:
             assert self._orbax is not None
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
-                manifest.write(self._path(step), content)
-                self._prune()
+                manifest.write(self._folder.path(step), content)
+                self._known.difference_update(self._folder.prune(self._retention))
         except BaseException as error:  # handed to the main thread by wait()
             self._error = (step, error)
             self._known.discard(step)
             if jax.process_index() == 0:
-                self._remove(step)
+                self._folder.remove(step)
 
     def _update_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        content = manifest.read(self._path(step))
+        content = manifest.read(self._folder.path(step))
         content["metrics"] = {**content["metrics"], **storage.encode_floats(metrics)}
-        manifest.put(self._path(step), content)
-
-    def _prune(self) -> None:
-        """Drop all but the newest and the best, now that a newer one is safe."""
-        steps, (every, count) = self.steps(), self._keep_every
-        keep = set(steps[-self._keep_last :]) | set(self._ranked()[: self._keep_best])
-        regular = [step for step in steps if step % every == 0]
-        keep |= set(regular[max(0, len(regular) - count) :])
-        for step in self._on_disk():
-            if step not in keep:
-                self._remove(step)
-                self._known.discard(step)
-
-    def _remove_unfinished(self) -> None:
-        """Remove what a killed process left behind."""
-        finished = set(self.steps())
-        newest = max(finished, default=-1)
-        for step in self._on_disk():
-            # Damaged ones stay, for a look, until a newer checkpoint is committed.
-            unfinished = not (self._path(step) / manifest.NAME).exists()
-            if step not in finished and (unfinished or step < newest):
-                self._remove(step)
-        for entry in self.directory.glob("*.removed"):
-            entry.rmtree(missing_ok=True)
-
-    def _remove(self, step: int) -> None:
-        """Remove a checkpoint; renamed first, so that half a removal never looks like damage."""
-        path = self._path(step)
-        if jax.process_index() != 0 or not path.exists():
-            return
-        doomed = path.with_name(path.name + ".removed")
-        try:
-            doomed.rmtree(missing_ok=True)
-            path.rename(doomed)
-            doomed.rmtree(missing_ok=True)
-        except OSError as error:
-            logger.warning("old checkpoint %s can't be removed: %s", path, error)
+        manifest.put(self._folder.path(step), content)
 
     def _explain(self, step: int, error: BaseException) -> CheckpointError:
         """The error for a failed save, with the way out."""
@@ -332,12 +273,11 @@ class Checkpointer:
 
         Only manifests are read here; files are verified on restoring.
         """
-        whole = (step for step in self._on_disk() if step not in self._damaged)
-        return [step for step in whole if self._manifest(step) is not None]
+        return self._folder.steps()
 
     def best_step(self) -> int | None:
         """The step with the best ``best_metric``, or None if none has been measured."""
-        ranked = self._ranked()
+        ranked = self._folder.ranked(self._retention)
         return ranked[0] if ranked else None
 
     def restore_latest(
@@ -385,7 +325,7 @@ class Checkpointer:
         self.wait()
         search = _Search()
         while (step := self._choose(only, search)) >= 0:
-            path = self._path(step)
+            path = self._folder.path(step)
             content = manifest.read(path)
             # Not a matter of damage: an older checkpoint of the same run would not fit either.
             saved, wanted = content["tree"], abstract_state
@@ -421,11 +361,11 @@ class Checkpointer:
         """The newest whole step not yet passed over, or -1; process 0's choice for all."""
         chosen = -1
         if jax.process_index() == 0:
-            for step in reversed(self._on_disk()):
+            for step in reversed(self._folder.on_disk()):
                 if step in search.passed or (only is not None and step != only):
                     continue
                 try:
-                    manifest.verify(self._path(step))
+                    manifest.verify(self._folder.path(step))
                 except manifest.ManifestError as error:
                     # One that was never finished is the trace of a kill, not of damage.
                     search.damaged += not isinstance(error, manifest.MissingManifestError)
@@ -437,33 +377,6 @@ class Checkpointer:
 
     def _pass_over(self, search: _Search, step: int, reason: str) -> None:
         search.passed.append(step)
-        self._damaged.add(step)
-        search.lines.append(f"checkpoint {self._path(step)} can't be used: {reason}")
+        self._folder.damaged.add(step)
+        search.lines.append(f"checkpoint {self._folder.path(step)} can't be used: {reason}")
         logger.warning("%s; trying the one before it", search.lines[-1])
-
-    # Small parts.
-
-    def _path(self, step: int) -> epath.Path:
-        return self.directory / f"step_{step:08d}"
-
-    def _on_disk(self) -> list[int]:
-        if not self.directory.exists():
-            return []
-        found = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in self.directory.iterdir())
-        return sorted(int(match[1]) for match in found if match)
-
-    def _manifest(self, step: int) -> dict[str, Any] | None:
-        try:
-            return manifest.read(self._path(step))
-        except manifest.ManifestError:
-            return None
-
-    def _ranked(self) -> list[int]:
-        """Steps that have the best metric, best first; of equals the earlier one."""
-        scored = []
-        for step in self.steps() if self._best_metric else []:
-            content = self._manifest(step) or {"metrics": {}}
-            value = storage.decode_floats(content["metrics"]).get(self._best_metric, math.nan)
-            if not math.isnan(value):
-                scored.append((-value if self._best_mode == "max" else value, step))
-        return [step for _, step in sorted(scored)]

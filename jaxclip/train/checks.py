@@ -12,14 +12,16 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from jaxclip import config_check
+from jaxclip import fields as field_lib
 from jaxclip.config import Config
-from jaxclip.train import setup
+from jaxclip.train import init_from, setup
+from jaxclip.train.checkpoint_folder import CheckpointFolder
 from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
@@ -46,6 +48,70 @@ def build(config: Config) -> setup.Experiment:
     warn_of_squares(config)
     check_state_memory(experiment)
     return experiment
+
+
+def load_tokenizer(config: Config) -> Any:
+    """The tokenizer of a configuration, checked against the text tower.
+
+    Raises:
+      FileNotFoundError: its vocabulary is missing.
+      ValueError: it has more tokens than the text tower embeds.
+    """
+    from jaxclip.data import tokenizers
+
+    tokenizer = tokenizers.load(config["tokenizer"])
+    embedded = config["model"]["text"]["vocab_size"]
+    if tokenizer.vocab_size > embedded:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, model.text.vocab_size={embedded}; "
+            f"set model.text.vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def check_data(
+    config: Config,
+    spec: field_lib.BatchSpec = field_lib.PAIR,
+    owners: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse what training or evaluation would trip over, before anything is compiled.
+
+    Args:
+      config: resolved configuration.
+      spec: what a batch holds.
+      owners: who wants which key of it, for errors.
+
+    Raises:
+      FileNotFoundError: the data set does not exist.
+      ValueError: a missing or empty split, an unknown image op or language, a field that the data
+        set can't have, or as :func:`jaxclip.evaluate.runner.check`.
+    """
+    from jaxclip.data import image_ops, pipeline
+    from jaxclip.evaluate import runner
+
+    data = pipeline.complete(config["data"])
+    for ops in (data["image_ops"], data["eval_image_ops"]):
+        image_ops.build(ops, data["image_size"])
+    data_set = pipeline.training_data(data)
+    data_set.source(data["train_split"])
+    data_set.texts_of(data["languages"])
+    pipeline.check_spec(config["data"], spec, owners=owners)
+    runner.check(config)
+
+
+def check_start(config: Config, checkpoints: str | os.PathLike[str] | None = None) -> None:
+    """Refuse an ``init_from`` that is not there, unless the run has begun and needs it no more.
+
+    Args:
+      config: resolved configuration.
+      checkpoints: folder of the run's; None for a run without.
+
+    Raises:
+      ValueError: as :func:`jaxclip.train.init_from.open_source`.
+    """
+    begun = checkpoints is not None and CheckpointFolder(checkpoints).steps()
+    if config["init_from"] and not begun:
+        init_from.open_source(config["init_from"])
 
 
 def trace(experiment: setup.Experiment) -> None:

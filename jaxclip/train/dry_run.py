@@ -79,6 +79,7 @@ def _check_what_comes_later(config: Config) -> None:
     from jaxclip.evaluate import runner  # both need more than a made-up batch does
     from jaxclip.train import writers
 
+    checks.check_start(config)
     writers.from_config(config["writers"])
     try:
         runner.check(config)

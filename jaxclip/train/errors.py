@@ -3,3 +3,7 @@
 
 class RunError(RuntimeError):
     """A run can't go on; the message says why and what helps, and is shown without a traceback."""
+
+
+class NonFiniteError(RunError):
+    """Too many steps in a row had a loss or gradient that was not finite."""

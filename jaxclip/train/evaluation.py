@@ -1,4 +1,4 @@
-"""``jaxclip eval``: evaluate a checkpoint of a workdir, with the workdir's own configuration."""
+"""Evaluation of a run's state, and of a checkpoint of a workdir (``jaxclip eval``)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.evaluate import runner
 from jaxclip.evaluate import tasks as tasks_lib
-from jaxclip.train import checks, loop, multihost
+from jaxclip.train import checks, multihost, setup
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.train.state import TrainState
 
 logger = logging.getLogger("jaxclip")
 
@@ -41,6 +42,40 @@ def parse_task(text: str) -> dict[str, Any]:
         raise ValueError(
             f"--task {text!r} is not of the form 'zero_shot data=DIR split=test': {error}"
         ) from error
+
+
+def evaluate_state(
+    experiment: setup.Experiment,
+    state: TrainState,
+    *,
+    tokenizer: Any,
+    workdir: pathlib.Path,
+    step: int,
+) -> dict[str, float]:
+    """Evaluate the averaged parameters of a run's state if there are any, else the current ones.
+
+    Args:
+      experiment: of the run.
+      state: after ``step`` updates.
+      tokenizer: captions -> int32[n, L].
+      workdir: gets the results.
+      step: updates done.
+
+    Returns:
+      Metrics by ``split/task/name``.
+    """
+    averaged = state.ema_params is not None
+    return runner.evaluate(
+        experiment.encode_image,
+        experiment.encode_text,
+        state.ema_params if averaged else state.params,
+        experiment.config,
+        tokenizer=tokenizer,
+        mesh=experiment.mesh,
+        workdir=workdir,
+        step=step,
+        weights="ema" if averaged else "model",
+    )
 
 
 def evaluate_workdir(
@@ -76,7 +111,7 @@ def evaluate_workdir(
     if not tasks_lib.from_config(config):
         raise ValueError("there is nothing to evaluate; name a --task, or set evaluate.zero_shot")
     experiment = checks.build(config)
-    tokenizer = loop.load_tokenizer(config)
+    tokenizer = checks.load_tokenizer(config)
     # What is evaluated: the averaged parameters where the run keeps them. Nothing else is read.
     name = "params" if experiment.abstract_state.ema_params is None else "ema_params"
     wanted = {

@@ -35,7 +35,7 @@ class Source(NamedTuple):
       read: ``shardings or None -> params``: the tree of :func:`jaxclip.models.CLIP.init`, low-rank
         additions merged; without shardings as NumPy arrays.
       read_own: ``names -> {name: params}``: what objectives of these names keep beside the towers,
-        as far as the run has them, as NumPy arrays; published weights have none.
+        as far as the run has them, as NumPy arrays; published weights give theirs with ``read``.
     """
 
     path: str
@@ -155,31 +155,6 @@ def _own_shapes(config: Config, names: set[str]) -> Params:
     total = objectives.Total(tuple(term for term in total.terms if term.name in names))
     sizes = towers.model_sizes(config)
     return jax.eval_shape(lambda: total.init_params(jax.random.key(0), sizes))
-
-
-def read_term(path: str | os.PathLike[str], config: Config, name: str, shapes: Any) -> Params:
-    """An objective's own parameters of a run.
-
-    Args:
-      path: workdir of the run.
-      config: its configuration.
-      name: of the term.
-      shapes: of its parameters.
-
-    Raises:
-      ValueError: it is no run, or has no such parameters.
-    """
-    folder = pathlib.Path(path).expanduser().absolute()
-    tree = "ema_params" if config["ema_decay"] > 0 else "params"
-    wanted = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
-    restored = None
-    if is_run(folder):
-        with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
-            asked = {tree: {"objective": {name: wanted}}}
-            restored = checkpointer.restore_latest(asked, partial=True)
-    if restored is None:
-        raise ValueError(f"{os.fspath(path)!r} has no trained parameters of objective {name!r}")
-    return restored.state[tree]["objective"][name]
 
 
 def is_run(folder: pathlib.Path) -> bool:

@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
 from jaxclip.train import (
     checks,
+    describe,
     environment,
-    metric_names,
-    multihost,
     rewind,
     setup,
     spike_files,
-    watch,
     writers,
 )
 from jaxclip.train import report as report_lib
@@ -32,11 +29,12 @@ from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.data_faults import DataFaults
-from jaxclip.train.errors import RunError
+from jaxclip.train.errors import NonFiniteError
 from jaxclip.train.metrics import MetricWriter, Progress
 from jaxclip.train.profile import Profile
 from jaxclip.train.signals import StopSignals
 from jaxclip.train.state import TrainState
+from jaxclip.train.step_metrics import StepMetrics
 
 if TYPE_CHECKING:
     from jaxclip.data import pipeline
@@ -58,10 +56,6 @@ class Result(NamedTuple):
     step: int
     signal: signal.Signals | None
     metrics: dict[str, float]
-
-
-class NonFiniteError(RunError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
 
 
 def train(
@@ -94,8 +88,9 @@ def train(
     """
     # Whatever is wrong shall be found before anything is written.
     experiment = checks.build(config)
-    tokenizer = load_tokenizer(config)
-    check_data(config, experiment.batch_spec, experiment.total.owners())
+    tokenizer = checks.load_tokenizer(config)
+    checks.check_data(config, experiment.batch_spec, experiment.total.owners())
+    checks.check_start(config, pathlib.Path(workdir) / workdir_lib.CHECKPOINTS)
     writers.from_config(config["writers"])
     checks.trace(experiment)
     with (
@@ -123,10 +118,7 @@ def _train(
     rewinds = rewind.Rewinds(config)
     checkpointer = Checkpointer(
         workdir / workdir_lib.CHECKPOINTS,
-        keep_last=config["checkpoint"]["keep_last"],
-        keep_best=config["checkpoint"]["keep_best"],
-        best_metric=config["checkpoint"]["best_metric"],
-        best_mode=config["checkpoint"]["best_mode"],
+        **{k: value for k, value in config["checkpoint"].items() if k != "every_steps"},
         keep_every=rewinds.keep_every(),
     )
     with checkpointer:
@@ -138,12 +130,9 @@ def _train(
                 f"total_steps={config['total_steps']}, but {start} steps are done already; give "
                 "--extend more of them"
             )
-        describe(experiment, workdir, start)
-        for key, (before, now) in changes.items():
-            logger.info("changed after step %d: %s: %r -> %r", start, key, before, now)
+        describe.describe(experiment, workdir, start, changes)
         checks.warn_of_frozen_scale(config, state.params)
-        parameters = setup.parameter_count(experiment.abstract_state.params)
-        environment.write(workdir, parameters=parameters)
+        environment.write(workdir, parameters=setup.parameter_count(state.params))
         with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
             run = _Run(experiment, tokenizer, checkpointer, writer, stop, held, rewinds)
             run.changes = changes
@@ -185,11 +174,9 @@ class _Run:
         self.changes: Mapping[str, tuple[Any, Any]] = {}
         self.evaluation: dict[str, float] = {}
         self.last_evaluated = -1
-        self.unusable = 0
-        self.told_of_captions = False
         self.faults = DataFaults(held.path, self.config["data"]["max_unusable"])
-        self.pending: list[tuple[int, dict[str, jax.Array]]] = []
         self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
+        self.metrics = StepMetrics(writer, self.progress, held)
 
     def steps(self, state: TrainState) -> TrainState:
         """Do the remaining steps, or as many as come before a signal."""
@@ -220,7 +207,7 @@ class _Run:
                 state, metrics = self.experiment.train_step(state, batch)
                 metrics |= self.spikes.probe(step, state.params, batch)
                 self.spikes.add(step, metrics)
-                self.pending.append((step, metrics))
+                self.metrics.add(step, metrics)
                 # Run one step ahead of the device and no further: the host's memory stays flat.
                 if previous is not None:
                     jax.block_until_ready(previous["loss"])
@@ -240,7 +227,7 @@ class _Run:
                 evaluates = is_due(config["evaluate"]["every_steps"], step) and not stopping
                 saves = last or is_due(config["checkpoint"]["every_steps"], step)
                 if last or step % config["log_every_steps"] == 0:
-                    self.flush(records.stats())
+                    self.metrics.flush(records.stats())
                     self.faults.note(records.bad_records())
                     self.faults.check(records.stats()["uses"], records.drawn)
                     self.check_finite(step, metrics, records)
@@ -252,7 +239,7 @@ class _Run:
                         f"stopped after step {step}, a spike; run it again to go back from it"
                     )
                     break
-                # Who stops a run seldom waits for long; on the way back there is time.
+                # A stop does not wait for an evaluation: the run makes it when it goes on.
                 if evaluates:
                     self.evaluate(state, step)
                 if saves:
@@ -297,8 +284,8 @@ class _Run:
     def go_back(self, step: int, records: pipeline.TrainIterator) -> TrainState:
         """The state of before a spike, from which batches of this past are passed over."""
         # The step under way has no say any more.
-        self.pending = [(at, values) for at, values in self.pending if at <= step]
-        self.flush(records.stats())
+        self.metrics.drop_after(step)
+        self.metrics.flush(records.stats())
         experiment = self.experiment
         target, state = self.rewinds.go_back(
             step, self.checkpointer, state_lib.to_save(experiment.abstract_state)
@@ -337,35 +324,6 @@ class _Run:
             passed_over=self.rewinds.passed_over,
         )
 
-    def flush(self, stats: Mapping[str, Mapping[str, int]]) -> None:
-        """Fetch, write and show the metrics of the steps since the last flush.
-
-        Args:
-          stats: what this process met in the data so far (:meth:`.TrainIterator.stats`).
-        """
-        unusable, captions = stats["records"], stats["captions"]
-        if not self.pending:
-            return
-        self.held.check()
-        fetched = [(step, jax.device_get(scalars(metrics))) for step, metrics in self.pending]
-        self.pending.clear()
-        for step, metrics in fetched:
-            self.writer.write(step, {key: float(value) for key, value in metrics.items()})
-        step, _ = fetched[-1]
-        speed = self.progress.update(fetched)
-        count = multihost.total(sum(unusable.values()))
-        self.writer.write(step, {**speed, "unusable_records": count})
-        if not self.told_of_captions:
-            self.told_of_captions = True
-            self.progress.message(describe_captions(captions))
-        if count > self.unusable:
-            self.unusable = count
-            reasons = ", ".join(f"{count} {reason}" for reason, count in unusable.items())
-            where = "" if jax.process_count() == 1 else f" ({count} on all hosts)"
-            self.progress.message(
-                f"  records replaced because they can't be used{where}: {reasons or 'none here'}"
-            )
-
     def check_finite(
         self, step: int, metrics: Mapping[str, jax.Array], records: pipeline.TrainIterator
     ) -> None:
@@ -385,8 +343,8 @@ class _Run:
         if streak < limit:
             return
         # The step under way has no say any more.
-        self.pending = [(at, values) for at, values in self.pending if at <= step]
-        self.flush(records.stats())
+        self.metrics.drop_after(step)
+        self.metrics.flush(records.stats())
         newest = self.checkpointer.drop_after(step - streak)
         left = "there is no checkpoint" if newest is None else f"the newest checkpoint is {newest}"
         raise NonFiniteError(
@@ -396,24 +354,16 @@ class _Run:
         )
 
     def evaluate(self, state: TrainState, step: int) -> None:
-        """Evaluate the averaged parameters if there are any, else the current ones."""
-        from jaxclip.evaluate import runner, tasks
+        """Evaluate the state, if anything is to be evaluated."""
+        from jaxclip.evaluate import tasks
+        from jaxclip.train import evaluation
 
         if not tasks.from_config(self.config):
             return
         with self.progress.paused("evaluating"):
-            params = state.params if state.ema_params is None else state.ema_params
             began = time.perf_counter()
-            self.evaluation = runner.evaluate(
-                self.experiment.encode_image,
-                self.experiment.encode_text,
-                params,
-                self.config,
-                tokenizer=self.tokenizer,
-                mesh=self.experiment.mesh,
-                workdir=self.workdir,
-                step=step,
-                weights="model" if state.ema_params is None else "ema",
+            self.evaluation = evaluation.evaluate_state(
+                self.experiment, state, tokenizer=self.tokenizer, workdir=self.workdir, step=step
             )
             self.last_evaluated = step
             seconds = time.perf_counter() - began
@@ -422,41 +372,14 @@ class _Run:
 
     def save(self, state: TrainState, step: int, *, postpone: bool = False) -> None:
         """Save the state, but ``postpone`` it if the state may be why gradients are not finite."""
-        if postpone:
-            wrong = "gradient was" if int(state.nonfinite_streak) else ""
-            if not wrong and not bool(_all_finite(state.params)):
-                wrong = "parameters are"
-            if wrong:
-                self.progress.message(f"  no checkpoint at step {step}: its {wrong} not finite")
-                return
+        wrong = step_lib.what_is_not_finite(state) if postpone else ""
+        if wrong:
+            self.progress.message(f"  no checkpoint at step {step}: its {wrong} not finite")
+            return
         self.held.check()
         fresh = self.evaluation if self.last_evaluated == step else None
-        saved = state_lib.to_save(state)
         extra = {"config": self.config, rewind.KEY: self.rewinds.done}
-        self.checkpointer.save(step, saved, metrics=fresh, extra=extra)
-
-
-def scalars(metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metrics without the vectors that are kept for spikes only."""
-    return {name: x for name, x in metrics.items() if not name.startswith(watch.TENSORS)}
-
-
-_all_finite = jax.jit(step_lib.all_finite)
-
-
-def describe_captions(counts: Mapping[str, int]) -> str:
-    """What the captions met so far are like: those that may be cut, and false negatives.
-
-    They are no metrics: how far this process has read ahead is not the same in every run.
-    """
-    drawn = counts.get("drawn", 0)
-    if not drawn:
-        return "  captions: none drawn yet"
-    full, equal = counts["fill"] / drawn, counts["equal"] / drawn
-    return (
-        f"  captions so far: {full:.1%} fill their row, so may be cut; "
-        f"{equal:.1%} equal another one of their batch"
-    )
+        self.checkpointer.save(step, state_lib.to_save(state), metrics=fresh, extra=extra)
 
 
 def is_due(every: int, step: int) -> bool:
@@ -474,76 +397,3 @@ def first_state(
         return experiment.init_state(), {}, []
     state = experiment.with_frozen(restored.state)
     return state, restored.metrics, list(restored.extra.get(rewind.KEY, []))
-
-
-def load_tokenizer(config: Config) -> Any:
-    """The tokenizer of a configuration, checked against the text tower.
-
-    Raises:
-      FileNotFoundError: its vocabulary is missing.
-      ValueError: it has more tokens than the text tower embeds.
-    """
-    from jaxclip.data import tokenizers
-
-    tokenizer = tokenizers.load(config["tokenizer"])
-    embedded = config["model"]["text"]["vocab_size"]
-    if tokenizer.vocab_size > embedded:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, model.text.vocab_size={embedded}; "
-            f"set model.text.vocab_size={tokenizer.vocab_size}"
-        )
-    return tokenizer
-
-
-def check_data(
-    config: Config,
-    spec: field_lib.BatchSpec = field_lib.PAIR,
-    owners: Mapping[str, str] | None = None,
-) -> None:
-    """Refuse what training or evaluation would trip over, before anything is compiled.
-
-    Args:
-      config: resolved configuration.
-      spec: what a batch holds.
-      owners: who wants which key of it, for errors.
-
-    Raises:
-      FileNotFoundError: the data set does not exist.
-      ValueError: a missing or empty split, an unknown image op or language, a field that the data
-        set can't have, or as :func:`jaxclip.evaluate.runner.check`.
-    """
-    from jaxclip.data import image_ops, pipeline
-    from jaxclip.evaluate import runner
-
-    data = pipeline.complete(config["data"])
-    for ops in (data["image_ops"], data["eval_image_ops"]):
-        image_ops.build(ops, data["image_size"])
-    data_set = pipeline.training_data(data)
-    data_set.source(data["train_split"])
-    data_set.texts_of(data["languages"])
-    pipeline.check_spec(config["data"], spec, owners=owners)
-    runner.check(config)
-
-
-def describe(experiment: setup.Experiment, workdir: pathlib.Path, start: int) -> None:
-    """Print what is about to run, in a few lines."""
-    if jax.process_index() != 0:
-        return
-    config, mesh = experiment.config, experiment.mesh
-    count = setup.parameter_count(experiment.abstract_state.params)
-    clip = metric_names.of_clip(config)
-    objective = " + ".join(term.name for term in experiment.total.terms)
-    if not config["objective"]:
-        objective = config["loss"]["name"]
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    print(
-        f"model {config['model']['preset']}: {count / 1e6:.2f} M parameters, "
-        f"compute {config['precision']['compute_dtype']}\n"
-        f"batch {config['global_batch_size']} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
-        f"{f' ({axes})' if axes else ''}, {jax.process_count()} process(es)\n"
-        f"objective {objective}, optimizer {config['optim']['name']}, clip {clip}\n"
-        f"workdir {workdir}: "
-        + (f"going on after step {start}" if start else "a new run")
-        + f" of {config['total_steps']} steps",
-        flush=True,
-    )

@@ -20,7 +20,8 @@ Batch = Mapping[str, jax.Array]
 
 TEACHER = "teacher/"
 LARGEST_LOGITS = "largest_logits"
-_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input", "attention", LARGEST_LOGITS)
+ROUTER = "router"
+_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input", "attention", LARGEST_LOGITS, ROUTER)
 _NAME = re.compile(
     rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
     rf"(?:_(?P<kind>(?:hidden|attention)_(?P<layer>\d+)|{'|'.join(_KINDS)}))?"
@@ -206,6 +207,9 @@ def _run(
 def _pick(features: Any, kind: str) -> jax.Array:
     if kind == LARGEST_LOGITS:
         return features.aux[LARGEST_LOGITS]
+    if kind == ROUTER:  # of a tower without experts: no blocks
+        none = jax.numpy.zeros((features.raw.shape[0], 0, 3, 1))
+        return features.aux.get(ROUTER, none)
     part, _, layer = kind.partition("_")
     if layer:
         return getattr(features, part)[int(layer)]

@@ -121,7 +121,8 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
     sizes = towers.model_sizes(config)
-    tx = cures.with_mup(optim.from_config(config["optim"], config["total_steps"]), config, sizes)
+    frozen = config_check.frozen_statistics(config["optim"], sizes.image.has_statistics)
+    tx = cures.with_mup(optim.from_config(frozen, config["total_steps"]), config, sizes)
     section = config["teacher"]["kind"]
     guard = guard_lib.from_config(config)
     create_state = _state_maker(config, total, tx, guard, with_ema_teacher=section == "ema")

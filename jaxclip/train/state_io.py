@@ -139,11 +139,19 @@ def check_tree(
         problems += [f"{name} of the checkpoint is unknown here" for name in saved.keys() - wanted]
     if problems:
         more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        way_out = "use the configuration it was saved with, or another workdir"
+        missing = wanted.keys() - saved
+        if len(missing) == len(problems) and all(name.startswith("opt_state/") for name in missing):
+            way_out = (
+                "it has all but these, as one saved by an earlier version has: go on with that "
+                "version, or set init_from to this workdir in a new one, whose optimizer then "
+                "starts anew"
+            )
         raise ValueError(
             f"checkpoint {path} belongs to another model or optimizer:\n  "
             + "\n  ".join(problems[:_SHOWN])
             + more
-            + "\nuse the configuration it was saved with, or another workdir"
+            + f"\n{way_out}"
         )
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip import objectives, optim, parallel
+from jaxclip.optim.read_metrics import skipped_steps
 from jaxclip.train import grad_cache, outputs
 from jaxclip.train.guard import Guard
 from jaxclip.train.state import Params, TrainState, stop_frozen_gradients
@@ -166,7 +167,7 @@ def make_train_step(
       logit_scale_max: upper bound of ``params["logit_scale"]`` after every update (CLIP: ln 100);
         None leaves it alone, as a frozen one must be.
       learning_rate: the schedule in ``tx``, to be reported: the count it is given is that of the
-        updates made so far, without skipped steps.
+        updates made so far, without steps that were skipped here or by ``optim.skip``.
       extra_args: what ``tx.update`` is handed beside the gradient: ``"value"`` (the loss) and
         ``"grad_fn"`` (a second gradient on the same batch, as
         ``optax.contrib.sam(opaque_mode=True)`` wants, which takes nothing else).
@@ -283,6 +284,7 @@ def make_train_step(
             watched |= guard.metrics(kept, judged, factor)
         if watch is not None:
             watched |= watch(state, new_state, grads)
+        updates -= skipped_steps(state.opt_state)
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
         if rates and "watch/rate_factor" in watched:
             rates = {"learning_rate": rates["learning_rate"] * factor}
@@ -313,6 +315,16 @@ def all_finite(tree: Any) -> jax.Array:
     """bool[]: whether every element of every array of the tree is finite."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+_all_finite = jax.jit(all_finite)
+
+
+def what_is_not_finite(state: TrainState) -> str:
+    """``"gradient was"`` or ``"parameters are"`` if the state should not be saved, else empty."""
+    if int(state.nonfinite_streak):
+        return "gradient was"
+    return "" if bool(_all_finite(state.params)) else "parameters are"
 
 
 def optimizer_metrics(opt_state: optax.OptState) -> Metrics:

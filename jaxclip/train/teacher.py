@@ -71,7 +71,8 @@ def build(
       mesh: devices to put frozen weights on.
 
     Raises:
-      ValueError: an unknown kind, a missing path, a decay outside [0, 1], another tokenizer.
+      ValueError: an unknown kind, a missing path, decays whose steps do not rise, or another
+        tokenizer.
     """
     section = config["teacher"]
     kind = section["kind"]
@@ -81,10 +82,6 @@ def build(
         return Setup()
     if kind == "ema":
         decay = as_weight(section["decay"], "teacher.decay")
-        points = section["decay"]
-        values = [points] if isinstance(points, (int, float)) else [p[1] for p in points]
-        if max(values) > 1:
-            raise ValueError(f"teacher.decay={points!r} must be in [0, 1]")
         return Setup(outputs.Teacher(own), own.model.config, decay=decay)
     if kind == "stored":
         if section["size"] < 1:

@@ -140,9 +140,7 @@ def build_model(
     gather_block = None
     if shardings is not None:
         gather_block = {
-            tower: functools.partial(
-                parallel.gather, shardings=shardings[tower]["blocks_0"], dtype=dtype
-            )
+            tower: functools.partial(_gather_block, shardings[tower], dtype)
             for tower in ("image", "text")
         }
     # The devices that it will run on, not those of this process: it may be an ahead-of-time build.
@@ -156,6 +154,16 @@ def build_model(
         gather_block=gather_block,
         flat_products=platform == "cpu",
     )
+
+
+def _gather_block(shardings: Mapping[str, Any], dtype: Any, params: Any, name: str) -> Any:
+    """A block's parameters, gathered as those of the block ``name`` are; where that is the first
+    of blocks that have experts at the end, as the last one's."""
+    like = shardings[name]
+    if name == "blocks_0" and set(like.get("mlp", ())) != set(params.get("mlp", ())):
+        last = max(int(key[7:]) for key in shardings if key.startswith("blocks_"))
+        like = shardings[f"blocks_{last}"]
+    return parallel.gather(params, like, dtype)
 
 
 def model_sizes(config: Config) -> presets.CLIPConfig:

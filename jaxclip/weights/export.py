@@ -31,13 +31,18 @@ def exporting() -> list[str]:
 
 
 def family_of(sizes: CLIPConfig, form: str) -> str:
-    """The family that a format has for an architecture: CLIP's, or SigLIP's with a MAP head.
+    """The family that a format has for an architecture.
+
+    By its image tower: CLIP's ViT, SigLIP's with a MAP head, or another kind.
 
     Raises:
       ValueError: an unknown format.
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
+    conv = _conv_family(sizes)
+    if form == "open_clip" and conv:
+        return conv
     image = sizes.image
     if form == "hf" and image.max_patches:
         return "hf_siglip2"
@@ -49,6 +54,14 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
     siglip = image.pool == "map" or sizes.logit_bias_init is not None
     clip = {"hf": "hf_clip", "open_clip": "open_clip"}
     return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
+
+
+def _conv_family(sizes: CLIPConfig) -> str:
+    """open_clip's family of an image tower that is no plain ViT; empty for a plain one."""
+    kind = sizes.image.kind
+    if kind != "vit":
+        return f"open_clip_{kind}"
+    return "open_clip_timm_vit" if sizes.image.projection == "linear_bias" else ""
 
 
 def export_checkpoint(

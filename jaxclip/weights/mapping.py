@@ -55,8 +55,18 @@ BATCH_AXIS = Layout(lambda x: [x[0]], lambda xs: xs[0][None])
 ROW = Layout(lambda x: [x[0, 0]], lambda xs: xs[0][None, None])
 
 
+# torch's [out, in, h, w] of a convolution <-> ours [h, w, in, out]; of a 1x1 one [in, out].
+CONV = Layout(lambda x: [x.transpose(2, 3, 1, 0)], lambda xs: xs[0].transpose(3, 2, 0, 1))
+POINTWISE = Layout(
+    lambda x: [x.reshape(x.shape[:2] if x.shape[2:] == (1, 1) else x.shape).T],
+    lambda xs: xs[0].T[:, :, None, None],
+)
+# [C, 1, 1], as timm's LayerScale2d.
+PLANES = Layout(lambda x: [x.reshape(-1)], lambda xs: xs[0][:, None, None])
+
+
 def convolution(patch_size: int, channels: int = 3) -> Layout:
-    """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]."""
+    """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]; or other channels."""
 
     def to_ours(x: Array) -> list[Array]:
         return [x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])]
@@ -121,6 +131,27 @@ def norm(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
     yield Entry(f"{theirs}.weight", (f"{ours}/scale",), SAME)
     if bias:
         yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+
+
+def pointwise(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
+    """A 1x1 convolution of torch, a linear layer of ours."""
+    yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), POINTWISE)
+    if bias:
+        yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+
+
+def conv(theirs: str, ours: str, *, bias: bool = True) -> Iterator[Entry]:
+    """A convolution of torch."""
+    yield Entry(f"{theirs}.weight", (f"{ours}/kernel",), CONV)
+    if bias:
+        yield Entry(f"{theirs}.bias", (f"{ours}/bias",), SAME)
+
+
+def batch_norm(theirs: str, ours: str) -> Iterator[Entry]:
+    """A batch norm of torch with its running statistics."""
+    yield from norm(theirs, ours)
+    for name in ("running_mean", "running_var"):
+        yield Entry(f"{theirs}.{name}", (f"{ours}/{name}",), SAME)
 
 
 def fused_attention(weight: str, bias: str, ours: str, names: Sequence[str]) -> Iterator[Entry]:

@@ -28,7 +28,7 @@ def test_the_checkpoint_is_one_and_may_be_holes(tmp_path, random):
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = weights.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
-    with pytest.raises(ValueError, match="has no room for 0.0 GiB; leave out --random"):
+    with pytest.raises(ValueError, match=r"has no room for 0\.0 GiB; leave out --random"):
         weights.write_checkpoint(tmp_path / "w", "vit_s32", depth=1, random=True)
     assert not list((tmp_path / "w").glob("*.safetensors"))
 

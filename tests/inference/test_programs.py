@@ -121,7 +121,7 @@ def test_what_jax2onnx_lacks_or_gets_wrong_is_refused(tmp_path, capsys, monkeypa
 
     model = jaxclip.load("tiny")
     inputs = model.inputs
-    with pytest.raises(ValueError, match="can't write the text tower: .*stablehlo"):
+    with pytest.raises(ValueError, match=r"can't write the text tower: .*stablehlo"):
         onnx_files.write_onnx(model.config, model.params, tmp_path / "mine", inputs)
     assert not list(tmp_path.iterdir())
     model = jaxclip.load(GOLDEN / "hf_clip")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxclip import models
-from jaxclip.models import attention_logits, layers, mup, presets
+from jaxclip.models import attend, attention_logits, mup, presets
 
 IMAGE = presets.ImageConfig(
     image_size=16, patch_size=8, width=16, depth=1, num_heads=2, mlp_dim=32, pool="mean"
@@ -100,7 +100,7 @@ def test_parts_of_a_block_make_the_block_with_all_of_it():
     def two_ways(params, images):
         features = model.image.features(params, images, hidden=[0], attention=[0])
         query, key, _ = model.image.qkv(params, features.hidden[0], 0)
-        return layers.softmax_weights(query, key), features.attention[0]
+        return attend.softmax_weights(query, key), features.attention[0]
 
     np.testing.assert_allclose(*two_ways(params, inputs()[0]), rtol=1e-5, atol=1e-6)
 
@@ -112,7 +112,7 @@ def test_the_cap_is_that_of_the_formula():
     def capped(score, cap):
         # One head of one channel: q·k is the score; the other key has score 0.
         query, key = jnp.full((1, 1, 1, 1), score), jnp.asarray([1.0, 0.0]).reshape(1, 1, 2, 1)
-        weights = layers.softmax_weights(query, key, None, cap)[0, 0, 0]
+        weights = attend.softmax_weights(query, key, None, cap)[0, 0, 0]
         return float(jnp.log(weights[0]) - jnp.log(weights[1]))
 
     assert capped(20.0, 10.0) == pytest.approx(9.640276, rel=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip import models
-from jaxclip.models import layers
+from jaxclip.models import remat as remat_lib
 from tests.models import small
 
 CONFIG = small.change(small.CLIP, image={"depth": 2}, text={"depth": 1})
@@ -75,7 +75,7 @@ def test_remat_keeps_what_its_name_says():
 @pytest.mark.parametrize("remat", ["half", "", "none+mlp", "dots+mlp", "mlp+", "full+attention"])
 def test_unknown_policies_are_refused(remat):
     with pytest.raises(ValueError, match=re.escape(f"remat={remat!r}; use 'none', 'full'")):
-        layers.remat_policy(remat)
+        remat_lib.remat_policy(remat)
 
 
 def test_scanned_layers_compile_one_block():

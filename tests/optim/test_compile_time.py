@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 from jaxclip import optim
-from jaxclip.optim import _norms
+from jaxclip.optim import _moments, _norms, _stacks, _unpack
 
 TRANSFORMATIONS = {
     "adaclip": optim.adaclip(),
@@ -28,8 +29,11 @@ TRANSFORMATIONS = {
 }
 
 
+SHAPE = (96, 128)  # too large to be put together with others
+
+
 def compiled(tx: optax.GradientTransformation, tensors: int, dtype: jnp.dtype = jnp.float32):
-    params = [jax.ShapeDtypeStruct((64, 128), dtype)] * tensors
+    params = [jax.ShapeDtypeStruct(SHAPE, dtype)] * tensors
     state = jax.eval_shape(tx.init, params)
     return jax.jit(tx.update).lower(params, state, params).compile()
 
@@ -54,20 +58,20 @@ def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
 @pytest.mark.parametrize("name", ["adagc", "adagn", "zclip"])
 def test_no_copy_of_the_gradients_is_held(name: str, dtype: jnp.dtype) -> None:
     program = compiled(TRANSFORMATIONS[name], 4, dtype)
-    assert program.memory_analysis().temp_size_in_bytes < 64 * 128
+    assert program.memory_analysis().temp_size_in_bytes < math.prod(SHAPE)
 
 
 def test_unpack_is_exact() -> None:
     for number in (0, 1, 2, 7, 16, 300):
         vector = np.random.default_rng(number).normal(size=number).astype(np.float32)
         vector[: number // 3] = np.resize([np.nan, np.inf, -np.inf, 0.0], number // 3)
-        parts = jax.jit(_norms.unpack)(jnp.asarray(vector))
+        parts = jax.jit(_unpack.unpack)(jnp.asarray(vector))
         assert len(parts) == number and all(part.shape == () for part in parts)
         np.testing.assert_array_equal(np.asarray(parts, np.float32), vector)
     rows = np.arange(21.0).reshape(7, 3)
-    np.testing.assert_array_equal(np.stack(_norms.unpack(jnp.asarray(rows))), rows)
+    np.testing.assert_array_equal(np.stack(_unpack.unpack(jnp.asarray(rows))), rows)
     columns = [jnp.arange(7) * 1.5, jnp.arange(7) % 2 == 0]
-    for i, found in enumerate(_norms.unpack_columns(columns)):
+    for i, found in enumerate(_unpack.unpack_columns(columns)):
         np.testing.assert_array_equal(found, [1.5 * i, i % 2 == 0])
 
 
@@ -98,3 +102,64 @@ def test_norms_within_shard_map() -> None:
     np.testing.assert_allclose(
         jax.jit(norms)(values), np.linalg.norm(np.arange(16.0).reshape(8, 2), axis=1), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optim.stable_adamw(
+            1e-3, weight_decay=0.1, mask=lambda p: [i % 3 > 0 for i in range(len(p))]
+        ),
+        optim.spam(1e-3, density=0.5, reset_interval=2, grace_steps=0),
+        optim.stable_spam(1e-3),
+        optim.acclip(1e-3),
+    ],
+    ids=["stable_adamw", "spam", "stable_spam", "acclip"],
+)
+def test_steps_of_tensors_together_are_those_of_each(
+    tx: optax.GradientTransformation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small tensors of one type, not all of which decay, and one whose gradient is NaN."""
+    rng = np.random.default_rng(0)
+    shapes = [(6, 4), (5,), (6, 4), (5,), (5,), (6, 4), (3,)]
+    params = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    steps = [
+        [jnp.asarray(rng.normal(size=s) * 3**k, jnp.float32) for s in shapes] for k in range(3)
+    ]
+    steps[1][2] = steps[1][2].at[0, 0].set(jnp.nan)
+
+    def trajectory(enough: int) -> list:
+        monkeypatch.setattr(_moments, "ENOUGH", enough)
+        update = jax.jit(lambda *arguments: tx.update(*arguments))
+        state, found = tx.init(params), []
+        for gradients in steps:
+            updates, state = update(gradients, state, params)
+            found.append((updates, state))
+        return found
+
+    for one, other in zip(*map(jax.tree.leaves, (trajectory(100), trajectory(2))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_stacks_put_back_what_they_took() -> None:
+    leaves = [
+        jnp.full(shape, float(i)) for i, shape in enumerate([(2,), (3,), (2,), (), (2,), (3,)])
+    ]
+    leaves.append(jnp.full(2 * _stacks.LARGEST, 6.0))
+    for least in (2, 3, 9):
+        stacks = _stacks.Stacks(leaves, least=least)
+        arrays = stacks.arrays(leaves)
+        assert len(arrays) == {2: 4, 3: 5, 9: 7}[least]
+        count = jnp.zeros((), jnp.int32)
+        (back,) = jax.jit(lambda a, c, s=stacks: s.tensors([a], c))(arrays, count)
+        jax.tree.map(np.testing.assert_array_equal, back, leaves)
+        largest = stacks.each(jnp.max, arrays)
+        np.testing.assert_array_equal(stacks.vector(largest), np.arange(7.0))
+        doubled = stacks.each(lambda x, y: jnp.max(x) + y, arrays, stacks.numbers(jnp.arange(7.0)))
+        np.testing.assert_array_equal(stacks.vector(doubled), 2 * np.arange(7.0))
+
+
+def test_a_scalar_computed_once_is_the_same() -> None:
+    for value in (1.5, -0.25, np.nan, np.inf, True, False, 7):
+        found = jax.jit(_unpack.computed_once)(jnp.asarray(value))
+        np.testing.assert_array_equal(found, value)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxclip import optim
+from jaxclip.optim.read_metrics import skipped_steps
 
 PARAMS = {"a": jnp.asarray([1.0, -2.0]), "b": jnp.ones((2, 3))}
 
@@ -156,6 +157,23 @@ def test_what_is_not_finite_stays_out_of_the_history() -> None:
     assert np.all(np.isfinite(state.norms)) and np.isfinite(state.threshold)
 
 
+@pytest.mark.parametrize("wrap", [optim.skip_nonfinite, optim.skip_on_spike])
+def test_skipped_steps_are_those_that_a_schedule_within_does_not_count(wrap: Any) -> None:
+    steps = [
+        (gradient(1.0), {}),
+        (gradient(np.nan), {}),
+        (gradient(2.0), {}),
+        (gradient(np.inf), {}),
+    ]
+    _, state = run(wrap(optax.adamw(optax.linear_schedule(1.0, 0.0, 10))), steps)
+    counts = [leaf for leaf in jax.tree.leaves(state.inner_state) if leaf.dtype == jnp.int32]
+    assert int(skipped_steps(state)) == 2 and {int(count) for count in counts} == {2}
+    both = optim.skip_nonfinite(wrap(optax.sgd(1.0)))
+    _, state = run(both, steps)
+    assert int(skipped_steps(state)) == 2  # what the outer one skips, the inner one has not seen
+    assert skipped_steps(optax.adamw(1.0).init(PARAMS)) == 0
+
+
 def test_equal_values_skip_nothing() -> None:
     _, state = run(optim.skip_on_spike(optax.sgd(1.0)), [(gradient(0.1), {})] * 140)
     assert int(state.skipped_count) == 0
@@ -178,8 +196,11 @@ def test_extra_arguments_reach_what_takes_them(wrap: Any) -> None:
     assert seen == {"value": 1.0, "other": 2}
     # SAM takes its own only; plain transformations take none.
     sam = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01), opaque_mode=True)
-    for inner, extra in ((sam, {"grad_fn": lambda p, _: p}), (optax.sgd(0.1), {"unknown": 1})):
-        tx = wrap(inner)
+    of_sam = wrap(sam, extra_args=("grad_fn",))
+    for tx, extra in (
+        (of_sam, {"grad_fn": lambda p, _: p}),
+        (wrap(optax.sgd(0.1)), {"unknown": 1}),
+    ):
         updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0, **extra)
         assert np.all(np.isfinite(updates["a"]))
 

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxclip import optim
-from jaxclip.optim._sample import Sampling
+from jaxclip.optim._sample import Sampling, scrambled
 from tests.optim import reference
 from tests.optim.reference import SHAPES, Rule, Step, Tree
 from tests.optim.test_battery import collective_sizes
@@ -222,23 +222,28 @@ def test_density_as_a_fraction(density: float, kept: int, group: int) -> None:
 @pytest.mark.parametrize("density", [0.25, 0.3, 0.75])
 def test_every_element_is_chosen_as_often(density: float) -> None:
     sampling, shape, draws = Sampling.of(density), (3, 20), 4000
-    keys = jax.random.split(jax.random.key(0), draws)
+    seeds = scrambled(jnp.arange(draws, dtype=jnp.uint32))
 
-    def choice(key: jax.Array) -> jax.Array:
-        chosen = sampling.draw(key, shape)
+    def choice(seed: jax.Array) -> jax.Array:
+        chosen = sampling.draw(seed, shape)
         return sampling.put(jnp.ones(sampling.shape(shape)), chosen, shape[-1])
 
-    counts = np.asarray(jax.jit(lambda keys: jax.vmap(choice)(keys).sum(0))(keys))
+    choices = np.asarray(jax.jit(jax.vmap(choice))(seeds))
     # Five standard deviations.
     deviation = math.sqrt(density * (1 - density) / draws)
-    assert np.abs(counts / draws - density).max() < 5 * deviation
+    assert np.abs(choices.mean(0) - density).max() < 5 * deviation
+    # Groups have nothing to do with each other, nor has a choice with the next seed's.
+    firsts = choices[:, :, :: sampling.group].reshape(draws, -1)
+    pairs = np.concatenate([firsts, np.roll(firsts[:, :1], 1, axis=0)], axis=1)
+    correlations = np.corrcoef(pairs.T) - np.eye(pairs.shape[1])
+    assert np.abs(correlations).max() < 5 / math.sqrt(draws)
 
 
 @pytest.mark.parametrize("length", [4, 7, 20, 33])
 def test_what_is_taken_is_put_back_in_place(length: int) -> None:
     sampling, shape = Sampling.of(0.3), (2, length)
     tensor = jnp.arange(1.0, 1.0 + 2 * length).reshape(shape)
-    chosen = sampling.draw(jax.random.key(3), shape)
+    chosen = sampling.draw(jnp.uint32(3), shape)
     taken = sampling.take(tensor, chosen)
     back = sampling.put(taken, chosen, length)
     assert taken.shape == sampling.shape(shape) and back.shape == shape

@@ -1,9 +1,9 @@
 """How much of the captions is cut or repeated is told once a run."""
 
-from jaxclip.train import loop
+from jaxclip.train import describe
 
 
 def test_shares_of_counts():
-    text = loop.describe_captions({"drawn": 8, "fill": 2, "equal": 4})
+    text = describe.describe_captions({"drawn": 8, "fill": 2, "equal": 4})
     assert "25.0% fill their row" in text and "50.0% equal another one of their batch" in text
-    assert loop.describe_captions({}) == "  captions: none drawn yet"
+    assert describe.describe_captions({}) == "  captions: none drawn yet"

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxclip import storage
 from jaxclip.parallel import make_mesh
-from jaxclip.train import manifest
+from jaxclip.train import manifest, state_io
 from jaxclip.train.checkpoint import Checkpointer, CheckpointError
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -606,3 +607,18 @@ def test_the_manifest_is_json_that_anyone_reads(tmp_path):
     content = json.loads((tmp_path / "step_00000001" / "manifest.json").read_text())
     assert content["step"] == 1 and content["extra"] == {"position": 1}
     assert content["tree"]["params/image/kernel"] == ["float32", [16, 24]]
+
+
+def test_a_state_with_a_new_field_says_how_to_go_on() -> None:
+    """As of an optimizer whose state has got one more number since the checkpoint was saved."""
+    number = jax.ShapeDtypeStruct((), "int32")
+    saved = state_io.describe({"params": {"w": number}, "opt_state": {"norm": number}})
+    wanted = {"params": {"w": number}, "opt_state": {"norm": number, "streak": number}}
+    path = epath.Path("/w/step_10")
+    with pytest.raises(
+        ValueError, match=r"opt_state/streak is not in .*\n.*earlier version.*init_from"
+    ):
+        state_io.check_tree(saved, wanted, path, partial=False)
+    wanted["params"]["v"] = number
+    with pytest.raises(ValueError, match="use the configuration it was saved with"):
+        state_io.check_tree(saved, wanted, path, partial=False)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxclip import config as config_lib
 from jaxclip import parallel
-from jaxclip.train import checks, dry_run, loop
+from jaxclip.train import checks, dry_run
 from jaxclip.train.errors import RunError
 
 # What the command line shows as a line (tests/test_cli.py).
@@ -80,8 +80,8 @@ def attempt(config, key, value):
     try:
         resolved = config_lib.resolve(put(config, key, value))
         checks.build(resolved)
-        loop.load_tokenizer(resolved)
-        loop.check_data(resolved)
+        checks.load_tokenizer(resolved)
+        checks.check_data(resolved)
     except REFUSED as error:
         return str(error)
     return None

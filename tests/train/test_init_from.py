@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxclip import parallel
-from jaxclip.train import dry_run, init_from, loop, setup, state_io
+from jaxclip.train import checks, dry_run, init_from, loop, setup, state_io
 from jaxclip.train.checkpoint import Checkpointer
 
 
@@ -79,6 +79,19 @@ def test_a_folder_that_is_no_run(tmp_path, tiny_config):
         ValueError, match=r"is neither the workdir of a run nor published weights: .*holds no"
     ):
         experiment.init_state()
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_written(tmp_path, tiny_config):
+    config = tiny_config("init_from=/nowhere/at/all")
+    with pytest.raises(ValueError, match="init_from='/nowhere/at/all': there is no such folder"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="init_from='/nowhere/at/all': there is no such folder"):
+        dry_run.dry_run(config)
+
+
+def test_a_run_that_has_begun_needs_its_start_no_more(trained, tiny_config):
+    checks.check_start(tiny_config("init_from=/nowhere/at/all"), trained / "checkpoints")
 
 
 def test_published_siglip_weights_say_how_texts_are_padded():

@@ -31,7 +31,7 @@ def finished(tiny_config, trained, compilation_cache, tmp_path_factory):
 
 
 def test_factors_alone_train_and_readers_get_the_sum(finished, trained):
-    workdir, config = finished
+    workdir, _ = finished
     before = state_io.named_leaves(init_from.open_source(trained).read(None))
     after = init_from.open_source(workdir).read(None)
     assert low_rank.KEY not in after

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip.data import order, pipeline
-from jaxclip.train import checkpoint, loop, metrics, rewind, setup, signals, spike_files
+from jaxclip.train import checkpoint, checks, loop, metrics, rewind, setup, signals, spike_files
 from jaxclip.train import step as step_lib
 
 MARK = 7  # a token that makes a batch poisonous
@@ -169,7 +169,7 @@ def test_a_kill_while_going_back_changes_nothing(hit, tmp_path, monkeypatch):
 
     def killed(self, step):
         self.wait()
-        self._remove(12)
+        self._folder.remove(12)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.Checkpointer, "forget_after", killed)
@@ -260,7 +260,7 @@ def test_a_spike_is_written_down_with_its_batch_and_shown(poison, tiny_config, t
     rows = [each["row"] for each in (*found["falling"], *found["rising"])]
     assert len(rows) == 8 and -1 <= found["cosine"] <= 1
     expected = pipeline.look_up(
-        config["data"], tokenizer=loop.load_tokenizer(config), global_batch_size=16, seed=0,
+        config["data"], tokenizer=checks.load_tokenizer(config), global_batch_size=16, seed=0,
         batch=13, rows=rows,
     )  # fmt: skip
     for each, other in zip((*found["falling"], *found["rising"]), expected, strict=True):
@@ -278,7 +278,7 @@ def test_a_spike_is_written_down_with_its_batch_and_shown(poison, tiny_config, t
 def test_examples_looked_up_are_those_of_training(tiny_config):
     config = tiny_config(*OVERRIDES)
     options = {
-        "tokenizer": loop.load_tokenizer(config), "global_batch_size": 16, "seed": 3,
+        "tokenizer": checks.load_tokenizer(config), "global_batch_size": 16, "seed": 3,
     }  # fmt: skip
     with_training = pipeline.train_iterator(config["data"], start_step=5, passed_over=(), **options)
     batch = next(with_training.iterator)

@@ -13,7 +13,7 @@ import pytest
 
 from jaxclip import cli
 from jaxclip import config as config_lib
-from jaxclip.train import checkpoint, loop, metrics, setup, workdir
+from jaxclip.train import checkpoint, loop, metrics, setup, step_metrics, workdir
 from jaxclip.train.lock import FILE_NAME, Holder, LockedError, _encode
 
 
@@ -189,13 +189,13 @@ def test_an_error_lets_the_workdir_go(tiny_config, tmp_path, monkeypatch):
 def test_a_run_whose_workdir_was_taken_over_stops_without_a_checkpoint(
     tiny_config, tmp_path, monkeypatch
 ):
-    flush = loop._Run.flush
+    flush = step_metrics.StepMetrics.flush
 
     def taken(self, *args):
         self.held.lock._lost = len(list((tmp_path / "checkpoints").glob("step_*"))) > 0
         return flush(self, *args)
 
-    monkeypatch.setattr(loop._Run, "flush", taken)
+    monkeypatch.setattr(step_metrics.StepMetrics, "flush", taken)
     with pytest.raises(Exception, match="was taken over"):
         loop.train(tiny_config("evaluate.every_steps=0"), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]

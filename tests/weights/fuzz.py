@@ -1,8 +1,8 @@
 """Files of tensors, changed in every way that a stranger could think of.
 
-:func:`inputs` gives any number of them, the same ones for the same seed. Each is a folder's files and
-the one to open, made by a mutation that knows its format (a header's fields, an archive's members, a
-pickle's instructions) or by one that knows bytes only.
+:func:`inputs` gives any number of them, the same ones for the same seed. Each is a folder's files
+and the one to open, made by a mutation that knows its format (a header's fields, an archive's
+members, a pickle's instructions) or by one that knows bytes only.
 """
 
 import io
@@ -177,7 +177,8 @@ def npz(rng):
                                 "'>f8'", "'<M8[s]'", "3", "'garbage'"))  # fmt: skip
             content[name] = npy(descr, "(3, 4)", data=bytes(96))
         case 2:
-            content[name] = npy("'<f4'", rng.choice((DEEP, "__import__('os').mkdir('executed')", "()",
+            content[name] = npy("'<f4'", rng.choice((DEEP, "__import__('os').mkdir('executed')",
+            "()",
                                                      "'ab'", "(1.5,)", "(True,)")))  # fmt: skip
         case 3:
             content[name] = npy("'<f4'", "(12,)", version=rng.choice((b"\x02\x00", b"\x03\x00",
@@ -275,8 +276,9 @@ def torch(rng):
         case 6:
             del content[rng.choice(list(content))]
         case 7:
-            content[rng.choice(("../../evil", "x/data.pkl", pickled.replace("data.pkl", "byteorder"),
-                                "archive/code/x.py"))] = rng.choice((b"big", b"x" * 99))  # fmt: skip
+            content[rng.choice(("../../evil", "x/data.pkl", pickled.replace("data.pkl",
+            "byteorder"),
+                                "archive/x.py"))] = rng.choice((b"big", b"x" * 99))  # fmt: skip
         case 8:
             content[pickled] = b"\x80\x02" + b"]" * 10**5 + b"."
         case 9:  # a long name, and a bomb of zeros as the program
@@ -306,7 +308,8 @@ def index(rng):
     found = {"weight_map": table}
     match rng.randrange(9):
         case 0:
-            table[name] = rng.choice(("../a.safetensors", "/etc/passwd", "..", ".", "", "b.safetensors",
+            table[name] = rng.choice(("../a.safetensors", "/etc/passwd", "..", ".", "",
+            "b.safetensors",
                                       "~/x", "a.safetensors/", "sub/a.safetensors", "\x00",
                                       "model.safetensors.index.json", "a" * 5000))  # fmt: skip
         case 1:

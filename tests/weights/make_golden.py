@@ -15,6 +15,7 @@ import safetensors.torch
 import timm
 import torch
 import transformers
+from timm.models import vision_transformer_hybrid as hybrid
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 LENGTH, VOCABULARY = 8, 48
@@ -40,9 +41,10 @@ def inputs(size, causal):
     return images, tokens
 
 
-def save_outputs(folder, images, tokens, image, text):
+def save_outputs(folder, images, tokens, image, text, **more):
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text)]
-    np.savez(folder / "expected.npz", images=images, tokens=tokens, image=unit[0], text=unit[1])
+    arrays = {"images": images, "tokens": tokens, "image": unit[0], "text": unit[1], **more}
+    np.savez(folder / "expected.npz", **arrays)
 
 
 def tensor(output):
@@ -274,6 +276,85 @@ def clipa():
     outputs(model, folder, 8)
 
 
+def round_half(model):
+    """Random as above, statistics too, in numbers that half precision holds."""
+    generator = torch.Generator().manual_seed(1)
+    randomized(model)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_mean"):
+                tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            if ".bn" in name and name.endswith(".weight"):  # batch norms of other names
+                tensor.add_(1.0)
+            if tensor.is_floating_point():
+                tensor.copy_(tensor.half().float())
+    return model
+
+
+def convolutional(name, vision, *, causal=True, custom=True, width=16, **timm_options):
+    """A small model of open_clip's with another image tower."""
+    folder = FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": width, "heads": 2}
+    text |= {"layers": 1, "no_causal_mask": not causal}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    create = timm.create_model
+    timm.create_model = lambda *args, **kwargs: create(*args, **{**kwargs, **timm_options})
+    model = round_half((open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**config))
+    timm.create_model = create
+    state = model.state_dict()
+    safetensors.torch.save_file(
+        {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()},
+        folder / "open_clip_model.safetensors",
+    )
+    model_cfg = {**config, "custom_text": custom}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+    images, tokens = inputs(vision["image_size"], True)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        image = model.encode_image(pixels).numpy()
+        text = model.encode_text(torch.from_numpy(tokens).long()).numpy()
+        if hasattr(model.visual, "trunk"):
+            places = model.visual.trunk.forward_features(pixels)
+        else:
+            places = model.visual.forward_intermediates(pixels)["image_intermediates"][-1]
+    places = places.flatten(2).permute(0, 2, 1) if places.ndim == 4 else places[:, 1:]
+    save_outputs(folder, images, tokens, image, text, places=places.numpy())
+
+
+def convolutional_towers():
+    resnet = {"image_size": 64, "layers": [1, 2, 1, 1], "width": 2, "head_width": 16}
+    convolutional("open_clip_resnet", {**resnet, "patch_size": None}, custom=False)
+    convolutional(
+        "open_clip_convnext",
+        {"image_size": 64, "timm_model_name": "convnext_base", "timm_pool": "", "timm_proj": "mlp"},
+        custom=False,
+        depths=(1, 2, 1, 1),
+        dims=(4, 8, 8, 16),
+    )
+    mobile = {"image_size": 64, "timm_pool": "avg", "timm_proj": None}
+    convolutional(
+        "open_clip_fastvit",
+        {**mobile, "timm_model_name": "fastvit_mci0"},
+        causal=False,
+        layers=(2, 1, 1, 1),
+        embed_dims=(4, 8, 16, 32),
+    )
+    stem = hybrid.ConvStem
+    hybrid.ConvStem = lambda **kwargs: stem(**{**kwargs, "channels": (4, 4, 16)})
+    convolutional(
+        "open_clip_timm_vit",
+        {**mobile, "image_size": 32, "timm_model_name": "vit_base_mci_224", "timm_pool": "token"},
+        img_size=32,
+        embed_dim=16,
+        depth=1,
+        num_heads=1,
+    )
+    hybrid.ConvStem = stem
+
+
 class Leaf(torch.nn.Module):
     """A module of any tree of parameters."""
 
@@ -322,3 +403,4 @@ if __name__ == "__main__":
     open_clip_timm("pe_core", "vit_pe_core_base_patch16_224", "map", 12)
     clipa()
     openai_archive()
+    convolutional_towers()

@@ -33,11 +33,16 @@ from jaxclip.weights.checkpoint import open_checkpoint
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "weights.md"
 MARKS = ("<!-- open_clip: begin -->", "<!-- open_clip: end -->")
 VOCABULARY = 400
+# How a model of open_clip says that it gives no tokens.
+_NO_TOKENS = (AttributeError, AssertionError, TypeError, NotImplementedError, RuntimeError)
+# As the published config.json have it; the defaults of the classes are BERT's.
+ROBERTA = {"max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+ROBERTA |= {"layer_norm_eps": 1e-5}
 HF_TEXT = {
-    "roberta": transformers.RobertaConfig,
-    "xlm-roberta": transformers.XLMRobertaConfig,
-    "mt5": transformers.MT5Config,
-    "nllb": transformers.M2M100Config,
+    "roberta": (transformers.RobertaConfig, {**ROBERTA, "vocab_size": 50_265}),
+    "xlm-roberta": (transformers.XLMRobertaConfig, {**ROBERTA, "vocab_size": 250_002}),
+    "mt5": (transformers.MT5Config, {}),
+    "nllb": (transformers.M2M100Config, {}),
 }
 HF_SIZES = {
     "num_hidden_layers": 2,
@@ -70,7 +75,8 @@ def small_hf(name, **options):
     del options
     kind = next(k for k in sorted(HF_TEXT, key=len, reverse=True) if k in name)
     wide = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
-    return HF_TEXT[kind](**HF_SIZES, **(wide if "large" in name else {}))
+    cls, sizes = HF_TEXT[kind]
+    return cls(**{**HF_SIZES, **sizes, **(wide if "large" in name else {})})
 
 
 def small_config(name):
@@ -131,7 +137,9 @@ def inputs(model, config):
     text = config["text_cfg"]
     length = text.get("context_length", 77)
     tokens = rng.integers(3, VOCABULARY - 1, (2, length)).astype(np.int32)
-    if text.get("pool_type", "argmax") in ("argmax", "eos"):
+    if "roberta" in str(text.get("hf_model_name")):
+        tokens[0, length // 2 :] = 1
+    elif text.get("pool_type", "argmax") in ("argmax", "eos"):
         ends = text["eos_id"] if text.get("pool_type") == "eos" else VOCABULARY - 1
         tokens[0, length // 2], tokens[0, length // 2 + 1 :] = ends, text.get("pad_id", 0)
         tokens[1, -1] = ends
@@ -148,13 +156,15 @@ def theirs(model, images, tokens):
         bias = getattr(model, "logit_bias", None)
         logits = model.logit_scale.exp() * found["image"] @ found["text"].T
         found["logits"] = logits if bias is None else logits + bias
-        with contextlib.suppress(AttributeError, AssertionError, TypeError, NotImplementedError):
+        with contextlib.suppress(*_NO_TOKENS):
             out = model.forward_intermediates(
                 image=pictures, image_indices=1, normalize_intermediates=True,
                 intermediates_only=True, image_output_fmt="NLC",
             )  # fmt: skip
             found["image_tokens"] = out["image_intermediates"][-1]
-        with contextlib.suppress(AttributeError, AssertionError, TypeError, NotImplementedError):
+        with contextlib.suppress(*_NO_TOKENS):
+            if hasattr(model, "text_decoder"):
+                raise NotImplementedError  # what CoCa's text tower hands on has no norm behind it
             out = model.forward_intermediates(
                 text=texts, text_indices=1, normalize_intermediates=True, intermediates_only=True
             )
@@ -169,12 +179,15 @@ def ours(opened, images, tokens):
     def run(params, images, tokens):
         image, text = model.image_features(params, images), model.text_features(params, tokens)
         logits = jax.numpy.exp(params["logit_scale"]) * image.embedding @ text.embedding.T
+        text_tokens = text.tokens
+        if opened.sizes.text.pool == "cls":  # as the decoder takes them; theirs are normed here
+            text_tokens = model.text.normed(params["text"], text_tokens)
         return {
             "image": image.embedding,
             "text": text.embedding,
             "logits": logits + params.get("logit_bias", 0.0),
             "image_tokens": image.tokens,
-            "text_tokens": text.tokens,
+            "text_tokens": text_tokens,
         }
 
     return run(params, images, tokens)

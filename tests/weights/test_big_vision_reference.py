@@ -1,9 +1,10 @@
 """big_vision's SigLIP, written down slowly after its modules' rules, against an imported file.
 
-float64 NumPy, an example at a time. The rules (Zhai et al. 2023, arXiv:2303.15343; modules ``vit`` and
-``two_towers``): patches by a strided convolution, learned positions, pre-norm blocks of Flax's
+float64 NumPy, an example at a time. The rules (Zhai et al. 2023, arXiv:2303.15343; modules ``vit``
+and ``two_towers``): patches by a strided convolution, learned positions, pre-norm blocks of Flax's
 multi-head attention and an MLP with GELU's approximation, norms with epsilon 1e-6, a MAP head for
-images, the last token and a linear head for texts; unit vectors, their products times exp(t) plus b.
+images, the last token and a linear head for texts; unit vectors, their products times exp(t) plus
+b.
 """
 
 import math
@@ -31,7 +32,9 @@ class Reference:
 
     def norm(self, x, *at):
         mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) / np.sqrt(variance + 1e-6) * self.get(*at, "scale") + self.get(*at, "bias")
+        return (x - mean) / np.sqrt(variance + 1e-6) * self.get(*at, "scale") + self.get(
+            *at, "bias"
+        )
 
     def dense(self, x, *at):
         return x @ self.get(*at, "kernel") + self.get(*at, "bias")

@@ -145,6 +145,13 @@ def test_programs_that_mean_more_than_they_say(tmp_path, number):
     assert tracemalloc.get_traced_memory()[1] < MOST_MEMORY
 
 
+def test_an_index_of_itself_is_refused(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": index.name}}))
+    with pytest.raises(files.FileError, match="which is an index itself"):
+        files.open_file(index)
+
+
 def lies(folder, count, seed):
     """Configurations in which something is another thing than it was."""
     name = "open_clip_config.json" if "open_clip" in folder.name else "config.json"

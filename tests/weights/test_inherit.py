@@ -40,12 +40,18 @@ def test_with_equal_sizes_it_is_the_identity(large):
 def test_blocks_rows_and_heads_are_the_papers(large):
     smaller = architecture(width=16, depth=5, num_heads=2, mlp_dim=20)
     smaller = dataclasses.replace(smaller, embed_dim=8)
-    found, given = (state_io.named_leaves(t) for t in (inherit(large, architecture(), smaller), large))
+    found, given = (
+        state_io.named_leaves(t) for t in (inherit(large, architecture(), smaller), large)
+    )
     for index, source in enumerate((0, 2, 4, 6, 8)):
         name = "image/blocks_{}/attention/key/kernel"
-        np.testing.assert_array_equal(found[name.format(index)], given[name.format(source)][:16, :16])
+        np.testing.assert_array_equal(
+            found[name.format(index)], given[name.format(source)][:16, :16]
+        )
         name = "text/blocks_{}/mlp/down/kernel"
-        np.testing.assert_array_equal(found[name.format(index)], given[name.format(source)][:20, :16])
+        np.testing.assert_array_equal(
+            found[name.format(index)], given[name.format(source)][:20, :16]
+        )
     np.testing.assert_array_equal(found["image/projection/kernel"],
                                   given["image/projection/kernel"][:16, :8])  # fmt: skip
     expected = jax.eval_shape(models.build(smaller).init, jax.random.key(0))
@@ -55,7 +61,7 @@ def test_blocks_rows_and_heads_are_the_papers(large):
 
 
 def test_what_adds_nothing_may_go():
-    """Blocks that add nothing and hidden channels that go nowhere: the smaller model is the same."""
+    """Blocks that add nothing and hidden channels that go nowhere."""
     sizes, smaller = architecture(depth=3), architecture(depth=1, mlp_dim=20)
     params = drawn(sizes)
     for tower in ("image", "text"):

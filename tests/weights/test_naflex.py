@@ -12,7 +12,7 @@ from PIL import Image
 import jaxclip
 from jaxclip import config as config_lib
 from jaxclip import models
-from jaxclip.inference import embed, pictures
+from jaxclip.inference import embed, pictures, programs
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import resize_positions
 from jaxclip.train import checks
@@ -154,6 +154,9 @@ def test_a_pipeline_of_squares_says_that_the_aspect_ratio_is_lost(opened, caplog
     with caplog.at_level(logging.WARNING, "jaxclip"):
         checks.warn_of_squares(config)
     assert "NaFlex" in caplog.text and "squares of 16 x 16 pixels" in caplog.text
+    caplog.clear()
+    made = programs.towers_of(config, opened.read())
+    assert made[0].row == (16, 16, 3) and "squares of 16 x 16 pixels" in caplog.text
     caplog.clear()
     checks.warn_of_squares(config_lib.resolve({}))
     assert not caplog.text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip import models
-from jaxclip.models.layers import MASKED
+from jaxclip.models.attend import MASKED
 from jaxclip.weights import surgery
 from tests.models import small
 

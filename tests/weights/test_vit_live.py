@@ -119,10 +119,10 @@ def test_evas_own_names_hold_what_open_clips_do(name, tmp_path):
 
 @pytest.mark.parametrize("preset", ["eva_8b", "eva_18b"])
 def test_the_largest_evas_against_float64_numpy(preset, tmp_path):
-    """Full width, one block, random weights, by the names of baaivision's source."""
+    """Full width, one block, a narrower MLP (for memory), by the names of baaivision's source."""
     full = presets.get(preset)
-    image = dataclasses.replace(full.image, depth=1, image_size=56)
-    text = dataclasses.replace(full.text, depth=1, vocab_size=64)
+    image = dataclasses.replace(full.image, depth=1, image_size=56, mlp_dim=full.image.width)
+    text = dataclasses.replace(full.text, depth=1, vocab_size=64, mlp_dim=1280)
     sizes = dataclasses.replace(full, image=image, text=text)
     rng = np.random.default_rng(0)
     shapes = state_io.named_leaves(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxclip.models import attend, layers
 from jaxclip.models import features as features_lib
-from jaxclip.models import layers
 from jaxclip.models.presets import TextConfig
 from jaxclip.models.text import TextTransformer
 from jaxclip.models.tower import Params
@@ -68,10 +68,11 @@ class Roberta(TextTransformer):
         del turns  # it has none
         attention = params[f"blocks_{block % self.config.depth}"]["attention"]
         linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        query, key, value = (
-            layers.split_heads(linear.apply({"params": attention[name]}, x), self.config.num_heads)
-            for name in ("query", "key", "value")
-        )
+        heads = []
+        for name in ("query", "key", "value"):
+            out: Any = linear.apply({"params": attention[name]}, x)
+            heads.append(attend.split_heads(out, self.config.num_heads))
+        query, key, value = heads
         return query, key, value
 
 
@@ -111,10 +112,10 @@ class PostNormBlock(layers.Block):
         self,
         x: jax.Array,
         mask: jax.Array | None,
-        how: layers.How = layers.UNCHANGED,
+        how: attend.How = attend.UNCHANGED,
         keys: jax.Array | None = None,
         turns: jax.Array | None = None,
-    ) -> tuple[jax.Array, layers.Taken]:
+    ) -> tuple[jax.Array, attend.Taken]:
         """As :meth:`jaxclip.models.layers.Block.__call__`."""
         attention = layers.Attention(
             self.num_heads, self.dtype, self.implementation, self.flat, name="attention"

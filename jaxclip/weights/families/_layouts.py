@@ -28,6 +28,8 @@ _COMMON: dict[str, Any] = {
         )
     },
     "text.layer_scale": False,
+    "image.kind": "vit",
+    "image.class_position": True,
 }
 # Fields of ImageConfig that say how a block or a pool is made, with those of the plain ones.
 _PLAIN: dict[str, Any] = {
@@ -46,6 +48,8 @@ _NO_SCALE: dict[str, Any] = {
     "image.class_token": False,
     "image.norm_after_pool": False,
 }
+# Of models with CLIP's text tower, causal or not, behind another image tower.
+TEXT_LAYOUT: Mapping[str, Any] = {"text.pool": "last", "text.projection": "linear"}
 OPEN_CLIP_LAYOUT: Mapping[str, Any] = (
     _COMMON
     | _PLAIN
@@ -107,11 +111,12 @@ def fields(sizes: CLIPConfig) -> dict[str, Any]:
         del flat["text.mask_padding"]
     if flat["text.pool"] == "eos":  # the same place of any text that a tokenizer makes
         flat["text.pool"] = "last"
-    if flat["image.pool"] == "cls":  # it has one anyway
+    if flat.get("image.pool") == "cls":  # it has one anyway
         flat["image.class_token"] = False
     for tower in ("image", "text"):
         # The initial value alone, and what muP does to scores.
-        flat[f"{tower}.layer_scale"] = flat[f"{tower}.layer_scale"] is not None
+        if f"{tower}.layer_scale" in flat:
+            flat[f"{tower}.layer_scale"] = flat[f"{tower}.layer_scale"] is not None
         if mup.attention_scale(getattr(sizes, tower)) == 1.0:
             flat[f"{tower}.mup_base_heads"] = 0
     return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}

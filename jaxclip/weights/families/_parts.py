@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.weights.families._base import Checkpoint
+
 # Means and deviations of OpenAI's training images (openai/CLIP, MIT licence).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -81,6 +83,21 @@ def torch_gelu(config: Mapping[str, Any], default: str = "none") -> str:
     if approximate not in known or set(given) - {"approximate"}:
         raise ValueError(f"act_kwargs={given!r}; known: approximate={', '.join(known)}")
     return known[approximate]
+
+
+def image_size(checkpoint: Checkpoint, default: int) -> int:
+    """Side of the images of an open_clip model whose tensors do not tell it.
+
+    Raises:
+      ValueError: images that are no square.
+    """
+    config = checkpoint.config
+    vision = config.get("model_cfg", config).get("vision_cfg") or {}
+    size = vision.get("image_size") or (config.get("preprocess_cfg") or {}).get("size") or default
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if len(sides) != 1:
+        raise ValueError(f"image_size={size!r} of the checkpoint; images are squares here")
+    return read_number({"image_size": sides.pop()}, "image_size", default)
 
 
 def norm_eps(config: Mapping[str, Any], default: float = 1e-5) -> float:

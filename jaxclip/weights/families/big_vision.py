@@ -117,7 +117,10 @@ class BigVision(Family):
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
-        tokenizer = {"kind": kind_of(sizes.text.vocab_size), "context_length": sizes.text.context_length}
+        tokenizer = {
+            "kind": kind_of(sizes.text.vocab_size),
+            "context_length": sizes.text.context_length,
+        }
         return Preprocess(HALF, HALF, "resize(method='bilinear')", tokenizer)
 
 

@@ -28,8 +28,9 @@ class OpenCLIPRoberta(Family):
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
+        names = set(checkpoint.shapes)
         wanted = {"visual.class_embedding", f"{_EMBEDDINGS}.token_type_embeddings.weight"}
-        return wanted <= set(checkpoint.shapes)
+        return wanted <= names and "text_decoder.text_projection" not in names  # CoCa's
 
     @staticmethod
     def ignore(name: str) -> bool:

@@ -107,7 +107,7 @@ class OpenCLIPSigLIP(Family):
             ),
             Entry(f"{_TRUNK}.patch_embed.proj.bias", ("image/patch_embedding/bias",), SAME),
             Entry(f"{_TRUNK}.pos_embed", ("image/positions",), BATCH_AXIS),
-            *_timm_blocks(sizes.image.depth),
+            *timm_blocks(sizes.image.depth),
             *norm(f"{_TRUNK}.norm", "image/norm_post"),
             *attention_pool(pool, to),
             *text_entries(sizes, "text."),
@@ -198,7 +198,8 @@ def _timm_name(image: ImageConfig) -> str:
     return f"vit_{name}_patch{image.patch_size}_siglip_{image.image_size}"
 
 
-def _timm_blocks(depth: int) -> Iterator[Entry]:
+def timm_blocks(depth: int) -> Iterator[Entry]:
+    """Blocks of timm's Vision Transformer."""
     for index in range(depth):
         at, to = f"{_TRUNK}.blocks.{index}", f"image/blocks_{index}"
         yield from norm(f"{at}.norm1", f"{to}/attention_norm")

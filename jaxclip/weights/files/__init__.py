@@ -104,11 +104,15 @@ def _open_index(path: pathlib.Path) -> Tensors:
     tensors: dict[str, Tensor] = {}
     for name, file in table.items():
         # A name, not a way out of the folder.
-        if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-            raise FileError(f"{path} names {file!r} for {name!r}, which is no file beside it")
+        if not isinstance(file, str) or pathlib.PurePath(file).name != file or len(file) > 255:
+            raise FileError(
+                f"{path} names {str(file)[:80]!r} for {name[:80]!r}, which is no file beside it"
+            )
+        if file.endswith(".index.json"):  # perhaps this one
+            raise FileError(f"{path} names {file!r} for {name[:80]!r}, which is an index itself")
         if file not in shards:
             shards[file] = open_file(path.parent / file)
         if name not in shards[file].tensors:
-            raise FileError(f"{path} says that {name!r} is in {file}, but it is not")
+            raise FileError(f"{path} says that {name[:80]!r} is in {file}, but it is not")
         tensors[name] = shards[file].tensors[name]
     return Tensors(path, tensors)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import pathlib
 import zipfile
-import zlib
 from typing import Any
 
 import ml_dtypes
@@ -37,7 +36,9 @@ def open_npz(path: pathlib.Path) -> Tensors:
                 tensors[name] = Tensor(
                     shape, dtype, functools.partial(_read, path, member.filename)
                 )
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
+    except FileError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, ValueError) as error:
         raise FileError(f"{path} is no .npz file: {error}") from error
     return Tensors(path, tensors)
 
@@ -51,8 +52,9 @@ def _header(
             version = npy.read_magic(file)
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             shape, _, dtype = read[version](file)
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        raise FileError(f"{what} is no array: {error}") from error
+    except Exception as error:  # NumPy reads a header as Python's literals: it may meet anything
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        raise FileError(f"{what} is no array: {why}") from error
     if dtype.hasobject:
         raise FileError(f"{what} holds Python objects, which are never read")
     if (
@@ -73,5 +75,6 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             array = npy.read_array(file, allow_pickle=False)
             return array.view(ml_dtypes.bfloat16) if array.dtype == _VOID else array
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        raise FileError(f"{path}: {name} is damaged: {error}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {str(error)[:200]}"
+        raise FileError(f"{path}: {name} is damaged: {what}") from error

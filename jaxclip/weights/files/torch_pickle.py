@@ -1,8 +1,9 @@
 """Pickles of torch's files, run by a machine that knows tensors only.
 
-A pickle is a program. This machine is Python's own in Python, less most of its instructions: it builds
-dicts, lists, tuples and descriptions of tensors, and calls nothing that is not in a table here. What a
-short program could blow up (memo slots, shared tuples as keys, copies of long lists) is refused, too.
+A pickle is a program. This machine is Python's own in Python, less most of its instructions: it
+builds dicts, lists, tuples and descriptions of tensors, and calls nothing that is not in a table
+here. What a short program could blow up (memo slots, shared tuples as keys, copies of long lists)
+is refused, too.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ _STORAGES = {
 }  # fmt: skip
 # Instructions that build values of the kinds above; none makes sets, instances or bytearrays.
 _ALLOWED = (
-    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG "
-    "LONG1 LONG4 FLOAT BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE BINUNICODE8 "
-    "SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE "
-    "TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD "
-    "BINPERSID GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE"
-).split()
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE",
+    "BINBYTES", "SHORT_BINBYTES", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE",
+    "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "GET", "BINGET",
+    "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE",
+)  # fmt: skip
 _KEYS = (str, int, float, bytes, type(None))
 
 
@@ -98,7 +101,12 @@ def load(data: bytes, path: str) -> Any:
         raise FileError(f"{path}: its data.pkl can't be read: {what}") from error
 
 
-class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
+# Python's unpickler in Python; its name has an underscore, but its table of instructions is what
+# subclasses have been made of since it exists.
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Machine(_Unpickler):
     """Python's unpickler in Python, with the instructions of :data:`_ALLOWED`."""
 
     dispatch: dict[int, Callable[[Any], None]] = {}  # noqa: RUF012
@@ -111,8 +119,8 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
         found = _named(module, name)
         if found is None:
             raise FileError(
-                f"{self._path} asks for {module[:80]}.{name[:80]}: only tensors are read, nothing is "
-                "run; save its state dict, best as safetensors"
+                f"{self._path} asks for {module[:80]}.{name[:80]}: only tensors are read, nothing "
+                "is run; save its state dict, best as safetensors"
             )
         return found
 
@@ -169,7 +177,7 @@ class _Machine(pickle._Unpickler):  # type: ignore[name-defined,misc]
 _Machine.dispatch = dict.fromkeys(range(256), _Machine.refuse)
 for _name in _ALLOWED:
     _code = getattr(pickle, _name)[0]
-    _Machine.dispatch[_code] = pickle._Unpickler.dispatch[_code]  # type: ignore[attr-defined]
+    _Machine.dispatch[_code] = _Unpickler.dispatch[_code]
 _Machine.dispatch |= {
     pickle.REDUCE[0]: _Machine.reduce,
     pickle.NEWOBJ[0]: _Machine.new_object,

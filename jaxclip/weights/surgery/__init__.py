@@ -1,5 +1,6 @@
 """Surgery on trees of parameters: pure functions, each the identity where nothing is asked."""
 
+from jaxclip.weights.surgery.branches import fold_branches
 from jaxclip.weights.surgery.inherit import inherit
 from jaxclip.weights.surgery.lora import init_lora, merge_lora
 from jaxclip.weights.surgery.positions import (
@@ -10,10 +11,12 @@ from jaxclip.weights.surgery.positions import (
 )
 from jaxclip.weights.surgery.registers import add_registers
 from jaxclip.weights.surgery.soups import greedy_soup, uniform_soup, wise_ft
+from jaxclip.weights.surgery.upcycle import upcycle
 from jaxclip.weights.surgery.vocabulary import resize_vocabulary, rows_by_name
 
 __all__ = [
     "add_registers",
+    "fold_branches",
     "greedy_soup",
     "inherit",
     "init_lora",
@@ -25,5 +28,6 @@ __all__ = [
     "stretch_positions",
     "stretch_text",
     "uniform_soup",
+    "upcycle",
     "wise_ft",
 ]

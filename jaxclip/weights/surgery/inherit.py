@@ -17,8 +17,8 @@ _BLOCK = re.compile(r"^(image|text)/blocks_(\d+)/")
 def inherit(params: Params, sizes: CLIPConfig, smaller: CLIPConfig) -> Params:
     """Cut a model down (Wu et al., 2023, TinyCLIP's manual inheritance, arXiv:2309.12314).
 
-    Of L blocks a smaller tower of l takes 0, s, 2 s, … with s = L // l; of every tensor it takes the
-    first rows and columns; of attention the first heads, whose width must stay.
+    Of L blocks a smaller tower of l takes 0, s, 2 s, … with s = L // l; of every tensor it takes
+    the first rows and columns; of attention the first heads, whose width must stay.
 
     Args:
       params: the tree of :meth:`jaxclip.models.CLIP.init`; any arrays.

@@ -1,0 +1,100 @@
+"""Subcommands that tell of a run before it is paid for: ``plan``, ``lab``.
+
+Building the parsers imports nothing that is heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jaxclip.cli_models import AddCommand
+
+_LAB = """\
+Run a grid of tiny training runs (rule x rate x injector x precision x model x seed) and report it.
+
+  jaxclip lab --config configs/lab_rules.py --workdir runs/lab_rules
+  jaxclip lab --config configs/lab_rules.py --cell rule=adamw,rate=0.004,injector=scale,seed=0
+
+A cell is done once: stopped at any moment, the same command goes on with the next one. docs/
+stability_lab.md says what an injector is and what came out.
+"""
+
+
+def add_plan(commands: Any, add: AddCommand, *, epilog: str) -> None:
+    """Add ``jaxclip plan``; ``epilog`` says how a configuration is overridden."""
+    parser = add(
+        commands,
+        "plan",
+        _plan,
+        "know memory, time and communication of a training step before its chips are paid for",
+        epilog=epilog,
+    )
+    parser.add_argument("--config", required=True, help="config file (path.py or path.py:arg)")
+    parser.add_argument(
+        "--topology", help="slice to plan for, such as v5e:16x16 (default: the devices at hand)"
+    )
+    parser.add_argument("--output", help="folder for plan.json and plan.html")
+    parser.add_argument("--cache", help="folder that keeps compiled programs between calls")
+    parser.add_argument(
+        "--no_remedies",
+        action="store_true",
+        help="if it does not fit, do not try out which switch would make it fit",
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="try meshes, remat and micro-batches; rank what fits"
+    )
+    parser.add_argument(
+        "--sweep_remat",
+        default="none,dots,mlp,full",
+        help="policies of the sweep (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sweep_micro_batches", default="1,4", help="numbers of the sweep (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--no_measure",
+        action="store_true",
+        help="on the devices at hand: do not run steps to check the model against the clock",
+    )
+    parser.set_defaults(takes_overrides=True)
+
+
+def add_lab(commands: Any, add: AddCommand) -> None:
+    """Add ``jaxclip lab``."""
+    parser = add(
+        commands,
+        "lab",
+        _lab,
+        "run a grid of tiny runs in which things go wrong, and report which rule survives",
+        description=_LAB,
+    )
+    # The options stand here and not in the room: `jaxclip --help` must not wait for jax.
+    parser.add_argument("--config", required=True, help="config file (path.py or path.py:arg)")
+    parser.add_argument("--workdir", help="folder for cells and report; goes on where it stopped")
+    parser.add_argument(
+        "--cell",
+        metavar="AXIS=VALUE,…",
+        help="run this cell alone and print its numbers; with --workdir they are compared with "
+        "those that are there",
+    )
+    parser.add_argument(
+        "--max_seconds", type=float, help="begin no cell after so many seconds, go on later"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the cells, with + those that are done, and stop"
+    )
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from jaxclip import config as config_lib
+    from jaxclip.plan import command
+
+    config = config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+    return command.run(args, config)
+
+
+def _lab(args: argparse.Namespace) -> int:
+    from jaxclip.lab import command
+
+    return command.run(args)

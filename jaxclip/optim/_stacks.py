@@ -1,0 +1,124 @@
+"""Small tensors of one type side by side in one array.
+
+Most tensors of a transformer are biases and scales: few shapes, few elements, many of them. What is
+done to all of one shape at once takes one kernel and not one a tensor: less to compile, and less to
+launch. The copies that it takes are of no weight, for large tensors are left as they are.
+
+Sums of a stack add up in another order than those of its tensors; largest values and counts are the
+same to the last bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxclip.optim import _unpack
+
+# Elements up to which a tensor is small: the widest layers' biases, but no matrices.
+LARGEST = 2**13
+
+# From so many on it pays to do the whole step together, which has to be taken apart again.
+ENOUGH = 64
+
+
+class Stacks:
+    """How tensors are put together: alone, or with all small ones of their type."""
+
+    def __init__(
+        self,
+        leaves: Sequence[jax.Array],
+        kinds: Sequence[Hashable] | None = None,
+        *,
+        least: int = 2,
+    ) -> None:
+        """Look at the tensors.
+
+        Args:
+          leaves: tensors.
+          kinds: only tensors of one kind are put together; ``None``: all are of one.
+          least: how many are put together; fewer stay alone.
+        """
+        groups: dict[Hashable, list[int]] = {}
+        for i, leaf in enumerate(leaves):
+            # The whole type: what is sharded in different ways is not brought together.
+            key = (jax.typeof(leaf), kinds and kinds[i]) if leaf.size <= LARGEST else i
+            groups.setdefault(key, []).append(i)
+        self._groups: list[np.ndarray] = []
+        for group in groups.values():
+            parts = [group] if len(group) >= least else [[i] for i in group]
+            self._groups.extend(np.asarray(part, np.int32) for part in parts)
+
+    def arrays(self, leaves: Sequence[Any]) -> list[Any]:
+        """The tensors as arrays: one's shape as it is, several's ``[k, *shape]``; or ``None``."""
+        return [
+            jnp.stack([leaves[i] for i in group])
+            if len(group) > 1 and leaves[group[0]] is not None
+            else leaves[group[0]]
+            for group in self._groups
+        ]
+
+    def numbers(self, vector: jax.Array) -> list[jax.Array]:
+        """Of a vector ``[num_tensors, ...]`` each array's part: ``[...]`` or ``[k, ...]``."""
+        alone = [group[0] for group in self._groups if len(group) == 1]
+        scalars = iter(_unpack.unpack(_take(vector, alone)))
+        return [_take(vector, group) if len(group) > 1 else next(scalars) for group in self._groups]
+
+    def each(
+        self,
+        function: Callable[..., Any],
+        *columns: Sequence[Any],
+        static: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[Any]:
+        """A function of one tensor on each array, mapped over those of several.
+
+        Args:
+          function: of one element of each column.
+          *columns: from :meth:`arrays` and :meth:`numbers`.
+          static: keyword arguments, a value for each tensor, the same for all of a kind.
+        """
+        found = []
+        for group, *of_one in zip(self._groups, *columns, strict=True):
+            own = {name: values[group[0]] for name, values in (static or {}).items()}
+            of_tensor = functools.partial(function, **own)
+            found.append((jax.vmap(of_tensor) if len(group) > 1 else of_tensor)(*of_one))
+        return found
+
+    def vector(self, results: Sequence[jax.Array]) -> jax.Array:
+        """What each array gave, scalars and ``[k]``, as ``[num_tensors]`` in the tensors' order."""
+        joined = jnp.concatenate([jnp.atleast_1d(result) for result in results])
+        return _take(joined, np.argsort(np.concatenate(self._groups)))
+
+    def tensors(
+        self, columns: Sequence[Sequence[jax.Array]], count: jax.Array
+    ) -> list[list[jax.Array]]:
+        """What the arrays gave, as tensors: each column of arrays as a list of tensors.
+
+        Args:
+          columns: of arrays as from :meth:`arrays`.
+          count: as for :func:`_unpack.unstack`.
+        """
+        several = [i for i, group in enumerate(self._groups) if len(group) > 1]
+        parts = iter(_unpack.unstack([column[i] for column in columns for i in several], count))
+        found = []
+        for column in columns:
+            tensors: dict[int, jax.Array] = {}
+            for group, result in zip(self._groups, column, strict=True):
+                members = next(parts) if len(group) > 1 else [result]
+                tensors.update(zip(group.tolist(), members, strict=True))
+            found.append([tensors[i] for i in range(len(tensors))])
+        return found
+
+
+def _take(vector: jax.Array, at: Sequence[int] | np.ndarray) -> jax.Array:
+    """Entries of a vector, itself if all are wanted as they are."""
+    at = np.asarray(at, np.int32)
+    if np.array_equal(at, np.arange(vector.shape[0])):
+        return vector
+    return vector.at[at].get(mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)

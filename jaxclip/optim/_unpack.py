@@ -1,0 +1,135 @@
+"""From what is worked out for all tensors at once to the kernels of each.
+
+**Compile time.** XLA compiles a kernel once for all tensors of one shape only if the kernels are
+equal to the last constant. So a per-tensor kernel here gets its numbers as scalars (:func:`unpack`)
+and not as ``vector[i]``, which would make ``i`` a constant of it: 300 tensors would be 300 kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def computed_once(scalar: jax.Array) -> jax.Array:
+    """The same number, for kernels that shall take it and not compute it.
+
+    XLA would merge the few operations that it takes into the kernels of all tensors, and compile
+    them there anew. On CPUs it is a sum in which nothing else counts, which is never merged.
+
+    Args:
+      scalar: of any number type, or bool.
+    """
+    if scalar.dtype == jnp.bool_:
+        return computed_once(scalar.astype(jnp.int32)) > 0
+    return lax.platform_dependent(scalar, cpu=_by_sum, default=lambda value: value)
+
+
+def _by_sum(array: jax.Array) -> jax.Array:
+    """The same numbers by a sum over two, one of which is zero; kernels do not do it themselves."""
+    pair = lax.broadcast(array, (2,))
+    chosen = lax.broadcast_in_dim(np.asarray([True, False]), pair.shape, (0,))
+    first = lax.select(chosen, pair, lax.full_like(pair, 0))
+    return lax.reduce(first, jnp.zeros((), array.dtype), lax.add, (0,))
+
+
+def unpack(vector: jax.Array) -> list[jax.Array]:
+    """The elements of a vector as scalars, for one kernel a tensor to use each.
+
+    On CPUs a row of a table first, then an element of the row, each by a sum in which all others
+    count as zero: XLA merges a plain ``vector[i]`` into the tensor's kernel, together with all that
+    the vector is computed from, and compiles each such kernel anew (300 tensors: seven times the
+    time).
+
+    Args:
+      vector: [num_tensors] or [num_tensors, k], of any number type.
+
+    Returns:
+      Scalars, or vectors [k].
+    """
+    number = vector.shape[0]
+    if number < 2:
+        return [vector[i] for i in range(number)]
+    return list(
+        lax.platform_dependent(
+            vector, cpu=_by_sums, default=lambda v: [v[i] for i in range(number)]
+        )
+    )
+
+
+def unpack_columns(columns: Sequence[jax.Array]) -> list[jax.Array]:
+    """Each tensor's numbers from vectors ``[num_tensors]``, as vectors ``[len(columns)]``.
+
+    Args:
+      columns: at least one of the dtype that the result shall have; the others must fit into it
+        (bools become 0 and 1).
+    """
+    dtype = jnp.result_type(*columns)
+    return unpack(jnp.stack([column.astype(dtype) for column in columns], axis=1))
+
+
+def _by_sums(vector: jax.Array) -> list[jax.Array]:
+    """As :func:`unpack`, where all elements come from equal kernels."""
+    number = vector.shape[0]
+    width = math.isqrt(number - 1) + 1
+    height = -(-number // width)
+    zero = jnp.zeros((), vector.dtype)
+    rest = vector.shape[1:]
+    padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
+    table = lax.pad(vector, zero, padding).reshape(height, width, *rest)
+    # Arrays, not comparisons with an index: that would be a constant of the kernel.
+    rows, columns = np.eye(height, dtype=bool), np.eye(width, dtype=bool)
+    result: list[jax.Array] = []
+    for row in rows:
+        chosen = np.broadcast_to(row.reshape(-1, *[1] * (table.ndim - 1)), table.shape)
+        values = lax.reduce(lax.select(chosen, table, lax.full_like(table, 0)), zero, lax.add, (0,))
+        blank = lax.full_like(values, 0)
+        for column in columns[: number - len(result)]:
+            chosen = np.broadcast_to(column.reshape(-1, *[1] * len(rest)), values.shape)
+            result.append(lax.reduce(lax.select(chosen, values, blank), zero, lax.add, (0,)))
+    return result
+
+
+def unstack(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
+    """The slices of arrays along their first axes.
+
+    On CPUs those of one shape come from one kernel that is told where to begin: with its place a
+    constant of it, each slice would be a kernel of its own.
+
+    Args:
+      arrays: [k, ...], of number types.
+      count: int32, zero or more, but known only when the program runs.
+    """
+    if not arrays:
+        return []
+    return lax.platform_dependent(arrays, count, cpu=_by_places, default=_by_index)
+
+
+def _by_index(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
+    """As :func:`unstack`, by places that are constants."""
+    del count
+    return [[array[i] for i in range(array.shape[0])] for array in arrays]
+
+
+def _by_places(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
+    """As :func:`unstack`, by places each of which is the one before plus one."""
+    one = _by_sum(jnp.minimum(count, 0) + 1)
+    # A division, for that is done once: a sum would be done anew in all kernels that need it.
+    places = [lax.div(one - 1, one)]
+    while len(places) < max(array.shape[0] for array in arrays):
+        places.append(lax.div(places[-1] + one, one))
+    settled = map(_by_sum, arrays)
+    return [[_at(array, place) for place in places[: array.shape[0]]] for array in settled]
+
+
+def _at(array: jax.Array, place: jax.Array) -> jax.Array:
+    """One slice along the first axis."""
+    zero = jnp.zeros((), place.dtype)
+    starts = (place, *[zero] * (array.ndim - 1))
+    part = lax.dynamic_slice(array, starts, (1, *array.shape[1:]), allow_negative_indices=False)
+    return lax.squeeze(part, (0,))

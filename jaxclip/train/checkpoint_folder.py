@@ -1,0 +1,137 @@
+"""What lies in a folder of checkpoints, which of it stays, and how the rest is removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxclip import storage
+from jaxclip.train import manifest
+
+logger = logging.getLogger("jaxclip")
+
+_STEP_DIRECTORY = re.compile(r"step_(\d{8,})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay.
+
+    Attributes:
+      keep_last: how many of the newest (at least 1).
+      keep_best: how many of the best by ``best_metric`` as well.
+      best_metric: key of their metrics; empty: none is kept for being good.
+      best_mode: ``"max"`` or ``"min"``.
+      keep_every: ``(every, count)``: of the steps that ``every`` divides, the newest ``count`` stay
+        as well, so that one may go back to them.
+    """
+
+    keep_last: int = 3
+    keep_best: int = 1
+    best_metric: str = ""
+    best_mode: str = "max"
+    keep_every: tuple[int, int] = (1, 0)
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last={self.keep_last} must be at least 1")
+        if self.keep_best < 0:
+            raise ValueError(f"checkpoint.keep_best={self.keep_best} must not be negative")
+        if self.best_mode not in ("max", "min"):
+            raise ValueError(f"checkpoint.best_mode={self.best_mode!r} must be 'max' or 'min'")
+
+    def kept(self, steps: list[int], ranked: list[int]) -> set[int]:
+        """Those of ``steps``, ascending, that stay; ``ranked`` are those measured, best first."""
+        every, count = self.keep_every
+        regular = [step for step in steps if step % every == 0]
+        newest = set(steps[-self.keep_last :]) | set(regular[max(0, len(regular) - count) :])
+        return newest | set(ranked[: self.keep_best])
+
+
+class CheckpointFolder:
+    """The checkpoints of a folder, as this process sees them; process 0 alone removes.
+
+    Attributes:
+      directory: of all checkpoints.
+      damaged: steps whose files turned out to be damaged. They stay, for a look, until a newer
+        checkpoint is committed.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        # Tensorstore reads and writes absolute paths only.
+        self.directory = epath.Path(storage.absolute(directory))
+        self.damaged: set[int] = set()
+
+    def path(self, step: int) -> epath.Path:
+        """Folder of a checkpoint."""
+        return self.directory / f"step_{step:08d}"
+
+    def on_disk(self) -> list[int]:
+        """Steps of all checkpoints, unfinished ones among them, ascending."""
+        if not self.directory.exists():
+            return []
+        found = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in self.directory.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def steps(self) -> list[int]:
+        """Steps of the committed checkpoints that are not known to be damaged, ascending.
+
+        Only manifests are read here.
+        """
+        whole = (step for step in self.on_disk() if step not in self.damaged)
+        return [step for step in whole if self._manifest(step) is not None]
+
+    def ranked(self, retention: Retention) -> list[int]:
+        """Steps that have the best metric, best first; of equals the earlier one."""
+        name, scored = retention.best_metric, []
+        for step in self.steps() if name else []:
+            content = self._manifest(step) or {"metrics": {}}
+            value = storage.decode_floats(content["metrics"]).get(name, math.nan)
+            if not math.isnan(value):
+                scored.append((-value if retention.best_mode == "max" else value, step))
+        return [step for _, step in sorted(scored)]
+
+    def prune(self, retention: Retention) -> list[int]:
+        """Remove what need not stay, now that a newer checkpoint is safe; returns these steps."""
+        keep = retention.kept(self.steps(), self.ranked(retention))
+        doomed = [step for step in self.on_disk() if step not in keep]
+        for step in doomed:
+            self.remove(step)
+        return doomed
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process left behind."""
+        finished = set(self.steps())
+        newest = max(finished, default=-1)
+        for step in self.on_disk():
+            unfinished = not (self.path(step) / manifest.NAME).exists()
+            if step not in finished and (unfinished or step < newest):
+                self.remove(step)
+        for entry in self.directory.glob("*.removed"):
+            entry.rmtree(missing_ok=True)
+
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint; renamed first, so that half a removal never looks like damage."""
+        path = self.path(step)
+        if jax.process_index() != 0 or not path.exists():
+            return
+        doomed = path.with_name(path.name + ".removed")
+        try:
+            doomed.rmtree(missing_ok=True)
+            path.rename(doomed)
+            doomed.rmtree(missing_ok=True)
+        except OSError as error:
+            logger.warning("old checkpoint %s can't be removed: %s", path, error)
+
+    def _manifest(self, step: int) -> dict[str, Any] | None:
+        try:
+            return manifest.read(self.path(step))
+        except manifest.ManifestError:
+            return None
