@@ -103,7 +103,8 @@ class OpenCLIP(Family):
             "mlp_ratio": ratio(image.mlp_dim, image.width),
             **_arithmetic(image),
         }
-        return config_file(sizes, vision_cfg, preprocess, ids)
+        quick = image.activation == "quick_gelu"
+        return config_file(sizes, vision_cfg, preprocess, ids, quick_gelu=quick)
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
@@ -127,6 +128,7 @@ def config_file(
     ids: SpecialIds,
     *,
     custom_text: bool = False,
+    quick_gelu: bool | None = None,
 ) -> dict[str, Mapping[str, Any]]:
     """``open_clip_config.json`` of a model with CLIP's text tower, by its name.
 
@@ -136,6 +138,7 @@ def config_file(
       preprocess: how inputs are made.
       ids: of the tokenizer.
       custom_text: whether open_clip's class is ``CustomTextCLIP``.
+      quick_gelu: of the whole model; None for the text tower's.
     """
     text = sizes.text
     text_cfg: dict[str, Any] = {
@@ -153,7 +156,7 @@ def config_file(
         text_cfg |= {"pool_type": "eos", "eos_id": ids.end, "pad_id": ids.pad}
     model_cfg = {
         "embed_dim": sizes.embed_dim,
-        "quick_gelu": text.activation == "quick_gelu",
+        "quick_gelu": text.activation == "quick_gelu" if quick_gelu is None else quick_gelu,
         "vision_cfg": vision_cfg,
         "text_cfg": text_cfg,
         **({"custom_text": True} if custom_text else {}),
