@@ -100,24 +100,21 @@ def over_rates(config: Config, results: Results) -> Table | None:
 
 
 def logits_over_rates(config: Config, results: Results) -> Table | None:
-    """Largest attention logit at the end of clean runs, where towers are compared."""
+    """Largest attention logit at the end of clean runs: the sign of rates that are too high."""
     clean = {cell: r for cell, r in results.items() if cell.injector == "none"}
     rates = sorted({cell.rate for cell in clean})
-    if len(rates) < 2 or len({cell.model for cell in clean}) < 2:
+    if len(rates) < 2:
         return None
-    rows = [
-        (
-            f"{model}, {rule}",
-            *(plus_minus(_of(by_rate[rate], "attention_logit"), 1) for rate in rates),
-        )
-        for model, members in _grouped(clean, lambda cell: cell.model)
-        for rule, by_rate in _by_rule_and_rate(members)
-        if set(rates) <= set(by_rate)
-    ]
+    rows: list[tuple[str, ...]] = []
+    for group, members in _grouped(clean, lambda cell: (cell.precision, cell.model)):
+        rows += _headline(config, clean, group)
+        for rule, by_rate in _by_rule_and_rate(members):
+            logits = [_of(by_rate.get(rate, []), "attention_logit") for rate in rates]
+            rows.append((rule, *(plus_minus(each, 1) if each else "" for each in logits)))
     return Table(
         "Largest attention logit at the end",
         "Of the image tower, over 16 held-out pictures; before the softmax and before a soft cap.",
-        ("model, rule", *(f"{rate:g}" for rate in rates)),
+        ("rule", *(f"{rate:g}" for rate in rates)),
         rows,
     )
 

@@ -210,7 +210,7 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
 
 def warn_of_squares(config: Config) -> None:
     """Say that the pipeline makes squares of pictures for a model that takes them as they are."""
-    patches = config["model"]["image"]["max_patches"]
+    patches = config["model"]["image"].get("max_patches", 0)  # conv towers have none
     if patches and jax.process_index() == 0:
         side = config["data"]["image_size"]
         logger.warning(

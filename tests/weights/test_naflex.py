@@ -14,7 +14,6 @@ from jaxclip import config as config_lib
 from jaxclip import models
 from jaxclip.inference import embed, pictures, programs
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
-from jaxclip.models.positions import resize_positions
 from jaxclip.train import checks
 from jaxclip.weights.checkpoint import open_checkpoint
 from tests.models import small
@@ -158,12 +157,6 @@ def test_a_pipeline_of_squares_says_that_the_aspect_ratio_is_lost(opened, caplog
     made = programs.towers_of(config, opened.read())
     assert made[0].row == (16, 16, 3) and "squares of 16 x 16 pixels" in caplog.text
     caplog.clear()
-    checks.warn_of_squares(config_lib.resolve({}))
+    for preset in ("tiny", "rn50"):
+        checks.warn_of_squares(config_lib.resolve({"model": {"preset": preset}}))
     assert not caplog.text
-
-
-def test_positions_of_another_size_are_bicubic_in_towers_of_squares():
-    """Which of the two rules a tower follows is its configuration's matter alone."""
-    table = jax.random.normal(jax.random.key(0), (4, 3))
-    bicubic = resize_positions(table, (2, 2), (3, 3))
-    assert np.abs(bicubic - sequence_positions(table, 2, jnp.array([[3, 3]]), 9)[0]).max() > 1e-2
