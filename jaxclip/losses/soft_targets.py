@@ -128,8 +128,10 @@ def soft_contrast(
         raise ValueError(f"{len(teachers)} teachers; soft_contrast takes some, a divergence one")
     images, texts = as_float(images, texts)
     scale = jnp.asarray(scale, images.dtype)
-    fixed = [Teacher(*as_float(t.images, t.texts), jnp.asarray(t.scale)) for t in teachers]
-    fixed = jax.lax.stop_gradient(fixed)
+    fixed = []
+    for teacher in jax.lax.stop_gradient(list(teachers)):
+        theirs_images, theirs_texts = as_float(teacher.images, teacher.texts)
+        fixed.append(Teacher(theirs_images, theirs_texts, jnp.asarray(teacher.scale)))
     if implementation == "blockwise":
         static = blockwise.Static(ring.plan(len(images), tile_size, mesh), mesh, precision)
         lse = logsumexp_by(implementation, precision, tile_size, mesh)

@@ -69,10 +69,12 @@ class Affinity(Objective):
             assert ctx.teacher_logit_scale is not None  # see check
             teacher_scale = jnp.exp(ctx.teacher_logit_scale)
         teacher = losses.Teacher(outputs["teacher/image"], outputs["teacher/text"], teacher_scale)
-        how = {"implementation": self.implementation}
+        how = self.implementation
         mimicked = losses.soft_contrast(
-            images, texts, jnp.exp(log_scale), [teacher], mesh=ctx.mesh, **how
+            images, texts, jnp.exp(log_scale), [teacher], implementation=how, mesh=ctx.mesh
         )
         affinity = jnp.mean(mimicked.rows + mimicked.columns) / 2
-        loss, metrics = clip_part(1.0 - self.alpha, images, texts, ctx, log_scale=log_scale, **how)
+        loss, metrics = clip_part(
+            1.0 - self.alpha, images, texts, ctx, log_scale=log_scale, implementation=how
+        )
         return loss + self.alpha * affinity, metrics | {"affinity": affinity}, state

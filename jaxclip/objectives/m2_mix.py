@@ -64,8 +64,10 @@ class M2Mix(Objective):
         if self.epoch_steps:
             weight /= ctx.step // self.epoch_steps + 1
         log_scale = ctx.logit_scale if self.scale is None else jnp.log(jnp.float32(self.scale))
-        how = {"log_scale": log_scale, "implementation": self.implementation}
-        clip, metrics = clip_part(self.contrastive, images, texts, ctx, **how)
+        how = self.implementation
+        clip, metrics = clip_part(
+            self.contrastive, images, texts, ctx, log_scale=log_scale, implementation=how
+        )
         return clip + weight * mixed, metrics | {"mixed": mixed, "ratio": ratio}, state
 
     def mixed_negatives(

@@ -117,9 +117,10 @@ class MobileCLIP(Objective):
         teachers, start = [], 0
         for size, scale in zip(self.sizes, self.scales, strict=True):
             part = slice(start, start := start + size)
+            factor: Any = scale
             if scale is None:
                 assert own_scale is not None  # see check
-            factor = jnp.exp(own_scale) if scale is None else scale
+                factor = jnp.exp(own_scale)
             teachers.append(losses.Teacher(unit(images[:, part]), unit(texts[:, part]), factor))
         return teachers
 
@@ -132,13 +133,13 @@ class MobileCLIP(Objective):
             teachers = self._teachers(
                 outputs["teacher/image"], outputs[f"teacher/{name}"], ctx.teacher_logit_scale
             )
-            how = {"implementation": self.implementation}
+            how = self.implementation
             scale = jnp.exp(ctx.logit_scale)
             distilled = losses.soft_contrast(
-                images, outputs[name], scale, teachers, mesh=ctx.mesh, **how
+                images, outputs[name], scale, teachers, implementation=how, mesh=ctx.mesh
             )
             distill = jnp.mean(distilled.rows + distilled.columns) / 2
-            clip, own = clip_part(self.contrastive, images, outputs[name], ctx, **how)
+            clip, own = clip_part(self.contrastive, images, outputs[name], ctx, implementation=how)
             total += clip + self.distill * distill
             own = own | {"distill": distill}
             metrics |= own if name == "text" else {f"synthetic_{k}": v for k, v in own.items()}

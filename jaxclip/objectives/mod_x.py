@@ -47,15 +47,15 @@ class ModX(Objective):
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
-        how = {"implementation": self.implementation}
+        how = self.implementation
         teacher = losses.Teacher(outputs["teacher/image"], outputs["teacher/text"])
         kept_up = losses.soft_contrast(
-            images, texts, 1.0, [teacher], divergence=True, mesh=ctx.mesh, **how
+            images, texts, 1.0, [teacher], divergence=True, implementation=how, mesh=ctx.mesh
         )
         divergence, kept = jnp.zeros(()), jnp.zeros(())
         for each, sure in zip(kept_up[:2], kept_up[2:], strict=True):
             divergence += jnp.sum(jnp.where(sure, each, 0.0)) / 2
             kept += jnp.mean(sure, dtype=jnp.float32) / 2
-        loss, metrics = clip_part(self.contrastive, images, texts, ctx, **how)
+        loss, metrics = clip_part(self.contrastive, images, texts, ctx, implementation=how)
         metrics |= {"divergence": divergence, "kept_rows": kept}
         return loss + self.alpha * divergence, metrics, state

@@ -14,7 +14,10 @@ import pytest
 
 from jaxclip import config as config_lib
 from jaxclip import objectives, parallel
+from jaxclip.plan import program
 from jaxclip.train import dry_run, setup
+from jaxclip.train import state as state_lib
+from jaxclip.train.checkpoint import Checkpointer
 
 BATCH = 32
 TOWER = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
@@ -104,12 +107,6 @@ def name(request):
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True)
-def cached(compilation_cache):
-    with compilation_cache():
-        yield
-
-
 def names_of(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
@@ -160,6 +157,32 @@ def test_its_state_keeps_its_form_and_ignores_broken_steps(name):
             )
         assert metrics["nonfinite_count"] == 1
         jax.tree.map(np.testing.assert_array_equal, state.objective, broken.objective)
+
+
+def test_what_it_keeps_is_saved_and_goes_on_to_the_bit(name, tmp_path):
+    result = run(name)
+    middle = result.states[1]
+    if not middle.params.get("objective") and not jax.tree.leaves(middle.objective):
+        return  # nothing of its own beside the towers, whose runs tests/train resumes
+    experiment = result.experiment
+    state = jax.device_put(middle, experiment.state_shardings)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state_lib.to_save(state))
+        restored = checkpointer.restore_latest(state_lib.to_save(experiment.abstract_state))
+    state = experiment.with_frozen(restored.state)
+    after, _ = experiment.train_step(state, result.batch(1))
+    expected, found = (names_of(each) for each in (result.states[2], after))
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        np.testing.assert_array_equal(np.asarray(found[key]), value, err_msg=key)
+
+
+@pytest.mark.slow
+def test_its_dry_run_and_its_plan(name):
+    config = configuration(name)
+    assert np.isfinite(dry_run.dry_run(config, batch_size=BATCH)["loss"])
+    planned, _, _ = program.of_config(config, jax.devices()[:1], "", program.Cache(None))
+    assert planned.memory.peak > 0
 
 
 def test_an_unknown_option_is_refused_by_name(name):
