@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxclip import models, storage
-from jaxclip.models.presets import CLIPConfig
+from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.weights import checkpoint, mapping, tokenizer_files
 from jaxclip.weights.families import FAMILIES, Checkpoint, Family
 from jaxclip.weights.families._base import Preprocess
@@ -40,28 +40,24 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
-    conv = _conv_family(sizes)
-    if form == "open_clip" and conv:
-        return conv
     image = sizes.image
+    if form == "open_clip" and (family := _timm_family(image)):
+        return family
     if form == "hf" and image.max_patches:
         return "hf_siglip2"
-    plain = (image.rope, image.mlp, image.qkv_bias, image.norm_place)
-    if form == "open_clip" and (
-        image.projection == "linear_bias" or plain != ("none", "plain", "all", "pre")
-    ):
-        return "open_clip_timm"
     siglip = image.pool == "map" or sizes.logit_bias_init is not None
     clip = {"hf": "hf_clip", "open_clip": "open_clip"}
     return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
 
 
-def _conv_family(sizes: CLIPConfig) -> str:
+def _timm_family(image: ImageConfig) -> str:
     """open_clip's family of an image tower that is no plain ViT; empty for a plain one."""
-    kind = sizes.image.kind
-    if kind != "vit":
-        return f"open_clip_{kind}"
-    return "open_clip_timm_vit" if sizes.image.projection == "linear_bias" else ""
+    if image.kind != "vit":
+        return f"open_clip_{image.kind}"
+    blocks = (image.rope, image.mlp, image.qkv_bias, image.norm_place)
+    if blocks != ("none", "plain", "all", "pre"):
+        return "open_clip_timm"
+    return "open_clip_timm_vit" if image.projection == "linear_bias" else ""
 
 
 def export_checkpoint(

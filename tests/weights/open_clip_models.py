@@ -259,6 +259,9 @@ def table(results):
     ]
     for reason, found in sorted(refused.items()):
         lines.append(f"- {reason}: {', '.join(f'`{name}`' for name in found)}")
+    left = [name for name in open_clip.list_models() if name not in results]
+    if left:
+        lines += ["", f"Not run for this table: {', '.join(f'`{name}`' for name in left)}."]
     return "\n".join(lines)
 
 
