@@ -6,7 +6,7 @@
 Tiny CLIPs on the built-in emoji; what came out is in docs/stability_lab.md.
 """
 
-RATES = [2.5e-4, 1e-3, 4e-3, 1.6e-2, 6.4e-2]
+RATES = [1e-3, 4e-3, 1.6e-2, 6.4e-2]
 
 
 def clipped(name, **options):
@@ -47,8 +47,8 @@ def get_config(arg=""):
             "scale_patch": {"name": "scale", **at, "path": "^image/patch_embedding"},
         },
         "grid": [
-            {"rates": [1e-3], "injectors": ["none", "scale", "direction"]},
+            {"rates": [4e-3], "injectors": ["none", "scale", "direction"]},
             {"injectors": ["none"]},
-            {"rates": [1e-3], "injectors": ["scale_patch"]},
+            {"rates": [4e-3], "injectors": ["scale_patch"]},
         ],
     }

@@ -36,7 +36,10 @@ def write(path: pathlib.Path, curves: dict[str, np.ndarray], about: dict[str, An
     Raises:
       OSError: it can't be written; the message says why.
     """
-    content = {**curves, _ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    content: dict[str, Any] = {
+        **curves,
+        _ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8),
+    }
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

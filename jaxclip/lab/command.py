@@ -60,7 +60,9 @@ def _one_cell(config: dict[str, Any], workdir: pathlib.Path | None, cell: config
         print(f"not among the cells in {workdir}")
     if known is not None:
         old = known[0]
-        other = [n for n in old if not np.array_equal(old[n], curves.get(n), equal_nan=True)]
+        other = [
+            n for n in old if not np.array_equal(old[n], curves.get(n, np.nan), equal_nan=True)
+        ]
         print(f"as in {workdir}, to the bit" if not other else f"differs: {', '.join(other)}")
         return 1 if other else 0
     return 0
@@ -72,6 +74,6 @@ def _known(workdir: pathlib.Path, config: dict[str, Any], cell: config_lib.Cell)
 
 def _keep_programs(workdir: pathlib.Path) -> None:
     """Keep compiled programs beside the cells, so that what goes on need not compile again."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_compilation_cache_max_size", _LARGEST_CACHE)

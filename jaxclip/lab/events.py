@@ -83,17 +83,17 @@ def lead_lag(
       draws: random placements.
       seed: of these.
     """
-    rms, loss = np.asarray(rms, int), np.asarray(loss, int)
+    warnings, spikes = np.asarray(rms, int), np.asarray(loss, int)
     covered = np.zeros(steps.stop + LEAD[1] + 1, bool)
     for lead in range(LEAD[0], LEAD[1] + 1):
-        covered[np.minimum(rms + lead, len(covered) - 1)] = True
-    led = int(covered[loss].sum()) if len(loss) else 0
-    if not len(loss):
-        return LeadLag(len(rms), 0, 0, 1.0)
-    drawn = np.random.default_rng(seed).choice(np.asarray(steps), (draws, len(loss)))
+        covered[np.minimum(warnings + lead, len(covered) - 1)] = True
+    led = int(covered[spikes].sum()) if len(spikes) else 0
+    if not len(spikes):
+        return LeadLag(len(warnings), 0, 0, 1.0)
+    drawn = np.random.default_rng(seed).choice(np.asarray(steps), (draws, len(spikes)))
     by_chance = covered[drawn].sum(axis=1)
     p_value = (1 + int(np.sum(by_chance >= led))) / (1 + draws)
-    return LeadLag(len(rms), len(loss), led, p_value)
+    return LeadLag(len(warnings), len(spikes), led, p_value)
 
 
 def _merge(steps: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ def rms(
         return {}
     correction = 1.0 - b2 ** new.count.astype(jnp.float32)
     leaves = jax.tree_util.tree_leaves_with_path(new.nu)
-    found = {}
+    found: dict[str, list[jax.Array]] = {}
     for (path, v), was in zip(leaves, jax.tree.leaves(old.nu), strict=True):
         name = parameter_path(path)
         for pattern in watch:

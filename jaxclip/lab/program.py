@@ -174,7 +174,7 @@ def _injected(gradient: step_lib.Gradient, at: Plan, key: jax.Array) -> step_lib
 
         def change() -> Any:
             flat, unravel = ravel_pytree(grads)
-            flat = flat * _per_element(at.gradient, grads)
+            flat = flat * _per_element(jnp.asarray(at.gradient), grads)
             drawn = jax.random.normal(key, flat.shape)
             length = at.direction * jnp.linalg.norm(flat) / jnp.linalg.norm(drawn)
             # Where nothing is added a gradient that is not finite must stay what it is.

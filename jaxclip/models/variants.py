@@ -68,10 +68,6 @@ TIMM_TOWERS: Mapping[str, Changes] = {
     | {"class_token": False, "pool_prefix": False, "pool_mlp_dim": 6144}
     | {"rope_offset": 0.0, "rope_grid": 32}
     | _shape(14, 448, 1536, 50, 16, 8960),
-    "vit_large_patch14_clip_224": {
-        "projection": "linear_bias",
-        **_shape(14, 224, 1024, 24, 16, 4096),
-    },
     "vit_medium_patch16_gap_256": {
         "pool": "mean",
         "pre_norm": False,

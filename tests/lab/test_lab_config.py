@@ -149,8 +149,8 @@ def test_list(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spec", "cells"),
     [
-        ("lab_rules.py", 144),
-        ("lab_rules.py:clippers", 120),
+        ("lab_rules.py", 126),
+        ("lab_rules.py:clippers", 105),
         ("lab_stale_v.py", 45),
         ("lab_low_bit.py", 108),
         ("lab_cures.py", 48),

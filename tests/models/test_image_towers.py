@@ -9,7 +9,7 @@ import pytest
 
 from jaxclip import config as config_lib
 from jaxclip import config_check, models, parallel
-from jaxclip.models import presets
+from jaxclip.models import convolutions, presets
 from jaxclip.models.batch_norm import FrozenBatchNorm
 from jaxclip.models.image_towers import TOWERS
 from jaxclip.plan import model_flops
@@ -185,6 +185,20 @@ def run(kind, image=None, **given):
     return config_lib.resolve({**config, **given})
 
 
+def test_model_flops_of_a_training_step_are_three_forward_passes():
+    """Of every product but the first convolution, whose input has no gradient."""
+    config = run("resnet", TINY_RESNET)
+    model = setup.build_model(config)
+    tower, text = model.image, model.text
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    tokens = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    shapes = shapes_of(model)
+    forward = model_flops.of_function(tower.encode, shapes["image"], images)
+    forward += model_flops.of_function(text.encode, shapes["text"], tokens)
+    first = 2 * 8 * 8 * 9 * 3 * 8
+    assert model_flops.of_config(config) == 3 * forward - first
+
+
 def drawn(shapes):
     """Parameters by NumPy, which compiles nothing; scales and variances near 1."""
     rng = np.random.default_rng(0)
@@ -224,6 +238,29 @@ def test_kernels_are_sharded_by_the_rules():
     assert "tensor" in str(image["attention"]["query"]["kernel"].spec)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SMALL)
+def test_devices_change_nothing(kind):
+    """One step on a mesh of four, sharded, looped and recomputed, is that on one device."""
+    small = {"resnet": TINY_RESNET, "convnext": {"depths": [1, 3], "widths": [8, 16]}}
+    small["fastvit"] = {"depths": [2, 1], "widths": [8, 32]}
+    options = {"image_size": 16, **small[kind]}
+    sgd = {"name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "clip": "none",
+           "schedule": {"name": "constant", "warmup_steps": 0}}  # fmt: skip
+    mesh = {"mesh": {"data": 1, "fsdp": 2, "tensor": 2}, "sharding": "fsdp+tp", "remat": "full"}
+    results = []
+    for devices, more in ((1, {}), (4, {**mesh, "scan_layers": True})):
+        config = run(kind, options, optim=sgd, **more)
+        experiment = setup.build(config, devices=jax.devices()[:devices])
+        start = jax.tree.map(jnp.asarray, drawn(shapes_of(experiment.model)))
+        state = experiment.create_state(jax.random.key(0), start)
+        state = jax.device_put(state, experiment.state_shardings)
+        batch = dry_run.made_up_batch(config, experiment.batch_spec)
+        state, _ = experiment.train_step(state, parallel.to_global(batch, experiment.mesh))
+        results.append(jax.tree.map(np.asarray, state.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *results)
+
+
 def test_statistics_are_frozen_by_name_whatever_else_is():
     config = run("resnet")
     assert config_check.is_frozen(config, "image/blocks_0/conv_norm/running_var")
@@ -231,6 +268,32 @@ def test_statistics_are_frozen_by_name_whatever_else_is():
     section = config_check.frozen_statistics({"freeze": "^text/"}, True)
     assert section["freeze"] == ["^text/", config_check.STATISTICS]
     assert config_check.frozen_statistics({"name": "sgd"}, False) == {"name": "sgd"}
+
+
+@pytest.mark.parametrize(("stride", "multiple", "mesh"), [(1, 1, (2, 1, 2)), (2, 2, (1, 2, 2))])
+def test_gradients_of_depthwise_convolutions(stride, multiple, mesh):
+    """JAX's own on one device; on a mesh with a whole axis, too, where XLA's is twice as large."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 6, 6, 2)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 1, 2 * multiple)).astype(np.float32)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), [(1, 1), (1, 1)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2,
+        )  # fmt: skip
+
+    def gradient(conv):
+        return jax.grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), argnums=(0, 1))
+
+    own = gradient(lambda x, k: convolutions.depthwise_conv(x, k, stride))
+    axes = ("data", "fsdp", "tensor")
+    devices = jax.make_mesh(mesh, axes, devices=jax.devices()[:4])
+    batch = jax.NamedSharding(devices, jax.P(axes[:2]))
+    whole = jax.NamedSharding(devices, jax.P())
+    found = jax.jit(own, in_shardings=(batch, whole), out_shardings=(batch, whole))(x, kernel)
+    for ours, expected in zip(found, jax.jit(gradient(plain))(x, kernel), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_loops_and_recomputation_change_no_gradient():

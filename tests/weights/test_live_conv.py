@@ -33,7 +33,7 @@ MODELS = {
     "MobileCLIP-B": {},
     "MobileCLIP2-L-14": {"depth": 2},
 }
-COSINE = 0.99995  # in bfloat16; docs/weights.md has what was seen
+COSINE = 0.99995  # in bfloat16, of every model; docs/weights.md has what was seen
 
 
 def random_model(open_clip, torch, name, change):

@@ -9,8 +9,7 @@ import jax
 
 from jaxclip.models import layers
 from jaxclip.models.batch_norm import FrozenBatchNorm
-from jaxclip.models.convolutions import depthwise as depthwise_conv
-from jaxclip.models.convolutions import full
+from jaxclip.models.convolutions import Depthwise, full
 
 
 class MobileOne(nn.Module):
@@ -69,15 +68,7 @@ class MobileOne(nn.Module):
 
     def convolution(self, name: str, size: int, x: jax.Array, use_bias: bool = False) -> jax.Array:
         if self.depthwise:
-            return depthwise_conv(
-                self.features,
-                size,
-                self.dtype,
-                name,
-                groups=x.shape[-1],
-                stride=self.stride,
-                use_bias=use_bias,
-            )(x)
+            return Depthwise(self.features, size, self.stride, use_bias, self.dtype, name=name)(x)
         if size == 1:
             x = x[:, :: self.stride, :: self.stride]
             return layers.dense(self.features, self.dtype, name, use_bias=use_bias, flat=self.flat)(
@@ -98,7 +89,7 @@ class RepMixer(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> [B, h, w, C]."""
         if self.folded:
-            return depthwise_conv(self.width, 3, self.dtype, "folded")(x)
+            return Depthwise(self.width, 3, dtype=self.dtype, name="folded")(x)
         y = MobileOne(
             self.width, size=3, depthwise=True, activate=False, dtype=self.dtype, name="branches"
         )(x)
@@ -133,15 +124,7 @@ class LargeKernel(nn.Module):
         return layers.ACTIVATIONS["gelu"](y)
 
     def convolution(self, name: str, size: int, x: jax.Array, use_bias: bool = False) -> jax.Array:
-        return depthwise_conv(
-            self.features,
-            size,
-            self.dtype,
-            name,
-            groups=x.shape[-1],
-            stride=2,
-            use_bias=use_bias,
-        )(x)
+        return Depthwise(self.features, size, 2, use_bias, self.dtype, name=name)(x)
 
 
 class SqueezeExcite(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.models import layers
-from jaxclip.models.convolutions import depthwise, patches
+from jaxclip.models.convolutions import Depthwise, patches
 from jaxclip.models.staged import Params, Part, StagedConfig, StagedTower
 
 _MLP_RATIO = 4
@@ -151,7 +151,7 @@ class Block(nn.Module):
             x = layers.norm(self.norm_eps, self.dtype, "downsample_norm")(x)
             reduce = layers.dense(self.width, self.dtype, "downsample", flat=self.flat)
             x = reduce(patches(x, 2))
-        y = depthwise(self.width, 7, self.dtype, "conv")(x)
+        y = Depthwise(self.width, 7, dtype=self.dtype, name="conv")(x)
         y = layers.norm(self.norm_eps, self.dtype, "norm")(y)
         y = layers.MLP(_MLP_RATIO * self.width, "gelu", self.dtype, self.flat, name="mlp")(y)
         scale = self.param("layer_scale", nn.initializers.constant(1e-6), (self.width,))

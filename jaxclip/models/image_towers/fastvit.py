@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import layers
 from jaxclip.models.batch_norm import FrozenBatchNorm
-from jaxclip.models.convolutions import depthwise
+from jaxclip.models.convolutions import Depthwise
 from jaxclip.models.image_towers._fastvit_parts import LargeKernel, MobileOne, RepMixer
 from jaxclip.models.staged import Params, Part, StagedConfig, StagedTower
 
@@ -252,13 +252,13 @@ class Block(nn.Module):
                 name="downsample_point",
             )(x)
         if self.position:
-            y = depthwise(self.width, 7, self.dtype, "position")(x)
+            y = Depthwise(self.width, 7, dtype=self.dtype, name="position")(x)
             x = y if self.folded else x + y
         if self.attention_norm == "none":
             x = RepMixer(self.width, self.folded, self.dtype, name="mixer")(x)
         else:
             x = x + self.scaled("attention_scale", self.attend(x))
-        y = depthwise(self.width, 7, self.dtype, "mlp_conv", use_bias=False)(x)
+        y = Depthwise(self.width, 7, use_bias=False, dtype=self.dtype, name="mlp_conv")(x)
         y = FrozenBatchNorm(dtype=self.dtype, name="mlp_norm")(y)
         y = layers.MLP(self.mlp_dim, "gelu", self.dtype, self.flat, name="mlp")(y)
         return x + self.scaled("mlp_scale", y)

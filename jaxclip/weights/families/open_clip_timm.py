@@ -1,4 +1,4 @@
-"""open_clip's files with a timm ViT as image tower: EVA, EVA-02, Perception Encoder, plain ViTs."""
+"""open_clip's files with a tower of timm that has EVA's blocks or Perception Encoder's pool."""
 
 from __future__ import annotations
 
@@ -53,8 +53,13 @@ class OpenCLIPTimm(Family):
         names = checkpoint.shapes
         trunk = {f"{TRUNK}.{part}" for part in ("patch_embed.proj.weight", "pos_embed")}
         heads = ("head.weight", "head.proj.weight")
+        # CLIP's own blocks and class token: MobileCLIP's, which open_clip_timm_vit reads.
+        plain = (
+            f"{TRUNK}.blocks.0.attn.qkv.bias" in names and f"{TRUNK}.attn_pool.q.bias" not in names
+        )
         return (
             trunk <= set(names)
+            and not plain
             and f"{TRUNK}.blocks.0.norm1.weight" in names
             and "text.token_embedding.weight" in names
             and (f"{TRUNK}.{heads[0]}" in names or f"visual.{heads[1]}" in names)
