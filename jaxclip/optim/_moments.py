@@ -228,7 +228,7 @@ def each_in_lists(
     Returns:
       Updates, first and second moments, as lists; and what the steps have seen.
     """
-    columns = [*found[:3], found.params]
+    columns: list[list[Any]] = [found.leaves, found.mu, found.nu, found.params]
     kinds = [
         (*(None if part is None else jax.typeof(part) for part in parts), dtype)
         for *parts, dtype in zip(*columns, found.dtypes, strict=True)

@@ -64,6 +64,7 @@ def step(
     # Of the gradient all elements must be finite, those that are not chosen, too.
     finite, sampled = jnp.isfinite(leaf), leaf.shape != mu.shape
     if sampled:
+        assert seed is not None
         chosen = sampling.draw(seed, leaf.shape)
         gradient = sampling.take(gradient, chosen)
         finite = jnp.isfinite(_base.tensor_maxima([leaf], gradient.dtype)[0])

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxclip.optim import _unpack
 
@@ -102,7 +101,7 @@ class Stacks:
 
         Args:
           columns: of arrays as from :meth:`arrays`.
-          count: as for :func:`_unpack.unstack`.
+          count: as for ``_unpack.unstack``.
         """
         several = [i for i, group in enumerate(self._groups) if len(group) > 1]
         parts = iter(_unpack.unstack([column[i] for column in columns for i in several], count))
@@ -121,4 +120,4 @@ def _take(vector: jax.Array, at: Sequence[int] | np.ndarray) -> jax.Array:
     at = np.asarray(at, np.int32)
     if np.array_equal(at, np.arange(vector.shape[0])):
         return vector
-    return vector.at[at].get(mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+    return vector.at[at].get(mode="promise_in_bounds")

@@ -175,7 +175,7 @@ def clip_radagrad_d(
                 mu, m = _moments.store(keep, m, mu)
             stored, new = _moments.store(keep, old_weight * old + new_weight * square, totals[i])
             update = _base.safe_divide(m, jnp.sqrt(old if delay else new) + small, 0.0)
-            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored, ())
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored, keep)
 
         steps = [step(i) for i in range(len(leaves))]
         accumulator = state.accumulator

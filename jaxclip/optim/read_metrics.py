@@ -87,8 +87,10 @@ def skipped_steps(opt_state: Any) -> Any:
     node = opt_state
     # They stand outermost; within a chain or a partition others count their own steps.
     while isinstance(node, (SkipNonfiniteState, SkipOnSpikeState)):
-        spike = isinstance(node, SkipOnSpikeState)
-        total = total + (node.skipped_count if spike else node.nonfinite_count)
+        if isinstance(node, SkipOnSpikeState):
+            total = total + node.skipped_count
+        else:
+            total = total + node.nonfinite_count
         node = node.inner_state
     return total
 

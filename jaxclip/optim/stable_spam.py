@@ -253,7 +253,8 @@ def _stable_spam(
         )
         before = [state.maximum, state.first, state.second, clock.astype(dtype)]
         rows = Stacks(found.leaves, least=len(found.leaves) + 1).numbers(jnp.stack(before, axis=1))
-        done, order = [], []
+        done: list[tuple[Any, ...]] = []
+        order: list[int] = []
         for at, part in _moments.parts(found):
             # A single tensor's as scalars: all such have the same kernels.
             own = [x[at] for x in before] if len(at) > 1 else list(rows[at[0]].reshape(-1, 1))
