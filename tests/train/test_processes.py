@@ -391,7 +391,7 @@ def test_two_processes_go_back_from_spikes_as_one_does(
     file = config_file(
         "total_steps=24", "optim.learning_rate=1e-4", "optim.clip=none",
         "on_spike.actions=rewind", "on_spike.rewind_steps=1",
-        "on_spike.rewind_limit=100", "watch.enabled=True", "watch.threshold=1.0",
+        "on_spike.rewind_limit=100", "watch.threshold=1.0",
         "watch.window=8", "watch.min_history=3", "evaluate.every_steps=0",
     )  # fmt: skip
     workdir = tmp_path / "run"
@@ -409,4 +409,4 @@ def test_two_processes_go_back_from_spikes_as_one_does(
         np.testing.assert_array_equal(value, theirs[24][name], err_msg=name)
     spikes = sorted(path.name for path in (workdir / "spikes").iterdir())
     assert spikes == sorted(path.name for path in (reference / "spikes").iterdir())
-    assert "rewinds.json" in spikes and len(spikes) > 2
+    assert spikes == ["rewinds.json"]
