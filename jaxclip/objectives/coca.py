@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from jaxclip import losses
 from jaxclip.models import CLIPConfig
-from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder, caption_decoder
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
+from jaxclip.objectives._captioning import Captioning
 from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 from jaxclip.objectives._clip import clip_part
 
 
 @dataclasses.dataclass(frozen=True)
-class CoCa(Objective):
+class CoCa(Captioning, Objective):
     """Yu et al. 2022 (arXiv:2205.01917): CLIP + caption_weight * captioning.
 
     The text tower is the unimodal half; a causal decoder of as many layers goes on from its tokens
@@ -67,11 +67,7 @@ class CoCa(Objective):
 
     @property
     def row_needs(self) -> frozenset[str]:
-        return frozenset({"image_tokens", self._start, "text_mask", "text_input"})
-
-    @property
-    def _start(self) -> str:
-        return "text_hidden_0" if self.from_embeddings else "text_tokens"
+        return frozenset({"image_tokens", self.text_start, "text_mask", "text_input"})
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if not (sizes.text.causal or self.from_embeddings):
@@ -79,65 +75,6 @@ class CoCa(Objective):
                 "coca: with model.text.causal=False the text tower shows the decoder the tokens "
                 "that it is to predict; set coca's from_embeddings=True or model.text.causal=True"
             )
-
-    def _decoder(self, sizes: CLIPConfig, dtype: Any) -> CrossAttentionDecoder:
-        return caption_decoder(sizes, depth=self.depth, self_mlp=self.self_mlp, dtype=dtype)
-
-    def _pooler(self, sizes: CLIPConfig, dtype: Any) -> AttentionPooler:
-        image = sizes.image
-        return AttentionPooler(self.num_queries, image.width, image.num_heads, dtype=dtype)
-
-    def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
-        first, second = jax.random.split(rng)
-        image, text = jnp.zeros((1, 2, sizes.token_width)), jnp.zeros((1, 2, sizes.text.width))
-        params = {"decoder": self._decoder(sizes, image.dtype).init(first, text, image)["params"]}
-        if self.num_queries:
-            params["pooler"] = self._pooler(sizes, image.dtype).init(second, image)["params"]
-        return params
-
-    def image_tokens(self, params: Params, tokens: jax.Array, sizes: CLIPConfig) -> jax.Array:
-        """What the decoder looks at, [B, Q, C], of the image tower's tokens."""
-        if not self.num_queries:
-            return tokens
-        pooler = {"params": params["pooler"]}
-        pooled: Any = self._pooler(sizes, tokens.dtype).apply(pooler, tokens)
-        return pooled
-
-    def logits(
-        self,
-        params: Params,
-        outputs: Outputs,
-        sizes: CLIPConfig,
-        *,
-        at: jax.Array | int | None = None,
-    ) -> jax.Array:
-        """float32[B, L, V]: what the decoder expects behind each token of a text.
-
-        Args:
-          params: of the term.
-          outputs: ``image_tokens`` and the tokens of the text.
-          sizes: of the model.
-          at: the only place that is wanted, [B, 1, V]; None for all.
-        """
-        image = self.image_tokens(params, outputs["image_tokens"], sizes)
-        text = outputs[self._start]
-        if sizes.text.pool == "cls" and self.from_embeddings:
-            text = text[:, :-1]  # without the class token
-        return self.decode(params, text, image, sizes, at=at)
-
-    def decode(
-        self,
-        params: Params,
-        text: jax.Array,
-        image: jax.Array,
-        sizes: CLIPConfig,
-        *,
-        at: jax.Array | int | None = None,
-    ) -> jax.Array:
-        """:meth:`logits` of what :meth:`image_tokens` gave."""
-        decoder = {"params": params["decoder"]}
-        out: Any = self._decoder(sizes, text.dtype).apply(decoder, text, image, at=at)
-        return out
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         logits = self.logits(params, outputs, ctx.sizes)[:, :-1]
