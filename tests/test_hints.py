@@ -37,7 +37,7 @@ def test_no_other_file_looks_for_near_names_itself():
     ("look_up", "near", "far"),
     [
         (chips.get, ("v5ee", "'v5e'"), ("abacus", "known: ")),
-        (presets.get, ("vit_b116", "'vit_b16'"), ("resnet_50", "known: ")),
+        (presets.get, ("vit_b116", "'vit_b16'"), ("abacus", "known: ")),
         (lambda name: sharding.sharding_rules(name), ("fdsp", "'fsdp'"), ("qq", "known: ")),
     ],
 )

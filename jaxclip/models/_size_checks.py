@@ -17,17 +17,17 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 def check_experts(tower: str, config: Any) -> None:
     """Refuse numbers of experts that can't be."""
     c = config
+    if not 0 <= c.expert_blocks <= c.depth or not 0 <= c.expert_capacity < math.inf:
+        raise ValueError(
+            f"model.{tower}.expert_blocks={c.expert_blocks} must be 0 (all) to depth={c.depth}, "
+            f"and expert_capacity={c.expert_capacity} 0 (no limit) or more"
+        )
     if not c.num_experts:
         return
     if c.num_experts < 2 or not 1 <= c.experts_per_token <= c.num_experts:
         raise ValueError(
             f"model.{tower}.num_experts={c.num_experts}, experts_per_token={c.experts_per_token}: "
             "use at least two experts, of which a token takes one to all"
-        )
-    if not 0 <= c.expert_blocks <= c.depth or not 0 <= c.expert_capacity < math.inf:
-        raise ValueError(
-            f"model.{tower}.expert_blocks={c.expert_blocks} must be 0 (all) to depth={c.depth}, "
-            f"and expert_capacity={c.expert_capacity} 0 (no limit) or more"
         )
     if getattr(c, "mlp", "plain") != "plain" or getattr(c, "sub_norm", False):
         raise ValueError(f"model.{tower}: experts are plain MLPs; use mlp='plain', sub_norm=False")

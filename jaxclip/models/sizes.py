@@ -159,6 +159,8 @@ class ImageConfig:
         check_choice("image.norm_place", self.norm_place, ("pre", "post"))
         check_choice("image.qkv_bias", self.qkv_bias, ("all", "qv", "none"))
         self._check_pool()
+        if not math.isfinite(self.rope_offset):
+            raise ValueError(f"model.image.rope_offset={self.rope_offset}; use a number of patches")
         if self.rope != "none" and self.width // self.num_heads % 4:
             raise ValueError(
                 f"model.image.rope={self.rope!r} needs heads of a multiple of 4 channels, not "

@@ -129,15 +129,18 @@ def splitter(
         return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, spec))
 
     def split(array: jax.Array) -> jax.Array:
-        pieces = array.reshape(shards, count, -1, *array.shape[1:])
+        # Sizes are told, as none can be inferred of an output without elements.
+        rows = array.shape[0] // (shards * count)
+        pieces = array.reshape(shards, count, rows, *array.shape[1:])
         pieces = constrain(pieces, BATCH_AXES)
         pieces = constrain(jnp.swapaxes(pieces, 0, 1), None, BATCH_AXES)
-        return constrain(pieces.reshape(count, -1, *array.shape[1:]), None, BATCH_AXES)
+        return constrain(pieces.reshape(count, shards * rows, *array.shape[1:]), None, BATCH_AXES)
 
     def join(pieces: jax.Array) -> jax.Array:
-        array = pieces.reshape(count, shards, -1, *pieces.shape[2:])
+        rows = pieces.shape[1] // shards
+        array = pieces.reshape(count, shards, rows, *pieces.shape[2:])
         array = constrain(array, None, BATCH_AXES)
         array = constrain(jnp.swapaxes(array, 0, 1), BATCH_AXES)
-        return constrain(array.reshape(-1, *pieces.shape[2:]), BATCH_AXES)
+        return constrain(array.reshape(shards * count * rows, *pieces.shape[2:]), BATCH_AXES)
 
     return split, join

@@ -220,6 +220,8 @@ def as_actions(given: str | Sequence[str]) -> tuple[str, ...]:
         another one.
     """
     names = given.split("|") if isinstance(given, str) else list(given)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"on_spike.actions={names!r} must be names: {', '.join(ACTIONS)}")
     names = [name.strip() for name in names if name not in ("", "none")]
     for name in names:
         if name not in ACTIONS:

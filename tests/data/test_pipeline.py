@@ -283,7 +283,7 @@ def test_nothing_is_kept_of_an_iterator_that_is_gone(toy, tokenize, closed):
         {**toy, "num_parallel_calls": 2}, tokenizer=tokenize, global_batch_size=8, seed=0
     )
     next(iterator)
-    gone = weakref.ref(iterator._source[0]._make.record_loader)  # which has the cache
+    gone = weakref.ref(iterator._release.peek()[2][1])  # the loader, which has the cache
     if closed:
         iterator.close()
     del iterator

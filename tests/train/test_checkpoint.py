@@ -485,11 +485,18 @@ with Checkpointer(sys.argv[1], keep_last=2) as checkpointer:
 """
 
 
+def flags(devices):
+    """XLA's flags of the tests, for so many virtual devices."""
+    count = "--xla_force_host_platform_device_count="
+    others = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(count)]
+    return " ".join([*others, f"{count}{devices}"])
+
+
 def run_python(code, *args, devices=1, **options):
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags(devices),
     }
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],

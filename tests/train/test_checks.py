@@ -36,6 +36,8 @@ SUSPECT = {
 MEANT = {
     ("logit_scale_max", -math.inf),
     ("model.logit_bias_init", 5),
+    ("model.image.layer_scale", 5),
+    ("model.text.layer_scale", 5),
     ("optim.weight_decay", None),  # for an optimizer that has none
     ("data.languages", "no such thing"),  # refused by the data set
 }

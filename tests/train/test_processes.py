@@ -39,6 +39,14 @@ OVERRIDES = (
     f"distributed.heartbeat_timeout_seconds={HEARTBEAT}",
 )
 
+
+def flags(devices):
+    """XLA's flags of the tests, for so many virtual devices."""
+    count = "--xla_force_host_platform_device_count="
+    others = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(count)]
+    return " ".join([*others, f"{count}{devices}"])
+
+
 _DRIVER = """
 import json, os, pathlib, signal, sys, time
 from jaxclip import cli
@@ -92,7 +100,7 @@ class Processes:
                 **os.environ,
                 "PYTHONPATH": str(REPOSITORY),
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": flags(devices),
                 "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
                 "JAXCLIP_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
