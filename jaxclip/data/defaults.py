@@ -24,7 +24,9 @@ DEFAULTS: dict[str, Any] = {
     "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much
     "max_unusable": 0.5,  # share of the records drawn that may be unusable before the run stops
     "num_parallel_calls": 0,  # threads that read and decode; 0 = one for each CPU
+    "workers": 0,  # processes that do the work of these threads; 0 = threads of this process
     "prefetch": 2,  # batches made ahead
+    "stall_seconds": 60.0,  # of waiting for a batch until what it waits for is logged; 0 = never
 }
 
 _CONTEXT_LENGTHS = {"clip": 77, "siglip": 64, "gemma": 64, "roberta": 77}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, image_ops, loader, mixture, order, sources
+from jaxclip.data import columns, image_ops, loader, mixture, order, reading, sources, workers
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS
@@ -24,11 +24,12 @@ from jaxclip.data.image_chain import Chain
 from jaxclip.data.iterator import Batch, TrainIterator
 from jaxclip.data.labels import read_labels
 from jaxclip.data.record import Record
+from jaxclip.data.stages import Board
 from jaxclip.data.stored import write_stored
 from jaxclip.registry import hint
 
 __all__ = [
-    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "look_up",
+    "DEFAULTS", "TrainIterator", "batch_maker", "check_spec", "complete", "eval_batches", "look_up",
     "rows_per_process", "train_iterator", "write_stored",
 ]  # fmt: skip
 
@@ -48,7 +49,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("image_size", "examples_per_class", "shuffle_window", "shuffle_chunk"):
         if result[key] < 1:
             raise ValueError(f"data.{key}={result[key]} must be at least 1")
-    for key in ("cache_decoded_mb", "num_parallel_calls", "prefetch"):
+    for key in ("cache_decoded_mb", "num_parallel_calls", "prefetch", "workers", "stall_seconds"):
         if result[key] < 0:
             raise ValueError(f"data.{key}={result[key]} must not be negative")
     return result
@@ -159,10 +160,10 @@ def train_iterator(
     """
     if start_step < 0:
         raise ValueError(f"start_step={start_step} must not be negative")
-    maker = _batch_maker(
+    maker = batch_maker(
         data_config, tokenizer, global_batch_size, seed, process_index, process_count, spec, owners
     )
-    config, rows, record_loader = complete(data_config), maker.rows, maker.record_loader
+    config, rows = complete(data_config), maker.rows
     # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
     # within a batch do the rest; more batches at once would only take more memory.
     ahead = Ahead(
@@ -170,23 +171,29 @@ def train_iterator(
         start_step,
         num_threads=2,
         depth=max(1, config["prefetch"]),
+        patience=config["stall_seconds"],
+        waits_for=maker.reader.busy,
     )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+    return TrainIterator(shapes, start_step, ahead, maker.reader, maker.caption_counts)
 
 
-def _batch_maker(
+def batch_maker(
     data_config: Mapping[str, Any],
     tokenizer: Callable[[list[str]], np.ndarray],
     global_batch_size: int,
     seed: int,
-    process_index: int,
-    process_count: int,
-    spec: fields.BatchSpec,
-    owners: Mapping[str, str] | None,
+    process_index: int = 0,
+    process_count: int = 1,
+    spec: fields.BatchSpec = fields.PAIR,
+    owners: Mapping[str, str] | None = None,
 ) -> columns.BatchMaker:
-    """What makes the rows of one process; arguments as of :func:`train_iterator`."""
+    """What makes the rows of one process: number of a batch -> its arrays.
+
+    It needs no TensorFlow and makes nothing ahead; ``reader.close()`` stops its threads and
+    workers. Arguments and errors are those of :func:`train_iterator`.
+    """
     config = complete(data_config)
     rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
     if seed < 0:
@@ -199,12 +206,9 @@ def _batch_maker(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
             split, data_set.name, len(source), global_batch_size,
         )  # fmt: skip
-    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     return columns.BatchMaker(
         columns=made,
-        record_loader=_loader(
-            config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
-        ),
+        reader=_reader(context, made, rows),
         order=_order(config, data_set, global_batch_size, seed),
         seed=seed,
         first_row=process_index * rows,
@@ -212,6 +216,45 @@ def _batch_maker(
         global_batch_size=global_batch_size,
         tokenizer=tokenizer,
     )
+
+
+def _reader(
+    context: Context, made: Mapping[str, Column[Any]], rows: int
+) -> reading.InProcess | workers.WorkerReader:
+    """What reads the records of batches and makes their views."""
+    if context.config["workers"]:
+        sides = {key: chain.image_size for key, chain in columns.chains(made).items()}
+        return workers.WorkerReader(
+            context.config, context.spec, context.seed, sides, rows, _what(context.data_set)
+        )
+    return _in_process(context, made)
+
+
+def _in_process(
+    context: Context, made: Mapping[str, Column[Any]], board: Board | None = None
+) -> reading.InProcess:
+    spec, chains = context.spec, columns.chains(made)
+    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
+    source = context.data_set.source(context.split)
+    record_loader = _loader(
+        context.config, chains, source, context.data_set, needs_texts, columns.examiner(made), board
+    )
+    return reading.InProcess(record_loader, chains, context.seed)
+
+
+def local_reader(
+    config: Mapping[str, Any], spec: fields.BatchSpec, seed: int, board: Board
+) -> reading.InProcess:
+    """What a data worker reads with; nothing is checked that its parent has checked.
+
+    Args:
+      config: data config, complete.
+      spec: what a batch holds.
+      seed: of the run.
+      board: where the worker's threads note what they are doing.
+    """
+    context = Context(config, training_data(config), spec, seed)
+    return _in_process(context, columns.build(context, look=False), board)
 
 
 def look_up(
@@ -239,13 +282,20 @@ def look_up(
       ``{"row", "record": its number, "key": the record's, "caption", "image": uint8[S, S, 3]}`` of
       each row.
     """
-    maker = _batch_maker(
-        {**data_config, "cache_decoded_mb": 0}, tokenizer, global_batch_size, seed, 0, 1, spec, None
+    maker = batch_maker(
+        {**data_config, "cache_decoded_mb": 0, "workers": 0},
+        tokenizer,
+        global_batch_size,
+        seed,
+        0,
+        1,
+        spec,
+        None,
     )
     try:
         found = maker.examples(batch, rows)
     finally:
-        maker.record_loader.close()
+        maker.reader.close()
     return [
         {"row": int(row), "record": loaded.index, "key": loaded.record.key, "caption": caption,
          "image": image}
@@ -374,15 +424,21 @@ def _loader(
     data_set: sources.DataSet,
     need_texts: bool = False,
     examine: loader.Examine | None = None,
+    board: Board | None = None,
 ) -> loader.RecordLoader:
     return loader.RecordLoader(
         source,
         views,
-        what=f"data set {data_set.name!r}",
+        what=_what(data_set),
         cache_decoded_mb=config["cache_decoded_mb"],
         num_threads=config["num_parallel_calls"],
         texts_of=data_set.texts_of(config["languages"]),
         need_texts=need_texts,
         examine=examine,
         backend=BACKENDS.build(config["image_backend"]),
+        board=board,
     )
+
+
+def _what(data_set: sources.DataSet) -> str:
+    return f"data set {data_set.name!r}"
