@@ -190,7 +190,7 @@ class Dispatcher:
                 for key, _ in self._selector.select():
                     if key.data is None:
                         self._woken.recv(4096)
-                    elif self._workers.get(key.data.number) is key.data:
+                    elif key.data in self._workers.values():
                         self._hear(key.data)
                 while not self._inbox.empty():
                     self._inbox.get()()
