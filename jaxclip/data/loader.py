@@ -39,8 +39,9 @@ class Loaded:
       index: its number.
       record: the record, without image bytes and meta.
       pixels: the decoded image, uint8[H, W, 3]; None if no view wants it.
-      size: (width, height) of the image as it is stored; ``pixels`` may be a smaller version.
+      size: (width, height) of the image as it is stored.
       extras: what fields keep of it.
+      shrink: how many times larger than ``pixels`` that is.
     """
 
     index: int
@@ -48,6 +49,7 @@ class Loaded:
     pixels: np.ndarray | None
     size: Size
     extras: Mapping[str, Any]
+    shrink: int = 1
 
 
 class RecordLoader:
@@ -133,17 +135,22 @@ class RecordLoader:
         extras = self._examine(index, record) if self._examine is not None else {}
         if isinstance(extras, BadRecord):
             return extras
-        pixels, size = None, (0, 0)
-        if self._views:
-            self.board.note(DECODING, index)
-            picture = self._backend.decode(record.image, lambda size: self._cuts(size, draws))
-            if isinstance(picture, BadRecord):
-                return dataclasses.replace(picture, key=record.key)
-            pixels, size = picture
-        record = dataclasses.replace(record, image=b"", texts=texts, meta="")
-        loaded = Loaded(index, record, pixels, size, extras)
-        # What was decoded for these draws alone must not serve others.
-        keep = pixels is None or self._backend.is_whole(size, self._largest)
+        small = Record(b"", texts, record.label, record.key)
+        if not self._views:
+            return self._cache.put(Loaded(index, small, None, (0, 0), extras))
+        self.board.note(DECODING, index)
+        keep = False
+
+        def cuts(size: Size) -> list[Cut]:
+            nonlocal keep
+            # What is decoded for these draws alone must not serve others.
+            keep = self._cache.has_room(size) and self._backend.is_whole(size, self._largest)
+            return [] if keep else self._cuts(size, draws)
+
+        picture = self._backend.decode(record.image, cuts)
+        if isinstance(picture, BadRecord):
+            return dataclasses.replace(picture, key=record.key)
+        loaded = Loaded(index, small, picture.pixels, picture.size, extras, picture.shrink)
         return self._cache.put(loaded) if keep else loaded
 
     def _cuts(self, size: Size, draws: Mapping[str, np.ndarray]) -> list[Cut]:
@@ -234,7 +241,7 @@ class RecordLoader:
             outcomes.append(loaded)
             if isinstance(loaded, Loaded) and loaded.pixels is not None:
                 chosen.append(row)
-                pictures.append(Picture(loaded.pixels, loaded.size))
+                pictures.append(Picture(loaded.pixels, loaded.size, loaded.shrink))
         if chosen:
             self.board.note(IMAGE_OPS, int(indices[chosen[0]]))
             for key in self._views:
@@ -301,6 +308,10 @@ class _Cache:
         # Memory that is never written takes no space: np.empty only reserves it.
         self._block = np.empty((num_records, *self._shape), np.uint8) if fits else None
         self._in_block = np.zeros(num_records if fits else 0, bool)
+
+    def has_room(self, size: Size) -> bool:
+        """Whether a picture of (width, height) may be kept."""
+        return 3 * size[0] * size[1] < self._left
 
     def get(self, index: int) -> Loaded | None:
         return self._loaded.get(index)
