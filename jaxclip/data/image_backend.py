@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxclip.data import decode as decode_lib
-from jaxclip.data import jpeg_height
+from jaxclip.data import jpeg_header
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import Registry
@@ -29,6 +29,8 @@ from jaxclip.registry import Registry
 Cuts = Callable[[Size], Sequence[Cut]]
 
 
+# Bytes that are searched for EXIF data in a file with a header of a strange kind.
+_LONGEST_HEADER = 1 << 16
 # A shortened file must save more than it takes to make it.
 _WORTHWHILE = 0.95
 # Pixels on each side that the widest interpolation looks at, in units of the larger pixel.
@@ -97,13 +99,16 @@ class Fast:
         self._local = threading.local()
 
     def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
-        size = self._plain_jpeg(data)
+        header = jpeg_header.read(data) if data[:3] == b"\xff\xd8\xff" else None
+        size = self._plain_size(data, header)
         if size is None:
             return _by_pillow(data, cuts)
         wanted = cuts(size)
         shrink = _shrink(size, wanted)
         height = _height_seen(size, shrink, wanted)
-        short = jpeg_height.shortened(data, height) if height <= _WORTHWHILE * size[1] else None
+        short: bytes | bytearray | None = None
+        if header is not None and height <= _WORTHWHILE * size[1]:
+            short = jpeg_header.shortened(data, header, height)
         if short is None:
             short, height = data, size[1]
         least = {"min_width": -(-size[0] // shrink), "min_height": -(-height // shrink)}
@@ -117,7 +122,7 @@ class Fast:
             return _by_pillow(data, cuts)
         return Picture(pixels, size, shrink)
 
-    def _plain_jpeg(self, data: bytes) -> Size | None:
+    def _plain_size(self, data: bytes, header: jpeg_header.Header | None) -> Size | None:
         """(width, height) of a grey or YCbCr JPEG within the limits that is not to be turned."""
         if data[:3] != b"\xff\xd8\xff":
             return None
@@ -127,7 +132,8 @@ class Fast:
             return None
         if colours not in ("YCbCr", "Gray") or not decode_lib.is_sane(width, height):
             return None
-        return None if decode_lib.is_turned(data) else (width, height)
+        end = _LONGEST_HEADER if header is None else header.scan_at
+        return None if decode_lib.is_turned(data, end) else (width, height)
 
     def is_whole(self, size: Size, largest: int) -> bool:
         return min(size) < 2 * largest

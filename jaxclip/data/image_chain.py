@@ -83,6 +83,8 @@ class Chain:
         arrays = state.arrays()
         if isinstance(arrays, np.ndarray) and arrays.shape[1:] == final:
             return arrays
+        if len(arrays) == 1 and arrays[0].shape == final:
+            return arrays[0][None]
         nothing = np.empty(0, np.float32)
         return np.stack(
             [
@@ -143,7 +145,7 @@ class _State:
         return "pixels" if self._images is None else "example"
 
     @property
-    def pixels(self) -> Sequence[np.ndarray]:
+    def pixels(self) -> Any:
         """uint8[H, W, 3] each."""
         return self.arrays()
 

@@ -214,7 +214,7 @@ def test_rows_below_a_cut_are_not_decoded_and_change_nothing(
             made.append(Fast().cut(picture, cut))
         assert min(rows) < 0.75 * 233
         with monkeypatch.context() as patch:
-            patch.setattr(image_backend.jpeg_height, "shortened", lambda *_: None)
+            patch.setattr(image_backend.jpeg_header, "shortened", lambda *_: None)
             for image, row in zip(made, u, strict=True):
                 cut = chain.first_cut((301, 233), row)
                 whole_one = Fast().decode(data, lambda size, cut=cut: [cut])
