@@ -241,10 +241,11 @@ class TFRecordReader:
     Args:
       paths: the files, in order.
       lengths: number of records in each.
-      max_indices: how many files' indices are kept in memory (16 bytes a record).
+      max_indices: how many files' indices are kept in memory (16 bytes a record). A window of the
+        shuffled order has records of a thousand places.
     """
 
-    def __init__(self, paths: Iterable[str], lengths: Iterable[int], max_indices: int = 512):
+    def __init__(self, paths: Iterable[str], lengths: Iterable[int], max_indices: int = 1200):
         self._paths = list(paths)
         self._starts = np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)])
         self._files = FileCache()
