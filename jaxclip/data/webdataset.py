@@ -178,6 +178,12 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     }
     below = {name: paths for name, paths in below.items() if paths}
     if not below:
+        packed = [*folder.glob("*.tar.*"), *folder.glob("*.tgz")]
+        if packed:
+            raise ValueError(
+                f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
+                "`jaxclip data import`"
+            )
         raise FileNotFoundError(f"{pattern!r}: no .tar in this folder, nor in the folders in it")
     return below
 
