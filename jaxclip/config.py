@@ -109,7 +109,7 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
         values that do not fit together.
     """
     given = to_plain(config)
-    parsed = [parse_override(text) for text in overrides]
+    parsed = [leaf for text in overrides for leaf in _leaves(*parse_override(text))]
     preset = _preset_of(given, parsed)
     base = defaults()
     base["model"] = _model_defaults(preset, _image_kind_of(given, parsed))
@@ -210,6 +210,13 @@ def _is_within(key: str, sections: Sequence[str]) -> bool:
     return any(key == section or key.startswith(section + ".") for section in sections)
 
 
+def _leaves(key: str, value: Any) -> list[tuple[str, Any]]:
+    """``model={'image': {'width': 8}}`` as its keys: the preset and the kind stand among them."""
+    if key.split(".")[0] != "model" or not isinstance(value, Mapping):
+        return [(key, value)]
+    return [leaf for name, each in value.items() for leaf in _leaves(f"{key}.{name}", each)]
+
+
 def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:
     model = given.get("model", {})
     if not isinstance(model, Mapping):
@@ -301,6 +308,11 @@ def _set(config: Config, key: str, value: Any) -> None:
             f"config key {key!r} is a section; set one of its keys: "
             f"{', '.join(f'{key}.{name}' for name in old)}"
         )
+    if isinstance(old, Mapping) and not _names_another(key, old, value):
+        # As in a file: what is not given stays.
+        for name, each in value.items():
+            _set(config, f"{key}.{name}", each)
+        return
     node[parts[-1]] = _typed(key, old, value)
 
 
