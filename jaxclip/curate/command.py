@@ -67,10 +67,24 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
         config["split"] = args.split
     if args.step:
         config["steps"] = [parse_step(text) for text in args.step]
-    config.update(config_lib.parse_override(text) for text in args.overrides)
     if not config.get("steps"):
         raise ValueError("no steps: name a --config, or give --step 'captions min_words=3' …")
+    for key, value in map(config_lib.parse_override, args.overrides):
+        _override(config, key, value)
     return config
+
+
+def _override(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of the configuration, or ``STEP.OPTION``: an option of all steps of a name."""
+    name, dot, option = key.partition(".")
+    if not dot:
+        config[key] = value
+        return
+    steps = [{"name": step} if isinstance(step, str) else step for step in config["steps"]]
+    names = [str(step.get("name")) for step in steps]
+    if name not in names:
+        raise ValueError(f"--config.{key}: there is no step {name!r}{hint(name, set(names))}")
+    config["steps"] = [{**s, option: value} if s.get("name") == name else s for s in steps]
 
 
 @contextlib.contextmanager

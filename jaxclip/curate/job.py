@@ -93,12 +93,12 @@ def curate(
     place = storage.absolute(workdir)
     with _locked(place, break_lock):
         runner = runner or Local(1)
-        view = _read(config, split, data_set.splits[split], place, runner)
-        done = _run_steps(config, steps, view, f"{place}/{STORE_DIR}", runner)
+        view = read(config, split, data_set.splits[split], place, runner)
+        done = run_steps(config, steps, view, f"{place}/{STORE_DIR}", runner)
         return _conclude(config, split, view, done, place, runner)
 
 
-def _read(config: Mapping[str, Any], split: str, count: int, place: str, runner: Runner) -> View:
+def read(config: Mapping[str, Any], split: str, count: int, place: str, runner: Runner) -> View:
     """The first pass: every record once."""
     bounds = (*range(0, count, config["shard_size"]), count)
     identity = [source.stamp(config["source"]), split, list(bounds)]
@@ -109,9 +109,10 @@ def _read(config: Mapping[str, Any], split: str, count: int, place: str, runner:
     return View(config["source"], split, bounds, base)
 
 
-def _run_steps(
+def run_steps(
     config: Mapping[str, Any], steps: list[Step], view: View, place: str, runner: Runner
 ) -> list[Done]:
+    """Carry out steps; ``place`` is the folder of their passes."""
     done: list[Done] = []
     shared: dict[str, Any] = {}
     identity = config_lib.digest([view.base, config["seed"]])

@@ -29,14 +29,19 @@ def spaced(text: str, lowercase: bool = False) -> str:
 def read_entries(path: str) -> list[str]:
     """The entries of a file: a JSON list of strings, or one a line; each once.
 
+    A folder with WordNet's ``data.noun``, … (Debian: ``wordnet-base``) stands for the numbers 0 to
+    99 and the first words of all synsets, the part of MetaCLIP's list that can be made anywhere.
+
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it is empty or no list of strings.
     """
     file = pathlib.Path(path).expanduser()
+    if (file / "data.noun").is_file():
+        return wordnet_entries(file)
     if not file.is_file():
         raise FileNotFoundError(
-            f"entries {path!r}: no such file; give a text file, an entry a line"
+            f"entries {path!r}: no such file; give one with an entry a line, or WordNet's folder"
         )
     text = file.read_text(encoding="utf-8", errors="replace")
     if text.lstrip().startswith("["):
@@ -52,6 +57,18 @@ def read_entries(path: str) -> list[str]:
     if not entries:
         raise ValueError(f"entries {path!r} holds no entries")
     return entries
+
+
+def wordnet_entries(folder: pathlib.Path) -> list[str]:
+    """The numbers 0 to 99, then the first word of every synset, with blanks for ``_``."""
+    found = [str(number) for number in range(100)]
+    for part in ("noun", "verb", "adj", "adv"):
+        with (folder / f"data.{part}").open(encoding="utf-8", errors="replace") as lines:
+            # The licence stands on lines that begin with blanks; the fifth field is the first word,
+            # behind which adjectives may have their place in brackets.
+            heads = (line.split(" ", 5)[4] for line in lines if not line.startswith(" "))
+            found += [head.partition("(")[0].replace("_", " ") for head in heads]
+    return list(dict.fromkeys(found))
 
 
 class Matcher:
@@ -70,8 +87,8 @@ class Matcher:
             import ahocorasick_rs
         except ImportError as error:
             raise ImportError(
-                "matching entries needs ahocorasick_rs: pip install ahocorasick_rs, or, in a clone of "
-                "jaxclip: pip install '.[curate]'"
+                "matching entries needs ahocorasick_rs: pip install ahocorasick_rs, or, in a "
+                "clone of jaxclip: pip install '.[curate]'"
             ) from error
         self._lowercase = lowercase
         patterns = [f" {each.lower() if lowercase else each} " for each in entries]

@@ -113,3 +113,21 @@ def test_random_numbers_are_those_of_the_key(salt):
     assert ((u >= 0) & (u < 1)).all() and abs(u.mean() - 0.5) < 0.02
     np.testing.assert_array_equal(uniforms(keys[::-1], salt), u[::-1])
     assert abs(np.corrcoef(u, uniforms(keys, salt + "b"))[0, 1]) < 0.06
+
+
+def test_entries_of_files_and_of_wordnet(tmp_path):
+    (tmp_path / "list.txt").write_text("a dog\n\ncat \na dog\n")
+    assert matcher.read_entries(str(tmp_path / "list.txt")) == ["a dog", "cat"]
+    (tmp_path / "list.json").write_text('["cat", "Ünder"]')
+    assert matcher.read_entries(str(tmp_path / "list.json")) == ["cat", "Ünder"]
+    for name in ("noun", "verb", "adj", "adv"):
+        word = {"adj": "galore(ip)", "noun": "living_thing"}.get(name, name)
+        line = f"00001740 03 n 01 {word} 0 003 ~ 00001930 n 0000 | a gloss\n"
+        (tmp_path / f"data.{name}").write_text("  1 This licence\n" + line)
+    found = matcher.read_entries(str(tmp_path))
+    assert found[:100] == [str(n) for n in range(100)]
+    assert found[100:] == ["living thing", "verb", "galore", "adv"]
+    for text, said in (("", "holds no entries"), ("[1]", "list of strings"), ("[", "no JSON")):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            matcher.read_entries(str(tmp_path / "list.txt"))

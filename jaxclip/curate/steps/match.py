@@ -25,7 +25,7 @@ class Match(Step):
     An entry counts once for a record, however many of its captions have it.
 
     Attributes:
-      entries: file with an entry a line, or a JSON list.
+      entries: file with an entry a line, or a JSON list, or the folder of WordNet.
       lowercase: whether letter case does not count; the paper's code heeds it.
       min_matches: records with fewer entries go; 0 keeps all.
     """
@@ -41,7 +41,9 @@ class Match(Step):
 
     def check(self) -> None:
         if not self.entries:
-            raise ValueError("entries is missing: name a file with an entry a line")
+            raise ValueError(
+                "entries is missing: name a file with an entry a line, or WordNet's folder"
+            )
         check_range("min_matches", self.min_matches, 0)
         matcher.read_entries(self.entries)
         matcher.Matcher([""], self.lowercase)  # the library is there
