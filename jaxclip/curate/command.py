@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxclip import config as config_lib
-from jaxclip import config_file
+from jaxclip import config_file, storage
 from jaxclip.curate import job, report
 from jaxclip.curate.runners import RUNNERS, Runner
 from jaxclip.registry import hint
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxclip.curate import writers
 
     writers.WRITERS.get(args.format or "tfds")
+    if args.to and not storage.is_local(args.to):
+        raise ValueError(f"--to {args.to}: name a folder on this machine's disks; mount the bucket")
     if args.format and not args.to:
         raise ValueError(f"--format {args.format} needs --to: name a folder for the kept records")
     try:

@@ -91,8 +91,10 @@ def curate(
     split = config["split"] or source.default_split(data_set)
     data_set.source(split)  # refuses what is not there
     place = storage.absolute(workdir)
+    runner = runner or Local(1)
+    if isinstance(runner, Local) and not storage.is_local(place):
+        raise ValueError(f"{place}: a workdir in a bucket needs --runner beam")
     with _locked(place, break_lock):
-        runner = runner or Local(1)
         view = read(config, split, data_set.splits[split], place, runner)
         done = run_steps(config, steps, view, f"{place}/{STORE_DIR}", runner)
         return _conclude(config, split, view, done, place, runner)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxclip.registry import Registry, check_numbers
@@ -68,15 +69,37 @@ def build(config: Any, where: str) -> Step:
       ValueError, FileNotFoundError: an unknown step or option, or one that can't be.
     """
     try:
-        step = STEPS.build(config)
+        step = STEPS.build(_with_lists(config))
         if not isinstance(step, Step):
             raise ValueError(f"{type(step).__name__} is no jaxclip.curate.step.Step")
         check_numbers(step, f"step {step.name!r}")
+        _check_lists(step)
         step.check()
     except (ValueError, FileNotFoundError, TypeError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{where}: {error}") from error
     return step
+
+
+def _with_lists(config: Any) -> Any:
+    """``"en,de"`` where a list is wanted: on a command line it is the shorter way to write it."""
+    if not isinstance(config, Mapping) or "name" not in config:
+        return config
+    thing = STEPS.get(config["name"])
+    lists = {f.name for f in dataclasses.fields(thing) if isinstance(f.default, tuple)} \
+        if dataclasses.is_dataclass(thing) else set()  # fmt: skip
+    return {
+        key: [part.strip() for part in value.split(",") if part.strip()]
+        if key in lists and isinstance(value, str) else value
+        for key, value in config.items()
+    }  # fmt: skip
+
+
+def _check_lists(step: Step) -> None:
+    for field in dataclasses.fields(step):
+        value = getattr(step, field.name)
+        if isinstance(field.default, tuple) and not isinstance(value, (list, tuple)):
+            raise ValueError(f"{field.name}={value!r} of step {step.name!r} must be a list")
 
 
 def check_choice(option: str, value: Any, known: tuple[str, ...]) -> None:

@@ -48,6 +48,14 @@ def test_an_option_of_all_steps_of_a_name():
         command._config(arguments("metaclip", "matches.entries=x"))
 
 
+def test_a_list_is_written_with_commas():
+    made = command.parse_step("captions scripts=latin,greek banned='click here, ad'")
+    step = config.build_steps({"steps": [made]})[0]
+    assert list(step.scripts) == ["latin", "greek"] and list(step.banned) == ["click here", "ad"]
+    with pytest.raises(ValueError, match=r"banned=3 of step 'captions' must be a list"):
+        config.build_steps({"steps": [{"name": "captions", "banned": 3}]})
+
+
 def test_every_step_says_what_it_is():
     for name in STEPS.names():
         step = STEPS.get(name)

@@ -91,7 +91,7 @@ def snapshot(workdir):
 
 def test_the_outcome_is_the_same_in_any_shards(pools, config, tmp_path):
     curate(config, tmp_path / "a")
-    curate({**config, "shard_size": 7}, tmp_path / "b")
+    curate({**config, "shard_size": 23}, tmp_path / "b")
     for name in ("kept", "dropped"):
         rows = [sorted(map(str, pools.table(tmp_path / each, name))) for each in ("a", "b")]
         assert rows[0] == rows[1]
@@ -196,6 +196,8 @@ def test_two_runs_in_one_place_are_refused(config, tmp_path):
         (["--step", "captions", "--", "--project=x"], "need --runner beam"),
         (["--step", "captions", "--config.sed=1"], "unknown key 'sed'"),
         (["--step", "captions", "--split", "valid"], "has no split 'valid'"),
+        (["--step", "captions", "--workdir", "gs://b/w"], "a workdir in a bucket needs --runner"),
+        (["--step", "captions", "--to", "gs://b/c"], "name a folder on this machine"),
         (["--step", "captions", "--format", "tfds"], "--format tfds needs --to"),
         ([], "no steps"),
     ],

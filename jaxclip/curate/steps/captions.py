@@ -76,9 +76,6 @@ class Captions(Step):
             check_range(option, getattr(self, option), 0)
         check_range("min_letters", self.min_letters, 0, 1)
         check_range("max_repeated", self.max_repeated, 0, 1)
-        for option in ("scripts", "banned"):
-            if isinstance(getattr(self, option), str):
-                raise ValueError(f"{option}={getattr(self, option)!r} must be a list of strings")
 
     def run(self, flow: Flow) -> None:
         flow.decide(self.verdict)

@@ -41,9 +41,6 @@ class ClusterLabels(Step):
         return ("cluster",)
 
     def check(self) -> None:
-        for option in ("keep", "drop"):
-            if isinstance(getattr(self, option), str):
-                raise ValueError(f"{option}={getattr(self, option)!r} must be a list of values")
         if bool(self.keep) == bool(self.drop):
             raise ValueError("give either keep or drop, lists of values of the column")
         read_labels(self.table, self.column)

@@ -34,8 +34,8 @@ class Fuse(Step):
         return (self.column,)
 
     def check(self) -> None:
-        if isinstance(self.columns, str) or len(self.columns) < 2:
-            raise ValueError(f"columns={self.columns!r} must be a list of at least two scores")
+        if len(self.columns) < 2:
+            raise ValueError(f"columns={self.columns!r}: name at least two scores")
         if self.weights and len(self.weights) != len(self.columns):
             raise ValueError(f"{len(self.weights)} weights for {len(self.columns)} columns")
 

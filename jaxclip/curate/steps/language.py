@@ -33,8 +33,8 @@ class Language(Step):
 
     def check(self) -> None:
         check_range("min_probability", self.min_probability, 0, 1)
-        if isinstance(self.keep, str) or not self.keep:
-            raise ValueError(f"keep={self.keep!r} must be a list of codes, such as ['en']")
+        if not self.keep:
+            raise ValueError("keep is empty: name languages, such as ['en']")
         _detector()
 
     def run(self, flow: Flow) -> None:

@@ -48,8 +48,8 @@ class ScoreBy(Step):
 
     def check(self) -> None:
         check_range("batch_size", self.batch_size, 1)
-        if not self.columns or isinstance(self.columns, str):
-            raise ValueError(f"columns={self.columns!r} must be a list of what the function makes")
+        if not self.columns:
+            raise ValueError("columns is missing: name what the function makes")
         _imported(self.function)
 
     def run(self, flow: Flow) -> None:

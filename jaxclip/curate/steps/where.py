@@ -40,8 +40,6 @@ class Where(Step):
     def check(self) -> None:
         if not self.column:
             raise ValueError("column is missing: name a score, or a member of the records' meta")
-        if isinstance(self.one_of, str):
-            raise ValueError(f"one_of={self.one_of!r} must be a list of strings")
         if not self.one_of and math.isinf(self.at_least) and math.isinf(self.at_most):
             raise ValueError(f"no condition on {self.column!r}: give at_least, at_most or one_of")
 

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from jaxclip import storage
 from jaxclip.curate import source, store
 from jaxclip.curate.runners import Runner
 from jaxclip.curate.store import View
@@ -56,6 +57,10 @@ def write(outcome: Outcome, to: str | os.PathLike[str], name: str, *, runner: Ru
       ValueError: an unknown format, or nothing is kept.
       FileExistsError: the folder holds something else.
     """
+    if not storage.is_local(to):
+        raise ValueError(
+            f"{to}: kept records are written to this machine's disks; mount the bucket"
+        )
     WRITERS.get(name)  # an unknown one is refused before anything is written
     target = pathlib.Path(os.path.abspath(os.path.expanduser(to)))
     view = outcome.view
