@@ -12,6 +12,7 @@ from jaxclip.registry import hint
 BENCHMARKS = {
     "data": "images a second that the input pipeline makes, against plain tf.data",
     "decode": "pictures a second of each image backend, against torchvision and webdataset",
+    "curate": "records a second and core of each step of `jaxclip curate`",
     "optim": "cost of each transformation against plain optax.adamw",
     "step": "training step of a preset on the devices at hand, or against PyTorch",
     "accelerator": "all that matters of one GPU or TPU, in at most eight minutes",
