@@ -252,7 +252,7 @@ class Block(nn.Module):
         y = x if post else attention_norm(x)
         y, taken = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
-        x = x + y if how.attend.residual else y
+        x = x + y if how.attend.residual else y.astype(x.dtype)
         if how.attend.mlp:
             y = x if post else mlp_norm(x)
             if variant.num_experts:

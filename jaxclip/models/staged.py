@@ -115,6 +115,12 @@ class StagedTower(abc.ABC):
     attention_implementation: layers.Implementation = None
     gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
+    residual_dtype: Any = None
+
+    @property
+    def outer_dtype(self) -> Any:
+        """As of :class:`jaxclip.models.tower.Tower`."""
+        return self.dtype if self.residual_dtype is None else self.residual_dtype
 
     prefix: ClassVar[int] = 0
 
