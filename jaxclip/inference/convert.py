@@ -14,7 +14,7 @@ import numpy as np
 from jaxclip import config as config_lib
 from jaxclip.config import Config
 from jaxclip.inference.model import preprocess_of
-from jaxclip.train import init_from, towers
+from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.lazy_arrays import LazyArray
@@ -95,10 +95,25 @@ def import_weights(
     if tokenizer_path:
         path = str(pathlib.Path(tokenizer_path).expanduser().absolute())
         config = {**config, "tokenizer": {**config["tokenizer"], "path": path}}
+        check_tokenizer(config, os.fspath(source))
     assert found.lazy is not None  # they are published
     # Read, widened and written one after the other: a checkpoint may be larger than the memory.
     count = write_workdir(config, found.lazy(LazyArray), target)
     return f"{target}: {count:,} parameters of {os.fspath(source)}, as a workdir"
+
+
+def check_tokenizer(config: Config, source: str) -> None:
+    """Refuse a tokenizer that was given with weights which it does not fit.
+
+    Raises:
+      ValueError: as :func:`jaxclip.train.tokenizer_check.fit`, or it can't be made.
+    """
+    from jaxclip.data import tokenizers
+
+    section = config["tokenizer"]
+    text = towers.model_sizes(config).text
+    made = tokenizers.load(section)
+    tokenizer_check.fit(made, section["kind"], text, source, published=True)
 
 
 def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
@@ -150,6 +165,7 @@ def export_weights(
     if tokenizer_path:
         tokenizer: dict[str, Any] = {**preprocess.tokenizer, "path": tokenizer_path}
         preprocess = preprocess._replace(tokenizer=tokenizer)
+        check_tokenizer({**found.config, "tokenizer": tokenizer}, os.fspath(source))
     if form == "stablehlo":
         from jaxclip.inference import programs
 
