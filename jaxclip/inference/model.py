@@ -323,7 +323,8 @@ def load(
         folder of any family of :mod:`jaxclip.weights.families`), or the name of a preset, whose
         parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
-      dtype: compute dtype of the encoders; parameters and embeddings are float32.
+      dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
+        and behind the blocks, and embeddings are float32.
 
     Raises:
       ValueError: nothing of that name; the message names the nearest preset.
@@ -347,7 +348,9 @@ def load(
         if exists:
             tokenizer_check.warn(trained, chosen, path)
         config = {**config, "tokenizer": chosen}
-    config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
+    # The residual stream costs little, and most of the precision (docs/weights.md).
+    half = {"residual_dtype": None if dtype == "float32" else "float32"}
+    config = {**config, "precision": {**config["precision"], "compute_dtype": dtype, **half}}
     return Model(path, params, config, towers.from_config(config, towers.build_model(config)))
 
 

@@ -159,9 +159,10 @@ def build(
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
         (:func:`jaxclip.models.layers.dense`).
       residual_dtype: of the tokens between the blocks, and of what is before and behind these
-        (embedding, last norm, pooling, projection); None for ``dtype``. ``"float32"`` with
-        ``dtype="bfloat16"`` keeps embeddings within a cosine of 0.99999 of float32's, for more
-        memory.
+        (embedding, last norm, pooling, projection), and of the blocks' products where a sum or an
+        activation follows; None for ``dtype``. ``"float32"`` with
+        ``dtype="bfloat16"`` brings embeddings nearer to float32's, for more memory. ResNets and
+        FastViT compute in ``dtype`` throughout.
 
     Raises:
       ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.

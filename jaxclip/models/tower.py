@@ -42,7 +42,8 @@ class Tower(abc.ABC):
         uses.
       flat_products: see :func:`layers.dense`.
       residual_dtype: of the tokens between the blocks, and of what is before and behind these
-        (embedding, last norm, pooling, projection); None for ``dtype``.
+        (embedding, last norm, pooling, projection), and of the blocks' products where a sum or an
+        activation follows; None for ``dtype``.
     """
 
     config: Any
@@ -137,6 +138,7 @@ class Tower(abc.ABC):
             flat=self.flat_products,
             dropout=c.dropout,
             variant=self.variant,
+            result_dtype=None if self.outer_dtype == self.dtype else self.outer_dtype,
             parent=None,
         )
 

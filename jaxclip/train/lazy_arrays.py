@@ -1,8 +1,8 @@
 """Arrays that a checkpoint is written of one after the other, so that one at a time is in memory.
 
 A state with :class:`LazyArray` in place of arrays is saved like any other
-(:class:`jaxclip.train.checkpoint.Checkpointer`): each is made when its turn comes and let go of once
-it is on the disk. What is written is what the array itself would have written.
+(:class:`jaxclip.train.checkpoint.Checkpointer`): each is made when its turn comes and let go of
+once it is on the disk. What is written is what the array itself would have written.
 """
 
 from __future__ import annotations

@@ -229,7 +229,10 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
         (["embed", "--weights", "nix", "--images", "emoji", "--to", "e"], "'nix' is neither"),
         (["embed", *use, "--images", "emoji", "--to", "e", "--part", "4/4"], "--part 4/4"),
         (["embed", *small, "--images", "emoji", "--to", "e"], "has 49408 tokens, the text tower"),
-        (["search", *small, "--images", "emoji", "x"], "has 49408 tokens, the text tower embeds 48"),
+        (
+            ["search", *small, "--images", "emoji", "x"],
+            "has 49408 tokens, the text tower embeds 48",
+        ),
         (["search", *use, "x"], "either --images or --embeddings"),
         (["search", *use, "--embeddings", str(tmp_path), "x"], "holds no embeddings"),
     ):
