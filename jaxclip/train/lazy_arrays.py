@@ -8,6 +8,7 @@ once it is on the disk. What is written is what the array itself would have writ
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,20 +49,31 @@ class _Handler(ocp.type_handlers.NumpyHandler):
 
         async def one_by_one() -> None:
             for value, info, option in zip(values, infos, options, strict=True):
-                array = value.make() if isinstance(value, LazyArray) else value
-                if array.shape != value.shape or array.dtype != value.dtype:
-                    raise ValueError(
-                        f"an array of {array.dtype}{list(array.shape)} was made where "
-                        f"{value.dtype}{list(value.shape)} had been said"
-                    )
-                for written in await write([array], [info], [option]):
+                for written in await write([_made(value)], [info], [option]):
                     written.result()
 
         return [ocp.future.CommitFutureAwaitingContractedSignals(one_by_one(), name="lazy_arrays")]
 
 
+def _made(value: Any) -> np.ndarray:
+    if not isinstance(value, LazyArray):
+        return np.asarray(value)
+    array = value.make()
+    if array.shape != value.shape or array.dtype != value.dtype:
+        raise ValueError(
+            f"an array of {array.dtype}{list(array.shape)} was made where {value.dtype}"
+            f"{list(value.shape)} had been said"
+        )
+    return array
+
+
 def registry() -> Any:
     """orbax's table of what it can write, for trees of lazy and NumPy arrays alone."""
     made = ocp.type_handlers.create_type_handler_registry()
-    made.add(np.ndarray, _Handler(), func=lambda kind: issubclass(kind, (np.ndarray, LazyArray)))
+    # Nobody changes an array that was made for this; an older orbax copies it all the same.
+    known = inspect.signature(ocp.type_handlers.NumpyHandler).parameters
+    options = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in known else {}
+    made.add(
+        np.ndarray, _Handler(**options), func=lambda kind: issubclass(kind, (np.ndarray, LazyArray))
+    )
     return made

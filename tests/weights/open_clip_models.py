@@ -61,6 +61,8 @@ def small_timm(create):
         fewer = [{"depth": 2}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {}]
         if name.startswith(("convnext", "swin")):
             fewer = fewer[1:]
+        elif name.startswith(("fastvit_mci3", "fastvit_mci4")):  # they have five stages
+            fewer = [{"layers": (1, 1, 1, 1, 1)}, {}]
         elif name.startswith("fastvit"):
             fewer = fewer[2:]
         for change in fewer:
