@@ -41,6 +41,9 @@ class Tower(abc.ABC):
       gather_block: function of a block's parameters and its name that makes of them what the block
         uses.
       flat_products: see :func:`layers.dense`.
+      residual_dtype: of the tokens between the blocks, and of what is before and behind these
+        (embedding, last norm, pooling, projection), and of the blocks' products where a sum or an
+        activation follows; None for ``dtype``.
     """
 
     config: Any
@@ -51,6 +54,12 @@ class Tower(abc.ABC):
     attention_implementation: layers.Implementation = None
     gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
+    residual_dtype: Any = None
+
+    @property
+    def outer_dtype(self) -> Any:
+        """What everything but the inside of the blocks computes in."""
+        return self.dtype if self.residual_dtype is None else self.residual_dtype
 
     @property
     @abc.abstractmethod
@@ -129,6 +138,7 @@ class Tower(abc.ABC):
             flat=self.flat_products,
             dropout=c.dropout,
             variant=self.variant,
+            result_dtype=None if self.outer_dtype == self.dtype else self.outer_dtype,
             parent=None,
         )
 
@@ -155,7 +165,9 @@ class Tower(abc.ABC):
 
     @property
     def norm_post(self) -> nn.Module:
-        norm: nn.Module = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
+        norm: nn.Module = layers.norm(
+            self.config.norm_eps, self.outer_dtype, None, self.variant.norm
+        )
         return norm
 
     @property
@@ -166,7 +178,7 @@ class Tower(abc.ABC):
             getattr(c, "pool_mlp_dim", 0) or c.mlp_dim,
             c.activation,
             c.norm_eps,
-            self.dtype,
+            self.outer_dtype,
             self.flat_products,
             mup.input_init(c),
             parent=None,
@@ -176,7 +188,7 @@ class Tower(abc.ABC):
     def projection(self) -> nn.Dense:
         return layers.dense(
             self.embed_dim,
-            self.dtype,
+            self.outer_dtype,
             None,
             use_bias=self.config.projection == "linear_bias",
             init=nn.initializers.normal(self.config.width**-0.5),
@@ -318,7 +330,9 @@ class Tower(abc.ABC):
         if not self.has_projection:
             return x
         with jax.named_scope(type(self).__name__), jax.named_scope("projection"):
-            out: Any = self.projection.apply({"params": params["projection"]}, x.astype(self.dtype))
+            out: Any = self.projection.apply(
+                {"params": params["projection"]}, x.astype(self.outer_dtype)
+            )
         return out
 
     def pool_tokens(self, params: Params, x: jax.Array) -> jax.Array:

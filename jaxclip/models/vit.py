@@ -54,14 +54,14 @@ class VisionTransformer(Tower):
             self.embed_dim,
             c.pool_heads or c.num_heads,
             c.norm_eps,
-            self.dtype,
+            self.outer_dtype,
             parent=None,
         )
 
     @property
     def embedding(self) -> Embed:
         """The first stage as an unbound module."""
-        return Embed(self.config, self.dtype, self.flat_products, parent=None)
+        return Embed(self.config, self.outer_dtype, self.flat_products, parent=None)
 
     def init_embed(self, rng: jax.Array) -> dict[str, Any]:
         size = self.config.image_size

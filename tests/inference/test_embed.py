@@ -11,9 +11,13 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import cli
+from jaxclip.data import clip_bpe
 from jaxclip.inference import embed, pictures, search
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "weights" / "golden"
+VOCABULARY = pathlib.Path(clip_bpe.__file__).parent.joinpath(
+    "clip_vocabulary", "bpe_simple_vocab_16e6.txt.gz"
+)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +220,7 @@ def test_the_commands(workdir, folder, tmp_path, capsys):
 
 def test_mistakes_are_one_line(workdir, tmp_path, capsys):
     use = ["--weights", str(workdir)]
+    small = ["--weights", str(GOLDEN / "hf_clip"), "--tokenizer", str(VOCABULARY)]
     (tmp_path / "x.tar").touch()
     for arguments, message in (
         (["embed", *use, "--images", str(tmp_path), "--to", "e"], "holds no pictures"),
@@ -223,6 +228,11 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
         (["embed", *use, "--images", "emoji:tset", "--to", "e"], "tset"),
         (["embed", "--weights", "nix", "--images", "emoji", "--to", "e"], "'nix' is neither"),
         (["embed", *use, "--images", "emoji", "--to", "e", "--part", "4/4"], "--part 4/4"),
+        (["embed", *small, "--images", "emoji", "--to", "e"], "has 49408 tokens, the text tower"),
+        (
+            ["search", *small, "--images", "emoji", "x"],
+            "has 49408 tokens, the text tower embeds 48",
+        ),
         (["search", *use, "x"], "either --images or --embeddings"),
         (["search", *use, "--embeddings", str(tmp_path), "x"], "holds no embeddings"),
     ):
