@@ -28,7 +28,8 @@ class LightCLIP(Objective):
     texts with all images by their words: the mean over a text's real words of the largest cosine
     with a patch, both mapped linearly; no one-to-one assignment. (c) masked_words * cross-entropy
     of some of the words, replaced by a mask token, that a bidirectional decoder of few layers is to
-    tell; it sees the image's embedding in each of them. Its parts are dropped after training.
+    tell; in each of them it sees tokens that a linear map makes of the image's embedding. Its parts
+    are dropped after training.
 
     Attributes:
       softness: a, a number or ``[[step, a], ...]``.
@@ -37,6 +38,7 @@ class LightCLIP(Objective):
       mask_ratio: share of the words in (c).
       features: size of the space of (b).
       depth: layers of the decoder of (c).
+      prefix: tokens that are made of an image's embedding for it.
       tile_size: images and texts whose tokens are compared at a time.
     """
 
@@ -46,6 +48,7 @@ class LightCLIP(Objective):
     mask_ratio: float = 0.15
     features: int = 256
     depth: int = 2
+    prefix: int = 4
     tile_size: int = 16
 
     small: ClassVar[Mapping[str, Any]] = {"features": 8, "depth": 1, "mask_ratio": 0.5}
@@ -54,7 +57,7 @@ class LightCLIP(Objective):
         for name in ("matching", "masked_words"):
             check_number(f"light_clip.{name}", getattr(self, name))
         check_number("light_clip.mask_ratio", self.mask_ratio, high=1.0, positive=True)
-        for name in ("features", "depth", "tile_size"):
+        for name in ("features", "depth", "prefix", "tile_size"):
             check_count(f"light_clip.{name}", getattr(self, name))
         soft = as_weight(self.softness, "light_clip.softness")
         points = self.softness if isinstance(self.softness, (list, tuple)) else [[0, self.softness]]
@@ -75,15 +78,17 @@ class LightCLIP(Objective):
         return caption_decoder(sizes, depth=self.depth, dtype=dtype).clone(causal=False)
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
-        keys, params = jax.random.split(rng, 3), {}
+        keys, params = jax.random.split(rng, 4), {}
         if self.matching:
             params |= _token_maps.init_maps(keys[0], sizes, self.features)
         if self.masked_words:
-            text, image = jnp.zeros((1, 2, sizes.text.width)), jnp.zeros((1, 1, sizes.embed_dim))
-            decoder = self._decoder(sizes, text.dtype).init(keys[1], text, image)
+            text = jnp.zeros((1, 2, sizes.text.width))
+            decoder = self._decoder(sizes, text.dtype).init(keys[1], text, text)
             shape = (sizes.text.context_length, sizes.text.width)
             masked = 0.02 * jax.random.normal(keys[2], shape)
-            params |= {"decoder": decoder["params"], "masked": masked}
+            prefix = jax.random.normal(keys[3], (sizes.embed_dim, self.prefix, sizes.text.width))
+            prefix *= sizes.embed_dim**-0.5
+            params |= {"decoder": decoder["params"], "masked": masked, "prefix": prefix}
         return params
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
@@ -95,8 +100,9 @@ class LightCLIP(Objective):
         chosen = drawn(ctx.row_keys()) & real
         masked = params["masked"][:length].astype(text.dtype)
         text = jnp.where(chosen[:, :, None], masked, text)
+        image = jnp.einsum("bd,dnc->bnc", outputs["image"], params["prefix"], precision="highest")
         logits: Any = self._decoder(ctx.sizes, text.dtype).apply(
-            {"params": params["decoder"]}, text, outputs["image"][:, None], text_valid=real
+            {"params": params["decoder"]}, text, image, text_valid=real
         )
         return losses.token_sums(logits, tokens, chosen)
 

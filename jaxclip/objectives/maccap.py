@@ -23,8 +23,8 @@ class MacCap(Captioning, Objective):
 
     The embedding, without a gradient, gets Gaussian noise and unit length again: that covers the
     gap between the modalities, so that the decoder can be given an image's embedding later
-    (``jaxclip.load(workdir).caption``). It is the only token that the decoder sees beside the words
-    before. The paper's decoder is a language model; here it is one of the text tower's width. For
+    (``jaxclip.load(workdir).caption``). A linear map makes a few tokens of it, at which the decoder
+    looks. The paper's decoder is a language model; here it is one of the text tower's width. For
     pictures the paper adds vectors of sub-regions, with noise again: :func:`subregion_vectors`
     makes them of attention and tokens in the joint space; the caption method uses the embedding
     alone. Freeze the towers (``config.optim.groups``), or train them with ``contrastive`` beside.
@@ -32,21 +32,24 @@ class MacCap(Captioning, Objective):
     Attributes:
       variance: of the noise in each coordinate.
       depth: layers of the decoder; 0 for as many as the text tower has.
+      prefix: tokens that are made of an embedding.
       contrastive: weight of CLIP's loss, for the towers.
     """
 
     variance: float = 0.016
     depth: int = 0
+    prefix: int = 10
     contrastive: float = 0.0
 
     num_queries: ClassVar[int] = 0
     from_embeddings: ClassVar[bool] = True
     self_mlp: ClassVar[bool] = False
-    small: ClassVar[Mapping[str, Any]] = {"contrastive": 1.0}
+    small: ClassVar[Mapping[str, Any]] = {"contrastive": 1.0, "prefix": 2}
 
     def __post_init__(self) -> None:
         check_number("maccap.variance", self.variance)
         check_count("maccap.depth", self.depth, 0)
+        check_count("maccap.prefix", self.prefix)
         check_number("maccap.contrastive", self.contrastive)
 
     @property
@@ -58,16 +61,25 @@ class MacCap(Captioning, Objective):
         return frozenset({"text", self.text_start, "text_mask", "text_input"})
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
-        text, image = jnp.zeros((1, 2, sizes.text.width)), jnp.zeros((1, 1, sizes.embed_dim))
-        return {"decoder": self._decoder(sizes, text.dtype).init(rng, text, image)["params"]}
+        first, second = jax.random.split(rng)
+        text = jnp.zeros((1, 2, sizes.text.width))
+        shape = (sizes.embed_dim, self.prefix, sizes.text.width)
+        return {
+            "decoder": self._decoder(sizes, text.dtype).init(first, text, text)["params"],
+            "prefix": jax.random.normal(second, shape) * sizes.embed_dim**-0.5,
+        }
 
     def visual(self, params: Params, features: Any, sizes: CLIPConfig) -> jax.Array:
-        return features.embedding[:, None]
+        return self.tokens_of(params, features.embedding)
+
+    def tokens_of(self, params: Params, embeddings: jax.Array) -> jax.Array:
+        """What the decoder looks at, float32[B, prefix, C], of unit embeddings [B, D]."""
+        return jnp.einsum("bd,dnc->bnc", embeddings, params["prefix"], precision="highest")
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         given = noisy(jax.lax.stop_gradient(outputs["text"]), self.variance, ctx.row_keys())
         text = outputs[self.text_start][:, : outputs["text_input"].shape[1]]
-        logits = self.decode(params, text, given[:, None], ctx.sizes)[:, :-1]
+        logits = self.decode(params, text, self.tokens_of(params, given), ctx.sizes)[:, :-1]
         return losses.token_sums(logits, outputs["text_input"][:, 1:], outputs["text_mask"][:, 1:])
 
     def loss(

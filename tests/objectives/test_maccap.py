@@ -39,7 +39,7 @@ def test_noise():
 
 def test_untrained_it_costs_ln_v_and_the_texts_alone_are_seen():
     objective, params = setting()
-    zero = {"decoder": {**params["decoder"], "logits": {"kernel": jnp.zeros((16, 11))}}}
+    zero = {**params, "decoder": {**params["decoder"], "logits": {"kernel": jnp.zeros((16, 11))}}}
     ctx = g.context(sizes=SIZES)
     loss, metrics, _ = g.compiled(objective, MADE, ctx, zero)
     assert float(loss) == float(metrics["caption"]) == pytest.approx(math.log(11), rel=1e-5)
@@ -50,7 +50,11 @@ def test_untrained_it_costs_ln_v_and_the_texts_alone_are_seen():
 
 def test_the_decoder_sees_the_words_before_and_the_vector():
     objective, params = setting(variance=0.0)
-    run = jax.jit(lambda given, text: objective.decode(params, text, given[:, None], SIZES))
+    run = jax.jit(
+        lambda given, text: objective.decode(
+            params, text, objective.tokens_of(params, given), SIZES
+        )
+    )
     before = run(g.T, MADE["text_hidden_0"])
     after = run(g.T, MADE["text_hidden_0"].at[1, 3].multiply(-1.0))
     np.testing.assert_array_equal(after[1, :3], before[1, :3])
