@@ -71,6 +71,9 @@ class Captions(Field):
       ops: chain of text ops; empty for none.
       min_words: captions with fewer words are passed over where the record has a longer one.
       length: tokens L; 0 for ``tokenizer.context_length``.
+      shares: ``((tag, share), ...)``: first a tag is drawn by these, of those that the record has
+        captions of, then one of its captions; a tag is as for ``source``. Empty for equal chances
+        of all captions.
     """
 
     count: int = 1
@@ -79,6 +82,7 @@ class Captions(Field):
     ops: str = ""
     min_words: int = 0
     length: int = 0
+    shares: tuple[tuple[str, float], ...] = ()
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         length = self.length or sizes.context_length
@@ -144,10 +148,12 @@ class Stored(Field):
       key: its name in the record.
       size: its length. A record where it is missing, of another length or not finite is replaced
         and counted.
+      required: False takes records without one, whose row is zeros.
     """
 
     key: str
     size: int
+    required: bool = True
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return (self.size,)

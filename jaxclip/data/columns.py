@@ -215,7 +215,7 @@ class BatchMaker:
         for key, column in self.columns.items():
             if not isinstance(column, TextColumn):
                 arrays[key] = column.make(rows)
-        if TEXT in arrays:
+        if rows.captions:  # else batch["text"] is no caption, but a stored vector say
             self._count(rows.captions, arrays[TEXT])
         return {key: arrays[key] for key in self.columns}
 

@@ -199,6 +199,18 @@ def test_sources_and_least_words(toy):
     assert starts == {"thing", "item"}
 
 
+def test_shares_of_sources(toy):
+    field = Captions(shares=(("alt", 0.2), ("made", 0.8)))
+    made = np.mean([p[0].startswith("item") for p in captions(toy, field, 32)])
+    assert abs(made - 0.8) < 5 * np.sqrt(0.16 / 256)
+    # A tag that is not there gives its share to the others; one source alone is that source.
+    only = Captions(shares=(("alt", 3.0),))
+    assert captions(toy, only) == captions(toy, Captions(shares=(("alt", 0.1),)))
+    assert all(p[0].startswith("thing") for p in captions(toy, only))
+    several = captions(toy, Captions(count=3, shares=field.shares))
+    assert {len(picked) for picked in several} == {3} and {len(set(p)) for p in several} == {1, 2}
+
+
 def test_text_ops_run_on_captions(toy):
     for (caption,) in captions(toy, Captions(policy="longest", ops="drop_words(1.0, 'so to say')")):
         assert caption == f"item number {number(caption)}"
@@ -368,6 +380,9 @@ def test_boxes_out_of_the_picture_are_zero():
         ({"text": Captions(count=0)}, "count=0 must be at least 1"),
         ({"text": Captions(ops="swop_words")}, "did you mean 'swap_words'"),
         ({"text": Captions(source="de")}, "no captions tagged 'de'"),
+        ({"text": Captions(shares=(("alt", 1.0), ("de", 1.0)))}, "no captions tagged 'de'"),
+        ({"text": Captions(shares=(("alt", 0.0),))}, "must be positive, one for each tag"),
+        ({"text": Captions(shares=(("alt", 1.0),), source="alt")}, "they go with no source"),
         ({"text": Captions(), "n": Negatives(count=0)}, "count=0"),
         ({"x": fields.Field()}, "no field of jaxclip.fields"),
     ],

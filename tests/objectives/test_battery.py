@@ -52,6 +52,8 @@ def configuration(name, **given):
     kind = objectives.REGISTRY.get(name)
     config = copy.deepcopy(BASE)
     config["objective"] = [{"name": name, **kind.small}]
+    for tower, sizes in kind.small_model.items():
+        config["model"][tower] |= sizes
     objective = objectives.REGISTRY.build(config["objective"][0])
     wanted = {*objective.needs, *objective.row_needs}
     if any(output.startswith("teacher/") for output in wanted):
