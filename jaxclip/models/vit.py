@@ -18,7 +18,8 @@ from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
 from jaxclip.models.presets import ImageConfig
-from jaxclip.models.tower import Params, Tower
+from jaxclip.models.tower import Tower
+from jaxclip.models.tower_parts import Params
 
 __all__ = ["Embed", "VisionTransformer", "patches", "resize_positions", "sincos_positions"]
 

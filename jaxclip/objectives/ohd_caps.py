@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ class OHDCaps(Objective):
     true_margin: float = 0.2
     batch_margin: float = 0.2
     threshold: float = 5.0
+
+    small: ClassVar[dict[str, Any]] = {"count": 2}
 
     def __post_init__(self) -> None:
         check_count("ohd_caps.count", self.count)
