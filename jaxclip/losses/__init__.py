@@ -16,7 +16,9 @@ import jax
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
 from jaxclip.losses.cosine import cosine_distance
+from jaxclip.losses.hinge import hinge
 from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
+from jaxclip.losses.retrieval import retrieve
 from jaxclip.losses.sigmoid import sigmoid
 from jaxclip.losses.simclr import simclr
 from jaxclip.losses.soft_targets import (
@@ -58,10 +60,12 @@ __all__ = [
     "get",
     "group_sums",
     "group_weights",
+    "hinge",
     "infonce",
     "names",
     "off_diagonal_logsumexp",
     "products",
+    "retrieve",
     "sigmoid",
     "sigmoid_blockwise",
     "simclr",
