@@ -8,7 +8,6 @@ objectives to build on.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +32,7 @@ from jaxclip.losses.softmax import softmax
 from jaxclip.losses.tokens import token_sums
 from jaxclip.losses.tokenwise import tokenwise_similarity
 from jaxclip.losses.word_groups import group_sums, group_weights
-from jaxclip.registry import check_options, hint
+from jaxclip.registry import check_options, hint, option_names
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -100,7 +99,7 @@ def from_config(config: Mapping[str, Any]) -> Loss:
     options = dict(config)
     name = options.pop("name")
     loss = get(name, options.pop("implementation", None))
-    known = [n for n in inspect.signature(loss).parameters if n not in _ARGUMENTS]
+    known = [name for name in option_names(loss) if name not in _ARGUMENTS]
     check_options(options, [*known, "implementation"], f"loss {name!r}")
     _check_values(options)
     bound = functools.partial(loss, **options)
