@@ -220,6 +220,10 @@ class Tower(TowerParts, abc.ABC):
         own, prefix = tokens.x[:, tokens.inserted :], self.prefix
         return self.normed(params, own[:, prefix:]), self.normed(params, own[:, :prefix])
 
+    def normed_inserted(self, params: Params, tokens: Tokens) -> jax.Array:
+        """``Features.aux["inserted"]`` of what the last block gave."""
+        return self.normed(params, tokens.x[:, : tokens.inserted])
+
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """To the joint space: [..., C] -> [..., D], not of unit length."""
         if not self.has_projection:
@@ -300,7 +304,7 @@ class Tower(TowerParts, abc.ABC):
             normed = self.normed_tokens(params, tokens)
             aux = {}
             if inserted:
-                aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+                aux["inserted"] = self.normed_inserted(params, tokens)
             if taps.router:
                 aux["router"] = jnp.concatenate(taps.router).swapaxes(0, 1)
             if taps.largest:

@@ -225,6 +225,11 @@ class VisionTransformer(Tower):
         seen = self.queries(params, tokens)
         return seen[:, 1:], seen[:, :1]
 
+    def normed_inserted(self, params: Params, tokens: Tokens) -> jax.Array:
+        if self.config.pool != "queries":
+            return super().normed_inserted(params, tokens)
+        return tokens.x[:, : tokens.inserted]  # the norm is that of the queries' width
+
 
 class Embed(nn.Module):
     """Patches with positions, behind class and register tokens."""

@@ -7,9 +7,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from jaxclip import config as config_lib
 from jaxclip import models
 from jaxclip.models import features, patch_sequence, presets
 from tests.models import small, test_variants
@@ -24,7 +24,7 @@ OTHERS = {
 
 # One preset for each kind of tower and pool; `-m slow` takes all.
 KINDS = ["vit_b16", "siglip_b16", "coca_vit_b32", "roberta_vit_b32", "siglip2_b16_naflex"]
-KINDS += ["rn50", "convnext_base_w", "mobileclip_s1", "EVA02", "EVA_18B"]
+KINDS += ["rn50", "convnext_base_w", "mobileclip_s1", "EVA02"]
 
 # What only a sequence of tokens can be asked.
 OF_TOKENS = ("keep", "insert", "attend", "attention_bias", "attention", "largest_logits")
@@ -106,7 +106,7 @@ def weights(query, key, value, bias):
     return jnp.ones((1, 1, query.shape[2], key.shape[2])) / key.shape[2]
 
 
-def check_found(tower, name, found, plain):
+def check_found(tower, name, found, plain, alone=True):
     """Shapes of what was asked for; all else is as it was."""
     assert found.embedding.shape == (BATCH, tower.config.embed_dim)
     tokens = plain.tokens.shape
@@ -120,17 +120,20 @@ def check_found(tower, name, found, plain):
     if name == "hidden":
         assert set(found.hidden) == {0, 1, -1}
     if name == "attention":
-        length = plain.hidden[0].shape[1]
+        length = plain.hidden[0].shape[1] + (0 if alone else INSERTED)
         shape = (BATCH, tower.sizes.num_heads, length, length)
         assert [found.attention[block].shape for block in (0, -1)] == [shape, shape]
     if name == "largest_logits":
         assert found.aux[name].shape == (BATCH, 2, tower.sizes.num_heads)
 
 
-def check_dropout(config, tower):
-    if not hasattr(getattr(config, tower), "dropout"):
+def check_dropout(name, config, tower):
+    sizes = getattr(config, tower)
+    if "dropout" not in {field.name for field in dataclasses.fields(sizes)}:
+        with pytest.raises(ValueError, match=f"unknown config key 'model.{tower}.dropout'"):
+            config_lib.resolve({"model": {"preset": name, tower: {"dropout": 0.1}}})
         return
-    changed = dataclasses.replace(getattr(config, tower), dropout=0.1)
+    changed = dataclasses.replace(sizes, dropout=0.1)
     random = Tower(dataclasses.replace(config, **{tower: changed}), tower)
     assert f"model.{tower}.dropout" in random.ask(train=True)
     keys = jax.random.split(jax.random.key(0), BATCH)
@@ -148,52 +151,43 @@ def check_another_size(tower, plain):
     assert "H and W multiples of" in uneven and "\n" not in uneven
 
 
-def check_preset(name, asked=None):
-    config = configuration(name)
-    for which in ("image", "text"):
-        tower = Tower(config, which)
-        plain = tower.ask(hidden=(0,))
-        for request, options in requests(tower, plain).items():
-            if asked is not None and request not in asked:
-                continue
-            found = tower.ask(**options)
-            if which == "image" and staged(config) and request in OF_TOKENS:
-                assert found.startswith(f"{request} can't be asked of the image tower"), found
-                assert "use a Vision Transformer" in found and "\n" not in found
-            else:
-                assert not isinstance(found, str), f"{which}, {request}: {found}"
-                check_found(tower, request, found, plain)
-        check_dropout(config, which)
-        if which == "image":
-            check_another_size(tower, plain)
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_each_kind_of_tower_takes_every_request(name):
-    check_preset(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*presets.names(), *OTHERS])
-def test_each_preset_takes_every_request(name):
-    check_preset(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*presets.names(), *OTHERS])
-def test_all_at_once(name):
-    """Prompts, another attention, a bias and low rank in one call, as a method may want them."""
+def check_preset(name, separately):
+    """Each request by itself, or all that go together in one call, which costs less."""
     config = configuration(name)
     for which in ("image", "text"):
         tower = Tower(config, which)
         plain = tower.ask(hidden=(0,))
         every = requests(tower, plain)
         if which == "image" and staged(config):
-            every = {key: every[key] for key in ("low_rank", "hidden")}
-        every.pop("keep", None)  # the bias is that of all tokens
-        found = tower.ask(**{k: v for options in every.values() for k, v in options.items()})
-        assert not isinstance(found, str), found
-        assert np.shape(found.embedding) == (BATCH, config.embed_dim)
+            for request in OF_TOKENS:
+                found = tower.ask(**every.pop(request))
+                assert found.startswith(f"{request} can't be asked of the image tower"), found
+                assert "use a Vision Transformer" in found and "\n" not in found
+        asked = {(request,): options for request, options in every.items()}
+        if not separately:
+            alone = {("keep",): every.pop("keep")} if "keep" in every else {}  # the bias is of all
+            together = {key: value for options in every.values() for key, value in options.items()}
+            asked = {tuple(every): together, **alone}
+        for names, options in asked.items():
+            found = tower.ask(**options)
+            assert not isinstance(found, str), f"{which}, {names}: {found}"
+            for request in names:
+                check_found(tower, request, found, plain, separately)
+        check_dropout(name, config, which)
+        if which == "image":
+            check_another_size(tower, plain)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_tower_takes_every_request(name):
+    check_preset(name, separately=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("separately", [False, True])
+@pytest.mark.parametrize("name", [*presets.names(), *OTHERS])
+def test_each_preset_takes_every_request(name, separately):
+    check_preset(name, separately)
 
 
 def test_patch_sequences_take_what_pictures_take():
