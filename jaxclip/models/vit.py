@@ -18,7 +18,8 @@ from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
 from jaxclip.models.presets import ImageConfig
-from jaxclip.models.tower import Params, Tower
+from jaxclip.models.tower import Tower
+from jaxclip.models.tower_parts import Params
 
 __all__ = ["Embed", "VisionTransformer", "patches", "resize_positions", "sincos_positions"]
 
@@ -223,6 +224,11 @@ class VisionTransformer(Tower):
             return super().normed_tokens(params, tokens)
         seen = self.queries(params, tokens)
         return seen[:, 1:], seen[:, :1]
+
+    def normed_inserted(self, params: Params, tokens: Tokens) -> jax.Array:
+        if self.config.pool != "queries":
+            return super().normed_inserted(params, tokens)
+        return tokens.x[:, : tokens.inserted]  # the norm is that of the queries' width
 
 
 class Embed(nn.Module):
