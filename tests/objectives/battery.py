@@ -98,7 +98,9 @@ def steered(name):
             sizes=experiment.towers.sizes,
         )
         for view in experiment.batch_spec:
-            found.update((view, option) for option in objective.tower_options(view, seen, ctx))
+            found.update(
+                (view, option) for option in objective.tower_options(view, {**batch, **seen}, ctx)
+            )
 
     params = experiment.abstract_state.params
     jax.eval_shape(note, params, experiment.abstract_batch(), jax.random.key(0))
@@ -110,8 +112,8 @@ def groups():
     """Names of objectives that can be trained together: tuples, as few as come of one pass.
 
     Two can't where they want arrays of another shape under one key of the batch, or another model,
-    or set the same option of a tower on the same view. How data makes an array does not matter: batches here are
-    made up.
+    or set the same option of a tower on the same view. How data makes an array does not matter:
+    batches here are made up.
     """
     made = []
     for name in objectives.REGISTRY.names():
