@@ -46,6 +46,7 @@ class CLIPTeX(Objective):
     grid: int = 14
     contrastive: float = 1.0
 
+    wants_all_patches: ClassVar[bool] = True
     small: ClassVar[Mapping[str, Any]] = {
         "experts": [
             {"key": "s", "kind": "segments", "classes": 3},
