@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxclip.optim import _base
 from jaxclip.optim._stacks import ENOUGH, Stacks
+from jaxclip.optim._together import together
 
 # A tree of bools (or a prefix of one), or a function from parameters to it.
 Mask = Any | Callable[[Any], Any] | None
@@ -195,6 +196,34 @@ def tensors(
         update_dtypes(params, leaves),
         treedef,
     )
+
+
+def report(
+    state: Any, seen: Any, judge: Callable[[Any], tuple[jax.Array, jax.Array]]
+) -> dict[str, jax.Array]:
+    """The four fields of the convention after a step, from one kernel.
+
+    Args:
+      state: the old state.
+      seen: a tree of ``[num_tensors]``.
+      judge: from that to the norm and the largest one allowed, element by element as in
+        :func:`jaxclip.optim._together.together`.
+    """
+
+    def settle(inputs: tuple[Any, dict[str, jax.Array]]) -> dict[str, jax.Array]:
+        seen, before = inputs
+        norm, limit = judge(seen)
+        finite = jnp.isfinite(norm)
+        count = before["nonfinite_count"]
+        return {
+            "norm": norm,
+            "threshold": jnp.where(finite, limit, before["threshold"]),
+            "clipped": ~(norm <= limit),
+            "nonfinite_count": _base.increment_where(count, ~finite),
+        }
+
+    before = {"threshold": state.threshold, "nonfinite_count": state.nonfinite_count}
+    return together(settle, (seen, before), state.norm.shape)
 
 
 def each(

@@ -37,7 +37,6 @@ def step(
     nu: jax.Array,
     param: jax.Array | None,
     numbers: jax.Array,
-    seed: jax.Array | None = None,
     *,
     shared: Shared,
     dtype: Any,
@@ -52,8 +51,8 @@ def step(
       nu: second moment.
       param: the parameter if it decays.
       numbers: ``[3]``: factor on the direction, 0 at a reset (else 1), and θ, which is infinite
-        where nothing is clipped.
-      seed: uint32, chooses elements of a tensor whose moments do not hold all of them.
+        where nothing is clipped. ``[5]`` where there are tensors whose moments do not hold all of
+        their elements: halves of the seed that chooses these.
       shared: what is the same for all.
       dtype: of the update.
       sampling: how to choose.
@@ -64,7 +63,7 @@ def step(
     # Of the gradient all elements must be finite, those that are not chosen, too.
     finite, sampled = jnp.isfinite(leaf), leaf.shape != mu.shape
     if sampled:
-        assert seed is not None
+        seed = numbers[3].astype(jnp.uint32) * 2**16 + numbers[4].astype(jnp.uint32)
         chosen = sampling.draw(seed, leaf.shape)
         gradient = sampling.take(gradient, chosen)
         finite = jnp.isfinite(_base.tensor_maxima([leaf], gradient.dtype)[0])
@@ -143,11 +142,16 @@ def _spikes(
     return (square > bound) & (bound > 0), bound, square
 
 
+def halves(seed: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The upper and the lower 16 bits of uint32 as floats, to go with the other numbers."""
+    return (seed >> 16).astype(dtype), (seed & 0xFFFF).astype(dtype)
+
+
 def seeds(period: jax.Array) -> jax.Array:
     """Seeds of the tensors' choices of elements between two resets, uint32 ``[num_tensors]``.
 
     Args:
-      period: int32 ``[num_tensors]``, number of resets so far.
+      period: int32 ``[..., num_tensors]``, number of resets so far.
     """
-    number = jnp.arange(period.size, dtype=jnp.uint32)
+    number = jnp.arange(period.shape[-1], dtype=jnp.uint32)
     return scrambled(scrambled(number) + period.astype(jnp.uint32))

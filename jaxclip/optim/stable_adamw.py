@@ -11,6 +11,7 @@ import optax
 
 from jaxclip.optim import _base, _moments
 from jaxclip.optim._norms import short_axes
+from jaxclip.optim._together import together
 
 
 class StableAdamState(NamedTuple):
@@ -181,24 +182,27 @@ def _stable_adam(
         found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
         small, rate = (_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay))
-        clock = count + 1 - state.nonfinite_count
         fresh = [_base.complement(b, count, dtype) for b in (b1, b2)]
-        # 1 - β̂, the weight of the new gradient.
-        weights = [f / _base.bias_correction(f, clock) for f in fresh]
+
+        def weights_of(nonfinite_count: jax.Array) -> list[jax.Array]:
+            """1 - β̂, the weight of the new gradient, for both moments."""
+            clock = count + 1 - nonfinite_count
+            return [f / _base.bias_correction(f, clock) for f in fresh]
+
+        weights = together(weights_of, state.nonfinite_count, state.norm.shape)
         # Not as a constant in the kernels, which would then be others for every size.
         share = jnp.asarray([1 / max(leaf.size, 1) for leaf in found.leaves], dtype)
         step = functools.partial(_step, eps=small, rate=rate, positive=_moments.known_positive(eps))
         table = jnp.stack([*weights, share], axis=1)
         out, moments, totals = _moments.each(step, found, state, table)
-        norm = jnp.sqrt(totals * share)
-        finite = jnp.isfinite(norm)
         new_state = StableAdamState(
             count=optax.safe_increment(count),
             **moments,
-            norm=norm,
-            threshold=jnp.where(finite, jnp.ones_like(norm), state.threshold),
-            clipped=~(norm <= 1),
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            **_moments.report(
+                state,
+                (totals, share),
+                lambda seen: (jnp.sqrt(seen[0] * seen[1]), jnp.ones_like(seen[0])),
+            ),
         )
         return out, new_state
 
