@@ -205,7 +205,7 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     stacks = Stacks(leaves)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        largest, spoilt = _maximum(lax.abs(leaf), lax.ne(leaf, leaf))
+        largest, spoilt = max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
         return largest.astype(dtype), spoilt.astype(dtype)
 
     columns = zip(*stacks.each(of_one, stacks.arrays(leaves)), strict=True)
@@ -213,60 +213,47 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     return jnp.where(spoilt > 0, jnp.nan, largest)
 
 
-def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
-    """Largest of a tensor's non-negative values (0 without any), NaN if any is spoilt.
+def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest of a tensor's non-negative values (0 without any), and one if any is spoilt, else 0.
 
-    ``jnp.max`` would not do: XLA's reductions on the CPU may lose NaN.
+    From one read, by one kernel. ``jnp.max`` would not do: XLA's may lose NaN on CPUs.
 
     Args:
-      values: tensor of any shape.
+      values: tensor of any shape; what is spoilt may be NaN.
       spoilt: bool, of the same shape or a scalar.
+
+    Returns:
+      Two scalars of the values' dtype. The first means nothing where any is spoilt.
     """
     spoilt = jnp.broadcast_to(spoilt, values.shape)
-    if values.size <= LARGEST:
-        # Of a large tensor all patterns would be written out first.
-        pattern = ordered_pattern(values)
-        pattern = jnp.where(spoilt, jnp.iinfo(pattern.dtype).max, pattern)
-        largest = jnp.max(short_axes(pattern), initial=0)
-        return lax.bitcast_convert_type(largest, values.dtype)
-    largest, any_spoilt = _maximum(values, spoilt)
-    return jnp.where(any_spoilt > 0, jnp.nan, largest)
-
-
-def _maximum(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Largest of non-negative values, and one if any is spoilt (else zero), from one read."""
     zero = jnp.zeros((), values.dtype)
     flags = lax.select(spoilt, lax.full_like(values, 1), lax.full_like(values, 0))
-    largest, any_spoilt = lax.reduce(
+    largest, flag = lax.reduce(
         (values, flags),
         (zero, zero),
         lambda x, y: (lax.max(x[0], y[0]), lax.max(x[1], y[1])),
         tuple(range(values.ndim)),
     )
-    return largest, any_spoilt
+    return largest, flag
+
+
+def zero_or_nan(leaf: jax.Array) -> jax.Array:
+    """A scalar that is NaN if any element of a tensor is NaN or infinite, else zero."""
+    return jnp.sum(0 * leaf)
 
 
 def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
     """Sum of a tensor's values, NaN if any is spoilt.
 
-    Not by a reduction with two results, as the maximum: that adds one value after the other, which
-    costs float32 its digits beyond some ten thousand, and to do rows first would have devices that
-    share rows exchange a number for each.
+    Not by a reduction with two results, as :func:`max_and_flag`: that adds one value after the
+    other, which costs float32 its digits beyond some ten thousand, and to do rows first would have
+    devices that share rows exchange a number for each.
 
     Args:
       values: tensor of any shape.
       spoilt: bool, of the same shape.
     """
     return jnp.sum(jnp.where(spoilt, jnp.nan, values))
-
-
-def ordered_pattern(magnitude: jax.Array) -> jax.Array:
-    """Bit patterns of non-negative floats: integers in the same order, NaN above infinity.
-
-    An integer maximum of them keeps NaN, as a float maximum does, but vectorises.
-    """
-    integer = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
-    return lax.bitcast_convert_type(magnitude, integer)
 
 
 def varying_like(values: Any, leaves: Sequence[jax.Array]) -> Any:

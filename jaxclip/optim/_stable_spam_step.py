@@ -114,10 +114,11 @@ def _rest(
     fresh = (shared.gamma1, shared.gamma2, shared.eps)
     first, second, target = average_norms(before.first, before.second, norms, *fresh, clock)
     since = jnp.where(clock < interval, clock, clock % interval + 1)
+    rescaled = _base.safe_divide(target, norms, 0.0)
     columns = [
-        jnp.where(jnp.isfinite(largest), clip.shrink, jnp.nan),
+        jnp.where(jnp.isfinite(largest), clip.shrink * rescaled, jnp.nan),
+        rescaled,
         clip.bound,
-        _base.safe_divide(target, norms, 0.0),
         (clock % interval != 0).astype(norms.dtype),
         *(1 / _base.bias_correction(decay, since) for decay in (shared.b1, shared.b2)),
     ]
@@ -130,22 +131,21 @@ def _square_sums(leaves: list[jax.Array], clip: _Clipping) -> jax.Array:
     Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
     squares overflowed it needs no copy of the scaled tensors in memory.
     """
-    numbers = jnp.stack([clip.shrink, clip.bound, clip.inverse], axis=1)
+    numbers = jnp.stack([clip.shrink * clip.inverse, clip.inverse, clip.bound], axis=1)
     stacks = Stacks(leaves)
     return stacks.vector(stacks.each(_square_sum, stacks.arrays(leaves), stacks.numbers(numbers)))
 
 
 @jax.jit
 def _square_sum(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Sum of the squares of a tensor after AdaClip; numbers as above."""
-    clipped = _clip(short_axes(_moments.aside(leaf)), numbers)
-    return jnp.sum(jnp.square(clipped * numbers[2]))
+    """Sum of the squares of a tensor times the first number beyond the third, else the second."""
+    return jnp.sum(jnp.square(_clip(short_axes(_moments.aside(leaf)), *numbers)))
 
 
-def _clip(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Elements beyond a bound (the second number) times a factor (the first)."""
-    leaf = leaf.astype(numbers.dtype)
-    return jnp.where(jnp.abs(leaf) > numbers[1], leaf * numbers[0], leaf)
+def _clip(leaf: jax.Array, beyond: jax.Array, within: jax.Array, bound: jax.Array) -> jax.Array:
+    """Elements beyond a bound times one factor, the others times another."""
+    leaf = leaf.astype(bound.dtype)
+    return leaf * jnp.where(jnp.abs(leaf) > bound, beyond, within)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "positive"))
@@ -167,18 +167,18 @@ def step(
       mu: first moment.
       nu: second moment.
       param: the parameter if it decays.
-      numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor), the bound,
-        factor on all, 0 at a reset (else 1), and factors for the bias of the moments.
+      numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor) and on the
+        others, the bound, 0 at a reset (else 1), and factors for the bias of the moments.
       shared: what is the same for all.
       dtype: of the update.
       positive: whether ε is known to be above zero.
     """
     keep = numbers[0] == numbers[0]
-    gradient = _clip(leaf, numbers) * numbers[2]
+    gradient = _clip(leaf, *numbers[:3])
     old_mu, old_nu = (moment.astype(gradient.dtype) * numbers[3] for moment in (mu, nu))
     mu, m = _moments.store(keep, _moments.average(old_mu, gradient, shared.b1), mu)
     square = jnp.square(gradient)
     nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
     update = _moments.direction(m * numbers[4], v * numbers[5], shared.eps, positive)
     update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
-    return _moments.Step(update, mu, nu, keep)
+    return _moments.Step(update, mu, nu)

@@ -73,9 +73,13 @@ class Stacks:
 
     def numbers(self, vector: jax.Array) -> list[jax.Array]:
         """Of a vector ``[num_tensors, ...]`` each array's part: ``[...]`` or ``[k, ...]``."""
-        alone = [group[0] for group in self._groups if len(group) == 1]
-        scalars = iter(_unpack.unpack(_take(vector, alone)))
-        return [_take(vector, group) if len(group) > 1 else next(scalars) for group in self._groups]
+        sorted_vector = _take(vector, self.order)
+        alone = sum(len(group) == 1 for group in self._groups)
+        found: list[jax.Array] = _unpack.unpack(sorted_vector[:alone])
+        for group in self._groups[alone:]:
+            found.append(sorted_vector[alone : alone + len(group)])
+            alone += len(group)
+        return found
 
     def each(
         self,
@@ -103,6 +107,8 @@ class Stacks:
 
     def matrix(self, columns: Sequence[Sequence[jax.Array]]) -> jax.Array:
         """As :meth:`vector` for several results of one dtype: ``[len(columns), num_tensors]``."""
+        if not columns:
+            return jnp.zeros((0, self.order.size))
         joined = jnp.concatenate([jnp.atleast_1d(part) for column in columns for part in column])
         order = np.argsort(self.order)
         at = np.concatenate([order + i * order.size for i in range(len(columns))])

@@ -188,11 +188,15 @@ def _acclip(
             alpha=None if known is not None else _base.hyperparameter(alpha, count, dtype),
         )
         step = functools.partial(_step, shared=shared, known=known)
-        out, moments, norm = _moments.each(step, found, state)
+        out, moments, (ratio, flag) = _moments.each(step, found, state)
         new_state = AcclipState(
             count=optax.safe_increment(count),
             **moments,
-            **_moments.report(state, norm, lambda norm: (norm, jnp.ones_like(norm))),
+            **_moments.report(
+                state,
+                (ratio, flag),
+                lambda seen: (jnp.where(seen[1] > 0, jnp.nan, seen[0]), jnp.ones_like(seen[0])),
+            ),
         )
         return out, new_state
 
@@ -239,8 +243,8 @@ def _step(
       known: α, if it is a plain number: there are faster ways than a power to 1 and 2.
       dtype: of the update.
     """
-    ratio = _largest_ratio(_moments.aside(leaf, mu, nu), shared, known)
-    keep = jnp.isfinite(ratio)
+    ratio, flag = _largest_ratio(_moments.aside(leaf, mu, nu), shared, known)
+    keep = flag == 0
     new_mu, new_nu = _averages(leaf, mu, nu, shared, known)
     mu, m = _moments.store(keep, new_mu, mu)
     nu, v = _moments.store(keep, new_nu, nu)
@@ -248,7 +252,7 @@ def _step(
     # Without a gradient so far all three are zero.
     share = jnp.minimum(_base.safe_divide(tau, size + shared.eps, 1.0), 1.0)
     update = _moments.add_decay(share * m, shared.rate, param)
-    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, ratio)
+    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (ratio, flag))
 
 
 def _averages(
@@ -274,8 +278,8 @@ def _root(v: jax.Array, alpha: jax.Array | None, known: float | None) -> jax.Arr
 
 def _largest_ratio(
     tensors: tuple[jax.Array, jax.Array, jax.Array], shared: _Shared, known: float | None
-) -> jax.Array:
-    """Largest ``|m| / tau``, a finite number; NaN if the gradient is not finite.
+) -> tuple[jax.Array, jax.Array]:
+    """Largest ``|m| / tau``, a finite number, and 0 if the gradient is finite.
 
     Args:
       tensors: gradient and both moments before it; the others as for :func:`_step`.
@@ -283,4 +287,4 @@ def _largest_ratio(
     m, v = _averages(*tensors, shared, known)
     ratio = _base.safe_divide(jnp.abs(m), _root(v, shared.alpha, known), 0.0)
     largest = jnp.minimum(ratio, jnp.finfo(ratio.dtype).max)
-    return _base.max_or_nan(largest, ~jnp.isfinite(tensors[0]))
+    return _base.max_and_flag(largest, ~jnp.isfinite(tensors[0]))

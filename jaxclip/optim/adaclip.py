@@ -119,4 +119,5 @@ def average_maximum(
     """
     # As a step towards the new value, so that large values do not overflow.
     maximum = maximum + fresh * (largest - maximum)
-    return maximum, maximum / _base.bias_correction(fresh, seen)
+    # Not divided by it: of a quotient that is used more than once XLA makes a kernel of its own.
+    return maximum, maximum * (1 / _base.bias_correction(fresh, seen))

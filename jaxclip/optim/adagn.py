@@ -148,7 +148,8 @@ def average_norms(
     fed = jnp.minimum(norms, _base.LARGEST_SQUARABLE)
     first = first + fresh1 * (fed - first)
     second = second + fresh2 * (jnp.square(fed) - second)
-    mean = first / _base.bias_correction(fresh1, seen)
+    # Not divided by it: of a quotient that is used more than once XLA makes a kernel of its own.
+    mean = first * (1 / _base.bias_correction(fresh1, seen))
     root = jnp.sqrt(second / _base.bias_correction(fresh2, seen))
     # Norms below 1e-19 have squares of zero: with eps = 0 their ratio is that of equal norms.
     ratio = jnp.where(mean > 0, 1.0, 0.0)

@@ -137,7 +137,7 @@ def aggc(
     ) -> _clipper.Decision:
         known, present = state.seen > 0, norms > 0
         correction = _base.bias_correction(fresh, jnp.maximum(state.seen, 1))
-        usual = state.average / correction
+        usual = state.average * (1 / correction)
         largest = jnp.where(known, above * usual, norms)
         smallest = jnp.where(known, below * usual, 0.0)
         raised = jnp.minimum(smallest, raising * norms)

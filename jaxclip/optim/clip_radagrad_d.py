@@ -198,7 +198,7 @@ def clip_radagrad_d(
             else:
                 stored, root = accumulate(keep, totals[i], jnp.square(gradient))
                 update = _base.safe_divide(m, root, 0.0)
-            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored, keep)
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored)
 
         steps = [step(i) for i in range(len(leaves))]
         accumulator = state.accumulator

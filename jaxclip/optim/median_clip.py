@@ -107,8 +107,6 @@ def median_clip(
             del state
             clipped, limit = norm > bound, jnp.broadcast_to(bound, norm.shape)
             factor = jnp.where(clipped, _base.safe_divide(bound, norm, 1.0), 1.0)
-            # The second number, and not the first compared with itself in all kernels, where
-            # that is one for all: XLA would make two kinds of kernels of it.
             numbers = (limit,) if per_tensor else (factor, jnp.isfinite(norm))
             return _clipper.Decision(norm, limit, clipped, numbers)
 
@@ -117,9 +115,14 @@ def median_clip(
         ) -> tuple[list[jax.Array], dict[str, Any]]:
             steps = by if per_tensor else [by] * len(gradients)
             keeps = [step == step for step in steps] if per_tensor else [finite] * len(gradients)
-            # Aside, lest XLA writes the differences out for these and the norm to share.
-            pairs = [_moments.aside(*pair) for pair in zip(gradients, medians, strict=True)]
-            innovations = [_innovation(*pair) for pair in pairs]
+            # Aside, lest XLA writes the differences out for these and the norm to share; and what
+            # is one for all is made many, lest it makes two kinds of kernels of who shares it.
+            asides = [
+                _moments.aside(*of_one)
+                for of_one in zip(gradients, medians, steps, keeps, strict=True)
+            ]
+            gradients, medians, steps, keeps = map(list, zip(*asides, strict=True))
+            innovations = list(map(_innovation, gradients, medians))
             clip = _clip if per_tensor else operator.mul
             moved = [
                 median + clip(innovation, step).astype(median.dtype)

@@ -305,15 +305,16 @@ def _spam(
             sampling=sampling,
             positive=_moments.known_positive(eps),
         )
-        out, moments, norm = _moments.each(step, found, state, numbers)
+        out, moments, (ratio, flag) = _moments.each(step, found, state, numbers)
+
+        def judge(seen: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            norm = jnp.where(seen[1] > 0, jnp.nan, seen[0])
+            return norm, jnp.where(seen[2], shared.theta, norm)
+
         new_state = SpamState(
             count=optax.safe_increment(count),
             **moments,
-            **_moments.report(
-                state,
-                (norm, clips),
-                lambda seen: (seen[0], jnp.where(seen[1], shared.theta, seen[0])),
-            ),
+            **_moments.report(state, (ratio, flag, clips), judge),
         )
         return out, new_state
 

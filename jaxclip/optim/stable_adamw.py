@@ -194,13 +194,13 @@ def _stable_adam(
         share = jnp.asarray([1 / max(leaf.size, 1) for leaf in found.leaves], dtype)
         step = functools.partial(_step, eps=small, rate=rate, positive=_moments.known_positive(eps))
         table = jnp.stack([*weights, share], axis=1)
-        out, moments, totals = _moments.each(step, found, state, table)
+        out, moments, seen = _moments.each(step, found, state, table)
         new_state = StableAdamState(
             count=optax.safe_increment(count),
             **moments,
             **_moments.report(
                 state,
-                (totals, share),
+                (seen[0], share),
                 lambda seen: (jnp.sqrt(seen[0] * seen[1]), jnp.ones_like(seen[0])),
             ),
         )
@@ -243,7 +243,7 @@ def _step(
     mu, m = _moments.store(keep, _moments.average(mu, gradient, numbers[0]), mu)
     nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), numbers[1]), nu)
     update = _moments.add_decay(_moments.direction(m, v, eps, positive), rate, param)
-    return _moments.Step(_moments.finish(keep, update * shorter, dtype), mu, nu, total)
+    return _moments.Step(_moments.finish(keep, update * shorter, dtype), mu, nu, (total,))
 
 
 def _ratios(
