@@ -121,22 +121,16 @@ def median_clip(
                 _moments.aside(*of_one)
                 for of_one in zip(gradients, medians, steps, keeps, strict=True)
             ]
-            gradients, medians, steps, keeps = map(list, zip(*asides, strict=True))
-            innovations = list(map(_innovation, gradients, medians))
             clip = _clip if per_tensor else operator.mul
-            moved = [
-                median + clip(innovation, step).astype(median.dtype)
-                for innovation, median, step in zip(innovations, medians, steps, strict=True)
-            ]
-            # The update comes from what is stored: from `moved`, XLA would compute that twice.
-            stored = [
-                jax.lax.select(keep, new, old)
-                for new, keep, old in zip(moved, keeps, medians, strict=True)
-            ]
-            updates = [
-                jax.lax.select(keep, new, jax.lax.full_like(new, 0)).astype(dtype)
-                for new, keep, dtype in zip(stored, keeps, dtypes, strict=True)
-            ]
+            stored, updates = [], []
+            for (gradient, median, step, keep), dtype in zip(asides, dtypes, strict=True):
+                innovation = _innovation(gradient, median)
+                moved = median + clip(innovation, step).astype(median.dtype)
+                # The update comes from what is stored: from `moved`, XLA would compute that twice.
+                new = jax.lax.select(keep, moved, median)
+                stored.append(new)
+                update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
+                updates.append(update.astype(dtype))
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
             return updates, {"median": now.treedef.unflatten(kept)}
 
