@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from jaxclip.registry import hint
+from jaxclip.registry import hint, option_defaults, option_names
 
 T = TypeVar("T")
 
@@ -69,14 +68,14 @@ def check_known(
     Raises:
       ValueError: an unknown option, naming the nearest one, or a missing one.
     """
-    parameters = inspect.signature(factory).parameters
-    known = [*(p for p in parameters if p not in hidden), *extra]
+    arguments = option_names(factory)
+    known = [*(name for name in arguments if name not in hidden), *extra]
     for option in options:
         if option not in known:
             raise ValueError(f"{key}.{option}: {name!r} has no such option{hint(option, known)}")
-    for option, parameter in parameters.items():
-        required = parameter.default is inspect.Parameter.empty
-        if required and option not in hidden and option not in options:
+    optional = option_defaults(factory)
+    for option in arguments:
+        if option not in optional and option not in hidden and option not in options:
             raise ValueError(f"{key}.{option} is required by {name!r}; set it")
 
 
