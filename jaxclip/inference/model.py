@@ -199,7 +199,7 @@ class Model:
         Raises:
           ValueError: the model has no decoder, an unknown method or option, no tokenizer.
         """
-        term = caption.term_of(self.config, self.path)
+        name, term = caption.term_of(self.config, self.path)
         is_input = isinstance(images, models.PatchSequence) or (
             isinstance(images, (np.ndarray, jax.Array)) and images.ndim == 4
         )
@@ -214,15 +214,15 @@ class Model:
         frame = generate.Frame(
             length, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, min_length
         )
-        write = self._captioner(term, frame, method, tuple(sorted(options.items())))
-        params = self._with_term(caption.TERM) if params is None else params
+        write = self._captioner(name, term, frame, method, tuple(sorted(options.items())))
+        params = self._with_term(name) if params is None else params
         rows = write(params, jax.tree.map(jnp.asarray, batch), jax.random.key(seed))
         return [tokenizer.decode(row) for row in np.asarray(rows)]
 
-    def _captioner(self, term: Any, frame: Any, method: str, options: Any) -> Any:
-        key = (term, frame, method, options)
+    def _captioner(self, name: str, term: Any, frame: Any, method: str, options: Any) -> Any:
+        key = (name, term, frame, method, options)
         if key not in self._captioners:
-            made = caption.captioner(self.towers, term, frame, method, dict(options))
+            made = caption.captioner(self.towers, term, frame, method, dict(options), name)
             self._captioners[key] = jax.jit(made)
         return self._captioners[key]
 

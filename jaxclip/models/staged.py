@@ -21,7 +21,7 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import layers
 from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
-from jaxclip.models.tower import Parts
+from jaxclip.models.tower_parts import Parts
 
 Params = Mapping[str, Any]
 Part = tuple[nn.Module, tuple[Any, ...]]

@@ -18,7 +18,8 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import layers
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.presets import TextConfig
-from jaxclip.models.tower import Params, Tower
+from jaxclip.models.tower import Tower
+from jaxclip.models.tower_parts import Params
 
 
 @dataclasses.dataclass(frozen=True)

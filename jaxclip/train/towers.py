@@ -53,10 +53,23 @@ class ModelTowers:
         return encode(self._ready(params, tower), self._input(tower, array))
 
     def features(self, params: Params, tower: str, array: Any, **options: Any) -> Any:
-        """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``."""
+        """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``, and
+        ``alpha``, float[B, H, W] in 0 to 1: the fourth channel of images that have one."""
         model: Any = self.model
         features = model.image_features if tower == "image" else model.text_features
-        return features(self._ready(params, tower), self._input(tower, array), **options)
+        alpha, inputs = options.pop("alpha", None), self._input(tower, array)
+        if alpha is not None:
+            inputs = jnp.concatenate([inputs, alpha[..., None].astype(inputs.dtype)], axis=-1)
+        return features(self._ready(params, tower), inputs, **options)
+
+    def project(self, params: Params, tower: str, tokens: jax.Array) -> jax.Array:
+        """Tokens in the joint space, each as if the pool saw it alone: float32[..., D], not of unit
+        length."""
+        ready, part = self._ready(params, tower), getattr(self.model, tower)
+        if hasattr(part, "pool_tokens"):
+            tokens = part.pool_tokens(ready[tower], tokens)
+        to_space = self.model.project_image if tower == "image" else self.model.project_text
+        return to_space(ready, tokens)
 
     def attention_logits(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
         """float32[depth, H], the largest attention logit of every head on the same."""

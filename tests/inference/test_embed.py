@@ -256,3 +256,12 @@ def test_the_readmes_example_runs_as_it_stands(workdir, tmp_path, monkeypatch, c
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in lines] == ["cat", "dog", "car"]
     assert sum(float(share.rstrip("%")) for _, share in lines) == pytest.approx(100, abs=0.3)
+
+
+def test_one_file_is_pictures_too(folder):
+    opened = pictures.open_pictures(folder / "3.png")
+    assert opened.total == 1 and opened.read(0) == ("3.png", encoded(3))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg: there is no such file"):
+        pictures.open_pictures(folder / "nowhere.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no picture or folder of pictures '.*nowhere'"):
+        pictures.open_pictures(folder / "nowhere")

@@ -14,7 +14,7 @@ from jaxclip.models import attend, layers
 from jaxclip.models import features as features_lib
 from jaxclip.models.presets import TextConfig
 from jaxclip.models.text import TextTransformer
-from jaxclip.models.tower import Params
+from jaxclip.models.tower_parts import Params
 
 
 @dataclasses.dataclass(frozen=True)
