@@ -1,5 +1,6 @@
 """Surgery on trees of parameters: pure functions, each the identity where nothing is asked."""
 
+from jaxclip.weights.surgery.alpha import add_alpha
 from jaxclip.weights.surgery.branches import fold_branches
 from jaxclip.weights.surgery.inherit import inherit
 from jaxclip.weights.surgery.lora import init_lora, merge_lora
@@ -16,6 +17,7 @@ from jaxclip.weights.surgery.upcycle import upcycle
 from jaxclip.weights.surgery.vocabulary import resize_vocabulary, rows_by_name
 
 __all__ = [
+    "add_alpha",
     "add_registers",
     "fold_branches",
     "greedy_soup",
