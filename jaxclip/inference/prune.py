@@ -84,7 +84,7 @@ def prune(
     lines = []
     for name in chosen:
         masks = _choose(masks, judge, name, (heads, units, layers))
-    smaller, pruned = surgery.prune(params, sizes, masks)
+    smaller, pruned = surgery.remove_masked(params, sizes, masks)
     config = _with_sizes(found.config, pruned)
     count = convert.write_workdir(config, smaller, target)
     for name in chosen:

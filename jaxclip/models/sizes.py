@@ -39,7 +39,7 @@ class ImageConfig:
       depth: number of its blocks.
       num_heads: attention heads.
       head_dim: channels of a head; 0 for ``width / num_heads``. Others are what pruning leaves
-        (:func:`jaxclip.weights.surgery.prune`).
+        (:func:`jaxclip.weights.surgery.remove_masked`).
       mlp_dim: hidden width of the MLPs.
       pool: ``"cls"`` (class token), ``"mean"``, ``"map"`` (attention pooling), or ``"queries"``
         (CoCa in open_clip: a pooler with ``num_queries`` queries that look at all tokens; the

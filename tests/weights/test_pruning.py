@@ -46,7 +46,7 @@ def embed(sizes, params):
 
 def test_a_masked_model_is_the_smaller_one(params):
     expected = embed(SIZES, surgery.apply_masks(params, MASKS, SIZES))
-    smaller, sizes = surgery.prune(params, SIZES, MASKS)
+    smaller, sizes = surgery.remove_masked(params, SIZES, MASKS)
     assert (sizes.image.depth, sizes.image.num_heads, sizes.image.mlp_dim) == (2, 2, 5)
     assert (sizes.text.depth, sizes.text.num_heads, sizes.text.mlp_dim) == (3, 1, 10)
     assert sizes.image.head_dim == sizes.text.head_dim == 4
@@ -63,7 +63,7 @@ def test_a_masked_model_is_the_smaller_one(params):
 def test_full_masks_are_the_identity(params):
     masks = surgery.full_masks(SIZES)
     jax.tree.map(np.testing.assert_array_equal, surgery.apply_masks(params, masks, SIZES), params)
-    same, sizes = surgery.prune(params, SIZES, masks)
+    same, sizes = surgery.remove_masked(params, SIZES, masks)
     assert sizes == SIZES
     jax.tree.map(np.testing.assert_array_equal, same, params)
 
@@ -98,7 +98,7 @@ def test_masks_are_data_with_a_gradient(params):
 def test_masks_that_are_no_model(params, changes, message):
     masks = {"image": surgery.full_masks(SIZES)["image"]._replace(**changes)}
     with pytest.raises(ValueError, match=message):
-        surgery.prune(params, SIZES, masks)
+        surgery.remove_masked(params, SIZES, masks)
 
 
 def test_towers_that_can_not_be_pruned():

@@ -8,7 +8,7 @@ from jaxclip.weights.surgery.masks import (
     apply_masks,
     check_prunable,
     full_masks,
-    prune,
+    remove_masked,
     sums_by_module,
 )
 from jaxclip.weights.surgery.net_trim import net_trim
@@ -18,6 +18,7 @@ from jaxclip.weights.surgery.positions import (
     stretch_positions,
     stretch_text,
 )
+from jaxclip.weights.surgery.prune import prune
 from jaxclip.weights.surgery.registers import add_registers
 from jaxclip.weights.surgery.scores import (
     hap_scores,
@@ -46,6 +47,7 @@ __all__ = [
     "mope_scores",
     "net_trim",
     "prune",
+    "remove_masked",
     "resize_image",
     "resize_table",
     "resize_vocabulary",

@@ -1,7 +1,7 @@
 """Heads, MLP units and whole layers: masks over them as data, scores of them, and their removal.
 
 A masked model runs in the unchanged towers: a mask multiplies the rows of output maps, so that what
-is masked adds nothing. :func:`prune` then takes it out, which gives the same numbers.
+is masked adds nothing. :func:`remove_masked` then takes it out, which gives the same numbers.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _scaled(module: Params, name: str, rows: Array, bias: Array) -> Params:
     return {**module, name: layer}
 
 
-def prune(
+def remove_masked(
     params: Params, sizes: CLIPConfig, masks: Mapping[str, TowerMasks]
 ) -> tuple[dict[str, Any], CLIPConfig]:
     """Take out what is masked.
