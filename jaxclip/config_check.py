@@ -44,6 +44,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.max_unusable": (0.0, 1.0),
     "data.num_parallel_calls": (0, 4096),
     "data.prefetch": (0, 4096),
+    "data.workers": (0, 1024),
+    "data.stall_seconds": (0.0, _INFINITY),
     "tokenizer.context_length": (1, 2**20),
     "model.embed_dim": (1, 65_536),
     "model.logit_scale_init": (-100.0, 100.0),

@@ -119,9 +119,14 @@ def is_sane(
     return width * height <= max_pixels and small >= min_side and large <= max_aspect * small
 
 
-def is_turned(data: bytes) -> bool:
-    """Whether the EXIF data of a JPEG say that it is to be turned or mirrored, or are damaged."""
-    if b"Exif\x00\x00" not in data[:65536]:
+def is_turned(data: bytes, end: int) -> bool:
+    """Whether the EXIF data of a JPEG say that it is to be turned or mirrored, or are damaged.
+
+    Args:
+      data: of the file.
+      end: EXIF data are looked for among so many bytes.
+    """
+    if data.find(b"Exif\x00\x00", 0, end) < 0:
         return False
     try:
         return Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION, 1) != 1
