@@ -83,7 +83,7 @@ class Decontaminate(Step):
             for row, data in enumerate(rows.pictures()):
                 value = None if isinstance(data, BadRecord) else _phash(data)
                 if value is not None and len(known):
-                    least = perceptual.distance(known, np.uint64(value)).min()
+                    least = perceptual.distance(known, np.array(value, np.uint64)).min()
                     match[row] = least <= self.distance
         if self.folder:
             match |= nearest(vectors.unit(rows[self.on]), self.folder) > 1 - self.eps
