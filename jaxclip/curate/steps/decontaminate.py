@@ -109,5 +109,5 @@ def nearest(points: np.ndarray, folder: str) -> np.ndarray:
 
 
 def _phash(data: bytes) -> int | None:
-    image = decode.decode(data)
+    image = decode.decode(data, draft=perceptual.DRAFT)
     return None if isinstance(image, BadRecord) else perceptual.phash(image)
