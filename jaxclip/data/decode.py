@@ -34,6 +34,7 @@ def decode(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     max_aspect: float = DEFAULT_MAX_ASPECT,
     min_side: int = 1,
+    draft: int = 0,
 ) -> Image.Image | BadRecord:
     """Decode an image to RGB.
 
@@ -45,6 +46,8 @@ def decode(
       max_pixels: more are absurd.
       max_aspect: so is a longer side that is more than this many times the shorter.
       min_side: and a shorter side below this.
+      draft: decode JPEGs at a half, quarter or eighth of their size as long as both sides have this
+        many pixels; 0 = never.
 
     Returns:
       An image of mode "RGB", fully loaded; a :class:`BadRecord` with reason
@@ -64,6 +67,8 @@ def decode(
     if not is_sane(width, height, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{width}x{height} pixels")
     try:
+        if draft:
+            image.draft(image.mode, (draft, draft))
         image.load()
         image = ImageOps.exif_transpose(image) if image.format != "PNG" else image
         return to_rgb(image)
