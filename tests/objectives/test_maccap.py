@@ -24,7 +24,7 @@ MADE = {
 @functools.cache
 def setting(**options):
     objective = MacCap(**options)
-    return objective, jax.jit(lambda key: objective.init_params(key, SIZES))(jax.random.key(0))
+    return objective, g.drawn(lambda key: objective.init_params(key, SIZES))
 
 
 def test_noise():
