@@ -35,6 +35,10 @@ class Field:
         """Name of the dtype."""
         return "int32"
 
+    def joined(self, other: Field) -> Field | None:
+        """What serves both this field and another under the same key; None if nothing does."""
+        return self if self == other else None
+
 
 @dataclasses.dataclass(frozen=True)
 class View(Field):
@@ -115,12 +119,21 @@ class Label(Field):
 
     Attributes:
       required: a record without one is replaced and counted, a data set without any is refused.
+      num_classes: labels are 0 to ``num_classes - 1``: a record with another is replaced and
+        counted, a data set that declares more classes is refused. 0 for any.
     """
 
     required: bool = True
+    num_classes: int = 0
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return ()
+
+    def joined(self, other: Field) -> Field | None:
+        if not isinstance(other, Label):
+            return None
+        bounds = [each for each in (self.num_classes, other.num_classes) if each]
+        return Label(self.required or other.required, min(bounds, default=0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +215,13 @@ def union(specs: Iterable[tuple[str, BatchSpec]]) -> dict[str, Field]:
     owners: dict[str, str] = {}
     for owner, spec in specs:
         for key, field in spec.items():
-            if key in result and result[key] != field:
+            both = result[key].joined(field) if key in result else field
+            if both is None:
                 raise ValueError(
                     f"{owner} wants batch[{key!r}] as {field}, but {owners[key]} wants it as "
                     f"{result[key]}"
                 )
-            result[key], owners[key] = field, owner
+            result[key], owners[key] = both, owner
     return dict(sorted(result.items()))
 
 

@@ -18,7 +18,8 @@ from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
 from jaxclip.models.presets import ImageConfig
-from jaxclip.models.tower import Params, Tower
+from jaxclip.models.tower import Tower
+from jaxclip.models.tower_parts import Params
 
 __all__ = ["Embed", "VisionTransformer", "patches", "resize_positions", "sincos_positions"]
 
@@ -54,14 +55,14 @@ class VisionTransformer(Tower):
             self.embed_dim,
             c.pool_heads or c.num_heads,
             c.norm_eps,
-            self.dtype,
+            self.outer_dtype,
             parent=None,
         )
 
     @property
     def embedding(self) -> Embed:
         """The first stage as an unbound module."""
-        return Embed(self.config, self.dtype, self.flat_products, parent=None)
+        return Embed(self.config, self.outer_dtype, self.flat_products, parent=None)
 
     def init_embed(self, rng: jax.Array) -> dict[str, Any]:
         size = self.config.image_size
@@ -223,6 +224,11 @@ class VisionTransformer(Tower):
             return super().normed_tokens(params, tokens)
         seen = self.queries(params, tokens)
         return seen[:, 1:], seen[:, :1]
+
+    def normed_inserted(self, params: Params, tokens: Tokens) -> jax.Array:
+        if self.config.pool != "queries":
+            return super().normed_inserted(params, tokens)
+        return tokens.x[:, : tokens.inserted]  # the norm is that of the queries' width
 
 
 class Embed(nn.Module):

@@ -26,7 +26,7 @@ class ModelTowers:
       model: the encoders.
       image_mean: 3 channel means of pixels in [0, 1].
       image_std: 3 channel standard deviations.
-      dtype: compute dtype.
+      dtype: of what is outside of the blocks.
       shardings: of the parameters, None for one device; those outside of the blocks are gathered
         here, blocks gather their own.
       resize: bring images of another size to the model's own.
@@ -166,6 +166,7 @@ def build_model(
         attention_implementation=attention,
         gather_block=gather_block,
         flat_products=platform == "cpu",
+        residual_dtype=config["precision"]["residual_dtype"],
     )
 
 
@@ -198,7 +199,7 @@ def from_config(
         model,
         tuple(data["image_mean"]),
         tuple(data["image_std"]),
-        config["precision"]["compute_dtype"],
+        config["precision"]["residual_dtype"] or config["precision"]["compute_dtype"],
         shardings,
         resize,
         config["low_rank"]["scaling"],

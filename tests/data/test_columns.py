@@ -335,6 +335,41 @@ def test_records_without_a_label(tmp_path, toys):
     assert sorted(batch["label"]) == [-1] * 4 + [0] * 4
 
 
+def test_labels_out_of_range_are_replaced_and_counted(tmp_path, toys):
+    records = [dataclasses.replace(r, label=i % 4) for i, r in enumerate(toys.records(8))]
+    config = {"name": str(toys.write_data_set(tmp_path / "d", {"train": records}))}
+    spec = {"label": Label(num_classes=3)}  # this data set declares no classes
+    iterator = pipeline.train_iterator(
+        config, tokenizer=tokens, global_batch_size=8, seed=0, spec=spec
+    )
+    assert max(next(iterator)["label"]) == 2
+    assert iterator.stats()["records"] == {"label_out_of_range": 2}
+    iterator.close()
+
+
+def test_a_classifier_of_fewer_classes_than_the_data_declares_is_refused(tmp_path, toys):
+    records = [dataclasses.replace(record, label=0) for record in toys.records(2)]
+    names = ["cat", "dog", "owl"]
+    folder = toys.write_data_set(tmp_path / "d", {"train": records}, class_names=names)
+    config, owners = {"name": str(folder)}, {"label": "objective 'class_head'"}
+    message = (
+        r"batch\['label'\], which objective 'class_head' wants: split 'train' of data set .* has "
+        r"labels up to 2, but num_classes=2; set num_classes=3"
+    )
+    with pytest.raises(ValueError, match=message):
+        pipeline.check_spec(config, {"label": Label(num_classes=2)}, owners=owners)
+    pipeline.check_spec(config, {"label": Label(num_classes=3)}, owners=owners)
+
+
+def test_two_terms_share_labels():
+    joined = fields.union(
+        [("a", {"label": Label(required=False)}), ("b", {"label": Label(True, 9)})]
+    )
+    assert joined == {"label": Label(True, 9)}
+    with pytest.raises(ValueError, match="b wants batch"):
+        fields.union([("a", {"label": Label()}), ("b", {"label": fields.Index()})])
+
+
 def test_boxes_follow_what_they_are_around(tmp_path, toys):
     """A white rectangle on black, moved by every op that moves: the box stays around it."""
     pixels = np.zeros((48, 64, 3), np.uint8)
