@@ -89,15 +89,6 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     return list(option_defaults(factory))
 
 
-def option_defaults(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of a function's options by name; an option that must be given has none."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-
-
 def check_numbers(thing: Any, what: str) -> None:
     """Refuse options of a dataclass that are no numbers where the default is one.
 
