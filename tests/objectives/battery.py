@@ -45,6 +45,12 @@ def built(name):
     return objectives.REGISTRY.build({"name": name, **objectives.REGISTRY.get(name).small})
 
 
+def masks(name):
+    """Whether it changes the parameters that all towers run on: what it masks, no other trains."""
+    kind = objectives.REGISTRY.get(name)
+    return kind.tower_params is not objectives.Objective.tower_params
+
+
 def model_of(name):
     """What the model of an objective must have."""
     return objectives.REGISTRY.get(name).small_model
@@ -99,15 +105,17 @@ def groups():
     """Names of objectives that can be trained together: tuples, as few as come of one pass.
 
     Two can't where they want arrays of another shape under one key of the batch, or another model,
-    or set the same option of a tower on the same view. How data makes an array does not matter:
-    batches here are made up.
+    or set the same option of a tower on the same view, or where one masks parameters. How data
+    makes an array does not matter: batches here are made up.
     """
     made = []
+    masking = {name for name in objectives.REGISTRY.names() if masks(name)}
     for name in objectives.REGISTRY.names():
         wants, sets = kinds(name), steered(name)
         for names, wanted, taken in made:
             fits = all(wanted.get(key, kind) == kind for key, kind in wants.items())
-            if fits and sets.isdisjoint(taken) and model_of(name) == model_of(names[0]):
+            same = model_of(name) == model_of(names[0]) and not {name, names[0]} & masking
+            if fits and same and sets.isdisjoint(taken):
                 names.append(name)
                 wanted.update(wants)
                 taken.update(sets)
