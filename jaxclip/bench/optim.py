@@ -93,7 +93,7 @@ CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "median_clip component": lambda: optim.median_clip(1e-3),
     "median_clip vector": lambda: optim.median_clip(1.0, kind="vector"),
     "clip_by_coordinate": optim.clip_by_coordinate,
-    "spectra_clip": optim.spectra_clip,
+    "spectra_clip": lambda: optim.spectra_clip(1.0),
 }
 
 OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
@@ -122,6 +122,10 @@ PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {
         optax.sgd(LEARNING_RATE),
     ),
     "dicesgd": lambda: optim.dicesgd(LEARNING_RATE, 1.0, 1.0, 1.0, seed=0),
+    "private_mean_by_group": lambda: optax.chain(
+        optim.private_mean_by_group(["kernel", ""], [1.0, 1.0], 1.0, seed=0),
+        optax.sgd(LEARNING_RATE),
+    ),
     "track_clipping_quantile": lambda: optax.chain(
         optim.track_clipping_quantile(noise_multiplier=0.1, seed=0), optax.sgd(LEARNING_RATE)
     ),
