@@ -110,6 +110,11 @@ class Objective:
         """Arrays of the batch beyond ``image`` and ``text``, and how data makes them."""
         return {}
 
+    @property
+    def whole_views(self) -> frozenset[str]:
+        """Views (``"image"``) of which it needs every patch, so that nobody may set ``keep``."""
+        return frozenset()
+
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         """Refuse a model that the term can't be trained with.
 

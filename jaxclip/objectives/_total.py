@@ -93,7 +93,8 @@ class Total:
         """What the terms want of a tower on a view.
 
         Raises:
-          ValueError: two terms want the same option.
+          ValueError: two terms want the same option, or one drops patches of a view of which
+            another needs all.
         """
         options: dict[str, Any] = {}
         owners: dict[str, str] = {}
@@ -107,6 +108,12 @@ class Total:
                         f"tower on {view!r}; keep one of them"
                     )
                 options[key], owners[key] = value, term.name
+        for term in self.terms:
+            if "keep" in options and view in term.objective.whole_views:
+                raise ValueError(
+                    f"objective {term.name!r} needs every patch of {view!r}, of which "
+                    f"{owners['keep']!r} keeps a part; train with one of them"
+                )
         return options
 
     def tower_params(self, params: Params, ctx: Context) -> Params:

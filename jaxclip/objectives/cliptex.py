@@ -95,6 +95,10 @@ class CLIPTeX(Objective):
             for each in self._experts()
         }
 
+    @property
+    def whole_views(self) -> frozenset[str]:
+        return frozenset({"image"})
+
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if getattr(sizes.image, "grid", None) != self.grid:
             raise ValueError(
