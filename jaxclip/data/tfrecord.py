@@ -93,7 +93,9 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
 def stamp_and_sidecar(
     path: str | os.PathLike[str], version: int
 ) -> tuple[np.ndarray, pathlib.Path]:
-    """What an index of a file is valid for, and where it is kept: beside the file if it is local.
+    """What an index of a file is valid for, and where it is kept.
+
+    That is beside a local file if its folder can be written to, else in this machine's cache.
 
     Args:
       path: the file.
@@ -111,7 +113,10 @@ def stamp_and_sidecar(
     local = pathlib.Path(path)
     stat = local.stat()
     stamp = np.array([stat.st_size, stat.st_mtime_ns, version], np.int64)
-    return stamp, local.with_name(f".{local.name}.index.npz")
+    beside = local.with_name(f".{local.name}.index.npz")
+    if not os.access(local.parent, os.W_OK) and not beside.is_file():
+        return stamp, remote.cached_index(os.fspath(local.resolve()))
+    return stamp, beside
 
 
 @contextlib.contextmanager
