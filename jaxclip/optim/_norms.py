@@ -214,6 +214,26 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     return jnp.where(spoilt > 0, jnp.nan, largest)
 
 
+def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, list[jax.Array]]:
+    """As :func:`tensor_maxima`, and for each tensor a scalar: zero if all its elements are finite.
+
+    The scalar comes from the tensor's own reduction, where that is alone: it need not be looked up.
+    (Beside a NaN, an infinite largest value stays infinite.)
+    """
+    if not leaves:
+        return jnp.zeros((0,), dtype), []
+    stacks = Stacks(leaves, least=ENOUGH)
+
+    def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = lax.abs(leaf).astype(dtype)
+        return max_and_flag(size, ~jnp.isfinite(size))
+
+    looks = stacks.each(of_one, stacks.arrays(leaves))
+    largest, flags = stacks.matrix(list(zip(*looks, strict=True)))
+    largest = jnp.where((flags > 0) & jnp.isfinite(largest), jnp.nan, largest)
+    return largest, stacks.scalars([flag for _, flag in looks])
+
+
 def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Largest of a tensor's non-negative values (0 without any), and one if any is spoilt, else 0.
 
