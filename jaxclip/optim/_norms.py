@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -143,15 +144,18 @@ def _square_sums(
     scale: jax.Array, stacks: Stacks, arrays: Sequence[list[jax.Array]], dtype: Any, short: bool
 ) -> list[jax.Array]:
     """Sums of the squares of tensors (or differences) times a power of two, for each array."""
-    own = [_scaled(array, scale, dtype) for array in arrays[0]]
+    own = [_scaled(array, scale, dtype=dtype) for array in arrays[0]]
     if len(arrays) > 1:
         # In the precision of what is subtracted.
         pairs = zip(*arrays, strict=True)
-        own = [_scaled(a, scale, b.dtype) - _scaled(b, scale, b.dtype) for a, b in pairs]
+        own = [
+            _scaled(a, scale, dtype=b.dtype) - _scaled(b, scale, dtype=b.dtype) for a, b in pairs
+        ]
     cut = short_axes if short else lambda tensor: tensor
     return stacks.each(lambda tensor: _square_sum(cut(tensor), dtype), own)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once a shape
 def _scaled(leaf: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
     """A tensor times the scale, in ``dtype`` (complex stays complex)."""
     # Tied to the scale, which the loop changes, lest XLA casts all gradients before the loop; and
@@ -234,6 +238,7 @@ def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array
     return largest, stacks.scalars([flag for _, flag in looks])
 
 
+@jax.jit  # traced once a shape
 def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Largest of a tensor's non-negative values (0 without any), and one if any is spoilt, else 0.
 
