@@ -44,6 +44,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.max_unusable": (0.0, 1.0),
     "data.num_parallel_calls": (0, 4096),
     "data.prefetch": (0, 4096),
+    "data.workers": (0, 1024),
+    "data.stall_seconds": (0.0, _INFINITY),
     "tokenizer.context_length": (1, 2**20),
     "model.embed_dim": (1, 65_536),
     "model.logit_scale_init": (-100.0, 100.0),
@@ -59,6 +61,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **{f"model.{tower}.layer_scale": (0.0, _INFINITY) for tower in ("image", "text")},
     **{f"model.{tower}.mup_base_width": (0, 65_536) for tower in ("image", "text")},
     **{f"model.{tower}.mup_base_heads": (0, 4096) for tower in ("image", "text")},
+    **{f"model.{tower}.head_dim": (0, 4096) for tower in ("image", "text")},
     "model.text.vocab_size": (1, 2**26),
     **{f"model.{tower}.{key}": span for tower in ("image", "text") for key, span in _TOWER.items()},
     "low_rank.rank": (0, 65_536),
@@ -109,6 +112,7 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
 _CHOICES = {
     "checkpoint.best_mode": ("max", "min"),
     "precision.compute_dtype": ("float32", "bfloat16", "float16"),
+    "precision.residual_dtype": (None, "float32", "bfloat16", "float16"),
     "attention_implementation": (None, "xla", "cudnn", "fused"),
 }
 

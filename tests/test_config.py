@@ -46,6 +46,7 @@ def test_override_wins_over_file_wins_over_defaults():
         ("total_steps=0", r"total_steps=0 must be at least 1"),
         ("num_micro_batches=3", r"num_micro_batches=3 does not divide"),
         ("precision.compute_dtype=float8", r"compute_dtype='float8'"),
+        ("precision.residual_dtype=float8", r"residual_dtype='float8'; use None, 'float32'"),
         ("checkpoint.best_mode=up", r"best_mode='up'"),
         ("ema_decay=1.0", r"ema_decay=1.0"),
         ("model.preset=vit_b61", r"vit_b16"),
@@ -141,9 +142,10 @@ def test_saved_config_resolves_to_itself(base, tmp_path):
     assert config_lib.resolve(config_lib.load(tmp_path / "config.json")) == base
 
 
-# Not configurations of a run: parts that are shared, and grids of `jaxclip lab`. Tuning starts from
+# Not configurations of a run: parts that are shared, recipes of `jaxclip curate`, grids of
+# `jaxclip lab`. Tuning starts from
 # weights, and has tests of its own.
-OTHERS = ("common", "finetune", "lab")
+OTHERS = ("common", "curate", "finetune", "lab")
 RUNS = [p.name for p in CONFIGS.glob("*.py") if p.stem.split("_")[0] not in OTHERS]
 
 
@@ -266,3 +268,26 @@ def test_frozen_by_pattern_or_by_the_first_group():
         if config_check.is_frozen(config, name)
     ]
     assert frozen == ["text/embedding", "image/kernel"]
+
+
+def test_a_section_given_as_one_override_keeps_its_other_keys():
+    whole = config_lib.resolve(
+        {"optim": {"name": "lion", "clip": {"name": "zclip"}}},
+        [
+            "teacher={'kind': 'frozen', 'path': '/t'}",
+            "optim={'learning_rate': 1, 'schedule': {'warmup_steps': 0}}",
+            "model={'preset': 'tiny', 'image': {'kind': 'resnet'}}",
+        ],
+    )
+    keys = [
+        "teacher.kind=frozen",
+        "teacher.path=/t",
+        "optim.learning_rate=1",
+        "optim.schedule.warmup_steps=0",
+        "model.preset=tiny",
+        "model.image.kind=resnet",
+    ]
+    given = {"optim": {"name": "lion", "clip": {"name": "zclip"}}}
+    assert whole == config_lib.resolve(given, keys)
+    with pytest.raises(ValueError, match=r"unknown config key 'teacher\.pth'; did you mean"):
+        config_lib.resolve({}, ["teacher={'pth': 1}"])

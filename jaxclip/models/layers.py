@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import experts as experts_lib
+from jaxclip.models import sparse_activation
 from jaxclip.models.attend import (
     UNCHANGED,
     How,
@@ -32,6 +33,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": nn.silu,
 }
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """One of :data:`ACTIVATIONS`, or :func:`jaxclip.models.sparse_activation.parse`."""
+    return sparse_activation.parse(name) or ACTIVATIONS[name]
+
 
 # Of `jax.nn.dot_product_attention`; or a function such as `fused_attention`, which serves where
 # there is no mask.
@@ -53,6 +60,7 @@ class Variant(NamedTuple):
         share (Dehghani et al., 2023, arXiv:2302.05442).
       attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
       score_scale: another factor on q·k / sqrt(d).
+      head_dim: channels of a head; 0 for the width over the number of heads.
       num_experts: E, MLPs of which a token takes some (:mod:`jaxclip.models.experts`); 0 for one.
       experts_per_token: k.
       expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's tokens; 0 for any
@@ -68,6 +76,7 @@ class Variant(NamedTuple):
     qk_norm: bool = False
     attention_soft_cap: float = 0.0
     score_scale: float = 1.0
+    head_dim: int = 0
     num_experts: int = 0
     experts_per_token: int = 2
     expert_capacity: float = 0.0
@@ -85,6 +94,7 @@ class Attention(nn.Module):
     flat: bool = False
     variant: Variant = PLAIN
     norm_eps: float = 1e-5
+    result_dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -103,11 +113,12 @@ class Attention(nn.Module):
         are the same tokens then (:func:`jaxclip.models.rotary.rotate`).
         """
         width = queries.shape[-1]
+        inner = self.num_heads * self.variant.head_dim or width
 
         query, key, value = (
             checkpoint_name(layer(x), "qkv")
             for layer, x in zip(
-                qkv_layers(width, self.dtype, self.variant.qkv_bias, self.flat),
+                qkv_layers(inner, self.dtype, self.variant.qkv_bias, self.flat),
                 (queries, keys, keys),
                 strict=True,
             )
@@ -134,7 +145,7 @@ class Attention(nn.Module):
         ):
             out = self.implementation(query, key, value, num_heads=self.num_heads, causal=causal)
         else:
-            shape = (-1, self.num_heads, width // self.num_heads)
+            shape = (-1, self.num_heads, inner // self.num_heads)
             implementation: Any = None if callable(self.implementation) else self.implementation
             out = jax.nn.dot_product_attention(
                 query.reshape(query.shape[0], *shape),
@@ -145,10 +156,10 @@ class Attention(nn.Module):
                 is_causal=causal,
                 implementation=implementation,
             )
-        out = checkpoint_name(out.reshape(queries.shape), "attention_out")
+        out = checkpoint_name(out.reshape(*queries.shape[:-1], inner), "attention_out")
         if self.variant.sub_norm:
             out = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(out)
-        out = dense(width, self.dtype, "out", flat=self.flat)(out)
+        out = dense(width, self.dtype, "out", flat=self.flat, result_dtype=self.result_dtype)(out)
         return out, Taken(weights if how.weights else None, largest)
 
     def explicit(
@@ -191,20 +202,22 @@ class MLP(nn.Module):
     flat: bool = False
     variant: Variant = PLAIN
     norm_eps: float = 1e-5
+    result_dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = dense(self.mlp_dim, self.dtype, "up", flat=self.flat)(x)
+        linear = functools.partial(dense, flat=self.flat, result_dtype=self.result_dtype)
+        hidden = linear(self.mlp_dim, self.dtype, "up")(x)
         hidden = checkpoint_name(hidden, "mlp_hidden")
         if self.variant.mlp == "gated":
-            gate = dense(self.mlp_dim, self.dtype, "gate", flat=self.flat)(x)
+            gate = linear(self.mlp_dim, self.dtype, "gate")(x)
             gate = checkpoint_name(gate, "mlp_hidden")
-            hidden = ACTIVATIONS[self.activation](gate) * hidden
+            hidden = activation(self.activation)(gate) * hidden
         else:
-            hidden = ACTIVATIONS[self.activation](hidden)
+            hidden = activation(self.activation)(hidden)
         if self.variant.sub_norm:
             hidden = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(hidden)
-        return dense(x.shape[-1], self.dtype, "down", flat=self.flat)(hidden)
+        return linear(x.shape[-1], self.dtype, "down")(hidden)
 
 
 class Block(nn.Module):
@@ -220,6 +233,7 @@ class Block(nn.Module):
     flat: bool = False
     dropout: float = 0.0
     variant: Variant = PLAIN
+    result_dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -241,7 +255,12 @@ class Block(nn.Module):
           turns: rotary angles float32[L, d / 2] or [B, L, d / 2], None for none.
         """
         variant, post = self.variant, self.variant.norm_place == "post"
-        sizes: dict[str, Any] = {"variant": variant, "norm_eps": self.norm_eps, "flat": self.flat}
+        sizes: dict[str, Any] = {
+            "variant": variant,
+            "norm_eps": self.norm_eps,
+            "flat": self.flat,
+            "result_dtype": self.result_dtype,
+        }
         attention_norm, mlp_norm = (
             norm(self.norm_eps, self.dtype, name, variant.norm)
             for name in ("attention_norm", "mlp_norm")
@@ -252,7 +271,7 @@ class Block(nn.Module):
         y = x if post else attention_norm(x)
         y, taken = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
-        x = x + y if how.attend.residual else y
+        x = x + y if how.attend.residual else y.astype(x.dtype)
         if how.attend.mlp:
             y = x if post else mlp_norm(x)
             if variant.num_experts:
@@ -270,7 +289,7 @@ class Block(nn.Module):
         mixture = experts_lib.Experts(
             variant.num_experts,
             self.mlp_dim,
-            ACTIVATIONS[self.activation],
+            activation(self.activation),
             self.dtype,
             variant.experts_per_token,
             variant.expert_capacity,
@@ -355,6 +374,7 @@ def dense(
     init: Any = None,
     flat: bool = False,
     dot_general: Any = None,
+    result_dtype: Any = None,
 ) -> nn.Dense:
     """A linear layer with float32 parameters that computes in ``dtype``.
 
@@ -369,13 +389,20 @@ def dense(
         which takes a sixth of a small model's step. Not for TPUs, which contract over both but pad
         L to a multiple of 8, so that flattening is what copies.
       dot_general: another product, in place of both.
+      result_dtype: of what comes out, where it is another than ``dtype``: products are added up in
+        float32 in any case, and need not be rounded before an activation or a sum.
     """
+    product = _flat_dot_general if flat else None
+    if result_dtype is not None:
+        product = functools.partial(
+            product or jax.lax.dot_general, preferred_element_type=result_dtype
+        )
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=init or nn.initializers.xavier_uniform(),
-        dot_general=dot_general or (_flat_dot_general if flat else None),
+        dot_general=dot_general or product,
         name=name,
     )
 

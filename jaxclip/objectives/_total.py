@@ -93,7 +93,8 @@ class Total:
         """What the terms want of a tower on a view.
 
         Raises:
-          ValueError: two terms want the same option.
+          ValueError: two terms want the same option, or one drops patches of a view of which
+            another needs all.
         """
         options: dict[str, Any] = {}
         owners: dict[str, str] = {}
@@ -107,7 +108,19 @@ class Total:
                         f"tower on {view!r}; keep one of them"
                     )
                 options[key], owners[key] = value, term.name
+        for term in self.terms:
+            if "keep" in options and view in term.objective.whole_views:
+                raise ValueError(
+                    f"objective {term.name!r} needs every patch of {view!r}, of which "
+                    f"{owners['keep']!r} keeps a part; train with one of them"
+                )
         return options
+
+    def tower_params(self, params: Params, ctx: Context) -> Params:
+        """The model's parameters as the towers run on them."""
+        for term in self.terms:
+            params = term.objective.tower_params(params, _own(ctx, term.name))
+        return params
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         """Row-wise results of all terms as ``name/key``."""
@@ -156,9 +169,9 @@ class Total:
 
 
 def _own(ctx: Context, name: str) -> Context:
-    """The context of a term; the one of all terms has the teacher's parameters of all."""
-    of_teacher = ctx.teacher_own.get(name, {})
-    return dataclasses.replace(ctx, key=term_key(ctx.key, name), teacher_own=of_teacher)
+    """The context of a term; the one of all terms has parameters and states of all by name."""
+    kept = {key: getattr(ctx, key).get(name, {}) for key in ("teacher_own", "own", "state")}
+    return dataclasses.replace(ctx, key=term_key(ctx.key, name), **kept)
 
 
 def _select(outputs: Outputs, keys: frozenset[str]) -> dict[str, jax.Array]:

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from jaxclip.registry import hint, option_defaults, option_names
+from jaxclip.registry import REQUIRED, hint, option_defaults
 
 T = TypeVar("T")
 
@@ -68,14 +68,13 @@ def check_known(
     Raises:
       ValueError: an unknown option, naming the nearest one, or a missing one.
     """
-    arguments = option_names(factory)
-    known = [*(name for name in arguments if name not in hidden), *extra]
+    defaults = option_defaults(factory)
+    known = [*(name for name in defaults if name not in hidden), *extra]
     for option in options:
         if option not in known:
             raise ValueError(f"{key}.{option}: {name!r} has no such option{hint(option, known)}")
-    optional = option_defaults(factory)
-    for option in arguments:
-        if option not in optional and option not in hidden and option not in options:
+    for option, default in defaults.items():
+        if default is REQUIRED and option not in hidden and option not in options:
             raise ValueError(f"{key}.{option} is required by {name!r}; set it")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxclip import config as config_lib
 from jaxclip import objectives, storage
 from jaxclip.config import Config
+from jaxclip.models.sparsity import rules as sparsity
 from jaxclip.train import low_rank, state_io, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -36,12 +37,16 @@ class Source(NamedTuple):
         additions merged; without shardings as NumPy arrays.
       read_own: ``names -> {name: params}``: what objectives of these names keep beside the towers,
         as far as the run has them, as NumPy arrays; published weights give theirs with ``read``.
+      lazy: of published weights, :meth:`jaxclip.weights.checkpoint.Opened.lazy`.
+      parts: the towers that there are.
     """
 
     path: str
     config: Config
     read: Callable[[Any], Params]
     read_own: Callable[[Iterable[str]], Params] = lambda names: {}
+    lazy: Callable[[Callable[..., Any]], Params] | None = None
+    parts: tuple[str, ...] = ("image", "text")
 
 
 class Report(NamedTuple):
@@ -104,8 +109,9 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
 
     def read(shardings: Any) -> Params:
         wanted = _wanted(config, shardings)
-        params = low_rank.merged(restored(wanted), config)
-        if low_rank.KEY not in wanted:
+        sparse = sparsity.from_config(config["sparsity"], config["total_steps"])
+        params = sparse(low_rank.merged(restored(wanted), config))
+        if low_rank.KEY not in wanted and not sparse.rules:
             return params
         return (
             jax.tree.map(np.asarray, params)
@@ -130,18 +136,17 @@ def _wanted(config: Config, shardings: Any) -> Params:
         params = towers.build_model(config).init(rng)
         section = config[low_rank.KEY]
         own = {low_rank.KEY: low_rank.init(params, section, rng)} if section["rank"] else {}
-        return {**params, **own}
+        sparse = sparsity.from_config(config["sparsity"], config["total_steps"])
+        return {**params, **own, **sparse.init(params)}
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     if shardings is None:
         return jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
-    if low_rank.KEY in shapes:
+    beside = {key: shapes[key] for key in (low_rank.KEY, sparsity.KEY) if key in shapes}
+    if beside:
         mesh = jax.tree.leaves(shardings)[0].mesh
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        shardings = {
-            **shardings,
-            low_rank.KEY: jax.tree.map(lambda _: whole, shapes[low_rank.KEY]),
-        }
+        shardings = {**shardings, **jax.tree.map(lambda _: whole, beside)}
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
@@ -185,7 +190,7 @@ def _published(folder: pathlib.Path, path: str, what: str) -> Source:
             "objective": [dict(term) for term in opened.terms],
         }
     )
-    return Source(path, config, opened.read)
+    return Source(path, config, opened.read, lazy=opened.lazy, parts=opened.parts)
 
 
 def merge(

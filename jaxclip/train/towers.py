@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxclip import models, parallel
 from jaxclip.config import Config
 from jaxclip.models import attention_logits, presets
+from jaxclip.models.products import rules
 from jaxclip.train import low_rank
 
 Params = Any
@@ -26,12 +27,14 @@ class ModelTowers:
       model: the encoders.
       image_mean: 3 channel means of pixels in [0, 1].
       image_std: 3 channel standard deviations.
-      dtype: compute dtype.
+      dtype: of what is outside of the blocks.
       shardings: of the parameters, None for one device; those outside of the blocks are gathered
         here, blocks gather their own.
       resize: bring images of another size to the model's own.
       low_rank_scaling: factor of low-rank additions, where the parameters have any
         (:mod:`jaxclip.train.low_rank`).
+      products: what layers multiply by (:mod:`jaxclip.models.products.rules`); none for float
+        products.
     """
 
     model: models.CLIP
@@ -41,6 +44,7 @@ class ModelTowers:
     shardings: Any = None
     resize: bool = False
     low_rank_scaling: float = 1.0
+    products: Sequence[rules.Rule] = ()
 
     @property
     def sizes(self) -> presets.CLIPConfig:
@@ -50,13 +54,28 @@ class ModelTowers:
     def encode(self, params: Params, tower: str, array: Any) -> jax.Array:
         """float32[B, D] of unit length, of uint8[B, H, W, 3] (or a PatchSequence), int32[B, L]."""
         encode = self.model.encode_image if tower == "image" else self.model.encode_text
-        return encode(self._ready(params, tower), self._input(tower, array))
+        with rules.applied(self.products, tower):
+            return encode(self._ready(params, tower), self._input(tower, array))
 
     def features(self, params: Params, tower: str, array: Any, **options: Any) -> Any:
-        """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``."""
+        """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``, and
+        ``alpha``, float[B, H, W] in 0 to 1: the fourth channel of images that have one."""
         model: Any = self.model
         features = model.image_features if tower == "image" else model.text_features
-        return features(self._ready(params, tower), self._input(tower, array), **options)
+        alpha, inputs = options.pop("alpha", None), self._input(tower, array)
+        if alpha is not None:
+            inputs = jnp.concatenate([inputs, alpha[..., None].astype(inputs.dtype)], axis=-1)
+        with rules.applied(self.products, tower):
+            return features(self._ready(params, tower), inputs, **options)
+
+    def project(self, params: Params, tower: str, tokens: jax.Array) -> jax.Array:
+        """Tokens in the joint space, each as if the pool saw it alone: float32[..., D], not of unit
+        length."""
+        ready, part = self._ready(params, tower), getattr(self.model, tower)
+        if hasattr(part, "pool_tokens"):
+            tokens = part.pool_tokens(ready[tower], tokens)
+        to_space = self.model.project_image if tower == "image" else self.model.project_text
+        return to_space(ready, tokens)
 
     def attention_logits(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
         """float32[depth, H], the largest attention logit of every head on the same."""
@@ -153,6 +172,7 @@ def build_model(
         attention_implementation=attention,
         gather_block=gather_block,
         flat_products=platform == "cpu",
+        residual_dtype=config["precision"]["residual_dtype"],
     )
 
 
@@ -178,15 +198,20 @@ def from_config(
     shardings: Mapping[str, Any] | None = None,
     *,
     resize: bool = False,
+    products: Sequence[rules.Rule] = (),
 ) -> ModelTowers:
-    """The towers of a model with the normalisation of its configuration."""
+    """The towers of a model with the normalisation of its configuration.
+
+    Whoever wants the products of ``precision.products`` gives them; by default they are float ones.
+    """
     data = config["data"]
     return ModelTowers(
         model,
         tuple(data["image_mean"]),
         tuple(data["image_std"]),
-        config["precision"]["compute_dtype"],
+        config["precision"]["residual_dtype"] or config["precision"]["compute_dtype"],
         shardings,
         resize,
         config["low_rank"]["scaling"],
+        products,
     )

@@ -70,6 +70,14 @@ def test_wrong_terms(terms, message):
         build(*terms)
 
 
+def test_a_term_that_needs_every_patch_refuses_one_that_keeps_a_part():
+    total = build("flip", {"name": "cliptex", "as": "dense"})
+    message = "objective 'dense' needs every patch of 'image', of which 'flip' keeps a part"
+    with pytest.raises(ValueError, match=message):
+        total.tower_options("image", {}, g.context())
+    assert total.tower_options("view1/image", {}, g.context()) == {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Wants(objectives.Objective):
     """Wants one view."""
