@@ -31,6 +31,8 @@ _RECORD_OVERHEAD = 400  # bytes of Python objects around a cached record
 
 # (number of the record, record) -> what fields keep of it by their keys, or why it can't be used.
 Examine = Callable[[int, Record], dict[str, Any] | BadRecord]
+# (number of the record, numbers that its row draws) -> the numbers of its image ops.
+Numbers = Callable[[int, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class RecordLoader:
       need_texts: whether a record without captions is bad.
       examine: what else a record must have.
       backend: what decodes, by default Pillow.
+      replays: for views whose ops' numbers are kept with the records, how they are got.
+      need_pixels: decode whole pictures also where there is no view.
     """
 
     def __init__(
@@ -134,8 +138,12 @@ class RecordLoader:
         need_texts: bool = True,
         examine: Examine | None = None,
         backend: Backend | None = None,
+        replays: Mapping[str, Numbers] | None = None,
+        need_pixels: bool = False,
     ):
         self._source = source
+        self._replays = dict(replays or {})
+        self._need_pixels = need_pixels
         self._views = dict(views)
         sizes = {chain.image_size for chain in views.values()}
         self._largest = max(sizes, default=0)
@@ -180,7 +188,8 @@ class RecordLoader:
         if isinstance(extras, BadRecord):
             return extras
         pixels, size = None, (0, 0)
-        if self._views:
+        if self._views or self._need_pixels:
+            draws = {key: self._numbers(key, index, u) for key, u in draws.items()}
             picture = self._backend.decode(record.image, lambda size: self._cuts(size, draws))
             if isinstance(picture, BadRecord):
                 return dataclasses.replace(picture, key=record.key)
@@ -191,10 +200,15 @@ class RecordLoader:
         keep = pixels is None or self._backend.is_whole(size, self._largest)
         return self._cache.put(loaded) if keep else loaded
 
+    def _numbers(self, key: str, index: int, u: np.ndarray) -> np.ndarray:
+        """The numbers of a view's ops, of what its row draws."""
+        replay = self._replays.get(key)
+        return u if replay is None else replay(index, u)
+
     def _cuts(self, size: Size, draws: Mapping[str, np.ndarray]) -> list[Cut]:
         """What the views cut out of a picture first; empty if one of them needs all of it."""
         cuts = [chain.first_cut(size, draws[key]) for key, chain in self._views.items()]
-        return [] if None in cuts else [cut for cut in cuts if cut is not None]
+        return [] if None in cuts or self._need_pixels else [cut for cut in cuts if cut is not None]
 
     def batch(
         self,
@@ -233,16 +247,22 @@ class RecordLoader:
             if self._closed or interpreter_ends():
                 raise Closed("reading was given up")
             chosen: list[int] = []
+            indices_of: list[int] = []
             pictures: list[Picture] = []
             for row in rows:
                 own = {key: u[row] for key, u in draws.items()}
                 loaded = records[row] = self._usable(int(indices[row]), row, own, replacement)
                 if loaded is not None and loaded.pixels is not None:
                     chosen.append(row)
+                    indices_of.append(loaded.index)
                     pictures.append(Picture(loaded.pixels, loaded.size))
             if chosen:
                 for key in self._views:
-                    views[key][chosen] = self._view(key, pictures, draws[key][chosen])
+                    u = draws[key][chosen]
+                    if key in self._replays:
+                        pairs = zip(indices_of, u, strict=True)
+                        u = np.stack([self._numbers(key, index, row) for index, row in pairs])
+                    views[key][chosen] = self._view(key, pictures, u)
 
         pieces = self._pieces(len(indices))
         if self._num_threads == 1 or len(pieces) == 1:

@@ -172,8 +172,14 @@ def train_iterator(
         depth=max(1, config["prefetch"]),
     )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
-    shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+    shapes: dict[str, Any] = dict(fields.shapes(spec, rows, sizes))
+    for key in spec:
+        if spec[key].varies:
+            (count, _, *rest), dtype = shapes[key]
+            shapes[key] = ((count, None, *rest), dtype)
+    return TrainIterator(
+        shapes, start_step, ahead, record_loader, maker.caption_counts, maker.box_counts
+    )
 
 
 def _batch_maker(
@@ -203,7 +209,14 @@ def _batch_maker(
     return columns.BatchMaker(
         columns=made,
         record_loader=_loader(
-            config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
+            config,
+            columns.chains(made),
+            source,
+            data_set,
+            needs_texts,
+            columns.examiner(made),
+            columns.replays(made),
+            any(isinstance(f, fields.Patches) for f in spec.values()),
         ),
         order=_order(config, data_set, global_batch_size, seed),
         seed=seed,
@@ -374,6 +387,8 @@ def _loader(
     data_set: sources.DataSet,
     need_texts: bool = False,
     examine: loader.Examine | None = None,
+    replays: Mapping[str, loader.Numbers] | None = None,
+    need_pixels: bool = False,
 ) -> loader.RecordLoader:
     return loader.RecordLoader(
         source,
@@ -385,4 +400,6 @@ def _loader(
         need_texts=need_texts,
         examine=examine,
         backend=BACKENDS.build(config["image_backend"]),
+        replays=replays,
+        need_pixels=need_pixels,
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxclip.data import schema, text_op
+from jaxclip.data import reinforced, schema, text_op
 from jaxclip.data.column import TEXT, Candidate, Context, Rows, TextColumn
 from jaxclip.data.dataset import OWN_LANGUAGE
 from jaxclip.data.naming import CAPTION_TAGS, HARD_NEGATIVES
@@ -30,6 +30,7 @@ class CaptionsColumn(TextColumn[Captions]):
         self._chain = text_op.build(field.ops)
         self._is_drawn = field.policy in ("random", "distinct")
         self._chooses = bool(field.source or field.min_words) or not self._is_drawn
+        self._reinforced = reinforced.Reinforced(field.folder) if field.folder else None
         self._of_language = None
         if field.source and field.source in _languages(context):
             self._of_language = context.data_set.texts_of([field.source])
@@ -43,6 +44,9 @@ class CaptionsColumn(TextColumn[Captions]):
             self.find(lambda each: bool(self.context.texts_of(each.record)), "no captions")
             return
         tags: set[str] = set()
+
+        if self._reinforced is not None and self._reinforced.index["captioner"]:
+            return
 
         def has(candidate: Candidate) -> bool:
             tags.update(tag for each in _tags(candidate) or () for tag in each)
@@ -60,6 +64,8 @@ class CaptionsColumn(TextColumn[Captions]):
         texts = self.context.texts_of(candidate.record)
         if self.field.source:
             texts = self._tagged(candidate)
+            if self._reinforced is not None and self.field.source == reinforced.SYNTHETIC:
+                texts = (*texts, *self._reinforced.synthetic(candidate.index))
             if not texts:
                 detail = f"no caption tagged {self.field.source!r}"
                 tags = _tags(candidate)

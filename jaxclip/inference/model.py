@@ -21,7 +21,7 @@ from jaxclip.config import Config
 from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
-from jaxclip.models import presets
+from jaxclip.models import presets, reductions
 from jaxclip.registry import hint
 from jaxclip.train import init_from, towers
 from jaxclip.weights.families._base import Preprocess
@@ -323,6 +323,7 @@ def load(
     *,
     tokenizer: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    token_reduction: Mapping[str, Any] | None = None,
 ) -> Model:
     """Open a model.
 
@@ -332,6 +333,8 @@ def load(
         parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
       dtype: compute dtype of the encoders; parameters and embeddings are float32.
+      token_reduction: fewer patches in the image tower, ``{"name": "tome", "r": 8}``
+        (:mod:`jaxclip.models.reductions`); None for all.
 
     Raises:
       ValueError: nothing of that name; the message names the nearest preset.
@@ -358,7 +361,9 @@ def load(
             )
         config = {**config, "tokenizer": {**config["tokenizer"], **tokenizer}}
     config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
-    return Model(path, params, config, towers.from_config(config, towers.build_model(config)))
+    own = towers.from_config(config, towers.build_model(config))
+    reduction = reductions.from_config(token_reduction)
+    return Model(path, params, config, dataclasses.replace(own, reduction=reduction))
 
 
 def preprocess_of(config: Config) -> Preprocess:

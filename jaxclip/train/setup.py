@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
+from jaxclip.models import reductions
 from jaxclip.train import cures, low_rank, outputs, towers
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
@@ -148,7 +150,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     teacher = teacher_lib.build(config, own, total.needs | total.row_needs, mesh)
     abstract_state = abstract_state._replace(frozen=teacher.abstract())
     state_shardings = state_shardings._replace(frozen=teacher.shardings)
-    batch_spec = dict(sorted({**total.fields, **teacher.fields}.items()))
+    batch_spec = in_patches(config, sizes, teacher_lib.batch_spec(teacher, total.fields))
     check_objectives(total, sizes, batch_spec, teacher)
     check_micro_batches(config, sizes, batch_spec)
     trained, whiten = cures.whitening(config, own, mesh)
@@ -236,7 +238,9 @@ def encoders(
     config: Config, model: models.CLIP, shardings: Any = None
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Callable[[Any, jax.Array], jax.Array]]:
     """``encode_image`` on uint8 images and ``encode_text`` on tokens, as evaluation uses them."""
+    reduction = reductions.from_config(config["evaluate"]["token_reduction"])
     own = towers.from_config(config, model, shardings)
+    own = dataclasses.replace(own, reduction=reduction)
 
     def encode_image(params: Any, images: jax.Array) -> jax.Array:
         return own.encode(params, "image", images)
@@ -265,6 +269,23 @@ def check_objectives(
         (f"objective {t.name!r}", t.objective.needs | t.objective.row_needs) for t in total.terms
     ]
     outputs.check(needs, batch_spec, teacher.teacher)
+
+
+def in_patches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> field_lib.BatchSpec:
+    """The batch with pictures as patches, where ``data.patch_counts`` says so.
+
+    Raises:
+      ValueError: the image tower takes squares only.
+    """
+    counts = config["data"]["patch_counts"]
+    if not counts:
+        return batch_spec
+    if not getattr(sizes.image, "max_patches", 0) or sizes.image.first_layer == "tract":
+        raise ValueError(
+            f"data.patch_counts={list(counts)} is for image towers that take patch sequences: set "
+            "model.image.max_patches, and no first_layer='tract'; or data.patch_counts=[]"
+        )
+    return field_lib.as_patches(batch_spec, sizes.image.patch_size, counts)
 
 
 def check_guard(config: Config, guard: guard_lib.Guard | None, opt_state: Any) -> None:
