@@ -148,9 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_eval(commands)
-    from jaxclip import cli_data, cli_methods, cli_models, cli_plan
+    from jaxclip import cli_curate, cli_data, cli_methods, cli_models, cli_plan
 
     cli_data.add_data(commands, _command)
+    cli_curate.add_curate(commands, _command)
     _add_report(commands)
     cli_plan.add_plan(commands, _command, epilog=_OVERRIDES)
     cli_plan.add_lab(commands, _command)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxclip.registry import hint
+from jaxclip.registry import REQUIRED, hint, option_defaults
 
 _METHODS = """\
 What can be trained with: objectives, clippers and optimizers, by the name in a configuration.
@@ -44,13 +43,11 @@ class Method(NamedTuple):
 
     def options(self) -> list[tuple[str, str]]:
         """Names of its options with their defaults, as Python writes them."""
-        if dataclasses.is_dataclass(self.thing):
-            return [(field.name, repr(_default(field))) for field in dataclasses.fields(self.thing)]
-        parameters = inspect.signature(self.thing).parameters.values()
+        hidden = () if inspect.isclass(self.thing) else _SET_ELSEWHERE
         return [
-            (each.name, "(required)" if each.default is each.empty else repr(each.default))
-            for each in parameters
-            if each.name not in _SET_ELSEWHERE and each.kind is not each.VAR_KEYWORD
+            (name, "(required)" if default is REQUIRED else repr(default))
+            for name, default in option_defaults(self.thing).items()
+            if name not in hidden
         ]
 
 
@@ -74,12 +71,6 @@ def methods() -> Iterator[Method]:
     for key, table in tables.items():
         for name, thing in sorted(table.items()):
             yield Method(key, name, thing)
-
-
-def _default(field: Any) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -18,6 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclip import registry, storage
+from jaxclip.config_changes import EXTENDABLE_KEYS as EXTENDABLE_KEYS
+from jaxclip.config_changes import RUNTIME_KEYS as RUNTIME_KEYS
+from jaxclip.config_changes import changes as changes
+from jaxclip.config_changes import differences as differences
+from jaxclip.config_changes import is_extendable as is_extendable
 from jaxclip.config_check import check as check
 from jaxclip.config_defaults import defaults as defaults
 from jaxclip.config_file import flatten as flatten
@@ -58,41 +63,6 @@ _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
 # Keys that take [[step, value], ...], too; what uses them checks it.
 _SCHEDULES = ("teacher.decay",)
 
-# Keys that say how a run is carried out, not what it computes: they may differ on resume.
-RUNTIME_KEYS = (
-    "mesh",
-    "sharding",
-    "offload_optimizer_state",
-    "checkpoint",
-    "evaluate",
-    "log_every_steps",
-    "writers",
-    "distributed",
-    "compilation_cache_dir",
-    "profile",
-    "data.prefetch",
-    "data.cache_decoded_mb",
-    "data.max_unusable",
-    "data.num_parallel_calls",
-)
-
-# Keys that `jaxclip train --extend` may change for a run that has begun: its state still fits, and
-# the data of the steps so far stay what they were.
-EXTENDABLE_KEYS = (
-    "total_steps",
-    "optim",
-    "ema_decay",
-    "logit_scale_max",
-    "max_consecutive_nonfinite",
-    "num_micro_batches",
-    "remat",
-    "attention_implementation",
-    "watch",
-    "on_spike",
-    "skip_batches",
-    "data.name",  # the same records, moved
-)
-
 
 def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
     """Lay a partial configuration and overrides over the defaults and check the result.
@@ -110,7 +80,7 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
         values that do not fit together.
     """
     given = to_plain(config)
-    parsed = [parse_override(text) for text in overrides]
+    parsed = [leaf for text in overrides for leaf in _leaves(*parse_override(text))]
     preset = _preset_of(given, parsed)
     base = defaults()
     base["model"] = _model_defaults(preset, _image_kind_of(given, parsed))
@@ -151,33 +121,6 @@ def load(path: str | pathlib.Path) -> Config:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Keys whose difference makes it another experiment, as ``"key: old -> new"`` lines."""
-    return [f"{key}: {a!r} -> {b!r}" for key, (a, b) in changes(old, new).items()]
-
-
-def changes(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """``{key: (before, now)}`` of the keys whose difference makes it another experiment.
-
-    A key that one of them lacks has the value ``"(unset)"`` there.
-    """
-    # A workdir of an earlier version may hold a relative path.
-    flat_old, flat_new = dict(flatten(absolute_paths(old))), dict(flatten(absolute_paths(new)))
-    found = {}
-    for key in sorted(flat_old.keys() | flat_new.keys()):
-        if _is_within(key, RUNTIME_KEYS):
-            continue
-        before, after = flat_old.get(key, "(unset)"), flat_new.get(key, "(unset)")
-        if before != after:
-            found[key] = (before, after)
-    return found
-
-
-def is_extendable(key: str) -> bool:
-    """Whether ``jaxclip train --extend`` may change a key."""
-    return _is_within(key, EXTENDABLE_KEYS)
-
-
 def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
     """``(key, default, value)`` of each key that is not as the defaults of its preset have it.
 
@@ -207,8 +150,11 @@ def nearest(key: str, known: Sequence[str]) -> str:
     return registry.hint(key, known)
 
 
-def _is_within(key: str, sections: Sequence[str]) -> bool:
-    return any(key == section or key.startswith(section + ".") for section in sections)
+def _leaves(key: str, value: Any) -> list[tuple[str, Any]]:
+    """``model={'image': {'width': 8}}`` as its keys: the preset and the kind stand among them."""
+    if key.split(".")[0] != "model" or not isinstance(value, Mapping):
+        return [(key, value)]
+    return [leaf for name, each in value.items() for leaf in _leaves(f"{key}.{name}", each)]
 
 
 def _preset_of(given: Config, parsed: list[tuple[str, Any]]) -> str:
@@ -303,6 +249,11 @@ def _set(config: Config, key: str, value: Any) -> None:
             f"config key {key!r} is a section; set one of its keys: "
             f"{', '.join(f'{key}.{name}' for name in old)}"
         )
+    if isinstance(old, Mapping) and not _names_another(key, old, value):
+        # As in a file: what is not given stays.
+        for name, each in value.items():
+            _set(config, f"{key}.{name}", each)
+        return
     node[parts[-1]] = _typed(key, old, value)
 
 

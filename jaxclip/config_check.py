@@ -110,6 +110,7 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
 _CHOICES = {
     "checkpoint.best_mode": ("max", "min"),
     "precision.compute_dtype": ("float32", "bfloat16", "float16"),
+    "precision.residual_dtype": (None, "float32", "bfloat16", "float16"),
     "attention_implementation": (None, "xla", "cudnn", "fused"),
 }
 

@@ -53,7 +53,8 @@ def defaults() -> Config:
         },
         "ema_decay": 0.0,  # 0 = no moving average of the parameters
         "logit_scale_max": 4.605170185988092,  # ln 100, as CLIP
-        "precision": {"compute_dtype": "float32"},
+        # residual_dtype: of the tokens between the blocks; None for compute_dtype.
+        "precision": {"compute_dtype": "float32", "residual_dtype": None},
         "remat": "none",
         "scan_layers": False,
         "attention_implementation": None,

@@ -40,6 +40,10 @@ class Field:
         """Whether the first axis of a row differs from batch to batch, up to ``shape``."""
         return False
 
+    def joined(self, other: Field) -> Field | None:
+        """What serves both this field and another under the same key; None if nothing does."""
+        return self if self == other else None
+
 
 @dataclasses.dataclass(frozen=True)
 class View(Field):
@@ -125,6 +129,9 @@ class Captions(Field):
       length: tokens L; 0 for ``tokenizer.context_length``.
       folder: of reinforced records, whose synthetic captions stand beside the record's own under
         the tag ``synthetic``; empty for none.
+      shares: ``((tag, share), ...)``: first a tag is drawn by these, of those that the record has
+        captions of, then one of its captions; a tag is as for ``source``. Empty for equal chances
+        of all captions.
     """
 
     count: int = 1
@@ -134,6 +141,7 @@ class Captions(Field):
     min_words: int = 0
     length: int = 0
     folder: str = ""
+    shares: tuple[tuple[str, float], ...] = ()
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         length = self.length or sizes.context_length
@@ -166,12 +174,21 @@ class Label(Field):
 
     Attributes:
       required: a record without one is replaced and counted, a data set without any is refused.
+      num_classes: labels are 0 to ``num_classes - 1``: a record with another is replaced and
+        counted, a data set that declares more classes is refused. 0 for any.
     """
 
     required: bool = True
+    num_classes: int = 0
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return ()
+
+    def joined(self, other: Field) -> Field | None:
+        if not isinstance(other, Label):
+            return None
+        bounds = [each for each in (self.num_classes, other.num_classes) if each]
+        return Label(self.required or other.required, min(bounds, default=0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +216,12 @@ class Stored(Field):
       key: its name in the record.
       size: its length. A record where it is missing, of another length or not finite is replaced
         and counted.
+      required: False takes records without one, whose row is zeros.
     """
 
     key: str
     size: int
+    required: bool = True
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return (self.size,)
@@ -293,12 +312,13 @@ def union(specs: Iterable[tuple[str, BatchSpec]]) -> dict[str, Field]:
     owners: dict[str, str] = {}
     for owner, spec in specs:
         for key, field in spec.items():
-            if key in result and result[key] != field:
+            both = result[key].joined(field) if key in result else field
+            if both is None:
                 raise ValueError(
                     f"{owner} wants batch[{key!r}] as {field}, but {owners[key]} wants it as "
                     f"{result[key]}"
                 )
-            result[key], owners[key] = field, owner
+            result[key], owners[key] = both, owner
     return dict(sorted(result.items()))
 
 

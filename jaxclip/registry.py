@@ -59,11 +59,34 @@ def check_options(options: Iterable[str], known: Iterable[str], what: str) -> No
             raise ValueError(f"unknown option {option!r} of {what}{hint(option, known)}")
 
 
+REQUIRED: Any = inspect.Parameter.empty
+
+
+def option_defaults(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Options of a dataclass (its fields) or of a function (its parameters) with their defaults.
+
+    Args:
+      factory: the dataclass or function; of ``**options`` nothing is known, they are left out.
+
+    Returns:
+      Defaults by name, :data:`REQUIRED` where there is none.
+    """
+    if dataclasses.is_dataclass(factory):
+        fields = [field for field in dataclasses.fields(factory) if field.init]
+        return {field.name: _default(field) for field in fields}
+    parameters = inspect.signature(factory).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is not each.VAR_KEYWORD}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return REQUIRED if field.default is dataclasses.MISSING else field.default
+
+
 def option_names(factory: Callable[..., Any]) -> list[str]:
     """Names of the options of a dataclass (its fields) or of a function (its parameters)."""
-    if dataclasses.is_dataclass(factory):
-        return [field.name for field in dataclasses.fields(factory) if field.init]
-    return list(inspect.signature(factory).parameters)
+    return list(option_defaults(factory))
 
 
 def check_numbers(thing: Any, what: str) -> None:

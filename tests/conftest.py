@@ -9,8 +9,15 @@ import os
 import pathlib
 import sys
 
+import hypothesis
 import numpy as np
 import pytest
+
+# On a machine with other work, making examples may take a while: that is no fault of a test.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 # These must be set before JAX starts its backend, hence at import time of the conftest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -266,3 +266,26 @@ def test_frozen_by_pattern_or_by_the_first_group():
         if config_check.is_frozen(config, name)
     ]
     assert frozen == ["text/embedding", "image/kernel"]
+
+
+def test_a_section_given_as_one_override_keeps_its_other_keys():
+    whole = config_lib.resolve(
+        {"optim": {"name": "lion", "clip": {"name": "zclip"}}},
+        [
+            "teacher={'kind': 'frozen', 'path': '/t'}",
+            "optim={'learning_rate': 1, 'schedule': {'warmup_steps': 0}}",
+            "model={'preset': 'tiny', 'image': {'kind': 'resnet'}}",
+        ],
+    )
+    keys = [
+        "teacher.kind=frozen",
+        "teacher.path=/t",
+        "optim.learning_rate=1",
+        "optim.schedule.warmup_steps=0",
+        "model.preset=tiny",
+        "model.image.kind=resnet",
+    ]
+    given = {"optim": {"name": "lion", "clip": {"name": "zclip"}}}
+    assert whole == config_lib.resolve(given, keys)
+    with pytest.raises(ValueError, match=r"unknown config key 'teacher\.pth'; did you mean"):
+        config_lib.resolve({}, ["teacher={'pth': 1}"])

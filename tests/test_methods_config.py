@@ -61,6 +61,69 @@ def test_the_unmasked_phase_is_short_and_slow():
     assert ratio == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("siglip2", ["contrastive", "locca", "tips"]),
+        ("rs_m_clip", ["laclip", "silc"]),
+        ("clipa_full", ["contrastive"]),
+        ("basic_labels", ["class_head"]),
+        ("basic_texts", ["contrastive"]),
+        ("basic_both", ["contrastive"]),
+    ],
+)
+def test_recipes_of_several_terms_and_phases(name, terms):
+    config = load(name)
+    total = objectives.from_config(config["objective"], config["loss"])
+    assert [term.name for term in total.terms] == terms
+    sizes = towers.model_sizes(config)
+    total.check(sizes, sizes)
+    wants = any(each.startswith("teacher/") for each in total.needs | total.row_needs)
+    assert wants == (config["teacher"]["kind"] == "ema")
+    # One contrast at full weight, whatever else there is.
+    contrasts = [getattr(term.objective, "contrastive", 1.0) for term in total.terms]
+    assert contrasts.count(1.0) == 1 and set(contrasts) <= {0.0, 1.0}
+
+
+def test_siglip2_distils_in_its_last_fifth():
+    config = load("siglip2")
+    total = objectives.from_config(config["objective"], config["loss"])
+    weight = total.terms[2].weight
+    last = 0.8 * config["total_steps"]
+    assert float(weight(last)) == 0.0 and float(weight(last + 1)) == pytest.approx(0.25)
+    assert config["model"]["logit_bias_init"] == -10.0
+
+
+def test_clipa_starts_small_and_ends_at_full_size():
+    small, full = load("clipa"), load("clipa_full")
+    sizes = [towers.model_sizes(config).image for config in (small, full)]
+    assert [each.image_size for each in sizes] == [32, 64]
+    assert {each.positions for each in sizes} == {"sincos"}  # a table of any size
+    assert full["total_steps"] == small["total_steps"] // 10
+
+
+def test_other_languages_are_live():
+    config = load("laclip")
+    total = objectives.from_config(config["objective"], config["loss"])
+    seen = []
+
+    def tokenizer(texts):
+        seen.extend(texts)
+        return np.ones((len(texts), 1), np.int32)
+
+    batches = pipeline.train_iterator(
+        {**config["data"], "image_size": 8, "image_ops": "resize"},
+        tokenizer=tokenizer,
+        global_batch_size=256,
+        seed=0,
+        spec={"text": total.fields["text"]},
+    )
+    next(batches)
+    batches.close()
+    foreign = [text for text in seen if set(text) & set("äöüßéèñçáíóú")]
+    assert 4 < len(foreign) < 100
+
+
 def test_a_batch_of_labels_holds_both_pictures_of_an_idea_with_captions_of_their_own():
     config = load("unicl")
     total = objectives.from_config(config["objective"], config["loss"])
@@ -80,7 +143,7 @@ def test_a_batch_of_labels_holds_both_pictures_of_an_idea_with_captions_of_their
     assert sum(batch["text"][a].tolist() != batch["text"][b].tolist() for a, b in pairs) > 4
 
 
-@pytest.mark.parametrize("name", ["mobileclip", "affinity", "clip_refine", "mod_x"])
+@pytest.mark.parametrize("name", ["mobileclip", "clip_refine", "tinyclip", "eva"])
 def test_a_frozen_teacher_is_asked_for_by_its_path(name):
     with pytest.raises(ValueError, match=r"teacher\.kind='frozen' needs teacher.path"):
         setup.build(load(name), devices=jax.devices()[:1])

@@ -50,3 +50,17 @@ def test_mistakes_name_the_nearest(config, message):
     found.register("one", Thing)
     with pytest.raises(ValueError, match=message):
         found.build(config)
+
+
+def test_options_with_their_defaults():
+    @dataclasses.dataclass
+    class Several:
+        needed: str
+        numbers: list = dataclasses.field(default_factory=lambda: [1])
+        made: int = dataclasses.field(default=0, init=False)
+
+    assert registry.option_defaults(Several) == {"needed": registry.REQUIRED, "numbers": [1]}
+
+    def function(rate, decay=0.9, **rest): ...
+
+    assert registry.option_defaults(function) == {"rate": registry.REQUIRED, "decay": 0.9}

@@ -48,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--teacher_steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
+    parser.add_argument("--warmup_steps", type=int, help="without it a twelfth of the steps")
+    parser.add_argument("--ema_decay", type=float, default=0.98, help="of the judged average")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the measured cost")
     parser.add_argument(
         "--costs_only", action="store_true", help="step and memory of each, with made-up data"
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         chosen = () if args.methods == METHODS else args.methods
         return method_costs.run(args.to, args.configs, chosen, args.rounds)
     study = Study(args.to, args.configs, args.steps, args.teacher_steps)
+    study.warmup_steps, study.ema_decay = args.warmup_steps, args.ema_decay
     names = list(dict.fromkeys(["contrastive", *args.methods]))
     study.write_data()
     if set(names) & set(_TAUGHT):
@@ -85,6 +88,8 @@ class Study:
     def __init__(self, to: pathlib.Path, configs: pathlib.Path, steps: int, teacher_steps: int):
         self.to, self.configs = to.resolve(), configs.resolve()
         self.steps, self.teacher_steps = steps, teacher_steps
+        self.warmup_steps: int | None = None
+        self.ema_decay = 0.98
         self.data = self.to / "styles"
 
     def write_data(self) -> None:
@@ -126,8 +131,8 @@ class Study:
         values: dict[str, Any] = {
             "seed": seed,
             "total_steps": steps,
-            "optim.schedule.warmup_steps": max(1, steps // 12),
-            "ema_decay": 0.98,
+            "optim.schedule.warmup_steps": self.warmup_steps or max(1, steps // 12),
+            "ema_decay": self.ema_decay,
             "data.name": str(self.data),
             "data.train_split": TRAIN,
             "evaluate.zero_shot": [JUDGE],

@@ -1,4 +1,4 @@
-"""``python -m jaxclip.bench optim``: what each transformation costs beside plain ``optax.adamw``.
+"""What each transformation of the optimizer costs beside plain ``optax.adamw``.
 
 Clippers stand before ``optax.adamw``, optimizers in its place. Each is timed in turn with plain
 ``optax.adamw`` on the same parameters (of a preset, ViT-B/16 CLIP by default) and the same made-up

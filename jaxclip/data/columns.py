@@ -34,10 +34,22 @@ class LabelColumn(Column[fields.Label]):
     def check(self) -> None:
         if self.field.required:
             self.find(lambda each: each.record.label >= 0, "no class labels")
+        wanted, data_set = self.field.num_classes, self.context.data_set
+        declared = data_set.split_classes(self.context.split)
+        if declared is None:
+            declared = list(range(len(data_set.class_names() or ())))
+        if wanted and declared and max(declared) >= wanted:
+            raise ValueError(
+                f"{self.context} has labels up to {max(declared)}, but num_classes={wanted}; set "
+                f"num_classes={max(declared) + 1}"
+            )
 
     def examine(self, candidate: Candidate) -> BadRecord | None:
-        if self.field.required and candidate.record.label < 0:
-            return candidate.bad("missing_label", f"label {candidate.record.label}")
+        label, classes = candidate.record.label, self.field.num_classes
+        if self.field.required and label < 0:
+            return candidate.bad("missing_label", f"label {label}")
+        if classes and label >= classes:
+            return candidate.bad("label_out_of_range", f"label {label} of num_classes={classes}")
         return None
 
     def make(self, rows: Rows) -> np.ndarray:
@@ -166,7 +178,7 @@ class BatchMaker:
         for key, column in self.columns.items():
             if not isinstance(column, TextColumn):
                 arrays[key] = column.make(rows)
-        if TEXT in arrays:
+        if rows.captions:  # else batch["text"] is no caption, but a stored vector say
             self._count(rows.captions, arrays[TEXT])
         return {key: arrays[key] for key in self.columns}
 

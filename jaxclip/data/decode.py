@@ -6,16 +6,18 @@ WebP, releases the interpreter lock while it works, and is as fast as TensorFlow
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxclip.data.record import BadRecord
 
 # Formats that may stand in a data set. Pillow knows many more, which have no business there and
 # whose rarely used decoders are where the security holes are.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
 
 _ORIENTATION = 0x0112
 
@@ -51,9 +53,11 @@ def decode(
     if not data:
         return BadRecord("zero_bytes")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.DecompressionBombError as error:
         return BadRecord("absurd_size", str(error))
+    except UnidentifiedImageError:
+        return BadRecord("undecodable", f"{kind_of(data)}; read are {', '.join(FORMATS)}")
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
         return BadRecord("undecodable", f"{type(error).__name__}: {error}")
     width, height = image.size
@@ -65,6 +69,42 @@ def decode(
         return to_rgb(image)
     except Exception as error:
         return BadRecord(_load_failure(error), f"{type(error).__name__}: {error}")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow was built with; AVIF is not in each."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+# How files begin that are met in the place of pictures, and what to do about them.
+_OTHERS = {
+    b"<svg": "an SVG drawing; make a PNG of it first",
+    b"<html": "a page of the web, not the picture: the download failed",
+    b"<!doctype html": "a page of the web, not the picture: the download failed",
+    b"<?xml": "XML; if it is an SVG drawing, make a PNG of it first",
+    b"\x00\x00\x00\x0cjp": "JPEG 2000",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cjxl": "JPEG XL",
+    b"8bps": "a Photoshop file",
+    b"%pdf": "a PDF document",
+    b"dds ": "a DirectDraw surface",
+    b"\x1f\x8b": "gzip-compressed",
+    b"pk\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
+}
+
+
+def kind_of(data: bytes) -> str:
+    """What bytes seem to be that are no picture we read, for a message."""
+    begin = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if begin[4:8] == b"ftyp" and begin[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "HEIC; convert it to JPEG first"
+    for magic, kind in _OTHERS.items():
+        if begin.startswith(magic):
+            return kind
+    return f"no known kind of picture (it begins with {data[:12]!r})"
 
 
 def is_sane(
@@ -110,6 +150,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _depth8(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits; Pillow's own conversion would clip at 255."""
+    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > _MAX_16_BIT):
+        # Nothing says which value is white: any choice would be a guess.
+        raise ValueError("samples of 32 bits without a known range; make 8 or 16 bits of them")
     if image.mode.startswith("I"):
         return image.point(lambda value: value * (1 / 257)).convert("L")
     return image
+
+
+_MAX_16_BIT = 65535

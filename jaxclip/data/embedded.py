@@ -111,10 +111,10 @@ class EmbeddedColumn(Column[Embedded]):
             return candidate.bad("bad_vector", "it could not be embedded when it was reinforced")
         if self._captions is None:
             return None
-        texts = self._captions.examine(candidate)
+        texts = self._captions.possible(candidate)
         if isinstance(texts, BadRecord):
             return texts
-        for text in self.context.texts_of(candidate.record) if texts is None else texts:
+        for text in texts:
             vector = self._reinforced.text_vector(number, text)
             if vector is None or not np.isfinite(vector).all():
                 return candidate.bad("bad_vector", f"caption {text!r} was not embedded")

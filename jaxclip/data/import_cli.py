@@ -9,9 +9,10 @@ _DESCRIPTION = """\
 Write a TFDS data set from your own pictures and captions.
 
 SOURCE is one of
-  a folder of images with captions.csv, captions.tsv or captions.jsonl (columns file, caption; and,
-  if you have them, key, label, and more captions as further rows of the same file or as a list),
-  or with a .txt file beside each image;
+  a folder of images with a table such as captions.csv, .tsv, .jsonl or .json (columns file,
+  caption; and, if you have them, key, label, split, and more captions as further rows of the same
+  file or as a list), or as COCO, Flickr or LLaVA have them, or with a .txt or .json file beside
+  each image;
   WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
   Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them.
 
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="NAME",
             help=f"the {kind} column of tables and Parquet, if it has no usual name",
         )
+    parser.add_argument(
+        "--encoding",
+        default="utf-8",
+        help="of tables that are not JSON, such as cp1252 (UTF-16 is known by its first bytes)",
+    )
     parser.add_argument(
         "--val-fraction",
         type=float,
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         format=args.format,
         image_column=args.image_column,
         text_column=args.text_column,
+        encoding=args.encoding,
         val_fraction=args.val_fraction,
         max_side=args.max_side,
         min_side=args.min_side,

@@ -1,4 +1,4 @@
-"""Under which names other people's tables, JSON files and tars keep the parts of a record.
+"""How other people's tables, JSON files, tars and folders name splits and the parts of a record.
 
 Names are compared without regard to letter case. Where several occur, the first one here that has
 a value counts.
@@ -6,16 +6,19 @@ a value counts.
 
 from __future__ import annotations
 
+import os
+import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 FILE_FIELDS = (
     "file", "filepath", "file_path", "file_name", "filename", "image", "image_path", "img",
-    "img_path", "path",
+    "img_path", "path", "image_name", "image_file",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
-    "description", "sentences", "sentence",
+    "description", "sentences", "sentence", "comment",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 LABEL_FIELDS = ("label", "class", "cls")
@@ -27,12 +30,12 @@ REGION_TEXTS = "region_texts"
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a value says anything: no None, blank text, or list of nothing but those."""
+    """Whether a value says anything: no None, NaN, blank text, or list of nothing but those."""
     if isinstance(value, str | bytes):
         return bool(value.strip())
     if isinstance(value, Sequence):
         return any(is_filled(each) for each in value)
-    return value is not None
+    return value is not None and value == value  # what tables have for nothing is NaN
 
 
 def find(names: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -48,3 +51,34 @@ def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
     """The first known name that has a value; else the first that occurs at all; else None."""
     found = find(values, known)
     return next((name for name in found if is_filled(values[name])), found[0] if found else None)
+
+
+# Names of folders that are splits.
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+
+
+def split_of(path: str) -> str:
+    """The split that a file belongs to by the first folder of its path; empty for none."""
+    first, slash, _ = path.removeprefix("./").partition("/")
+    return first if slash and first.lower() in SPLITS else ""
+
+
+def splits_of_files(
+    files: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] = ""
+) -> list[str]:
+    """The split of each of several files by their names: ``train-00000-of-00005.parquet``.
+
+    They say so if all of them do, and not all the same; else each is "". Where the files are in
+    folders within ``root``, these are the splits if all are called so, be it one: ``test/0.tar``.
+    """
+    found = []
+    for file in map(pathlib.PurePath, files):
+        words = re.split(r"[^a-z]+", file.name.lower().partition(".")[0])
+        found.append(next((word for word in words if word in SPLITS), ""))
+    if all(found) and len(set(found)) > 1:
+        return found
+    if root:
+        found = [split_of(os.path.relpath(file, root)) for file in files]
+        if all(found):
+            return found
+    return [""] * len(files)

@@ -23,6 +23,7 @@ REASONS = {
     "missing_image": "the row names an image file that does not exist or cannot be read",
     "bad_row": "the row cannot be read: not valid CSV or JSON, or without the needed fields",
     "missing_label": "the record has no class, which the run needs",
+    "label_out_of_range": "the record's class is none of those that the run's classifier knows",
     "bad_vector": "the stored vector is missing, of another length, or not finite",
     "bad_meta": "what the run needs of the record's `meta` is not as it should be",
     "unreachable": "the store that holds the record did not give it, after some attempts",

@@ -171,6 +171,8 @@ class StoredColumn(Column[Stored]):
         if self._file is not None:
             vector = np.asarray(self._file[candidate.index], np.float32)
         else:
+            if not self.field.required and self.field.key not in candidate.meta:
+                return np.zeros(self.field.size, np.float32)
             try:
                 vector = np.asarray(candidate.meta.get(self.field.key, ()), np.float32)
             except (TypeError, ValueError):

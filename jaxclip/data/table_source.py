@@ -12,6 +12,7 @@ is read for one of them, so make ``data.shuffle_window`` a few groups long, or i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -25,7 +26,8 @@ import numpy as np
 
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
-from jaxclip.data.importer.items import SPLITS, Item, split_of
+from jaxclip.data.importer.items import Item, read_image
+from jaxclip.data.naming import SPLITS, split_of
 from jaxclip.data.record import BadRecord, Record, decode_texts
 from jaxclip.data.remote import is_remote
 from jaxclip.data.webdataset import expand
@@ -242,13 +244,15 @@ class TableSource(RecordSource):
             label = self._label_of.get(item.label, -1)
         else:
             label = -1 if item.label is None else item.label
-        assert isinstance(item.image, bytes)
-        if not item.image:
+        image = read_image(item.image)
+        if isinstance(image, BadRecord):
+            return dataclasses.replace(image, key=item.key)
+        if not image:
             return BadRecord("missing_image", "no bytes in the image's column", item.key)
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", item.key)
         meta = json.dumps(dict(item.meta), ensure_ascii=False) if item.meta else ""
-        return Record(item.image, texts, label, item.key, meta)
+        return Record(image, texts, label, item.key, meta)
 
     def _read(self, number: int) -> Any:
         """The rows of a group; read once, whoever needs them first."""

@@ -17,7 +17,9 @@ from jaxclip.data.tfrecord import load_sidecar, save_sidecar, stamp_and_sidecar
 
 _LOG = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "jfif", "png", "apng", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm", "ico",
+)  # fmt: skip
 TEXT_EXTENSIONS = ("txt", "text", "caption")
 JSON_EXTENSION = "json"
 LABEL_EXTENSION = "cls"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,62 +32,96 @@ class CaptionsColumn(TextColumn[Captions]):
         self._is_drawn = field.policy in ("random", "distinct")
         self._chooses = bool(field.source or field.min_words) or not self._is_drawn
         self._reinforced = reinforced.Reinforced(field.folder) if field.folder else None
-        self._of_language = None
-        if field.source and field.source in _languages(context):
-            self._of_language = context.data_set.texts_of([field.source])
+        self._writes_synthetic = bool(self._reinforced and self._reinforced.index["captioner"])
+        tags = [tag for tag, _ in field.shares] or [field.source]
+        if field.shares:
+            _check_shares(field)
+        languages = _languages(context)
+        self._of_language = {
+            tag: context.data_set.texts_of([tag]) for tag in tags if tag in languages
+        }
 
     @property
     def length(self) -> int:
         return self.field.length
 
     def check(self) -> None:
-        if not self.field.source:
+        wanted = [tag for tag, _ in self.field.shares] or [self.field.source]
+        if not any(wanted):
             self.find(lambda each: bool(self.context.texts_of(each.record)), "no captions")
             return
         tags: set[str] = set()
+        for source in wanted:
+            if source == reinforced.SYNTHETIC and self._writes_synthetic:
+                continue
 
-        if self._reinforced is not None and self._reinforced.index["captioner"]:
-            return
+            def has(candidate: Candidate, source: str = source) -> bool:
+                tags.update(tag for each in _tags(candidate) or () for tag in each)
+                return bool(self._tagged(candidate, source))
 
-        def has(candidate: Candidate) -> bool:
-            tags.update(tag for each in _tags(candidate) or () for tag in each)
-            return bool(self._tagged(candidate))
+            try:
+                self.find(has, f"no captions tagged {source!r}")
+            except ValueError as error:
+                known = sorted({*tags, *_languages(self.context)})
+                raise ValueError(f"{error}{hint(source, known)}") from None
 
-        try:
-            self.find(has, f"no captions tagged {self.field.source!r}")
-        except ValueError as error:
-            known = sorted({*tags, *_languages(self.context)})
-            raise ValueError(f"{error}{hint(self.field.source, known)}") from None
-
-    def examine(self, candidate: Candidate) -> tuple[str, ...] | BadRecord | None:
+    def examine(self, candidate: Candidate) -> Any:
+        if self.field.shares:
+            return self._groups(candidate)
         if not self._chooses:
             return None  # the record's own captions
         texts = self.context.texts_of(candidate.record)
         if self.field.source:
-            texts = self._tagged(candidate)
-            if self._reinforced is not None and self.field.source == reinforced.SYNTHETIC:
-                texts = (*texts, *self._reinforced.synthetic(candidate.index))
+            texts = self._tagged(candidate, self.field.source)
             if not texts:
-                detail = f"no caption tagged {self.field.source!r}"
-                tags = _tags(candidate)
-                if tags is not None and len(tags) != len(candidate.record.texts):
-                    detail = f"{CAPTION_TAGS} is not as long as the list of captions"
-                return candidate.bad("empty_caption", detail)
-        long = tuple(text for text in texts if len(text.split()) >= self.field.min_words)
-        texts = long or texts
+                return _without(candidate, repr(self.field.source))
+        texts = self._long_enough(texts)
         if not self._is_drawn and self.field.policy != "first":
             sign = -1 if self.field.policy == "longest" else 1
             texts = tuple(sorted(texts, key=lambda t: (sign * len(t.split()), sign * len(t))))
         return texts
 
+    def possible(self, candidate: Candidate) -> tuple[str, ...] | BadRecord:
+        """All captions of a record that may be drawn, or why it has none."""
+        found = self.examine(candidate)
+        if found is None:
+            return self.context.texts_of(candidate.record)
+        if isinstance(found, BadRecord) or not self.field.shares:
+            return found
+        return tuple(text for _, texts in found for text in texts)
+
+    def _long_enough(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(t for t in texts if len(t.split()) >= self.field.min_words) or texts
+
+    def _groups(
+        self, candidate: Candidate
+    ) -> tuple[tuple[float, tuple[str, ...]], ...] | BadRecord:
+        """Captions of each tag that the record has, with the share up to it."""
+        found, total = [], 0.0
+        for tag, share in self.field.shares:
+            texts = self._tagged(candidate, tag)
+            if texts:
+                total += share
+                found.append((total, self._long_enough(texts)))
+        if not found:
+            return _without(candidate, " or ".join(repr(tag) for tag, _ in self.field.shares))
+        return tuple((share / total, texts) for share, texts in found)
+
     def texts(self, rows: Rows) -> list[str | None]:
         count, per_op = self.field.count, self._chain.num_draws
         chosen = count if self._is_drawn else 0
-        u = self.draws(rows, chosen + count * per_op)
+        by_share = count if self.field.shares else 0
+        u = self.draws(rows, chosen + count * per_op + by_share)
         result: list[str | None] = []
         for row, loaded in enumerate(rows.loaded):
             known = loaded.extras.get(self.key, loaded.record.texts)
-            if self.field.policy == "random":
+            if by_share:
+                groups, known = known, []
+                for which, x in zip(u[row, -count:], u[row, :count], strict=True):
+                    texts = next(t for share, t in groups if which < share or t is groups[-1][1])
+                    known.append(texts[min(int(float(x) * len(texts)), len(texts) - 1)])
+                picked = list(range(count))
+            elif self.field.policy == "random":
                 picked = [min(int(float(x) * len(known)), len(known) - 1) for x in u[row, :count]]
             elif self.field.policy == "distinct":
                 picked = _distinct(u[row, :count], len(known))
@@ -97,18 +132,21 @@ class CaptionsColumn(TextColumn[Captions]):
                 result.append(self._chain(known[index], u[row, start : start + per_op]))
         return result
 
-    def _tagged(self, candidate: Candidate) -> tuple[str, ...]:
-        """Captions of the wanted source or language."""
+    def _tagged(self, candidate: Candidate, source: str) -> tuple[str, ...]:
+        """Captions of a source or language, and what a captioner has written."""
+        written: tuple[str, ...] = ()
+        if self._reinforced is not None and source == reinforced.SYNTHETIC:
+            written = tuple(self._reinforced.synthetic(candidate.index))
         tags = _tags(candidate)
         if tags is None:
-            return self._of_language(candidate.record) if self._of_language else ()
+            known = self._of_language.get(source)
+            return (known(candidate.record) if known else ()) + written
         if len(tags) != len(candidate.record.texts):
-            return ()
-        return tuple(
-            text
-            for text, each in zip(candidate.record.texts, tags, strict=True)
-            if self.field.source in each
+            return written
+        own = tuple(
+            text for text, each in zip(candidate.record.texts, tags, strict=True) if source in each
         )
+        return own + written
 
 
 class NegativesColumn(TextColumn[Negatives]):
@@ -149,6 +187,26 @@ class NegativesColumn(TextColumn[Negatives]):
                 made = self._chain(caption, u[row, start : start + per_op])
                 result.append(None if made == caption else made)
         return result
+
+
+def _check_shares(field: Captions) -> None:
+    if field.source or field.policy != "random":
+        raise ValueError(
+            f"shares={field.shares!r} say which captions are drawn; they go with no source and "
+            f"policy='random', got {field.source!r} and {field.policy!r}"
+        )
+    if len({tag for tag, _ in field.shares}) < len(field.shares) or any(
+        not tag or not 0 < share < float("inf") for tag, share in field.shares
+    ):
+        raise ValueError(f"shares={field.shares!r} must be positive, one for each tag")
+
+
+def _without(candidate: Candidate, wanted: str) -> BadRecord:
+    """A record without captions of the wanted tags."""
+    detail, tags = f"no caption tagged {wanted}", _tags(candidate)
+    if tags is not None and len(tags) != len(candidate.record.texts):
+        detail = f"{CAPTION_TAGS} is not as long as the list of captions"
+    return candidate.bad("empty_caption", detail)
 
 
 def _distinct(u: np.ndarray, size: int) -> list[int]:

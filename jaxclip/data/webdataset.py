@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
+from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, splits_of_files
 from jaxclip.data.record import BadRecord, Record, decode_texts
 from jaxclip.data.tar_index import NONE, PARTS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache
@@ -36,6 +36,7 @@ from jaxclip.data.tfrecord import FileCache
 _LOG = logging.getLogger(__name__)
 
 SIZES_FILE = "sizes.json"
+CLASS_NAMES_FILE = "classnames.txt"
 
 
 def open_pattern(pattern: str) -> DataSet:
@@ -65,7 +66,30 @@ def open_pattern(pattern: str) -> DataSet:
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
         lambda name: TarSource(splits[name], counts[name]),
+        class_names=class_names(remote.path_of(pattern)) if _is_folder(pattern) else None,
     )
+
+
+def class_names(folder: Any) -> list[str] | None:
+    """Names of the labels, a line each, in a folder as CLIP_benchmark writes it.
+
+    Args:
+      folder: the path of the folder.
+
+    Returns:
+      None if there is no such file.
+
+    Raises:
+      ValueError: it is not UTF-8.
+    """
+    file = folder / CLASS_NAMES_FILE
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip()] or None
 
 
 def expand(pattern: str) -> list[str]:
@@ -143,7 +167,10 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     folder = remote.path_of(pattern)
     here = sorted(map(str, folder.glob("*.tar")))
     if here:
-        return {"train": here}
+        splits: dict[str, list[str]] = {}
+        for path, split in zip(here, splits_of_files(here), strict=True):
+            splits.setdefault(split or "train", []).append(path)
+        return splits
     below = {
         each.name: sorted(map(str, each.glob("*.tar")))
         for each in sorted(folder.iterdir())
@@ -151,6 +178,12 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     }
     below = {name: paths for name, paths in below.items() if paths}
     if not below:
+        packed = [*folder.glob("*.tar.*"), *folder.glob("*.tgz")]
+        if packed:
+            raise ValueError(
+                f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
+                "`jaxclip data import`"
+            )
         raise FileNotFoundError(f"{pattern!r}: no .tar in this folder, nor in the folders in it")
     return below
 

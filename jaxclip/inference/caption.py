@@ -12,29 +12,31 @@ from jaxclip import objectives
 from jaxclip.config import Config
 from jaxclip.inference import generate
 from jaxclip.models import CLIPConfig
+from jaxclip.objectives._captioning import Captioning
 from jaxclip.registry import check_options, hint
 from jaxclip.train import towers as towers_lib
 
 TERM = "coca"
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "beam": {"num_beams": 6, "length_penalty": 1.0},
-    "nucleus": {"top_p": 0.9, "temperature": 1.0},
+    "greedy": {"guidance": 1.0},
+    "beam": {"num_beams": 6, "length_penalty": 1.0, "guidance": 1.0},
+    "nucleus": {"top_p": 0.9, "temperature": 1.0, "guidance": 1.0},
 }
 
 
-def term_of(config: Config, path: str) -> objectives.Objective:
-    """The captioning term of a configuration.
+def term_of(config: Config, path: str) -> tuple[str, objectives.Objective]:
+    """The first term of a configuration that writes captions, and its name there.
 
     Raises:
       ValueError: the model has none.
     """
     for term in config["objective"]:
         options = {"name": term} if isinstance(term, str) else dict(term)
-        if options.get("name") == TERM:
+        kind = objectives.REGISTRY.get(str(options.get("name")))
+        if issubclass(kind, Captioning):
+            name = options.pop("as", str(options["name"]).rpartition(":")[2])
             options.pop("weight", None)
-            built: objectives.Objective = objectives.REGISTRY.build(options)
-            return built
+            return name, objectives.REGISTRY.build(options)
     raise ValueError(
         f"{path} has no captioning decoder: captions need CoCa weights, or a run with objective "
         f"{TERM!r}"
@@ -47,16 +49,19 @@ def captioner(
     frame: generate.Frame,
     method: str = "beam",
     options: Mapping[str, Any] | None = None,
+    name: str = TERM,
 ) -> Callable[..., jax.Array]:
     """A pure function that writes captions.
 
     Args:
       towers: of the model.
-      term: its captioning objective (:class:`jaxclip.objectives.coca.CoCa`).
+      term: its captioning objective (:class:`jaxclip.objectives.coca.CoCa` and others).
       frame: of the captions.
       method: ``"greedy"``, ``"beam"`` (options ``num_beams``, ``length_penalty``) or ``"nucleus"``
-        (``top_p``, ``temperature``); see :mod:`jaxclip.inference.generate`.
+        (``top_p``, ``temperature``); see :mod:`jaxclip.inference.generate`. All have ``guidance``
+        (:func:`jaxclip.inference.generate.guided_logits`), which is 1 for none.
       options: of the method.
+      name: of the term in the run.
 
     Returns:
       ``(params, images, key) -> int32[B, L]``; ``params["objective"]`` has the term's own.
@@ -76,18 +81,24 @@ def captioner(
             f"{sizes.text.context_length} tokens"
         )
     beams = int(chosen["num_beams"]) if method == "beam" else 1
+    guidance = chosen.pop("guidance")
+    if not guidance >= 0:
+        raise ValueError(f"guidance={guidance} must not be negative; 1 is none")
 
     def caption(params: Any, images: Any, key: jax.Array) -> jax.Array:
-        own = params["objective"][TERM]
-        tokens = towers.features(params, "image", images).tokens
-        image = jnp.repeat(term.image_tokens(own, tokens, sizes), max(1, beams), axis=0)
+        own = params["objective"][name]
+        features = towers.features(params, "image", images)
+        image = jnp.repeat(term.visual(own, features, sizes), max(1, beams), axis=0)
 
         def next_logits(tokens: jax.Array, place: jax.Array) -> jax.Array:
             text = _text_tokens(towers, term, params, tokens, sizes)
             logits: jax.Array = term.decode(own, text, image, sizes, at=place)[:, 0]
-            return logits
+            if guidance == 1:
+                return logits
+            blank = term.decode(own, text, jnp.zeros_like(image), sizes, at=place)[:, 0]
+            return generate.guided_logits(logits, blank, guidance)
 
-        rows = tokens.shape[0]
+        rows = features.raw.shape[0]
         if method == "greedy":
             return generate.greedy(next_logits, rows, frame)
         if method == "nucleus":

@@ -76,7 +76,10 @@ def run_reinforce(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> Model:
     tokenizer: dict[str, Any] = {"path": args.tokenizer} if args.tokenizer else {}
-    return load(args.weights, tokenizer=tokenizer)
+    model = load(args.weights, tokenizer=tokenizer)
+    if tokenizer:  # also where no text is read: a wrong one is said before hours of work
+        model.check_tokenizer()
+    return model
 
 
 def _embeddings(args: argparse.Namespace, model: Model) -> tuple[list[str], np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections import Counter
@@ -13,9 +14,10 @@ import numpy as np
 from jaxclip import config as config_lib
 from jaxclip.config import Config
 from jaxclip.inference.model import preprocess_of
-from jaxclip.train import init_from, towers
+from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
+from jaxclip.train.lazy_arrays import LazyArray
 from jaxclip.weights import export
 from jaxclip.weights.checkpoint import open_checkpoint
 
@@ -93,12 +95,25 @@ def import_weights(
     if tokenizer_path:
         path = str(pathlib.Path(tokenizer_path).expanduser().absolute())
         config = {**config, "tokenizer": {**config["tokenizer"], "path": path}}
-    # On the device, from which the checkpoint is written without a copy of NumPy arrays.
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(towers.build_model(config).init, jax.random.key(0))
-    params = found.read(jax.tree.map(lambda _: device, shapes))
-    count = write_workdir(config, params, target)
+        check_tokenizer(config, os.fspath(source))
+    assert found.lazy is not None  # they are published
+    # Read, widened and written one after the other: a checkpoint may be larger than the memory.
+    count = write_workdir(config, found.lazy(LazyArray), target)
     return f"{target}: {count:,} parameters of {os.fspath(source)}, as a workdir"
+
+
+def check_tokenizer(config: Config, source: str) -> None:
+    """Refuse a tokenizer that was given with weights which it does not fit.
+
+    Raises:
+      ValueError: as :func:`jaxclip.train.tokenizer_check.fit`, or it can't be made.
+    """
+    from jaxclip.data import tokenizers
+
+    section = config["tokenizer"]
+    text = towers.model_sizes(config).text
+    made = tokenizers.load(section)
+    tokenizer_check.fit(made, section["kind"], text, source, published=True)
 
 
 def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
@@ -107,21 +122,23 @@ def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
     Args:
       config: that they belong to; it is written without what only a run with averages, additions
         or a start elsewhere has.
-      params: the tree of :meth:`jaxclip.models.CLIP.init`, and ``objective`` where there is one.
+      params: the tree of :meth:`jaxclip.models.CLIP.init`, and ``objective`` where there is one;
+        of arrays, or of :class:`jaxclip.train.lazy_arrays.LazyArray`.
       target: a folder that is free (:func:`jaxclip.weights.export.check_free`).
 
     Returns:
       The number of parameters.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with Checkpointer(target / workdir_lib.CHECKPOINTS) as checkpointer:
+    lazy = any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(params))
+    with Checkpointer(target / workdir_lib.CHECKPOINTS, one_by_one=lazy) as checkpointer:
         checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
         checkpointer.wait()
     plain = {"ema_decay": 0.0, "init_from": "", "init_from_exclude": []}
     low_rank = {**config["low_rank"], "rank": 0}
     # Last, for it makes the folder a workdir.
     config_lib.save({**config, **plain, "low_rank": low_rank}, target / workdir_lib.CONFIG_FILE)
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def export_weights(
@@ -148,6 +165,7 @@ def export_weights(
     if tokenizer_path:
         tokenizer: dict[str, Any] = {**preprocess.tokenizer, "path": tokenizer_path}
         preprocess = preprocess._replace(tokenizer=tokenizer)
+        check_tokenizer({**found.config, "tokenizer": tokenizer}, os.fspath(source))
     if form == "stablehlo":
         from jaxclip.inference import programs
 

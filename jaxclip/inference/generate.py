@@ -39,6 +39,23 @@ class Frame(NamedTuple):
     min_length: int = 1
 
 
+def guided_logits(
+    conditional: jax.Array, unconditional: jax.Array, guidance: jax.Array | float
+) -> jax.Array:
+    """Logits beyond those that the picture asks for: u + guidance (c - u).
+
+    Classifier-free guidance of captions (Kornblith et al., 2023, arXiv:2307.16686), which makes
+    them fit the picture better and read worse; the decoder must have been trained with pictures
+    left out at times (``coca.drop_image``).
+
+    Args:
+      conditional: float32[R, V], with the picture.
+      unconditional: float32[R, V], without.
+      guidance: 1 for the picture's own logits; 2 in the paper.
+    """
+    return unconditional + guidance * (conditional - unconditional)
+
+
 def greedy(next_logits: NextLogits, rows: int, frame: Frame) -> jax.Array:
     """The likeliest next token at every place.
 

@@ -23,14 +23,13 @@ from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
 from jaxclip.models import presets, reductions
 from jaxclip.registry import hint
-from jaxclip.train import init_from, towers
+from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
 
 logger = logging.getLogger("jaxclip")
 
 Params = Any
 Picture = Any
-_VOCABULARY_SHARE = 0.98
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -200,7 +199,7 @@ class Model:
         Raises:
           ValueError: the model has no decoder, an unknown method or option, no tokenizer.
         """
-        term = caption.term_of(self.config, self.path)
+        name, term = caption.term_of(self.config, self.path)
         is_input = isinstance(images, models.PatchSequence) or (
             isinstance(images, (np.ndarray, jax.Array)) and images.ndim == 4
         )
@@ -215,15 +214,15 @@ class Model:
         frame = generate.Frame(
             length, tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, min_length
         )
-        write = self._captioner(term, frame, method, tuple(sorted(options.items())))
-        params = self._with_term(caption.TERM) if params is None else params
+        write = self._captioner(name, term, frame, method, tuple(sorted(options.items())))
+        params = self._with_term(name) if params is None else params
         rows = write(params, jax.tree.map(jnp.asarray, batch), jax.random.key(seed))
         return [tokenizer.decode(row) for row in np.asarray(rows)]
 
-    def _captioner(self, term: Any, frame: Any, method: str, options: Any) -> Any:
-        key = (term, frame, method, options)
+    def _captioner(self, name: str, term: Any, frame: Any, method: str, options: Any) -> Any:
+        key = (name, term, frame, method, options)
         if key not in self._captioners:
-            made = caption.captioner(self.towers, term, frame, method, dict(options))
+            made = caption.captioner(self.towers, term, frame, method, dict(options), name)
             self._captioners[key] = jax.jit(made)
         return self._captioners[key]
 
@@ -291,31 +290,24 @@ class Model:
                 "jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
             ) from error
 
+    def check_tokenizer(self) -> None:
+        """Make the tokenizer now, which else is made at the first text.
+
+        Raises:
+          ValueError: as :meth:`tokenize`; it has more tokens than the weights embed, or pads with
+            another.
+        """
+        _ = self._tokenizer
+
     def _check_tokenizer(self, tokenizer: Any) -> None:
-        kind, text = self.config["tokenizer"]["kind"], self.sizes.text
-        if tokenizer.vocab_size > text.vocab_size:
-            raise ValueError(
-                f"tokenizer.kind={kind!r} has {tokenizer.vocab_size} tokens, the text tower embeds "
-                f"{text.vocab_size}"
-            )
-        if tokenizer.pad_id != text.pad_id:
-            raise ValueError(
-                f"tokenizer.kind={kind!r} pads with {tokenizer.pad_id}, the weights were trained "
-                f"with padding {text.pad_id}"
-            )
-        # Tables of published weights are at most a little longer than their vocabularies.
-        is_published = pathlib.Path(self.path).exists() and not init_from.is_run(
-            pathlib.Path(self.path)
+        path = pathlib.Path(self.path)
+        tokenizer_check.fit(
+            tokenizer,
+            self.config["tokenizer"]["kind"],
+            self.sizes.text,
+            self.path,
+            published=path.exists() and not init_from.is_run(path),
         )
-        if is_published and tokenizer.vocab_size < _VOCABULARY_SHARE * text.vocab_size:
-            logger.warning(
-                "tokenizer.kind=%r has %d tokens, but the weights of %s embed %d: it is hardly the "
-                "tokenizer that they were trained with",
-                kind,
-                tokenizer.vocab_size,
-                self.path,
-                text.vocab_size,
-            )
 
 
 def load(
@@ -332,7 +324,8 @@ def load(
         folder of any family of :mod:`jaxclip.weights.families`), or the name of a preset, whose
         parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
-      dtype: compute dtype of the encoders; parameters and embeddings are float32.
+      dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
+        and behind the blocks, and embeddings are float32.
       token_reduction: fewer patches in the image tower, ``{"name": "tome", "r": 8}``
         (:mod:`jaxclip.models.reductions`); None for all.
 
@@ -354,13 +347,13 @@ def load(
             f"{hint(path, presets.names())}"
         )
     if tokenizer:
-        trained, kind = config["tokenizer"]["kind"], tokenizer.get("kind")
-        if exists and kind and kind != trained:
-            logger.warning(
-                "the weights of %s were trained with tokenizer.kind=%r, not %r", path, trained, kind
-            )
-        config = {**config, "tokenizer": {**config["tokenizer"], **tokenizer}}
-    config = {**config, "precision": {**config["precision"], "compute_dtype": dtype}}
+        trained, chosen = config["tokenizer"], {**config["tokenizer"], **tokenizer}
+        if exists:
+            tokenizer_check.warn(trained, chosen, path)
+        config = {**config, "tokenizer": chosen}
+    # The residual stream costs little, and most of the precision (docs/weights.md).
+    half = {"residual_dtype": None if dtype == "float32" else "float32"}
+    config = {**config, "precision": {**config["precision"], "compute_dtype": dtype, **half}}
     own = towers.from_config(config, towers.build_model(config))
     reduction = reductions.from_config(token_reduction)
     return Model(path, params, config, dataclasses.replace(own, reduction=reduction))

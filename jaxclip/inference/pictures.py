@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxclip.data import sources
+from jaxclip.data import sources, tar_index
 from jaxclip.data.record import BadRecord, Record
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+ENDINGS = tuple(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
 
 
 class Pictures(NamedTuple):
@@ -33,7 +33,7 @@ def open_pictures(name: str | os.PathLike[str]) -> Pictures:
     """Open pictures.
 
     Args:
-      name: a folder with picture files (searched to the bottom; ids are paths in it), tars
+      name: a picture file, a folder with some (searched to the bottom; ids are paths in it), tars
         (``"x-{000..009}.tar"``, a WebDataset), or a data set with a split (``"emoji:test_style"``,
         ``"/data/coco/1.0.0:val"``); without one, all of a data set's splits one after the other.
 
@@ -48,6 +48,10 @@ def open_pictures(name: str | os.PathLike[str]) -> Pictures:
         return _of_data_set(text, pattern, None)
     if folder.is_dir() and not (folder / "dataset_info.json").is_file():
         return _of_folder(text, folder)
+    if folder.is_file():
+        return _of_files(text, folder.parent, [folder.name])
+    if folder.suffix.lower() in ENDINGS:
+        raise FileNotFoundError(f"{text}: there is no such file")
     if folder.is_dir() or ":" not in text:
         return _of_data_set(text, text, None)
     data, _, split = text.rpartition(":")
@@ -64,7 +68,10 @@ def _of_folder(name: str, folder: pathlib.Path) -> Pictures:
         tars = next(iter(sorted(folder.glob("*.tar"))), None)
         more = f"; for its tars write --images '{folder}/*.tar'" if tars else ""
         raise ValueError(f"{folder} holds no pictures ({', '.join(ENDINGS)}){more}")
+    return _of_files(name, folder, files)
 
+
+def _of_files(name: str, folder: pathlib.Path, files: Sequence[str]) -> Pictures:
     def read(index: int) -> tuple[str, bytes | BadRecord]:
         try:
             return files[index], (folder / files[index]).read_bytes()
@@ -75,7 +82,10 @@ def _of_folder(name: str, folder: pathlib.Path) -> Pictures:
 
 
 def _of_data_set(name: str, data: str, split: str | None) -> Pictures:
-    dataset = sources.open(data)
+    try:
+        dataset = sources.open(data)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no picture or folder of pictures {name!r}, and {error}") from None
     some = [each for each, count in dataset.splits.items() if count]
     splits: Sequence[str] = [split] if split else some
     opened = [(each, dataset.source(each)) for each in splits]

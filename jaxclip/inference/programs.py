@@ -51,7 +51,8 @@ def towers_of(config: Config, params: Any) -> list[Tower]:
     """
     checks.warn_of_squares(config)
     sizes = towers.model_sizes(config)
-    plain = {**config, "precision": {**config["precision"], "compute_dtype": "float32"}}
+    precision = {**config["precision"], "compute_dtype": "float32", "residual_dtype": None}
+    plain = {**config, "precision": precision}
     both = towers.from_config(plain, models.build(sizes))
     side, length = sizes.image.image_size, sizes.text.context_length
     rows = {"image": ((side, side, 3), jnp.uint8), "text": ((length,), jnp.int32)}

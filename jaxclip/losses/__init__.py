@@ -8,7 +8,6 @@ objectives to build on.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +15,9 @@ import jax
 
 from jaxclip.losses.blockwise import sigmoid_blockwise, softmax_blockwise
 from jaxclip.losses.cosine import cosine_distance
+from jaxclip.losses.hinge import hinge
 from jaxclip.losses.infonce import infonce, off_diagonal_logsumexp
+from jaxclip.losses.retrieval import retrieve
 from jaxclip.losses.sigmoid import sigmoid
 from jaxclip.losses.simclr import simclr
 from jaxclip.losses.soft_targets import (
@@ -31,7 +32,7 @@ from jaxclip.losses.softmax import softmax
 from jaxclip.losses.tokens import token_sums
 from jaxclip.losses.tokenwise import tokenwise_similarity
 from jaxclip.losses.word_groups import group_sums, group_weights
-from jaxclip.registry import check_options, hint
+from jaxclip.registry import check_options, hint, option_names
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
 
@@ -58,10 +59,12 @@ __all__ = [
     "get",
     "group_sums",
     "group_weights",
+    "hinge",
     "infonce",
     "names",
     "off_diagonal_logsumexp",
     "products",
+    "retrieve",
     "sigmoid",
     "sigmoid_blockwise",
     "simclr",
@@ -96,7 +99,7 @@ def from_config(config: Mapping[str, Any]) -> Loss:
     options = dict(config)
     name = options.pop("name")
     loss = get(name, options.pop("implementation", None))
-    known = [n for n in inspect.signature(loss).parameters if n not in _ARGUMENTS]
+    known = [name for name in option_names(loss) if name not in _ARGUMENTS]
     check_options(options, [*known, "implementation"], f"loss {name!r}")
     _check_values(options)
     bound = functools.partial(loss, **options)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -115,6 +116,7 @@ def logsumexp(
     texts: jax.Array,
     scale: jax.Array,
     *,
+    left_out: jax.Array | None = None,
     precision: str = "highest",
     tile_size: int = TILE_SIZE,
     mesh: Mesh | None = None,
@@ -125,6 +127,7 @@ def logsumexp(
       images: float[B, D], rows.
       texts: float[B, D], columns.
       scale: float[], factor on the products.
+      left_out: int32[B] or None: of each column the number of one more row without it, -1 for none.
       precision: of the matrix products.
       tile_size: rows and columns of the largest block of logits held at a time.
       mesh: mesh over which the batch is sharded; None computes where the arguments are.
@@ -133,8 +136,8 @@ def logsumexp(
       ``(rows' log-sum-exp, columns' log-sum-exp, rows' maximum, columns' maximum)``, each [B]; the
       maxima carry no gradient.
     """
-    return _logsumexp(Static(ring.plan(len(images), tile_size, mesh), mesh, precision), images,
-                      texts, scale)  # fmt: skip
+    static = Static(ring.plan(len(images), tile_size, mesh), mesh, precision)
+    return _logsumexp(static, images, texts, scale, left_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,39 +157,68 @@ class Static:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logsumexp(
-    static: Static, images: jax.Array, texts: jax.Array, scale: jax.Array
+    static: Static,
+    images: jax.Array,
+    texts: jax.Array,
+    scale: jax.Array,
+    left_out: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Log-sum-exp and maximum of the logits off the diagonal, by row and by column, each [B].
 
     The maxima carry no gradient.
     """
-    return _logsumexp_sweep(static, images, texts, scale)
+    return _logsumexp_sweep(static, images, texts, scale, *_given(left_out))
+
+
+def _given(left_out: jax.Array | None) -> tuple[jax.Array, ...]:
+    return () if left_out is None else (left_out,)
+
+
+def _mask(pairs: ring.Pairs, left_out: Sequence[jax.Array]) -> jax.Array:
+    mask = pairs.off_diagonal()
+    for row in left_out:
+        mask = mask & (pairs.row[:, None] != row[None, :])
+    return mask
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def _logsumexp_sweep(static: Static, *arrays: jax.Array) -> Any:
-    def local(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
+    def local(
+        images: jax.Array, texts: jax.Array, scale: jax.Array, *left_out: jax.Array
+    ) -> tuple[jax.Array, ...]:
         none = (jnp.full(images.shape[:2], -jnp.inf, images.dtype), jnp.zeros_like(images[..., 0]))
 
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
-            logits = jnp.where(pairs.off_diagonal(), static.dot(rows, columns.T), -jnp.inf)
+            text, *skipped = columns
+            logits = jnp.where(_mask(pairs, skipped), static.dot(rows, text.T), -jnp.inf)
             return _add(state, _max_and_sum(logits, 1)), _max_and_sum(logits, 0)
 
-        row, column = ring.sweep(tile, scale * images, texts, none, none, _add, static.layout)
+        columns = (texts, *left_out)
+        row, column = ring.sweep(tile, scale * images, columns, none, none, _add, static.layout)
         return row[0] + jnp.log(row[1]), column[0] + jnp.log(column[1]), row[0], column[0]
 
     return ring.sharded(local, static.layout, static.mesh, (True,) * 4)(*arrays)
 
 
 def _logsumexp_forward(
-    static: Static, images: jax.Array, texts: jax.Array, scale: jax.Array
+    static: Static,
+    images: jax.Array,
+    texts: jax.Array,
+    scale: jax.Array,
+    left_out: jax.Array | None,
 ) -> tuple[Any, Any]:
-    out = _logsumexp_sweep(static, images, texts, scale)
-    return out, (images, texts, scale, out[0], out[1])
+    given = _given(left_out)
+    out = _logsumexp_sweep(static, images, texts, scale, *given)
+    return out, ((images, texts, scale, out[0], out[1]), given)
+
+
+def _logsumexp_backward(static: Static, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+    arrays, left_out = residuals
+    return (*_logsumexp_gradients(static, *arrays, *cotangents[:2], *left_out), None)
 
 
 @functools.partial(jax.jit, static_argnums=(0,))
-def _logsumexp_backward(static: Static, residuals: Any, cotangents: Any) -> tuple[jax.Array, ...]:
+def _logsumexp_gradients(static: Static, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     def local(
         images: jax.Array,
         texts: jax.Array,
@@ -195,19 +227,20 @@ def _logsumexp_backward(static: Static, residuals: Any, cotangents: Any) -> tupl
         column_lse: jax.Array,
         row_weight: jax.Array,
         column_weight: jax.Array,
+        *left_out: jax.Array,
     ) -> tuple[jax.Array, ...]:
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
-            (image, lse, weight), (text, lse_c, weight_c) = rows, columns
+            (image, lse, weight), (text, lse_c, weight_c, *skipped) = rows, columns
             logits = static.dot(image, text.T)
             grad = weight[:, None] * jnp.exp(logits - lse[:, None])
             grad += weight_c[None, :] * jnp.exp(logits - lse_c[None, :])
-            grad = jnp.where(pairs.off_diagonal(), grad, 0.0)
+            grad = jnp.where(_mask(pairs, skipped), grad, 0.0)
             return state + static.dot(grad, text), static.dot(grad.T, image)
 
         to_images, to_texts = ring.sweep(
             tile,
             (scale * images, row_lse, row_weight),
-            (texts, column_lse, column_weight),
+            (texts, column_lse, column_weight, *left_out),
             jnp.zeros_like(images),
             jnp.zeros_like(texts),
             jnp.add,
@@ -215,7 +248,6 @@ def _logsumexp_backward(static: Static, residuals: Any, cotangents: Any) -> tupl
         )
         return scale * to_images, to_texts, jnp.vdot(images, to_images)
 
-    arrays = (*residuals, *cotangents[:2])
     return ring.sharded(local, static.layout, static.mesh, (True, True, False))(*arrays)
 
 
@@ -225,18 +257,19 @@ _logsumexp.defvjp(_logsumexp_forward, _logsumexp_backward)
 def _max_and_sum(logits: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """``(m, z)`` with log-sum-exp ``m + log z``; an empty sum is ``(-inf, 0)``."""
     peak = jnp.max(logits, axis=axis)
-    shift = jnp.expand_dims(_finite(peak), axis)
+    shift = jnp.expand_dims(finite(peak), axis)
     return peak, jnp.sum(jnp.exp(logits - shift), axis=axis)
 
 
 def _add(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> Any:
     """``(m, z)`` of the sum of two such sums."""
     peak = jnp.maximum(a[0], b[0])
-    shift = _finite(peak)
+    shift = finite(peak)
     return peak, a[1] * jnp.exp(a[0] - shift) + b[1] * jnp.exp(b[0] - shift)
 
 
-def _finite(peak: jax.Array) -> jax.Array:
+def finite(peak: jax.Array) -> jax.Array:
+    """A running maximum as what is subtracted in exponents: 0 where there is nothing yet."""
     # exp(-inf - 0) is 0, exp(-inf + inf) would be NaN.
     return jnp.where(jnp.isneginf(peak), 0.0, peak)
 
@@ -263,11 +296,8 @@ def _softplus_value(static: Static, *arrays: jax.Array) -> jax.Array:
             terms = jax.nn.softplus(static.dot(rows, columns.T) + bias)
             return state + jnp.sum(jnp.where(pairs.off_diagonal(), terms, 0.0), axis=1), None
 
-        def nothing(old: None, new: None) -> None:
-            return None
-
         zeros = jnp.zeros_like(images[..., 0])
-        sums, _ = ring.sweep(tile, scale * images, texts, zeros, None, nothing, static.layout)
+        sums, _ = ring.sweep(tile, scale * images, texts, zeros, None, ring.nothing, static.layout)
         return (jnp.sum(sums),)
 
     return ring.sharded(local, static.layout, static.mesh, (False,))(*arrays)[0]

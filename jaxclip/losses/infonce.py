@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,17 +98,23 @@ def logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh
     """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
     logits off the diagonal, each [B]; the maxima carry no gradient."""
 
-    def plain(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
+    def plain(
+        images: jax.Array, texts: jax.Array, scale: jax.Array, left_out: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         logits = scale * matmul(images, texts.T, precision)
-        logits = jnp.where(jnp.eye(len(logits), dtype=bool), _NOTHING, logits)
+        out = jnp.eye(len(logits), dtype=bool)
+        if left_out is not None:
+            out |= jnp.arange(len(logits))[:, None] == left_out
+        logits = jnp.where(out, _NOTHING, logits)
         sums = jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
         fixed = jax.lax.stop_gradient(logits)
         return (*sums, jnp.max(fixed, axis=1), jnp.max(fixed, axis=0))
 
-    def by_tiles(images: jax.Array, texts: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
-        return blockwise.logsumexp(
-            images, texts, scale, precision=precision, tile_size=tile_size, mesh=mesh
-        )
+    def by_tiles(
+        images: jax.Array, texts: jax.Array, scale: jax.Array, left_out: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        how: Any = {"precision": precision, "tile_size": tile_size, "mesh": mesh}
+        return blockwise.logsumexp(images, texts, scale, left_out=left_out, **how)
 
     try:
         return {"plain": plain, "blockwise": by_tiles}[implementation]
@@ -152,6 +159,7 @@ def off_diagonal_logsumexp(
     b: jax.Array,
     scale: jax.Array | float,
     *,
+    left_out: jax.Array | None = None,
     precision: str = "highest",
     implementation: str = "plain",
     tile_size: int = blockwise.TILE_SIZE,
@@ -163,6 +171,7 @@ def off_diagonal_logsumexp(
       a: float[B, D], the global batch.
       b: float[B, D].
       scale: factor on the products.
+      left_out: int32[B] or None: of each column the number of one more row without it, -1 for none.
       precision: of the matrix products, as :func:`jaxclip.losses.softmax`.
       implementation: ``"plain"`` or ``"blockwise"``, as :func:`infonce`.
       tile_size: as :func:`infonce`.
@@ -176,4 +185,4 @@ def off_diagonal_logsumexp(
     """
     a, b = as_float(a, b)
     lse = logsumexp_by(implementation, precision, tile_size, mesh)
-    return lse(a, b, jnp.asarray(scale, a.dtype))[:2]
+    return lse(a, b, jnp.asarray(scale, a.dtype), left_out)[:2]

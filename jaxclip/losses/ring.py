@@ -72,6 +72,12 @@ class Pairs:
     row_valid: jax.Array | None
     column_valid: jax.Array | None
 
+    def real(self) -> jax.Array:
+        """bool[tile, tile]: pairs without padding, those of a row with itself included."""
+        if self.row_valid is None or self.column_valid is None:
+            return jnp.ones((len(self.row), len(self.column)), bool)
+        return self.row_valid[:, None] & self.column_valid[None, :]
+
     def off_diagonal(self) -> jax.Array:
         """bool[tile, tile]: pairs of two different rows, neither of them padding."""
         mask = self.row[:, None] != self.column[None, :]
@@ -185,6 +191,10 @@ def sweep(
     carry = (columns, row_state, column_state)
     _, row_state, gathered = jax.lax.fori_loop(0, layout.shards, turn, carry)
     return row_state, _send(gathered, layout)
+
+
+def nothing(old: None, new: None) -> None:
+    """The ``merge`` of a sweep that adds nothing to columns."""
 
 
 def _sweep_block(

@@ -139,6 +139,7 @@ def build(
     attention_implementation: layers.Implementation = None,
     gather_block: Mapping[str, Callable[..., Any]] | None = None,
     flat_products: bool = False,
+    residual_dtype: str | None = None,
 ) -> CLIP:
     """Build the encoders.
 
@@ -157,6 +158,11 @@ def build(
         are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
         (:func:`jaxclip.models.layers.dense`).
+      residual_dtype: of the tokens between the blocks, and of what is before and behind these
+        (embedding, last norm, pooling, projection), and of the blocks' products where a sum or an
+        activation follows; None for ``dtype``. ``"float32"`` with
+        ``dtype="bfloat16"`` brings embeddings nearer to float32's, for more memory. ResNets and
+        FastViT compute in ``dtype`` throughout.
 
     Raises:
       ValueError: an unknown remat policy or attention implementation, or one that can't cap scores.
@@ -184,6 +190,7 @@ def build(
         "scan_layers": scan_layers,
         "attention_implementation": attention_implementation,
         "flat_products": flat_products,
+        "residual_dtype": None if residual_dtype is None else jnp.dtype(residual_dtype),
     }
     kind, text_kind = config.image.kind, config.text.kind
     image_tower = VisionTransformer if kind == "vit" else TOWERS.get(kind)

@@ -35,8 +35,8 @@ class Features(NamedTuple):
         (counted from 1), -1 = the last. Of CoCa's text tower [B, N+1, C], the class token last.
       attention: float32[B, H, M+P+N, M+P+N], softmax weights of the blocks asked for, counted from
         0; -1 = the last.
-      aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm,
-        where there are any; ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of
+      aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm
+        (CoCa's image tower: as the last block gives them), where there are any; ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of
         each row, block and head, without a gradient, where they were asked for.
     """
 
@@ -127,18 +127,19 @@ class Taps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Insert:
-    """Tokens that a caller puts into a tower (prompts, context).
+    """Tokens that a caller puts into a tower (prompts, context, mask tokens).
 
     Without ``at`` they are more tokens, first in the sequence: VPT, MaPLe's image side. In a causal
     text all tokens see them. They get no positions. With ``at`` they take the places of tokens that
-    are there (texts only): CoOp's context and MaPLe's text side, in placeholders of the prompt.
+    are there: CoOp's context and MaPLe's text side, in placeholders of the prompt; mask tokens in
+    place of patches (places are those of all patches at layer 0, of those that run later on).
 
     Attributes:
       layers: {layer: [M, C] or [B, M, C]}: 0 = to the embedding, i = before block i (from 0).
       accumulate: whether tokens at a later layer come on top of the earlier ones; else they
         replace them (VPT-deep).
-      at: int32[M] or [B, M], places that they take. At layer 0 they replace token embeddings
-        before positions are added.
+      at: int32[M] or [B, M], places that they take. At layer 0 they replace embeddings of tokens
+        or patches before positions are added.
       before_norm: whether those at layer 0 pass through the norm before the first block, where
         a tower has one (``ln_pre``).
     """

@@ -147,7 +147,8 @@ class CrossAttentionDecoder(nn.Module):
           text: [B, L, C_text], embedded tokens or a text tower's ``tokens``; projected to ``width``
             where they are of another one.
           image: [B, N, C_image].
-          text_valid: bool[B, L], False for padding, which then nothing sees; None for all.
+          text_valid: bool[B, L], False for padding, which then nothing sees; or bool[B, L, L], what
+            each place sees of the others; None for all.
           image_valid: bool[B, N], or None for all.
           embedding: float[V, width], a table that the logits are tied to, in place of its own
             projection.
@@ -291,5 +292,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, **l
 
 
 def _keys(valid: jax.Array | None) -> jax.Array | None:
-    """bool[B, K] -> bool[B, 1, 1, K]."""
-    return None if valid is None else valid[:, None, None, :]
+    """bool[B, K] or bool[B, Q, K] -> bool[B, 1, 1 or Q, K]."""
+    if valid is None:
+        return None
+    return valid[:, None, None, :] if valid.ndim == 2 else valid[:, None]

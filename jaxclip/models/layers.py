@@ -85,6 +85,7 @@ class Attention(nn.Module):
     flat: bool = False
     variant: Variant = PLAIN
     norm_eps: float = 1e-5
+    result_dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -148,7 +149,7 @@ class Attention(nn.Module):
         out = checkpoint_name(out.reshape(queries.shape), "attention_out")
         if self.variant.sub_norm:
             out = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(out)
-        out = dense(width, self.dtype, "out", flat=self.flat)(out)
+        out = dense(width, self.dtype, "out", flat=self.flat, result_dtype=self.result_dtype)(out)
         return out, Taken(weights if how.weights else None, largest)
 
     def explicit(
@@ -191,20 +192,22 @@ class MLP(nn.Module):
     flat: bool = False
     variant: Variant = PLAIN
     norm_eps: float = 1e-5
+    result_dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = dense(self.mlp_dim, self.dtype, "up", flat=self.flat)(x)
+        linear = functools.partial(dense, flat=self.flat, result_dtype=self.result_dtype)
+        hidden = linear(self.mlp_dim, self.dtype, "up")(x)
         hidden = checkpoint_name(hidden, "mlp_hidden")
         if self.variant.mlp == "gated":
-            gate = dense(self.mlp_dim, self.dtype, "gate", flat=self.flat)(x)
+            gate = linear(self.mlp_dim, self.dtype, "gate")(x)
             gate = checkpoint_name(gate, "mlp_hidden")
             hidden = ACTIVATIONS[self.activation](gate) * hidden
         else:
             hidden = ACTIVATIONS[self.activation](hidden)
         if self.variant.sub_norm:
             hidden = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(hidden)
-        return dense(x.shape[-1], self.dtype, "down", flat=self.flat)(hidden)
+        return linear(x.shape[-1], self.dtype, "down")(hidden)
 
 
 class Block(nn.Module):
@@ -220,6 +223,7 @@ class Block(nn.Module):
     flat: bool = False
     dropout: float = 0.0
     variant: Variant = PLAIN
+    result_dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -241,7 +245,12 @@ class Block(nn.Module):
           turns: rotary angles float32[L, d / 2] or [B, L, d / 2], None for none.
         """
         variant, post = self.variant, self.variant.norm_place == "post"
-        sizes: dict[str, Any] = {"variant": variant, "norm_eps": self.norm_eps, "flat": self.flat}
+        sizes: dict[str, Any] = {
+            "variant": variant,
+            "norm_eps": self.norm_eps,
+            "flat": self.flat,
+            "result_dtype": self.result_dtype,
+        }
         attention_norm, mlp_norm = (
             norm(self.norm_eps, self.dtype, name, variant.norm)
             for name in ("attention_norm", "mlp_norm")
@@ -252,7 +261,7 @@ class Block(nn.Module):
         y = x if post else attention_norm(x)
         y, taken = attention(y, y, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(self.scale(attention_norm(y) if post else y, "attention"), keys, 0)
-        x = x + y if how.attend.residual else y
+        x = x + y if how.attend.residual else y.astype(x.dtype)
         if how.attend.mlp:
             y = x if post else mlp_norm(x)
             if variant.num_experts:
@@ -358,6 +367,7 @@ def dense(
     init: Any = None,
     flat: bool = False,
     dot_general: Any = None,
+    result_dtype: Any = None,
 ) -> nn.Dense:
     """A linear layer with float32 parameters that computes in ``dtype``.
 
@@ -372,13 +382,20 @@ def dense(
         which takes a sixth of a small model's step. Not for TPUs, which contract over both but pad
         L to a multiple of 8, so that flattening is what copies.
       dot_general: another product, in place of both.
+      result_dtype: of what comes out, where it is another than ``dtype``: products are added up in
+        float32 in any case, and need not be rounded before an activation or a sum.
     """
+    product = _flat_dot_general if flat else None
+    if result_dtype is not None:
+        product = functools.partial(
+            product or jax.lax.dot_general, preferred_element_type=result_dtype
+        )
     return nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=init or nn.initializers.xavier_uniform(),
-        dot_general=dot_general or (_flat_dot_general if flat else None),
+        dot_general=dot_general or product,
         name=name,
     )
 

@@ -21,7 +21,7 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import layers
 from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
-from jaxclip.models.tower import Parts
+from jaxclip.models.tower_parts import Parts
 
 Params = Mapping[str, Any]
 Part = tuple[nn.Module, tuple[Any, ...]]
@@ -105,6 +105,7 @@ class StagedTower(abc.ABC):
       config, embed_dim, dtype, remat, scan_layers, attention_implementation, flat_products: as of
         :class:`jaxclip.models.tower.Tower`; ``scan_layers`` loops over equal blocks of a stage.
       gather_block: function of a block's parameters and its name.
+      residual_dtype: as of :class:`jaxclip.models.tower.Tower`.
     """
 
     config: Any
@@ -115,7 +116,17 @@ class StagedTower(abc.ABC):
     attention_implementation: layers.Implementation = None
     gather_block: Callable[..., Any] | None = None
     flat_products: bool = False
+    residual_dtype: Any = None
 
+    @property
+    def outer_dtype(self) -> Any:
+        """As of :class:`jaxclip.models.tower.Tower`, where the tower tells it from ``dtype``."""
+        if self.residual_dtype is None or not self.has_residual_dtype:
+            return self.dtype
+        return self.residual_dtype
+
+    # Whether `residual_dtype` says anything; the others compute in `dtype` throughout.
+    has_residual_dtype: ClassVar[bool] = False
     prefix: ClassVar[int] = 0
 
     # What a tower is made of.
@@ -245,7 +256,7 @@ class StagedTower(abc.ABC):
                 taps[name] = x.reshape(x.shape[0], -1, x.shape[-1])
 
         with jax.named_scope(type(self).__name__):
-            x: Any = self.stem.apply({"params": params["stem"]}, inputs.astype(self.dtype))
+            x: Any = self.stem.apply({"params": params["stem"]}, inputs.astype(self.outer_dtype))
             tap(0, x)
             for stage, blocks in itertools.groupby(self._names(), lambda block: block[1]):
                 for run in _alike(params, list(blocks)):

@@ -18,7 +18,8 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import layers
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.presets import TextConfig
-from jaxclip.models.tower import Params, Tower
+from jaxclip.models.tower import Tower
+from jaxclip.models.tower_parts import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +39,16 @@ class TextTransformer(Tower):
     @property
     def embedding(self) -> Any:
         """The first stage as an unbound module."""
-        return Embed(self.config, self.dtype, parent=None)
+        return Embed(self.config, self.outer_dtype, parent=None)
 
     @property
     def projection(self) -> Any:
         if self.config.projection != "mlp":
             return super().projection
         hidden = (self.config.width + self.embed_dim) // 2
-        return MLPProjection(hidden, self.embed_dim, self.dtype, self.flat_products, parent=None)
+        return MLPProjection(
+            hidden, self.embed_dim, self.outer_dtype, self.flat_products, parent=None
+        )
 
     def init_embed(self, rng: jax.Array) -> dict[str, Any]:
         tokens = jnp.ones((1, self.config.context_length), jnp.int32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,38 +19,15 @@ import jax.numpy as jnp
 from jaxclip.models import attend as attend_lib
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import features as features_lib
-from jaxclip.models import layers, mup
+from jaxclip.models import layers
 from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features, Insert, Requests, Taps, Tokens
-
-Params = Mapping[str, Any]
+from jaxclip.models.tower_parts import Params, Parts, TowerParts
 
 
 @dataclasses.dataclass(frozen=True)
-class Tower(abc.ABC):
-    """What the two towers share. It holds no parameters.
-
-    Attributes:
-      config: sizes (:class:`jaxclip.models.presets.ImageConfig` or ``TextConfig``).
-      embed_dim: size of the joint space, D.
-      dtype: compute dtype.
-      remat: what blocks compute again in the backward pass, see :mod:`jaxclip.models.remat`.
-      scan_layers: loop over blocks in place of unrolling. Blocks that a caller asks something of
-        run by themselves, between loops.
-      attention_implementation: as in :func:`jaxclip.models.clip.build`.
-      gather_block: function of a block's parameters and its name that makes of them what the block
-        uses.
-      flat_products: see :func:`layers.dense`.
-    """
-
-    config: Any
-    embed_dim: int
-    dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_implementation: layers.Implementation = None
-    gather_block: Callable[..., Any] | None = None
-    flat_products: bool = False
+class Tower(TowerParts, abc.ABC):
+    """What the two towers share. It holds no parameters."""
 
     @property
     @abc.abstractmethod
@@ -112,76 +89,6 @@ class Tower(abc.ABC):
         if self.has_projection:
             parts["projection"] = (self.projection, (x[:, 0],))
         return parts
-
-    # The pieces, as unbound modules; `apply` gives them their parameters.
-
-    @property
-    def block(self) -> layers.Block:
-        c = self.config
-        return layers.Block(
-            num_heads=c.num_heads,
-            mlp_dim=c.mlp_dim,
-            activation=c.activation,
-            norm_eps=c.norm_eps,
-            dtype=self.dtype,
-            causal=getattr(c, "causal", False),
-            implementation=self.attention_implementation,
-            flat=self.flat_products,
-            dropout=c.dropout,
-            variant=self.variant,
-            parent=None,
-        )
-
-    def at(self, block: layers.Block, index: int) -> layers.Block:
-        """A block at its place: those before the last ``expert_blocks`` have no experts."""
-        if not block.variant.num_experts or index >= self.first_expert:
-            return block
-        return block.clone(variant=block.variant._replace(num_experts=0))
-
-    @property
-    def first_expert(self) -> int:
-        """The first block with experts; the depth where there is none."""
-        c = self.config
-        if not getattr(c, "num_experts", 0):
-            return int(c.depth)
-        return int(c.depth - (c.expert_blocks or c.depth))
-
-    @property
-    def variant(self) -> layers.Variant:
-        """What the blocks have beside the plain ones, of the fields that the configuration has."""
-        fields = {name: getattr(self.config, name, None) for name in layers.Variant._fields}
-        fields["score_scale"] = mup.attention_scale(self.config)
-        return layers.PLAIN._replace(**{k: v for k, v in fields.items() if v is not None})
-
-    @property
-    def norm_post(self) -> nn.Module:
-        norm: nn.Module = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
-        return norm
-
-    @property
-    def attention_pool(self) -> layers.AttentionPool:
-        c = self.config
-        return layers.AttentionPool(
-            getattr(c, "pool_heads", 0) or c.num_heads,
-            getattr(c, "pool_mlp_dim", 0) or c.mlp_dim,
-            c.activation,
-            c.norm_eps,
-            self.dtype,
-            self.flat_products,
-            mup.input_init(c),
-            parent=None,
-        )
-
-    @property
-    def projection(self) -> nn.Dense:
-        return layers.dense(
-            self.embed_dim,
-            self.dtype,
-            None,
-            use_bias=self.config.projection == "linear_bias",
-            init=nn.initializers.normal(self.config.width**-0.5),
-            flat=self.flat_products,
-        )
 
     # Stages.
 
@@ -313,12 +220,18 @@ class Tower(abc.ABC):
         own, prefix = tokens.x[:, tokens.inserted :], self.prefix
         return self.normed(params, own[:, prefix:]), self.normed(params, own[:, :prefix])
 
+    def normed_inserted(self, params: Params, tokens: Tokens) -> jax.Array:
+        """``Features.aux["inserted"]`` of what the last block gave."""
+        return self.normed(params, tokens.x[:, : tokens.inserted])
+
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """To the joint space: [..., C] -> [..., D], not of unit length."""
         if not self.has_projection:
             return x
         with jax.named_scope(type(self).__name__), jax.named_scope("projection"):
-            out: Any = self.projection.apply({"params": params["projection"]}, x.astype(self.dtype))
+            out: Any = self.projection.apply(
+                {"params": params["projection"]}, x.astype(self.outer_dtype)
+            )
         return out
 
     def pool_tokens(self, params: Params, x: jax.Array) -> jax.Array:
@@ -393,7 +306,7 @@ class Tower(abc.ABC):
             normed = self.normed_tokens(params, tokens)
             aux = {}
             if inserted:
-                aux["inserted"] = self.normed(params, tokens.x[:, :inserted])
+                aux["inserted"] = self.normed_inserted(params, tokens)
             if taps.router:
                 aux["router"] = jnp.concatenate(taps.router).swapaxes(0, 1)
             if taps.largest:
@@ -409,80 +322,3 @@ class Tower(abc.ABC):
             attention=taps.attention,
             aux=aux,
         )
-
-    # Parts of a block, for methods that take one to pieces.
-
-    def qkv(
-        self, params: Params, x: jax.Array, block: int, turns: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values that a block makes of its input, as its scores are made of them.
-
-        Args:
-          params: of the tower.
-          x: [B, L, C], what comes into the block.
-          block: its index, -1 = the last.
-          turns: rotary angles (:meth:`turns`), where the tower has them; None leaves them out.
-
-        Returns:
-          Three arrays [B, H, L, C / H].
-        """
-        p = params[f"blocks_{block % self.config.depth}"]
-        y: Any = x
-        if self.variant.norm_place == "pre":
-            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
-            y = norm.apply({"params": p["attention_norm"]}, x)
-        linear = layers.qkv_layers(
-            self.config.width,
-            self.dtype,
-            self.variant.qkv_bias,
-            self.flat_products,
-            names=False,
-        )
-        heads = []
-        for name, layer in zip(("query", "key", "value"), linear, strict=True):
-            out: Any = layer.apply({"params": p["attention"][name]}, y)
-            if self.variant.qk_norm and name != "value":
-                own = layers.head_norm(self.config.norm_eps, self.dtype, None)
-                each = out.reshape(*out.shape[:-1], self.config.num_heads, -1)
-                normed: Any = own.apply({"params": p["attention"][f"{name}_norm"]}, each)
-                out = normed.reshape(out.shape)
-            if turns is not None and name != "value":
-                out = layers.turn_heads(out, self.config.num_heads, turns)
-            heads.append(attend_lib.split_heads(out, self.config.num_heads))
-        query = heads[0]
-        if self.variant.score_scale != 1.0:
-            query = query * jnp.asarray(self.variant.score_scale, query.dtype)
-        return query, heads[1], heads[2]
-
-    def attention_out(
-        self, params: Params, weights: jax.Array, value: jax.Array, block: int
-    ) -> jax.Array:
-        """What a block's attention gives for these weights: out(A V), [B, Q, C].
-
-        Args:
-          params: of the tower.
-          weights: [B, H, Q, K].
-          value: [B, H, K, C / H].
-          block: its index, -1 = the last.
-        """
-        p = params[f"blocks_{block % self.config.depth}"]["attention"]
-        x = attend_lib.join_heads(jnp.einsum("bhqk,bhkd->bhqd", weights.astype(value.dtype), value))
-        if self.variant.sub_norm:
-            norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
-            x = norm.apply({"params": p["sub_norm"]}, x)
-        linear = layers.dense(self.config.width, self.dtype, None, flat=self.flat_products)
-        out: Any = linear.apply({"params": p["out"]}, x)
-        return out
-
-
-class Parts(nn.Module):
-    """Draws the parameters of unbound modules under their names."""
-
-    names: tuple[str, ...]
-    part: Callable[[str], tuple[nn.Module, tuple[Any, ...]]]
-
-    @nn.compact
-    def __call__(self) -> None:
-        for name in self.names:
-            module, args = self.part(name)
-            module.clone(name=name, parent=self)(*args)  # type: ignore[operator]

@@ -18,7 +18,8 @@ from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.patch_sequence import PatchSequence, sequence_positions
 from jaxclip.models.positions import Grid, resize_positions, sincos_positions
 from jaxclip.models.presets import ImageConfig
-from jaxclip.models.tower import Params, Tower
+from jaxclip.models.tower import Tower
+from jaxclip.models.tower_parts import Params
 
 __all__ = ["Embed", "VisionTransformer", "patches", "resize_positions", "sincos_positions"]
 
@@ -54,14 +55,14 @@ class VisionTransformer(Tower):
             self.embed_dim,
             c.pool_heads or c.num_heads,
             c.norm_eps,
-            self.dtype,
+            self.outer_dtype,
             parent=None,
         )
 
     @property
     def embedding(self) -> Embed:
         """The first stage as an unbound module."""
-        return Embed(self.config, self.dtype, self.flat_products, parent=None)
+        return Embed(self.config, self.outer_dtype, self.flat_products, parent=None)
 
     def init_embed(self, rng: jax.Array) -> dict[str, Any]:
         size = self.config.image_size
@@ -127,21 +128,21 @@ class VisionTransformer(Tower):
         if valid is not None and keep is not None:
             valid = jnp.take_along_axis(valid, keep, axis=1)
         asked = features_lib.as_insert(insert, self.config.depth)
-        first = None
-        if asked is not None:
+        first = instead = None
+        if asked is not None and 0 in asked.layers:
             if asked.at is not None:
-                raise ValueError("insert: at= takes places in texts; images get more tokens")
-            if asked.before_norm and 0 in asked.layers:
+                instead = asked.layers[0], asked.at
+            elif asked.before_norm:
                 first = asked.layers[0]
         with jax.named_scope(type(self).__name__):
-            x: Any = self.embedding.apply({"params": params}, inputs, keep, first)
+            x: Any = self.embedding.apply({"params": params}, inputs, keep, first, instead)
             seen = None
             if valid is not None:  # registers are always seen
                 seen = jnp.pad(valid, ((0, 0), (self.prefix, 0)), constant_values=True)
             inserted = 0 if first is None else first.shape[-2]
             turns = self.rotary(size, keep)
             tokens = Tokens(x, valid, inserted=inserted, turns=turns, keys=seen)
-            if asked is not None and 0 in asked.layers and first is None:
+            if asked is not None and 0 in asked.layers and first is None and instead is None:
                 tokens = features_lib.put_in(tokens, asked, 0)
         return tokens
 
@@ -224,6 +225,11 @@ class VisionTransformer(Tower):
         seen = self.queries(params, tokens)
         return seen[:, 1:], seen[:, :1]
 
+    def normed_inserted(self, params: Params, tokens: Tokens) -> jax.Array:
+        if self.config.pool != "queries":
+            return super().normed_inserted(params, tokens)
+        return tokens.x[:, : tokens.inserted]  # the norm is that of the queries' width
+
 
 class Embed(nn.Module):
     """Patches with positions, behind class and register tokens."""
@@ -238,6 +244,7 @@ class Embed(nn.Module):
         images: jax.Array | PatchSequence,
         keep: jax.Array | None = None,
         first: jax.Array | None = None,
+        instead: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """[B, H, W, 3] -> [B, M+P+N, C].
 
@@ -245,6 +252,8 @@ class Embed(nn.Module):
           images: normalised.
           keep: int32[B, K], patches to run.
           first: [M, C] or [B, M, C], tokens put in before the norm.
+          instead: ([M, C] or [B, M, C], int32[M] or [B, M]): mask tokens and the patches of which
+            they take the place, before positions are added.
         """
         c = self.config
         grid: Grid | jax.Array
@@ -259,6 +268,8 @@ class Embed(nn.Module):
         if x.shape[-1] != c.width:
             init = mup.input_init(c)
             x = layers.dense(c.width, self.dtype, "stem_out", init=init, flat=self.flat)(x)
+        if instead is not None:
+            x = features_lib.overwrite(x, features_lib.rows(instead[0], x), instead[1])
         x = self.add_positions(x, grid)
         has_token = c.has_class_token
         if keep is not None:

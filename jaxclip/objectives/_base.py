@@ -36,6 +36,8 @@ class Context:
       sizes: of the model in training.
       teacher_own: the term's own parameters as a teacher that follows the run has them, without a
         gradient; empty for another teacher.
+      own: the term's own parameters, for :meth:`Objective.tower_options`.
+      state: the term's state before the step, for :meth:`Objective.rows`.
     """
 
     step: jax.Array
@@ -47,6 +49,8 @@ class Context:
     mesh: jax.sharding.Mesh | None = None
     sizes: CLIPConfig = dataclasses.field(default_factory=CLIPConfig)
     teacher_own: Params = dataclasses.field(default_factory=dict)
+    own: Params = dataclasses.field(default_factory=dict)
+    state: State = dataclasses.field(default_factory=dict)
 
     def row_keys(self) -> jax.Array:
         """key[B]: one for each row, a function of (seed, step, row) and the term's name."""
@@ -68,7 +72,8 @@ class Objective:
     tower              ``image`` or ``text``
     kind               none: float32[B, D] of unit length; ``raw``: float32[B, D] before that;
                        ``pooled`` [B, C] before the projection; ``tokens`` [B, N, C] without
-                       class and prompt tokens; ``prefix``: those; ``mask`` bool[B, N]: which
+                       class and prompt tokens; ``projected`` [B, N, D]: these in the joint space,
+                       not of unit length; ``prefix``: class tokens; ``mask`` bool[B, N]: which
                        tokens are real; ``input``: what the tower runs on, uint8 pixels or
                        int32[B, L] token ids; ``hidden_3`` [B, P + N, C] after block 3;
                        ``attention_3`` float32[B, H, P + N, P + N] of block 3; ``attention``
@@ -84,9 +89,11 @@ class Objective:
 
     Attributes:
       small: options that suit a model of width 16, for tests.
+      small_model: what such a model must have beside that: ``{"image": {"alpha": True}}``.
     """
 
     small: ClassVar[Mapping[str, Any]] = {}
+    small_model: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -133,11 +140,22 @@ class Objective:
           ctx: with ``row`` of these rows.
 
         Returns:
-          Keyword arguments of :meth:`jaxclip.models.CLIP.image_features` or ``text_features``. Two
+          Keyword arguments of :meth:`jaxclip.models.CLIP.image_features` or ``text_features``, and
+          ``alpha`` float[B, H, W] for an image tower with such a channel. Two
           terms that want different things of one view are refused when the step is traced.
         """
         del view, batch, ctx
         return {}
+
+    def tower_params(self, params: Params, ctx: Context) -> Params:
+        """The model's parameters as the towers run on them in training, masked say.
+
+        Args:
+          params: the whole dict.
+          ctx: with ``own``; its key is that of the whole batch, whatever part of it runs.
+        """
+        del ctx
+        return params
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         """The work that each row can do alone, in whichever micro-batch it is.

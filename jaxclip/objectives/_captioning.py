@@ -51,6 +51,10 @@ class Captioning:
         pooled: Any = self._pooler(sizes, tokens.dtype).apply(pooler, tokens)
         return pooled
 
+    def visual(self, params: Params, features: Any, sizes: CLIPConfig) -> jax.Array:
+        """The same of :class:`jaxclip.models.Features` of pictures."""
+        return self.image_tokens(params, features.tokens, sizes)
+
     def logits(
         self,
         params: Params,
@@ -58,6 +62,7 @@ class Captioning:
         sizes: CLIPConfig,
         *,
         at: jax.Array | int | None = None,
+        shown: jax.Array | None = None,
     ) -> jax.Array:
         """float32[B, L, V]: what the decoder expects behind each token of a text.
 
@@ -66,8 +71,11 @@ class Captioning:
           outputs: ``image_tokens`` and the tokens of the text.
           sizes: of the model.
           at: the only place that is wanted, [B, 1, V]; None for all.
+          shown: bool[B], rows whose picture is shown; zeros stand for it in others. None for all.
         """
         image = self.image_tokens(params, outputs["image_tokens"], sizes)
+        if shown is not None:
+            image = jnp.where(shown[:, None, None], image, 0.0)
         text = outputs[self.text_start]
         if sizes.text.pool == "cls" and self.from_embeddings:
             text = text[:, :-1]  # without the class token

@@ -109,6 +109,12 @@ class Total:
                 options[key], owners[key] = value, term.name
         return options
 
+    def tower_params(self, params: Params, ctx: Context) -> Params:
+        """The model's parameters as the towers run on them."""
+        for term in self.terms:
+            params = term.objective.tower_params(params, _own(ctx, term.name))
+        return params
+
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         """Row-wise results of all terms as ``name/key``."""
         results: dict[str, jax.Array] = {}
@@ -156,9 +162,9 @@ class Total:
 
 
 def _own(ctx: Context, name: str) -> Context:
-    """The context of a term; the one of all terms has the teacher's parameters of all."""
-    of_teacher = ctx.teacher_own.get(name, {})
-    return dataclasses.replace(ctx, key=term_key(ctx.key, name), teacher_own=of_teacher)
+    """The context of a term; the one of all terms has parameters and states of all by name."""
+    kept = {key: getattr(ctx, key).get(name, {}) for key in ("teacher_own", "own", "state")}
+    return dataclasses.replace(ctx, key=term_key(ctx.key, name), **kept)
 
 
 def _select(outputs: Outputs, keys: frozenset[str]) -> dict[str, jax.Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ class CEClip(Objective):
     rank: float = 0.2
     intra: float = 0.2
     implementation: str = "plain"
+
+    small: ClassVar[dict[str, Any]] = {"count": 2}
 
     def __post_init__(self) -> None:
         check_count("ce_clip.count", self.count)

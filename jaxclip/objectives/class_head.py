@@ -28,7 +28,8 @@ class ClassHead(Objective):
     (``init_from``). Records whose label is -1 do not count.
 
     Attributes:
-      num_classes: labels are 0 to ``num_classes - 1``; larger ones do not count.
+      num_classes: labels are 0 to ``num_classes - 1``. A data set that declares more is refused; a
+        record with a larger one is replaced and counted, and a row with one does not count.
       features: ``"image"`` or ``"image_tokens"``.
       label_smoothing: share of the target spread evenly.
       init_scale: of the random kernel, beside 1 / √D.
@@ -53,7 +54,7 @@ class ClassHead(Objective):
 
     @property
     def fields(self) -> field_lib.BatchSpec:
-        return {"label": field_lib.Label()}
+        return {"label": field_lib.Label(num_classes=self.num_classes)}
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
         size = sizes.embed_dim if self.features == "image" else sizes.image.width
@@ -78,8 +79,13 @@ class ClassHead(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        count = jnp.maximum(jnp.sum(outputs["count"]), 1.0)
-        return jnp.sum(outputs["nll"]) / count, {"top1": jnp.sum(outputs["hits"]) / count}, state
+        counted = jnp.sum(outputs["count"])
+        count = jnp.maximum(counted, 1.0)
+        metrics = {
+            "top1": jnp.sum(outputs["hits"]) / count,
+            "left_out": len(outputs["count"]) - counted,
+        }
+        return jnp.sum(outputs["nll"]) / count, metrics, state
 
 
 def class_logits(params: Params, x: jax.Array) -> jax.Array:

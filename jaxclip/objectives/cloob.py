@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxclip import losses
 from jaxclip.models import unit
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +29,18 @@ class CLOOB(Objective):
       beta: sharpness of the retrieval.
       scale: s, fixed.
       hopfield: without it the loss is 2/s times that of ``dcl`` at scale s.
+      implementation: ``"plain"`` or ``"blockwise"``, of the retrieval, too.
     """
 
     beta: float = 8.0
     scale: float = 30.0
     hopfield: bool = True
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_number("cloob.beta", self.beta, positive=True)
         check_number("cloob.scale", self.scale, positive=True)
+        check_choice("cloob.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -46,17 +50,18 @@ class CLOOB(Objective):
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
-        by_images = self._loob(self._retrieve(images, images), self._retrieve(texts, images))
-        by_texts = self._loob(self._retrieve(texts, texts), self._retrieve(images, texts))
+        how: Any = {"implementation": self.implementation, "mesh": ctx.mesh}
+
+        def retrieve(queries: jax.Array, stored: jax.Array) -> jax.Array:
+            if not self.hopfield:
+                return queries
+            return unit(losses.retrieve(queries, stored, self.beta, **how))
+
+        def loob(a: jax.Array, b: jax.Array) -> jax.Array:
+            others, _ = losses.off_diagonal_logsumexp(a, b, self.scale, **how)
+            return jnp.mean(others / self.scale - jnp.sum(a * b, axis=-1))
+
+        by_images = loob(retrieve(images, images), retrieve(texts, images))
+        by_texts = loob(retrieve(texts, texts), retrieve(images, texts))
         metrics = {"from_images": by_images, "from_texts": by_texts}
         return by_images + by_texts, metrics, state
-
-    def _retrieve(self, queries: jax.Array, stored: jax.Array) -> jax.Array:
-        if not self.hopfield:
-            return queries
-        weights = jax.nn.softmax(self.beta * losses.products(queries, stored))
-        return unit(jnp.matmul(weights, stored, precision="highest"))
-
-    def _loob(self, a: jax.Array, b: jax.Array) -> jax.Array:
-        others, _ = losses.off_diagonal_logsumexp(a, b, self.scale)
-        return jnp.mean(others / self.scale - jnp.sum(a * b, axis=-1))

@@ -41,6 +41,8 @@ class CoCa(Captioning, Objective):
       from_embeddings: the decoder starts from the token embeddings, as it must where the text tower
         is bidirectional and so knows the tokens to predict.
       self_mlp: the decoder's layers have an MLP behind self-attention, too (open_clip).
+      drop_image: share of the rows whose picture the decoder is not shown, so that captions can be
+        guided (Kornblith et al. 2023, arXiv:2307.16686, whose rate is not known).
       implementation: of CLIP's loss, ``"plain"`` or ``"blockwise"``.
     """
 
@@ -50,6 +52,7 @@ class CoCa(Captioning, Objective):
     depth: int = 0
     from_embeddings: bool = False
     self_mlp: bool = False
+    drop_image: float = 0.0
     implementation: str = "plain"
 
     small: ClassVar[Mapping[str, Any]] = {"num_queries": 5, "from_embeddings": True}
@@ -58,6 +61,7 @@ class CoCa(Captioning, Objective):
         check_number("coca.contrastive", self.contrastive)
         check_choice("coca.implementation", self.implementation, IMPLEMENTATIONS)
         check_number("coca.caption_weight", self.caption_weight)
+        check_number("coca.drop_image", self.drop_image, high=1.0)
         check_count("coca.num_queries", self.num_queries, 0)
         check_count("coca.depth", self.depth, 0)
 
@@ -77,7 +81,11 @@ class CoCa(Captioning, Objective):
             )
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
-        logits = self.logits(params, outputs, ctx.sizes)[:, :-1]
+        shown = None
+        if self.drop_image:
+            chance = 1.0 - self.drop_image
+            shown = jax.vmap(lambda key: jax.random.bernoulli(key, chance))(ctx.row_keys())
+        logits = self.logits(params, outputs, ctx.sizes, shown=shown)[:, :-1]
         return losses.token_sums(logits, outputs["text_input"][:, 1:], outputs["text_mask"][:, 1:])
 
     def loss(

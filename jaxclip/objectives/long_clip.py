@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +29,19 @@ class LongCLIP(Objective):
       components: of the batch, k. With k at least B - 1 the images are what they were.
       short_weight: of the second term; the paper's code has 1.
       label_smoothing: share of the target spread evenly.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     components: int = 32
     short_weight: float = 1.0
     label_smoothing: float = 0.1
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_count("long_clip.components", self.components)
         check_number("long_clip.short_weight", self.short_weight)
         check_number("long_clip.label_smoothing", self.label_smoothing, 0.0, 1.0)
+        check_choice("long_clip.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -56,20 +59,20 @@ class LongCLIP(Objective):
     ) -> tuple[jax.Array, Metrics, State]:
         images = outputs["image"].astype(jnp.float32)
         long, short = (
-            self.contrast(x, outputs[key], ctx.logit_scale)
+            losses.infonce(
+                x,
+                outputs[key],
+                logit_scale=ctx.logit_scale,
+                label_smoothing=self.label_smoothing,
+                implementation=self.implementation,
+                mesh=ctx.mesh,
+            )[0]
             for x, key in (
                 (images, "text"),
                 (primary_components(images, self.components), "short/text"),
             )
         )
         return long + self.short_weight * short, {"long": long, "short": short}, state
-
-    def contrast(self, images: jax.Array, texts: jax.Array, logit_scale: jax.Array) -> jax.Array:
-        logits = jnp.exp(logit_scale) * losses.products(images, texts)
-        smooth = self.label_smoothing
-        target = (1.0 - smooth) * jnp.eye(len(logits)) + smooth / len(logits)
-        rows, columns = (losses.soft_cross_entropy(x, target) for x in (logits, logits.T))
-        return (jnp.mean(rows) + jnp.mean(columns)) / 2
 
 
 def primary_components(x: jax.Array, components: int) -> jax.Array:

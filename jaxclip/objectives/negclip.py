@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 
@@ -31,6 +32,8 @@ class NegCLIP(Objective):
     count: int = 1
     ops: str = "swap_words"
     implementation: str = "plain"
+
+    small: ClassVar[dict[str, Any]] = {"count": 2}
 
     def __post_init__(self) -> None:
         check_count("negclip.count", self.count)

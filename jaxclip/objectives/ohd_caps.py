@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxclip import fields as field_lib
 from jaxclip import losses
 from jaxclip.objectives import _negatives
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_choice, check_count, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 
 _NOTHING = -1e30
 
@@ -35,6 +36,7 @@ class OHDCaps(Objective):
       true_margin: weight of the margin below the true pair.
       batch_margin: weight of the margin below the hardest other image of the batch.
       threshold: of both.
+      implementation: ``"plain"`` or ``"blockwise"``.
     """
 
     count: int = 27
@@ -43,10 +45,14 @@ class OHDCaps(Objective):
     true_margin: float = 0.2
     batch_margin: float = 0.2
     threshold: float = 5.0
+    implementation: str = "plain"
+
+    small: ClassVar[dict[str, Any]] = {"count": 2}
 
     def __post_init__(self) -> None:
         check_count("ohd_caps.count", self.count)
         check_choice("ohd_caps.rows_extended", self.rows_extended, ("text", "image"))
+        check_choice("ohd_caps.implementation", self.implementation, IMPLEMENTATIONS)
         for name in ("true_margin", "batch_margin", "threshold"):
             check_number(f"ohd_caps.{name}", getattr(self, name))
 
@@ -61,26 +67,26 @@ class OHDCaps(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        images, wrong = outputs["image"], outputs[_negatives.KEY]
+        images, texts, wrong = (outputs[key] for key in ("image", "text", _negatives.KEY))
+        how: Any = {"implementation": self.implementation, "mesh": ctx.mesh}
         scale = jnp.exp(ctx.logit_scale)
-        logits = scale * losses.products(images, outputs["text"])
-        own = jnp.diagonal(logits)
+        own = scale * jnp.sum(images * texts, axis=-1)
+        others = losses.off_diagonal_logsumexp(images, texts, scale, **how)
         against = scale * jnp.einsum("bd,bmd->bm", images, wrong, precision="highest")
         valid = _negatives.valid(outputs)
         against = jnp.where(valid, against, _NOTHING)
-        by_row = {"image": jax.nn.logsumexp(logits, 1), "text": jax.nn.logsumexp(logits, 0)}
+        rows, columns = (jnp.logaddexp(each, own) for each in others)
+        by_row = {"image": rows, "text": columns}
         extended = jnp.concatenate([by_row[self.rows_extended][:, None], against], axis=1)
         by_row[self.rows_extended] = jax.nn.logsumexp(extended, axis=1)
         base = jnp.mean(by_row["image"] + by_row["text"] - 2 * own) / 2
 
-        itself = jnp.eye(len(own), dtype=bool)
-        others = logits.T  # of text i with all images
-        above = jnp.where(itself, 0.0, jax.nn.relu(self.threshold + others - own[:, None]))
+        # Of text i with all other images.
+        above, hardest = losses.hinge(texts, images, scale, self.threshold - own, **how)
         above_wrong = jax.nn.relu(self.threshold + against - own[:, None])
         number = len(own) * (len(own) - 1) + jnp.sum(valid)
         true_margin = (jnp.sum(above) + jnp.sum(above_wrong)) / number
-        hardest = jnp.max(jnp.where(itself, -jnp.inf, others), axis=1, keepdims=True)
-        above_hardest = jax.nn.relu(self.threshold + against - hardest)
+        above_hardest = jax.nn.relu(self.threshold + against - hardest[:, None])
         batch_margin = jnp.sum(above_hardest) / jnp.maximum(jnp.sum(valid), 1)
         metrics = {
             "base": base,

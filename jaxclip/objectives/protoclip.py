@@ -14,7 +14,7 @@ from jaxclip import losses
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.objectives import _episodes
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
 from jaxclip.objectives._clip import clip_part
 
 _TOWERS = ("image", "text")
@@ -41,6 +41,7 @@ class ProtoCLIP(Objective):
       target_temperature: of the targets.
       proto: weight of the prototypes' loss.
       contrastive: weight of CLIP's loss; 0 where a contrastive term of its own is listed.
+      implementation: of CLIP's loss, ``"plain"`` or ``"blockwise"``.
     """
 
     num_clusters: int = 20_000
@@ -50,6 +51,7 @@ class ProtoCLIP(Objective):
     target_temperature: float = 0.01
     proto: float = 1.0
     contrastive: float = 1.0
+    implementation: str = "plain"
 
     small: ClassVar[Mapping[str, Any]] = {
         **{"num_clusters": 4, "episode_size": 32, "hidden": 16, "size": 8},
@@ -63,6 +65,7 @@ class ProtoCLIP(Objective):
         check_number("protoclip.target_temperature", self.target_temperature, positive=True)
         check_number("protoclip.proto", self.proto)
         check_number("protoclip.contrastive", self.contrastive)
+        check_choice("protoclip.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -101,7 +104,9 @@ class ProtoCLIP(Objective):
             logits = scale * losses.products(features[tower], prototypes)
             proto += jnp.mean(self.to_clusters(logits, own, centroids)) / 2
         proto *= state["episodes"] > 0
-        clip, metrics = clip_part(self.contrastive, images, texts, ctx)
+        clip, metrics = clip_part(
+            self.contrastive, images, texts, ctx, implementation=self.implementation
+        )
         return clip + self.proto * proto, metrics | {"proto": proto}, state
 
     def to_clusters(self, logits: jax.Array, own: jax.Array, centroids: jax.Array) -> jax.Array:

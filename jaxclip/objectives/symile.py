@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import fields as field_lib
+from jaxclip import losses
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_choice
+from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice
 
 _THIRD = "texts1/text"
-_NOTHING = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +29,21 @@ class Symile(Objective):
     Attributes:
       source: tag of the second text, a language say; empty for any caption of the record.
       negatives: ``"shuffled"`` or ``"all"``.
+      implementation: ``"plain"``, or with shuffled negatives ``"blockwise"``.
     """
 
     source: str = ""
     negatives: str = "shuffled"
+    implementation: str = "plain"
 
     def __post_init__(self) -> None:
         check_choice("symile.negatives", self.negatives, ("shuffled", "all"))
+        check_choice("symile.implementation", self.implementation, IMPLEMENTATIONS)
+        if self.negatives == "all" and self.implementation == "blockwise":
+            raise ValueError(
+                "symile.implementation='blockwise' is for B² logits, not the B³ of "
+                "symile.negatives='all'; use negatives='shuffled' or implementation='plain'"
+            )
 
     @property
     def needs(self) -> frozenset[str]:
@@ -54,23 +62,34 @@ class Symile(Objective):
         keys = jax.random.split(ctx.key, 3)
         for (name, anchor), key in zip(rows.items(), keys, strict=True):
             y, z = (value for other, value in rows.items() if other != name)
+            own = scale * jnp.sum(anchor * y * z, axis=-1)
             if self.negatives == "all":
                 scores = jnp.einsum("id,jd,kd->ijk", anchor, y, z, precision="highest")
-                scores = scores.reshape(len(anchor), -1)
+                each = jax.nn.logsumexp(scale * scores, axis=(1, 2)) - own
             else:
-                scores = _shuffled(anchor, y, z, key)
-            own = scale * jnp.sum(anchor * y * z, axis=-1)
-            each = jax.nn.logsumexp(scale * scores, axis=1) - own
+                others = self._shuffled(anchor, y, z, scale, key, ctx)
+                each = jnp.logaddexp(others, own) - own
             metrics[f"anchor_{name.replace('/', '_')}"] = jnp.mean(each)
             total += jnp.mean(each) / 3
         return total, metrics, state
 
-
-def _shuffled(anchor: jax.Array, y: jax.Array, z: jax.Array, key: jax.Array) -> jax.Array:
-    """float32[B, B]: m of row i with random pairs, and with its own pair on the diagonal."""
-    place = jnp.arange(len(y))
-    first, second = (jax.random.permutation(k, len(y)) for k in jax.random.split(key))
-    scores = jnp.matmul(anchor, (y[first] * z[second]).T, precision="highest")
-    true = (first == place[:, None]) & (second == place[:, None])
-    own = jnp.sum(anchor * y * z, axis=-1, keepdims=True)
-    return jnp.where(jnp.eye(len(y), dtype=bool), own, jnp.where(true, _NOTHING, scores))
+    def _shuffled(
+        self,
+        anchor: jax.Array,
+        y: jax.Array,
+        z: jax.Array,
+        scale: jax.Array,
+        key: jax.Array,
+        ctx: Context,
+    ) -> jax.Array:
+        """float32[B]: log-sum-exp of the logits of row i with the random pairs j ≠ i."""
+        first, second = (jax.random.permutation(k, len(y)) for k in jax.random.split(key))
+        others, _ = losses.off_diagonal_logsumexp(
+            anchor,
+            y[first] * z[second],
+            scale,
+            left_out=jnp.where(first == second, first, -1),  # there the row's own triple stands
+            implementation=self.implementation,
+            mesh=ctx.mesh,
+        )
+        return others

@@ -85,6 +85,7 @@ class Checkpointer:
         directory: str | os.PathLike[str],
         *,
         writable: bool = True,
+        one_by_one: bool = False,
         **retention: Any,
     ):
         """Open (and, if ``writable``, create and probe) the folder.
@@ -92,6 +93,8 @@ class Checkpointer:
         Args:
           directory: folder of the checkpoints; ``gs://…`` works where its file system is installed.
           writable: False for readers, such as an evaluation beside a run: nothing is ever changed.
+          one_by_one: whether what is saved are NumPy and lazy arrays
+            (:mod:`jaxclip.train.lazy_arrays`), written one after the other.
           **retention: which checkpoints stay, as :class:`.checkpoint_folder.Retention` has it.
 
         Raises:
@@ -102,6 +105,7 @@ class Checkpointer:
         self._folder = CheckpointFolder(directory)
         self.directory = self._folder.directory
         self._writable = writable
+        self._one_by_one = one_by_one
         # Steps that all processes know to be on disk or on their way there.
         self._known: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -175,7 +179,9 @@ class Checkpointer:
                 self._folder.damaged.discard(step)
                 target.mkdir(parents=True, exist_ok=True)
             if self._orbax is None:
-                self._orbax = ocp.AsyncCheckpointer(state_io.handler(), timeout_secs=3600)
+                self._orbax = ocp.AsyncCheckpointer(
+                    state_io.handler(one_by_one=self._one_by_one), timeout_secs=3600
+                )
             self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree))
         except Exception as error:
             self._folder.remove(step)

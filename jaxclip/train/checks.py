@@ -20,7 +20,7 @@ import jax
 from jaxclip import config_check
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
-from jaxclip.train import init_from, setup
+from jaxclip.train import init_from, setup, tokenizer_check
 from jaxclip.train.checkpoint_folder import CheckpointFolder
 from jaxclip.train.errors import RunError
 
@@ -107,11 +107,12 @@ def check_start(config: Config, checkpoints: str | os.PathLike[str] | None = Non
       checkpoints: folder of the run's; None for a run without.
 
     Raises:
-      ValueError: as :func:`jaxclip.train.init_from.open_source`.
+      ValueError: as :func:`jaxclip.train.init_from.open_source`, or the tokenizer can't be the one
+        of the weights.
     """
     begun = checkpoints is not None and CheckpointFolder(checkpoints).steps()
     if config["init_from"] and not begun:
-        init_from.open_source(config["init_from"])
+        tokenizer_check.check_start(init_from.open_source(config["init_from"]), config)
 
 
 def trace(experiment: setup.Experiment) -> None:

@@ -115,7 +115,10 @@ def _made_up(
     if dtype == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
     if dtype == "int32":
-        return rng.integers(0, max(2, shape[0] // 2), shape, dtype=np.int32)
+        many = max(2, shape[0] // 2)
+        if isinstance(field, field_lib.Label) and field.num_classes:
+            many = min(many, field.num_classes)
+        return rng.integers(0, many, shape, dtype=np.int32)
     if isinstance(field, field_lib.Boxes):  # corners in order
         return np.sort(rng.random((*shape[:-1], 2, 2)), axis=-2).reshape(shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)

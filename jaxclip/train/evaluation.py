@@ -16,7 +16,7 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.evaluate import runner
 from jaxclip.evaluate import tasks as tasks_lib
-from jaxclip.train import checks, multihost, setup
+from jaxclip.train import checks, multihost, setup, tokenizer_check
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.state import TrainState
@@ -103,7 +103,9 @@ def evaluate_workdir(
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
     folder = pathlib.Path(storage.absolute(workdir))
-    config = config_lib.resolve(workdir_lib.read_config(folder), overrides)
+    saved = workdir_lib.read_config(folder)
+    config = config_lib.resolve(saved, overrides)
+    tokenizer_check.warn(config_lib.resolve(saved)["tokenizer"], config["tokenizer"], str(folder))
     if tasks:
         config["evaluate"] |= {"tasks": list(tasks), **{key: [] for key in _SPLIT_KEYS}}
     # No checkpoint is chosen here: the best of a run goes by what the run itself evaluates.

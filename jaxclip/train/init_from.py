@@ -36,12 +36,16 @@ class Source(NamedTuple):
         additions merged; without shardings as NumPy arrays.
       read_own: ``names -> {name: params}``: what objectives of these names keep beside the towers,
         as far as the run has them, as NumPy arrays; published weights give theirs with ``read``.
+      lazy: of published weights, :meth:`jaxclip.weights.checkpoint.Opened.lazy`.
+      parts: the towers that there are.
     """
 
     path: str
     config: Config
     read: Callable[[Any], Params]
     read_own: Callable[[Iterable[str]], Params] = lambda names: {}
+    lazy: Callable[[Callable[..., Any]], Params] | None = None
+    parts: tuple[str, ...] = ("image", "text")
 
 
 class Report(NamedTuple):
@@ -185,7 +189,7 @@ def _published(folder: pathlib.Path, path: str, what: str) -> Source:
             "objective": [dict(term) for term in opened.terms],
         }
     )
-    return Source(path, config, opened.read)
+    return Source(path, config, opened.read, lazy=opened.lazy, parts=opened.parts)
 
 
 def merge(

@@ -21,7 +21,11 @@ Batch = Mapping[str, jax.Array]
 TEACHER = "teacher/"
 LARGEST_LOGITS = "largest_logits"
 ROUTER = "router"
-_KINDS = ("raw", "pooled", "tokens", "prefix", "mask", "input", "attention", LARGEST_LOGITS, ROUTER)
+PROJECTED = "projected"
+_KINDS = (
+    *("raw", "pooled", "tokens", "prefix", "mask", "input", "attention"),
+    *(LARGEST_LOGITS, ROUTER, PROJECTED),
+)
 _NAME = re.compile(
     rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
     rf"(?:_(?P<kind>(?:hidden|attention)_(?P<layer>\d+)|{'|'.join(_KINDS)}))?"
@@ -69,6 +73,10 @@ class Towers(Protocol):
 
     def features(self, params: Params, tower: str, array: jax.Array, **options: Any) -> Any:
         """:class:`jaxclip.models.Features`."""
+        ...
+
+    def project(self, params: Params, tower: str, tokens: jax.Array) -> jax.Array:
+        """Tokens in the joint space, float32[..., D], not of unit length."""
         ...
 
     def train_options(self, tower: str, keys: jax.Array) -> dict[str, Any]:
@@ -212,7 +220,13 @@ def _run(
     if any(output.kind == LARGEST_LOGITS for output in wanted):
         options = {**options, LARGEST_LOGITS: True}
     features = towers.features(params, tower, flat, **layers, **options)
-    return {output.name: restore(_pick(features, output.kind)) for output in wanted}
+    made = {
+        output.name: towers.project(params, tower, features.tokens)
+        if output.kind == PROJECTED
+        else _pick(features, output.kind)
+        for output in wanted
+    }
+    return {name: restore(x) for name, x in made.items()}
 
 
 def _pick(features: Any, kind: str) -> jax.Array:

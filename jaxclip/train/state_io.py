@@ -11,13 +11,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxclip.registry import nearest
+from jaxclip.train import lazy_arrays
 
 _SHOWN = 5
 
 
-def handler() -> ocp.PyTreeCheckpointHandler:
-    """How arrays are laid out on disk (zarr 3 chunks in OCDBT files, zstd)."""
-    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
+def handler(*, one_by_one: bool = False) -> ocp.PyTreeCheckpointHandler:
+    """How arrays are laid out on disk (zarr 3 chunks in OCDBT files, zstd).
+
+    Args:
+      one_by_one: for writing trees of lazy and NumPy arrays (:mod:`jaxclip.train.lazy_arrays`).
+    """
+    options = {"type_handler_registry": lazy_arrays.registry()} if one_by_one else {}
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, **options)
 
 
 def to_nested(state: Any) -> dict[str, Any]:
@@ -30,7 +36,7 @@ def to_nested(state: Any) -> dict[str, Any]:
     for name, leaf in named_leaves(state).items():
         if is_key(leaf):
             leaf = jax.random.key_data(leaf)
-        elif not isinstance(leaf, jax.Array):
+        elif not isinstance(leaf, (jax.Array, lazy_arrays.LazyArray)):
             # A copy: the caller may go on to change its array while it is being written.
             leaf = np.array(leaf)
         if leaf.size:

@@ -90,6 +90,8 @@ def make_gradient(
                 mesh=mesh,
                 sizes=towers.sizes,
                 teacher_own=of_teacher.get("objective", {}),
+                own=params.get("objective", {}),
+                state=state.objective or {},
             )
 
         def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
@@ -105,7 +107,7 @@ def make_gradient(
                 names,
                 batch,
                 towers,
-                params,
+                total.tower_params(params, ctx),
                 options,
                 teacher=teacher,
                 teacher_params=teacher_params,

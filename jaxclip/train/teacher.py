@@ -172,6 +172,6 @@ def batch_spec(setup: Setup, wanted: field_lib.BatchSpec) -> dict[str, field_lib
                 f"teacher.kind='reinforced' replays it as it is kept in {replayed.replay}"
             )
         for key, field in result.items():
-            if isinstance(field, field_lib.Captions) and field.source:
+            if isinstance(field, field_lib.Captions) and (field.source or field.shares):
                 result[key] = dataclasses.replace(field, folder=replayed.replay)
     return dict(sorted(result.items()))

@@ -26,7 +26,7 @@ class ModelTowers:
       model: the encoders.
       image_mean: 3 channel means of pixels in [0, 1].
       image_std: 3 channel standard deviations.
-      dtype: compute dtype.
+      dtype: of what is outside of the blocks.
       shardings: of the parameters, None for one device; those outside of the blocks are gathered
         here, blocks gather their own.
       resize: bring images of another size to the model's own.
@@ -61,10 +61,23 @@ class ModelTowers:
         return encode(self._ready(params, tower), self._input(tower, array))
 
     def features(self, params: Params, tower: str, array: Any, **options: Any) -> Any:
-        """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``."""
+        """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``, and
+        ``alpha``, float[B, H, W] in 0 to 1: the fourth channel of images that have one."""
         model: Any = self.model
         features = model.image_features if tower == "image" else model.text_features
-        return features(self._ready(params, tower), self._input(tower, array), **options)
+        alpha, inputs = options.pop("alpha", None), self._input(tower, array)
+        if alpha is not None:
+            inputs = jnp.concatenate([inputs, alpha[..., None].astype(inputs.dtype)], axis=-1)
+        return features(self._ready(params, tower), inputs, **options)
+
+    def project(self, params: Params, tower: str, tokens: jax.Array) -> jax.Array:
+        """Tokens in the joint space, each as if the pool saw it alone: float32[..., D], not of unit
+        length."""
+        ready, part = self._ready(params, tower), getattr(self.model, tower)
+        if hasattr(part, "pool_tokens"):
+            tokens = part.pool_tokens(ready[tower], tokens)
+        to_space = self.model.project_image if tower == "image" else self.model.project_text
+        return to_space(ready, tokens)
 
     def attention_logits(self, params: Params, tower: str, array: jax.Array) -> jax.Array:
         """float32[depth, H], the largest attention logit of every head on the same."""
@@ -161,6 +174,7 @@ def build_model(
         attention_implementation=attention,
         gather_block=gather_block,
         flat_products=platform == "cpu",
+        residual_dtype=config["precision"]["residual_dtype"],
     )
 
 
@@ -193,7 +207,7 @@ def from_config(
         model,
         tuple(data["image_mean"]),
         tuple(data["image_std"]),
-        config["precision"]["compute_dtype"],
+        config["precision"]["residual_dtype"] or config["precision"]["compute_dtype"],
         shardings,
         resize,
         config["low_rank"]["scaling"],

@@ -13,7 +13,6 @@ gradient which the optimizer saw, behind all clippers.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from jaxclip import optim
 from jaxclip.config import Config
 from jaxclip.optim import config as optim_config
 from jaxclip.optim.stable_adamw import StableAdamState
+from jaxclip.registry import option_defaults
 from jaxclip.train import outputs
 from jaxclip.train.state import Params, TrainState
 from jaxclip.train.towers import ModelTowers
@@ -34,8 +34,12 @@ TENSORS = "watch/tensors/"
 # An RMS from here on is an early sign (arXiv:2304.13013).
 RMS_LIMIT = 2.3
 
-# Optimizers whose state has v as Adam does, by their options for its decay.
-_B2 = ("b2", "adam_b2")
+# Optimizers that move v as Adam does, and their option for its decay. Others keep a state of the
+# same form but move it by another rule (yogi, adopt) or as a maximum (adamax).
+ADAMS = {
+    **dict.fromkeys(("adam", "adamw", "lamb", "nadam", "nadamw", "radam", "stable_adamw"), "b2"),
+    "muon": "adam_b2",
+}
 _FIRST_LAYERS = ("image/patch_embedding/kernel", "image/stem_0_reduce/kernel")
 
 
@@ -127,16 +131,12 @@ def _square(leaf: jax.Array) -> jax.Array:
 
 
 def _decay(section: Mapping[str, Any]) -> tuple[float | None, float]:
-    """Adam's b2 and eps as a configuration has them; b2 None if the optimizer has none."""
-    if section["name"] in ("adamax", "adamaxw"):  # their second moment is a maximum
+    """Adam's b2 and eps as a configuration has them; b2 None if the optimizer is no Adam."""
+    name = section["name"]
+    if name not in ADAMS:
         return None, 0.0
-    arguments = inspect.signature(optim_config.OPTIMIZERS[section["name"]]).parameters
-    names = [name for name in _B2 if name in arguments]
-    if not names:
-        return None, 0.0
-    b2 = section.get(names[0], arguments[names[0]].default)
-    eps = section.get("eps", arguments["eps"].default if "eps" in arguments else 1e-8)
-    return float(b2), float(eps)
+    options = {**option_defaults(optim_config.OPTIMIZERS[name]), **section}
+    return float(options[ADAMS[name]]), float(options["eps"])
 
 
 def make_probe(towers: ModelTowers, keys: Sequence[str], count: int) -> Callable[..., Any]:

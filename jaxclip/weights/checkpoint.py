@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -76,15 +76,33 @@ class Opened(NamedTuple):
           FileError: the file changed, or is damaged where it was not read before.
         """
         placed = {} if shardings is None else _by_path(shardings)
-        params: Params = {}
-        for path, array in mapping.to_ours(self.entries, lambda name: self.tensors[name].read()):
-            value = _placed(array, dtype, placed.get(path))
-            *folders, last = path.split("/")
-            node = params
-            for folder in folders:
-                node = node.setdefault(folder, {})
-            node[last] = value
-        return params
+        return _nested(
+            (path, _placed(array, dtype, placed.get(path)))
+            for path, array in mapping.to_ours(self.entries, self._read_one)
+        )
+
+    def lazy(self, make: Callable[..., Any], dtype: Any = np.float32) -> Params:
+        """The tree of :meth:`read` with something in place of each array that is not read yet.
+
+        Args:
+          make: ``shape, dtype, function that reads the array -> leaf``.
+          dtype: as of :meth:`read`.
+        """
+        kind = np.dtype(dtype)
+        leaves = []
+        for entry in self.entries:
+            # Strides of 0: shapes without memory.
+            whole = np.broadcast_to(np.zeros((), np.uint8), self.tensors[entry.theirs].shape)
+            for index, part in enumerate(entry.layout.to_ours(whole)):
+                read = functools.partial(self._read_part, entry, index, kind)
+                leaves.append((entry.ours[index], make(np.shape(part), kind, read)))
+        return _nested(leaves)
+
+    def _read_one(self, name: str) -> np.ndarray:
+        return self.tensors[name].read()
+
+    def _read_part(self, entry: mapping.Entry, index: int, dtype: Any) -> np.ndarray:
+        return np.array(entry.layout.to_ours(self._read_one(entry.theirs))[index], dtype, order="C")
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
@@ -121,8 +139,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         hash(sizes)  # a list or the like in place of a number
         tensors = dict(family.joined(tensors))
         entries = family.entries_of(checkpoint, sizes)
-    init = models.build(sizes).init
-    shapes = {path: leaf.shape for path, leaf in _by_path(jax.eval_shape(init, _key())).items()}
+    shapes = dict(_shapes(sizes))
     if parts != TOWERS:
         entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
         shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
@@ -184,6 +201,17 @@ def _prefixed(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
     return dict(tensors)
 
 
+def _nested(leaves: Iterable[tuple[str, Any]]) -> Params:
+    params: Params = {}
+    for path, value in leaves:
+        *folders, last = path.split("/")
+        node = params
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = value
+    return params
+
+
 def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:
     if sharding is None:
         # A copy: what was mapped from the file must not change with it.
@@ -191,6 +219,13 @@ def _placed(array: np.ndarray, dtype: Any, sharding: Any) -> Any:
     return jax.make_array_from_callback(
         array.shape, sharding, lambda index: np.array(array[index], dtype, order="C")
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(sizes: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
+    """Of the parameters of an architecture, by path."""
+    drawn = jax.eval_shape(models.build(sizes).init, _key())
+    return {path: leaf.shape for path, leaf in _by_path(drawn).items()}
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

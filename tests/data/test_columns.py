@@ -199,6 +199,18 @@ def test_sources_and_least_words(toy):
     assert starts == {"thing", "item"}
 
 
+def test_shares_of_sources(toy):
+    field = Captions(shares=(("alt", 0.2), ("made", 0.8)))
+    made = np.mean([p[0].startswith("item") for p in captions(toy, field, 32)])
+    assert abs(made - 0.8) < 5 * np.sqrt(0.16 / 256)
+    # A tag that is not there gives its share to the others; one source alone is that source.
+    only = Captions(shares=(("alt", 3.0),))
+    assert captions(toy, only) == captions(toy, Captions(shares=(("alt", 0.1),)))
+    assert all(p[0].startswith("thing") for p in captions(toy, only))
+    several = captions(toy, Captions(count=3, shares=field.shares))
+    assert {len(picked) for picked in several} == {3} and {len(set(p)) for p in several} == {1, 2}
+
+
 def test_text_ops_run_on_captions(toy):
     for (caption,) in captions(toy, Captions(policy="longest", ops="drop_words(1.0, 'so to say')")):
         assert caption == f"item number {number(caption)}"
@@ -323,6 +335,41 @@ def test_records_without_a_label(tmp_path, toys):
     assert sorted(batch["label"]) == [-1] * 4 + [0] * 4
 
 
+def test_labels_out_of_range_are_replaced_and_counted(tmp_path, toys):
+    records = [dataclasses.replace(r, label=i % 4) for i, r in enumerate(toys.records(8))]
+    config = {"name": str(toys.write_data_set(tmp_path / "d", {"train": records}))}
+    spec = {"label": Label(num_classes=3)}  # this data set declares no classes
+    iterator = pipeline.train_iterator(
+        config, tokenizer=tokens, global_batch_size=8, seed=0, spec=spec
+    )
+    assert max(next(iterator)["label"]) == 2
+    assert iterator.stats()["records"] == {"label_out_of_range": 2}
+    iterator.close()
+
+
+def test_a_classifier_of_fewer_classes_than_the_data_declares_is_refused(tmp_path, toys):
+    records = [dataclasses.replace(record, label=0) for record in toys.records(2)]
+    names = ["cat", "dog", "owl"]
+    folder = toys.write_data_set(tmp_path / "d", {"train": records}, class_names=names)
+    config, owners = {"name": str(folder)}, {"label": "objective 'class_head'"}
+    message = (
+        r"batch\['label'\], which objective 'class_head' wants: split 'train' of data set .* has "
+        r"labels up to 2, but num_classes=2; set num_classes=3"
+    )
+    with pytest.raises(ValueError, match=message):
+        pipeline.check_spec(config, {"label": Label(num_classes=2)}, owners=owners)
+    pipeline.check_spec(config, {"label": Label(num_classes=3)}, owners=owners)
+
+
+def test_two_terms_share_labels():
+    joined = fields.union(
+        [("a", {"label": Label(required=False)}), ("b", {"label": Label(True, 9)})]
+    )
+    assert joined == {"label": Label(True, 9)}
+    with pytest.raises(ValueError, match="b wants batch"):
+        fields.union([("a", {"label": Label()}), ("b", {"label": fields.Index()})])
+
+
 def test_boxes_follow_what_they_are_around(tmp_path, toys):
     """A white rectangle on black, moved by every op that moves: the box stays around it."""
     pixels = np.zeros((48, 64, 3), np.uint8)
@@ -368,6 +415,9 @@ def test_boxes_out_of_the_picture_are_zero():
         ({"text": Captions(count=0)}, "count=0 must be at least 1"),
         ({"text": Captions(ops="swop_words")}, "did you mean 'swap_words'"),
         ({"text": Captions(source="de")}, "no captions tagged 'de'"),
+        ({"text": Captions(shares=(("alt", 1.0), ("de", 1.0)))}, "no captions tagged 'de'"),
+        ({"text": Captions(shares=(("alt", 0.0),))}, "must be positive, one for each tag"),
+        ({"text": Captions(shares=(("alt", 1.0),), source="alt")}, "they go with no source"),
         ({"text": Captions(), "n": Negatives(count=0)}, "count=0"),
         ({"x": fields.Field()}, "no field of jaxclip.fields"),
     ],

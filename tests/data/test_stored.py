@@ -115,3 +115,18 @@ def test_writing_refuses_what_does_not_fit(folder):
         with pytest.raises(ValueError, match=message):
             pipeline.write_stored(folder, split, "t", array)
     assert not (folder / "embeddings").exists()
+
+
+def test_a_record_without_a_vector_that_need_not_have_one(toys, tmp_path, tokenize):
+    records = toys.records(12)
+    metas = [{"t": [1.0, 2.0]}, {}, {"t": [1.0]}] + [{"t": [3.0, 4.0]}] * 9
+    records = [
+        dataclasses.replace(record, meta=json.dumps(meta))
+        for record, meta in zip(records, metas, strict=True)
+    ]
+    folder = toys.write_data_set(tmp_path / "m", {"train": records})
+    made, bad = batch(folder, tokenize, {"t": fields.Stored("t", 2, required=False)})
+    assert bad == {"bad_vector": 1}
+    expected = {0: [1.0, 2.0], 1: [0.0, 0.0]}
+    for index, vector in zip(made["index"].tolist(), made["t"].tolist(), strict=True):
+        assert vector == expected.get(index, [3.0, 4.0])

@@ -7,7 +7,9 @@ from jaxclip.data import order, text_ops
 
 EXAMPLES = {
     "delete_words": "delete_words(0.4)",
+    "corrupt_words": "corrupt_words(0.9)",
     "drop_words": "drop_words(0.5)",
+    "few_words": "few_words(3, 'random')",
     "swap_words": "swap_words(p=0.7)",
 }
 # These do something else than leave words out or move them.
@@ -129,3 +131,67 @@ def test_spread_is_uniform_and_depends_on_both_numbers():
     assert abs(numbers.mean() - 0.5) < 5 / np.sqrt(12 * numbers.size)
     assert len(np.unique(numbers)) == numbers.size
     np.testing.assert_array_equal(order.spread(u[0], 5), numbers[0, :5])
+
+
+DOG = "a red dog runs in the old park"
+
+
+def test_few_words_by_syntax(tmp_path):
+    table = tmp_path / "ranks.json"
+    table.write_text('{"dog": 1, "park": 1, "red": 2, "Old": 2, "runs": 3}')
+    chain = text_ops.build([{"op": "few_words", "count": 4, "how": "syntax", "ranks": str(table)}])
+    u = np.full(chain.num_draws, 0.5, np.float32)
+    assert chain(DOG, u) == "red dog old park"
+    assert chain("in the old park", u) == "in the old park"
+    # Without a table function words go first.
+    chain = text_ops.build("few_words(5, 'syntax')")
+    assert chain(DOG, u) == "red dog runs old park"
+
+
+def test_few_words_by_chance():
+    rng, words = np.random.default_rng(0), DOG.split()
+    first, block, drawn = (
+        text_ops.build(f"few_words(3, '{h}')") for h in ("first", "block", "random")
+    )
+    blocks, orders, kept = set(), set(), np.zeros(len(words))
+    for _ in range(400):
+        u = rng.random(2).astype(np.float32)
+        assert first(DOG, u) == "a red dog"
+        blocks.add(block(DOG, u))
+        some = drawn(DOG, u).split()
+        assert len(set(some)) == 3
+        kept += [word in some for word in words]
+        orders.add(
+            tuple(words.index(word) for word in some) == tuple(sorted(map(words.index, some)))
+        )
+    assert blocks == {" ".join(words[i : i + 3]) for i in range(6)}
+    assert orders == {True, False} and np.abs(kept / 400 - 3 / 8).max() < 5 * np.sqrt(0.24 / 400)
+
+
+def test_few_words_refuses(tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text("[1]")
+    for ops, message in (
+        ("few_words(0)", "count=0 must be at least 1"),
+        ("few_words(3, 'syntex')", "did you mean 'syntax'"),
+        ([{"op": "few_words", "ranks": str(bad), "how": "syntax"}], "is no JSON {word: rank}"),
+        ([{"op": "few_words", "ranks": str(bad)}], "is for how='syntax', not 'first'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            text_ops.build(ops)
+
+
+def test_corrupt_words_always_changes_a_caption():
+    chain = text_ops.build("corrupt_words(longest=2)")
+    u = order.uniforms(0, np.arange(400), chain.num_draws)
+    words, lengths = CAPTION.split(), set()
+    for row in u:
+        made = chain(CAPTION, row).split()
+        assert made != words
+        lengths.add(len(made) - len(words))
+        assert chain("cat", row) == "cat cat" and chain("", row) == ""
+    assert lengths == {-2, -1, 0, 1, 2}
+    kept = sum(text_ops.build("corrupt_words(0.5)")(CAPTION, row) == CAPTION for row in u)
+    assert abs(kept / 400 - 0.5) < 5 * np.sqrt(0.25 / 400)
+    with pytest.raises(ValueError, match="longest=0 must be at least 1"):
+        text_ops.build("corrupt_words(longest=0)")

@@ -318,3 +318,9 @@ def test_braces_of_any_pattern_end(pattern):
 
 def test_braces_multiply_with_the_last_fastest():
     assert list(webdataset._braces("{a,b}-{0..1}")) == ["a-0", "a-1", "b-0", "b-1"]
+
+
+def test_a_folder_of_compressed_tars_says_the_way(tmp_path):
+    (tmp_path / "0.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r"0\.tar\.gz is compressed.*`jaxclip data import`"):
+        webdataset.open_pattern(str(tmp_path))

@@ -11,9 +11,13 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import cli
+from jaxclip.data import clip_bpe
 from jaxclip.inference import embed, pictures, search
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "weights" / "golden"
+VOCABULARY = pathlib.Path(clip_bpe.__file__).parent.joinpath(
+    "clip_vocabulary", "bpe_simple_vocab_16e6.txt.gz"
+)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +220,7 @@ def test_the_commands(workdir, folder, tmp_path, capsys):
 
 def test_mistakes_are_one_line(workdir, tmp_path, capsys):
     use = ["--weights", str(workdir)]
+    small = ["--weights", str(GOLDEN / "hf_clip"), "--tokenizer", str(VOCABULARY)]
     (tmp_path / "x.tar").touch()
     for arguments, message in (
         (["embed", *use, "--images", str(tmp_path), "--to", "e"], "holds no pictures"),
@@ -223,6 +228,11 @@ def test_mistakes_are_one_line(workdir, tmp_path, capsys):
         (["embed", *use, "--images", "emoji:tset", "--to", "e"], "tset"),
         (["embed", "--weights", "nix", "--images", "emoji", "--to", "e"], "'nix' is neither"),
         (["embed", *use, "--images", "emoji", "--to", "e", "--part", "4/4"], "--part 4/4"),
+        (["embed", *small, "--images", "emoji", "--to", "e"], "has 49408 tokens, the text tower"),
+        (
+            ["search", *small, "--images", "emoji", "x"],
+            "has 49408 tokens, the text tower embeds 48",
+        ),
         (["search", *use, "x"], "either --images or --embeddings"),
         (["search", *use, "--embeddings", str(tmp_path), "x"], "holds no embeddings"),
     ):
@@ -246,3 +256,12 @@ def test_the_readmes_example_runs_as_it_stands(workdir, tmp_path, monkeypatch, c
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in lines] == ["cat", "dog", "car"]
     assert sum(float(share.rstrip("%")) for _, share in lines) == pytest.approx(100, abs=0.3)
+
+
+def test_one_file_is_pictures_too(folder):
+    opened = pictures.open_pictures(folder / "3.png")
+    assert opened.total == 1 and opened.read(0) == ("3.png", encoded(3))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg: there is no such file"):
+        pictures.open_pictures(folder / "nowhere.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no picture or folder of pictures '.*nowhere'"):
+        pictures.open_pictures(folder / "nowhere")

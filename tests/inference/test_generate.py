@@ -190,3 +190,11 @@ def test_a_cold_nucleus_is_greedy():
 def test_bad_options_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(lambda tokens, place: jnp.zeros((1, VOCABULARY)))
+
+
+def test_guided_logits():
+    conditional, unconditional = jnp.array([1.0, 0, 0]), jnp.array([0.0, 1, 0])
+    guided = jax.nn.softmax(generate.guided_logits(conditional, unconditional, 2.0))
+    np.testing.assert_allclose(guided, [0.843795, 0.042010, 0.114195], atol=1e-6)
+    plain = generate.guided_logits(conditional, unconditional, 1.0)
+    np.testing.assert_array_equal(plain, conditional)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -15,12 +16,16 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import cli, models
+from jaxclip.data import clip_bpe
 from jaxclip.models import presets
 from jaxclip.train import init_from, state_io
 from jaxclip.weights import export
 from jaxclip.weights.checkpoint import open_checkpoint
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "weights" / "golden"
+MERGES = pathlib.Path(clip_bpe.__file__).parent.joinpath(
+    "clip_vocabulary", "bpe_simple_vocab_16e6.txt.gz"
+)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +178,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (("info", tmp_path), "holds no weights"),
         (("import", "--from", tmp_path, "--to", tmp_path / "w"), "holds no weights"),
         (("import", "--from", GOLDEN / "hf_clip", "--to", tmp_path), "is there already"),
+        (
+            ("import", "--from", GOLDEN / "hf_clip", "--to", tmp_path / "w", "--tokenizer", MERGES),
+            "has 49408 tokens, the text tower embeds 48",
+        ),
     ):
         assert run(*arguments) == 2
         error = capsys.readouterr().err
@@ -181,7 +190,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.txt"]
 
 
-def test_imported_weights_are_evaluated(tmp_path, tiny_dataset, capsys):
+def test_imported_weights_are_evaluated(tmp_path, tiny_dataset, capsys, caplog):
     """open_clip's file of a model with our tokenizer, imported, through ``jaxclip eval``."""
     base = presets.get("tiny").to_dict()
     small = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 24}
@@ -203,6 +212,11 @@ def test_imported_weights_are_evaluated(tmp_path, tiny_dataset, capsys):
     task = f"zero_shot data={tiny_dataset} split=test"
     assert cli.main(["eval", "--workdir", str(tmp_path / "w"), "--task", task]) == 0
     assert "zero_shot/top1" in capsys.readouterr().out
+    evaluate = ["eval", "--workdir", str(tmp_path / "w"), "--task", task]
+    with caplog.at_level(logging.WARNING, "jaxclip"):
+        assert cli.main([*evaluate, "--config.tokenizer.kind=clip"]) == 2
+    assert "were trained with tokenizer.kind='emoji_bpe', not 'clip'" in caplog.text
+    assert "the tokenizer has 49408 tokens" in capsys.readouterr().err
     loaded = jaxclip.load(tmp_path / "w")
     # It reads the end of text by its number now, which is the same place.
     read = dataclasses.replace(loaded.sizes.text, pool="last", eos_id=0)

@@ -89,6 +89,25 @@ def test_programs_hold_no_parameters_and_serve_every_platform():
         assert str(program.in_avals[-1].shape[0]) == "b"
 
 
+@pytest.mark.parametrize("name", ["open_clip_coca", "open_clip_roberta"])
+def test_programs_of_other_towers_take_any_number_of_rows(name):
+    model, rng = jaxclip.load(GOLDEN / name), np.random.default_rng(0)
+    side, text = model.sizes.image.image_size, model.sizes.text
+    inputs = {
+        "image": rng.integers(0, 256, (3, side, side, 3), np.uint8),
+        "text": rng.integers(3, text.vocab_size, (3, text.context_length)).astype(np.int32),
+    }
+    inputs["text"][0, 5:] = text.pad_id
+    encode = {"image": model.encode_image, "text": model.encode_text}
+    for tower in programs.towers_of(model.config, model.params):
+        program = jax.export.deserialize(bytearray(programs.serialized(tower, ("cpu",))))
+        given = inputs[tower.name]
+        expected = np.asarray(encode[tower.name](given))
+        for rows in (3, 1):
+            found = program.call(tower.params, given[:rows])
+            np.testing.assert_allclose(found, expected[:rows], atol=2e-6, err_msg=tower.name)
+
+
 def test_onnx_without_its_extra_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     assert export(GOLDEN / "hf_clip", tmp_path / "mine", "onnx") == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxclip import models
+from jaxclip.models import vit
 from tests.models import small
 
 
@@ -113,11 +114,31 @@ def test_context_in_place_of_words(clip):
     close(run(params, {0: own, 1: deep}).embedding, tower.head(p, end).embedding)
 
 
-def test_places_are_for_texts_and_do_not_accumulate(clip):
-    model, params, images, tokens = clip
-    insert = models.Insert({0: draw(1, 16)}, at=jnp.array([1]))
-    with pytest.raises(ValueError, match="at= takes places in texts"):
-        model.image_features(params, images, insert=insert)
+def test_mask_tokens_in_place_of_patches(clip):
+    """Their positions stay; what the masked patches show is not seen."""
+    model, params, images, _ = clip
+    images = jnp.asarray(images)
+    tower, at = model.image, jnp.tile(jnp.array([1, 3]), (4, 1))
+    size, kernel = tower.config.patch_size, params["image"]["patch_embedding"]["kernel"]
+    run = jax.jit(
+        lambda images, mask: (
+            model.image_features(params, images, insert=models.Insert({0: mask}, at=at)).tokens
+        )
+    )
+    mask = draw(2, 16)
+    masked = run(images, mask)
+    other = images.at[0, :size, size : 2 * size].add(1.0)  # patch 1 of the first picture
+    np.testing.assert_array_equal(run(other, mask), masked)
+    assert np.abs(run(images.at[0, :size, :size].add(1.0), mask)[0] - masked[0]).max() > 1e-4
+    # A patch's own embedding in its place changes nothing.
+    pieces = vit.patches(images, size).reshape(4, 4, -1) @ kernel
+    own = jnp.broadcast_to(pieces[:1, 1::2], (4, 2, 16))
+    plain = model.image_features(params, images).tokens
+    close(run(images, own[0])[0], plain[0])
+
+
+def test_places_do_not_accumulate(clip):
+    model, params, _, tokens = clip
     insert = models.Insert({0: draw(1, 12)}, at=jnp.array([1]), accumulate=True)
     with pytest.raises(ValueError, match="nothing can accumulate"):
         model.text_features(params, tokens, insert=insert)

@@ -1,147 +1,80 @@
 """What holds for every objective of the registry; a new one joins by existing.
 
-Each is trained for two steps on one device and, cut into four micro-batches, on eight: both
-compiled once, which all checks share.
+Each is trained for two steps on one device and, cut into four micro-batches, on eight. As many as
+can go together are terms of one run (tests/objectives/battery.py), of which the tests look at one
+term each; `-m slow` asks the same of every objective alone.
 """
 
 import copy
-import functools
+import tempfile
 import warnings
 
 import jax
 import numpy as np
 import pytest
 
-from jaxclip import config as config_lib
-from jaxclip import objectives, parallel
+from jaxclip import objectives
 from jaxclip.plan import program
-from jaxclip.train import dry_run, setup
+from jaxclip.train import dry_run
 from jaxclip.train import state as state_lib
 from jaxclip.train.checkpoint import Checkpointer
-
-BATCH = 32
-TOWER = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
-BASE = {
-    "total_steps": 10,
-    "global_batch_size": BATCH,
-    "data": {"image_size": 16},
-    "tokenizer": {"context_length": 8},
-    "model": {
-        "image": {"patch_size": 4, **TOWER},
-        "text": {"vocab_size": 64, **TOWER},
-        "embed_dim": 16,
-    },
-    "optim": {
-        "name": "sgd",
-        "learning_rate": 1.0,
-        "weight_decay": 0.0,
-        "clip": "none",
-        "schedule": {"name": "constant", "warmup_steps": 0},
-    },
-}
+from tests.objectives import battery
+from tests.objectives.battery import named_leaves, run
 
 NAMES = objectives.REGISTRY.names()
 
-# They share all but the last lines of their loss with clip_rocket and byolip, which stand for them
-# where eight devices are compared with one; `-m slow` compares these, too.
-NEAR_DUPLICATES = ("barlip", "siamlip", "swalip")
 
-
-def configuration(name, **given):
-    """A small run of one objective, with a teacher where it wants one."""
-    kind = objectives.REGISTRY.get(name)
-    config = copy.deepcopy(BASE)
-    config["objective"] = [{"name": name, **kind.small}]
-    objective = objectives.REGISTRY.build(config["objective"][0])
-    wanted = {*objective.needs, *objective.row_needs}
-    if any(output.startswith("teacher/") for output in wanted):
-        config["teacher"] = {"kind": "ema", "decay": 0.5}
-    return config_lib.resolve({**config, **given})
-
-
-class Run:
-    """Two steps of an objective; ``start`` is the state before them, made if it is None."""
-
-    def __init__(self, name, devices, num_micro_batches, start=None):
-        config = configuration(name, num_micro_batches=num_micro_batches)
-        self.experiment = setup.build(config, devices=jax.devices()[:devices])
-        self.states, self.metrics = [], []
-        if start is None:
-            state = self.experiment.init_state()
-        else:
-            state = jax.device_put(start, self.experiment.state_shardings)
-        for step in range(2):
-            self.states.append(jax.tree.map(np.asarray, state))
-            state, metrics = self.experiment.train_step(state, self.batch(step))
-            self.metrics.append({key: float(value) for key, value in metrics.items()})
-        self.states.append(jax.tree.map(np.asarray, state))
-
-    def batch(self, step):
-        config = {**self.experiment.config, "seed": step}
-        made_up = dry_run.made_up_batch(config, self.experiment.batch_spec)
-        return parallel.to_global(made_up, self.experiment.mesh)
-
-
-@functools.cache
-def run(name, devices=1, num_micro_batches=1):
-    start = None if devices == 1 else run(name).states[0]
-    return Run(name, devices, num_micro_batches, start)
-
-
-def pytest_generate_tests(metafunc):
-    of_devices = metafunc.function is test_micro_batches_and_devices_change_nothing
-    names = [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name in NEAR_DUPLICATES and of_devices
-        else name
-        for name in NAMES
-    ]
-    metafunc.parametrize("name", names, indirect=True, scope="module")
-
-
-@pytest.fixture(scope="module")
-def name(request):
-    """Each objective in turn: all its tests together, then its programs are let go."""
-    yield request.param
+@pytest.fixture(scope="module", autouse=True)
+def _forget_runs():
+    yield
     run.cache_clear()
-    jax.clear_caches()
+    battery.complaints.cache_clear()
 
 
-def names_of(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def test_it_trains_and_compiles_once(name):
-    result = run(name)
+def train(names):
+    """Finite, the loss is the terms', own parameters are trained, the step is compiled once."""
+    result = run(names)
     for metrics in result.metrics:
         assert all(np.isfinite(value) for value in metrics.values()), metrics
-        assert metrics[f"{name}/loss"] == pytest.approx(metrics["loss"], rel=1e-6)
-    first, second, _ = (names_of(state.params) for state in result.states)
-    changed = {key for key in first if not np.array_equal(first[key], second[key])}
+        mean = np.mean([metrics[f"{name}/loss"] for name in names])
+        assert metrics["loss"] == pytest.approx(mean, rel=1e-5)
+    first, _, last = (named_leaves(state.params) for state in result.states)
+    changed = {key for key in first if not np.array_equal(first[key], last[key])}
     own = {key for key in first if key.startswith("objective/")}
     assert own <= changed, f"never trained: {own - changed}"
     assert any(key.startswith("image/") for key in changed)
     assert result.experiment.train_step._cache_size() == 1
 
 
-def test_micro_batches_and_devices_change_nothing(name):
-    whole, cut = run(name), run(name, 8, 4)
-    np.testing.assert_allclose(cut.metrics[0]["loss"], whole.metrics[0]["loss"], rtol=2e-5)
-    start = names_of(whole.states[0].params)
-    expected, result = (names_of(r.states[1].params) for r in (whole, cut))
-    largest = max(np.abs(expected[key] - start[key]).max() for key in expected)
-    for key in expected:  # with SGD at rate 1 the change is the gradient
-        np.testing.assert_allclose(result[key], expected[key], atol=2e-5 * largest, err_msg=key)
-    ours, theirs = (names_of(r.states[1].objective) for r in (whole, cut))
+def are_exact(names):
+    """Four micro-batches on eight devices give what one device gives on the whole batch."""
+    whole, cut = run(names), run(names, 8, 4)
+    for name in names:
+        key = f"{name}/loss"
+        np.testing.assert_allclose(cut.metrics[0][key], whole.metrics[0][key], 2e-5, err_msg=key)
+    for key, value in whole.metrics[0].items():
+        np.testing.assert_allclose(cut.metrics[0][key], value, 1e-3, 1e-4, err_msg=key)
+    start = named_leaves(whole.states[0].params)
+    # With SGD at rate 1 the change is the gradient.
+    expected, found = (
+        {key: value - start[key] for key, value in named_leaves(r.states[1].params).items()}
+        for r in (whole, cut)
+    )
+    for name in ("", *names):  # own parameters to the scale of their own gradients
+        begins = f"objective/{name}/" if name else ""
+        own = [k for k in expected if k.startswith(begins) and (name or "objective/" not in k)]
+        largest = max((np.abs(expected[key]).max() for key in own), default=0.0)
+        for key in own:
+            np.testing.assert_allclose(found[key], expected[key], atol=2e-5 * largest, err_msg=key)
+    ours, theirs = (named_leaves(r.states[1].objective) for r in (whole, cut))
     for key, state in ours.items():
         np.testing.assert_allclose(theirs[key], state, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def test_its_state_keeps_its_form_and_ignores_broken_steps(name):
-    result = run(name)
-    before = names_of(result.states[0].objective)
-    after = names_of(result.states[2].objective)
+def keep_their_state(names):
+    """State keeps its form, and a step that is not finite leaves it as it was."""
+    result = run(names)
+    before, _, after = (named_leaves(state.objective) for state in result.states)
     assert {k: (v.shape, v.dtype) for k, v in before.items()} == {
         k: (v.shape, v.dtype) for k, v in after.items()
     }
@@ -159,37 +92,74 @@ def test_its_state_keeps_its_form_and_ignores_broken_steps(name):
         jax.tree.map(np.testing.assert_array_equal, state.objective, broken.objective)
 
 
-def test_what_it_keeps_is_saved_and_goes_on_to_the_bit(name, tmp_path):
-    result = run(name)
+def go_on_to_the_bit(names):
+    """What they keep is saved, and the step after it is the one that would have been."""
+    result = run(names)
     middle = result.states[1]
     if not middle.params.get("objective") and not jax.tree.leaves(middle.objective):
         return  # nothing of its own beside the towers, whose runs tests/train resumes
     experiment = result.experiment
     state = jax.device_put(middle, experiment.state_shardings)
-    with Checkpointer(tmp_path) as checkpointer:
+    with tempfile.TemporaryDirectory() as folder, Checkpointer(folder) as checkpointer:
         checkpointer.save(1, state_lib.to_save(state))
         restored = checkpointer.restore_latest(state_lib.to_save(experiment.abstract_state))
     state = experiment.with_frozen(restored.state)
     after, _ = experiment.train_step(state, result.batch(1))
-    expected, found = (names_of(each) for each in (result.states[2], after))
+    expected, found = (named_leaves(each) for each in (result.states[2], after))
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(np.asarray(found[key]), value, err_msg=key)
 
 
+CHECKS = (train, are_exact, keep_their_state, go_on_to_the_bit)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_together(name, check):
+    found = battery.complaints(check, battery.group_of(name))
+    if name in found:
+        raise found[name]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_alone(name):
+    for check in CHECKS:
+        check((name,))
+    run.cache_clear()
+    jax.clear_caches()
+
+
+def test_a_failure_names_the_objective():
+    def check(names):
+        assert "slip" not in names
+
+    found = battery.complaints(check, tuple(NAMES))
+    assert list(found) == ["slip"]
+
+
+def test_every_objective_is_in_one_group():
+    together = [name for names in battery.groups() for name in names]
+    assert sorted(together) == NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_its_dry_run_and_its_plan(name):
-    config = configuration(name)
-    assert np.isfinite(dry_run.dry_run(config, batch_size=BATCH)["loss"])
+    config = battery.configuration([name])
+    assert np.isfinite(dry_run.dry_run(config, batch_size=battery.BATCH)["loss"])
     planned, _, _ = program.of_config(config, jax.devices()[:1], "", program.Cache(None))
     assert planned.memory.peak > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_option_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"unknown option 'nonsense' of objective '{name}'"):
         objectives.from_config([{"name": name, "nonsense": 1}], {})
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_its_docstring_names_its_source(name):
     kind = objectives.REGISTRY.get(name)
     assert "arXiv" in kind.__doc__ or "arXiv" in (

@@ -12,11 +12,13 @@ from tests.objectives import fixture_g as g
 
 # Outputs are random rows under the names that an objective needs. Those that need more, such as
 # tokens, views or labels, are left out: their kernels are tested in tests/losses.
-NEEDS = ("image", "text", "image_raw", "text_raw", "negatives/text", "negatives/text_input")
+PLAIN_ROWS = ("image", "text", "image_raw", "text_raw", "short/text", "texts1/text")
+NEEDS = (*PLAIN_ROWS, "negatives/text", "negatives/text_input")
 ROWS = 16
 
 # The others hand all their work to kernels that tests/losses compares.
-FAST = ("affinity", "ce_clip", "clip_refine", "euclip", "m2_mix", "mobileclip", "mod_x")
+FAST = ("affinity", "ce_clip", "clip_refine", "cloob", "euclip", "m2_mix", "mobileclip", "mod_x")
+FAST += ("ohd_caps", "symile")
 
 
 def blockwise_names():
@@ -50,12 +52,13 @@ def test_blockwise_is_plain(name):
     rng = np.random.default_rng(0)
     outputs = {key: rows_of(key, plain, rng) for key in sorted(plain.needs)}
     ids = {key: outputs.pop(key) for key in list(outputs) if key.endswith("_input")}
-    state = plain.init_state(ctx.sizes)
+    sizes = dataclasses.replace(ctx.sizes, embed_dim=16)
+    params, state = plain.init_params(jax.random.key(0), sizes), plain.init_state(sizes)
 
     def run(objective, mesh):
         def value(outputs, log_scale):
             there = dataclasses.replace(ctx, logit_scale=log_scale, mesh=mesh)
-            return g.value(objective, outputs | ids, there, state=state)[0]
+            return g.value(objective, outputs | ids, there, params, state)[0]
 
         return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(outputs, ctx.logit_scale)
 
@@ -66,6 +69,13 @@ def test_blockwise_is_plain(name):
             size = float(np.abs(gradient).max())
             np.testing.assert_allclose(others[0][key], gradient, atol=2e-5 * size + 1e-8)
     np.testing.assert_allclose(others[1], gradients[1], rtol=1e-3, atol=1e-5)
+
+
+def test_all_triples_have_no_blockwise_form():
+    with pytest.raises(ValueError, match=r"is for B² logits, not the B³ of symile.negatives='all'"):
+        objectives.REGISTRY.build(
+            {"name": "symile", "negatives": "all", "implementation": "blockwise"}
+        )
 
 
 def test_distances_that_are_no_products_have_no_blockwise_form():

@@ -40,6 +40,7 @@ def test_value_is_the_formulas(features):
     expected = reference(wide @ np.asarray(params["kernel"], np.float64), LABELS, 5, 0.1)
     assert float(value) == pytest.approx(expected[0], rel=1e-5)
     assert float(metrics["top1"]) == pytest.approx(expected[1])
+    assert float(metrics["left_out"]) == 2
 
 
 def test_it_begins_near_even_odds_and_without_labels_is_zero():

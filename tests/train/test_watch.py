@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jaxclip import optim, parallel
+from jaxclip.optim import config as optim_config
 from jaxclip.train import dry_run, opposition, setup, spike_files, watch
 
 
@@ -68,6 +69,27 @@ def test_it_sees_the_gradient_behind_the_clippers():
     found = rms_after(clipped, 0.99, 300, 30.0)
     # The norm is 3.78, so that 30 times it is let through as 4 / 3.78 times.
     np.testing.assert_allclose(found[-1], 4 / 3.7785, rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "nadam"])
+def test_rms_is_read_from_the_states_of_optimizers_that_move_it_as_adam_does(name):
+    b2, eps = watch._decay({"name": name})
+    assert (b2, eps) == (0.999, 1e-8)
+    params = {"w": jnp.ones(3)}
+    tx = optim_config.OPTIMIZERS[name](learning_rate=0.1)
+    first, second = jnp.array([1.0, -2.0, 3.0]), jnp.array([4.0, 0.5, -3.0])
+    state = tx.update({"w": first}, tx.init(params), params)[1]
+    new = tx.update({"w": second}, state, params)[1]
+    v = (b2 * first**2 + second**2) * (1 - b2) / (1 - b2**2)
+    found = watch.second_moment_rms(state, new, b2, eps)["w"]
+    assert float(found) == pytest.approx(float(jnp.sqrt(jnp.mean(second**2 / v))), rel=1e-3)
+
+
+def test_optimizers_that_move_it_by_another_rule_have_no_rms():
+    assert set(watch.ADAMS) <= set(optim_config.OPTIMIZERS)
+    for name in ("yogi", "adopt", "adamax", "adamaxw", "lion", "sgd"):
+        assert watch._decay({"name": name}) == (None, 0.0)
+    assert watch._decay({"name": "muon", "adam_b2": 0.9, "eps": 1e-3}) == (0.9, 1e-3)
 
 
 def test_optimizers_without_a_second_moment_have_no_rms():

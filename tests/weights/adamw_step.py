@@ -15,6 +15,33 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 OPTIONS = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1}
 
 
+def random_parameters(sizes):
+    """Parameters of an architecture by NumPy, of the size that training begins with.
+
+    To compile :meth:`jaxclip.models.CLIP.init` takes longer than a step.
+    """
+    import jax
+
+    from jaxclip import models
+
+    shapes = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    rng = np.random.default_rng(7)
+
+    def draw(path, shape):
+        *_, kind = (str(key.key) for key in path)
+        if not shape.shape:
+            initial = {"logit_scale": sizes.logit_scale_init, "logit_bias": sizes.logit_bias_init}
+            return np.float32(initial[kind])
+        noise = rng.standard_normal(shape.shape, np.float32)
+        if kind == "scale":
+            return 1 + 0.1 * noise
+        if kind == "kernel":
+            return noise * np.float32(shape.shape[0] ** -0.5)
+        return np.float32(0.02) * noise
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def inputs(size, length, vocabulary, batch, *, causal):
     rng = np.random.default_rng(5)
     images = rng.standard_normal((batch, size, size, 3)).astype(np.float32)

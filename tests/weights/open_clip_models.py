@@ -3,6 +3,7 @@
     pip install torch open_clip_torch transformers
     python tests/weights/open_clip_models.py            # the table of docs/weights.md
     python tests/weights/open_clip_models.py --write    # writes it there
+    python tests/weights/open_clip_models.py --shapes --results FILE    # names and shapes alone
 
 What is supported is found out, not listed: a checkpoint of random weights is either read and
 computes the same, or refused with a line that names what is missing.
@@ -60,6 +61,8 @@ def small_timm(create):
         fewer = [{"depth": 2}, {"depths": (1, 1, 1, 1)}, {"layers": (1, 1, 1, 1)}, {}]
         if name.startswith(("convnext", "swin")):
             fewer = fewer[1:]
+        elif name.startswith(("fastvit_mci3", "fastvit_mci4")):  # they have five stages
+            fewer = [{"layers": (1, 1, 1, 1, 1)}, {}]
         elif name.startswith("fastvit"):
             fewer = fewer[2:]
         for change in fewer:
@@ -123,6 +126,29 @@ def build(name):
             if key.endswith(("running_mean", "running_var")):
                 buffer.copy_(0.5 + torch.rand_like(buffer))
     return model, config
+
+
+def open_shapes(name, folder):
+    """As :func:`compare`, of a model without numbers: ``({}, family)`` or the line that refuses it.
+
+    Whether every tensor has a place, and its shape; nothing is computed.
+    """
+    with torch.device("meta"):
+        model, config = build(name)
+    header, end = {}, 0
+    for key, tensor in model.state_dict().items():
+        start, end = end, end + 4 * tensor.numel()
+        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "open_clip_model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)  # a hole
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    try:
+        return {}, open_checkpoint(folder).family
+    except (mapping.MappingError, ValueError) as error:
+        return str(error), None
 
 
 def inputs(model, config):
@@ -217,12 +243,19 @@ def compare(name, folder):
     return differences, opened.family
 
 
-def run(names, kept, at_most=None):
-    """Results by name; those that the file ``kept`` holds are not made again."""
+def run(names, kept, at_most=None, look=compare):
+    """Results by name; those that the file ``kept`` holds are not made again.
+
+    Args:
+      names: of open_clip's models.
+      kept: a JSON file, or None.
+      at_most: how many are made.
+      look: :func:`compare`, or :func:`open_shapes`.
+    """
     results = json.loads(kept.read_text()) if kept and kept.is_file() else {}
     for name in [name for name in names if name not in results][:at_most]:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = compare(name, folder)
+            results[name] = look(name, pathlib.Path(folder))
         print(name, *results[name], flush=True)
         jax.clear_caches()
         if kept:
@@ -233,8 +266,11 @@ def run(names, kept, at_most=None):
 def table(results):
     """Markdown of what is compared and what is refused."""
     groups, refused = collections.defaultdict(list), collections.defaultdict(list)
+    shaped = collections.defaultdict(list)
     for name, (result, family) in results.items():
-        if family is None:
+        if family is not None and not result:
+            shaped[family].append(name)
+        elif family is None:
             reason = re.sub(r".*?(: no family that is known here has |can't be told: )", "", result)
             refused[reason.splitlines()[0]].append(name)
         else:
@@ -259,6 +295,12 @@ def table(results):
     ]
     for reason, found in sorted(refused.items()):
         lines.append(f"- {reason}: {', '.join(f'`{name}`' for name in found)}")
+    if shaped:
+        lines += ["", "Names and shapes of all tensors alone:", ""]
+        lines += [
+            f"- `{family}`: {', '.join(f'`{name}`' for name in found)}"
+            for family, found in sorted(shaped.items())
+        ]
     left = [name for name in open_clip.list_models() if name not in results]
     if left:
         lines += ["", f"Not run for this table: {', '.join(f'`{name}`' for name in left)}."]
@@ -271,9 +313,12 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="a pattern of names")
     parser.add_argument("--results", type=pathlib.Path, help="a file that keeps what was seen")
     parser.add_argument("--at_most", type=int, help="models of this run")
+    parser.add_argument("--shapes", action="store_true", help="names and shapes alone")
     options = parser.parse_args()
     chosen = [n for n in open_clip.list_models() if re.search(options.only, n)]
-    text = table(run(chosen, options.results, options.at_most))
+    text = table(
+        run(chosen, options.results, options.at_most, open_shapes if options.shapes else compare)
+    )
     print(text)
     if options.write:
         content = DOCS.read_text()

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from jaxclip.data.decode import FORMATS, decode
+from jaxclip.data.decode import decode
 from jaxclip.data.record import BadRecord
 
 JPEG_QUALITY = 95
@@ -19,7 +19,7 @@ def prepare(
 
     JPEG and PNG in grey, palette or RGB with 8 bits stay as they are, byte for byte. All else is
     decoded (transparent parts on white) and encoded anew: as JPEG of quality 95 without chroma
-    subsampling if it was JPEG or WebP, as PNG otherwise.
+    subsampling if it was JPEG, WebP or AVIF, as PNG otherwise.
 
     Args:
       data: encoded bytes.
@@ -35,7 +35,7 @@ def prepare(
     if isinstance(image, BadRecord):
         return image
     # Only the header is read here; decode() has seen that it is sound.
-    with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+    with Image.open(io.BytesIO(data)) as header:
         kind, mode, info = header.format, header.mode, header.info
     too_large = 0 < max_side < max(image.size)
     plain = mode in ("RGB", "L", "P", "1") and "transparency" not in info
@@ -48,7 +48,7 @@ def prepare(
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
     buffer = io.BytesIO()
-    if kind in ("JPEG", "WEBP"):
+    if kind in ("JPEG", "WEBP", "AVIF"):
         image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
     else:
         image.save(buffer, format="PNG")

@@ -77,7 +77,7 @@ def text_bytes(value: Any) -> tuple[bytes, ...]:
 
     Strings read with ``errors="surrogateescape"`` become the bytes they were read from.
     """
-    if value is None:
+    if value is None or value != value:  # NaN: nothing, in a table of pandas
         return ()
     if isinstance(value, str):
         # "surrogatepass" for half surrogates that JSON can spell: no valid UTF-8 either.
@@ -132,16 +132,6 @@ def from_fields(
         return Item(key, image, text_bytes(texts), label, _jsonable(rest), split)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
-
-
-# Names of folders that are splits.
-SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
-
-
-def split_of(path: str) -> str:
-    """The split that a file belongs to by the first folder of its path; empty for none."""
-    first, slash, _ = path.removeprefix("./").partition("/")
-    return first if slash and first.lower() in SPLITS else ""
 
 
 def printable(text: str) -> str:

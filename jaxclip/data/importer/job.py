@@ -38,6 +38,7 @@ from jaxclip.data.record import BadRecord, Record, decode_texts
 SUMMARY_FILE = "import.json"
 _UNFINISHED, _REPLACED = ".importing", ".replaced"
 _COMMIT_SECONDS = 10.0
+_NOT_UTF8 = "not UTF-8; if it is a table in another encoding, say which: --encoding cp1252"
 # Change when the same request would give other bytes.
 _FORMAT_VERSION = 1
 
@@ -76,7 +77,9 @@ def import_records(
     options = options or Options()
     if not options.name:
         options = dataclasses.replace(options, name=_name_of(target))
-    reader = open_reader(source, options.format, options.image_column, options.text_column)
+    reader = open_reader(
+        source, options.format, options.image_column, options.text_column, options.encoding
+    )
     request = _request(source, options, reader)
     unfinished = target.with_name(target.name + _UNFINISHED)
     if overwrite:
@@ -183,7 +186,7 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     if not texts and not outcome.texts and is_named:
         texts = (str(outcome.label),)
     if not texts and (outcome.texts or outcome.label in (None, -1)):
-        store.skip("bad_utf8" if bad else "empty_caption", "", outcome.key)
+        store.skip("bad_utf8" if bad else "empty_caption", _NOT_UTF8 if bad else "", outcome.key)
         return
     label = schema.NO_LABEL
     if outcome.label is not None:

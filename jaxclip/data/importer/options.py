@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import re
 
@@ -18,6 +19,7 @@ class Options:
       format: "auto", "folder", "webdataset" or "parquet".
       image_column: in tables and Parquet, the column with images; "" to find it by its name.
       text_column: in tables and Parquet, the column with captions; "" to find it by its name.
+      encoding: of tables that are not JSON; a byte order mark goes before it.
       val_fraction: share of the records that becomes a split ``val``, chosen by a hash of the key.
       max_side: scale larger pictures down to this longer side in pixels; 0 = never.
       min_side: skip pictures whose shorter side is below this.
@@ -33,6 +35,7 @@ class Options:
     format: str = "auto"
     image_column: str = ""
     text_column: str = ""
+    encoding: str = "utf-8"
     val_fraction: float = 0.0
     max_side: int = 0
     min_side: int = 8
@@ -48,6 +51,12 @@ class Options:
         ):  # fmt: skip
             if getattr(self, field) < least:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least {least}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise ValueError(
+                f"encoding={self.encoding!r} is not known; utf-8, cp1252, gb18030, shift_jis, …"
+            ) from None
         if self.name and not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise ValueError(
                 f"name={self.name!r} must be lower-case letters, digits and _, a letter first, as "

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
-from jaxclip.data.naming import LABEL_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.naming import FILE_FIELDS, LABEL_FIELDS, TEXT_FIELDS, find
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+LINK_COLUMNS = ("url", "image_url", "urls", "link", "image_link")
 # Rows decoded at once.
 _BATCH_ROWS = 32
 
@@ -21,8 +25,8 @@ class ParquetReader:
     """Rows of Parquet files.
 
     The image column holds bytes, or structs with a member ``bytes`` (as Hugging Face ``datasets``
-    writes them); captions are strings or lists of strings. Other columns with plain values become
-    meta.
+    writes them), or text: the bytes as base64, or names of files beside the table. Captions are
+    strings or lists of strings. Other columns with plain values become meta.
 
     Without captions there may be class labels; their names are those that Hugging Face
     ``datasets`` notes in the file.
@@ -31,15 +35,21 @@ class ParquetReader:
       files: the files, in order.
       image_column: name of the column with images; empty to find it.
       text_column: name of the column with captions; empty to find it.
+      splits: the split of each file; empty = none says.
 
     Raises:
       ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
 
     def __init__(
-        self, files: Sequence[pathlib.Path], image_column: str = "", text_column: str = ""
+        self,
+        files: Sequence[pathlib.Path],
+        image_column: str = "",
+        text_column: str = "",
+        splits: Sequence[str] = (),
     ):
         self._files = list(files)
+        self._splits = list(splits) or [""] * len(self._files)
         self._wanted = (image_column, text_column)
         self._before = [0]
         for file in self._files:
@@ -59,6 +69,8 @@ class ParquetReader:
             first = start.item if number == start.file else 0
             for row, item in self._rows(self._files[number], first):
                 self._done = self._before[number] + row
+                if isinstance(item, Item) and self._splits[number]:
+                    item = dataclasses.replace(item, split=self._splits[number])
                 yield Cursor(number, row), item
 
     def _rows(self, file: pathlib.Path, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
@@ -147,8 +159,13 @@ def columns_of(
             return kind.get_field_index("bytes") >= 0
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
+    def is_text(kind: Any) -> bool:
+        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
     images = [name for name in find(types, IMAGE_COLUMNS) if has_bytes(types[name])]
     images += [name for name, kind in types.items() if name not in images and has_bytes(kind)]
+    # Text that may be base64 or the name of a file.
+    images += [name for name in find(types, (*IMAGE_COLUMNS, *FILE_FIELDS)) if is_text(types[name])]
     image = wanted[0] or next(iter(images), "")
     text = wanted[1] or next((n for n in find(types, TEXT_FIELDS) if n != image), "")
     label = next(iter(find(types, LABEL_FIELDS)), "")
@@ -156,10 +173,13 @@ def columns_of(
         what, names, which = (
             ("captions", TEXT_FIELDS, "text") if image else ("images", IMAGE_COLUMNS, "image")
         )
-        raise ValueError(
-            f"{file} has no column with {what} (it has {listing}); {option.format(which)}, or name "
-            f"it {' or '.join(names)}"
+        links = find(types, LINK_COLUMNS) if not image else ()
+        way = (
+            f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
+            if links
+            else f"{option.format(which)}, or name it {' or '.join(names)}"
         )
+        raise ValueError(f"{file} has no column with {what} (it has {listing}); {way}")
     return Columns(image, text, label, _class_names(schema.metadata or {}, label))
 
 
@@ -185,18 +205,42 @@ def items_of(
         if name not in (columns.image, columns.text)
     }
     for i in range(batch.num_rows):
-        picture = images[i].as_py()
-        path = ""
-        if isinstance(picture, dict):
-            path = picture.get("path") or ""
-            picture = picture.get("bytes")
+        path, picture = _picture(images[i].as_py(), file.parent)
         fields = {name: _plain(column[i]) for name, column in others.items()}
         label = parse_label(fields.get(columns.label))
         if isinstance(label, int) and 0 <= label < len(columns.class_names):
             fields[columns.label] = columns.class_names[label]
         key = path or f"{file.stem}/{row + i}"
         texts = captions[i].as_py() if captions is not None else None
-        yield from_fields(fields, key=key, image=picture or b"", texts=texts or ())
+        if isinstance(picture, BadRecord):
+            yield dataclasses.replace(picture, key=key)
+        else:
+            yield from_fields(fields, key=key, image=picture, texts=texts or ())
+
+
+def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Path | BadRecord]:
+    """What a cell of the image column holds: its name, if it has one, and the picture."""
+    path = ""
+    if isinstance(value, dict):
+        path = value.get("path") or ""
+        value = value.get("bytes") or path
+    if not isinstance(value, str):
+        return path, value or b""
+    if value.startswith(("http://", "https://")):
+        return value, BadRecord("missing_image", "a link; download the pictures first")
+    if not value:
+        return path, b""
+    encoded = value.partition(";base64,")[2] if value.startswith("data:") else value
+    try:
+        if len(encoded) > _LONGEST_NAME:
+            return path, base64.b64decode(encoded, validate=True)
+    except (ValueError, binascii.Error):
+        pass
+    return value, folder / value
+
+
+# Text that is longer is no file's name.
+_LONGEST_NAME = 255
 
 
 def _as_binary(column: Any) -> Any:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from jaxclip.data import webdataset
-from jaxclip.data.importer.folder import TABLES, SplitReader, TableReader, TreeReader
-from jaxclip.data.importer.items import SPLITS, Reader
+from jaxclip.data.importer import table_rows
+from jaxclip.data.importer.folder import TreeReader
+from jaxclip.data.importer.items import Reader
 from jaxclip.data.importer.parquet import ParquetReader
+from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
+from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
+from jaxclip.data.naming import SPLITS, splits_of_files
 
 FORMATS = ("folder", "webdataset", "parquet")
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _ENDINGS = {"webdataset": _TAR_ENDINGS, "parquet": (".parquet",)}
+
+# Tables that are taken for one whatever is in them.
+TABLES = tuple(
+    f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "jsonl")
+)
+# Others are looked into. A folder with more of them keeps something else in them.
+_MAX_TABLES = 16
 
 
 def open_reader(
@@ -21,6 +33,7 @@ def open_reader(
     format: str = "auto",
     image_column: str = "",
     text_column: str = "",
+    encoding: str = "utf-8",
 ) -> Reader:
     """Open a source of records.
 
@@ -29,6 +42,7 @@ def open_reader(
       format: one of :data:`FORMATS`, or "auto" to tell by the names of the files.
       image_column: in tables and Parquet, the column with images; empty to find it.
       text_column: in tables and Parquet, the column with captions; empty to find it.
+      encoding: of tables that are not JSON.
 
     Returns:
       Its reader.
@@ -43,12 +57,13 @@ def open_reader(
     path = pathlib.Path(text)
     if path.is_dir():
         files = sorted(str(file) for file in path.iterdir() if file.is_file())
+        files = files + _in_folders(path, files)
     else:
         files = webdataset.expand(text)
     if format == "auto":
         format = _guess(path, files)
     if format == "folder":
-        return _folder(path, (image_column, text_column))
+        return _folder(path, (image_column, text_column), encoding)
     fitting = [pathlib.Path(file) for file in files if file.lower().endswith(_ENDINGS[format])]
     if not path.is_dir() and len(fitting) < len(files):
         fitting = [pathlib.Path(file) for file in files]  # named outright, whatever they are called
@@ -57,8 +72,28 @@ def open_reader(
     if format == "webdataset":
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
-        return TarReader(fitting)
-    return ParquetReader(fitting, image_column, text_column)
+        names = webdataset.class_names(path) if path.is_dir() else None
+        return TarReader(fitting, splits_of_files(fitting, path), names or [])
+    return ParquetReader(fitting, image_column, text_column, splits_of_files(fitting, path))
+
+
+def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
+    """Tars or Parquet files one folder below, if there is nothing of the kind in the folder.
+
+    So do CLIP_benchmark (``test/0.tar``) and the Hugging Face hub (``data/train-….parquet``) keep
+    them.
+    """
+    endings = (*_TAR_ENDINGS, ".parquet")
+    pictures = any(os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES for file in files)
+    if pictures or any(file.lower().endswith(endings) for file in files):
+        return []
+    return sorted(
+        str(file)
+        for folder in path.iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.lower().endswith(endings) and file.is_file()
+    )
 
 
 def _guess(path: pathlib.Path, files: list[str]) -> str:
@@ -78,10 +113,11 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
             f"{str(path)!r} holds both tars and Parquet files; say which with --format, or name "
             "the files by a pattern"
         )
-    if path.is_dir() or path.suffix in (".csv", ".tsv", ".jsonl"):
+    if path.is_dir() or table_rows.suffix(path) in table_rows.SUFFIXES:
         return "folder"
     raise ValueError(
-        f"{str(path)!r} is neither a folder nor a table (.csv, .tsv, .jsonl), nor do its names end "
+        f"{str(path)!r} is neither a folder nor a table ({', '.join(table_rows.SUFFIXES)}), nor do "
+        "its names end "
         f"in {', '.join(ending for endings in _ENDINGS.values() for ending in endings)}; say what "
         "it is with --format"
     )
@@ -94,33 +130,104 @@ def _is_img2dataset(files: list[str]) -> bool:
     return all(name.partition(".")[0] in tars for name in names if name.endswith(".parquet"))
 
 
-def _folder(path: pathlib.Path, columns: tuple[str, str]) -> Reader:
+def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
     if path.is_file():
-        return TableReader(path, *columns)
+        return TableReader(path, *columns, encoding=encoding)
     table = _table(path)
     if table is not None:
-        return TableReader(table, *columns)
+        return TableReader(table, *columns, encoding=encoding)
     below = {
         folder.name: inner
         for folder in sorted(path.iterdir())
         if folder.is_dir() and folder.name.lower() in SPLITS and (inner := _table(folder))
     }
     if below:
-        return SplitReader([TableReader(t, *columns, split=name) for name, t in below.items()])
+        return SplitReader(
+            [TableReader(t, *columns, split=name, encoding=encoding) for name, t in below.items()]
+        )
+    others = _other_tables(path, columns, encoding)
+    if others:
+        return others
     reader = TreeReader(path)
     if not reader.has_images():
-        raise FileNotFoundError(f"{str(path)!r} holds no images and none of {', '.join(TABLES)}")
+        raise FileNotFoundError(
+            f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
+            f"images beside it (say {TABLES[0]})"
+        )
     return reader
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:
-    """The table of captions in a folder, if there is one.
+    """The table of captions in a folder, if there is one with a usual name.
 
     Raises:
       ValueError: there are several.
     """
     tables = [folder / table for table in TABLES if (folder / table).is_file()]
     if len(tables) > 1:
-        names = ", ".join(table.name for table in tables)
-        raise ValueError(f"{str(folder)!r} holds several tables of captions ({names}); name one")
+        raise ValueError(_several(folder, tables))
     return tables[0] if tables else None
+
+
+def _several(folder: pathlib.Path, tables: Sequence[pathlib.Path]) -> str:
+    names = ", ".join(table.name for table in tables)
+    return f"{str(folder)!r} holds several tables of captions ({names}); name one"
+
+
+def _other_tables(
+    folder: pathlib.Path, columns: tuple[str, str], encoding: str
+) -> TableReader | SplitReader | None:
+    """Tables of other names, if they say which captions belong to pictures that are there.
+
+    Raises:
+      ValueError: there are several, and their names are no splits (``train.csv``, ``val.csv``).
+    """
+    readers = {}
+    for table in _candidates(folder):
+        try:
+            reader = TableReader(table, *columns, encoding=encoding)
+            if reader.has_pictures():
+                readers[table] = reader
+        except (OSError, ValueError):
+            continue  # a table of something else
+    if len(readers) <= 1:
+        return next(iter(readers.values()), None)
+    splits = _splits_of_tables(list(readers))
+    if not splits:
+        raise ValueError(_several(folder, list(readers)))
+    return SplitReader(
+        [
+            TableReader(table, *columns, split=split, encoding=encoding)
+            for table, split in zip(readers, splits, strict=True)
+        ]
+    )
+
+
+def _candidates(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Files in a folder that may be tables of captions; COCO's are one folder below."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    pictures = {file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+    found = [
+        file
+        for file in files
+        if table_rows.suffix(file) in table_rows.SUFFIXES
+        # Not what lies beside a picture.
+        and file.stem not in pictures
+        and pathlib.PurePath(file.stem).stem not in pictures
+    ]
+    if len(found) > _MAX_TABLES:
+        return []
+    inner = [
+        file
+        for name in ("annotations", "annotation")
+        if (folder / name).is_dir()
+        for file in (folder / name).iterdir()
+        if "caption" in file.name.lower() and table_rows.suffix(file) in table_rows.SUFFIXES
+    ]
+    return sorted(found) + sorted(inner)
+
+
+def _splits_of_tables(tables: Sequence[pathlib.Path]) -> list[str]:
+    """The split of each table by its name; none if two are of the same or one is of none."""
+    splits = splits_of_files(tables)
+    return splits if all(splits) and len(set(splits)) == len(splits) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import lzma
@@ -32,10 +33,19 @@ class TarReader:
 
     Args:
       tars: the files, in order.
+      splits: the split of each; empty = none says.
+      class_names: of the labels; empty = they are not known.
     """
 
-    def __init__(self, tars: Sequence[pathlib.Path]):
+    def __init__(
+        self,
+        tars: Sequence[pathlib.Path],
+        splits: Sequence[str] = (),
+        class_names: Sequence[str] = (),
+    ):
         self._tars = list(tars)
+        self._splits = list(splits) or [""] * len(self._tars)
+        self._class_names = list(class_names)
         self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
         self._current: tuple[int, Any] | None = None
 
@@ -58,15 +68,27 @@ class TarReader:
                 waiting: tuple[int, Item | BadRecord] | None = None
                 for count, item in enumerate(self._samples(self._tars[number], raw, done), 1):
                     if waiting is not None:
-                        yield Cursor(number, waiting[0]), waiting[1]
+                        yield Cursor(number, waiting[0]), self._placed(waiting[1], number)
                     waiting = (count, item) if count > done else None
                 if waiting is not None:
-                    yield Cursor(number + 1, 0), waiting[1]
+                    yield Cursor(number + 1, 0), self._placed(waiting[1], number)
             self._current = None
+
+    def _placed(self, item: Item | BadRecord, tar: int) -> Item | BadRecord:
+        """The item with its split and the name of its class."""
+        if isinstance(item, BadRecord):
+            return item
+        split, label = self._splits[tar], item.label
+        if isinstance(label, int) and 0 <= label < len(self._class_names):
+            label = self._class_names[label]
+        # Tars of two splits often count from 0, both of them.
+        key = f"{split}/{item.key}" if split else item.key
+        return dataclasses.replace(item, key=key, split=split, label=label)
 
     def _samples(self, tar: pathlib.Path, raw: Any, skipped: int) -> Iterator[Item | BadRecord]:
         """All samples of a tar; of the first ``skipped`` ones nothing is read but the headers."""
         key, parts, count = "", {}, 0  # type: str, dict[str, bytes | None], int
+        others: list[str] = []  # files of the sample that nothing here has a use for
         apart, dotted = _Apart(tar), tar_index.Dotted()
         try:
             with tarfile.open(fileobj=raw, mode="r:*") as archive:
@@ -74,11 +96,13 @@ class TarReader:
                     name = tar_index.sample_name(member.name) if member.isreg() else None
                     if name is None or tar_index.part_of(name.extension) is None:
                         dotted.add(name)
+                        if name is not None:
+                            others.append(member.name)
                         continue
                     if parts and name.key != key:
                         apart.check(key, parts)
-                        yield _item(key, parts)
-                        parts, count = {}, count + 1
+                        yield _item(key, parts, others)
+                        parts, count, others = {}, count + 1, []
                     key = name.key
                     parts.setdefault(
                         name.extension,
@@ -92,7 +116,7 @@ class TarReader:
             return
         if parts:
             apart.check(key, parts)
-            yield _item(key, parts)
+            yield _item(key, parts, others)
         elif dotted.total:
             raise SourceError(f"{tar} holds no samples: {dotted.problem()}")
 
@@ -124,10 +148,11 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     return data
 
 
-def _item(key: str, parts: Mapping[str, bytes | None]) -> Item | BadRecord:
+def _item(key: str, parts: Mapping[str, bytes | None], others: Sequence[str]) -> Item | BadRecord:
     found = [ext for ext in parts if tar_index.part_of(ext) == "image"]
     if not found:
-        return BadRecord("missing_image", f"the sample has only {', '.join(parts)}", key)
+        more = f"; {others[0]} beside it is no picture by its ending" if others else ""
+        return BadRecord("missing_image", f"the sample has only {', '.join(parts)}{more}", key)
     image = parts[found[0]]
     if image is None:
         return BadRecord("absurd_size", f"more than {MAX_IMAGE_BYTES} bytes", key)

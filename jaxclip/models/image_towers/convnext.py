@@ -68,11 +68,12 @@ class ConvNeXt(StagedTower):
     config: ConvNeXtConfig
 
     config_class: ClassVar[type] = ConvNeXtConfig
+    has_residual_dtype: ClassVar[bool] = True
 
     @property
     def stem(self) -> nn.Module:
         c = self.config
-        return Stem(c.widths[0], c.norm_eps, self.dtype, self.flat_products, parent=None)
+        return Stem(c.widths[0], c.norm_eps, self.outer_dtype, self.flat_products, parent=None)
 
     def block(self, stage: int, index: int) -> nn.Module:
         c = self.config
@@ -81,6 +82,7 @@ class ConvNeXt(StagedTower):
             downsample=index == 0 and stage > 0,
             norm_eps=c.norm_eps,
             dtype=self.dtype,
+            outer_dtype=self.outer_dtype,
             flat=self.flat_products,
             parent=None,
         )
@@ -89,16 +91,18 @@ class ConvNeXt(StagedTower):
         return self.config.widths[max(stage, 0)]
 
     def parts(self) -> dict[str, Part]:
-        x = jnp.zeros((1, self.config.width), self.dtype)
+        x = jnp.zeros((1, self.config.width), self.outer_dtype)
         return {"norm_post": (self.norm_post, (x,)), "projection": (self.projection, (x,))}
 
     @property
     def norm_post(self) -> nn.LayerNorm:
-        return layers.norm(self.config.norm_eps, self.dtype, None)
+        return layers.norm(self.config.norm_eps, self.outer_dtype, None)
 
     @property
     def projection(self) -> nn.Module:
-        return Projection(self.embed_dim, self.config.projection == "mlp", self.dtype, parent=None)
+        return Projection(
+            self.embed_dim, self.config.projection == "mlp", self.outer_dtype, parent=None
+        )
 
     def pool(self, params: Params, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> [B, C]: the mean, normed."""
@@ -106,7 +110,9 @@ class ConvNeXt(StagedTower):
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         with jax.named_scope(type(self).__name__), jax.named_scope("projection"):
-            out: Any = self.projection.apply({"params": params["projection"]}, x.astype(self.dtype))
+            out: Any = self.projection.apply(
+                {"params": params["projection"]}, x.astype(self.outer_dtype)
+            )
         return out
 
     def pool_tokens(self, params: Params, x: jax.Array) -> jax.Array:
@@ -142,18 +148,21 @@ class Block(nn.Module):
     downsample: bool
     norm_eps: float
     dtype: Any
+    outer_dtype: Any
     flat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> [B, h, w, width], or half as many places along each side."""
         if self.downsample:
-            x = layers.norm(self.norm_eps, self.dtype, "downsample_norm")(x)
-            reduce = layers.dense(self.width, self.dtype, "downsample", flat=self.flat)
+            x = layers.norm(self.norm_eps, self.outer_dtype, "downsample_norm")(x)
+            reduce = layers.dense(self.width, self.outer_dtype, "downsample", flat=self.flat)
             x = reduce(patches(x, 2))
         y = Depthwise(self.width, 7, dtype=self.dtype, name="conv")(x)
         y = layers.norm(self.norm_eps, self.dtype, "norm")(y)
-        y = layers.MLP(_MLP_RATIO * self.width, "gelu", self.dtype, self.flat, name="mlp")(y)
+        result = None if self.outer_dtype == self.dtype else self.outer_dtype
+        options: dict[str, Any] = {"flat": self.flat, "result_dtype": result, "name": "mlp"}
+        y = layers.MLP(_MLP_RATIO * self.width, "gelu", self.dtype, **options)(y)
         scale = self.param("layer_scale", nn.initializers.constant(1e-6), (self.width,))
         return x + y * scale.astype(self.dtype)
 

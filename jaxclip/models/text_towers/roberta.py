@@ -14,7 +14,7 @@ from jaxclip.models import attend, layers
 from jaxclip.models import features as features_lib
 from jaxclip.models.presets import TextConfig
 from jaxclip.models.text import TextTransformer
-from jaxclip.models.tower import Params
+from jaxclip.models.tower_parts import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Roberta(TextTransformer):
 
     @property
     def embedding(self) -> Any:
-        return Embed(self.config, self.dtype, parent=None)
+        return Embed(self.config, self.outer_dtype, parent=None)
 
     @property
     def block(self) -> layers.Block:
@@ -118,15 +118,28 @@ class PostNormBlock(layers.Block):
     ) -> tuple[jax.Array, attend.Taken]:
         """As :meth:`jaxclip.models.layers.Block.__call__`."""
         attention = layers.Attention(
-            self.num_heads, self.dtype, self.implementation, self.flat, name="attention"
+            self.num_heads,
+            self.dtype,
+            self.implementation,
+            self.flat,
+            result_dtype=self.result_dtype,
+            name="attention",
         )
         y, taken = attention(x, x, mask=mask, causal=self.causal, how=how, turns=turns)
         y = self.drop(y, keys, 0)
         y = x + y if how.attend.residual else y
-        x = layers.norm(self.norm_eps, self.dtype, "attention_norm")(y)
+        x = layers.norm(self.norm_eps, x.dtype, "attention_norm")(y)
         if how.attend.mlp:
-            y = layers.MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(x)
-            x = layers.norm(self.norm_eps, self.dtype, "mlp_norm")(x + self.drop(y, keys, 1))
+            mlp = layers.MLP(
+                self.mlp_dim,
+                self.activation,
+                self.dtype,
+                self.flat,
+                result_dtype=self.result_dtype,
+                name="mlp",
+            )
+            y = mlp(x)
+            x = layers.norm(self.norm_eps, x.dtype, "mlp_norm")(x + self.drop(y, keys, 1))
         return x, taken
 
 

@@ -9,6 +9,7 @@ from jaxclip.weights.surgery.positions import (
     stretch_positions,
     stretch_text,
 )
+from jaxclip.weights.surgery.prune import prune
 from jaxclip.weights.surgery.registers import add_registers
 from jaxclip.weights.surgery.soups import greedy_soup, uniform_soup, wise_ft
 from jaxclip.weights.surgery.upcycle import upcycle
@@ -21,6 +22,7 @@ __all__ = [
     "inherit",
     "init_lora",
     "merge_lora",
+    "prune",
     "resize_image",
     "resize_table",
     "resize_vocabulary",

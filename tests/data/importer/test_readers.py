@@ -11,7 +11,6 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from jaxclip.data.importer.folder import TableReader
 from jaxclip.data.importer.items import (
     Cursor,
     Item,
@@ -20,6 +19,7 @@ from jaxclip.data.importer.items import (
     printable,
     text_bytes,
 )
+from jaxclip.data.importer.table import TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.record import REASONS, BadRecord
 

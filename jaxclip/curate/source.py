@@ -1,0 +1,150 @@
+"""The records that are curated: any data set that training reads, or a folder of pictures."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import pathlib
+
+from PIL import Image
+
+from jaxclip.data import decode, remote, sources, webdataset
+from jaxclip.data.dataset import DataSet, RecordSource
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, read_image
+from jaxclip.data.importer.readers import open_reader
+from jaxclip.data.record import REASONS as _REASONS
+from jaxclip.data.record import BadRecord, Record, decode_texts
+
+# Why a record can't be read, in a fixed order: verdicts are numbers into it.
+REASONS = tuple(_REASONS)
+
+
+def open(name: str) -> DataSet:
+    """Open a data set by name.
+
+    Args:
+      name: as :func:`jaxclip.data.sources.open` takes it; also a folder of pictures with captions,
+        or a table of them, as ``jaxclip data import`` takes it, which is one split ``train``.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none.
+    """
+    path = pathlib.Path(name)
+    is_table = path.suffix in (".csv", ".tsv", ".jsonl") and path.is_file()
+    if is_table or (path.is_dir() and not _is_tfds(path)):
+        source = _FolderSource(name)
+        return DataSet(name, {"train": len(source)}, lambda split: source)
+    return sources.open(name)
+
+
+def _is_tfds(path: pathlib.Path) -> bool:
+    """Whether it is a TFDS data set, or has one below, of which its error should tell."""
+    return any(next(path.glob(pattern), None) for pattern in _INFO)
+
+
+_INFO = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+
+
+class _FolderSource(RecordSource):
+    """Pictures and captions in files; the list of them is in memory, the pictures are not."""
+
+    def __init__(self, name: str):
+        self._items: list[Item | BadRecord] = [
+            item for _, item in open_reader(name, "folder").items(Cursor())
+        ]
+        if not self._items:
+            raise ValueError(f"{name!r} holds no records")
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Record | BadRecord:
+        item = self._items[index]
+        if isinstance(item, BadRecord):
+            return item
+        image = read_image(item.image)
+        if isinstance(image, BadRecord):
+            return BadRecord(image.reason, image.detail, item.key)
+        texts, bad = decode_texts(item.texts)
+        if not texts and isinstance(item.label, str):
+            texts = (item.label,)
+        if not texts:
+            return BadRecord("bad_utf8" if bad else "empty_caption", "", item.key)
+        label = item.label if isinstance(item.label, int) else -1
+        meta = json.dumps(dict(item.meta), ensure_ascii=False) if item.meta else ""
+        return Record(image, texts, label, item.key, meta)
+
+
+@functools.lru_cache(maxsize=4)
+def split_source(name: str, split: str) -> RecordSource:
+    """The records of a split; each process opens it once."""
+    return open(name).source(split)
+
+
+def record(name: str, split: str, index: int) -> Record | BadRecord:
+    """A record by number; whatever is wrong with it is a :class:`BadRecord`."""
+    try:
+        found = split_source(name, split)[index]
+    except OSError as error:
+        return BadRecord("unreachable", str(error))
+    if isinstance(found, Record) and not found.texts:
+        return BadRecord("empty_caption", "", found.key)
+    return found
+
+
+def picture(name: str, split: str, index: int) -> bytes | BadRecord:
+    """The encoded picture of a record."""
+    found = record(name, split, index)
+    return found if isinstance(found, BadRecord) else found.image
+
+
+def size_of(data: bytes) -> tuple[int, int] | BadRecord:
+    """Width and height of an encoded picture by its header."""
+    if not data:
+        return BadRecord("zero_bytes")
+    try:
+        with Image.open(io.BytesIO(data), formats=decode.FORMATS) as image:
+            return image.size
+    except Image.DecompressionBombError as error:
+        return BadRecord("absurd_size", str(error))
+    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
+        return BadRecord("undecodable", f"{type(error).__name__}: {error}")
+
+
+def default_split(data_set: DataSet) -> str:
+    """``train``, or the only split.
+
+    Raises:
+      ValueError: there are several others.
+    """
+    if "train" in data_set.splits or not data_set.splits:
+        return "train"
+    if len(data_set.splits) > 1:
+        raise ValueError(f"data set {data_set.name!r} has splits {', '.join(data_set.splits)}; "
+                         "say which with split")  # fmt: skip
+    return next(iter(data_set.splits))
+
+
+def stamp(name: str) -> list[str]:
+    """Changes where the files of a local data set do."""
+    kind, colon, rest = name.partition(":")
+    if name in sources.BUILT_IN or remote.is_remote(rest if colon else name):
+        return [name]
+    path = pathlib.Path(rest if colon and kind in sources.KINDS.names() else name)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
+    else:
+        files = [pathlib.Path(each) for each in webdataset.expand(str(path))]
+    return [name, files_stamp(files)]
+
+
+def absolute(name: str) -> str:
+    """A name of a data set that means the same in any folder."""
+    kind, colon, rest = name.partition(":")
+    if name in sources.BUILT_IN or "://" in name:
+        return name
+    if colon and kind in sources.KINDS.names():
+        return f"{kind}:{os.path.abspath(os.path.expanduser(rest))}"
+    return os.path.abspath(os.path.expanduser(name))

@@ -1,0 +1,123 @@
+"""What a step of a curation is, and their registry.
+
+A step is a frozen dataclass in a file of its own (:mod:`jaxclip.curate.steps`), whose fields are
+its options. It says which columns it wants and makes and why it drops records, and does its work in
+passes over the records that are left (:class:`jaxclip.curate.flow.Flow`). What it gives to a pass
+are functions of arrays (methods, :func:`functools.partial`), since workers elsewhere carry them
+out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxclip.registry import Registry, check_numbers
+
+if TYPE_CHECKING:
+    from jaxclip.curate.flow import Flow
+
+STEPS = Registry("curation step", "jaxclip.curate.steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Base of all steps.
+
+    Attributes:
+      reasons: why it drops records; verdicts are numbers into it, counted from 1 (0: it stays).
+    """
+
+    reasons: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def wants(self) -> tuple[str, ...]:
+        """Columns that an earlier step must have made."""
+        return ()
+
+    def makes(self) -> tuple[str, ...]:
+        """Columns that it makes for later steps."""
+        return ()
+
+    def check(self) -> None:
+        """Raise ValueError or FileNotFoundError for options that can't be."""
+
+    def stamp(self) -> Any:
+        """What changes if files that it reads change: JSON, part of the identity of its results."""
+        return None
+
+    def run(self, flow: Flow) -> None:
+        """Do its work; the last pass is :meth:`~jaxclip.curate.flow.Flow.decide`, if it drops."""
+        raise NotImplementedError
+
+
+def build(config: Any, where: str) -> Step:
+    """A step of its section of a configuration.
+
+    Args:
+      config: ``{"name": "captions", "min_words": 3}``, or the name alone.
+      where: for errors, such as ``"steps[2]"``.
+
+    Raises:
+      ValueError, FileNotFoundError: an unknown step or option, or one that can't be.
+    """
+    try:
+        step = STEPS.build(_with_lists(config))
+        if not isinstance(step, Step):
+            raise ValueError(f"{type(step).__name__} is no jaxclip.curate.step.Step")
+        check_numbers(step, f"step {step.name!r}")
+        _check_lists(step)
+        step.check()
+    except (ValueError, FileNotFoundError, TypeError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{where}: {error}") from error
+    return step
+
+
+def _with_lists(config: Any) -> Any:
+    """``"en,de"`` where a list is wanted: on a command line it is the shorter way to write it."""
+    if not isinstance(config, Mapping) or "name" not in config:
+        return config
+    thing = STEPS.get(config["name"])
+    lists = {f.name for f in dataclasses.fields(thing) if isinstance(f.default, tuple)} \
+        if dataclasses.is_dataclass(thing) else set()  # fmt: skip
+    return {
+        key: [part.strip() for part in value.split(",") if part.strip()]
+        if key in lists and isinstance(value, str) else value
+        for key, value in config.items()
+    }  # fmt: skip
+
+
+def _check_lists(step: Step) -> None:
+    for field in dataclasses.fields(step):
+        value = getattr(step, field.name)
+        if isinstance(field.default, tuple) and not isinstance(value, (list, tuple)):
+            raise ValueError(f"{field.name}={value!r} of step {step.name!r} must be a list")
+
+
+def check_choice(option: str, value: Any, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless an option is one of some words."""
+    from jaxclip.registry import hint
+
+    if value not in known:
+        raise ValueError(f"{option}={value!r}{hint(str(value), known)}")
+
+
+def check_range(option: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless a number is in [low, high]."""
+    if not low <= value <= high:
+        upper = f" and at most {high:g}" if high < float("inf") else ""
+        raise ValueError(f"{option}={value!r} must be at least {low:g}{upper}")
+
+
+def file_stamp(path: str | os.PathLike[str]) -> list[Any]:
+    """Name, size and time of change of a file or folder."""
+    stat = pathlib.Path(path).stat()
+    return [os.fspath(path), stat.st_size, stat.st_mtime_ns]

@@ -1,0 +1,1 @@
+"""The steps of a curation: one a file, found by its name; see :mod:`jaxclip.curate.step`."""

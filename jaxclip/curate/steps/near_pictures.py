@@ -1,0 +1,73 @@
+"""Pictures that are the same but for scale, encoding or slight changes: one of each stays."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from jaxclip.curate import near, perceptual
+from jaxclip.curate.flow import Flow
+from jaxclip.curate.rows import Rows
+from jaxclip.curate.step import Step, check_choice, check_range
+from jaxclip.curate.store import REASON
+from jaxclip.data import decode
+from jaxclip.data.record import BadRecord
+
+_HASHES = {"phash": perceptual.phash, "dhash": perceptual.dhash}
+
+
+@dataclasses.dataclass(frozen=True)
+class NearPictures(Step):
+    """Keep one of pictures whose 64-bit perceptual hashes are close.
+
+    Of a group the one with the most pixels stays. Hashes find other sizes and encodings, not crops:
+    those are for ``semantic_duplicates``. Flat pictures are never compared.
+
+    Attributes:
+      distance: bits that may differ; all pairs up to it are found.
+      hash: ``"phash"`` or ``"dhash"``.
+      largest: groups of more pictures are left alone and counted.
+    """
+
+    distance: int = 3
+    hash: str = "phash"
+    largest: int = 1000
+
+    reasons: ClassVar[tuple[str, ...]] = ("near_duplicate", "undecodable")
+
+    def check(self) -> None:
+        check_choice("hash", self.hash, tuple(_HASHES))
+        check_range("distance", self.distance, 0, 8)
+        check_range("largest", self.largest, 2)
+
+    def run(self, flow: Flow) -> None:
+        flow.columns("hashes", self.hashes)
+        near.find(flow, self.bands, self.agree, self.largest)
+        flow.decide(self.verdict)
+
+    def hashes(self, rows: Rows) -> dict[str, Any]:
+        """``_signature`` uint64[n] and ``_state``: 0 flat, 1 has a hash, 2 can't be decoded."""
+        signature, state = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint8)
+        for row, data in enumerate(rows.pictures()):
+            image = data if isinstance(data, BadRecord) else decode.decode(data)
+            if isinstance(image, BadRecord):
+                state[row] = 2
+                continue
+            found = _HASHES[self.hash](image)
+            if found is not None:
+                signature[row], state[row] = found, 1
+        return {near.SIGNATURE: signature, "_state": state}
+
+    def bands(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Keys that close hashes share, and who has a hash."""
+        return perceptual.bands(rows[near.SIGNATURE], self.distance), rows["_state"] == 1
+
+    def agree(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Whether hashes are close."""
+        return perceptual.distance(one, other) <= self.distance
+
+    def verdict(self, rows: Rows) -> dict[str, Any]:
+        """What is said of each record."""
+        return {REASON: np.select([rows["_is_near_duplicate"], rows["_state"] == 2], [1, 2], 0)}

@@ -1,0 +1,109 @@
+"""JSON documents that say which captions belong to which picture files.
+
+Known are the layouts of COCO (``images`` and ``annotations``), of Karpathy's splits
+(``dataset_coco.json``: ``images`` with ``sentences``), of LLaVA (``conversations``), a list of
+objects, and an object of captions by file name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeGuard
+
+from jaxclip.data.naming import FILE_FIELDS, TEXT_FIELDS, find
+
+EXPECTED = (
+    "names no picture files: expected is a list of objects such as "
+    '{"image": "1.jpg", "caption": "…"}, captions by file name, or the layout of COCO'
+)
+
+# A file's name and everything else that is said about it.
+Found = tuple[str, dict[str, Any]]
+
+# Karpathy's fourth split belongs to the training set.
+_SPLITS = {"restval": "train"}
+
+
+def rows(document: Any, image: str = "") -> list[Found | None] | None:
+    """Rows of a document; None in the place of an entry that names no file.
+
+    Args:
+      document: what ``json.loads`` made of it.
+      image: the name under which files are named; empty to find it.
+
+    Returns:
+      None if the document is of no known layout.
+    """
+    if isinstance(document, Mapping):
+        images, notes = document.get("images"), document.get("annotations")
+        if _are_objects(images) and _are_objects(notes):
+            return list(_coco(images, notes))
+        if _are_objects(images):
+            return [row(each, image) for each in images]
+        lists = [each for each in document.values() if _are_objects(each)]
+        if len(lists) == 1:
+            return rows(lists[0], image)
+        if document and all(_is_caption(each) for each in document.values()):
+            return [(str(name), {"caption": text}) for name, text in document.items()]
+        if document and all(isinstance(each, Mapping) for each in document.values()):
+            # By file name, or by a number with the file inside.
+            return [row(each, image) or (str(name), dict(each)) for name, each in document.items()]
+        return None
+    if not _are_objects(document):
+        return None
+    found = [row(each, image) for each in document]
+    return found if any(found) else None
+
+
+def row(entry: Any, image: str = "") -> Found | None:
+    """One object as a row; None if it names no file."""
+    if not isinstance(entry, Mapping):
+        return None
+    values = {str(name): value for name, value in entry.items()}
+    column = image if image in values else next(iter(find(values, FILE_FIELDS)), None)
+    name = values.pop(column, None) if column else None
+    if not isinstance(name, str) or not name.strip():
+        return None
+    name = name.strip()
+    if column == "filepath" and isinstance(values.get("filename"), str):
+        name = f"{name}/{values.pop('filename')}"  # Karpathy's: a folder and a name in it
+    if not find(values, TEXT_FIELDS) and isinstance(values.get("conversations"), list):
+        values["caption"] = _answer(values.pop("conversations"))
+    sentences = values.get("sentences")
+    if _are_objects(sentences):
+        values["sentences"] = [each.get("raw") for each in sentences]
+    split = values.get("split")
+    if isinstance(split, str):
+        values["split"] = _SPLITS.get(split, split)
+    return name, values
+
+
+def _coco(images: Iterable[Any], notes: Iterable[Any]) -> Iterable[Found | None]:
+    captions: dict[Any, list[Any]] = {}
+    for note in notes:
+        captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
+    for each in images:
+        found = row({name: each[name] for name in ("file_name", "id") if name in each})
+        if found is None:
+            yield None
+            continue
+        name, values = found
+        yield name, {**values, "captions": captions.get(each.get("id"), [])}
+
+
+def _answer(turns: list[Any]) -> Any:
+    """What the assistant first says in a conversation."""
+    for turn in turns:
+        if isinstance(turn, Mapping) and turn.get("from", turn.get("role")) in ("gpt", "assistant"):
+            return turn.get("value", turn.get("content"))
+    return None
+
+
+def _are_objects(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+
+def _is_caption(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(each, str) for each in value)
+    return isinstance(value, str)

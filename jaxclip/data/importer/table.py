@@ -1,0 +1,142 @@
+"""Reader of pictures in files that the rows of a table name."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxclip.data.importer import table_rows
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
+from jaxclip.data.importer.pictures import Pictures
+from jaxclip.data.importer.table_rows import Columns, Row
+from jaxclip.data.naming import SPLITS, TEXT_FIELDS, first_filled, split_of
+from jaxclip.data.record import BadRecord
+
+
+class TableReader:
+    """Images named by the rows of a table; :mod:`table_rows` says of which kinds.
+
+    Rows that follow each other and name the same file are captions of the same picture. Where the
+    files are: :class:`Pictures`. A column ``split``, or folders that are called like splits
+    (``train/…``) and hold all files, are the splits.
+
+    Args:
+      table: the file.
+      image_column: name of the column with file names; empty to find it.
+      text_column: name of the column with captions; empty to find it.
+      split: the split of all rows; empty to tell by their folders.
+      encoding: of a table that is not JSON.
+
+    Raises:
+      ValueError: a table without the needed columns.
+    """
+
+    def __init__(
+        self,
+        table: pathlib.Path,
+        image_column: str = "",
+        text_column: str = "",
+        split: str = "",
+        encoding: str = "utf-8",
+    ):
+        self._table = table
+        self._columns = Columns(image_column, text_column)
+        self._split = split
+        self._encoding = encoding
+        self._size = max(1, table.stat().st_size)
+        self._raw: Any = None
+        table_rows.check(table, self._columns, encoding)
+        self._pictures: Pictures | None = None
+
+    def stamp(self) -> str:
+        return files_stamp([self._table])
+
+    def fraction(self) -> float | None:
+        return None if self._raw is None else min(1.0, self._raw.tell() / self._size)
+
+    def has_pictures(self) -> bool:
+        """Whether any of the first files that the table names is there."""
+        return self._found().has_some
+
+    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        self._found()
+        with open(self._table, "rb") as self._raw:
+            for number, item in enumerate(self._grouped(self._rows(self._raw)), start=1):
+                if number > start.item:
+                    yield Cursor(0, number), item
+        self._raw = None
+
+    def _rows(self, raw: Any) -> Iterator[Row | BadRecord]:
+        return table_rows.rows(self._table, raw, self._columns, self._encoding)
+
+    def _found(self) -> Pictures:
+        if self._pictures is None:
+            with open(self._table, "rb") as raw:
+                names = (row.file for row in self._rows(raw) if isinstance(row, Row))
+                self._pictures = Pictures(self._table, names)
+        return self._pictures
+
+    def _grouped(self, rows: Iterator[Row | BadRecord]) -> Iterator[Item | BadRecord]:
+        def file(row: Row | BadRecord) -> str | None:
+            return row.file if isinstance(row, Row) else None
+
+        for name, group in itertools.groupby(rows, key=file):
+            if name is None:
+                yield from (row for row in group if isinstance(row, BadRecord))
+                continue
+            yield self._item(name, [row.values for row in group if isinstance(row, Row)])
+
+    def _item(self, name: str, rows: list[dict[str, Any]]) -> Item | BadRecord:
+        values = dict(rows[0])
+        if len(rows) > 1:
+            captions: list[Any] = []
+            for row in rows:
+                text = row.get(self._columns.text or first_filled(row, TEXT_FIELDS) or "")
+                captions.extend(text if isinstance(text, list) else [text])
+            column = self._columns.text or first_filled(values, TEXT_FIELDS) or TEXT_FIELDS[0]
+            values[column] = captions
+        if name.startswith(("http://", "https://")):
+            detail = "a link, not a file; download the pictures first, with img2dataset for one"
+            return BadRecord("missing_image", detail, name)
+        split = self._split or split_of(name)
+        own = values.get("split")
+        if not self._split and isinstance(own, str) and own.strip().lower() in SPLITS:
+            split = values.pop("split").strip()
+        item = from_fields(
+            values,
+            key=name,
+            image=self._found().find(name),
+            text_column=self._columns.text,
+            split=split,
+        )
+        # Each split may count from 0.
+        return dataclasses.replace(item, key=f"{self._split}/{item.key}") if self._split else item
+
+
+class SplitReader:
+    """Tables that are one split each: ``train/metadata.jsonl``, ``test/…``.
+
+    Args:
+      readers: one for each, in order.
+    """
+
+    def __init__(self, readers: Sequence[TableReader]):
+        self._readers = list(readers)
+        self._current = 0
+
+    def stamp(self) -> str:
+        return "+".join(reader.stamp() for reader in self._readers)
+
+    def fraction(self) -> float | None:
+        within = self._readers[self._current].fraction() or 0.0
+        return (self._current + within) / len(self._readers)
+
+    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        for number in range(start.file, len(self._readers)):
+            self._current = number
+            first = Cursor(0, start.item if number == start.file else 0)
+            for cursor, item in self._readers[number].items(first):
+                yield Cursor(number, cursor.item), item

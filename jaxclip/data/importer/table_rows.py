@@ -1,0 +1,249 @@
+"""Rows of tables as people keep them: CSV, TSV, JSON lines, JSON documents, ``name#0<tab>caption``.
+
+Any of them may be compressed with gzip. UTF-16 is known by its byte order mark, as spreadsheets
+write it; what else is not UTF-8 wants its encoding named.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxclip.data.importer import annotations as layouts
+from jaxclip.data.naming import FILE_FIELDS, LABEL_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.record import BadRecord
+from jaxclip.registry import hint
+
+SEPARATED, LINES, DOCUMENTS = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".ndjson"), (".json",)
+SUFFIXES = (*SEPARATED, *LINES, *DOCUMENTS)
+
+_DELIMITERS = ",\t;|"
+_NUMBERED = re.compile(r"(.+\.\w{3,4})#\d+\t(.*)")  # of Flickr's results.token
+
+
+class Row(NamedTuple):
+    """One row of a table: the image file it names and all its other values."""
+
+    file: str
+    values: dict[str, Any]
+
+
+class Columns(NamedTuple):
+    """Names of the columns with files and with captions; empty to find them by usual names."""
+
+    image: str = ""
+    text: str = ""
+
+
+def suffix(table: pathlib.Path) -> str:
+    """What kind of table a file is by its name: one of :data:`SUFFIXES`, or anything else."""
+    name = table.name.lower()
+    return pathlib.PurePath(name.removesuffix(".gz")).suffix
+
+
+def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
+    """Look at the beginning of a table.
+
+    Raises:
+      ValueError: it does not name files and captions (or labels); the message says what it has.
+      OSError: it cannot be read.
+    """
+    try:
+        with open(table, "rb") as raw:
+            if suffix(table) in DOCUMENTS:
+                _document(table, _unpacked(raw, table), columns)
+            elif suffix(table) in LINES:
+                return
+            elif not _is_numbered(table, encoding):
+                _delimiter(table, columns, encoding)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{table} is damaged: {error}") from error
+
+
+def rows(
+    table: pathlib.Path, raw: Any, columns: Columns, encoding: str
+) -> Iterator[Row | BadRecord]:
+    """All rows of a table.
+
+    Args:
+      table: its name.
+      raw: the open file.
+      columns: which are which.
+      encoding: of its text; JSON has its own.
+    """
+    try:
+        data = _unpacked(raw, table)
+        if suffix(table) in DOCUMENTS:
+            yield from _document(table, data, columns)
+        elif suffix(table) in LINES:
+            yield from _json_rows(data, columns)
+        elif _is_numbered(table, encoding):
+            yield from _numbered_rows(_text(data, encoding))
+        else:
+            yield from _csv_rows(table, data, columns, encoding)
+    except (EOFError, gzip.BadGzipFile) as error:
+        yield BadRecord("corrupted", f"{table} is damaged: {error}")
+
+
+def _unpacked(raw: Any, table: pathlib.Path) -> Any:
+    return gzip.GzipFile(fileobj=raw) if table.suffix.lower() == ".gz" else raw
+
+
+def _text(data: Any, encoding: str) -> io.TextIOWrapper:
+    """The file as text; bytes that are none stay what they are, as lone surrogates."""
+    # Never closed by the collector: the file below is its owner's.
+    begin = data.read(4)
+    data.seek(0)
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif encoding == "utf-8":
+        encoding = "utf-8-sig"
+    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    return io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="")
+
+
+def _is_numbered(table: pathlib.Path, encoding: str) -> bool:
+    if suffix(table) not in (".token", ".txt"):
+        return False
+    with open(table, "rb") as raw:
+        text = _text(_unpacked(raw, table), encoding)
+        line = text.readline()
+        text.detach()
+    return _NUMBERED.match(line) is not None
+
+
+def _numbered_rows(text: io.TextIOWrapper) -> Iterator[Row | BadRecord]:
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        match = _NUMBERED.match(line.strip())
+        if match is None:
+            yield BadRecord("bad_row", f"line {number} is not NAME#0<tab>CAPTION")
+        else:
+            yield Row(match[1], {"caption": match[2]})
+    text.detach()
+
+
+def _delimiter(table: pathlib.Path, columns: Columns, encoding: str) -> str:
+    """The delimiter: the usual one, or that with which the first line names the columns.
+
+    Raises:
+      ValueError: no delimiter makes the first line name them.
+    """
+    usual = "\t" if suffix(table) == ".tsv" else ","
+    problems = []
+    for delimiter in (usual, *(each for each in _DELIMITERS if each != usual)):
+        with open(table, "rb") as raw:
+            text = _text(_unpacked(raw, table), encoding)
+            try:
+                header = next(csv.reader(text, delimiter=delimiter), [])
+            except (csv.Error, UnicodeError) as error:
+                raise ValueError(f"{table}: its first line cannot be read: {error}") from error
+            text.detach()
+        problem = _lacks([name.strip().lower() for name in header], columns)
+        if not problem:
+            return delimiter
+        problems.append((len(header), problem, header))
+    # The one that takes the line apart most is what was meant.
+    count, problem, header = max(problems, key=lambda each: each[0])
+    tried = "" if count > 1 else " (separated by comma, tab, ; or |)"
+    raise ValueError(f"{table} has {problem}: its first line is {header}{tried}")
+
+
+def _lacks(names: Sequence[str], columns: Columns) -> str:
+    """What a line of columns' names lacks; empty if nothing."""
+    for what, option, wanted, known in (
+        ("the image file", "image", columns.image, FILE_FIELDS),
+        ("the caption", "text", columns.text, (*TEXT_FIELDS, *LABEL_FIELDS)),
+    ):
+        if wanted and wanted.lower() not in names:
+            return f"no column {wanted!r} (--{option}-column){hint(wanted.lower(), names)}"
+        if not wanted and not find(names, known):
+            return (
+                f"no column with {what}; say which it is with --{option}-column, or name it "
+                f"one of {', '.join(known)}"
+            )
+    return ""
+
+
+def _csv_rows(
+    table: pathlib.Path, data: Any, columns: Columns, encoding: str
+) -> Iterator[Row | BadRecord]:
+    text = _text(data, encoding)
+    cells_of = csv.reader(text, delimiter=_delimiter(table, columns, encoding))
+    header = [name.strip().lower() for name in next(cells_of)]
+    column = columns.image.lower() or find(header, FILE_FIELDS)[0]
+    if columns.text:
+        # Other columns are found without regard to letter case.
+        spelled = columns.text.lower()
+        header = [columns.text if name == spelled else name for name in header]
+    for number in itertools.count(2):
+        try:
+            cells = next(cells_of)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            yield BadRecord("bad_row", f"row {number}: {error}")
+            continue
+        except UnicodeError as error:
+            # Nothing after it can be told apart.
+            yield BadRecord("bad_utf8", f"row {number}: {error} (--encoding)")
+            break
+        if not cells:
+            continue  # a blank line
+        values: dict[str, Any] = dict(zip(header, cells, strict=False))
+        name = values.pop(column, "").strip()
+        if len(cells) != len(header) or not name:
+            yield BadRecord(
+                "bad_row", f"row {number} has {len(cells)} fields of {len(header)}", name
+            )
+        else:
+            yield Row(name, values)
+    text.detach()
+
+
+def _json_rows(data: Any, columns: Columns) -> Iterator[Row | BadRecord]:
+    for number, line in enumerate(data, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield BadRecord("bad_utf8", f"line {number}: {error}")
+            continue
+        except (ValueError, RecursionError) as error:
+            yield BadRecord("bad_row", f"line {number}: {error}")
+            continue
+        row = layouts.row(values, columns.image)
+        yield (
+            BadRecord("bad_row", f"line {number} names no image file") if row is None else Row(*row)
+        )
+
+
+def _document(table: pathlib.Path, data: Any, columns: Columns) -> Iterator[Row | BadRecord]:
+    """Rows of a JSON document, or of lines that are called so.
+
+    Raises:
+      ValueError: it is neither, or names no files.
+    """
+    content = data.read()
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if "Extra data" in str(error):
+            return _json_rows(io.BytesIO(content), columns)
+        raise ValueError(f"{table} is no JSON: {error}") from error
+    found = layouts.rows(document, columns.image)
+    if found is None:
+        raise ValueError(f"{table} {layouts.EXPECTED}")
+    return (
+        BadRecord("bad_row", f"entry {number} names no image file") if each is None else Row(*each)
+        for number, each in enumerate(found, start=1)
+    )
