@@ -141,9 +141,10 @@ def test_saved_config_resolves_to_itself(base, tmp_path):
     assert config_lib.resolve(config_lib.load(tmp_path / "config.json")) == base
 
 
-# Not configurations of a run: parts that are shared, and grids of `jaxclip lab`. Tuning starts from
+# Not configurations of a run: parts that are shared, recipes of `jaxclip curate`, grids of
+# `jaxclip lab`. Tuning starts from
 # weights, and has tests of its own.
-OTHERS = ("common", "finetune", "lab")
+OTHERS = ("common", "curate", "finetune", "lab")
 RUNS = [p.name for p in CONFIGS.glob("*.py") if p.stem.split("_")[0] not in OTHERS]
 
 

@@ -36,8 +36,9 @@ class Features(NamedTuple):
       attention: float32[B, H, M+P+N, M+P+N], softmax weights of the blocks asked for, counted from
         0; -1 = the last.
       aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm
-        (CoCa's image tower: as the last block gives them), where there are any; ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of
-        each row, block and head, without a gradient, where they were asked for.
+        (CoCa's image tower: as the last block gives them), where there are any;
+        ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of each row, block and
+        head, without a gradient, where they were asked for.
     """
 
     embedding: jax.Array

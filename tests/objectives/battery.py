@@ -15,7 +15,7 @@ import numpy as np
 from jaxclip import config as config_lib
 from jaxclip import fields as field_lib
 from jaxclip import objectives, parallel
-from jaxclip.train import dry_run, outputs, setup
+from jaxclip.train import dry_run, setup
 
 BATCH = 32
 TOWER = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
@@ -77,31 +77,18 @@ def steered(name):
     if type(objective).tower_options is objectives.Objective.tower_options:
         return set()
     experiment = experiment_of([name])
-    of_teacher = {n for n in objective.needs | objective.row_needs if n.startswith("teacher/")}
     found = set()
+    plain = objectives.Total.tower_options
 
-    def note(params, batch, key):
-        seen = outputs.compute(
-            of_teacher,
-            batch,
-            experiment.towers,
-            params,
-            lambda *_: {},
-            teacher=experiment.teacher.teacher,
-            teacher_params=params,
-        )
-        ctx = objectives.Context(
-            step=0,
-            key=key,
-            row=jax.numpy.arange(BATCH),
-            logit_scale=params["logit_scale"],
-            sizes=experiment.towers.sizes,
-        )
-        for view in experiment.batch_spec:
-            found.update((view, option) for option in objective.tower_options(view, seen, ctx))
+    def note(total, view, batch, ctx):
+        options = plain(total, view, batch, ctx)
+        found.update((view, option) for option in options)
+        return options
 
-    params = experiment.abstract_state.params
-    jax.eval_shape(note, params, experiment.abstract_batch(), jax.random.key(0))
+    with mock.patch.object(objectives.Total, "tower_options", note):
+        jax.eval_shape(
+            experiment.train_step, experiment.abstract_state, experiment.abstract_batch()
+        )
     return found
 
 
@@ -110,8 +97,8 @@ def groups():
     """Names of objectives that can be trained together: tuples, as few as come of one pass.
 
     Two can't where they want arrays of another shape under one key of the batch, or another model,
-    or set the same option of a tower on the same view. How data makes an array does not matter: batches here are
-    made up.
+    or set the same option of a tower on the same view. How data makes an array does not matter:
+    batches here are made up.
     """
     made = []
     for name in objectives.REGISTRY.names():

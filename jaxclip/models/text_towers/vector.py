@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxclip.models import attend, layers
 from jaxclip.models.features import InsertLike, Tokens
 from jaxclip.models.text import TextTransformer
-from jaxclip.models.tower import Params
+from jaxclip.models.tower_parts import Params
 
 
 @dataclasses.dataclass(frozen=True)
