@@ -348,3 +348,14 @@ def as_patches(spec: BatchSpec, patch_size: int, counts: Sequence[int]) -> dict[
 def shapes(spec: BatchSpec, batch_size: int, sizes: Sizes) -> dict[str, tuple[Any, str]]:
     """``(shape, dtype)`` of each array of a batch."""
     return {key: ((batch_size, *f.shape(sizes)), f.dtype) for key, f in spec.items()}
+
+
+def known_shapes(
+    spec: BatchSpec, batch_size: int, sizes: Sizes
+) -> dict[str, tuple[tuple[int | None, ...], str]]:
+    """:func:`shapes` with None for an axis that differs from batch to batch."""
+    result: dict[str, tuple[tuple[int | None, ...], str]] = {}
+    for key, (shape, dtype) in shapes(spec, batch_size, sizes).items():
+        varies = spec[key].varies
+        result[key] = ((shape[0], None, *shape[2:]) if varies else shape, dtype)
+    return result

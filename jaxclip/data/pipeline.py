@@ -172,14 +172,8 @@ def train_iterator(
         depth=max(1, config["prefetch"]),
     )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
-    shapes: dict[str, Any] = dict(fields.shapes(spec, rows, sizes))
-    for key in spec:
-        if spec[key].varies:
-            (count, _, *rest), dtype = shapes[key]
-            shapes[key] = ((count, None, *rest), dtype)
-    return TrainIterator(
-        shapes, start_step, ahead, record_loader, maker.caption_counts, maker.box_counts
-    )
+    shapes, counts = fields.known_shapes(spec, rows, sizes), maker.caption_counts
+    return TrainIterator(shapes, start_step, ahead, record_loader, counts, maker.box_counts)
 
 
 def _batch_maker(

@@ -24,9 +24,9 @@ from jaxclip.objectives._clip import clip_part
 class QueryDecoder(nn.Module):
     """Learned queries that see each other and the patches: [B, N, C] -> [B, Q, width].
 
-    Layers of x + self_attention(norm(x)), x + cross_attention(norm(x), patches), x + mlp(norm(x)),
-    with ReLU. The state starts at zero; the queries are added to queries and keys of
-    self-attention and to the queries of cross-attention, as DETR's.
+    Layers of x + self_attention(norm(x) + queries), x + cross_attention(norm(x) + queries, patches),
+    x + mlp(norm(x)), with ReLU. The state starts at zero, of which the first layer takes no norm.
+    DETR adds queries to the queries and keys of self-attention, here its values have them, too.
     """
 
     num_queries: int
@@ -48,7 +48,9 @@ class QueryDecoder(nn.Module):
                 return f"{part}_{index}"
 
             attention = layers.Attention(self.num_heads, self.dtype, name=name("attention"))
-            y = layers.norm(1e-5, self.dtype, name("attention_norm"))(x) + places
+            y = jnp.broadcast_to(places, x.shape)
+            if index:
+                y = layers.norm(1e-5, self.dtype, name("attention_norm"))(x) + places
             x = x + attention(y, y, mask=None, causal=False)[0]
             cross = layers.Attention(self.num_heads, self.dtype, name=name("cross_attention"))
             y = layers.norm(1e-5, self.dtype, name("cross_norm"))(x) + places

@@ -92,7 +92,7 @@ def test_scenes_are_the_same_each_time_and_name_what_is_seen(scenes):
     assert set(counts) <= {1, 2, 3, 4} and len(set(counts)) > 1
 
 
-def test_boxes_and_texts_of_scenes_reach_the_batch(tokenize_scene=None):
+def test_boxes_and_texts_of_scenes_reach_the_batch():
     pytest.importorskip("tensorflow")
 
     def tokenize(texts):
@@ -170,3 +170,14 @@ def test_cutout_covers_what_it_should_on_average():
     np.testing.assert_array_equal(nothing(pixels.copy(), u[:2]), pixels)
     with pytest.raises(ValueError, match="side=3 must be an even number"):
         image_ops.build("cutout(3)", 32)
+
+
+def test_a_relative_path_behind_scenes_counts_from_the_current_folder(tmp_path, monkeypatch):
+    from jaxclip import config_paths
+
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert config_paths.absolute_data_name("scenes:emoji") == "scenes:emoji"
+    assert config_paths.absolute_data_name("scenes:mine") == f"scenes:{tmp_path}/mine"
+    tars = config_paths.absolute_data_name("scenes:webdataset:mine/*.tar")
+    assert tars == f"scenes:webdataset:{tmp_path}/mine/*.tar"

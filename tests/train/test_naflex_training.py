@@ -75,6 +75,7 @@ def test_a_run_with_several_counts_trains(tmp_path):
     config = {
         **CONFIG,
         "total_steps": 12,
+        "global_batch_size": 16,
         "data": {"image_size": 16, "image_ops": "random_part", "patch_counts": [4, 9, 16]},
         "model": {"image": CONFIG["model"]["image"], "text": TOWER, "embed_dim": 16},
         "watch": {"enabled": True, "probe_every_steps": 4},
