@@ -24,9 +24,9 @@ from jaxclip.objectives._clip import clip_part
 class QueryDecoder(nn.Module):
     """Learned queries that see each other and the patches: [B, N, C] -> [B, Q, width].
 
-    Layers of x + self_attention(norm(x) + queries), x + cross_attention(norm(x) + queries, patches),
-    x + mlp(norm(x)), with ReLU. The state starts at zero, of which the first layer takes no norm.
-    DETR adds queries to the queries and keys of self-attention, here its values have them, too.
+    Layers of x + self_attention(norm(x) + queries), x + cross_attention(norm(x) + queries,
+    patches), x + mlp(norm(x)), with ReLU. The state starts at zero, of which the first layer takes
+    no norm. DETR adds queries to the queries and keys of self-attention; here its values have them.
     """
 
     num_queries: int
