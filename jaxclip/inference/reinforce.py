@@ -322,9 +322,9 @@ class _Work:
             batch = self._captioner.batch([each for _, each in part], rows)
             for n in range(options.synthetic):
                 # One caption is the best one; several are drawn.
-                how = {"method": "beam"} if options.synthetic == 1 else {"method": "nucleus"}
+                method = "beam" if options.synthetic == 1 else "nucleus"
                 seed = (options.seed * 1_000_003 + n) * 1_000_003 + start
-                found = self._captioner.caption(batch, seed=seed % 2**31, **how)
+                found = self._captioner.caption(batch, method=method, seed=seed % 2**31)
                 for (place, _), text in zip(part, found, strict=False):
                     text = text.strip()
                     if text and text not in written[place]:

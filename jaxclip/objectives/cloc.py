@@ -31,7 +31,7 @@ class Prompter(nn.Module):
 
     @nn.compact
     def __call__(self, prompts: jax.Array, patches: jax.Array) -> jax.Array:
-        def norm(name: str) -> nn.Module:
+        def norm(name: str) -> Any:
             return layers.norm(1e-6, self.dtype, name)
 
         x, keys = prompts.astype(self.dtype), norm("patch_norm")(patches.astype(self.dtype))

@@ -67,8 +67,9 @@ class MammoCLIP(Objective):
 
         images, texts = ("image", "view1/image"), ("text", "texts1/text")
         pairs = [contrast(image, text) for image in images for text in texts]
-        clip, metrics = sum(value for value, _ in pairs) / 4, pairs[0][1]
-        total: Any = clip
+        metrics = pairs[0][1]
+        clip: Any = sum(value for value, _ in pairs) / 4
+        total = clip
         metrics |= {"clip": clip}
         for name, weight, both in (("images", self.images, images), ("texts", self.texts, texts)):
             if weight:
