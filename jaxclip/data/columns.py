@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import embedded, loader, mixture, order
+from jaxclip.data import embedded, loader, mixture, order, reading
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.patch_columns import GridColumn, PatchesColumn
 from jaxclip.data.record import BadRecord, Record
 from jaxclip.data.region_columns import BoxesColumn, RegionTextsColumn
+from jaxclip.data.stages import MAKING, TOKENIZING
 from jaxclip.data.stored import StoredColumn
 from jaxclip.data.text_columns import CaptionsColumn, NegativesColumn
 from jaxclip.data.view_column import ViewColumn
@@ -96,12 +97,15 @@ COLUMNS: dict[type[fields.Field], type[Column[Any]]] = {
 }
 
 
-def build(context: Context, owners: Mapping[str, str] | None = None) -> dict[str, Column[Any]]:
+def build(
+    context: Context, owners: Mapping[str, str] | None = None, *, look: bool = True
+) -> dict[str, Column[Any]]:
     """The columns of a specification, checked against the data set.
 
     Args:
       context: what they are made from.
       owners: who wants a key, for errors.
+      look: whether to look for records that have what is wanted.
 
     Raises:
       ValueError: an option that can't be, or something that the data set does not have; one line
@@ -115,7 +119,8 @@ def build(context: Context, owners: Mapping[str, str] | None = None) -> dict[str
             raise ValueError(f"{where}: {field!r} is no field of jaxclip.fields")
         try:
             column = columns[key] = COLUMNS[type(field)](key, field, context)
-            column.check()
+            if look:
+                column.check()
         except ValueError as error:
             plain = not owner and fields.PAIR.get(key) == field
             raise ValueError(str(error) if plain else f"{where}: {error}") from error
@@ -128,7 +133,7 @@ class BatchMaker:
 
     Attributes:
       columns: by key.
-      record_loader: reads records and makes views.
+      reader: reads records and makes views.
       order: which record stands at which place.
       seed: of the run.
       first_row: of this process within a batch.
@@ -138,7 +143,7 @@ class BatchMaker:
     """
 
     columns: Mapping[str, Column[Any]]
-    record_loader: loader.RecordLoader
+    reader: reading.Reader
     order: order.ShuffledOrder | mixture.MixtureOrder
     seed: int
     first_row: int
@@ -166,29 +171,27 @@ class BatchMaker:
         """The arrays of a step, by key."""
         first = int(step) * self.global_batch_size + self.first_row
         places = np.arange(first, first + self.rows, dtype=np.int64)
-        views, loaded = self.record_loader.batch(
-            self.order(places),
-            self._draws(places),
-            lambda row, attempt: self.order.replacement(first + row, attempt),
-        )
-        # With replacements on, every row has a record.
-        usable = [each for each in loaded if each is not None]
-        rows = Rows(self.seed, places, usable, views, [], batch=int(step))
+        views, loaded = self._load(places)
+        rows = Rows(self.seed, places, loaded, views, [], batch=int(step))
+        board = self.reader.board
+        board.note(TOKENIZING, step)
         arrays = self._tokenized(rows)
+        board.note(MAKING, step)
         for key, column in self.columns.items():
             if not isinstance(column, TextColumn):
                 arrays[key] = column.make(rows)
         if rows.captions:  # else batch["text"] is no caption, but a stored vector say
             self._count(rows.captions, arrays[TEXT])
+        board.clear()
         return {key: arrays[key] for key in self.columns}
 
-    def _draws(self, places: np.ndarray) -> dict[str, np.ndarray]:
-        """The random numbers of each view."""
-        return {
-            key: draws(self.seed, key, places, each.num_draws)
-            for key, each in self.columns.items()
-            if isinstance(each, ViewColumn)
-        }
+    def _load(self, places: np.ndarray) -> tuple[dict[str, np.ndarray], list[loader.Loaded]]:
+        """Views and records of places."""
+        return self.reader.load(
+            places,
+            self.order(places),
+            lambda row, attempt: self.order.replacement(int(places[row]), attempt),
+        )
 
     def examples(
         self, batch: int, rows: Sequence[int]
@@ -204,12 +207,7 @@ class BatchMaker:
           uint8[S, S, 3] of ``image`` (of patches the whole picture; no pixels without either).
         """
         places = np.asarray(rows, np.int64) + int(batch) * self.global_batch_size
-        views, loaded = self.record_loader.batch(
-            self.order(places),
-            self._draws(places),
-            lambda row, attempt: self.order.replacement(int(places[row]), attempt),
-        )
-        found = [each for each in loaded if each is not None]
+        views, found = self._load(places)
         captions = [""] * len(found)
         for column in self._texts:
             if column.key == TEXT:
@@ -281,6 +279,11 @@ class BatchMaker:
 def chains(columns: Mapping[str, Column[Any]]) -> dict[str, Chain]:
     """The chain of image ops of each view."""
     return {key: each.chain for key, each in columns.items() if isinstance(each, ViewColumn)}
+
+
+def num_draws(columns: Mapping[str, Column[Any]]) -> dict[str, int]:
+    """Random numbers that a row draws for each view."""
+    return {key: each.num_draws for key, each in columns.items() if isinstance(each, ViewColumn)}
 
 
 def replays(columns: Mapping[str, Column[Any]]) -> dict[str, loader.Numbers]:

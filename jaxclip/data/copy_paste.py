@@ -45,7 +45,7 @@ def copy_paste(
             f"pictures of {below.pixels.shape} and {above.pixels.shape} can't be pasted: resize one"
         )
     pasted = above.masks[list(chosen)]
-    union = pasted.any(axis=0)
+    union = np.asarray(pasted.any(axis=0))
     pixels = np.where(union[..., None], above.pixels, below.pixels)
     left = below.masks & ~union
     areas, before = left.sum((1, 2)), below.masks.sum((1, 2))

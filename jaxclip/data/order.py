@@ -240,6 +240,21 @@ def batch_of(step: int, passed_over: Sequence[Sequence[int]]) -> int:
     return batch
 
 
+def rows_per_process(size: int, process_index: int, process_count: int, name: str) -> int:
+    """Rows of a global batch that each process gets.
+
+    Raises:
+      ValueError: the size is below one or does not divide, or there is no such process.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} must be in [0, {process_count})")
+    if size < 1 or size % process_count:
+        raise ValueError(
+            f"{name}={size} must be a positive multiple of the {process_count} processes"
+        )
+    return size // process_count
+
+
 def join_ranges(ranges: Iterable[Sequence[int]]) -> list[list[int]]:
     """Stretches ``[first, last]`` in any order, as few ascending ones that lie apart."""
     joined: list[list[int]] = []

@@ -26,6 +26,8 @@ class PatchesColumn(Column[Patches]):
             raise ValueError(f"data.patch_counts={list(field.counts)} must be 1 or more each")
         if field.patch_size < 1:
             raise ValueError(f"patch_size={field.patch_size} must be at least 1")
+        if context.config["workers"]:
+            raise ValueError("data.patch_counts has no data workers; set data.workers=0")
         ops = field.ops or context.config["image_ops"]
         self.chain = image_chain.build(ops, context.config["image_size"])
         self._threads = context.config["num_parallel_calls"] or num_cpus()

@@ -31,7 +31,6 @@ KINDS = Registry("kind of data set")
 KINDS.register("webdataset", webdataset.open_pattern)
 KINDS.register("parquet", table_source.open_parquet)
 KINDS.register("arrow", table_source.open_arrow)
-KINDS.register("scenes", lambda name: scenes.of(open(name)))
 
 
 def open(name: str | os.PathLike[str]) -> DataSet:
@@ -64,3 +63,10 @@ def open(name: str | os.PathLike[str]) -> DataSet:
             f"of KIND:FILES ({', '.join(KINDS.names())}){near or hint(path.name, siblings)}"
         )
     return open_directory(text)
+
+
+def _open_scenes(name: str) -> DataSet:
+    return scenes.of(open(name))
+
+
+KINDS.register("scenes", _open_scenes)

@@ -88,10 +88,12 @@ class Objective:
     that of an array of the batch as it is (``label``, ``boxes``); ``fields`` says how it is made.
 
     Attributes:
+      wants_all_patches: whether its images' tokens must be all of them, none left out by another.
       small: options that suit a model of width 16, for tests.
       small_model: what such a model must have beside that: ``{"image": {"alpha": True}}``.
     """
 
+    wants_all_patches: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
     small_model: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 

@@ -46,6 +46,7 @@ class CLIPTeX(Objective):
     grid: int = 14
     contrastive: float = 1.0
 
+    wants_all_patches: ClassVar[bool] = True
     small: ClassVar[Mapping[str, Any]] = {
         "experts": [
             {"key": "s", "kind": "segments", "classes": 3},
@@ -127,7 +128,7 @@ class CLIPTeX(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), {}
+        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
         if self.contrastive:
             loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
         for each in self._experts():

@@ -278,11 +278,11 @@ def test_evaluation_takes_it_from_the_configuration():
     model = setup.build_model(config)
     params = small.params_for(model)
     pixels = jnp.asarray(RNG.integers(0, 256, (2, 16, 16, 3)), jnp.uint8)
-    reduced, _ = setup.encoders(config, model)
-    whole, _ = setup.encoders(config_lib.resolve(base), model)
+    experiment = setup.build(config, devices=jax.devices()[:1])
+    reduced, whole = experiment.encode_image, setup.encoders(experiment.towers)[0]
     found, expected = jax.jit(lambda p, x: (reduced(p, x), whole(p, x)))(params, pixels)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
     assert not np.allclose(found, expected, atol=1e-3)
     wrong = {**base, "evaluate": {"token_reduction": {"name": "tome", "rr": 5}}}
     with pytest.raises(ValueError, match="unknown option 'rr' of token reduction 'tome'"):
-        setup.encoders(config_lib.resolve(wrong), model)
+        setup.build(config_lib.resolve(wrong), devices=jax.devices()[:1])

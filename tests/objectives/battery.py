@@ -74,6 +74,8 @@ def kinds(name):
 def steered(name):
     """``(view, option)`` of the towers that an objective sets."""
     objective = built(name)
+    if objective.wants_all_patches:
+        return {("image", "keep")}
     if type(objective).tower_options is objectives.Objective.tower_options:
         return set()
     experiment = experiment_of([name])

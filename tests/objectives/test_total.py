@@ -102,3 +102,21 @@ def test_terms_that_want_different_views_under_one_key_are_refused():
     differing = build(name, {"name": name, "as": "other", "ops": "blur"})
     with pytest.raises(ValueError, match=r"'other' wants batch\['view1/image'\] as View\(ops='blu"):
         _ = differing.fields
+
+
+def test_terms_that_leave_out_what_another_wants_are_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Keeps(objectives.Objective):
+        def tower_options(self, view, batch, ctx):
+            return {"keep": jnp.zeros((3, 2), jnp.int32)}
+
+    experts = [{"key": "d", "kind": "depth"}]
+    total = build({"name": "cliptex", "experts": experts}, "flip")
+    keeps = dataclasses.replace(total.terms[1], objective=Keeps())
+    total = dataclasses.replace(total, terms=(total.terms[0], keeps))
+    with pytest.raises(ValueError, match=r"'cliptex' wants all patches of the image, and 'flip' l"):
+        total.tower_options("image", {}, g.context())
+    with pytest.raises(ValueError, match=r"objectives 'flip' and 'other' both set 'keep'"):
+        other = dataclasses.replace(keeps, name="other")
+        dataclasses.replace(total, terms=(keeps, other)).tower_options("image", {}, g.context())
+    assert total.tower_options("text", {}, g.context())  # only of the image's patches
