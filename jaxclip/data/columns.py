@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxclip import fields
 from jaxclip.data import embedded, loader, mixture, order, reading
-from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
+from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.patch_columns import GridColumn, PatchesColumn
 from jaxclip.data.record import BadRecord, Record

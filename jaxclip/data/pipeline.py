@@ -202,9 +202,16 @@ def _in_process(
     needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     source = context.data_set.source(context.split)
     record_loader = make_loader(
-        context.config, chains, source, context.data_set, needs_texts, columns.examiner(made), board,
-        columns.replays(made), need_pixels=any(isinstance(f, fields.Patches) for f in spec.values()),
-    )  # fmt: skip
+        context.config,
+        chains,
+        source,
+        context.data_set,
+        needs_texts,
+        columns.examiner(made),
+        board,
+        columns.replays(made),
+        need_pixels=any(isinstance(field, fields.Patches) for field in spec.values()),
+    )
     return reading.InProcess(record_loader, columns.num_draws(made), context.seed)
 
 
