@@ -1,11 +1,15 @@
 """What a step of each training method costs, in time and memory, relative to plain CLIP.
 
     python -m jaxclip.bench methods --to runs/costs --costs_only [--methods slip …] [--rounds 5]
+    python -m jaxclip.bench methods --to runs/costs --work_only
 
 Each objective is run by ``configs/methods.py`` at a small batch of made-up data, in turns with
 ``contrastive`` in one process: the time that all cores work for a step, without its input, and the
 bytes that the compiled step needs beside its arguments. A frozen teacher is stood in for by one
 that follows the run, so its forward pass is in the cost. What is measured is kept under ``--to``.
+
+``--work_only`` counts the multiply-adds of the traced step in matrix products and convolutions,
+backward passes included, and compiles nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +24,39 @@ from jaxclip.bench.timing import table, take_turns
 
 REFERENCE = "contrastive"
 BATCH = 32
+
+
+def work(configs: pathlib.Path, name: str) -> int:
+    """Matrix FLOPs of a step of a method."""
+    from jaxclip.plan import model_flops
+
+    experiment = _experiment(configs, name)
+    return model_flops.of_function(
+        experiment.train_step, experiment.abstract_state, experiment.abstract_batch()
+    )
+
+
+def run_work(to: pathlib.Path, configs: pathlib.Path, names: Sequence[str]) -> int:
+    """Count what is not known yet, and print it; returns the exit status."""
+    from jaxclip import objectives
+
+    to.mkdir(parents=True, exist_ok=True)
+    path = to / "method_work.json"
+    known: dict[str, int] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    chosen = [REFERENCE, *(n for n in names or objectives.REGISTRY.names() if n != REFERENCE)]
+    for name in chosen:
+        if name in known:
+            continue
+        try:
+            known[name] = work(configs, name)
+        except (TypeError, ValueError) as error:  # the others are counted all the same
+            print(f"{name} can't be built: {str(error).splitlines()[0]}", flush=True)
+            continue
+        path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    rows = [["method", "work of a step"]]
+    rows += [[name, f"{known[name] / known[REFERENCE]:.2f}"] for name in chosen if name in known]
+    print(table(rows))
+    return 0
 
 
 class Built(NamedTuple):
@@ -84,16 +121,11 @@ def build(configs: pathlib.Path, name: str) -> Built:
     """Compile the step of a method."""
     import jax
 
-    from jaxclip import config as config_lib
     from jaxclip import parallel
-    from jaxclip.train import dry_run, setup
+    from jaxclip.train import dry_run
 
-    given = config_lib.load_file(f"{configs / 'methods.py'}:{name}")
-    config = config_lib.resolve(given, [f"global_batch_size={BATCH}"])
-    if config["teacher"]["kind"] not in ("none", "ema"):
-        config = {**config, "teacher": {**config["teacher"], "kind": "ema", "decay": 0.99}}
-    experiment = setup.build(config, devices=jax.devices()[:1])
-    made_up = dry_run.made_up_batch(config, experiment.batch_spec)
+    experiment = _experiment(configs, name)
+    made_up = dry_run.made_up_batch(experiment.config, experiment.batch_spec)
     batch = parallel.to_global(made_up, experiment.mesh)
     state = experiment.init_state()
     compiled = experiment.train_step.lower(state, batch).compile()
@@ -106,6 +138,20 @@ def build(configs: pathlib.Path, name: str) -> Built:
 
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
     return Built(step, int(memory.temp_size_in_bytes), size)
+
+
+def _experiment(configs: pathlib.Path, name: str) -> Any:
+    """A method as ``configs/methods.py`` has it, at a small batch."""
+    import jax
+
+    from jaxclip import config as config_lib
+    from jaxclip.train import setup
+
+    given = config_lib.load_file(f"{configs / 'methods.py'}:{name}")
+    config = config_lib.resolve(given, [f"global_batch_size={BATCH}"])
+    if config["teacher"]["kind"] not in ("none", "ema"):
+        config = {**config, "teacher": {**config["teacher"], "kind": "ema", "decay": 0.99}}
+    return setup.build(config, devices=jax.devices()[:1])
 
 
 def describe(known: Mapping[str, Mapping[str, float]]) -> str:

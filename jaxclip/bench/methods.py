@@ -54,11 +54,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--costs_only", action="store_true", help="step and memory of each, with made-up data"
     )
+    parser.add_argument("--work_only", action="store_true", help="FLOPs of each, nothing is run")
     args = parser.parse_args(arguments)
-    if args.costs_only:
+    if args.costs_only or args.work_only:
         from jaxclip.bench import method_costs
 
         chosen = () if args.methods == METHODS else args.methods
+        if args.work_only:
+            return method_costs.run_work(args.to, args.configs, chosen)
         return method_costs.run(args.to, args.configs, chosen, args.rounds)
     study = Study(args.to, args.configs, args.steps, args.teacher_steps)
     study.warmup_steps, study.ema_decay = args.warmup_steps, args.ema_decay

@@ -55,7 +55,7 @@ WHOLE = (
 )
 
 
-@pytest.fixture(scope="module", params=sorted(KINDS))
+@pytest.fixture(scope="module", params=["cls", "map", pytest.param("mean", marks=pytest.mark.slow)])
 def outputs(request, images, twins):
     """What a tower gives whole and reduced, all of one program."""
     tower, params = tower_of(request.param, positions="none")

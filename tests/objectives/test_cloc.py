@@ -1,5 +1,7 @@
 """CLOC: region embeddings of prompted patches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,17 @@ MODEL = {"image": {"image_size": 16, "patch_size": 4, **TOWER}, "text": TOWER, "
 RNG = np.random.default_rng(3)
 SIZES = presets.CLIPConfig.from_dict(MODEL)
 CONTEXT = g.context(sizes=SIZES)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value(objective, outputs, params):
+    """The term's loss and metrics, compiled once for an objective."""
+    return g.value(objective, outputs, CONTEXT, params)[:2]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def rows_of(objective, params, outputs):
+    return objective.rows(params, outputs, CONTEXT)
 
 
 def outputs():
@@ -40,24 +53,24 @@ def params():
 
 
 def test_without_its_weight_it_is_clip(params):
-    loss, _, _ = g.value(CLOC(region_weight=0.0), outputs(), CONTEXT, params)
+    loss, _ = value(CLOC(region_weight=0.0), outputs(), params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 
 def test_padded_regions_change_nothing(params):
     given = outputs()
-    loss, metrics, _ = g.value(CLOC(), given, CONTEXT, params)
+    loss, metrics = value(CLOC(), given, params)
     assert float(metrics["regions"]) == 5
     for key in ("regions/text", "regions/text_input"):
         given[key] = given[key].at[2, 1].set(given[key][0, 0])
-    again, _, _ = g.value(CLOC(), given, CONTEXT, params)
+    again, _ = value(CLOC(), given, params)
     assert float(again) == pytest.approx(float(loss), rel=1e-6)
 
 
 def test_the_pool_of_a_whole_picture_is_the_mean_token(params):
     given = outputs()
     given["boxes"] = jnp.broadcast_to(jnp.array([0.0, 0, 1, 1]), (3, 2, 4))
-    rows = CLOC(prompter="pool", grounding=0.0).rows(params, given, CONTEXT)
+    rows = rows_of(CLOC(prompter="pool", grounding=0.0), params, given)
     mean = given["image_tokens"].mean(1)
     p = params["out"]["out"]
     expected = models.unit(mean @ p["kernel"] + p["bias"])
@@ -68,8 +81,8 @@ def test_the_pool_of_a_whole_picture_is_the_mean_token(params):
 def test_the_loss_is_the_sum_of_its_parts(params):
     given = outputs()
     objective = CLOC(contrastive=0.5, region_weight=2.0, grounding=3.0)
-    rows = objective.rows(params, given, CONTEXT)
-    loss, metrics, _ = g.value(objective, given, CONTEXT, params)
+    rows = rows_of(objective, params, given)
+    loss, metrics = value(objective, given, params)
     valid = np.array([1, 1, 1, 1, 1, 0], bool)
     regions, texts = (
         np.asarray(x, np.float64).reshape(6, 2)[valid]
@@ -86,9 +99,9 @@ def test_the_loss_is_the_sum_of_its_parts(params):
 
 def test_prompts_do_not_see_each_other(params):
     given = outputs()
-    rows = CLOC().rows(params, given, CONTEXT)
+    rows = rows_of(CLOC(), params, given)
     given["boxes"] = given["boxes"].at[:, 1].set(0.5)
-    again = CLOC().rows(params, given, CONTEXT)
+    again = rows_of(CLOC(), params, given)
     np.testing.assert_allclose(rows["regions"][:, 0], again["regions"][:, 0], atol=1e-6)
 
 

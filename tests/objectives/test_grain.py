@@ -11,7 +11,7 @@ from jaxclip import models
 from jaxclip.objectives import _regions
 from jaxclip.objectives.grain import GRAIN, best_match
 from tests.objectives import fixture_g as g
-from tests.objectives.test_cloc import SIZES
+from tests.objectives.test_cloc import SIZES, rows_of, value
 from tests.objectives.test_cloc import outputs as cloc_outputs
 
 CONTEXT = g.context(sizes=SIZES)
@@ -49,9 +49,9 @@ def test_every_box_gets_the_query_that_makes_the_sum_least():
 
 def test_boxes_and_descriptions_may_come_in_any_order(params):
     given = cloc_outputs()
-    loss, metrics, _ = g.value(OBJECTIVE, given, CONTEXT, params)
+    loss, metrics = value(OBJECTIVE, given, params)
     turned = {k: v[:, ::-1] if k.startswith(("boxes", "regions/")) else v for k, v in given.items()}
-    again, _, _ = g.value(OBJECTIVE, turned, CONTEXT, params)
+    again, _ = value(OBJECTIVE, turned, params)
     assert float(again) == pytest.approx(float(loss), rel=1e-5)
     parts = [0.1081597, metrics["query_clip"], 1.5 * metrics["box"], metrics["describe"]]
     assert float(loss) == pytest.approx(float(sum(map(float, parts))), rel=1e-5)
@@ -59,9 +59,9 @@ def test_boxes_and_descriptions_may_come_in_any_order(params):
 
 def test_a_perfect_match_has_no_box_loss_and_its_description_one_direction(params):
     given = cloc_outputs()
-    rows = OBJECTIVE.rows(params, given, CONTEXT)
+    rows = rows_of(OBJECTIVE, params, given)
     given["boxes"] = rows["found_boxes"][:, ::-1]
-    _, metrics, _ = g.value(OBJECTIVE, given, CONTEXT, params)
+    _, metrics = value(OBJECTIVE, given, params)
     assert float(metrics["box"]) == pytest.approx(0.0, abs=1e-5)
     regions = np.asarray(rows["regions"][:, ::-1], np.float64).reshape(6, 2)
     logits = 10 * regions @ np.asarray(given["regions/text"], np.float64).reshape(6, 2).T
@@ -73,7 +73,7 @@ def test_without_boxes_it_is_clip_through_the_decoder(params):
     given = cloc_outputs()
     given["boxes"] = jnp.zeros_like(given["boxes"])
     objective = GRAIN(**{**GRAIN.small, "contrastive": 0.0})
-    loss, metrics, _ = g.value(objective, given, CONTEXT, params)
+    loss, metrics = value(objective, given, params)
     query = objective.image_query(params, given["image_tokens"], SIZES)
     np.testing.assert_allclose(jnp.linalg.norm(query, axis=1), 1.0, rtol=1e-5)
     expected = g.clip(np.asarray(query, np.float64), np.asarray(g.T, np.float64), 10.0)

@@ -9,7 +9,7 @@ from jaxclip import models
 from jaxclip.objectives import _regions
 from jaxclip.objectives.villa import ViLLA, attribute_loss
 from tests.objectives import fixture_g as g
-from tests.objectives.test_cloc import SIZES
+from tests.objectives.test_cloc import SIZES, rows_of, value
 from tests.objectives.test_cloc import outputs as cloc_outputs
 
 CONTEXT = g.context(sizes=SIZES)
@@ -63,11 +63,11 @@ def test_the_mapping_trains_the_projector_alone(params):
 def test_one_window_makes_pairs_of_pictures_and_attributes(params):
     given = cloc_outputs()
     objective = ViLLA(window_grid=1, temperature=0.1)
-    rows = objective.rows(params, given, CONTEXT)
+    rows = rows_of(objective, params, given)
     p = params["region"]["out"]
     expected = models.unit(given["image_tokens"].mean(1) @ p["kernel"] + p["bias"])
     np.testing.assert_allclose(rows["regions"][:, 0], expected, rtol=1e-4, atol=1e-5)
-    _, metrics, _ = g.value(objective, given, CONTEXT, params)
+    _, metrics = value(objective, given, params)
     regions = np.repeat(np.asarray(expected, np.float64), 2, axis=0)
     texts = np.asarray(given["regions/text"], np.float64).reshape(6, 2)
     assert float(metrics["pairs"]) == pytest.approx(g.clip(regions, texts, 10.0), rel=1e-4)
@@ -84,7 +84,7 @@ def test_windows_tile_the_picture():
 def test_without_attributes_it_is_clip(params):
     given = cloc_outputs()
     given["regions/text_input"] = jnp.zeros_like(given["regions/text_input"])
-    loss, _, _ = g.value(ViLLA(), given, CONTEXT, params)
+    loss, _ = value(ViLLA(), given, params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from jaxclip import config as config_lib
 from jaxclip.data import patch_sequence
-from jaxclip.train import dry_run, loop, setup
+from jaxclip.train import dry_run, loop, outputs, setup
+from tests.models import small
 
 TOWER = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 32}
 CONFIG = {
@@ -39,21 +40,33 @@ def as_patches(batch, count):
     }
 
 
-@pytest.fixture(scope="module")
-def squares():
-    """The squares' step: (batch, loss, gradient norm)."""
-    experiment = build()
-    batch = dry_run.made_up_batch(experiment.config, experiment.batch_spec)
-    _, metrics = experiment.train_step(experiment.init_state(), batch)
-    return batch, float(metrics["loss"]), float(metrics["grad_norm"])
-
-
-def test_square_pictures_train_as_without_patches_whatever_the_padding(squares):
-    batch, loss, norm = squares
+def test_patches_of_squares_are_embedded_as_squares_whatever_the_padding():
     experiment = build(patch_counts=[16, 25])
     assert list(experiment.batch_spec) == ["image", "image_grid", "text"]
     assert experiment.abstract_batch()["image"].shape == (8, 25, 48)
-    for count in (16, 25):  # 25 places hold the same picture as 5 x 5 patches of its own
+    params = small.params_for(experiment.model)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    made = as_patches({"image": pixels}, 16)
+    padded = np.pad(made["image"], [(0, 0), (0, 9), (0, 0)], constant_values=77)
+
+    @jax.jit
+    def run(params, *views):
+        return [experiment.towers.encode(params, "image", view) for view in views]
+
+    inputs = [outputs.tower_input({**made, "image": x}, "image") for x in (made["image"], padded)]
+    squares, *patches = run(params, pixels, *inputs)
+    for found in patches:
+        np.testing.assert_allclose(found, squares, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_square_pictures_train_as_without_patches_whatever_the_padding():
+    experiment = build()
+    batch = dry_run.made_up_batch(experiment.config, experiment.batch_spec)
+    _, metrics = experiment.train_step(experiment.init_state(), batch)
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    experiment = build(patch_counts=[16, 25])
+    for count in (16, 25):
         made = as_patches(batch, 16)
         padding = [(0, 0), (0, count - 16), (0, 0)]
         made["image"] = np.pad(made["image"], padding, constant_values=77 if count > 16 else 0)
