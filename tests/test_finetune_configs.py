@@ -244,6 +244,6 @@ def test_mistakes_of_pruning(weights, tmp_path, capsys):
     assert run(*base, "--score", "mope", "--keep_heads", "0.5") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("--keep_heads 0 must be above 0 and at most 1")
-    assert lines[1].endswith("--score 'hope' is none of magnitude, hap, mope")
+    assert lines[1].endswith("--score 'hope' is none of magnitude, hap, mope, masks")
     assert "--score mope needs a --task on held-out data" in lines[2] and len(lines) == 3
     assert not (tmp_path / "new").exists()
