@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxclip.curate import curate, hashing, writers
+from jaxclip.curate import curate, flow, hashing, writers
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import ocr_overlap, pictures, where
@@ -67,6 +67,19 @@ def test_the_best_are_exactly_so_many(pools, tmp_path, values):
     assert kept[9] == kept[100] and 0 not in kept[9]
     best, rest = scores[list(kept[9])], scores[[i for i in range(1, 100) if i not in kept[9]]]
     assert best.min() >= rest.max()
+
+
+def test_counts_are_added_in_any_order():
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 50, size) for size in (0, 30, 7, 0, 90)]
+    made = [dict(zip(("value", "count"), np.unique(p, return_counts=True), strict=True))
+            for p in parts]  # fmt: skip
+    whole = flow.add_counts(made)
+    value, count = np.unique(np.concatenate(parts), return_counts=True)
+    np.testing.assert_array_equal(whole["value"], value)
+    np.testing.assert_array_equal(whole["count"], count)
+    again = flow.add_counts([flow.add_counts(made[3:]), flow.add_counts(made[:3])])
+    np.testing.assert_array_equal(again["count"], count)
 
 
 def test_parrots():
