@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import image_ops, loader, mixture, order, reading
+from jaxclip.data import image_ops, loader, mixture, order, reading, sampling
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.naming import BOXES
@@ -191,7 +191,7 @@ class BatchMaker:
 
     columns: Mapping[str, Column[Any]]
     reader: reading.Reader
-    order: order.ShuffledOrder | mixture.MixtureOrder
+    order: order.ShuffledOrder | mixture.MixtureOrder | sampling.SampledOrder
     seed: int
     first_row: int
     rows: int

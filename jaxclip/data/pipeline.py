@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, mixture, order, reading, sources, workers
+from jaxclip.data import columns, mixture, order, reading, sampling, sources, workers
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS, complete
@@ -69,6 +69,7 @@ def _build_columns(
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
     BACKENDS.build(config["image_backend"])
+    sampling.check(config["sampling"])
     context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
@@ -286,17 +287,28 @@ def training_data(config: Mapping[str, Any]) -> sources.DataSet:
 
 def _order(
     config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
-) -> order.ShuffledOrder | mixture.MixtureOrder:
+) -> order.ShuffledOrder | mixture.MixtureOrder | sampling.SampledOrder:
     split, group = config["train_split"], config["examples_per_class"]
     size, window, chunk = (
         data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
     )  # fmt: skip
+    written = config["sampling"]
+    if written and (group > 1 or isinstance(data_set, mixture.Mixture)):
+        other = (
+            "data.mixture, whose sources may have one each"
+            if group == 1
+            else ("data.examples_per_class above 1")
+        )
+        raise ValueError(f"data.sampling={written!r} does not go with {other}")
     if isinstance(data_set, mixture.Mixture):
         if group > 1:
             raise ValueError(
                 f"data.examples_per_class={group} is not for data.mixture; set it to 1"
             )
         return data_set.order(seed, window, chunk)
+    weights = sampling.weights_of(written, data_set, split)
+    if weights is not None:
+        return sampling.SampledOrder(weights, seed, window, chunk)
     if group == 1:
         return order.ShuffledOrder(size, seed, window, chunk)
     if global_batch_size % group:

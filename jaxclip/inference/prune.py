@@ -113,12 +113,16 @@ def _judge(
 ) -> Judge:
     if score == "mope":
         return _mope(config, params, sizes, task, metric, groups)
-    if score == "magnitude":
-        tables = {name: surgery.magnitude_scores(params, name, sizes) for name in TOWERS}
-    else:
-        diagonal = _hessian(config, params)
-        tables = {name: surgery.hap_scores(params, diagonal, name, sizes) for name in TOWERS}
-    return lambda masks, tower, kind: getattr(tables[tower], kind)
+    diagonal = _hessian(config, params) if score == "hap" else None
+
+    def judge(masks: Any, tower: str, kind: str) -> np.ndarray:
+        if diagonal is None:
+            found = surgery.magnitude_scores(params, tower, sizes)
+        else:
+            found = surgery.hap_scores(params, diagonal, tower, sizes)
+        return np.asarray(getattr(found, kind))
+
+    return judge
 
 
 def _hessian(config: Config, params: Params) -> Params:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclip.optim._stacks import LARGEST, Stacks
+from jaxclip.optim._stacks import ENOUGH, LARGEST, Stacks
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
 # that range are computed again with tensors times one of these.
@@ -202,7 +202,8 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
     if not leaves:
         return jnp.zeros((0,), dtype)
-    stacks = Stacks(leaves)
+    # Few small tensors one by one: that is one kernel a shape, too, and puts nothing together.
+    stacks = Stacks(leaves, least=ENOUGH)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
         largest, spoilt = max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
