@@ -84,7 +84,7 @@ def _complete_paths(args: argparse.Namespace) -> None:
     from jaxclip import config as config_lib
     from jaxclip import storage
 
-    for name in ("workdir", "output", "cache", "source", "to", "tokenizer"):
+    for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
             setattr(args, name, storage.absolute(getattr(args, name)))
     if getattr(args, "config", None):
@@ -155,6 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     cli_plan.add_plan(commands, _command, epilog=_OVERRIDES)
     cli_plan.add_lab(commands, _command)
+    cli_plan.add_sharpness(commands, _command)
     cli_models.add_weights(commands, _command)
     cli_models.add_use(commands, _command)
     cli_methods.add_methods(commands, _command)

@@ -19,6 +19,7 @@ Other people's checkpoints (openai/CLIP, open_clip, Hugging Face CLIP and SigLIP
   jaxclip weights import --from siglip-base-patch16-224/ --to weights/siglip_b16
   jaxclip weights export --from runs/mine --to mine_hf --format hf
   jaxclip weights wise-ft --before weights/b32 --after runs/tuned --to weights/mixed
+  jaxclip weights prune --from runs/mine --to weights/small --keep_heads 0.5 --keep_units 0.5
 
 Nothing in a file is executed, and nothing is overwritten.
 """
@@ -72,6 +73,26 @@ def add_weights(commands: Any, add: AddCommand) -> None:
     lora = add(actions, "merge-lora", _merge_lora, "write a LoRA run as a plain workdir")
     lora.add_argument("--from", dest="source", required=True, help="workdir of the run")
     lora.add_argument("--to", required=True, help="new workdir")
+    _add_prune(add(actions, "prune", _prune, "write a model with fewer heads, units and layers"))
+
+
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="source", required=True, help="workdir, or weights")
+    parser.add_argument("--to", required=True, help="new workdir")
+    for name, what in (("heads", "heads of a layer"), ("units", "MLP units of a layer"),
+                       ("layers", "layers")):  # fmt: skip
+        parser.add_argument(
+            f"--keep_{name}", type=float, default=1.0, help=f"share of the {what} that stays"
+        )
+    parser.add_argument("--tower", choices=("image", "text", "both"), default="both")
+    parser.add_argument(
+        "--score",
+        default="magnitude",
+        help="what modules are worth: magnitude, hap (the loss's Hessian), or mope (what --task "
+        "loses without them)",
+    )
+    parser.add_argument("--task", default="", metavar="'NAME key=value …'", help="of mope")
+    parser.add_argument("--metric", default="", help="of the task (default: top-1 or recall)")
 
 
 _EMBED = """\
@@ -203,4 +224,23 @@ def _merge_lora(args: argparse.Namespace) -> int:
     from jaxclip.inference import mix
 
     print(mix.merge_lora(args.source, args.to))
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from jaxclip.inference import prune
+
+    print(
+        prune.prune(
+            args.source,
+            args.to,
+            score=args.score,
+            heads=args.keep_heads,
+            units=args.keep_units,
+            layers=args.keep_layers,
+            tower=args.tower,
+            task=args.task,
+            metric=args.metric,
+        )
+    )
     return 0

@@ -1,4 +1,4 @@
-"""Subcommands that tell of a run before it is paid for: ``plan``, ``lab``.
+"""Subcommands that tell of a run beside training it: ``plan``, ``lab``, ``sharpness``.
 
 Building the parsers imports nothing that is heavy.
 """
@@ -18,6 +18,18 @@ Run a grid of tiny training runs (rule x rate x injector x precision x model x s
 
 A cell is done once: stopped at any moment, the same command goes on with the next one. docs/
 stability_lab.md says what an injector is and what came out.
+"""
+
+_SHARPNESS = """\
+Measure how sharp the minimum is that a run came to, and the way to another one.
+
+  jaxclip sharpness --workdir runs/mine
+  jaxclip sharpness --workdir runs/tuned --between runs/mine
+  jaxclip sharpness --workdir runs/mine --landscape
+
+The loss is the contrastive one of fixed batches, at the run's temperature. The folder (default:
+sharpness/ in the workdir) gets sharpness.json, pictures and index.html. docs/stability.md says what
+the numbers are.
 """
 
 
@@ -86,6 +98,33 @@ def add_lab(commands: Any, add: AddCommand) -> None:
     )
 
 
+def add_sharpness(commands: Any, add: AddCommand) -> None:
+    """Add ``jaxclip sharpness``."""
+    parser = add(
+        commands,
+        "sharpness",
+        _sharpness,
+        "measure how sharp the minimum of a run is, by layer and on the way to another one",
+        description=_SHARPNESS,
+    )
+    parser.add_argument("--workdir", required=True, help="workdir of a run, or published weights")
+    parser.add_argument("--between", help="another one of the same architecture")
+    parser.add_argument(
+        "--landscape",
+        action="store_true",
+        help="draw the loss on a line and on a plane; with --between on the line between both",
+    )
+    parser.add_argument("--split", default="", help="of the run's data (default: that of training)")
+    parser.add_argument("--batches", type=int, default=4, help="fixed batches (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=128, help="pairs of one (%(default)s)")
+    parser.add_argument("--probes", type=int, default=10, help="of the traces (%(default)s)")
+    parser.add_argument(
+        "--places", type=int, default=25, help="along a side of the plane (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of batches and draws (%(default)s)")
+    parser.add_argument("--to", help="folder of the results")
+
+
 def _plan(args: argparse.Namespace) -> int:
     from jaxclip import config as config_lib
     from jaxclip.plan import command
@@ -98,3 +137,9 @@ def _lab(args: argparse.Namespace) -> int:
     from jaxclip.lab import command
 
     return command.run(args)
+
+
+def _sharpness(args: argparse.Namespace) -> int:
+    from jaxclip.lab import sharpness
+
+    return sharpness.run(args)

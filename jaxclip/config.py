@@ -54,6 +54,8 @@ _EITHER_FORM = (
 _OTHER_FORMS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_EITHER_FORM, (str, list)),
     "teacher.decay": (list,),  # [[step, decay], ...]
+    "precision.products": (str,),
+    "sparsity": (str,),
 }
 
 # Sections that name an algorithm: naming another one drops the options of the default's.

@@ -26,6 +26,8 @@ RUNTIME_KEYS = (
     "data.cache_decoded_mb",
     "data.max_unusable",
     "data.num_parallel_calls",
+    "data.workers",
+    "data.stall_seconds",
 )
 
 # Keys that `jaxclip train --extend` may change for a run that has begun: its state still fits, and

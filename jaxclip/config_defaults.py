@@ -43,6 +43,8 @@ def defaults() -> Config:
             "scaling": 1.0,
             "patterns": [r"blocks_\d+/attention/(query|key|value)/kernel$"],
         },
+        # Sparse weights: [{"name": "n_m", "tensors": "mlp/", …}], see docs/stability.md.
+        "sparsity": [],
         "optim": {
             "name": "adamw",
             "learning_rate": 1e-3,
@@ -52,8 +54,10 @@ def defaults() -> Config:
         },
         "ema_decay": 0.0,  # 0 = no moving average of the parameters
         "logit_scale_max": 4.605170185988092,  # ln 100, as CLIP
-        # residual_dtype: of the tokens between the blocks; None for compute_dtype.
-        "precision": {"compute_dtype": "float32", "residual_dtype": None},
+        # residual_dtype: of the tokens between the blocks; None for compute_dtype. products: what
+        # linear layers of blocks multiply by, in place of compute_dtype: [{"name": "switchback",
+        # "layers": "mlp/"}, …], see docs/stability.md.
+        "precision": {"compute_dtype": "float32", "residual_dtype": None, "products": []},
         "remat": "none",
         "scan_layers": False,
         "attention_implementation": None,

@@ -46,6 +46,7 @@ def test_override_wins_over_file_wins_over_defaults():
         ("total_steps=0", r"total_steps=0 must be at least 1"),
         ("num_micro_batches=3", r"num_micro_batches=3 does not divide"),
         ("precision.compute_dtype=float8", r"compute_dtype='float8'"),
+        ("precision.residual_dtype=float8", r"residual_dtype='float8'; use None, 'float32'"),
         ("checkpoint.best_mode=up", r"best_mode='up'"),
         ("ema_decay=1.0", r"ema_decay=1.0"),
         ("model.preset=vit_b61", r"vit_b16"),

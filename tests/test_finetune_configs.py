@@ -38,7 +38,8 @@ def weights(tmp_path_factory):
 def resolve(name, weights, *overrides):
     phase = "lp:" if name == "finetune_lp_ft" else ""
     spec = f"{CONFIGS / name}.py:{phase}{weights}"
-    return config_lib.resolve(config_lib.load_file(spec), (*OVERRIDES, *overrides))
+    teacher = (f"teacher.path={weights}",) if name == "finetune_pruned" else ()
+    return config_lib.resolve(config_lib.load_file(spec), (*OVERRIDES, *teacher, *overrides))
 
 
 TRAINED = {
@@ -49,6 +50,7 @@ TRAINED = {
     "finetune_lp_ft": ("objective/",),
     "finetune_long_clip": ("image/", "text/", "logit_scale"),
     "finetune_clip_refine": ("image/", "text/"),
+    "finetune_pruned": ("image/", "text/", "logit_scale"),
 }
 
 
@@ -178,3 +180,37 @@ def test_lp_then_ft_takes_the_head_and_wise_ft_mixes_it(weights, tmp_path):
         for name in ("mixed", "ft")
     )
     np.testing.assert_allclose(mixed, (head["kernel"] + tuned) / 2, atol=1e-7)
+
+
+def test_pruning_by_magnitude(weights, tmp_path, capsys):
+    small = tmp_path / "small"
+    options = ("--keep_heads", "0.5", "--keep_units", "0.25")
+    assert run("prune", "--from", weights, "--to", small, *options, "--tower", "image") == 0
+    printed = capsys.readouterr().out
+    assert "image: heads 2 -> 1, MLP 64 -> 16, layers 2 -> 2" in printed and "text" not in printed
+    source = init_from.open_source(small)
+    image = source.config["model"]["image"]
+    assert (image["num_heads"], image["head_dim"], image["mlp_dim"]) == (1, 16, 16)
+    before, after = (init_from.open_source(w).read(None) for w in (weights, small))
+    jax.tree.map(np.testing.assert_array_equal, before["text"], after["text"])
+    # The units that stay are the largest.
+    up, down = (before["image"]["blocks_0"]["mlp"][n] for n in ("up", "down"))
+    sizes = (up["kernel"] ** 2).sum(0) + up["bias"] ** 2 + (down["kernel"] ** 2).sum(1)
+    kept = np.sort(np.argsort(-sizes)[:16])
+    found = after["image"]["blocks_0"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(found, np.asarray(up["kernel"])[:, kept])
+    # Other libraries have no heads of their own size.
+    assert run("export", "--from", small, "--to", tmp_path / "hf", "--format", "hf") == 2
+    assert "head_dim" in capsys.readouterr().err
+
+
+def test_mistakes_of_pruning(weights, tmp_path, capsys):
+    base = ("prune", "--from", weights, "--to", tmp_path / "new")
+    assert run(*base, "--keep_heads", "0") == 2
+    assert run(*base, "--score", "hope") == 2
+    assert run(*base, "--score", "mope", "--keep_heads", "0.5") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("--keep_heads 0 must be above 0 and at most 1")
+    assert lines[1].endswith("--score 'hope' is none of magnitude, hap, mope")
+    assert "--score mope needs a --task on held-out data" in lines[2] and len(lines) == 3
+    assert not (tmp_path / "new").exists()

@@ -1,12 +1,13 @@
 """Records a second and core of each step of ``jaxclip curate``, and what 10^9 pairs would cost.
 
-    python -m jaxclip.bench curate [--records 2000] [--entries 500000] [--rounds 3]
+    OPENBLAS_NUM_THREADS=1 python -m jaxclip.bench curate [--records 2000] [--rounds 3]
 
 Made-up pictures (JPEG, 256 x 192) and captions (5 to 14 words, with Zipf frequencies), in Parquet.
 Each step runs on a pool of so many records and on one three times as large, in this process; its
 cost is the difference of the two, so that what does not grow with the records (building the
-automaton, k-means) is not in it. Counted is CPU time of all threads, the least of some rounds, with
-reading the source and the store, without a network.
+automaton, k-means) is not in it. Counted is CPU time of all threads, the least of some rounds,
+with reading the source and the store, without a network. Threads of a matrix product that wait
+count too: hence one.
 """
 
 from __future__ import annotations

@@ -11,6 +11,12 @@ changes over N steps.
 ``--views`` measures instead what a batch costs by what it holds, in CPU time, on the photographs:
 two views of a picture beside one decode and two augmentations by hand, and labels, hashes and
 record numbers beside the plain pair.
+
+``--workers 0 1 2`` measures instead photographs of ``--sizes`` by number of workers (0: threads of
+the training process), with both image backends, beside tf.data with as many threads and, where it
+is installed, webdataset with PIL and torchvision and as many processes, as open_clip loads: images
+a second, CPU time of all processes and of the training process, and for how long the interpreter's
+lock can be held.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
+from jaxclip.bench import loading
 from jaxclip.bench.timing import table, take_turns
 
 _EMOJI_OPS = (
@@ -51,7 +58,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--ops", default=_EMOJI_OPS, help="image ops for the built-in pictures")
     parser.add_argument("--memory_steps", type=int, default=0)
     parser.add_argument("--views", action="store_true", help="what views and other fields cost")
+    parser.add_argument("--workers", type=int, nargs="+", help="numbers of workers to compare")
+    parser.add_argument("--sizes", nargs="+", default=["500x375", "1024x768"])
     args = parser.parse_args(arguments)
+    if args.workers:
+        return loading.run(args, make_photos, _plain)
     if args.views:
         return _views(args)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             "64 px, cached, augmented": _batches(augmented, args.batch_size),
             "64 px, augmented": _batches({**augmented, "cache_decoded_mb": 0}, args.batch_size),
             "224 px": _batches(photo, args.batch_size),
-            "224 px, plain tf.data": _plain(photos, args),
+            "224 px, plain tf.data": _plain(photos, args.threads, args.batch_size),
         }
         candidates = {name: _draw(each, args.steps) for name, each in pipelines.items()}
         timings = take_turns(
@@ -226,7 +237,7 @@ def _cpu_seconds(draw: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
-def _plain(photos: pathlib.Path, args: argparse.Namespace) -> Iterator[Any]:
+def _plain(photos: pathlib.Path, threads: int, batch_size: int) -> Iterator[Any]:
     """The same load as one would write it with tf.data."""
     from jaxclip.data._tfds import tensorflow
 
@@ -249,9 +260,9 @@ def _plain(photos: pathlib.Path, args: argparse.Namespace) -> Iterator[Any]:
 
     files = sorted(str(file) for file in photos.glob("*.tfrecord-*"))
     dataset = tf.data.TFRecordDataset(files).repeat().shuffle(256)
-    dataset = dataset.map(make, num_parallel_calls=args.threads).batch(args.batch_size).prefetch(2)
+    dataset = dataset.map(make, num_parallel_calls=threads).batch(batch_size).prefetch(2)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = args.threads
+    options.threading.private_threadpool_size = threads
     return dataset.with_options(options).as_numpy_iterator()
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import pathlib
 import tarfile
 import tempfile
@@ -24,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from jaxclip.bench.data import make_photos
+from jaxclip.bench.loading import OPS, SIDE, import_reference, torch_transform
 from jaxclip.bench.timing import table, take_turns
 
-_OPS, _SIDE, _BATCH = "random_resized_crop(0.08, 1.0)|flip", 224, 32
+_BATCH = 32
 _REFERENCE = "webdataset, PIL, torchvision"
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=["500x375", "1024x768"])
     args = parser.parse_args(arguments)
-    has_reference = _import_reference()
+    has_reference = import_reference()
     rows = [["photographs", "loader", "CPU ms an image", "to the reference", "difference"]]
     for text in args.sizes:
         width, _, height = text.partition("x")
@@ -48,21 +48,6 @@ def main(arguments: Sequence[str]) -> int:
             rows += _compare(text, folder / "source", photos, args, has_reference)
     print(table(rows))
     return 0
-
-
-def _import_reference() -> bool:
-    """Import torch and the like if they are there.
-
-    Before anything imports tensorflow: the other way round, the two libraries' copies of LLVM end
-    the process.
-    """
-    try:
-        importlib.import_module("torch")
-        importlib.import_module("torchvision")
-        importlib.import_module("webdataset")
-    except ImportError:
-        return False
-    return True
 
 
 def _compare(
@@ -100,7 +85,7 @@ def _load(photos: pathlib.Path, backend: str, count: int) -> np.ndarray:
     """The first pictures of a training run, uint8[n, 224, 224, 3]; one thread, nothing ahead."""
     from jaxclip.data import image_backend, image_ops, loader, order, sources
 
-    chain = image_ops.build(_OPS, _SIDE)
+    chain = image_ops.build(OPS, SIDE)
     reader = loader.RecordLoader(
         sources.open(photos).source("train"),
         {"image": chain},
@@ -120,22 +105,13 @@ def _webdataset(files: pathlib.Path, count: int) -> Callable[[], None]:
     """As many pictures of the same files by webdataset, in this process."""
     import torch
     import webdataset
-    from torchvision import transforms
 
     torch.set_num_threads(1)
     shard = files.parent / "photos.tar"
     with tarfile.open(shard, "w") as tar:
         for file in sorted(files.iterdir()):
             tar.add(file, file.name)
-    transform = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(
-                _SIDE, scale=(0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
-        ]
-    )
+    transform = torch_transform()
 
     def run() -> None:
         data: Any = webdataset.WebDataset(str(shard), shardshuffle=False)

@@ -78,6 +78,9 @@ class Matcher:
       entries: what is looked for.
       lowercase: whether letter case does not count.
 
+    Attributes:
+      entries: as given.
+
     Raises:
       ImportError: the library is not installed.
     """
@@ -90,6 +93,7 @@ class Matcher:
                 "matching entries needs ahocorasick_rs: pip install ahocorasick_rs, or, in a "
                 "clone of jaxclip: pip install '.[curate]'"
             ) from error
+        self.entries = list(entries)
         self._lowercase = lowercase
         patterns = [f" {each.lower() if lowercase else each} " for each in entries]
         self._automaton: Any = ahocorasick_rs.AhoCorasick(

@@ -9,7 +9,11 @@ import numpy as np
 from PIL import Image
 
 # Grey levels' standard deviation below which a picture is flat: its hash would be noise.
-_FLAT = 1.0
+_FLAT = 4.0
+
+
+# Pixels of a side at which JPEGs are decoded at least: four times what a hash looks at.
+DRAFT = 128
 
 
 def phash(image: Image.Image) -> int | None:
@@ -30,6 +34,12 @@ def dhash(image: Image.Image) -> int | None:
     """Whether each of 9 x 8 grey pixels is brighter than that left of it; None if flat."""
     grey = _grey(image, (9, 8))
     return None if grey.std() < _FLAT else _bits(grey[:, 1:] > grey[:, :-1])
+
+
+def colours(image: Image.Image) -> np.ndarray:
+    """uint8[48]: the mean colours of 4 x 4 parts; hashes are of grey pictures."""
+    small = image.resize((4, 4), Image.Resampling.BOX, reducing_gap=3.0)
+    return np.asarray(small, np.uint8).reshape(-1)
 
 
 def _grey(image: Image.Image, size: tuple[int, int]) -> np.ndarray:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import image_ops, loader, mixture, order
+from jaxclip.data import image_ops, loader, mixture, order, reading, sampling
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.naming import BOXES
 from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.stages import MAKING, TOKENIZING
 from jaxclip.data.stored import StoredColumn
 from jaxclip.data.text_columns import CaptionsColumn, NegativesColumn
 
@@ -143,12 +144,15 @@ COLUMNS: dict[type[fields.Field], type[Column[Any]]] = {
 }
 
 
-def build(context: Context, owners: Mapping[str, str] | None = None) -> dict[str, Column[Any]]:
+def build(
+    context: Context, owners: Mapping[str, str] | None = None, *, look: bool = True
+) -> dict[str, Column[Any]]:
     """The columns of a specification, checked against the data set.
 
     Args:
       context: what they are made from.
       owners: who wants a key, for errors.
+      look: whether to look for records that have what is wanted.
 
     Raises:
       ValueError: an option that can't be, or something that the data set does not have; one line
@@ -162,7 +166,8 @@ def build(context: Context, owners: Mapping[str, str] | None = None) -> dict[str
             raise ValueError(f"{where}: {field!r} is no field of jaxclip.fields")
         try:
             column = columns[key] = COLUMNS[type(field)](key, field, context)
-            column.check()
+            if look:
+                column.check()
         except ValueError as error:
             plain = not owner and fields.PAIR.get(key) == field
             raise ValueError(str(error) if plain else f"{where}: {error}") from error
@@ -175,7 +180,7 @@ class BatchMaker:
 
     Attributes:
       columns: by key.
-      record_loader: reads records and makes views.
+      reader: reads records and makes views.
       order: which record stands at which place.
       seed: of the run.
       first_row: of this process within a batch.
@@ -185,8 +190,8 @@ class BatchMaker:
     """
 
     columns: Mapping[str, Column[Any]]
-    record_loader: loader.RecordLoader
-    order: order.ShuffledOrder | mixture.MixtureOrder
+    reader: reading.Reader
+    order: order.ShuffledOrder | mixture.MixtureOrder | sampling.SampledOrder
     seed: int
     first_row: int
     rows: int
@@ -213,23 +218,27 @@ class BatchMaker:
         """The arrays of a step, by key."""
         first = int(step) * self.global_batch_size + self.first_row
         places = np.arange(first, first + self.rows, dtype=np.int64)
-        views, loaded = self.record_loader.batch(
-            self.order(places),
-            {
-                key: draws(self.seed, key, places, chain.num_draws)
-                for key, chain in chains(self.columns).items()
-            },
-            lambda row, attempt: self.order.replacement(first + row, attempt),
-        )
-        # With replacements on, every row has a record.
-        rows = Rows(self.seed, places, [each for each in loaded if each is not None], views, [])
+        views, loaded = self._load(places)
+        rows = Rows(self.seed, places, loaded, views, [])
+        board = self.reader.board
+        board.note(TOKENIZING, step)
         arrays = self._tokenized(rows)
+        board.note(MAKING, step)
         for key, column in self.columns.items():
             if not isinstance(column, TextColumn):
                 arrays[key] = column.make(rows)
         if rows.captions:  # else batch["text"] is no caption, but a stored vector say
             self._count(rows.captions, arrays[TEXT])
+        board.clear()
         return {key: arrays[key] for key in self.columns}
+
+    def _load(self, places: np.ndarray) -> tuple[dict[str, np.ndarray], list[loader.Loaded]]:
+        """Views and records of places."""
+        return self.reader.load(
+            places,
+            self.order(places),
+            lambda row, attempt: self.order.replacement(int(places[row]), attempt),
+        )
 
     def examples(
         self, batch: int, rows: Sequence[int]
@@ -245,15 +254,7 @@ class BatchMaker:
           uint8[S, S, 3] of ``image`` (no pixels without that view).
         """
         places = np.asarray(rows, np.int64) + int(batch) * self.global_batch_size
-        views, loaded = self.record_loader.batch(
-            self.order(places),
-            {
-                key: draws(self.seed, key, places, chain.num_draws)
-                for key, chain in chains(self.columns).items()
-            },
-            lambda row, attempt: self.order.replacement(int(places[row]), attempt),
-        )
-        found = [each for each in loaded if each is not None]
+        views, found = self._load(places)
         captions = [""] * len(found)
         for column in self._texts:
             if column.key == TEXT:

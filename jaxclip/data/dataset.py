@@ -62,6 +62,11 @@ class DataSet:
         self._class_names = class_names
         self._sources: dict[str, RecordSource] = {}
 
+    @property
+    def in_words(self) -> str:
+        """What it is called in messages."""
+        return f"data set {self.name!r}"
+
     def class_names(self, split: str | None = None) -> list[str] | None:
         """Names of the classes by label, or None if records have no labels.
 

@@ -34,6 +34,7 @@ def decode(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     max_aspect: float = DEFAULT_MAX_ASPECT,
     min_side: int = 1,
+    draft: int = 0,
 ) -> Image.Image | BadRecord:
     """Decode an image to RGB.
 
@@ -45,6 +46,8 @@ def decode(
       max_pixels: more are absurd.
       max_aspect: so is a longer side that is more than this many times the shorter.
       min_side: and a shorter side below this.
+      draft: decode JPEGs at a half, quarter or eighth of their size as long as both sides have this
+        many pixels; 0 = never.
 
     Returns:
       An image of mode "RGB", fully loaded; a :class:`BadRecord` with reason
@@ -64,6 +67,8 @@ def decode(
     if not is_sane(width, height, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{width}x{height} pixels")
     try:
+        if draft:
+            image.draft(image.mode, (draft, draft))
         image.load()
         image = ImageOps.exif_transpose(image) if image.format != "PNG" else image
         return to_rgb(image)
@@ -119,9 +124,14 @@ def is_sane(
     return width * height <= max_pixels and small >= min_side and large <= max_aspect * small
 
 
-def is_turned(data: bytes) -> bool:
-    """Whether the EXIF data of a JPEG say that it is to be turned or mirrored, or are damaged."""
-    if b"Exif\x00\x00" not in data[:65536]:
+def is_turned(data: bytes, end: int) -> bool:
+    """Whether the EXIF data of a JPEG say that it is to be turned or mirrored, or are damaged.
+
+    Args:
+      data: of the file.
+      end: EXIF data are looked for among so many bytes.
+    """
+    if data.find(b"Exif\x00\x00", 0, end) < 0:
         return False
     try:
         return Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION, 1) != 1

@@ -7,6 +7,7 @@
   where the chain of ops begins with a cut and a resize, fast_image_resize does it (within one grey
   level of Pillow, the same bits on any CPU). A photograph of which at least twice as many pixels
   are left as the result has is decoded at a half, a quarter or an eighth of its size, by its DCT.
+  Decoding ends with the last row that is looked at.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxclip.data import decode as decode_lib
+from jaxclip.data import jpeg_header
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import Registry
@@ -27,6 +29,10 @@ from jaxclip.registry import Registry
 Cuts = Callable[[Size], Sequence[Cut]]
 
 
+# Bytes that are searched for EXIF data in a file with a header of a strange kind.
+_LONGEST_HEADER = 1 << 16
+# A shortened file must save more than it takes to make it.
+_WORTHWHILE = 0.95
 # Pixels on each side that the widest interpolation looks at, in units of the larger pixel.
 _SUPPORT = 3.0
 
@@ -35,12 +41,14 @@ class Picture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-      pixels: uint8[H, W, 3].
-      size: (width, height) of the picture as it is stored, which ``pixels`` may be smaller than.
+      pixels: uint8[H, W, 3]; the last rows may be left out.
+      size: (width, height) of the picture as it is stored.
+      shrink: how many times larger than ``pixels`` that is: 1, 2, 4 or 8.
     """
 
     pixels: np.ndarray
     size: Size
+    shrink: int = 1
 
 
 class Backend(Protocol):
@@ -65,11 +73,18 @@ class Pillow:
     cut: Callable[[Picture, Cut], np.ndarray] | None = None
 
     def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
-        image = decode_lib.decode(data)
-        return image if isinstance(image, BadRecord) else Picture(np.asarray(image), image.size)
+        return _by_pillow(data, cuts)
 
     def is_whole(self, size: Size, largest: int) -> bool:
         return True
+
+
+def _by_pillow(data: bytes, cuts: Cuts) -> Picture | BadRecord:
+    image = decode_lib.decode(data)
+    if isinstance(image, BadRecord):
+        return image
+    cuts(image.size)  # who asks finds out by this how large the picture is
+    return Picture(np.asarray(image), image.size)
 
 
 class Fast:
@@ -84,20 +99,30 @@ class Fast:
         self._local = threading.local()
 
     def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
-        size = self._plain_jpeg(data)
+        header = jpeg_header.read(data) if data[:3] == b"\xff\xd8\xff" else None
+        size = self._plain_size(data, header)
         if size is None:
-            return Pillow().decode(data, cuts)
-        shrink = _shrink(size, cuts(size))
-        least = {"min_width": -(-size[0] // shrink), "min_height": -(-size[1] // shrink)}
+            return _by_pillow(data, cuts)
+        wanted = cuts(size)
+        shrink = _shrink(size, wanted)
+        height = _height_seen(size, shrink, wanted)
+        short: bytes | bytearray | None = None
+        if header is not None and height <= _WORTHWHILE * size[1]:
+            short = jpeg_header.shortened(data, header, height)
+        if short is None:
+            short, height = data, size[1]
+        least = {"min_width": -(-size[0] // shrink), "min_height": -(-height // shrink)}
         options = {**least, "min_factor": 2.0} if shrink > 1 else {}
         try:
-            return Picture(self._jpeg.decode_jpeg(data, "RGB", **options), size)
+            # Of a shortened file the decoder says that it goes on behind its end.
+            pixels = self._jpeg.decode_jpeg(short, "RGB", strict=short is data, **options)
         except ValueError:
             # It is strict about garbage between segments, which browsers and Pillow accept. If
             # Pillow finds the file sound, its pixels do, at whatever size.
-            return Pillow().decode(data, cuts)
+            return _by_pillow(data, cuts)
+        return Picture(pixels, size, shrink)
 
-    def _plain_jpeg(self, data: bytes) -> Size | None:
+    def _plain_size(self, data: bytes, header: jpeg_header.Header | None) -> Size | None:
         """(width, height) of a grey or YCbCr JPEG within the limits that is not to be turned."""
         if data[:3] != b"\xff\xd8\xff":
             return None
@@ -107,7 +132,8 @@ class Fast:
             return None
         if colours not in ("YCbCr", "Gray") or not decode_lib.is_sane(width, height):
             return None
-        return None if decode_lib.is_turned(data) else (width, height)
+        end = _LONGEST_HEADER if header is None else header.scan_at
+        return None if decode_lib.is_turned(data, end) else (width, height)
 
     def is_whole(self, size: Size, largest: int) -> bool:
         return min(size) < 2 * largest
@@ -116,17 +142,15 @@ class Fast:
         """uint8[h, w, 3]: a box of a picture at another size."""
         resizing = self._resizing
         height, width = picture.pixels.shape[:2]
-        across, down = width / picture.size[0], height / picture.size[1]
-        left, top, right, bottom = cut.box
-        box = (left * across, top * down, (right - left) * across, (bottom - top) * down)
+        whole = _scaled_box(picture.size, picture.shrink, (0, 0, *picture.size))
+        box = _scaled_box(picture.size, picture.shrink, cut.box)
         if cut.size == (width, height) == box[2:]:
             return picture.pixels
         # Rounding must not put the end of the box beyond the picture's.
-        box = (*box[:2], min(box[2], width - box[0]), min(box[3], height - box[1]))
+        box = (*box[:2], min(box[2], whole[2] - box[0]), min(box[3], whole[3] - box[1]))
         # Pixels are copied on their way in: only the rows of the box, and what its edges see.
-        margin = int(_SUPPORT * max(1.0, box[3] / cut.size[1])) + 2
-        first = max(0, int(box[1]) - margin)
-        rows = picture.pixels[first : int(box[1] + box[3]) + margin]
+        first, last = _rows_seen(box, cut)
+        rows = picture.pixels[first:last]
         options = resizing.ResizeOptions(_algorithm(cut.method))
         options.crop_box = resizing.CropBox(box[0], box[1] - first, *box[2:])
         kind = resizing.PixelType.U8x3
@@ -140,6 +164,30 @@ class Fast:
         if not hasattr(self._local, "resizer"):
             self._local.resizer = self._resizing.Resizer()
         return self._local.resizer
+
+
+def _scaled_box(
+    size: Size, shrink: int, box: tuple[float, float, float, float]
+) -> tuple[float, float, float, float]:
+    """(left, top, width, height) of a part of a picture, in pixels of its smaller version."""
+    across, down = -(-size[0] // shrink) / size[0], -(-size[1] // shrink) / size[1]
+    left, top, right, bottom = box
+    return left * across, top * down, (right - left) * across, (bottom - top) * down
+
+
+def _rows_seen(box: tuple[float, float, float, float], cut: Cut) -> tuple[int, int]:
+    """The first row that a cut looks at, and the one behind the last; box as (…, width, height)."""
+    margin = int(_SUPPORT * max(1.0, box[3] / cut.size[1])) + 2
+    return max(0, int(box[1]) - margin), int(box[1] + box[3]) + margin
+
+
+def _height_seen(size: Size, shrink: int, cuts: Sequence[Cut]) -> int:
+    """Rows of the stored picture, from the top, that cuts look at; all for none."""
+    if not cuts:
+        return size[1]
+    last = max(_rows_seen(_scaled_box(size, shrink, cut.box), cut)[1] for cut in cuts)
+    # Colours have half the rows, and interpolating them looks at one more; rows come in sixteens.
+    return min(size[1], -(-(last * shrink + 16) // 16) * 16)
 
 
 def _shrink(size: Size, cuts: Sequence[Cut]) -> int:

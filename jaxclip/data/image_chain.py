@@ -63,9 +63,14 @@ class Chain:
         state = _State(images)
         for level, function, first, last in self.steps[first_done:]:
             if level == "either":
-                level = "batch" if state.has_planes else "example"
+                level = state.form
                 function = getattr(function, level)
-            if level == "batch":
+            if level == "pixels":
+                state.pixels = [
+                    function(array, row)
+                    for array, row in zip(state.pixels, u[:, first:last], strict=True)
+                ]
+            elif level == "batch":
                 state.planes = [
                     (rows, function(planes, u[rows, first:last])) for rows, planes in state.planes
                 ]
@@ -78,6 +83,8 @@ class Chain:
         arrays = state.arrays()
         if isinstance(arrays, np.ndarray) and arrays.shape[1:] == final:
             return arrays
+        if len(arrays) == 1 and arrays[0].shape == final:
+            return arrays[0][None]
         nothing = np.empty(0, np.float32)
         return np.stack(
             [
@@ -131,9 +138,20 @@ class _State:
         self._planes: list[tuple[Any, np.ndarray]] | None = None
 
     @property
-    def has_planes(self) -> bool:
-        """Whether the images are planes now."""
-        return self._planes is not None
+    def form(self) -> str:
+        """What the images are now: "batch" for planes, "example" or "pixels"."""
+        if self._planes is not None:
+            return "batch"
+        return "pixels" if self._images is None else "example"
+
+    @property
+    def pixels(self) -> Any:
+        """uint8[H, W, 3] each."""
+        return self.arrays()
+
+    @pixels.setter
+    def pixels(self, arrays: Sequence[np.ndarray]) -> None:
+        self._pixels, self._images, self._planes = arrays, None, None
 
     @property
     def images(self) -> list[Any]:

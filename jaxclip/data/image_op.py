@@ -41,18 +41,20 @@ class Cut(NamedTuple):
 
 
 class Either(NamedTuple):
-    """An op in both forms; that one is used in whose form the images are at the time.
+    """An op in several forms; that one is used in whose form the images are at the time.
 
     At 224 pixels, changing the form takes longer than many an op.
 
     Attributes:
       example: for one Pillow image.
       batch: for a stack of images.
+      pixels: for one array uint8[H, W, 3], which it must not write to.
       where: what it does to coordinates; None if it moves nothing.
     """
 
     example: ExampleFn
     batch: BatchFn
+    pixels: Callable[[np.ndarray, np.ndarray], np.ndarray]
     where: WhereFn | None = None
 
 
@@ -111,7 +113,7 @@ def register(
       :class:`Moving` if boxes are to follow it;
     - level "batch": ``fn(images: float32[n, 3, H, W], u: float32[n, draws])`` -> the same shape;
       values are in [0, 255] before and after, the argument may be overwritten, and nothing moves;
-    - level "either": an :class:`Either` of two such functions that do exactly the same.
+    - level "either": an :class:`Either` of such functions that do exactly the same.
 
     Args:
       name: how the op is called in a config.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data.ahead import Ahead, Closed
-from jaxclip.data.loader import RecordLoader
+from jaxclip.data.reading import Reader
 from jaxclip.data.record import BadRecord
 
 Batch = dict[str, Any]
@@ -26,7 +26,7 @@ class TrainIterator(Iterator[Batch]):
         shapes: Mapping[str, tuple[tuple[int, ...], str]],
         start_step: int,
         ahead: Ahead,
-        record_loader: RecordLoader,
+        reader: Reader,
         caption_counts: Callable[[], dict[str, int]],
     ):
         # TensorFlow may keep a function for as long as the process lives, so what it is given leads
@@ -34,9 +34,9 @@ class TrainIterator(Iterator[Batch]):
         source = [ahead]
         self._iterator = _dataset(shapes, source, start_step).as_numpy_iterator()
         self._source = source
-        self._stats = record_loader.stats
+        self._stats = reader.stats
         self._caption_counts = caption_counts
-        self._release = weakref.finalize(self, _release, source, record_loader)
+        self._release = weakref.finalize(self, _release, source, reader)
         self._release.atexit = False
 
     def __iter__(self) -> TrainIterator:
@@ -78,10 +78,10 @@ class TrainIterator(Iterator[Batch]):
         self._release()
 
 
-def _release(source: list[Ahead], record_loader: RecordLoader) -> None:
+def _release(source: list[Ahead], reader: Reader) -> None:
     while source:
         source.pop().close()
-    record_loader.close()
+    reader.close()
 
 
 def _dataset(
@@ -89,7 +89,7 @@ def _dataset(
 ) -> Any:
     """The tf.data graph: step numbers -> batches.
 
-    Batches are made by threads of :class:`Ahead` and :class:`RecordLoader`, not as
+    Batches are made by threads of :class:`Ahead` and :class:`.reading.Reader`, not as
     TensorFlow ops: these were two to five times slower on small images, cannot replace a record
     that does not decode, and differ in the last bits with the size of the batch. tf.data starts no
     thread that calls Python, see :mod:`jaxclip.data.ahead`.

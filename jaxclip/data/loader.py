@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,15 +17,15 @@ from jaxclip.data.image_backend import Backend, Picture, Pillow
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.record_stats import MAX_ATTEMPTS, RecordStats
+from jaxclip.data.stages import DECODING, IMAGE_OPS, READING, Board
 
-_LOG = logging.getLogger(__name__)
-
-# How many bad records are remembered (so as not to read them again) and named in the log.
-_MAX_REMEMBERED = 100_000
-_MAX_LOGGED = 5
 _PIECE_BYTES = 1 << 20
 _RECORD_OVERHEAD = 400  # bytes of Python objects around a cached record
 
+
+# (row, attempt) -> number of the record that stands in for one that can't be used.
+Replacement = Callable[[int, int], int]
 
 # (number of the record, record) -> what fields keep of it by their keys, or why it can't be used.
 Examine = Callable[[int, Record], dict[str, Any] | BadRecord]
@@ -41,8 +39,9 @@ class Loaded:
       index: its number.
       record: the record, without image bytes and meta.
       pixels: the decoded image, uint8[H, W, 3]; None if no view wants it.
-      size: (width, height) of the image as it is stored; ``pixels`` may be a smaller version.
+      size: (width, height) of the image as it is stored.
       extras: what fields keep of it.
+      shrink: how many times larger than ``pixels`` that is.
     """
 
     index: int
@@ -50,58 +49,7 @@ class Loaded:
     pixels: np.ndarray | None
     size: Size
     extras: Mapping[str, Any]
-
-
-class RecordStats:
-    """Counts of bad records met, by reason; safe to use from many threads."""
-
-    def __init__(self, what: str):
-        self._what = what
-        self._lock = threading.Lock()
-        self._bad: dict[int, BadRecord] = {}
-        self._records: Counter[str] = Counter()
-        self._uses: Counter[str] = Counter()
-        self._drawn = 0
-
-    def add(self, index: int, bad: BadRecord) -> None:
-        """Count one use of bad record ``index``; the first few are logged."""
-        with self._lock:
-            self._uses[bad.reason] += 1
-            if index in self._bad:
-                return
-            self._records[bad.reason] += 1
-            # A store that did not answer may do so next time.
-            if len(self._bad) < _MAX_REMEMBERED and bad.reason != "unreachable":
-                self._bad[index] = bad
-            count = sum(self._records.values())
-        if count <= _MAX_LOGGED:
-            last = "; further ones are only counted" if count == _MAX_LOGGED else ""
-            name = f"record {index}" + (f" ({bad.key})" if bad.key else "")
-            _LOG.warning("%s: %s is %s: %s%s", self._what, name, bad.reason, bad.detail, last)
-
-    def add_drawn(self, count: int) -> None:
-        """Count records that were drawn and could be used."""
-        with self._lock:
-            self._drawn += count
-
-    @property
-    def drawn(self) -> int:
-        """How often a record was drawn that could be used."""
-        return self._drawn
-
-    def bad(self) -> list[tuple[int, BadRecord]]:
-        """The bad records that are remembered, with their numbers."""
-        with self._lock:
-            return list(self._bad.items())
-
-    def known(self, index: int) -> BadRecord | None:
-        """What is known to be wrong with record ``index``."""
-        return self._bad.get(index)
-
-    def as_dict(self) -> dict[str, dict[str, int]]:
-        """``{"records": {reason: distinct records}, "uses": {reason: times one was drawn}}``."""
-        with self._lock:
-            return {"records": dict(self._records), "uses": dict(self._uses)}
+    shrink: int = 1
 
 
 class RecordLoader:
@@ -120,6 +68,11 @@ class RecordLoader:
       need_texts: whether a record without captions is bad.
       examine: what else a record must have.
       backend: what decodes, by default Pillow.
+      board: where its threads note what they are doing.
+
+    Attributes:
+      stats: counts of bad records.
+      board: see above.
     """
 
     def __init__(
@@ -134,6 +87,7 @@ class RecordLoader:
         need_texts: bool = True,
         examine: Examine | None = None,
         backend: Backend | None = None,
+        board: Board | None = None,
     ):
         self._source = source
         self._views = dict(views)
@@ -151,6 +105,7 @@ class RecordLoader:
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
         self.stats = RecordStats(what)
+        self.board = Board(self._num_threads + 8) if board is None else board
 
     def load(self, index: int, draws: Mapping[str, np.ndarray]) -> Loaded | BadRecord:
         """Read and decode one record; bad ones are counted.
@@ -170,6 +125,7 @@ class RecordLoader:
         return loaded
 
     def _load(self, index: int, draws: Mapping[str, np.ndarray]) -> Loaded | BadRecord:
+        self.board.note(READING, index)
         record = self._source[index]
         if isinstance(record, BadRecord):
             return record
@@ -179,16 +135,22 @@ class RecordLoader:
         extras = self._examine(index, record) if self._examine is not None else {}
         if isinstance(extras, BadRecord):
             return extras
-        pixels, size = None, (0, 0)
-        if self._views:
-            picture = self._backend.decode(record.image, lambda size: self._cuts(size, draws))
-            if isinstance(picture, BadRecord):
-                return dataclasses.replace(picture, key=record.key)
-            pixels, size = picture
-        record = dataclasses.replace(record, image=b"", texts=texts, meta="")
-        loaded = Loaded(index, record, pixels, size, extras)
-        # What was decoded for these draws alone must not serve others.
-        keep = pixels is None or self._backend.is_whole(size, self._largest)
+        small = Record(b"", texts, record.label, record.key)
+        if not self._views:
+            return self._cache.put(Loaded(index, small, None, (0, 0), extras))
+        self.board.note(DECODING, index)
+        keep = False
+
+        def cuts(size: Size) -> list[Cut]:
+            nonlocal keep
+            # What is decoded for these draws alone must not serve others.
+            keep = self._cache.has_room(size) and self._backend.is_whole(size, self._largest)
+            return [] if keep else self._cuts(size, draws)
+
+        picture = self._backend.decode(record.image, cuts)
+        if isinstance(picture, BadRecord):
+            return dataclasses.replace(picture, key=record.key)
+        loaded = Loaded(index, small, picture.pixels, picture.size, extras, picture.shrink)
         return self._cache.put(loaded) if keep else loaded
 
     def _cuts(self, size: Size, draws: Mapping[str, np.ndarray]) -> list[Cut]:
@@ -200,7 +162,7 @@ class RecordLoader:
         self,
         indices: np.ndarray,
         draws: Mapping[str, np.ndarray],
-        replacement: Callable[[int, int], int] | None,
+        replacement: Replacement | None,
     ) -> tuple[dict[str, np.ndarray], list[Loaded | None]]:
         """Views and records of a batch.
 
@@ -227,30 +189,67 @@ class RecordLoader:
             key: np.zeros((len(indices), chain.image_size, chain.image_size, 3), np.uint8)
             for key, chain in self._views.items()
         }
-        records: list[Loaded | None] = [None] * len(indices)
 
-        def fill(rows: range) -> None:
+        def fill(rows: range) -> list[Loaded | BadRecord]:
             if self._closed or interpreter_ends():
                 raise Closed("reading was given up")
-            chosen: list[int] = []
-            pictures: list[Picture] = []
-            for row in rows:
-                own = {key: u[row] for key, u in draws.items()}
-                loaded = records[row] = self._usable(int(indices[row]), row, own, replacement)
-                if loaded is not None and loaded.pixels is not None:
-                    chosen.append(row)
-                    pictures.append(Picture(loaded.pixels, loaded.size))
-            if chosen:
-                for key in self._views:
-                    views[key][chosen] = self._view(key, pictures, draws[key][chosen])
+            return self._fill(rows, indices, draws, replacement, views)
 
         pieces = self._pieces(len(indices))
         if self._num_threads == 1 or len(pieces) == 1:
-            for rows in pieces:
-                fill(rows)
+            filled = [fill(rows) for rows in pieces]
         else:
-            list(self._threads().map(fill, pieces))
-        return views, records
+            filled = list(self._threads().map(fill, pieces))
+        outcomes = [each for piece in filled for each in piece]
+        return views, [None if isinstance(each, BadRecord) else each for each in outcomes]
+
+    def outcomes(
+        self,
+        indices: np.ndarray,
+        draws: Mapping[str, np.ndarray],
+        views: Mapping[str, np.ndarray],
+        *,
+        singly: bool = False,
+    ) -> list[Loaded | BadRecord]:
+        """Records, or what is wrong with them; read in this thread, and none is replaced.
+
+        Args:
+          indices: int64[n], record numbers.
+          draws: uniform numbers float32[n, num_draws] of each view.
+          views: uint8[n, S, S, 3] of each view, written where a record can be used.
+          singly: finish with each record before the next is begun.
+        """
+        count = len(indices)
+        pieces = [range(row, row + 1) for row in range(count)] if singly else self._pieces(count)
+        found = [self._fill(rows, indices, draws, None, views) for rows in pieces]
+        return [each for piece in found for each in piece]
+
+    def _fill(
+        self,
+        rows: range,
+        indices: np.ndarray,
+        draws: Mapping[str, np.ndarray],
+        replacement: Replacement | None,
+        views: Mapping[str, np.ndarray],
+    ) -> list[Loaded | BadRecord]:
+        chosen: list[int] = []
+        pictures: list[Picture] = []
+        outcomes: list[Loaded | BadRecord] = []
+        for row in rows:
+            own = {key: u[row] for key, u in draws.items()}
+            loaded = self._usable(int(indices[row]), row, own, replacement)
+            outcomes.append(loaded)
+            if isinstance(loaded, Loaded) and loaded.pixels is not None:
+                chosen.append(row)
+                pictures.append(Picture(loaded.pixels, loaded.size, loaded.shrink))
+        if chosen:
+            self.board.note(IMAGE_OPS, int(indices[chosen[0]]))
+            # A slice where it is possible: taking it is a view, and copying to it is faster.
+            rows_of: Any = slice(rows.start, rows.stop) if len(chosen) == len(rows) else chosen
+            for key in self._views:
+                views[key][rows_of] = self._view(key, pictures, draws[key][rows_of])
+        self.board.clear()
+        return outcomes
 
     def _pieces(self, count: int) -> list[range]:
         """Rows handled together: few enough for their planes to stay in a CPU's own cache (for each
@@ -273,21 +272,14 @@ class RecordLoader:
         index: int,
         row: int,
         draws: Mapping[str, np.ndarray],
-        replacement: Callable[[int, int], int] | None,
-    ) -> Loaded | None:
-        attempts = 100
+        replacement: Replacement | None,
+    ) -> Loaded | BadRecord:
         loaded = self.load(index, draws)
-        for attempt in range(attempts):
-            if not isinstance(loaded, BadRecord):
+        for attempt in range(MAX_ATTEMPTS):
+            if not isinstance(loaded, BadRecord) or replacement is None:
                 return loaded
-            if replacement is None:
-                return None
             loaded = self.load(replacement(row, attempt), draws)
-        raise RuntimeError(
-            f"{attempts} records drawn one after the other cannot be used, the last one because: "
-            f"{getattr(loaded, 'reason', '')} {getattr(loaded, 'detail', '')}; all counts: "
-            f"{self.stats.as_dict()['records']}"
-        )
+        raise self.stats.hopeless(loaded)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:
@@ -318,6 +310,10 @@ class _Cache:
         # Memory that is never written takes no space: np.empty only reserves it.
         self._block = np.empty((num_records, *self._shape), np.uint8) if fits else None
         self._in_block = np.zeros(num_records if fits else 0, bool)
+
+    def has_room(self, size: Size) -> bool:
+        """Whether a picture of (width, height) may be kept."""
+        return 3 * size[0] * size[1] < self._left
 
     def get(self, index: int) -> Loaded | None:
         return self._loaded.get(index)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 # What a random stream is for; part of its key, so that streams never share numbers.
-_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS, _SOURCE, _BLOCK = 1, 2, 3, 4, 5, 6
+_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS, _SOURCE, _BLOCK, _START = 1, 2, 3, 4, 5, 6, 7
 
 DEFAULT_CHUNK = 1024
 DEFAULT_WINDOW = 1 << 20
@@ -139,6 +139,20 @@ def permutation_of(seed: int, block: int, count: int) -> np.ndarray:
     return _permutation((seed, _BLOCK, block), count)
 
 
+def start_of(seed: int, epoch: int) -> float:
+    """Where in [0, 1) an epoch's sampling by weights starts."""
+    return _fraction((seed, _START, epoch))
+
+
+def fraction_of(seed: int, place: int, attempt: int) -> float:
+    """A number in [0, 1) that says which record stands in at a place."""
+    return _fraction((seed, _REPLACEMENT, place, attempt))
+
+
+def _fraction(key: tuple[int, ...]) -> float:
+    return int(_bits(key, 1)[0] >> np.uint64(11)) * 2.0**-53
+
+
 def _bits(key: tuple[int, ...], count: int) -> np.ndarray:
     """uint64[count] of random bits for a key of non-negative integers."""
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
@@ -238,6 +252,21 @@ def batch_of(step: int, passed_over: Sequence[Sequence[int]]) -> int:
             break
         batch += last - first + 1
     return batch
+
+
+def rows_per_process(size: int, process_index: int, process_count: int, name: str) -> int:
+    """Rows of a global batch that each process gets.
+
+    Raises:
+      ValueError: the size is below one or does not divide, or there is no such process.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} must be in [0, {process_count})")
+    if size < 1 or size % process_count:
+        raise ValueError(
+            f"{name}={size} must be a positive multiple of the {process_count} processes"
+        )
+    return size // process_count
 
 
 def join_ranges(ranges: Iterable[Sequence[int]]) -> list[list[int]]:

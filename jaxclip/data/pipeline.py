@@ -9,64 +9,30 @@ any number of hosts. Evaluation: :func:`eval_batches`, every example once, in or
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, image_ops, loader, mixture, order, sources
+from jaxclip.data import columns, mixture, order, reading, sampling, sources, workers
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
-from jaxclip.data.defaults import DEFAULTS
+from jaxclip.data.defaults import DEFAULTS, complete
+from jaxclip.data.eval_batches import eval_batches, make_loader
 from jaxclip.data.image_backend import BACKENDS
-from jaxclip.data.image_chain import Chain
-from jaxclip.data.iterator import Batch, TrainIterator
+from jaxclip.data.iterator import TrainIterator
 from jaxclip.data.labels import read_labels
-from jaxclip.data.record import Record
+from jaxclip.data.order import rows_per_process
+from jaxclip.data.stages import Board
 from jaxclip.data.stored import write_stored
-from jaxclip.registry import hint
 
 __all__ = [
-    "DEFAULTS", "TrainIterator", "check_spec", "complete", "eval_batches", "look_up",
+    "DEFAULTS", "TrainIterator", "batch_maker", "check_spec", "complete", "eval_batches", "look_up",
     "rows_per_process", "train_iterator", "write_stored",
 ]  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-
-
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A data config with the defaults filled in.
-
-    Raises:
-      ValueError: an unknown key, naming the nearest, or a value out of range.
-    """
-    for key in config:
-        if key not in DEFAULTS:
-            raise ValueError(f"unknown data config key {key!r}{hint(key, DEFAULTS)}")
-    result = {**DEFAULTS, **config}
-    for key in ("image_size", "examples_per_class", "shuffle_window", "shuffle_chunk"):
-        if result[key] < 1:
-            raise ValueError(f"data.{key}={result[key]} must be at least 1")
-    for key in ("cache_decoded_mb", "num_parallel_calls", "prefetch"):
-        if result[key] < 0:
-            raise ValueError(f"data.{key}={result[key]} must not be negative")
-    return result
-
-
-def rows_per_process(size: int, process_index: int, process_count: int, name: str) -> int:
-    """Rows of a global batch that each process gets.
-
-    Raises:
-      ValueError: the size is below one or does not divide, or there is no such process.
-    """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must be in [0, {process_count})")
-    if size < 1 or size % process_count:
-        raise ValueError(
-            f"{name}={size} must be a positive multiple of the {process_count} processes"
-        )
-    return size // process_count
 
 
 def check_spec(
@@ -103,6 +69,7 @@ def _build_columns(
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
     BACKENDS.build(config["image_backend"])
+    sampling.check(config["sampling"])
     context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
@@ -159,10 +126,10 @@ def train_iterator(
     """
     if start_step < 0:
         raise ValueError(f"start_step={start_step} must not be negative")
-    maker = _batch_maker(
+    maker = batch_maker(
         data_config, tokenizer, global_batch_size, seed, process_index, process_count, spec, owners
     )
-    config, rows, record_loader = complete(data_config), maker.rows, maker.record_loader
+    config, rows = complete(data_config), maker.rows
     # Two at once: one batch waits for files or the tokenizer while the other decodes. Threads
     # within a batch do the rest; more batches at once would only take more memory.
     ahead = Ahead(
@@ -170,23 +137,29 @@ def train_iterator(
         start_step,
         num_threads=2,
         depth=max(1, config["prefetch"]),
+        patience=config["stall_seconds"],
+        waits_for=maker.reader.busy,
     )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
     shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, record_loader, maker.caption_counts)
+    return TrainIterator(shapes, start_step, ahead, maker.reader, maker.caption_counts)
 
 
-def _batch_maker(
+def batch_maker(
     data_config: Mapping[str, Any],
     tokenizer: Callable[[list[str]], np.ndarray],
     global_batch_size: int,
     seed: int,
-    process_index: int,
-    process_count: int,
-    spec: fields.BatchSpec,
-    owners: Mapping[str, str] | None,
+    process_index: int = 0,
+    process_count: int = 1,
+    spec: fields.BatchSpec = fields.PAIR,
+    owners: Mapping[str, str] | None = None,
 ) -> columns.BatchMaker:
-    """What makes the rows of one process; arguments as of :func:`train_iterator`."""
+    """What makes the rows of one process: number of a batch -> its arrays.
+
+    It needs no TensorFlow and makes nothing ahead; ``reader.close()`` stops its threads and
+    workers. Arguments and errors are those of :func:`train_iterator`.
+    """
     config = complete(data_config)
     rows = rows_per_process(global_batch_size, process_index, process_count, "global_batch_size")
     if seed < 0:
@@ -199,12 +172,9 @@ def _batch_maker(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
             split, data_set.name, len(source), global_batch_size,
         )  # fmt: skip
-    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     return columns.BatchMaker(
         columns=made,
-        record_loader=_loader(
-            config, columns.chains(made), source, data_set, needs_texts, columns.examiner(made)
-        ),
+        reader=_reader(context, made, rows),
         order=_order(config, data_set, global_batch_size, seed),
         seed=seed,
         first_row=process_index * rows,
@@ -212,6 +182,45 @@ def _batch_maker(
         global_batch_size=global_batch_size,
         tokenizer=tokenizer,
     )
+
+
+def _reader(
+    context: Context, made: Mapping[str, Column[Any]], rows: int
+) -> reading.InProcess | workers.WorkerReader:
+    """What reads the records of batches and makes their views."""
+    if context.config["workers"]:
+        sides = {key: chain.image_size for key, chain in columns.chains(made).items()}
+        return workers.WorkerReader(
+            context.config, context.spec, context.seed, sides, rows, context.data_set.in_words
+        )
+    return _in_process(context, made)
+
+
+def _in_process(
+    context: Context, made: Mapping[str, Column[Any]], board: Board | None = None
+) -> reading.InProcess:
+    spec, chains = context.spec, columns.chains(made)
+    needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
+    source = context.data_set.source(context.split)
+    record_loader = make_loader(
+        context.config, chains, source, context.data_set, needs_texts, columns.examiner(made), board
+    )
+    return reading.InProcess(record_loader, chains, context.seed)
+
+
+def local_reader(
+    config: Mapping[str, Any], spec: fields.BatchSpec, seed: int, board: Board
+) -> reading.InProcess:
+    """What a data worker reads with; nothing is checked that its parent has checked.
+
+    Args:
+      config: data config, complete.
+      spec: what a batch holds.
+      seed: of the run.
+      board: where the worker's threads note what they are doing.
+    """
+    context = Context(config, training_data(config), spec, seed)
+    return _in_process(context, columns.build(context, look=False), board)
 
 
 def look_up(
@@ -239,13 +248,20 @@ def look_up(
       ``{"row", "record": its number, "key": the record's, "caption", "image": uint8[S, S, 3]}`` of
       each row.
     """
-    maker = _batch_maker(
-        {**data_config, "cache_decoded_mb": 0}, tokenizer, global_batch_size, seed, 0, 1, spec, None
+    maker = batch_maker(
+        {**data_config, "cache_decoded_mb": 0, "workers": 0},
+        tokenizer,
+        global_batch_size,
+        seed,
+        0,
+        1,
+        spec,
+        None,
     )
     try:
         found = maker.examples(batch, rows)
     finally:
-        maker.record_loader.close()
+        maker.reader.close()
     return [
         {"row": int(row), "record": loaded.index, "key": loaded.record.key, "caption": caption,
          "image": image}
@@ -271,17 +287,28 @@ def training_data(config: Mapping[str, Any]) -> sources.DataSet:
 
 def _order(
     config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
-) -> order.ShuffledOrder | mixture.MixtureOrder:
+) -> order.ShuffledOrder | mixture.MixtureOrder | sampling.SampledOrder:
     split, group = config["train_split"], config["examples_per_class"]
     size, window, chunk = (
         data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
     )  # fmt: skip
+    written = config["sampling"]
+    if written and (group > 1 or isinstance(data_set, mixture.Mixture)):
+        other = (
+            "data.mixture, whose sources may have one each"
+            if group == 1
+            else ("data.examples_per_class above 1")
+        )
+        raise ValueError(f"data.sampling={written!r} does not go with {other}")
     if isinstance(data_set, mixture.Mixture):
         if group > 1:
             raise ValueError(
                 f"data.examples_per_class={group} is not for data.mixture; set it to 1"
             )
         return data_set.order(seed, window, chunk)
+    weights = sampling.weights_of(written, data_set, split)
+    if weights is not None:
+        return sampling.SampledOrder(weights, seed, window, chunk)
     if group == 1:
         return order.ShuffledOrder(size, seed, window, chunk)
     if global_batch_size % group:
@@ -291,98 +318,3 @@ def _order(
         )
     labels = read_labels(data_set, split)
     return order.GroupedOrder(size, seed, labels, group, window, chunk)
-
-
-def eval_batches(
-    data_config: Mapping[str, Any],
-    split: str,
-    *,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Every example of a split exactly once, in order.
-
-    Batch ``i`` over all processes is examples ``i * batch_size`` and following; process ``p`` gets
-    rows ``[p * n, (p + 1) * n)`` of it, ``n = batch_size // process_count``. All processes get the
-    same number of batches of the same shape; rows beyond the end have mask False, and so have
-    records that cannot be decoded (these keep their index; they are logged).
-
-    Args:
-      data_config: see :data:`DEFAULTS`; of the ops only ``eval_image_ops`` are used.
-      split: name of the split.
-      batch_size: rows over all processes.
-      process_index: which part of each batch is made here.
-      process_count: number of parts.
-
-    Yields:
-      ``{"image": uint8[n, S, S, 3], "mask": bool[n], "index": int64[n] (-1 where beyond the end),
-      "label": int64[n] (-1 = none), "texts": list of n lists of str, "key": list of n str}``.
-
-    Raises:
-      ValueError: as in :func:`train_iterator`.
-      FileNotFoundError: the data set does not exist.
-    """
-    config = complete(data_config)
-    rows = rows_per_process(batch_size, process_index, process_count, "batch_size")
-    chain = image_ops.build(config["eval_image_ops"], config["image_size"])
-    data_set = sources.open(config["name"])
-    source = data_set.source(split)
-    exact = {**config, "cache_decoded_mb": 0, "image_backend": "pillow"}
-    record_loader = _loader(exact, {"image": chain}, source, data_set)
-    return _eval_batches(record_loader, chain, len(source), batch_size, process_index * rows, rows)
-
-
-def _eval_batches(
-    record_loader: loader.RecordLoader,
-    chain: Chain,
-    num_records: int,
-    batch_size: int,
-    first_row: int,
-    rows: int,
-) -> Iterator[Batch]:
-    try:
-        for start in range(0, num_records, batch_size):
-            index = np.arange(start + first_row, start + first_row + rows, dtype=np.int64)
-            index[index >= num_records] = -1
-            inside = index >= 0
-            count = int(inside.sum())
-            # Random ops are allowed in evaluation, too: what they draw depends on the example only.
-            uniforms = order.uniforms(0, index, chain.num_draws)
-            draws = {"image": uniforms[:count]}
-            views, loaded = record_loader.batch(index[:count], draws, None)
-            padding = np.zeros((rows - count, *views["image"].shape[1:]), np.uint8)
-            images = np.concatenate([views["image"], padding])
-            records = [None if each is None else each.record for each in loaded]
-            padded: list[Record | None] = [*records, *[None] * (rows - count)]
-            yield {
-                "image": images,
-                "mask": np.array([record is not None for record in padded], bool),
-                "index": index,
-                "label": np.array([r.label if r else -1 for r in padded], np.int64),
-                "texts": [list(record.texts) if record else [] for record in padded],
-                "key": [record.key if record else "" for record in padded],
-            }
-    finally:
-        record_loader.close()
-
-
-def _loader(
-    config: Mapping[str, Any],
-    views: Mapping[str, Chain],
-    source: sources.RecordSource,
-    data_set: sources.DataSet,
-    need_texts: bool = False,
-    examine: loader.Examine | None = None,
-) -> loader.RecordLoader:
-    return loader.RecordLoader(
-        source,
-        views,
-        what=f"data set {data_set.name!r}",
-        cache_decoded_mb=config["cache_decoded_mb"],
-        num_threads=config["num_parallel_calls"],
-        texts_of=data_set.texts_of(config["languages"]),
-        need_texts=need_texts,
-        examine=examine,
-        backend=BACKENDS.build(config["image_backend"]),
-    )

@@ -27,6 +27,7 @@ REASONS = {
     "bad_vector": "the stored vector is missing, of another length, or not finite",
     "bad_meta": "what the run needs of the record's `meta` is not as it should be",
     "unreachable": "the store that holds the record did not give it, after some attempts",
+    "crashed": "reading it ended a data worker, and did so again",
     "corrupted": "the stored bytes of the record are damaged (checksum or format)",
 }
 

@@ -8,6 +8,17 @@ with its own data set. All are exact on remainders, whatever the batch and the m
 from jaxclip.registry import Registry
 
 # Files of this package that hold no evaluator.
-_PARTS = ("base", "class_names", "encoding", "ranking", "runner", "stored", "tasks", "templates")
+_PARTS = (
+    "base",
+    "class_names",
+    "encoding",
+    "psp_entropy",
+    "ranking",
+    "runner",
+    "sharpness",
+    "stored",
+    "tasks",
+    "templates",
+)
 
 EVALUATORS = Registry("evaluator", __name__, exclude=_PARTS)

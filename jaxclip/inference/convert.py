@@ -120,8 +120,8 @@ def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
     """Write parameters as a workdir with one checkpoint, of step 0.
 
     Args:
-      config: that they belong to; it is written without what only a run with averages, additions
-        or a start elsewhere has.
+      config: that they belong to; it is written without what only a run with averages, additions,
+        masks or a start elsewhere has.
       params: the tree of :meth:`jaxclip.models.CLIP.init`, and ``objective`` where there is one;
         of arrays, or of :class:`jaxclip.train.lazy_arrays.LazyArray`.
       target: a folder that is free (:func:`jaxclip.weights.export.check_free`).
@@ -134,7 +134,7 @@ def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
     with Checkpointer(target / workdir_lib.CHECKPOINTS, one_by_one=lazy) as checkpointer:
         checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
         checkpointer.wait()
-    plain = {"ema_decay": 0.0, "init_from": "", "init_from_exclude": []}
+    plain = {"ema_decay": 0.0, "init_from": "", "init_from_exclude": [], "sparsity": []}
     low_rank = {**config["low_rank"], "rank": 0}
     # Last, for it makes the folder a workdir.
     config_lib.save({**config, **plain, "low_rank": low_rank}, target / workdir_lib.CONFIG_FILE)

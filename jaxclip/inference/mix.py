@@ -119,6 +119,7 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
         "evaluate": tasks,
         "ema_decay": 0.0,
         "low_rank": {**config["low_rank"], "rank": 0},
+        "sparsity": [],
         "checkpoint": {**config["checkpoint"], "best_metric": ""},
     }
     runner.check(plain)

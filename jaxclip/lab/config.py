@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip import config as config_lib
-from jaxclip.lab import injectors, precision
+from jaxclip.lab import injectors
+from jaxclip.models.products import formats
 from jaxclip.registry import hint
 
 Config = dict[str, Any]
@@ -237,7 +238,7 @@ def _check_values(config: Config) -> None:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seeds: {seed!r} must be an integer >= 0")
     for name in config["precisions"]:
-        precision.lookup(name)
+        formats.lookup(name)
     for name, section in config["injectors"].items():
         try:
             injectors.build(section)

@@ -97,7 +97,7 @@ def _draw_curves(axes: Any, curves: dict[str, Any], colors: dict[str, str], base
         line(curves["clean"], color="black", linewidth=1.0, linestyle=":")
         axes.plot([], [], color="black", linestyle=":", label=f"{baseline}, nothing injected")
         axes.legend(loc="upper right", frameon=False, fontsize=8.5)
-    _dress(axes, f"training loss, injected: {curves['name']} (rate {curves['rate']:g})", "step")
+    dress(axes, f"training loss, injected: {curves['name']} (rate {curves['rate']:g})", "step")
 
 
 def _draw_rates(axes: Any, rates: dict[str, Any], colors: dict[str, str]) -> None:
@@ -109,10 +109,11 @@ def _draw_rates(axes: Any, rates: dict[str, Any], colors: dict[str, str]) -> Non
                 markersize=3.5, linewidth=1.6,
             )  # fmt: skip
     axes.set_xscale("log")
-    _dress(axes, "final loss, nothing injected", "learning rate")
+    dress(axes, "final loss, nothing injected", "learning rate")
 
 
-def _dress(axes: Any, title: str, below: str) -> None:
+def dress(axes: Any, title: str, below: str) -> None:
+    """Title, label and grid of a panel, as all pictures of the lab have them."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(below, fontsize=9)
     axes.tick_params(labelsize=8.5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from jaxclip.models import sparse_activation
+
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu")
 
 
@@ -12,6 +14,16 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a value that is none of those known."""
     if value not in known:
         raise ValueError(f"model.{name}={value!r}; use {', '.join(map(repr, known))}")
+
+
+def check_activation(tower: str, name: str) -> None:
+    """Refuse an activation that there is not."""
+    if name in ACTIVATIONS or sparse_activation.parse(name):
+        return
+    raise ValueError(
+        f"model.{tower}.activation={name!r}; use {', '.join(map(repr, ACTIVATIONS))}, or "
+        "'sparse(0.7, 1.0)' (share of zeros, largest value)"
+    )
 
 
 def check_experts(tower: str, config: Any) -> None:
@@ -63,7 +75,13 @@ def check_cures(tower: str, config: Any) -> None:
         )
 
 
-def check_heads(tower: str, width: int, num_heads: int) -> None:
-    """Refuse heads that do not divide the width."""
-    if width % num_heads:
-        raise ValueError(f"model.{tower}.num_heads={num_heads} does not divide width={width}")
+def check_heads(tower: str, config: Any) -> None:
+    """Refuse heads that do not divide the width, unless they have a size of their own."""
+    c = config
+    if c.head_dim < 0 or (c.head_dim and (c.kind == "roberta" or c.mup_base_width)):
+        raise ValueError(
+            f"model.{tower}.head_dim={c.head_dim} must be 0 or more, and 0 with kind='roberta' and "
+            "with mup_base_width"
+        )
+    if not c.head_dim and c.width % c.num_heads:
+        raise ValueError(f"model.{tower}.num_heads={c.num_heads} does not divide width={c.width}")

@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxclip.models import dropout as dropout_lib
 from jaxclip.models import experts as experts_lib
+from jaxclip.models import sparse_activation
 from jaxclip.models.attend import (
     UNCHANGED,
     How,
@@ -32,6 +33,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": nn.silu,
 }
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """One of :data:`ACTIVATIONS`, or :func:`jaxclip.models.sparse_activation.parse`."""
+    return sparse_activation.parse(name) or ACTIVATIONS[name]
+
 
 # Of `jax.nn.dot_product_attention`; or a function such as `fused_attention`, which serves where
 # there is no mask.
@@ -53,6 +60,7 @@ class Variant(NamedTuple):
         share (Dehghani et al., 2023, arXiv:2302.05442).
       attention_soft_cap: c, scores become c tanh(scores / c) (Gemma 2); 0 for none.
       score_scale: another factor on q·k / sqrt(d).
+      head_dim: channels of a head; 0 for the width over the number of heads.
       num_experts: E, MLPs of which a token takes some (:mod:`jaxclip.models.experts`); 0 for one.
       experts_per_token: k.
       expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's tokens; 0 for any
@@ -68,6 +76,7 @@ class Variant(NamedTuple):
     qk_norm: bool = False
     attention_soft_cap: float = 0.0
     score_scale: float = 1.0
+    head_dim: int = 0
     num_experts: int = 0
     experts_per_token: int = 2
     expert_capacity: float = 0.0
@@ -104,11 +113,12 @@ class Attention(nn.Module):
         are the same tokens then (:func:`jaxclip.models.rotary.rotate`).
         """
         width = queries.shape[-1]
+        inner = self.num_heads * self.variant.head_dim or width
 
         query, key, value = (
             checkpoint_name(layer(x), "qkv")
             for layer, x in zip(
-                qkv_layers(width, self.dtype, self.variant.qkv_bias, self.flat),
+                qkv_layers(inner, self.dtype, self.variant.qkv_bias, self.flat),
                 (queries, keys, keys),
                 strict=True,
             )
@@ -135,7 +145,7 @@ class Attention(nn.Module):
         ):
             out = self.implementation(query, key, value, num_heads=self.num_heads, causal=causal)
         else:
-            shape = (-1, self.num_heads, width // self.num_heads)
+            shape = (-1, self.num_heads, inner // self.num_heads)
             implementation: Any = None if callable(self.implementation) else self.implementation
             out = jax.nn.dot_product_attention(
                 query.reshape(query.shape[0], *shape),
@@ -146,7 +156,7 @@ class Attention(nn.Module):
                 is_causal=causal,
                 implementation=implementation,
             )
-        out = checkpoint_name(out.reshape(queries.shape), "attention_out")
+        out = checkpoint_name(out.reshape(*queries.shape[:-1], inner), "attention_out")
         if self.variant.sub_norm:
             out = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(out)
         out = dense(width, self.dtype, "out", flat=self.flat, result_dtype=self.result_dtype)(out)
@@ -202,9 +212,9 @@ class MLP(nn.Module):
         if self.variant.mlp == "gated":
             gate = linear(self.mlp_dim, self.dtype, "gate")(x)
             gate = checkpoint_name(gate, "mlp_hidden")
-            hidden = ACTIVATIONS[self.activation](gate) * hidden
+            hidden = activation(self.activation)(gate) * hidden
         else:
-            hidden = ACTIVATIONS[self.activation](hidden)
+            hidden = activation(self.activation)(hidden)
         if self.variant.sub_norm:
             hidden = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(hidden)
         return linear(x.shape[-1], self.dtype, "down")(hidden)
@@ -279,7 +289,7 @@ class Block(nn.Module):
         mixture = experts_lib.Experts(
             variant.num_experts,
             self.mlp_dim,
-            ACTIVATIONS[self.activation],
+            activation(self.activation),
             self.dtype,
             variant.experts_per_token,
             variant.expert_capacity,

@@ -65,7 +65,7 @@ def attention_scale(config: Any) -> float:
     if not config.mup_base_heads:
         return 1.0
     base = config.mup_base_width // config.mup_base_heads
-    return (base / (config.width // config.num_heads)) ** 0.5
+    return (base / config.head_size) ** 0.5
 
 
 def rate_factors(config: CLIPConfig) -> list[tuple[str, float]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.models._size_checks import (
-    ACTIVATIONS,
+    check_activation,
     check_choice,
     check_cures,
     check_experts,
@@ -38,6 +38,8 @@ class ImageConfig:
       width: channels of the Transformer.
       depth: number of its blocks.
       num_heads: attention heads.
+      head_dim: channels of a head; 0 for ``width / num_heads``. Others are what pruning leaves
+        (:func:`jaxclip.weights.surgery.remove_masked`).
       mlp_dim: hidden width of the MLPs.
       pool: ``"cls"`` (class token), ``"mean"``, ``"map"`` (attention pooling), or ``"queries"``
         (CoCa in open_clip: a pooler with ``num_queries`` queries that look at all tokens; the
@@ -56,7 +58,8 @@ class ImageConfig:
       class_position: whether the class token has a learned position, too.
       pre_norm: layer norm before the first block (CLIP's ``ln_pre``).
       patch_bias: bias of the patch embedding.
-      activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"`` or ``"silu"``.
+      activation: ``"gelu"``, ``"gelu_tanh"``, ``"quick_gelu"``, ``"silu"``, or
+        ``"sparse(0.7, 1.0)"`` (:mod:`jaxclip.models.sparse_activation`).
       mlp: ``"plain"``, or ``"gated"`` (with ``"silu"``: SwiGLU).
       norm: ``"layer"`` or ``"rms"``.
       norm_eps: epsilon of the norms.
@@ -132,6 +135,7 @@ class ImageConfig:
     experts_per_token: int = 2
     expert_capacity: float = 0.0
     class_position: bool = True
+    head_dim: int = 0
     kind: str = "vit"
 
     def __post_init__(self) -> None:
@@ -152,7 +156,7 @@ class ImageConfig:
         check_choice("image.pool", self.pool, ("cls", "mean", "map", "queries"))
         check_choice("image.positions", self.positions, ("learned", "sincos", "none"))
         check_choice("image.projection", self.projection, ("linear", "linear_bias", "none"))
-        check_choice("image.activation", self.activation, ACTIVATIONS)
+        check_activation("image", self.activation)
         check_choice("image.rope", self.rope, ("none", "yx", "xy"))
         check_choice("image.mlp", self.mlp, ("plain", "gated"))
         check_choice("image.norm", self.norm, ("layer", "rms"))
@@ -161,7 +165,7 @@ class ImageConfig:
         self._check_pool()
         if not math.isfinite(self.rope_offset):
             raise ValueError(f"model.image.rope_offset={self.rope_offset}; use a number of patches")
-        if self.rope != "none" and self.width // self.num_heads % 4:
+        if self.rope != "none" and self.head_size % 4:
             raise ValueError(
                 f"model.image.rope={self.rope!r} needs heads of a multiple of 4 channels, not "
                 f"{self.width} / {self.num_heads}"
@@ -172,7 +176,7 @@ class ImageConfig:
                 f"model.image.patch_size={self.patch_size} does not divide image_size="
                 f"{self.image_size}; use {' or '.join(map(str, fits)) or 'another image size'}"
             )
-        check_heads("image", self.width, self.num_heads)
+        check_heads("image", self)
         if self.max_patches < 0 or (
             self.max_patches
             and (self.stem != "patch" or self.has_class_token or self.positions != "learned")
@@ -214,6 +218,11 @@ class ImageConfig:
             raise ValueError(
                 f"model.image.pool_heads={self.pool_heads} does not divide width={self.width}"
             )
+
+    @property
+    def head_size(self) -> int:
+        """Channels of a head."""
+        return self.head_dim or self.width // self.num_heads
 
     @property
     def has_class_token(self) -> bool:
@@ -266,8 +275,8 @@ class TextConfig:
       projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), ``"mlp"`` (two layers
         with a GELU between, no biases: open_clip's towers of transformers), or ``"none"`` if
         ``width`` is the size of the joint space.
-      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads: as in
-        :class:`ImageConfig`.
+      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads, head_dim:
+        as in :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408
@@ -296,6 +305,7 @@ class TextConfig:
     expert_blocks: int = 0
     experts_per_token: int = 2
     expert_capacity: float = 0.0
+    head_dim: int = 0
 
     def __post_init__(self) -> None:
         check_cures("text", self)
@@ -322,8 +332,13 @@ class TextConfig:
             if self.kind not in known:
                 raise ValueError(f"unknown model.text.kind {self.kind!r}{hint(self.kind, known)}")
         check_choice("text.projection", self.projection, ("linear", "linear_bias", "mlp", "none"))
-        check_choice("text.activation", self.activation, ACTIVATIONS)
-        check_heads("text", self.width, self.num_heads)
+        check_activation("text", self.activation)
+        check_heads("text", self)
+
+    @property
+    def head_size(self) -> int:
+        """Channels of a head."""
+        return self.head_dim or self.width // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,7 @@ class TowerParts:
             norm = layers.norm(self.config.norm_eps, self.dtype, None, self.variant.norm)
             y = norm.apply({"params": p["attention_norm"]}, x)
         linear = layers.qkv_layers(
-            self.config.width,
+            self.config.num_heads * self.config.head_size,
             self.dtype,
             self.variant.qkv_bias,
             self.flat_products,

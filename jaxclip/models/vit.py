@@ -156,7 +156,7 @@ class VisionTransformer(Tower):
         turns = jnp.asarray(
             rotary.angles(
                 grid,
-                c.width // c.num_heads,
+                c.head_size,
                 c.rope,
                 reference=c.rope_grid,
                 offset=c.rope_offset,
@@ -318,13 +318,13 @@ class Embed(nn.Module):
             if c.stem == "conv_bn":
                 if stage < len(c.stem_widths) - 1:
                     x = FrozenBatchNorm(dtype=self.dtype, name=f"stem_{stage}_norm")(x)
-                    x = layers.ACTIVATIONS[c.activation](x)
+                    x = layers.activation(c.activation)(x)
                 continue
             x = layers.norm(c.norm_eps, self.dtype, f"stem_{stage}_norm")(x)
             for index in range(c.stem_depth):
                 y = nn.Conv(width, (3, 3), dtype=self.dtype, name=f"stem_{stage}_conv_{index}")(x)
                 y = layers.norm(c.norm_eps, self.dtype, f"stem_{stage}_conv_norm_{index}")(y)
-                x = x + layers.ACTIVATIONS[c.activation](y)
+                x = x + layers.activation(c.activation)(y)
         return x
 
     def project(self, pieces: jax.Array) -> jax.Array:

@@ -131,7 +131,7 @@ class CLIPTeX(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), {}
+        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
         if self.contrastive:
             loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
         for each in self._experts():

@@ -126,7 +126,7 @@ class DCCLIP(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), {}
+        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
         if self.contrastive:
             loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
         for tower, weight in zip(_TOWERS, (self.image_weight, self.text_weight), strict=True):

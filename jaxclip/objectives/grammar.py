@@ -83,7 +83,7 @@ class Grammar(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), {}
+        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
         if self.contrastive:
             loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
         grammar = (jnp.mean(outputs["sound_nll"]) + jnp.mean(outputs["broken_nll"])) / 2

@@ -64,6 +64,6 @@ class LaCLIP(Contrastive):
             super(LaCLIP, self).loss(params, state, {**outputs, "text": one}, ctx)[:2]
             for one in texts
         ]
-        metrics = {key: sum(m[key] for _, m in each) / self.count for key in each[0][1]}
+        metrics: Any = {key: sum(m[key] for _, m in each) / self.count for key in each[0][1]}
         total: Any = sum(value for value, _ in each) / self.count
         return total, metrics, state

@@ -78,7 +78,7 @@ class LightCLIP(Objective):
         return caption_decoder(sizes, depth=self.depth, dtype=dtype).clone(causal=False)
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
-        keys, params = jax.random.split(rng, 4), {}
+        keys, params = jax.random.split(rng, 4), dict[str, Any]()
         if self.matching:
             params |= _token_maps.init_maps(keys[0], sizes, self.features)
         if self.masked_words:

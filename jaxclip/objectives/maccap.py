@@ -41,9 +41,11 @@ class MacCap(Captioning, Objective):
     prefix: int = 10
     contrastive: float = 0.0
 
-    num_queries: ClassVar[int] = 0
-    from_embeddings: ClassVar[bool] = True
-    self_mlp: ClassVar[bool] = False
+    # Of Captioning; no options here.
+    num_queries = 0
+    from_embeddings = True
+    self_mlp = False
+
     small: ClassVar[Mapping[str, Any]] = {"contrastive": 1.0, "prefix": 2}
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class MacCap(Captioning, Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), {}
+        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
         if self.contrastive:
             loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
         count = jnp.maximum(jnp.sum(outputs["tokens"]), 1.0)

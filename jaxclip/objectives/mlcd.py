@@ -135,8 +135,8 @@ def cluster_loss(
     Returns:
       float32[B].
     """
-    total = 0.0
+    total = jnp.zeros(len(positive))
     for logits, counts in ((-positive, is_positive), (negative, is_negative)):
         kept = jnp.where(counts, logits, _NOTHING)
         total += jax.nn.logsumexp(jnp.pad(kept, ((0, 0), (0, 1))), axis=1)  # a zero for the 1
-    return jnp.asarray(total)
+    return total

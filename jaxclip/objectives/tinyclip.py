@@ -64,7 +64,8 @@ class TinyCLIP(Affinity):
         for tower in _TOWERS:
             config = getattr(sizes, tower)
             kind = getattr(config, "kind", "vit")
-            if kind not in ("vit", "transformer") or getattr(config, "num_experts", 0):
+            experts: int = getattr(config, "num_experts", 0)
+            if kind not in ("vit", "transformer") or experts:
                 raise ValueError(
                     f"tinyclip masks heads and MLPs of plain blocks, not those of model.{tower}."
                     f"kind={kind!r} or of experts"

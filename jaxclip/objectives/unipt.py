@@ -146,8 +146,8 @@ class UniPT(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        pair = [outputs[f"adapted_{tower}"] for tower in _TOWERS]
-        loss, metrics = clip_part(1.0, *pair, ctx, implementation=self.implementation)
+        images, texts = outputs["adapted_image"], outputs["adapted_text"]
+        loss, metrics = clip_part(1.0, images, texts, ctx, implementation=self.implementation)
         return loss, metrics, state
 
 

@@ -47,11 +47,12 @@ import optax
 
 from jaxclip.optim._norms import combine_norms as combine_norms
 from jaxclip.optim._norms import global_norm as global_norm
-from jaxclip.optim._norms import max_or_nan as max_or_nan
-from jaxclip.optim._norms import ordered_pattern as ordered_pattern
+from jaxclip.optim._norms import max_and_flag as max_and_flag
+from jaxclip.optim._norms import norms_and_total as norms_and_total
 from jaxclip.optim._norms import sum_or_nan as sum_or_nan
 from jaxclip.optim._norms import tensor_maxima as tensor_maxima
 from jaxclip.optim._norms import tensor_norms as tensor_norms
+from jaxclip.optim._norms import zero_or_nan as zero_or_nan
 from jaxclip.optim._unpack import unpack as unpack
 from jaxclip.optim._unpack import unpack_columns as unpack_columns
 

@@ -12,22 +12,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip.optim import _base, _unpack
+from jaxclip.optim._together import together
 
-# From gradients to updates, and new values of own fields that come out on the way.
-Act = Callable[[list[jax.Array]], tuple[list[jax.Array], Mapping[str, Any]]]
+# From gradients and the decision's numbers to updates, and own fields that come out on the way.
+Act = Callable[..., tuple[list[jax.Array], Mapping[str, Any]]]
 
 
 class Decision(NamedTuple):
-    """What a rule makes of one step's gradients; arrays are scalars or ``[num_tensors]``.
+    """What a rule makes of one step's gradients; all arrays are scalars or ``[num_tensors]``.
 
     Attributes:
       norm: what it looked at.
       threshold: what it allows.
       clipped: whether it acts.
-      act: from the gradients to the update, and to own fields that are stored as they come.
+      numbers: what it needs to act; the first becomes NaN where the rule may not.
       own: new values of the state's own fields; where not finite they stay.
       finite: whether the rule may act and learn; by default whether ``norm`` is finite.
     """
@@ -35,9 +37,28 @@ class Decision(NamedTuple):
     norm: jax.Array
     threshold: jax.Array
     clipped: jax.Array
-    act: Act
+    numbers: tuple[jax.Array, ...] = ()
     own: Mapping[str, jax.Array] = MappingProxyType({})
     finite: jax.Array | None = None
+
+
+class Plan(NamedTuple):
+    """A rule's step: what was seen of the gradients, what it makes of that, and how it acts.
+
+    Attributes:
+      seen: a tree of scalars and ``[num_tensors]``, all that the decision needs of the gradients.
+      decide: from what was seen and the state to a :class:`Decision`, element by element: it gets
+        arrays with one more axis in front, see :func:`jaxclip.optim._together.together`. Fields
+        that are no numbers of the report's shape are as they were.
+      act: from the gradients, and scalars or one list of scalars a number of the decision, to the
+        update, and to own fields that are stored as they come.
+      stored: further own fields that are stored as they come.
+    """
+
+    seen: Any
+    decide: Callable[[Any, Any], Decision]
+    act: Act
+    stored: Mapping[str, Any] = MappingProxyType({})
 
 
 class Context(NamedTuple):
@@ -57,14 +78,14 @@ class Context(NamedTuple):
 
     def value(self, hyperparameter: _base.Hyperparameter) -> jax.Array:
         """A hyperparameter now."""
-        return _base.hyperparameter(hyperparameter, self.count, self.dtype)
+        return jax.lax.stop_gradient(_base.hyperparameter(hyperparameter, self.count, self.dtype))
 
     def complement(self, hyperparameter: _base.Hyperparameter) -> jax.Array:
         """1 minus a hyperparameter now."""
-        return _base.complement(hyperparameter, self.count, self.dtype)
+        return jax.lax.stop_gradient(_base.complement(hyperparameter, self.count, self.dtype))
 
 
-Rule = Callable[[list[jax.Array], Any, Context], Decision]
+Rule = Callable[[list[jax.Array], Any, Context], Plan]
 
 
 def clipper(
@@ -81,7 +102,7 @@ def clipper(
 
     Args:
       state_class: a ``NamedTuple`` with ``count``, the fields of the convention and the rule's own.
-      rule: from gradients (as leaves), state and context to a decision.
+      rule: from gradients (as leaves), state and context to a plan.
       own: from parameters, shape of the report and dtype to the rule's own fields before the first
         step.
       per_tensor: whether the report holds one entry a tensor.
@@ -103,29 +124,25 @@ def clipper(
         given = _flatten(updates, state.norm.size if per_tensor else None)
         before = jax.lax.stop_gradient(state)
         context = Context(before.count, before.norm.dtype, given.treedef, params)
-        decision = rule(jax.lax.stop_gradient(given.leaves), before, context)
-        finite = jnp.isfinite(decision.norm) if decision.finite is None else decision.finite
-
-        def after(new: Any, old: Any, where: jax.Array = finite) -> Any:
-            new = jnp.where(where, new, old)
-            return new if given.all_present or not per_tensor else given.merge(new, old)
-
-        noted = {
-            "norm": after(decision.norm, before.norm, jnp.bool_(True)),
-            "threshold": after(decision.threshold, before.threshold),
-            "clipped": after(decision.clipped | ~finite, before.clipped, jnp.bool_(True)),
-            "nonfinite_count": after(
-                _base.increment_where(before.nonfinite_count, ~finite),
-                before.nonfinite_count,
-                jnp.bool_(True),
-            ),
+        plan = rule(jax.lax.stop_gradient(given.leaves), before, context)
+        shape = before.norm.shape
+        # Of the state what may go into one kernel: no trees, no rings.
+        small = {
+            name: value
+            for name, value in before._asdict().items()
+            if isinstance(value, (jax.Array, np.ndarray)) and value.shape in ((), shape)
         }
-        mine = {name: after(value, getattr(before, name)) for name, value in decision.own.items()}
-        out, as_they_come = decision.act(given.leaves)
+
+        def settle(inputs: tuple[Any, dict[str, jax.Array]]) -> _Settled:
+            seen, fields = inputs
+            return _settle(plan.decide(seen, before._replace(**fields)), fields, given, per_tensor)
+
+        settled = together(settle, (jax.lax.stop_gradient(plan.seen), small), shape)
+        out, as_they_come = plan.act(given.leaves, *_unpacked(settled.numbers))
         new_state = before._replace(
             count=optax.safe_increment(before.count),
-            **noted,
-            **mine,
+            **settled.fields,
+            **plan.stored,
             **jax.lax.stop_gradient(dict(as_they_come)),
         )
         return given.restore(out), new_state
@@ -133,31 +150,63 @@ def clipper(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def scale(factor: jax.Array, finite: jax.Array) -> Act:
-    """Multiplies gradients by a factor: zero where the norm was not finite.
+class _Settled(NamedTuple):
+    """Numbers to act by, and new fields of the state."""
 
-    Args:
-      factor: of the statistics' dtype, a scalar or one for each tensor.
-      finite: bool, of the same shape.
-    """
-
-    def one(leaf: jax.Array, by: jax.Array) -> jax.Array:
-        return _base.rescale(leaf, by, by == by)
-
-    if not factor.ndim:
-        by = _unpack.computed_once(jnp.where(finite, factor, jnp.nan).astype(factor.dtype))
-        return lambda leaves: ([one(leaf, by) for leaf in leaves], {})
-    return each(one, unpack_where(finite, factor))
+    numbers: tuple[jax.Array, ...]
+    fields: dict[str, jax.Array]
 
 
-def each(one: Callable[..., jax.Array], *numbers: Sequence[jax.Array]) -> Act:
-    """Does the same to each tensor: ``one(leaf, *its numbers)``."""
-    return lambda leaves: ([one(*of_one) for of_one in zip(leaves, *numbers, strict=True)], {})
+def _settle(
+    decision: Decision, before: Mapping[str, jax.Array], given: _Given, per_tensor: bool
+) -> _Settled:
+    """What becomes of a decision where the norm is not finite, or a tensor has no gradient."""
+    finite = jnp.isfinite(decision.norm) if decision.finite is None else decision.finite
+
+    def after(new: jax.Array, old: jax.Array) -> jax.Array:
+        return new if given.all_present or not per_tensor else given.merge(new, old)
+
+    count = _base.increment_where(before["nonfinite_count"], ~finite)
+    fields = {
+        "norm": after(decision.norm, before["norm"]),
+        "clipped": after(decision.clipped | ~finite, before["clipped"]),
+        "nonfinite_count": after(count, before["nonfinite_count"]),
+    }
+    for name, value in {"threshold": decision.threshold, **decision.own}.items():
+        fields[name] = after(jnp.where(finite, value, before[name]), before[name])
+    numbers = decision.numbers
+    if numbers:
+        numbers = (jnp.where(finite, numbers[0], jnp.nan).astype(numbers[0].dtype), *numbers[1:])
+    return _Settled(numbers, fields)
 
 
-def unpack_where(finite: jax.Array, vector: jax.Array) -> list[jax.Array]:
-    """One scalar a tensor, NaN where not finite: one number to hand to a kernel instead of two."""
-    return _unpack.unpack(jnp.where(finite, vector, jnp.nan).astype(vector.dtype))
+def _unpacked(numbers: Sequence[jax.Array]) -> list[Any]:
+    """Scalars as they are, and of vectors ``[num_tensors]`` one list of scalars each."""
+    if len(numbers) < 2 or not numbers[0].ndim:
+        return [_unpack.unpack(number) if number.ndim else number for number in numbers]
+    rows = _unpack.unpack(jnp.stack(numbers, axis=1))
+    return [[row[i] for row in rows] for i in range(len(numbers))]
+
+
+def each(one: Callable[..., jax.Array]) -> Act:
+    """Does the same to each tensor: ``one(leaf, *numbers)``, all of them scalars."""
+
+    def act(leaves: list[jax.Array], *numbers: Any) -> tuple[list[jax.Array], Mapping[str, Any]]:
+        columns = [
+            number if isinstance(number, list) else [number] * len(leaves) for number in numbers
+        ]
+        return [one(*of_one) for of_one in zip(leaves, *columns, strict=True)], {}
+
+    return act
+
+
+def _rescaled(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """A tensor times a factor, zero where that is NaN."""
+    return _base.rescale(leaf, factor, factor == factor)
+
+
+# Multiplies gradients by the decision's one number.
+scale = each(_rescaled)
 
 
 class _Given(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import optax
 
 from jaxclip.optim import _sections
 from jaxclip.optim.cautious import cautious
+from jaxclip.registry import option_defaults
 
 # Those which are a direction, then weight decay, then a learning rate.
 SEPARABLE = (
@@ -29,6 +29,27 @@ SEPARABLE = (
     "stable_spam",
     "yogi",
 )
+
+# Optimizers with weight decay, and their argument for which parameters decay.
+DECAY_MASKS: dict[str, str] = {
+    "acclip": "mask",
+    "adadelta": "weight_decay_mask",
+    "adafactor": "weight_decay_mask",
+    "adamaxw": "mask",
+    "adamw": "mask",
+    "adan": "mask",
+    "ademamix": "mask",
+    "lamb": "mask",
+    "lars": "weight_decay_mask",
+    "lion": "mask",
+    "muon": "weight_decay_mask",
+    "nadamw": "mask",
+    "spam": "mask",
+    "stable_adamw": "mask",
+    "stable_spam": "mask",
+}
+# Those whose rate is called ``weight_decay``; adafactor has a ``weight_decay_rate``.
+DECAYING = tuple(name for name in DECAY_MASKS if name != "adafactor")
 
 
 def take_apart(
@@ -56,11 +77,11 @@ def take_apart(
         raise ValueError(
             f"optim.direction: {name!r} can't be taken apart; use one of {', '.join(SEPARABLE)}"
         )
-    arguments, options = inspect.signature(factory).parameters, dict(options)
+    options = dict(options)
     decay: list[optax.GradientTransformation] = []
-    if "weight_decay" in arguments:
-        rate = options.pop("weight_decay", arguments["weight_decay"].default)
-        decay = [optax.add_decayed_weights(rate, options.pop("mask"))]
+    if name in DECAYING:
+        rate = options.pop("weight_decay", option_defaults(factory)["weight_decay"])
+        decay = [optax.add_decayed_weights(rate, options.pop(DECAY_MASKS[name]))]
         options["weight_decay"] = 0.0
     # A learning rate turns the sign: with -1 the direction is left.
     tx = factory(learning_rate=-1.0, **options)

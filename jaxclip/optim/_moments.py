@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxclip.optim import _base
 from jaxclip.optim._stacks import ENOUGH, Stacks
+from jaxclip.optim._together import together
 
 # A tree of bools (or a prefix of one), or a function from parameters to it.
 Mask = Any | Callable[[Any], Any] | None
@@ -138,19 +139,19 @@ def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
 
 
 class Step(NamedTuple):
-    """One tensor's update, its new moments, and the number that its report is made of.
+    """One tensor's update, its new moments, and the numbers that its report is made of.
 
     Attributes:
       update: in the dtype of :func:`update_dtypes`.
       mu: the first moment.
       nu: the second moment.
-      seen: scalar that the report's norm is made of, of the statistics' dtype.
+      seen: scalars that the report is made of, of the statistics' dtype.
     """
 
     update: jax.Array
     mu: jax.Array
     nu: jax.Array
-    seen: jax.Array
+    seen: tuple[jax.Array, ...] = ()
 
 
 class Tensors(NamedTuple):
@@ -197,9 +198,37 @@ def tensors(
     )
 
 
+def report(
+    state: Any, seen: Any, judge: Callable[[Any], tuple[jax.Array, jax.Array]]
+) -> dict[str, jax.Array]:
+    """The four fields of the convention after a step, from one kernel.
+
+    Args:
+      state: the old state.
+      seen: a tree of ``[num_tensors]``.
+      judge: from that to the norm and the largest one allowed, element by element as in
+        :func:`jaxclip.optim._together.together`.
+    """
+
+    def settle(inputs: tuple[Any, dict[str, jax.Array]]) -> dict[str, jax.Array]:
+        seen, before = inputs
+        norm, limit = judge(seen)
+        finite = jnp.isfinite(norm)
+        count = before["nonfinite_count"]
+        return {
+            "norm": norm,
+            "threshold": jnp.where(finite, limit, before["threshold"]),
+            "clipped": ~(norm <= limit),
+            "nonfinite_count": _base.increment_where(count, ~finite),
+        }
+
+    before = {"threshold": state.threshold, "nonfinite_count": state.nonfinite_count}
+    return together(settle, (seen, before), state.norm.shape)
+
+
 def each(
     step: Callable[..., Step], found: Tensors, state: Any, *numbers: jax.Array
-) -> tuple[Any, dict[str, Any], jax.Array]:
+) -> tuple[Any, dict[str, Any], list[jax.Array]]:
     """The same step for every tensor; for all small ones of a type at once.
 
     Args:
@@ -211,10 +240,10 @@ def each(
 
     Returns:
       The tree of updates; ``mu`` and ``nu`` by name, as trees; and what the steps have seen, as
-      ``[num_tensors]`` (the old norm, if there are no tensors).
+      ``[num_tensors]`` each (the old norm, twice, if there are no tensors).
     """
     if not found.leaves:
-        return found.treedef.unflatten([]), {"mu": state.mu, "nu": state.nu}, state.norm
+        return found.treedef.unflatten([]), {"mu": state.mu, "nu": state.nu}, [state.norm] * 2
     tensors, seen = each_in_lists(step, found, state.count, *numbers)
     update, mu, nu = map(found.treedef.unflatten, tensors)
     return update, {"mu": mu, "nu": nu}, seen
@@ -222,11 +251,11 @@ def each(
 
 def each_in_lists(
     step: Callable[..., Step], found: Tensors, count: jax.Array, *numbers: jax.Array
-) -> tuple[list[list[jax.Array]], jax.Array]:
+) -> tuple[list[list[jax.Array]], list[jax.Array]]:
     """As :func:`each`, for at least one tensor.
 
     Returns:
-      Updates, first and second moments, as lists; and what the steps have seen.
+      Updates, first and second moments, as lists; and what the steps have seen, ``[num_tensors]``.
     """
     columns: list[list[Any]] = [found.leaves, found.mu, found.nu, found.params]
     kinds = [
@@ -241,7 +270,7 @@ def each_in_lists(
         static={"dtype": found.dtypes},
     )
     *results, seen = zip(*steps, strict=True)
-    return stacks.tensors(results, count), stacks.vector(seen)
+    return stacks.tensors(results, count), list(stacks.matrix(list(zip(*seen, strict=True))))
 
 
 def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclip.optim._stacks import LARGEST, Stacks
+from jaxclip.optim._stacks import ENOUGH, LARGEST, Stacks
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
 # that range are computed again with tensors times one of these.
@@ -43,41 +43,113 @@ def tensor_norms(
     if not leaves:
         return jnp.zeros((0,), dtype)
     stacks = Stacks(leaves, least=2 if together else len(leaves) + 1)
-    arrays = [stacks.arrays(tensors) for tensors in (leaves, minus) if tensors is not None]
-    if jnp.dtype(dtype) == jnp.float64:
-        return _norms_at(jnp.ones((), dtype), stacks, arrays, dtype, together)
-
-    # A loop, and not the norms and then a branch: then everything would be compiled twice.
-    def again(carry: tuple[jax.Array, ...]) -> jax.Array:
-        return carry[0] < 3
-
-    def look(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        attempt, old = carry
-        scale = jnp.where(attempt == 0, 1.0, jnp.where(attempt == 1, _DOWN, _UP)).astype(dtype)
-        new = _norms_at(scale, stacks, arrays, dtype, together)
-        improve = jnp.where(attempt == 2, old < _SMALL, ~jnp.isfinite(old))
-        norms = jnp.where(improve, new, old)
-        upwards = exact_small & (attempt < 2) & jnp.any(norms < _SMALL)
-        following = jnp.where(upwards, 2, 3)
-        overflowed = (attempt == 0) & ~jnp.all(jnp.isfinite(norms))
-        return jnp.where(overflowed, 1, following).astype(jnp.int32), norms
-
-    start = (jnp.zeros((), jnp.int32), jnp.full((len(leaves),), jnp.inf, dtype))
-    return lax.while_loop(again, look, varying_like(start, [*leaves, *(minus or ())]))[1]
+    return _look_until_in_range(leaves, minus, stacks, dtype, exact_small, together).norms
 
 
-def _norms_at(
-    scale: jax.Array, stacks: Stacks, arrays: Sequence[list[jax.Array]], dtype: Any, short: bool
+def norms_and_total(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """L2 norm of each tensor, as ``[num_tensors]``, and of all together, as a scalar."""
+    if not leaves:
+        return jnp.zeros((0,), dtype), jnp.zeros((), dtype)
+    found = _look_until_in_range(leaves, None, Stacks(leaves), dtype)
+    return found.norms, found.total
+
+
+def global_norm(
+    leaves: Sequence[jax.Array],
+    dtype: Any,
+    minus: Sequence[jax.Array] | None = None,
+    *,
+    together: bool = True,
 ) -> jax.Array:
-    """Norms of tensors (or differences), from the squares of tensors times a power of two."""
+    """L2 norm of all tensors together, a scalar; arguments as for :func:`tensor_norms`."""
+    if not leaves:
+        return jnp.zeros((), dtype)
+    if not together:
+        return combine_norms(tensor_norms(leaves, dtype, minus, together=False))
+    return _look_until_in_range(leaves, minus, Stacks(leaves), dtype, of_each=False).total
+
+
+class _Found(NamedTuple):
+    """Norms as far as they are known, and the scale of the next look.
+
+    Attributes:
+      scale: power of two that tensors are multiplied by; zero: there is no next look.
+      total: norm of all tensors; infinite before the first look.
+      norms: of each tensor, ``[num_tensors]``; empty if nobody wants them.
+    """
+
+    scale: jax.Array
+    total: jax.Array
+    norms: jax.Array
+
+
+def _look_until_in_range(
+    leaves: Sequence[jax.Array],
+    minus: Sequence[jax.Array] | None,
+    stacks: Stacks,
+    dtype: Any,
+    exact_small: bool = False,
+    short: bool = True,
+    *,
+    of_each: bool = True,
+) -> _Found:
+    """Norms, from tensors as they are and once more, scaled, if that went out of range.
+
+    A loop, and not the norms and then a branch: then everything would be compiled twice. It has few
+    numbers, and asks for the total alone whether to go on: each is a kernel more to compile.
+
+    Args:
+      leaves: at least one tensor.
+      minus: subtracted first, or ``None``.
+      stacks: how they are put together.
+      dtype: of the result.
+      exact_small: as for :func:`tensor_norms`; the total is not exact then.
+      short: whether sums may add up in another order than axis by axis.
+      of_each: whether the norm of each tensor is wanted.
+    """
+    arrays = [stacks.arrays(tensors) for tensors in (leaves, minus) if tensors is not None]
+
+    def look(found: _Found) -> _Found:
+        sums = stacks.joined(_square_sums(found.scale, stacks, arrays, dtype, short))
+        total = jnp.sqrt(jnp.sum(sums)) / found.scale
+        total = jnp.where(jnp.isfinite(found.total), found.total, total)
+        following = jnp.where(found.scale == 1, _DOWN, 0.0)
+        norms = found.norms
+        if of_each:
+            new = jnp.sqrt(stacks.in_order(sums)) / found.scale
+            improve = ~jnp.isfinite(norms)
+            if exact_small:
+                improve = jnp.where(found.scale == _UP, norms < _SMALL, improve)
+            norms = jnp.where(improve, new, norms)
+        if exact_small:
+            upwards = (found.scale != _UP) & jnp.any(norms < _SMALL)
+            overflowed = (found.scale == 1) & ~jnp.isfinite(total)
+            following = jnp.where(overflowed, _DOWN, jnp.where(upwards, _UP, 0.0))
+        return _Found(following.astype(dtype), total, norms)
+
+    def again(found: _Found) -> jax.Array:
+        return (found.scale > 0) & (exact_small | ~jnp.isfinite(found.total))
+
+    number = len(leaves) if of_each else 0
+    start = _Found(
+        jnp.ones((), dtype), jnp.full((), jnp.inf, dtype), jnp.full((number,), jnp.inf, dtype)
+    )
+    if jnp.dtype(dtype) == jnp.float64:
+        return look(start)
+    return lax.while_loop(again, look, varying_like(start, [*leaves, *(minus or ())]))
+
+
+def _square_sums(
+    scale: jax.Array, stacks: Stacks, arrays: Sequence[list[jax.Array]], dtype: Any, short: bool
+) -> list[jax.Array]:
+    """Sums of the squares of tensors (or differences) times a power of two, for each array."""
     own = [_scaled(array, scale, dtype) for array in arrays[0]]
     if len(arrays) > 1:
         # In the precision of what is subtracted.
         pairs = zip(*arrays, strict=True)
         own = [_scaled(a, scale, b.dtype) - _scaled(b, scale, b.dtype) for a, b in pairs]
     cut = short_axes if short else lambda tensor: tensor
-    sums = stacks.each(lambda tensor: _square_sum(cut(tensor), dtype), own)
-    return jnp.sqrt(stacks.vector(sums)) / scale
+    return stacks.each(lambda tensor: _square_sum(cut(tensor), dtype), own)
 
 
 def _scaled(leaf: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
@@ -126,85 +198,63 @@ def combine_norms(norms: jax.Array) -> jax.Array:
     return safe * jnp.sqrt(jnp.sum(jnp.square(norms / safe)))
 
 
-def global_norm(
-    leaves: Sequence[jax.Array],
-    dtype: Any,
-    minus: Sequence[jax.Array] | None = None,
-    *,
-    together: bool = True,
-) -> jax.Array:
-    """L2 norm of all tensors together, a scalar; arguments as for :func:`tensor_norms`."""
-    return combine_norms(tensor_norms(leaves, dtype, minus, together=together))
-
-
 def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Largest absolute value of each tensor (0 for one without elements), as ``[num_tensors]``."""
     if not leaves:
         return jnp.zeros((0,), dtype)
-    stacks = Stacks(leaves)
+    # Few small tensors one by one: that is one kernel a shape, too, and puts nothing together.
+    stacks = Stacks(leaves, least=ENOUGH)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        largest, spoilt = _maximum(lax.abs(leaf), lax.ne(leaf, leaf))
-        return largest.astype(dtype), spoilt
+        largest, spoilt = max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
+        return largest.astype(dtype), spoilt.astype(dtype)
 
-    largest, spoilt = map(
-        stacks.vector, zip(*stacks.each(of_one, stacks.arrays(leaves)), strict=True)
-    )
-    return jnp.where(spoilt, jnp.nan, largest)
+    columns = zip(*stacks.each(of_one, stacks.arrays(leaves)), strict=True)
+    largest, spoilt = stacks.matrix(list(columns))
+    return jnp.where(spoilt > 0, jnp.nan, largest)
 
 
-def max_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
-    """Largest of a tensor's non-negative values (0 without any), NaN if any is spoilt.
+def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Largest of a tensor's non-negative values (0 without any), and one if any is spoilt, else 0.
 
-    ``jnp.max`` would not do: XLA's reductions on the CPU may lose NaN.
+    From one read, by one kernel. ``jnp.max`` would not do: XLA's may lose NaN on CPUs.
 
     Args:
-      values: tensor of any shape.
+      values: tensor of any shape; what is spoilt may be NaN.
       spoilt: bool, of the same shape or a scalar.
+
+    Returns:
+      Two scalars of the values' dtype. The first means nothing where any is spoilt.
     """
     spoilt = jnp.broadcast_to(spoilt, values.shape)
-    if values.size <= LARGEST:
-        # Of a large tensor all patterns would be written out first.
-        pattern = ordered_pattern(values)
-        pattern = jnp.where(spoilt, jnp.iinfo(pattern.dtype).max, pattern)
-        largest = jnp.max(short_axes(pattern), initial=0)
-        return lax.bitcast_convert_type(largest, values.dtype)
-    largest, any_spoilt = _maximum(values, spoilt)
-    return jnp.where(any_spoilt, jnp.nan, largest)
-
-
-def _maximum(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Largest of non-negative values, and whether any is spoilt, from one read."""
-    largest, any_spoilt = lax.reduce(
-        (values, spoilt),
-        (jnp.zeros((), values.dtype), jnp.zeros((), jnp.bool_)),
-        lambda x, y: (lax.max(x[0], y[0]), x[1] | y[1]),
+    zero = jnp.zeros((), values.dtype)
+    flags = lax.select(spoilt, lax.full_like(values, 1), lax.full_like(values, 0))
+    largest, flag = lax.reduce(
+        (values, flags),
+        (zero, zero),
+        lambda x, y: (lax.max(x[0], y[0]), lax.max(x[1], y[1])),
         tuple(range(values.ndim)),
     )
-    return largest, any_spoilt
+    return largest, flag
+
+
+def zero_or_nan(leaf: jax.Array) -> jax.Array:
+    """A scalar that is NaN if any element of a tensor is NaN or infinite, else zero."""
+    return jnp.sum(0 * leaf)
 
 
 def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
     """Sum of a tensor's values, NaN if any is spoilt.
 
-    Not by a reduction with two results, as the maximum: that adds one value after the other, which
-    costs float32 its digits beyond some ten thousand, and to do rows first would have devices that
-    share rows exchange a number for each.
+    Not by a reduction with two results, as :func:`max_and_flag`: that adds one value after the
+    other, which costs float32 its digits beyond some ten thousand, and to do rows first would have
+    devices that share rows exchange a number for each.
 
     Args:
       values: tensor of any shape.
       spoilt: bool, of the same shape.
     """
     return jnp.sum(jnp.where(spoilt, jnp.nan, values))
-
-
-def ordered_pattern(magnitude: jax.Array) -> jax.Array:
-    """Bit patterns of non-negative floats: integers in the same order, NaN above infinity.
-
-    An integer maximum of them keeps NaN, as a float maximum does, but vectorises.
-    """
-    integer = jnp.dtype(f"int{8 * magnitude.dtype.itemsize}")
-    return lax.bitcast_convert_type(magnitude, integer)
 
 
 def varying_like(values: Any, leaves: Sequence[jax.Array]) -> Any:

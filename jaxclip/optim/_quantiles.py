@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxclip.optim import _norms
@@ -65,19 +66,17 @@ def absolute_quantiles(
 
 
 class _Search(NamedTuple):
-    """What a pass leaves behind, each int[num_tensors].
+    """What a pass leaves behind.
 
     Attributes:
-      prefix: pattern of the value of the rank, as far as it is known; the lower bits are zero.
-      at_most: how many values lie below the first candidate of the last pass.
-      above: smallest pattern that does not.
-      largest: largest pattern.
+      prefix: int[num_tensors], pattern of the value of the rank, as far as it is known; the lower
+        bits are zero.
+      seen: int[5, num_tensors], from the last pass: how many values lie below each candidate,
+        smallest pattern that does not lie below the first, and largest pattern.
     """
 
     prefix: jax.Array
-    at_most: jax.Array
-    above: jax.Array
-    largest: jax.Array
+    seen: jax.Array
 
 
 def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Array) -> Quantiles:
@@ -85,6 +84,9 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
     wide = leaves[0].dtype == jnp.float64
     floating, integer = (jnp.float64, jnp.int64) if wide else (jnp.float32, jnp.int32)
     lowest = _ZERO_BITS.get(str(leaves[0].dtype), 0)
+    # In the order of the stacks: their numbers are then neighbours, and nothing is to be gathered.
+    order = Stacks(leaves).order
+    leaves, ranks = [leaves[i] for i in order], _in_order(ranks, order)
     stacks = Stacks(leaves)
     arrays = stacks.arrays(leaves)
     passes = (8 * jnp.dtype(integer).itemsize - lowest) // _DIGIT_BITS
@@ -93,28 +95,36 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         # The last pass repeats the lowest digit, now known, to see what lies just above the value.
         shift = jnp.maximum(passes - 1 - index, 0) * _DIGIT_BITS + lowest
         shift = shift.astype(integer)
-        seen = stacks.each(
+        looks = stacks.each(
             lambda leaf, prefix: _look(leaf, prefix, shift), arrays, stacks.numbers(search.prefix)
         )
-        *below, above, largest = map(stacks.vector, zip(*seen, strict=True))
+        seen = stacks.matrix(list(zip(*looks, strict=True)))
         digit = jnp.zeros_like(search.prefix)
         for i in range(_CANDIDATES):
             # Patterns beyond the largest are negative.
             valid = search.prefix + _step(i + 1, shift) > 0
-            digit += ((below[i] <= ranks) & valid).astype(integer)
+            digit += ((seen[i] <= ranks) & valid).astype(integer)
         found = jnp.where(index < passes, search.prefix + (digit << shift), search.prefix)
-        return _Search(found, below[0], above, largest)
+        return _Search(found, seen)
 
-    start = _norms.varying_like(_Search(*[jnp.zeros(len(leaves), integer)] * 4), leaves)
-    found = lax.fori_loop(0, passes + 1, one_pass, start)
+    number = len(leaves)
+    start = _Search(jnp.zeros(number, integer), jnp.zeros((_CANDIDATES + 2, number), integer))
+    found = lax.fori_loop(0, passes + 1, one_pass, _norms.varying_like(start, leaves))
+    at_most, *_, above, most = found.seen
     # The value of the next rank: the same one if it occurs often enough, else the next larger.
-    upper = jnp.where(found.at_most > ranks + 1, found.prefix, found.above)
+    upper = jnp.where(at_most > ranks + 1, found.prefix, above)
+    back = np.argsort(order)
     low, high, largest = (
-        lax.bitcast_convert_type(pattern, floating).astype(weights.dtype)
-        for pattern in (found.prefix, upper, found.largest)
+        lax.bitcast_convert_type(_in_order(pattern, back), floating).astype(weights.dtype)
+        for pattern in (found.prefix, upper, most)
     )
     # At weight 0 there may be no next value.
     return Quantiles(low + jnp.where(weights > 0, weights * (high - low), 0), largest)
+
+
+def _in_order(vector: jax.Array, order: np.ndarray) -> jax.Array:
+    """A vector's entries in another order, itself if that is the one that they have."""
+    return vector if np.array_equal(order, np.arange(order.size)) else vector[order]
 
 
 def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> Sequence[jax.Array]:

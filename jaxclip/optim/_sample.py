@@ -70,8 +70,11 @@ class Sampling:
         length = tensor.shape[-1]
         beyond = self.groups(length) * self.group - length
         padded = jnp.pad(tensor, [(0, 0)] * (tensor.ndim - 1) + [(0, beyond)])
-        grouped = padded.reshape(*tensor.shape[:-1], self.groups(length), 1, self.group)
-        taken = jnp.sum(jnp.where(chosen, grouped, 0), axis=-1, dtype=tensor.dtype)
+        grouped = padded.reshape(*tensor.shape[:-1], self.groups(length), self.group)
+        # One after the other, and not by a sum, for which XLA writes all the terms to memory.
+        taken = jnp.zeros(chosen.shape[:-1], tensor.dtype)
+        for place in range(self.group):
+            taken = jnp.where(chosen[..., place], grouped[..., place, None], taken)
         return taken.reshape(self.shape(tensor.shape))
 
     def put(self, taken: jax.Array, chosen: jax.Array, length: int) -> jax.Array:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from jaxclip.registry import hint
+from jaxclip.registry import REQUIRED, hint, option_defaults
 
 T = TypeVar("T")
 
@@ -69,14 +68,13 @@ def check_known(
     Raises:
       ValueError: an unknown option, naming the nearest one, or a missing one.
     """
-    parameters = inspect.signature(factory).parameters
-    known = [*(p for p in parameters if p not in hidden), *extra]
+    defaults = option_defaults(factory)
+    known = [*(name for name in defaults if name not in hidden), *extra]
     for option in options:
         if option not in known:
             raise ValueError(f"{key}.{option}: {name!r} has no such option{hint(option, known)}")
-    for option, parameter in parameters.items():
-        required = parameter.default is inspect.Parameter.empty
-        if required and option not in hidden and option not in options:
+    for option, default in defaults.items():
+        if default is REQUIRED and option not in hidden and option not in options:
             raise ValueError(f"{key}.{option} is required by {name!r}; set it")
 
 

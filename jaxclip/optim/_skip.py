@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip.optim import _unpack
-
 
 def extra_arguments(
     names: Sequence[str] | None, value: Any, extra: Mapping[str, Any]
@@ -32,12 +30,12 @@ def undo(skip: jax.Array, updates: Any, new_state: Any, old_state: Any) -> tuple
     copied, and ``vmap`` changes nothing.
 
     Args:
-      skip: bool scalar.
+      skip: bool scalar; it is looked at in every tensor's kernel, so it should not be computed
+        there: see :func:`jaxclip.optim._together.together`.
       updates: what the wrapped transformation gave.
       new_state: its state after that.
       old_state: its state before.
     """
-    skip = _unpack.computed_once(skip)
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
         chosen = jnp.where(skip, old, new)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxclip.optim import _base, _moments
 from jaxclip.optim._sample import Sampling, scrambled
@@ -37,7 +39,6 @@ def step(
     nu: jax.Array,
     param: jax.Array | None,
     numbers: jax.Array,
-    seed: jax.Array | None = None,
     *,
     shared: Shared,
     dtype: Any,
@@ -52,39 +53,39 @@ def step(
       nu: second moment.
       param: the parameter if it decays.
       numbers: ``[3]``: factor on the direction, 0 at a reset (else 1), and θ, which is infinite
-        where nothing is clipped.
-      seed: uint32, chooses elements of a tensor whose moments do not hold all of them.
+        where nothing is clipped. ``[5]`` where there are tensors whose moments do not hold all of
+        their elements: halves of the seed that chooses these.
       shared: what is the same for all.
       dtype: of the update.
       sampling: how to choose.
       positive: whether ε is known to be above zero.
     """
     scale, alive, theta = numbers[0], numbers[1], numbers[2]
-    gradient = _moments.squarable(leaf, shared.eps.dtype)
+    gradient = leaf.astype(shared.eps.dtype)
     # Of the gradient all elements must be finite, those that are not chosen, too.
-    finite, sampled = jnp.isfinite(leaf), leaf.shape != mu.shape
+    spoilt, sampled = ~jnp.isfinite(leaf), leaf.shape != mu.shape
     if sampled:
-        assert seed is not None
+        seed = numbers[3].astype(jnp.uint32) * 2**16 + numbers[4].astype(jnp.uint32)
         chosen = sampling.draw(seed, leaf.shape)
         gradient = sampling.take(gradient, chosen)
-        finite = jnp.isfinite(_base.tensor_maxima([leaf], gradient.dtype)[0])
+        spoilt = jnp.isnan(_base.zero_or_nan(leaf))
         param = None if param is None else sampling.take(param, chosen)
-    norm = _largest_ratio(_moments.aside(gradient, nu, finite), alive)
-    keep = jnp.isfinite(norm)
+    norm, flag = _largest_ratio(_moments.aside(gradient, nu, spoilt), alive)
+    keep = flag == 0
 
-    spike, bound, _ = _spikes(gradient, nu, theta)
-    clipped = jnp.where(spike, jnp.sign(gradient) * jnp.sqrt(bound), gradient)
+    limit = _limit(nu, theta, jnp.sqrt, _base.LARGEST_SQUARABLE)
+    clipped = jax.lax.clamp(-limit, gradient, limit)
     mu, m = _moments.store(keep, _moments.average(mu * alive, clipped, shared.fresh1), mu)
     # All of mu before nu, which is then overwritten where it is.
     mu, m, gradient, nu = _moments.aside(mu, m, gradient, nu)
-    spike, bound, square = _spikes(gradient, nu, theta)
-    square = jnp.where(spike, bound, square)
+    limit = _limit(nu, theta, lambda bound: bound, _LARGEST_SQUARE)
+    square = jnp.minimum(jnp.square(gradient), limit)
     nu, v = _moments.store(keep, _moments.average(nu * alive, square, shared.fresh2), nu)
     update = _moments.direction(scale * m, v, shared.eps, positive)
     update = _moments.add_decay(update, shared.rate, param)
     if sampled:
         update = sampling.put(update, chosen, leaf.shape[-1])
-    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, norm)
+    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (norm, flag))
 
 
 class Phase(NamedTuple):
@@ -120,34 +121,44 @@ def phase(clock: jax.Array, reset_interval: Any, warmup: Any, grace: Any, dtype:
     )
 
 
-def _largest_ratio(tensors: tuple[jax.Array, ...], alive: jax.Array) -> jax.Array:
-    """Largest ``g² / v`` where v > 0, a finite number; NaN if the gradient is not finite.
+# As float32 has it.
+_LARGEST_SQUARE = float(np.square(np.float32(_base.LARGEST_SQUARABLE)))
+
+
+def _largest_ratio(
+    tensors: tuple[jax.Array, jax.Array, jax.Array], alive: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Largest ``g² / v`` where v > 0, a finite number, and 0 if the gradient is finite.
 
     Args:
-      tensors: gradient, second moment, and which elements of the gradient are finite.
+      tensors: gradient, second moment, and which elements of the gradient are not finite.
       alive: zero if the second moment is about to become zero.
     """
-    gradient, nu, finite = tensors
+    gradient, nu, spoilt = tensors
     nu = nu.astype(gradient.dtype) * alive
-    known = nu > 0
-    ratio = jnp.square(gradient) / jnp.where(known, nu, 1)
-    largest = jnp.finfo(ratio.dtype).max
-    return _base.max_or_nan(jnp.where(known, jnp.minimum(ratio, largest), 0), ~finite)
+    square = jnp.minimum(jnp.square(gradient), _LARGEST_SQUARE)
+    ratio = square / jnp.where(nu > 0, nu, jnp.inf)
+    return _base.max_and_flag(jnp.minimum(ratio, jnp.finfo(ratio.dtype).max), spoilt)
 
 
-def _spikes(
-    gradient: jax.Array, nu: jax.Array, theta: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where ``g² > theta v > 0`` (v = 0 says nothing of spikes), ``theta v``, and ``g²``."""
-    bound, square = theta * nu.astype(theta.dtype), jnp.square(gradient)
-    return (square > bound) & (bound > 0), bound, square
+def _limit(
+    nu: jax.Array, theta: jax.Array, of: Callable[[jax.Array], jax.Array], largest: float
+) -> jax.Array:
+    """A function of ``theta v`` where v > 0 (v = 0 says nothing of spikes), at most ``largest``."""
+    bound = theta * nu.astype(theta.dtype)
+    return jnp.where(bound > 0, jnp.minimum(of(bound), largest), largest)
+
+
+def halves(seed: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The upper and the lower 16 bits of uint32 as floats, to go with the other numbers."""
+    return (seed >> 16).astype(dtype), (seed & 0xFFFF).astype(dtype)
 
 
 def seeds(period: jax.Array) -> jax.Array:
     """Seeds of the tensors' choices of elements between two resets, uint32 ``[num_tensors]``.
 
     Args:
-      period: int32 ``[num_tensors]``, number of resets so far.
+      period: int32 ``[..., num_tensors]``, number of resets so far.
     """
-    number = jnp.arange(period.size, dtype=jnp.uint32)
+    number = jnp.arange(period.shape[-1], dtype=jnp.uint32)
     return scrambled(scrambled(number) + period.astype(jnp.uint32))

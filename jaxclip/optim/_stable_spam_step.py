@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxclip.optim import _base, _moments
 from jaxclip.optim._norms import short_axes
 from jaxclip.optim._stacks import Stacks
+from jaxclip.optim._together import together
 from jaxclip.optim.adaclip import average_maximum
 from jaxclip.optim.adagn import average_norms
 
@@ -33,8 +34,42 @@ class Shared(NamedTuple):
     rate: jax.Array
 
 
+class Averages(NamedTuple):
+    """What a tensor's numbers are averaged into, and the number of updates of its clock.
+
+    Attributes:
+      maximum: M, of largest absolute values.
+      first: a, of norms.
+      second: b, of squared norms.
+      clock: int32, number of updates, this one included.
+    """
+
+    maximum: jax.Array
+    first: jax.Array
+    second: jax.Array
+    clock: jax.Array
+
+
+class _Clipping(NamedTuple):
+    """AdaClip's numbers of a tensor.
+
+    Attributes:
+      maximum: M after this step.
+      bound: M̂.
+      shrink: factor on elements beyond the bound.
+      safe: largest absolute value after AdaClip, or one if that has no finite inverse.
+      inverse: one over that.
+    """
+
+    maximum: jax.Array
+    bound: jax.Array
+    shrink: jax.Array
+    safe: jax.Array
+    inverse: jax.Array
+
+
 def numbers_of(
-    leaves: list[jax.Array], before: list[jax.Array], shared: Shared, interval: jax.Array
+    leaves: list[jax.Array], before: Averages, shared: Shared, interval: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """What the steps of a part of the tensors need, for all of them at once.
 
@@ -42,65 +77,75 @@ def numbers_of(
 
     Args:
       leaves: gradients.
-      before: M, a and b before, and the number of updates, this one included; one a tensor.
+      before: one number a tensor.
       shared: what is the same for all.
       interval: number of updates between resets.
 
     Returns:
       The numbers of :func:`step`, ``[num_tensors, 6]``; and s, M̂, M, a and b, one a tensor.
     """
-    maximum, first, second, clock = before
-    clock = clock.astype(interval.dtype)
-    largest = _base.tensor_maxima(leaves, maximum.dtype)
-    maximum, bound = average_maximum(maximum, largest, shared.theta, clock)
+    shape = before.maximum.shape
+    largest = _base.tensor_maxima(leaves, before.maximum.dtype)
+    clip = together(functools.partial(_clipping, shared=shared), (largest, before), shape)
+    sums = _square_sums(leaves, clip)
+    rest = functools.partial(_rest, shared=shared, interval=interval)
+    columns, first, second = together(rest, (sums, largest, clip, before), shape)
+    return jnp.stack(columns, axis=1), (largest, clip.bound, clip.maximum, first, second)
+
+
+def _clipping(inputs: tuple[jax.Array, Averages], *, shared: Shared) -> _Clipping:
+    """AdaClip's part, from the largest absolute values."""
+    largest, before = inputs
+    maximum, bound = average_maximum(before.maximum, largest, shared.theta, before.clock)
     shrink = jnp.where(largest > bound, _base.safe_divide(bound, largest, 1.0), 1.0)
-    norms = _norms_within(leaves, shrink, bound, jnp.minimum(largest, bound))
+    # What is subnormal has no finite inverse; its squares are zero.
+    within = jnp.minimum(largest, bound)
+    safe = jnp.where(within >= jnp.finfo(within.dtype).tiny, within, 1)
+    return _Clipping(maximum, bound, shrink, safe, 1 / safe)
+
+
+def _rest(
+    inputs: tuple[jax.Array, jax.Array, _Clipping, Averages], *, shared: Shared, interval: jax.Array
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """AdaGN's part: numbers of :func:`step`, a and b."""
+    sums, largest, clip, before = inputs
+    clock = before.clock
+    norms = clip.safe * jnp.sqrt(sums)
     fresh = (shared.gamma1, shared.gamma2, shared.eps)
-    first, second, target = average_norms(first, second, norms, *fresh, clock)
+    first, second, target = average_norms(before.first, before.second, norms, *fresh, clock)
     since = jnp.where(clock < interval, clock, clock % interval + 1)
+    rescaled = _base.safe_divide(target, norms, 0.0)
     columns = [
-        jnp.where(jnp.isfinite(largest), shrink, jnp.nan),
-        bound,
-        _base.safe_divide(target, norms, 0.0),
+        jnp.where(jnp.isfinite(largest), clip.shrink * rescaled, jnp.nan),
+        rescaled,
+        clip.bound,
         (clock % interval != 0).astype(norms.dtype),
         *(1 / _base.bias_correction(decay, since) for decay in (shared.b1, shared.b2)),
     ]
-    return jnp.stack(columns, axis=1), (largest, bound, maximum, first, second)
+    return [column.astype(norms.dtype) for column in columns], first, second
 
 
-def _norms_within(
-    leaves: list[jax.Array], shrink: jax.Array, bound: jax.Array, largest: jax.Array
-) -> jax.Array:
-    """L2 norm of each tensor after AdaClip, whose elements are then at most ``largest``.
+def _square_sums(leaves: list[jax.Array], clip: _Clipping) -> jax.Array:
+    """Sum of squares of each tensor after AdaClip, relative to its then largest element.
 
     Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
     squares overflowed it needs no copy of the scaled tensors in memory.
-
-    Args:
-      leaves: gradients.
-      shrink: factor on elements beyond the bound, one a tensor as all that follows.
-      bound: M̂.
-      largest: of the absolute values.
     """
-    # What is subnormal has no finite inverse; its squares are zero.
-    safe = jnp.where(largest >= jnp.finfo(largest.dtype).tiny, largest, 1)
-    numbers = jnp.stack([shrink, bound, 1 / safe], axis=1)
+    numbers = jnp.stack([clip.shrink * clip.inverse, clip.inverse, clip.bound], axis=1)
     stacks = Stacks(leaves)
-    sums = stacks.each(_square_sum, stacks.arrays(leaves), stacks.numbers(numbers))
-    return safe * jnp.sqrt(stacks.vector(sums))
+    return stacks.vector(stacks.each(_square_sum, stacks.arrays(leaves), stacks.numbers(numbers)))
 
 
 @jax.jit
 def _square_sum(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Sum of the squares of a tensor after AdaClip; numbers as above."""
-    clipped = _clip(short_axes(_moments.aside(leaf)), numbers)
-    return jnp.sum(jnp.square(clipped * numbers[2]))
+    """Sum of the squares of a tensor times the first number beyond the third, else the second."""
+    return jnp.sum(jnp.square(_clip(short_axes(_moments.aside(leaf)), *numbers)))
 
 
-def _clip(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Elements beyond a bound (the second number) times a factor (the first)."""
-    leaf = leaf.astype(numbers.dtype)
-    return jnp.where(jnp.abs(leaf) > numbers[1], leaf * numbers[0], leaf)
+def _clip(leaf: jax.Array, beyond: jax.Array, within: jax.Array, bound: jax.Array) -> jax.Array:
+    """Elements beyond a bound times one factor, the others times another."""
+    leaf = leaf.astype(bound.dtype)
+    return leaf * jnp.where(jnp.abs(leaf) > bound, beyond, within)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "positive"))
@@ -122,18 +167,18 @@ def step(
       mu: first moment.
       nu: second moment.
       param: the parameter if it decays.
-      numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor), the bound,
-        factor on all, 0 at a reset (else 1), and factors for the bias of the moments.
+      numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor) and on the
+        others, the bound, 0 at a reset (else 1), and factors for the bias of the moments.
       shared: what is the same for all.
       dtype: of the update.
       positive: whether ε is known to be above zero.
     """
     keep = numbers[0] == numbers[0]
-    gradient = _clip(leaf, numbers) * numbers[2]
+    gradient = _clip(leaf, *numbers[:3])
     old_mu, old_nu = (moment.astype(gradient.dtype) * numbers[3] for moment in (mu, nu))
     mu, m = _moments.store(keep, _moments.average(old_mu, gradient, shared.b1), mu)
     square = jnp.square(gradient)
     nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
     update = _moments.direction(m * numbers[4], v * numbers[5], shared.eps, positive)
     update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
-    return _moments.Step(update, mu, nu, keep)
+    return _moments.Step(update, mu, nu)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxclip.optim import _unpack
 
@@ -49,10 +50,17 @@ class Stacks:
             # The whole type: what is sharded in different ways is not brought together.
             key = (jax.typeof(leaf), kinds and kinds[i]) if leaf.size <= LARGEST else i
             groups.setdefault(key, []).append(i)
-        self._groups: list[np.ndarray] = []
+        parts: list[list[int]] = []
         for group in groups.values():
-            parts = [group] if len(group) >= least else [[i] for i in group]
-            self._groups.extend(np.asarray(part, np.int32) for part in parts)
+            parts.extend([group] if len(group) >= least else [[i] for i in group])
+        # First those that stay alone, whose numbers are looked up together; as they are, if all do.
+        parts.sort(key=lambda part: (len(part) > 1, part[0]))
+        self._groups = [np.asarray(part, np.int32) for part in parts]
+
+    @property
+    def order(self) -> np.ndarray:
+        """Places of the tensors in the order of the arrays, int32 ``[num_tensors]``."""
+        return np.concatenate(self._groups)
 
     def arrays(self, leaves: Sequence[Any]) -> list[Any]:
         """The tensors as arrays: one's shape as it is, several's ``[k, *shape]``; or ``None``."""
@@ -65,9 +73,13 @@ class Stacks:
 
     def numbers(self, vector: jax.Array) -> list[jax.Array]:
         """Of a vector ``[num_tensors, ...]`` each array's part: ``[...]`` or ``[k, ...]``."""
-        alone = [group[0] for group in self._groups if len(group) == 1]
-        scalars = iter(_unpack.unpack(_take(vector, alone)))
-        return [_take(vector, group) if len(group) > 1 else next(scalars) for group in self._groups]
+        sorted_vector = _take(vector, self.order)
+        alone = sum(len(group) == 1 for group in self._groups)
+        found: list[jax.Array] = _unpack.unpack(sorted_vector[:alone])
+        for group in self._groups[alone:]:
+            found.append(sorted_vector[alone : alone + len(group)])
+            alone += len(group)
+        return found
 
     def each(
         self,
@@ -91,8 +103,36 @@ class Stacks:
 
     def vector(self, results: Sequence[jax.Array]) -> jax.Array:
         """What each array gave, scalars and ``[k]``, as ``[num_tensors]`` in the tensors' order."""
-        joined = jnp.concatenate([jnp.atleast_1d(result) for result in results])
-        return _take(joined, np.argsort(np.concatenate(self._groups)))
+        return self.matrix([results])[0]
+
+    def matrix(self, columns: Sequence[Sequence[jax.Array]]) -> jax.Array:
+        """As :meth:`vector` for several results of one dtype: ``[len(columns), num_tensors]``."""
+        if not columns:
+            return jnp.zeros((0, self.order.size))
+        joined = jnp.concatenate([jnp.atleast_1d(part) for column in columns for part in column])
+        order = np.argsort(self.order)
+        at = np.concatenate([order + i * order.size for i in range(len(columns))])
+        return _take(joined, at).reshape(len(columns), order.size)
+
+    def joined(self, results: Sequence[jax.Array]) -> jax.Array:
+        """What each array gave, scalars and ``[k]``, one after the other, perhaps zeros at the end.
+
+        Returns:
+          ``[rows, columns]``, or ``[num_tensors]`` if these are few: a reduction of it takes one
+          kernel, where longer axes would take two.
+        """
+        parts = [jnp.atleast_1d(result) for result in results]
+        number = self.order.size
+        if number <= _unpack.LONGEST_AXIS:
+            return jnp.concatenate(parts)
+        rows, columns = _unpack.table_of(number)
+        if rows * columns > number:
+            parts.append(jnp.zeros((rows * columns - number,), parts[0].dtype))
+        return lax.optimization_barrier(jnp.concatenate(parts).reshape(rows, columns))
+
+    def in_order(self, joined: jax.Array) -> jax.Array:
+        """From :meth:`joined` to ``[num_tensors]`` in the tensors' order."""
+        return _take(joined.reshape(-1), np.argsort(self.order))
 
     def tensors(
         self, columns: Sequence[Sequence[jax.Array]], count: jax.Array
@@ -116,8 +156,8 @@ class Stacks:
 
 
 def _take(vector: jax.Array, at: Sequence[int] | np.ndarray) -> jax.Array:
-    """Entries of a vector, itself if all are wanted as they are."""
+    """Entries of a vector, by a slice if they are neighbours: itself if they are all."""
     at = np.asarray(at, np.int32)
-    if np.array_equal(at, np.arange(vector.shape[0])):
-        return vector
+    if at.size and np.array_equal(at, at[0] + np.arange(at.size)):
+        return lax.slice_in_dim(vector, int(at[0]), int(at[0]) + at.size)
     return vector.at[at].get(mode="promise_in_bounds")

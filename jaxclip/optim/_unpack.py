@@ -15,6 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# So many numbers are looked up in a sum over all of them, more in two steps.
+_AT_ONCE = 128
+
+
+# Longest axis that XLA on CPUs reduces by one kernel; along longer ones it does pieces first.
+LONGEST_AXIS = 32
+
+
+def table_of(number: int, longest: int = LONGEST_AXIS) -> tuple[int, int]:
+    """Rows and columns of a table for so many numbers, at most so many columns.
+
+    Without empty places, which would take a kernel to fill in, if that does not make it too high.
+    """
+    columns = max(divisor for divisor in range(1, longest + 1) if number % divisor == 0)
+    if number // columns > LONGEST_AXIS:
+        columns = min(number, longest)
+    return -(-number // columns), columns
+
 
 def computed_once(scalar: jax.Array) -> jax.Array:
     """The same number, for kernels that shall take it and not compute it.
@@ -76,8 +94,9 @@ def unpack_columns(columns: Sequence[jax.Array]) -> list[jax.Array]:
 def _by_sums(vector: jax.Array) -> list[jax.Array]:
     """As :func:`unpack`, where all elements come from equal kernels."""
     number = vector.shape[0]
-    width = math.isqrt(number - 1) + 1
-    height = -(-number // width)
+    if number <= _AT_ONCE:
+        return _one_by_one(vector)
+    height, width = table_of(number, longest=math.isqrt(number - 1) + 3)
     zero = jnp.zeros((), vector.dtype)
     rest = vector.shape[1:]
     padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
@@ -92,6 +111,25 @@ def _by_sums(vector: jax.Array) -> list[jax.Array]:
         for column in columns[: number - len(result)]:
             chosen = np.broadcast_to(column.reshape(-1, *[1] * len(rest)), values.shape)
             result.append(lax.reduce(lax.select(chosen, values, blank), zero, lax.add, (0,)))
+    return result
+
+
+def _one_by_one(vector: jax.Array) -> list[jax.Array]:
+    """As :func:`_by_sums`, each element by one sum over all.
+
+    Over two short axes, for along a long one a sum takes two kernels.
+    """
+    number, rest = vector.shape[0], vector.shape[1:]
+    height, width = table_of(number)
+    zero = jnp.zeros((), vector.dtype)
+    padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
+    # Else XLA would know that this is a vector, and sum along its one long axis.
+    table = lax.optimization_barrier(lax.pad(vector, zero, padding).reshape(height, width, *rest))
+    result = []
+    for place in np.eye(width * height, dtype=bool)[:number]:
+        chosen = np.broadcast_to(place.reshape(height, width, *[1] * len(rest)), table.shape)
+        terms = lax.select(chosen, table, lax.full_like(table, 0))
+        result.append(lax.reduce(terms, zero, lax.add, (0, 1)))
     return result
 
 

@@ -181,40 +181,55 @@ def _acclip(
     def update_fn(updates: Any, state: AcclipState, params: Any = None) -> tuple[Any, AcclipState]:
         found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
-        small, power, rate = (
-            _base.hyperparameter(h, count, dtype) for h in (eps, alpha, weight_decay)
+        known = float(alpha) if isinstance(alpha, (int, float)) else None
+        shared = _Shared(
+            *(_base.complement(decay, count, dtype) for decay in b),
+            *(_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay)),
+            alpha=None if known is not None else _base.hyperparameter(alpha, count, dtype),
         )
-        fresh = [_base.complement(decay, count, dtype) for decay in b]
-        step = functools.partial(
-            _step, fresh1=fresh[0], fresh2=fresh[1], eps=small, alpha=power, rate=rate
-        )
-        out, moments, norm = _moments.each(step, found, state)
-        finite = jnp.isfinite(norm)
+        step = functools.partial(_step, shared=shared, known=known)
+        out, moments, (ratio, flag) = _moments.each(step, found, state)
         new_state = AcclipState(
             count=optax.safe_increment(count),
             **moments,
-            norm=norm,
-            threshold=jnp.where(finite, jnp.ones_like(norm), state.threshold),
-            clipped=~(norm <= 1),
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            **_moments.report(
+                state,
+                (ratio, flag),
+                lambda seen: (jnp.where(seen[1] > 0, jnp.nan, seen[0]), jnp.ones_like(seen[0])),
+            ),
         )
         return out, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+class _Shared(NamedTuple):
+    """Numbers that are the same for all tensors, scalars of the statistics' dtype.
+
+    Attributes:
+      fresh1: 1 - β1.
+      fresh2: 1 - β2.
+      eps: ε.
+      rate: λ.
+      alpha: α, where it is no plain number.
+    """
+
+    fresh1: jax.Array
+    fresh2: jax.Array
+    eps: jax.Array
+    rate: jax.Array
+    alpha: jax.Array | None
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "known"))
 def _step(
     leaf: jax.Array,
     mu: jax.Array,
     nu: jax.Array,
     param: jax.Array | None,
     *,
-    fresh1: jax.Array,
-    fresh2: jax.Array,
-    eps: jax.Array,
-    alpha: jax.Array,
-    rate: jax.Array,
+    shared: _Shared,
+    known: float | None,
     dtype: Any,
 ) -> _moments.Step:
     """One tensor's step.
@@ -224,21 +239,52 @@ def _step(
       mu: momentum.
       nu: average of ``|g| ** alpha``.
       param: the parameter if it decays.
-      fresh1: 1 - β1.
-      fresh2: 1 - β2.
-      eps: ε.
-      alpha: α.
-      rate: λ.
+      shared: what is the same for all.
+      known: α, if it is a plain number: there are faster ways than a power to 1 and 2.
       dtype: of the update.
     """
-    keep = jnp.isfinite(_base.max_or_nan(jnp.abs(leaf), ~jnp.isfinite(leaf)))
-    gradient = _moments.squarable(leaf, eps.dtype)
-    power = jnp.where(alpha == 2, jnp.square(gradient), jnp.abs(gradient) ** alpha)
-    mu, m = _moments.store(keep, _moments.average(mu, gradient, fresh1), mu)
-    nu, v = _moments.store(keep, _moments.average(nu, power, fresh2), nu)
-    tau, size = v ** (1 / alpha), jnp.abs(m)
+    ratio, flag = _largest_ratio(_moments.aside(leaf, mu, nu), shared, known)
+    keep = flag == 0
+    new_mu, new_nu = _averages(leaf, mu, nu, shared, known)
+    mu, m = _moments.store(keep, new_mu, mu)
+    nu, v = _moments.store(keep, new_nu, nu)
+    tau, size = _root(v, shared.alpha, known), jnp.abs(m)
     # Without a gradient so far all three are zero.
-    share = jnp.minimum(_base.safe_divide(tau, size + eps, 1.0), 1.0)
-    update = _moments.add_decay(share * m, rate, param)
-    ratio = _base.max_or_nan(_base.safe_divide(size, tau, 0.0), ~keep)
-    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, ratio)
+    share = jnp.minimum(_base.safe_divide(tau, size + shared.eps, 1.0), 1.0)
+    update = _moments.add_decay(share * m, shared.rate, param)
+    return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (ratio, flag))
+
+
+def _averages(
+    leaf: jax.Array, mu: jax.Array, nu: jax.Array, shared: _Shared, known: float | None
+) -> tuple[jax.Array, jax.Array]:
+    """Both moments after one more gradient; arguments as for :func:`_step`."""
+    gradient = _moments.squarable(leaf, shared.eps.dtype)
+    power = jnp.square(gradient) if known == 2 else jnp.abs(gradient)
+    if known not in (1, 2):
+        alpha = known if shared.alpha is None else shared.alpha
+        # Exact for two: a scheduled α may be that.
+        power = jnp.where(alpha == 2, jnp.square(power), power**alpha)
+    mu = _moments.average(mu, gradient, shared.fresh1)
+    return mu, _moments.average(nu, power, shared.fresh2)
+
+
+def _root(v: jax.Array, alpha: jax.Array | None, known: float | None) -> jax.Array:
+    """``v ** (1 / alpha)``."""
+    if known in (1, 2):
+        return v if known == 1 else jnp.sqrt(v)
+    return v ** (1 / (known if alpha is None else alpha))
+
+
+def _largest_ratio(
+    tensors: tuple[jax.Array, jax.Array, jax.Array], shared: _Shared, known: float | None
+) -> tuple[jax.Array, jax.Array]:
+    """Largest ``|m| / tau``, a finite number, and 0 if the gradient is finite.
+
+    Args:
+      tensors: gradient and both moments before it; the others as for :func:`_step`.
+    """
+    m, v = _averages(*tensors, shared, known)
+    ratio = _base.safe_divide(jnp.abs(m), _root(v, shared.alpha, known), 0.0)
+    largest = jnp.minimum(ratio, jnp.finfo(ratio.dtype).max)
+    return _base.max_and_flag(largest, ~jnp.isfinite(tensors[0]))

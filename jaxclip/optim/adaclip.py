@@ -77,35 +77,31 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
         del params
         return {"maximum": jnp.zeros(shape, dtype)}
 
-    def rule(
-        leaves: list[jax.Array], state: AdaclipState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    def rule(leaves: list[jax.Array], state: AdaclipState, now: _clipper.Context) -> _clipper.Plan:
+        fresh = now.complement(theta)
         largest = _base.tensor_maxima(leaves, now.dtype)
+        return _clipper.Plan(
+            largest, lambda *given: decide(*given, fresh), _clipper.each(_scale_above)
+        )
+
+    def decide(largest: jax.Array, state: AdaclipState, fresh: jax.Array) -> _clipper.Decision:
         seen = state.count + 1 - state.nonfinite_count
-        maximum, bound = average_maximum(state.maximum, largest, now.complement(theta), seen)
+        maximum, bound = average_maximum(state.maximum, largest, fresh, seen)
         clipped = largest > bound
         factor = jnp.where(clipped, _base.safe_divide(bound, largest, 1.0), 1.0)
-        finite = jnp.isfinite(largest)
-        pairs = jnp.stack([jnp.where(finite, factor, jnp.nan).astype(now.dtype), bound], axis=1)
         return _clipper.Decision(
             norm=largest,
             threshold=bound,
             clipped=clipped,
-            act=_clipper.each(_scale_above, _base.unpack(pairs)),
+            numbers=(factor.astype(largest.dtype), bound),
             own={"maximum": maximum},
         )
 
     return _clipper.clipper(AdaclipState, rule, own, per_tensor=True)
 
 
-def _scale_above(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Elements above a bound times a factor, the others as they are; zero if the factor is NaN.
-
-    Args:
-      leaf: tensor.
-      numbers: factor and bound.
-    """
-    factor, bound = numbers[0], numbers[1]
+def _scale_above(leaf: jax.Array, factor: jax.Array, bound: jax.Array) -> jax.Array:
+    """Elements above a bound times a factor, the others as they are; zero if the factor is NaN."""
     scaled = jnp.where(jnp.abs(leaf) > bound, leaf * factor, leaf)
     return jax.lax.select(factor == factor, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
@@ -123,4 +119,5 @@ def average_maximum(
     """
     # As a step towards the new value, so that large values do not overflow.
     maximum = maximum + fresh * (largest - maximum)
-    return maximum, maximum / _base.bias_correction(fresh, seen)
+    # Not divided by it: of a quotient that is used more than once XLA makes a kernel of its own.
+    return maximum, maximum * (1 / _base.bias_correction(fresh, seen))

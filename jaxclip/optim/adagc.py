@@ -123,35 +123,47 @@ def adagc(
         del params
         return {"gamma": jnp.full(shape, jnp.inf, dtype)}
 
-    def rule(
-        leaves: list[jax.Array], state: AdagcState, now: _clipper.Context
+    def rule(leaves: list[jax.Array], state: AdagcState, now: _clipper.Context) -> _clipper.Plan:
+        values = [now.value(number) for number in (lambda_abs, lambda_rel, eps, beta)]
+        values.append(now.complement(beta))
+        if scope == "tensor":
+            norms, total = _base.norms_and_total(leaves, now.dtype)
+        else:
+            norms = total = _base.global_norm(leaves, now.dtype)
+        return _clipper.Plan((norms, total), lambda *given: decide(*given, *values), _clipper.scale)
+
+    def decide(
+        seen: tuple[jax.Array, jax.Array],
+        state: AdagcState,
+        bound: jax.Array,
+        relative: jax.Array,
+        small: jax.Array,
+        decay: jax.Array,
+        fresh: jax.Array,
     ) -> _clipper.Decision:
-        bound, small = now.value(lambda_abs), now.value(eps)
-        norms = _base.tensor_norms(leaves, now.dtype)
-        total = _base.combine_norms(norms)
-        norms = norms if scope == "tensor" else total
-        is_global = (now.count + 1 < steps) | ~jnp.isfinite(state.gamma)
+        norms, total = seen
+        is_global = (state.count + 1 < steps) | ~jnp.isfinite(state.gamma)
         # A tensor is skipped where the norm that it goes by is not finite.
         looked = jnp.where(is_global & ~jnp.isfinite(total), jnp.nan, norms)
 
         # `total` is at least every one of the norms: where it is zero, so are they.
         share = bound * _base.safe_divide(norms, total + small, 1.0)
-        threshold = jnp.where(is_global, share, now.value(lambda_rel) * state.gamma)
+        threshold = jnp.where(is_global, share, relative * state.gamma)
         clipped = jnp.where(is_global, total + small > bound, norms + small > threshold)
         allowed = jnp.where(is_global, bound, threshold)
         against = jnp.where(is_global, total, norms) + small
         factor = jnp.where(clipped, _base.safe_divide(allowed, against, 1.0), 1.0)
-        factor = factor.astype(now.dtype)
+        factor = factor.astype(norms.dtype)
 
         let_out = factor * norms
         smallest = jnp.where(let_out > 0, jnp.minimum(state.gamma, let_out), state.gamma)
-        average = now.value(beta) * state.gamma + now.complement(beta) * let_out
+        average = decay * state.gamma + fresh * let_out
         return _clipper.Decision(
             norm=norms,
             finite=jnp.isfinite(looked),
             threshold=threshold,
             clipped=clipped,
-            act=_clipper.scale(factor, jnp.isfinite(looked)),
+            numbers=(factor,),
             own={"gamma": jnp.where(is_global, smallest, average)},
         )
 

@@ -98,25 +98,27 @@ def adagn(
     # With an epsilon, norms that small count for nothing.
     exact_small = isinstance(eps, (int, float)) and eps == 0
 
-    def rule(
-        leaves: list[jax.Array], state: AdagnState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    def rule(leaves: list[jax.Array], state: AdagnState, now: _clipper.Context) -> _clipper.Plan:
         norms = _base.tensor_norms(leaves, now.dtype, exact_small=exact_small)
+        values = (now.complement(gamma1), now.complement(gamma2), now.value(eps))
+        return _clipper.Plan(norms, lambda *given: decide(*given, values), _clipper.scale)
+
+    def decide(
+        norms: jax.Array, state: AdagnState, values: tuple[jax.Array, ...]
+    ) -> _clipper.Decision:
         first, second, target = average_norms(
             state.first,
             state.second,
             norms,
-            now.complement(gamma1),
-            now.complement(gamma2),
-            now.value(eps),
+            *values,
             state.count + 1 - state.nonfinite_count,
         )
-        factor = _base.safe_divide(target, norms, 0.0).astype(now.dtype)
+        factor = _base.safe_divide(target, norms, 0.0).astype(norms.dtype)
         return _clipper.Decision(
             norm=norms,
             threshold=target,
             clipped=norms > target,
-            act=_clipper.scale(factor, jnp.isfinite(norms)),
+            numbers=(factor,),
             own={"first": first, "second": second},
         )
 
@@ -146,7 +148,8 @@ def average_norms(
     fed = jnp.minimum(norms, _base.LARGEST_SQUARABLE)
     first = first + fresh1 * (fed - first)
     second = second + fresh2 * (jnp.square(fed) - second)
-    mean = first / _base.bias_correction(fresh1, seen)
+    # Not divided by it: of a quotient that is used more than once XLA makes a kernel of its own.
+    mean = first * (1 / _base.bias_correction(fresh1, seen))
     root = jnp.sqrt(second / _base.bias_correction(fresh2, seen))
     # Norms below 1e-19 have squares of zero: with eps = 0 their ratio is that of equal norms.
     ratio = jnp.where(mean > 0, 1.0, 0.0)

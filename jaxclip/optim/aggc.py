@@ -121,25 +121,35 @@ def aggc(
         del params
         return {"average": jnp.zeros(shape, dtype), "seen": jnp.zeros(shape, jnp.int32)}
 
-    def rule(leaves: list[jax.Array], state: AggcState, now: _clipper.Context) -> _clipper.Decision:
+    def rule(leaves: list[jax.Array], state: AggcState, now: _clipper.Context) -> _clipper.Plan:
         members = _members(_base.tensor_names(now.treedef.unflatten(leaves)), patterns)
         norms = _group_norms(_base.tensor_norms(leaves, now.dtype), members)
+        values = (now.complement(beta), *map(now.value, (high, low, max_raise)))
+        return _clipper.Plan(norms, lambda *given: decide(*given, *values), _clipper.scale)
+
+    def decide(
+        norms: jax.Array,
+        state: AggcState,
+        fresh: jax.Array,
+        above: jax.Array,
+        below: jax.Array,
+        raising: jax.Array,
+    ) -> _clipper.Decision:
         known, present = state.seen > 0, norms > 0
-        fresh = now.complement(beta)
         correction = _base.bias_correction(fresh, jnp.maximum(state.seen, 1))
-        usual = state.average / correction
-        largest = jnp.where(known, now.value(high) * usual, norms)
-        smallest = jnp.where(known, now.value(low) * usual, 0.0)
-        raised = jnp.minimum(smallest, now.value(max_raise) * norms)
+        usual = state.average * (1 / correction)
+        largest = jnp.where(known, above * usual, norms)
+        smallest = jnp.where(known, below * usual, 0.0)
+        raised = jnp.minimum(smallest, raising * norms)
         let_out = jnp.where(norms > largest, largest, jnp.maximum(norms, raised))
         clipped = (let_out != norms) & present
-        factor = jnp.where(clipped, _base.safe_divide(let_out, norms, 1.0), 1.0).astype(now.dtype)
+        factor = jnp.where(clipped, _base.safe_divide(let_out, norms, 1.0), 1.0).astype(norms.dtype)
         average = state.average + fresh * (let_out - state.average)
         return _clipper.Decision(
             norm=norms,
-            threshold=largest.astype(now.dtype),
+            threshold=largest.astype(norms.dtype),
             clipped=clipped,
-            act=_clipper.scale(factor, jnp.isfinite(norms)),
+            numbers=(factor,),
             own={
                 "average": jnp.where(present, average, state.average),
                 "seen": _base.increment_where(state.seen, present),

@@ -83,9 +83,7 @@ def autoclip(
         del params, shape
         return {"history": jnp.zeros((size,), dtype)}
 
-    def rule(
-        leaves: list[jax.Array], state: AutoclipState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    def rule(leaves: list[jax.Array], state: AutoclipState, now: _clipper.Context) -> _clipper.Plan:
         norm = _base.global_norm(leaves, now.dtype)
         finite = jnp.isfinite(norm)
         collected = state.count - state.nonfinite_count
@@ -94,19 +92,18 @@ def autoclip(
         filled = jnp.minimum(_base.increment_where(collected, finite), size)
         rank, weight = _position(percentile, size, filled, now.count, now.dtype)
         found = _filled_quantile(history, filled, rank, weight)
-        threshold = jnp.where(finite, found, state.threshold)
-        clipped = norm > threshold
-        factor = jnp.where(clipped, _base.safe_divide(threshold, norm, 1.0), 1.0)
-        return _clipper.Decision(
-            norm=norm,
-            finite=finite,
-            threshold=threshold,
-            clipped=clipped,
-            act=_clipper.scale(factor.astype(now.dtype), finite),
-            own={"history": history},
-        )
+        return _clipper.Plan((norm, found), _decide, _clipper.scale, stored={"history": history})
 
     return _clipper.clipper(AutoclipState, rule, own, per_tensor=False)
+
+
+def _decide(seen: tuple[jax.Array, jax.Array], state: AutoclipState) -> _clipper.Decision:
+    """The decision on a norm, given the percentile."""
+    norm, found = seen
+    threshold = jnp.where(jnp.isfinite(norm), found, state.threshold)
+    clipped = norm > threshold
+    factor = jnp.where(clipped, _base.safe_divide(threshold, norm, 1.0), 1.0)
+    return _clipper.Decision(norm, threshold, clipped, (factor.astype(norm.dtype),))
 
 
 def _position(

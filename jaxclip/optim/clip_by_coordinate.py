@@ -78,20 +78,21 @@ def clip_by_coordinate(
 
     def rule(
         leaves: list[jax.Array], state: ClipByCoordinateState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    ) -> _clipper.Plan:
         # Tensors without elements have no quantile; give them one.
         filled = [_magnitude(leaf) if leaf.size else jnp.zeros((1,), leaf.dtype) for leaf in leaves]
         rank, weight = _position(fraction, [leaf.size for leaf in filled], now.count, now.dtype)
         found = _quantiles.absolute_quantiles(filled, rank, weight, now.dtype)
-        taus = _clipper.unpack_where(jnp.isfinite(found.maximum), found.quantile)
-        return _clipper.Decision(
-            norm=found.maximum,
-            threshold=found.quantile,
-            clipped=found.maximum > found.quantile,
-            act=_clipper.each(_clip, taus),
-        )
+        return _clipper.Plan(found, _decide, _clipper.each(_clip))
 
     return _clipper.clipper(ClipByCoordinateState, rule, per_tensor=True)
+
+
+def _decide(found: _quantiles.Quantiles, state: ClipByCoordinateState) -> _clipper.Decision:
+    """The decision by the quantiles."""
+    del state
+    tau, maximum = found
+    return _clipper.Decision(maximum, tau, maximum > tau, (tau,))
 
 
 def _position(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.optim import _base, _moments
+from jaxclip.optim._together import together
 
 KINDS = ("coordinate", "norm", "tensor")
 
@@ -156,42 +157,60 @@ def clip_radagrad_d(
         small = _base.hyperparameter(eps, count, dtype)
         old_weight, new_weight = _weights(b2, eta, count, dtype)
 
-        # With kind="norm" all tensors share one norm and one accumulator.
         norm = _NORMS[kind](leaves, dtype)
-        norms = _base.unpack(norm) if norm.ndim else [norm] * len(leaves)
-        totals = [state.accumulator] * len(leaves)
-        if kind != "norm":
-            totals = treedef.flatten_up_to(state.accumulator)
+        totals = [] if kind == "norm" else treedef.flatten_up_to(state.accumulator)
         moments = [] if b1 is None else treedef.flatten_up_to(state.mu)
 
+        def accumulate(keep: jax.Array, total: jax.Array, square: jax.Array) -> Any:
+            """The accumulator after a step, and what the update is divided by."""
+            old = total.astype(dtype)
+            stored, new = _moments.store(keep, old_weight * old + new_weight * square, total)
+            return stored, jnp.sqrt(old if delay else new) + small
+
+        def settle(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+            """What a tensor's kernels need to know; with "norm" also of the one accumulator."""
+            norm, total = inputs
+            keep = jnp.isfinite(norm)
+            factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
+            by = jnp.where(keep, bound if kind == "coordinate" else factor, jnp.nan)
+            if kind != "norm":
+                return (by.astype(dtype),)
+            stored, root = accumulate(keep, total, jnp.square(jnp.minimum(norm, bound)))
+            # Divided by infinity where it would be zero.
+            return by.astype(dtype), keep, stored, jnp.where(root != 0, root, jnp.inf)
+
+        one = state.accumulator if kind == "norm" else jnp.zeros((), dtype)
+        settled = together(settle, (norm, one), norm.shape)
+        factors = _base.unpack(settled[0]) if norm.ndim else []
+
         def step(i: int) -> _moments.Step:
-            leaf, keep = leaves[i], jnp.isfinite(norms[i])
-            gradient, square = _CLIPS[kind](leaf.astype(dtype), norms[i], bound)
-            old = totals[i].astype(dtype)
+            by = factors[i] if factors else settled[0]
+            keep = by == by if factors else settled[1]
+            gradient = leaves[i].astype(dtype)
+            gradient = jnp.clip(gradient, -by, by) if kind == "coordinate" else gradient * by
             mu = m = gradient
             if b1 is not None:
                 fresh1 = _base.complement(b1, count, dtype)
                 mu, m = moments[i], _moments.average(moments[i], gradient, fresh1)
                 mu, m = _moments.store(keep, m, mu)
-            stored, new = _moments.store(keep, old_weight * old + new_weight * square, totals[i])
-            update = _base.safe_divide(m, jnp.sqrt(old if delay else new) + small, 0.0)
-            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored, keep)
+            if kind == "norm":
+                stored, update = settled[2], m / settled[3]
+            else:
+                stored, root = accumulate(keep, totals[i], jnp.square(gradient))
+                update = _base.safe_divide(m, root, 0.0)
+            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored)
 
         steps = [step(i) for i in range(len(leaves))]
         accumulator = state.accumulator
         if kind != "norm":
             accumulator = jax.tree.unflatten(treedef, [s.nu for s in steps])
         elif steps:
-            accumulator = steps[0].nu
-        finite = jnp.isfinite(norm)
+            accumulator = settled[2]
         new_state = ClipRadagradDState(
             count=optax.safe_increment(count),
             mu=None if b1 is None else jax.tree.unflatten(treedef, [s.mu for s in steps]),
             accumulator=accumulator,
-            norm=norm,
-            threshold=jnp.where(finite, jnp.broadcast_to(bound, norm.shape), state.threshold),
-            clipped=~(norm <= bound),
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            **_moments.report(state, norm, lambda norm: (norm, bound)),
         )
         return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
 
@@ -199,30 +218,6 @@ def clip_radagrad_d(
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
-def _by_norm(gradient: jax.Array, norm: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A tensor clipped by the norm of the tree, and what the accumulator gets."""
-    factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
-    return gradient * factor, jnp.square(jnp.minimum(norm, bound))
-
-
-def _by_coordinate(
-    gradient: jax.Array, norm: jax.Array, bound: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """A tensor clipped coordinate by coordinate, and what the accumulator gets."""
-    del norm
-    clipped = jnp.clip(gradient, -bound, bound)
-    return clipped, jnp.square(clipped)
-
-
-def _by_tensor_norm(
-    gradient: jax.Array, norm: jax.Array, bound: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """A tensor clipped by its own norm, and what each coordinate's accumulator gets."""
-    clipped, _ = _by_norm(gradient, norm, bound)
-    return clipped, jnp.square(clipped)
-
-
-_CLIPS = {"coordinate": _by_coordinate, "norm": _by_norm, "tensor": _by_tensor_norm}
 _NORMS = {
     "coordinate": _base.tensor_maxima,
     "norm": _base.global_norm,

@@ -13,7 +13,6 @@ Whatever is not understood is an error that names the nearest thing that is.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -305,11 +304,10 @@ def _optimizer(
                 f"optim.{key}: the moving average of parameters is set by ema_decay at the top "
                 "level of the configuration"
             )
-    arguments = inspect.signature(factory).parameters
-    if "weight_decay" not in arguments and options.pop("weight_decay", 0):
+    if name not in _direction.DECAYING and options.pop("weight_decay", 0):
         raise ValueError(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
-            f"decay; set it to 0, or use one that has: {', '.join(_decaying())}"
+            f"decay; set it to 0, or use one that has: {', '.join(_direction.DECAYING)}"
         )
     _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 
@@ -327,9 +325,8 @@ def _optimizer(
 
         return _base.map_named(of, tree)
 
-    for mask in ("mask", "weight_decay_mask"):
-        if mask in arguments:
-            options[mask] = decays
+    if name in _direction.DECAY_MASKS:
+        options[_direction.DECAY_MASKS[name]] = decays
     if name == "muon":
         options["muon_weight_dimension_numbers"] = _muon_dimensions
     schedule = learning_rate_schedule(config, total_steps)
@@ -343,13 +340,6 @@ def _optimizer(
             lambda key, section: _clipper(key, section, used),
         )
     return factory(learning_rate=schedule, **options)
-
-
-def _decaying() -> list[str]:
-    """Names of optimizers with decoupled weight decay."""
-    return sorted(
-        name for name, f in OPTIMIZERS.items() if "weight_decay" in inspect.signature(f).parameters
-    )
 
 
 def _muon_dimensions(params: Any) -> Any:

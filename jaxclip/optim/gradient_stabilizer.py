@@ -112,27 +112,31 @@ def gradient_stabilizer(
 
     def rule(
         leaves: list[jax.Array], state: GradientStabilizerState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    ) -> _clipper.Plan:
+        values = (now.complement(gamma1), now.complement(gamma2), now.value(eps))
         norms = _base.tensor_norms(leaves, now.dtype)
+        return _clipper.Plan(norms, lambda *given: decide(*given, values), _clipper.scale)
+
+    def decide(
+        norms: jax.Array, state: GradientStabilizerState, values: tuple[jax.Array, ...]
+    ) -> _clipper.Decision:
         present = norms > 0
         seen = _base.increment_where(state.seen, present)
         first, second, target = average_norms(
             state.first,
             state.second,
             norms,
-            now.complement(gamma1),
-            now.complement(gamma2),
-            now.value(eps),
+            *values,
             jnp.maximum(seen, 1),
         )
         # A silent tensor has no norm to be given.
-        target = jnp.where(present, target, 0.0).astype(now.dtype)
-        factor = _base.safe_divide(target, norms, 0.0).astype(now.dtype)
+        target = jnp.where(present, target, 0.0).astype(norms.dtype)
+        factor = _base.safe_divide(target, norms, 0.0).astype(norms.dtype)
         return _clipper.Decision(
             norm=norms,
             threshold=target,
             clipped=norms > target,
-            act=_clipper.scale(factor, jnp.isfinite(norms)),
+            numbers=(factor,),
             own={
                 "first": jnp.where(present, first, state.first),
                 "second": jnp.where(present, second, state.second),

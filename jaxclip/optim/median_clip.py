@@ -91,49 +91,50 @@ def median_clip(
 
     def rule(
         leaves: list[jax.Array], state: MedianClipState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    ) -> _clipper.Plan:
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
         if per_tensor:
             norm = _base.tensor_maxima(list(map(_innovation, leaves, medians)), now.dtype)
-            limit = jnp.broadcast_to(bound, norm.shape)
-            steps = _clipper.unpack_where(jnp.isfinite(norm), limit)
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
-            factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
-            steps = [jnp.where(jnp.isfinite(norm), factor, jnp.nan)] * len(leaves)
 
         dtypes = _moments.update_dtypes(
             None if now.params is None else now.treedef.flatten_up_to(now.params), leaves
         )
 
-        def act(gradients: list[jax.Array]) -> tuple[list[jax.Array], dict[str, Any]]:
-            # Aside, lest XLA writes the differences out for these and the norm to share.
-            pairs = [_moments.aside(*pair) for pair in zip(gradients, medians, strict=True)]
-            innovations = [_innovation(*pair) for pair in pairs]
+        def decide(norm: jax.Array, state: MedianClipState) -> _clipper.Decision:
+            del state
+            clipped, limit = norm > bound, jnp.broadcast_to(bound, norm.shape)
+            factor = jnp.where(clipped, _base.safe_divide(bound, norm, 1.0), 1.0)
+            numbers = (limit,) if per_tensor else (factor, jnp.isfinite(norm))
+            return _clipper.Decision(norm, limit, clipped, numbers)
+
+        def act(
+            gradients: list[jax.Array], by: Any, finite: Any = None
+        ) -> tuple[list[jax.Array], dict[str, Any]]:
+            steps = by if per_tensor else [by] * len(gradients)
+            keeps = [step == step for step in steps] if per_tensor else [finite] * len(gradients)
+            # Aside, lest XLA writes the differences out for these and the norm to share; and what
+            # is one for all is made many, lest it makes two kinds of kernels of who shares it.
+            asides = [
+                _moments.aside(*of_one)
+                for of_one in zip(gradients, medians, steps, keeps, strict=True)
+            ]
             clip = _clip if per_tensor else operator.mul
-            moved = [
-                median + clip(innovation, step).astype(median.dtype)
-                for innovation, median, step in zip(innovations, medians, steps, strict=True)
-            ]
-            # The update comes from what is stored: from `moved`, XLA would compute that twice.
-            stored = [
-                jax.lax.select(step == step, new, old)
-                for new, step, old in zip(moved, steps, medians, strict=True)
-            ]
-            updates = [
-                jax.lax.select(step == step, new, jax.lax.full_like(new, 0)).astype(dtype)
-                for new, step, dtype in zip(stored, steps, dtypes, strict=True)
-            ]
+            stored, updates = [], []
+            for (gradient, median, step, keep), dtype in zip(asides, dtypes, strict=True):
+                innovation = _innovation(gradient, median)
+                moved = median + clip(innovation, step).astype(median.dtype)
+                # The update comes from what is stored: from `moved`, XLA would compute that twice.
+                new = jax.lax.select(keep, moved, median)
+                stored.append(new)
+                update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
+                updates.append(update.astype(dtype))
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
             return updates, {"median": now.treedef.unflatten(kept)}
 
-        return _clipper.Decision(
-            norm=norm,
-            threshold=jnp.broadcast_to(bound, norm.shape),
-            clipped=norm > bound,
-            act=act,
-        )
+        return _clipper.Plan(norm, decide, act)
 
     return _clipper.clipper(MedianClipState, rule, own, per_tensor=per_tensor)
 

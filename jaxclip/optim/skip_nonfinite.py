@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.optim import _base, _skip
+from jaxclip.optim._together import together
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -98,21 +99,32 @@ def skip_nonfinite(
     ) -> tuple[Any, SkipNonfiniteState]:
         leaves, _ = _base.flatten(updates)
         norm = _base.global_norm(leaves, state.norm.dtype)
-        finite = jnp.isfinite(norm)
-        if value is not None:
-            finite &= jnp.all(jnp.isfinite(value))
+        # A loss of any shape as one number, which is zero or NaN.
+        loss = jnp.zeros(()) if value is None else jnp.sum(0 * jnp.asarray(value))
+        before = {name: getattr(state, name) for name in _SMALL}
+        skip, after = together(_settle, (norm, loss, before), ())
         arguments = _skip.extra_arguments(extra_args, value, extra)
         out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
-        out, inner_state = _skip.undo(~finite, out, inner_state, state.inner_state)
-        new_state = SkipNonfiniteState(
-            count=optax.safe_increment(state.count),
-            streak=jnp.where(finite, 0, optax.safe_increment(state.streak)),
-            inner_state=inner_state,
-            norm=norm,
-            threshold=jnp.where(finite, norm, state.threshold),
-            clipped=~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
-        )
-        return out, new_state
+        out, inner_state = _skip.undo(skip, out, inner_state, state.inner_state)
+        return out, SkipNonfiniteState(inner_state=inner_state, **after)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+_SMALL = ("count", "streak", "threshold", "nonfinite_count")
+
+
+def _settle(
+    inputs: tuple[jax.Array, jax.Array, dict[str, jax.Array]],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Whether to skip the step, and the state's numbers after it; all are scalars."""
+    norm, loss, before = inputs
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+    return ~finite, {
+        "count": optax.safe_increment(before["count"]),
+        "streak": jnp.where(finite, 0, optax.safe_increment(before["streak"])),
+        "norm": norm,
+        "threshold": jnp.where(finite, norm, before["threshold"]),
+        "clipped": ~finite,
+        "nonfinite_count": _base.increment_where(before["nonfinite_count"], ~finite),
+    }

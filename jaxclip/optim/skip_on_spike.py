@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.optim import _base, _skip
+from jaxclip.optim._norms import short_axes
+from jaxclip.optim._together import together
 
 # Fewer values than these say nothing of a standard deviation.
 SHORTEST_HISTORY = 20
@@ -140,66 +143,116 @@ def skip_on_spike(
         leaves, _ = _base.flatten(updates)
         factor = _base.hyperparameter(sigma_factor, state.count, dtype)
         norm = _base.global_norm(leaves, dtype)
-        finite = jnp.isfinite(norm)
-        low, high = _limits(state.norms, state.norms_seen, factor, shortest)
-        spike = (norm < low) | (norm > high)
-        losses, losses_seen = state.losses, state.losses_seen
+        seen = [(norm, state.norms_seen, *_moments_of(state.norms, state.norms_seen))]
+        losses = state.losses
         if value is not None:
             loss = jnp.asarray(value, dtype)
-            finite &= jnp.isfinite(loss)
-            lowest, highest = _limits(losses, losses_seen, factor, shortest)
-            spike |= (loss < lowest) | (loss > highest)
-            losses, losses_seen = _remember(losses, losses_seen, loss)
-        norms, norms_seen = _remember(state.norms, state.norms_seen, norm)
-
-        skip = spike | ~finite
+            seen.append((loss, state.losses_seen, *_moments_of(losses, state.losses_seen)))
+            losses = _remember(losses, state.losses_seen, loss)
+        before = {name: getattr(state, name) for name in _SMALL}
+        settle = functools.partial(_settle, factor=factor, shortest=shortest, size=size)
+        skip, after = together(settle, (seen, before), ())
         arguments = _skip.extra_arguments(extra_args, value, extra)
         out, inner_state = inner.update(updates, state.inner_state, params, **arguments)
         out, inner_state = _skip.undo(skip, out, inner_state, state.inner_state)
-        bound = jnp.where(jnp.isfinite(high), high, norm)
         new_state = SkipOnSpikeState(
-            count=optax.safe_increment(state.count),
-            skipped_count=_base.increment_where(state.skipped_count, skip),
-            norms=norms,
-            norms_seen=norms_seen,
+            norms=_remember(state.norms, state.norms_seen, norm),
             losses=losses,
-            losses_seen=losses_seen,
             inner_state=inner_state,
-            norm=norm,
-            threshold=jnp.where(finite, bound, state.threshold),
-            clipped=skip,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            **after,
         )
         return out, new_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+_SMALL = (
+    "count",
+    "skipped_count",
+    "norms_seen",
+    "losses_seen",
+    "threshold",
+    "nonfinite_count",
+)
+
+
+def _settle(
+    inputs: tuple[list[tuple[jax.Array, ...]], dict[str, jax.Array]],
+    *,
+    factor: jax.Array,
+    shortest: int,
+    size: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Whether to skip the step, and the state's numbers after it; all are scalars.
+
+    Args:
+      inputs: for the norm and perhaps the loss the value, how many were seen, and mean and sum of
+        squared deviations of those kept; and the state's numbers before.
+      factor: number of standard deviations.
+      shortest: length of a history from which on there are limits.
+      size: most values that a history keeps.
+    """
+    series, before = inputs
+    finite, spike = jnp.bool_(True), jnp.bool_(False)
+    highs = []
+    for value, *history in series:
+        low, high = _limits(*history, factor, shortest, size)
+        finite &= jnp.isfinite(value)
+        spike |= (value < low) | (value > high)
+        highs.append(high)
+    skip, norm = spike | ~finite, series[0][0]
+    bound = jnp.where(jnp.isfinite(highs[0]), highs[0], norm)
+    seen = {"norms_seen": before["norms_seen"], "losses_seen": before["losses_seen"]}
+    for (value, *_), name in zip(series, seen, strict=False):
+        seen[name] = _base.increment_where(before[name], jnp.isfinite(value))
+    return skip, {
+        "count": optax.safe_increment(before["count"]),
+        "skipped_count": _base.increment_where(before["skipped_count"], skip),
+        **seen,
+        "norm": norm,
+        "threshold": jnp.where(finite, bound, before["threshold"]),
+        "clipped": skip,
+        "nonfinite_count": _base.increment_where(before["nonfinite_count"], ~finite),
+    }
+
+
+def _moments_of(history: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and sum of squared deviations of the values of a ring, of which some may be empty."""
+    values = short_axes(history)
+    filled = jnp.arange(history.size).reshape(values.shape) < seen
+    number = jnp.minimum(seen, history.size).astype(history.dtype)
+    mean = jnp.sum(jnp.where(filled, values, 0)) / jnp.maximum(number, 1)
+    return mean, jnp.sum(jnp.where(filled, jnp.square(values - mean), 0))
+
+
 def _limits(
-    history: jax.Array, seen: jax.Array, factor: jax.Array, shortest: int
+    seen: jax.Array,
+    mean: jax.Array,
+    squares: jax.Array,
+    factor: jax.Array,
+    shortest: int,
+    size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """The smallest and the largest value that are no spike; infinite with too little history.
 
     Args:
-      history: ring ``[history_size]``.
-      seen: how many values were written to it.
+      seen: how many values there were so far.
+      mean: of those kept.
+      squares: sum of their squared deviations.
       factor: number of standard deviations.
       shortest: number of values from which on there are limits, that of this step included.
+      size: most values that are kept.
     """
-    filled = jnp.arange(history.size) < seen
-    number = jnp.minimum(seen, history.size).astype(history.dtype)
-    mean = jnp.sum(jnp.where(filled, history, 0)) / jnp.maximum(number, 1)
-    squares = jnp.sum(jnp.where(filled, jnp.square(history - mean), 0))
+    number = jnp.minimum(seen, size).astype(mean.dtype)
     margin = factor * jnp.sqrt(squares / jnp.maximum(number - 1, 1))
     # Equal values have a mean that rounding may put beside them.
-    margin = jnp.maximum(margin, 4 * jnp.finfo(history.dtype).eps * jnp.abs(mean))
+    margin = jnp.maximum(margin, 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean))
     ready = seen + 1 >= shortest
     return jnp.where(ready, mean - margin, -jnp.inf), jnp.where(ready, mean + margin, jnp.inf)
 
 
-def _remember(history: jax.Array, seen: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ring and its count with one more value, unless that is not finite."""
+def _remember(history: jax.Array, seen: jax.Array, value: jax.Array) -> jax.Array:
+    """The ring with one more value, unless that is not finite."""
     bound = _base.LARGEST_SQUARABLE
-    finite = jnp.isfinite(value)
     written = history.at[seen % history.size].set(jnp.clip(value, -bound, bound))
-    return jnp.where(finite, written, history), _base.increment_where(seen, finite)
+    return jnp.where(jnp.isfinite(value), written, history)

@@ -12,6 +12,7 @@ import optax
 
 from jaxclip.optim import _base, _moments, _spam_step
 from jaxclip.optim._sample import Sampling
+from jaxclip.optim._together import together
 
 
 class SpamState(NamedTuple):
@@ -277,32 +278,43 @@ def _spam(
             theta=_base.hyperparameter(clipping.threshold, count, dtype),
             rate=_base.hyperparameter(weight_decay, count, dtype),
         )
-        clock = count + 1 - state.nonfinite_count
-        phase = _spam_step.phase(clock, *resets, clipping.grace_steps, dtype)
-        scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
-            fresh1, clock
-        )
-        alive = (~phase.reset).astype(dtype)
-        bound = jnp.where(phase.clips & ~phase.reset, shared.theta, jnp.inf)
-        numbers = [jnp.stack([scale * phase.warmup, alive, bound], axis=1)]
-        if any(leaf.shape != mu.shape for leaf, mu in zip(found.leaves, found.mu, strict=True)):
-            numbers.append(_spam_step.seeds(phase.period))
+
+        def numbers_of(nonfinite_count: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            """Whether each tensor's spikes are clipped, and the numbers of its step."""
+            clock = count + 1 - nonfinite_count
+            phase = _spam_step.phase(clock, *resets, clipping.grace_steps, dtype)
+            scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
+                fresh1, clock
+            )
+            alive = (~phase.reset).astype(dtype)
+            bound = jnp.where(phase.clips & ~phase.reset, shared.theta, jnp.inf)
+            return phase.clips, (
+                scale * phase.warmup,
+                alive,
+                bound.astype(dtype),
+                *_spam_step.halves(_spam_step.seeds(phase.period), dtype),
+            )
+
+        clips, columns = together(numbers_of, state.nonfinite_count, state.norm.shape)
+        pairs = zip(found.leaves, found.mu, strict=True)
+        sampled = any(leaf.shape != mu.shape for leaf, mu in pairs)
+        numbers = jnp.stack(columns if sampled else columns[:3], axis=1)
         step = functools.partial(
             _spam_step.step,
             shared=shared,
             sampling=sampling,
             positive=_moments.known_positive(eps),
         )
-        out, moments, norm = _moments.each(step, found, state, *numbers)
-        finite = jnp.isfinite(norm)
-        bound = jnp.where(phase.clips, shared.theta, norm)
+        out, moments, (ratio, flag) = _moments.each(step, found, state, numbers)
+
+        def judge(seen: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            norm = jnp.where(seen[1] > 0, jnp.nan, seen[0])
+            return norm, jnp.where(seen[2], shared.theta, norm)
+
         new_state = SpamState(
             count=optax.safe_increment(count),
             **moments,
-            norm=norm,
-            threshold=jnp.where(finite, bound, state.threshold),
-            clipped=~(norm <= bound),
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            **_moments.report(state, (ratio, flag, clips), judge),
         )
         return out, new_state
 

@@ -94,7 +94,7 @@ def spectra_clip(
 
     def rule(
         leaves: list[jax.Array], state: SpectraClipState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    ) -> _clipper.Plan:
         bound = now.value(threshold)
         sizes = _base.tensor_norms(leaves, now.dtype)
         found = [
@@ -104,11 +104,13 @@ def spectra_clip(
             for leaf, size in zip(leaves, _base.unpack(sizes), strict=True)
         ]
         norms = jnp.stack([norm for _, norm in found]) if found else sizes
-        return _clipper.Decision(
-            norm=norms,
-            threshold=jnp.broadcast_to(bound, norms.shape),
-            clipped=norms > bound,
-            act=_clipper.each(_multiply, [factor for factor, _ in found]),
+        factors = [factor for factor, _ in found]
+        return _clipper.Plan(
+            norms,
+            lambda norms, _: _clipper.Decision(
+                norms, jnp.broadcast_to(bound, norms.shape), norms > bound
+            ),
+            lambda leaves: _clipper.each(_multiply)(leaves, factors),
         )
 
     return _clipper.clipper(SpectraClipState, rule, per_tensor=True)

@@ -11,6 +11,7 @@ import optax
 
 from jaxclip.optim import _base, _moments
 from jaxclip.optim._norms import short_axes
+from jaxclip.optim._together import together
 
 
 class StableAdamState(NamedTuple):
@@ -181,24 +182,27 @@ def _stable_adam(
         found = _moments.tensors(updates, state, params, weight_decay, mask)
         count, dtype = state.count, state.norm.dtype
         small, rate = (_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay))
-        clock = count + 1 - state.nonfinite_count
         fresh = [_base.complement(b, count, dtype) for b in (b1, b2)]
-        # 1 - β̂, the weight of the new gradient.
-        weights = [f / _base.bias_correction(f, clock) for f in fresh]
+
+        def weights_of(nonfinite_count: jax.Array) -> list[jax.Array]:
+            """1 - β̂, the weight of the new gradient, for both moments."""
+            clock = count + 1 - nonfinite_count
+            return [f / _base.bias_correction(f, clock) for f in fresh]
+
+        weights = together(weights_of, state.nonfinite_count, state.norm.shape)
         # Not as a constant in the kernels, which would then be others for every size.
         share = jnp.asarray([1 / max(leaf.size, 1) for leaf in found.leaves], dtype)
         step = functools.partial(_step, eps=small, rate=rate, positive=_moments.known_positive(eps))
         table = jnp.stack([*weights, share], axis=1)
-        out, moments, totals = _moments.each(step, found, state, table)
-        norm = jnp.sqrt(totals * share)
-        finite = jnp.isfinite(norm)
+        out, moments, seen = _moments.each(step, found, state, table)
         new_state = StableAdamState(
             count=optax.safe_increment(count),
             **moments,
-            norm=norm,
-            threshold=jnp.where(finite, jnp.ones_like(norm), state.threshold),
-            clipped=~(norm <= 1),
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
+            **_moments.report(
+                state,
+                (seen[0], share),
+                lambda seen: (jnp.sqrt(seen[0] * seen[1]), jnp.ones_like(seen[0])),
+            ),
         )
         return out, new_state
 
@@ -239,7 +243,7 @@ def _step(
     mu, m = _moments.store(keep, _moments.average(mu, gradient, numbers[0]), mu)
     nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), numbers[1]), nu)
     update = _moments.add_decay(_moments.direction(m, v, eps, positive), rate, param)
-    return _moments.Step(_moments.finish(keep, update * shorter, dtype), mu, nu, total)
+    return _moments.Step(_moments.finish(keep, update * shorter, dtype), mu, nu, (total,))
 
 
 def _ratios(

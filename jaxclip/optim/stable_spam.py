@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from jaxclip.optim import _base, _moments, _stable_spam_step
-from jaxclip.optim._stacks import Stacks
+from jaxclip.optim._together import together
 
 
 class StableSpamState(NamedTuple):
@@ -252,12 +252,17 @@ def _stable_spam(
             _stable_spam_step.step, shared=shared, positive=_moments.known_positive(eps)
         )
         before = [state.maximum, state.first, state.second, clock.astype(dtype)]
-        rows = Stacks(found.leaves, least=len(found.leaves) + 1).numbers(jnp.stack(before, axis=1))
+        rows: list[jax.Array] = []
         done: list[tuple[Any, ...]] = []
         order: list[int] = []
         for at, part in _moments.parts(found):
-            # A single tensor's as scalars: all such have the same kernels.
-            own = [x[at] for x in before] if len(at) > 1 else list(rows[at[0]].reshape(-1, 1))
+            if len(at) == 1 < len(found.leaves):
+                # A single tensor's as scalars: all such have the same kernels.
+                rows = rows or _base.unpack(jnp.stack(before, axis=1))
+                values = list(rows[at[0]].reshape(-1, 1))
+            else:
+                values = before if len(at) == len(found.leaves) else [x[at] for x in before]
+            own = _stable_spam_step.Averages(*values[:3], values[3].astype(jnp.int32))
             numbers, seen = _stable_spam_step.numbers_of(part.leaves, own, shared, interval)
             lists, _ = _moments.each_in_lists(step, part, count, numbers)
             done.append((*lists, *seen))
@@ -268,22 +273,27 @@ def _stable_spam(
             found.treedef.unflatten([[x for part in column for x in part][i] for i in where])
             for column in columns[:3]
         )
-        largest, bound, maximum, first, second = (
-            jnp.concatenate(column)[where] for column in columns[3:]
-        )
-        finite = jnp.isfinite(largest)
-        new_state = StableSpamState(
-            count=optax.safe_increment(count),
-            mu=mu,
-            nu=nu,
-            maximum=jnp.where(finite, maximum, state.maximum),
-            first=jnp.where(finite, first, state.first),
-            second=jnp.where(finite, second, state.second),
-            norm=largest,
-            threshold=jnp.where(finite, bound, state.threshold),
-            clipped=(largest > bound) | ~finite,
-            nonfinite_count=_base.increment_where(state.nonfinite_count, ~finite),
-        )
+        vectors = [
+            column[0] if len(done) == 1 else jnp.concatenate(column)[where]
+            for column in columns[3:]
+        ]
+        names = ("maximum", "first", "second", "threshold", "nonfinite_count")
+        kept = {name: getattr(state, name) for name in names}
+        fields = together(_settle, (vectors, kept), state.norm.shape)
+        new_state = StableSpamState(count=optax.safe_increment(count), mu=mu, nu=nu, **fields)
         return out, new_state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _settle(inputs: tuple[list[jax.Array], dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """The state's numbers after a step: averages of tensors that were not finite stay."""
+    (largest, bound, maximum, first, second), before = inputs
+    finite = jnp.isfinite(largest)
+    new = {"maximum": maximum, "first": first, "second": second, "threshold": bound}
+    return {
+        **{name: jnp.where(finite, value, before[name]) for name, value in new.items()},
+        "norm": largest,
+        "clipped": (largest > bound) | ~finite,
+        "nonfinite_count": _base.increment_where(before["nonfinite_count"], ~finite),
+    }

@@ -132,32 +132,42 @@ def zclip(
             "streak": jnp.zeros(shape, jnp.int32),
         }
 
-    def rule(
-        leaves: list[jax.Array], state: ZclipState, now: _clipper.Context
-    ) -> _clipper.Decision:
+    def rule(leaves: list[jax.Array], state: ZclipState, now: _clipper.Context) -> _clipper.Plan:
         # Not together: to the last digit as it has always been, for runs that are to be repeated.
         norm = _base.global_norm(leaves, now.dtype, together=False)
-        collected = state.count - state.nonfinite_count
-        spike, adaptive = _adaptive_threshold(
-            state, norm, mode, clip_option, *map(now.value, (z_threshold, eps, clip_factor))
+        numbers = [now.value(number) for number in (z_threshold, eps, clip_factor)]
+        decay = now.value(alpha)
+        largest = None if max_norm is None else now.value(max_norm)
+        return _clipper.Plan(
+            norm, lambda *given: decide(*given, numbers, decay, largest), _clipper.scale
         )
+
+    def decide(
+        norm: jax.Array,
+        state: ZclipState,
+        numbers: list[jax.Array],
+        decay: jax.Array,
+        largest: jax.Array | None,
+    ) -> _clipper.Decision:
+        collected = state.count - state.nonfinite_count
+        spike, adaptive = _adaptive_threshold(state, norm, mode, clip_option, *numbers)
         spike = spike & (collected >= steps)
         allowed = jnp.where(spike, adaptive, norm)
         streak = jnp.where(spike, optax.safe_increment(state.streak), 0)
         released = jnp.bool_(False) if release is None else streak >= release
 
         fed = jnp.minimum(jnp.where(released, norm, allowed), _base.LARGEST_SQUARABLE)
-        mean, variance = _feed(state, fed, now.value(alpha), steps, collected)
+        mean, variance = _feed(state, fed, decay, steps, collected)
         keep = spike & skip_update_on_spike & ~released
-        if max_norm is not None:
-            allowed = jnp.minimum(allowed, now.value(max_norm))
+        if largest is not None:
+            allowed = jnp.minimum(allowed, largest)
         clipped = norm > allowed
-        factor = jnp.where(clipped, allowed / (norm + 1e-6), 1.0).astype(now.dtype)
+        factor = jnp.where(clipped, allowed / (norm + 1e-6), 1.0).astype(norm.dtype)
         return _clipper.Decision(
             norm=norm,
             threshold=allowed,
             clipped=clipped,
-            act=_clipper.scale(factor, jnp.isfinite(norm)),
+            numbers=(factor,),
             own={
                 "mean": jnp.where(keep, state.mean, mean),
                 "variance": jnp.where(keep, state.variance, variance),

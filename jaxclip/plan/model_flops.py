@@ -24,12 +24,12 @@ def of_config(config: Config) -> int:
     ``6 B D`` a pair, a per mille of the encoders' at B = 32 768.
     """
     from jaxclip import config_check
-    from jaxclip.train import setup, state
+    from jaxclip.train import setup, state, towers
 
     is_frozen = functools.partial(config_check.is_frozen, config)
     plain = {**config, "remat": "none", "attention_implementation": None, "scan_layers": True}
     model = setup.build_model(plain)
-    encode_image, encode_text = setup.encoders(plain, model)
+    encode_image, encode_text = setup.encoders(towers.from_config(plain, model))
     side, length = config["data"]["image_size"], config["tokenizer"]["context_length"]
     batch = {
         "image": jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8),

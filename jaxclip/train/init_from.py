@@ -18,6 +18,7 @@ import numpy as np
 from jaxclip import config as config_lib
 from jaxclip import objectives, storage
 from jaxclip.config import Config
+from jaxclip.models.sparsity import rules as sparsity
 from jaxclip.train import low_rank, state_io, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -108,8 +109,9 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
 
     def read(shardings: Any) -> Params:
         wanted = _wanted(config, shardings)
-        params = low_rank.merged(restored(wanted), config)
-        if low_rank.KEY not in wanted:
+        sparse = sparsity.from_config(config["sparsity"], config["total_steps"])
+        params = sparse(low_rank.merged(restored(wanted), config))
+        if low_rank.KEY not in wanted and not sparse.rules:
             return params
         return (
             jax.tree.map(np.asarray, params)
@@ -134,18 +136,17 @@ def _wanted(config: Config, shardings: Any) -> Params:
         params = towers.build_model(config).init(rng)
         section = config[low_rank.KEY]
         own = {low_rank.KEY: low_rank.init(params, section, rng)} if section["rank"] else {}
-        return {**params, **own}
+        sparse = sparsity.from_config(config["sparsity"], config["total_steps"])
+        return {**params, **own, **sparse.init(params)}
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     if shardings is None:
         return jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
-    if low_rank.KEY in shapes:
+    beside = {key: shapes[key] for key in (low_rank.KEY, sparsity.KEY) if key in shapes}
+    if beside:
         mesh = jax.tree.leaves(shardings)[0].mesh
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        shardings = {
-            **shardings,
-            low_rank.KEY: jax.tree.map(lambda _: whole, shapes[low_rank.KEY]),
-        }
+        shardings = {**shardings, **jax.tree.map(lambda _: whole, beside)}
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -68,8 +69,9 @@ def _made(value: Any) -> np.ndarray:
 
 
 def registry() -> Any:
-    """orbax's table of what it can write, for trees of lazy and NumPy arrays alone."""
-    made = ocp.type_handlers.create_type_handler_registry()
+    """orbax's table of what it can write, for trees of lazy and other arrays."""
+    arrays = ocp.type_handlers.ArrayHandler()  # without it orbax warns
+    made = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     # Nobody changes an array that was made for this; an older orbax copies it all the same.
     known = inspect.signature(ocp.type_handlers.NumpyHandler).parameters
     options = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in known else {}

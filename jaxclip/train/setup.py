@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
-from jaxclip.train import cures, low_rank, outputs, towers
+from jaxclip.models.products import rules
+from jaxclip.models.sparsity import rules as sparsity
+from jaxclip.train import cures, low_rank, outputs, state_io, towers
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
 from jaxclip.train import state as state_lib
@@ -42,6 +44,7 @@ class Experiment(NamedTuple):
       encode_image: ``(params, uint8 images) -> float32[B, D]``, normalising on the device.
       encode_text: ``(params, int32 tokens) -> float32[B, D]``.
       towers: the model with what stands before it.
+      sparse: what is done to the parameters before the towers see them.
     """
 
     config: Config
@@ -59,6 +62,7 @@ class Experiment(NamedTuple):
     encode_image: Callable[[Any, jax.Array], jax.Array]
     encode_text: Callable[[Any, jax.Array], jax.Array]
     towers: towers.ModelTowers
+    sparse: sparsity.Sparse
 
     def init_state(self) -> state_lib.TrainState:
         """The state before the first step: initial parameters, or those of ``init_from``."""
@@ -125,7 +129,8 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     tx = cures.with_mup(optim.from_config(frozen, config["total_steps"]), config, sizes)
     section = config["teacher"]["kind"]
     guard = guard_lib.from_config(config)
-    create_state = _state_maker(config, total, tx, guard, with_ema_teacher=section == "ema")
+    sparse = sparsity.from_config(config["sparsity"], config["total_steps"])
+    create_state = _state_maker(config, total, tx, guard, sparse, with_ema_teacher=section == "ema")
     shapes = jax.eval_shape(create_state, jax.random.key(0))
     check_guard(config, guard, shapes.opt_state)
     state_shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
@@ -144,7 +149,9 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         state_shardings,
     )
     model = build_model(config, mesh, state_shardings.params)
-    own = towers.from_config(config, model, state_shardings.params)
+    products = rules.from_config(config["precision"]["products"])
+    rules.check_used(products, rules.layer_names(state_io.named_leaves(shapes.params)))
+    own = towers.from_config(config, model, state_shardings.params, products=products)
     teacher = teacher_lib.build(config, own, total.needs | total.row_needs, mesh)
     abstract_state = abstract_state._replace(frozen=teacher.abstract())
     state_shardings = state_shardings._replace(frozen=teacher.shardings)
@@ -163,6 +170,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         mesh=mesh,
         largest_logits=() if qk_clip is None else ("image", "text"),
         whiten=whiten,
+        seen=sparse if sparse.rules else None,
     )
     batch_sharding = parallel.batch_sharding(mesh)
     train_step = step_lib.make_train_step(
@@ -179,7 +187,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
     )
-    encode_image, encode_text = encoders(config, model, state_shardings.params)
+    encode_image, encode_text = encoders(own, sparse)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -196,6 +204,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         encode_image=encode_image,
         encode_text=encode_text,
         towers=own,
+        sparse=sparse,
     )
 
 
@@ -204,6 +213,7 @@ def _state_maker(
     total: objectives.Total,
     tx: Any,
     guard: guard_lib.Guard | None,
+    sparse: sparsity.Sparse,
     *,
     with_ema_teacher: bool,
 ) -> Callable[..., state_lib.TrainState]:
@@ -215,6 +225,7 @@ def _state_maker(
         if config[low_rank.KEY]["rank"]:
             key = jax.random.fold_in(rng, zlib.crc32(low_rank.KEY.encode()))
             params[low_rank.KEY] = low_rank.init(params, config[low_rank.KEY], key)
+        params |= sparse.init(params)
         own = total.init_params(rng, sizes)
         return {**params, "objective": own} if own else params
 
@@ -233,16 +244,19 @@ def _state_maker(
 
 
 def encoders(
-    config: Config, model: models.CLIP, shardings: Any = None
+    own: towers.ModelTowers, sparse: sparsity.Sparse | None = None
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Callable[[Any, jax.Array], jax.Array]]:
-    """``encode_image`` on uint8 images and ``encode_text`` on tokens, as evaluation uses them."""
-    own = towers.from_config(config, model, shardings)
+    """``encode_image`` on uint8 images and ``encode_text`` on tokens, as evaluation uses them.
+
+    Where weights are made sparse they are those of the end of the run.
+    """
+    seen = sparse or sparsity.Sparse()
 
     def encode_image(params: Any, images: jax.Array) -> jax.Array:
-        return own.encode(params, "image", images)
+        return own.encode(seen(params), "image", images)
 
     def encode_text(params: Any, tokens: jax.Array) -> jax.Array:
-        return own.encode(params, "text", tokens)
+        return own.encode(seen(params), "text", tokens)
 
     return encode_image, encode_text
 

@@ -67,7 +67,7 @@ class SpikeFiles:
         """Metrics of the activations where they are due; else none."""
         if self._probe is None or step % self._config["watch"]["probe_every_steps"]:
             return {}
-        return self._probe(params, batch)
+        return self._probe(self._experiment.sparse(params, step), batch)
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Remember a step; device arrays are not waited for."""
@@ -101,6 +101,7 @@ class SpikeFiles:
         kept = kept[-self._config["watch"]["steps_kept"] :]
         fetched = [(at, jax.device_get(dict(metrics))) for at, metrics in kept]
         names = optim.tensor_names(self._experiment.abstract_state.params)
+        params = self._experiment.sparse(params, step)
         found = self._opposition(params, batch, fetched[-1][1] if fetched else {})
         if jax.process_index() != 0:
             return
@@ -120,7 +121,7 @@ class SpikeFiles:
             arrays: dict[str, Any] = dict(vectors([m for _, m in fetched]))
             steps = np.array([at for at, _ in fetched], np.int64)
             np.savez_compressed(path.with_suffix(".npz"), steps=steps, names=names, **arrays)
-            storage.write_json(path.with_suffix(".json"), _without_nan(content))
+            storage.write_json(path.with_suffix(".json"), without_nan(content))
         except OSError as error:  # what a run leaves for people to look at does not end it
             logger.warning("the files of the spike at step %d can't be written: %s", step, error)
 
@@ -278,12 +279,12 @@ def outstanding(names: Sequence[str], steps: Sequence[Mapping[str, Any]]) -> dic
     return result
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON knows no numbers that are not finite: None for them."""
     if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
+        return {key: without_nan(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_without_nan(each) for each in value]
+        return [without_nan(each) for each in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -47,6 +47,7 @@ def make_gradient(
     mesh: jax.sharding.Mesh | None = None,
     largest_logits: Sequence[str] = (),
     whiten: Callable[[Params, Batch], Params] | None = None,
+    seen: Callable[[Params, jax.Array], Params] | None = None,
 ) -> Gradient:
     """Build the loss of the objectives with its gradient.
 
@@ -62,6 +63,9 @@ def make_gradient(
         :data:`LARGEST_LOGITS` + tower, float32[depth, H].
       whiten: ``(gradients, batch) -> gradients``, what is done to them before anybody sees them
         (:func:`jaxclip.train.cures.whitening`); None for nothing.
+      seen: ``(params, step) -> params``, what the forward pass sees of the parameters
+        (:class:`jaxclip.models.sparsity.rules.Sparse`), once for all micro-batches; None for them
+        as they are.
 
     Returns:
       ``(params, state, batch) -> ((loss, (metrics, objective state)), gradients)``; of the state it
@@ -134,10 +138,14 @@ def make_gradient(
         value_and_grad = grad_cache.value_and_grad(
             forward, loss, num_micro_batches=num_micro_batches, mesh=mesh
         )
-        if whiten is None:
-            return value_and_grad(params, batch)
-        found, gradients = value_and_grad(params, batch)
-        return found, whiten(gradients, batch)
+        if seen is None:
+            found, gradients = value_and_grad(params, batch)
+            return found, gradients if whiten is None else whiten(gradients, batch)
+        made, back = jax.vjp(
+            lambda p: seen(stop_frozen_gradients(p, is_frozen), state.step), params
+        )
+        found, gradients = value_and_grad(made, batch)
+        return found, back(gradients if whiten is None else whiten(gradients, batch))[0]
 
     return gradient
 

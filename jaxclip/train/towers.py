@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxclip import models, parallel
 from jaxclip.config import Config
 from jaxclip.models import attention_logits, presets
+from jaxclip.models.products import rules
 from jaxclip.train import low_rank
 
 Params = Any
@@ -32,6 +33,8 @@ class ModelTowers:
       resize: bring images of another size to the model's own.
       low_rank_scaling: factor of low-rank additions, where the parameters have any
         (:mod:`jaxclip.train.low_rank`).
+      products: what layers multiply by (:mod:`jaxclip.models.products.rules`); none for float
+        products.
     """
 
     model: models.CLIP
@@ -41,6 +44,7 @@ class ModelTowers:
     shardings: Any = None
     resize: bool = False
     low_rank_scaling: float = 1.0
+    products: Sequence[rules.Rule] = ()
 
     @property
     def sizes(self) -> presets.CLIPConfig:
@@ -50,7 +54,8 @@ class ModelTowers:
     def encode(self, params: Params, tower: str, array: Any) -> jax.Array:
         """float32[B, D] of unit length, of uint8[B, H, W, 3] (or a PatchSequence), int32[B, L]."""
         encode = self.model.encode_image if tower == "image" else self.model.encode_text
-        return encode(self._ready(params, tower), self._input(tower, array))
+        with rules.applied(self.products, tower):
+            return encode(self._ready(params, tower), self._input(tower, array))
 
     def features(self, params: Params, tower: str, array: Any, **options: Any) -> Any:
         """:class:`jaxclip.models.Features` of the same; options as in ``CLIP.image_features``, and
@@ -60,7 +65,8 @@ class ModelTowers:
         alpha, inputs = options.pop("alpha", None), self._input(tower, array)
         if alpha is not None:
             inputs = jnp.concatenate([inputs, alpha[..., None].astype(inputs.dtype)], axis=-1)
-        return features(self._ready(params, tower), inputs, **options)
+        with rules.applied(self.products, tower):
+            return features(self._ready(params, tower), inputs, **options)
 
     def project(self, params: Params, tower: str, tokens: jax.Array) -> jax.Array:
         """Tokens in the joint space, each as if the pool saw it alone: float32[..., D], not of unit
@@ -192,8 +198,12 @@ def from_config(
     shardings: Mapping[str, Any] | None = None,
     *,
     resize: bool = False,
+    products: Sequence[rules.Rule] = (),
 ) -> ModelTowers:
-    """The towers of a model with the normalisation of its configuration."""
+    """The towers of a model with the normalisation of its configuration.
+
+    Whoever wants the products of ``precision.products`` gives them; by default they are float ones.
+    """
     data = config["data"]
     return ModelTowers(
         model,
@@ -203,4 +213,5 @@ def from_config(
         shardings,
         resize,
         config["low_rank"]["scaling"],
+        products,
     )

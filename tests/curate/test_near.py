@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance
 
 from jaxclip.curate import curate, flow, near, perceptual
 from jaxclip.curate.steps.near_captions import NearCaptions, minhash, shingles
+from jaxclip.data import decode
 
 
 def blobs(seed, side=128):
@@ -37,6 +38,15 @@ def test_hashes_survive_scale_and_encoding():
     far = perceptual.distance(apart[:, None], apart)[np.triu_indices(12, 1)]
     assert far.min() > 8 and 24 < far.mean() < 40
     assert perceptual.phash(Image.new("RGB", (50, 50), "red")) is None
+
+
+def test_large_jpegs_are_hashed_as_when_they_are_decoded_whole():
+    for seed in range(6):
+        data = encoded(blobs(seed, 900), "JPEG", quality=90)
+        whole, part = decode.decode(data), decode.decode(data, draft=perceptual.DRAFT)
+        assert whole.size == (900, 900) and 128 <= min(part.size) < 256
+        for hashed in (perceptual.phash, perceptual.dhash):
+            assert (hashed(whole) ^ hashed(part)).bit_count() <= 2
 
 
 def test_the_hash_is_the_dct_of_its_definition():
@@ -132,6 +142,18 @@ def test_planted_duplicates_go_and_the_rest_stays(pools, copies, tmp_path, name,
     other = curate({**config, "shard_size": 11}, tmp_path / "other")
     assert {row["key"] for row in pools.table(tmp_path / "other", "kept")} == kept
     assert other.report["steps"][1]["dropped"] == outcome.report["steps"][1]["dropped"]
+
+
+def test_colours_tell_drawings_of_one_shape_apart(pools, tmp_path):
+    rows = []
+    for number, colour in enumerate(["red", "darkgreen", "#fc0a04"]):
+        image = Image.new("RGB", (80, 80), "white")
+        image.paste(Image.new("RGB", (30, 50), colour), (15, 20))
+        rows.append({"key": f"key{number}", "image": encoded(image), "texts": ["a flag"]})
+    source = pools.write(tmp_path / "pool.parquet", rows)
+    for colour, count in ((16.0, 2), (255.0, 1)):
+        step = {"name": "near_pictures", "colour": colour}
+        assert curate({"source": source, "steps": [step]}, tmp_path / str(colour)).kept == count
 
 
 def test_chains_are_one_component_and_large_ones_stay(pools, tmp_path):

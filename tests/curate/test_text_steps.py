@@ -131,3 +131,18 @@ def test_entries_of_files_and_of_wordnet(tmp_path):
         (tmp_path / "list.txt").write_text(text)
         with pytest.raises(ValueError, match=said):
             matcher.read_entries(str(tmp_path / "list.txt"))
+
+
+def test_weights_in_place_of_a_draw(pools, tmp_path):
+    from jaxclip.curate import curate
+
+    (tmp_path / "entries.txt").write_text("dog\ncat\n")
+    texts = [["a dog"]] * 40 + [["a cat"]] * 10 + [["a dog and a cat"]] * 10
+    source = pools.write(tmp_path / "pool.parquet", pools.rows(60, texts))
+    match = {"name": "match", "entries": str(tmp_path / "entries.txt")}
+    steps = [match, {"name": "balance", "t": 10, "output": "weight"}]
+    assert curate({"source": source, "steps": steps}, tmp_path / "run").kept == 60
+    # Dogs are 50, cats 20: p is 1/5 and 1/2.
+    expected = [0.2] * 40 + [0.5] * 10 + [1 - 0.8 * 0.5] * 10
+    kept = sorted(pools.table(tmp_path / "run", "kept"), key=lambda row: row["index"])
+    np.testing.assert_allclose([row["weight"] for row in kept], expected, atol=1e-6)

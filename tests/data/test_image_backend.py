@@ -188,3 +188,63 @@ def test_the_name_is_checked_and_the_libraries_are_named(monkeypatch):
     with pytest.raises(ValueError, match="needs simplejpeg, which is not installed"):
         pipeline.check_spec({"image_backend": "fast"}, {})
     image_backend._imported.cache_clear()
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("restart", [0, 3])
+@pytest.mark.parametrize(
+    "ops", ["random_resized_crop(0.08, 0.6)", "random_resized_crop(0.02, 0.1)"]
+)
+def test_rows_below_a_cut_are_not_decoded_and_change_nothing(
+    subsampling, restart, ops, monkeypatch
+):
+    data = jpeg(
+        photograph(301, 233),
+        subsampling=subsampling,
+        restart_marker_rows=restart,
+    )
+    for size in (17, 64):
+        chain = image_ops.build(ops, size)
+        u = order.uniforms(9, np.arange(12), chain.num_draws)
+        made, rows = [], []
+        for row in u:
+            cut = chain.first_cut((301, 233), row)
+            picture = Fast().decode(data, lambda size, cut=cut: [cut])
+            rows.append(len(picture.pixels) * picture.shrink)
+            made.append(Fast().cut(picture, cut))
+        assert min(rows) < 0.75 * 233
+        with monkeypatch.context() as patch:
+            patch.setattr(image_backend.jpeg_header, "shortened", lambda *_: None)
+            for image, row in zip(made, u, strict=True):
+                cut = chain.first_cut((301, 233), row)
+                whole_one = Fast().decode(data, lambda size, cut=cut: [cut])
+                np.testing.assert_array_equal(image, Fast().cut(whole_one, cut))
+
+
+@pytest.mark.parametrize("kind", ["half", "end", "between", "header"])
+def test_a_file_that_ends_early_is_refused_though_its_end_is_not_wanted(kind):
+    cut = image_op.Cut((0.0, 0.0, 20.0, 10.0), (8, 8), "bicubic")
+    ours, theirs = (
+        Fast().decode(damaged(kind), lambda size: [cut]),
+        Pillow().decode(damaged(kind), whole),
+    )
+    assert isinstance(ours, BadRecord) == isinstance(theirs, BadRecord)
+
+
+def test_progressive_files_are_decoded_whole():
+    cut = image_op.Cut((0.0, 0.0, 20.0, 10.0), (8, 8), "bicubic")
+    picture = Fast().decode(jpeg(photograph(90, 70), progressive=True), lambda size: [cut])
+    assert picture.pixels.shape == (70, 90, 3)
+
+
+def test_flip_is_the_same_in_each_form():
+    chain = image_ops.build("flip(p=1.0)", 16)
+    pixels = np.asarray(photograph(16, 16))
+    u = np.zeros((1, 1), np.float32)
+    (_, flip, _, _), *_ = chain.steps
+    expected = pixels[:, ::-1]
+    np.testing.assert_array_equal(flip.pixels(pixels, u[0]), expected)
+    np.testing.assert_array_equal(np.asarray(flip.example(Image.fromarray(pixels), u[0])), expected)
+    planes = flip.batch(pixels.transpose(2, 0, 1)[None].astype(np.float32), u)
+    np.testing.assert_array_equal(planes[0].transpose(1, 2, 0), expected)
+    np.testing.assert_array_equal(chain([pixels], u)[0], expected)

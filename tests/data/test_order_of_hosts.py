@@ -27,7 +27,7 @@ def keys(folder, hosts, steps, seed=4):
     """Keys of the records of some steps, joined over hosts; no picture is decoded for them."""
     source = sources.open(folder).source("train")
     makers = [
-        pipeline._batch_maker(
+        pipeline.batch_maker(
             {"name": folder}, _no_texts, BATCH, seed, host, hosts, {"i": Index()}, None
         )
         for host in range(hosts)

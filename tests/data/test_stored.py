@@ -130,3 +130,11 @@ def test_a_record_without_a_vector_that_need_not_have_one(toys, tmp_path, tokeni
     expected = {0: [1.0, 2.0], 1: [0.0, 0.0]}
     for index, vector in zip(made["index"].tolist(), made["t"].tolist(), strict=True):
         assert vector == expected.get(index, [3.0, 4.0])
+
+
+def test_vectors_in_place_of_captions(folder, tokenize):
+    vectors = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    pipeline.write_stored(folder, "train", "t", vectors)
+    made, bad = batch(folder, tokenize, {"text": fields.Stored("t", 3)})
+    assert not bad and set(made) == {"text", "index"}
+    np.testing.assert_array_equal(made["text"], vectors[made["index"]])

@@ -89,8 +89,10 @@ def test_programs_hold_no_parameters_and_serve_every_platform():
         assert str(program.in_avals[-1].shape[0]) == "b"
 
 
-@pytest.mark.parametrize("name", ["open_clip_coca", "open_clip_roberta"])
-def test_programs_of_other_towers_take_any_number_of_rows(name):
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("open_clip_coca", ("image", "text")), ("open_clip_roberta", ("text",))]
+)
+def test_programs_of_other_towers_take_any_number_of_rows(name, wanted):
     model, rng = jaxclip.load(GOLDEN / name), np.random.default_rng(0)
     side, text = model.sizes.image.image_size, model.sizes.text
     inputs = {
@@ -100,6 +102,8 @@ def test_programs_of_other_towers_take_any_number_of_rows(name):
     inputs["text"][0, 5:] = text.pad_id
     encode = {"image": model.encode_image, "text": model.encode_text}
     for tower in programs.towers_of(model.config, model.params):
+        if tower.name not in wanted:  # RoBERTa's image tower is CLIP's
+            continue
         program = jax.export.deserialize(bytearray(programs.serialized(tower, ("cpu",))))
         given = inputs[tower.name]
         expected = np.asarray(encode[tower.name](given))

@@ -48,6 +48,12 @@ def built(name):
     return objectives.REGISTRY.build({"name": name, **objectives.REGISTRY.get(name).small})
 
 
+def masks(name):
+    """Whether it changes the parameters that all towers run on: what it masks, no other trains."""
+    kind = objectives.REGISTRY.get(name)
+    return kind.tower_params is not objectives.Objective.tower_params
+
+
 def model_of(name):
     """What the model of an objective must have."""
     return objectives.REGISTRY.get(name).small_model
@@ -101,10 +107,11 @@ def groups():
 
     Two can't where they want arrays of another shape under one key of the batch, or another model,
     or set the same option of a tower on the same view, or one keeps a part of the patches of a view
-    of which the other needs all. How data makes an array does not matter:
+    of which the other needs all, or one masks parameters. How data makes an array does not matter:
     batches here are made up.
     """
     made = []
+    masking = {name for name in objectives.REGISTRY.names() if masks(name)}
     # Those that look at the same views stand together, so that few groups run many towers; and
     # those that ask for a model of their own last, so that the others train plain ones.
     order = [(len(model_of(n)), sorted(kinds(n)), n) for n in objectives.REGISTRY.names()]
@@ -116,6 +123,7 @@ def groups():
                 wanted.get(key, kind) == kind for key, kind in wants.items()
             )
             fits &= sets.isdisjoint(taken | kept_whole) and whole.isdisjoint(taken)
+            fits &= not {name, names[0]} & masking
             # Who asks for nothing goes with any model, but a plain one first.
             if fits and model_of(name) in ({}, model_of(names[0])):
                 names.append(name)

@@ -51,6 +51,16 @@ def compiled(objective, outputs, ctx=None, params=None, state=None):
     return run(outputs, params or {}, state or {})
 
 
+def drawn(make, seed=0, scale=0.3):
+    """Parameters of the shapes that ``make(key)`` has, normal: to compile how they are drawn takes
+    longer than most tests."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype),
+        jax.eval_shape(make, jax.random.key(0)),
+    )
+
+
 def random_rows(*names, size=6, dim=5, seed=0):
     """float32 arrays by name: unit rows [size, dim], of length about 3 where the name says raw."""
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from jaxclip.data import image_ops
 from jaxclip.objectives.a_clip import ACLIP
 from jaxclip.train import setup
 from tests.objectives import fixture_g as g
-from tests.objectives.test_battery import configuration
+from tests.objectives.battery import configuration
 
 SIZES = models.CLIPConfig(
     models.ImageConfig(image_size=8, patch_size=2, width=6, num_heads=2), embed_dim=2
@@ -57,7 +57,7 @@ def test_without_its_own_parts_it_is_clip_on_two_views():
 def test_a_tower_runs_on_fewer_patches():
     def flops(share):
         term = {"name": "a_clip", **SMALL, "keep_share": share}
-        built = setup.build(configuration("a_clip", objective=[term]))
+        built = setup.build(configuration(["a_clip"], objective=[term]))
         lowered = built.train_step.lower(built.abstract_state, built.abstract_batch())
         return lowered.cost_analysis()["flops"]
 

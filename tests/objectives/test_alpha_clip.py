@@ -53,13 +53,17 @@ def test_the_loss_is_clip_with_smoothing():
 
 def test_the_channel_changes_nothing_until_it_is_trained():
     model = models.build(SIZES)
-    params = jax.jit(model.init)(jax.random.key(0))
+    params = g.drawn(model.init)
     towers = towers_lib.ModelTowers(model, (0.5,) * 3, (0.25,) * 3, "float32")
     run = jax.jit(lambda params, alpha: towers.features(params, "image", PIXELS, alpha=alpha).raw)
     alpha = options(AlphaCLIP(whole=0.0))["alpha"]
-    plain = towers.features(params, "image", PIXELS).raw
-    np.testing.assert_allclose(run(params, alpha), plain, atol=1e-6)
     kernel = params["image"]["alpha_embedding"]["kernel"]
+    start = jax.jit(lambda key: model.init(key)["image"]["alpha_embedding"]["kernel"])
+    params["image"]["alpha_embedding"]["kernel"] = start(jax.random.key(0))
+    whole = run(params, jnp.ones_like(alpha))
+    np.testing.assert_array_equal(run(params, alpha), whole)
+    plain = jax.jit(lambda params: towers.features(params, "image", PIXELS).raw)(params)
+    np.testing.assert_allclose(plain, whole, atol=1e-6)
     params["image"]["alpha_embedding"]["kernel"] = jnp.full_like(kernel, 0.1).at[0, 0].set(0.5)
     moved = np.abs(run(params, alpha) - run(params, jnp.ones_like(alpha))).max(axis=1)
     assert (moved[:2] > 1e-4).all() and moved[2] == 0

@@ -29,7 +29,7 @@ MADE = {
 
 
 def test_value_in_float64_and_places_that_do_not_count():
-    params = OBJECTIVE.init_params(jax.random.key(0), SIZES)
+    params = g.drawn(lambda key: OBJECTIVE.init_params(key, SIZES))
     loss, metrics, _ = g.compiled(OBJECTIVE, MADE, params=params)
     made = {key: np.asarray(x, np.float64) for key, x in MADE.items()}
 

@@ -10,7 +10,7 @@ from jaxclip import config as config_lib
 from jaxclip import objectives, parallel
 from jaxclip.config import defaults
 from jaxclip.train import dry_run, setup
-from tests.objectives.test_battery import BASE
+from tests.objectives.battery import BASE
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "methods.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

@@ -22,7 +22,7 @@ MADE = {
 
 def test_value_and_gradient():
     objective = EVA(mask_ratio=0.5, teacher_width=5)
-    params = objective.init_params(jax.random.key(0), SIZES)
+    params = g.drawn(lambda key: objective.init_params(key, SIZES))
     ctx = g.context(sizes=SIZES, own=params)
     at = np.asarray(objective._places(ctx))
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["head"]["out"])

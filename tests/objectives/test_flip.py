@@ -10,7 +10,7 @@ from jaxclip import models
 from jaxclip.objectives.flip import FLIP
 from jaxclip.train import setup
 from tests.objectives import fixture_g as g
-from tests.objectives.test_battery import configuration
+from tests.objectives.battery import configuration
 
 SIZES = models.CLIPConfig(models.ImageConfig(image_size=16, patch_size=4, width=16, num_heads=2))
 
@@ -44,7 +44,7 @@ def test_only_the_pictures_are_masked_and_nothing_at_ratio_0():
 
 def test_the_step_costs_less():
     def flops(ratio):
-        config = configuration("flip", objective=[{"name": "flip", "mask_ratio": ratio}])
+        config = configuration(["flip"], objective=[{"name": "flip", "mask_ratio": ratio}])
         built = setup.build(config)
         lowered = built.train_step.lower(built.abstract_state, built.abstract_batch())
         return lowered.cost_analysis()["flops"]

@@ -30,7 +30,7 @@ ALONE = {"matching": 0.0, "masked_words": 0.0}
 @functools.cache
 def setting(**options):
     objective = LightCLIP(features=5, depth=1, mask_ratio=0.5, **options)
-    return objective, jax.jit(lambda key: objective.init_params(key, SIZES))(jax.random.key(0))
+    return objective, g.drawn(lambda key: objective.init_params(key, SIZES))
 
 
 def test_softness_0_is_clip():

@@ -39,7 +39,7 @@ def test_its_gradient():
 
 def test_the_adapter_in_float64():
     tower = models.build(SIZES).text
-    params = jax.jit(tower.init)(jax.random.key(0))
+    params = g.drawn(tower.init)
     params["projection"]["bias"] = jnp.asarray([0.1, -0.2, 0.3, 0.0])
     result = jax.jit(tower.encode)(params, VECTORS)
 
@@ -65,7 +65,7 @@ def test_the_adapter_in_float64():
 
 def test_the_length_of_a_vector_does_not_matter():
     tower = models.build(SIZES).text
-    params = jax.jit(tower.init)(jax.random.key(0))
+    params = g.drawn(tower.init)
     run = jax.jit(tower.encode)
     np.testing.assert_allclose(run(params, VECTORS), run(params, 7 * VECTORS), atol=1e-6)
 

@@ -24,7 +24,7 @@ MADE = {
 @functools.cache
 def setting(**options):
     objective = MacCap(**options)
-    return objective, jax.jit(lambda key: objective.init_params(key, SIZES))(jax.random.key(0))
+    return objective, g.drawn(lambda key: objective.init_params(key, SIZES))
 
 
 def test_noise():
@@ -63,7 +63,7 @@ def test_the_decoder_sees_the_words_before_and_the_vector():
     assert (np.abs(other[1] - before[1]).max(-1) > 1e-6).all()
     # What it is trained on is the row's own vector, without a gradient to it.
     ctx = g.context(sizes=SIZES)
-    sums = objective.rows(params, MADE, ctx)
+    sums = jax.jit(lambda made: objective.rows(params, made, ctx))(MADE)
     logits = np.asarray(before[0, :3], np.float64)
     nll = (g.lse(logits) - logits[np.arange(3), np.asarray(TEXTS)[0, 1:4]]).sum()
     assert float(sums["nll"][0]) == pytest.approx(nll, rel=1e-4)

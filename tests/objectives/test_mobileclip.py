@@ -12,7 +12,7 @@ from jaxclip import fields, models
 from jaxclip.objectives.mobileclip import MobileCLIP
 from jaxclip.train import setup
 from tests.objectives import fixture_g as g
-from tests.objectives.test_battery import configuration
+from tests.objectives.battery import configuration
 
 ONE = MobileCLIP((2,), (1.0,))
 SIDES = (lambda x: x, lambda x: x.T)
@@ -89,7 +89,7 @@ def test_a_vector_belongs_to_one_caption():
 
 
 def test_stored_vectors_of_both_captions_come_from_the_records():
-    config = configuration("mobileclip")
+    config = configuration(["mobileclip"])
     config["teacher"] = {**config["teacher"], "kind": "stored", "size": 16}
     spec = setup.build(config_lib.resolve(config), devices=jax.devices()[:1]).batch_spec
     assert spec["teacher/image"] == fields.Stored("teacher_image", 16)

@@ -19,8 +19,8 @@ SMALL = {"num_local": 2, "local_size": 32, "prototypes": 5, "width": 4, "feature
 @functools.cache
 def setting(**options):
     objective = SILC(**SMALL, **options)
-    make = jax.jit(lambda key: objective.init_params(key, SIZES))
-    return objective, make(jax.random.key(0)), make(jax.random.key(1))
+    own, theirs = (g.drawn(lambda key: objective.init_params(key, SIZES), seed) for seed in (0, 1))
+    return objective, own, theirs
 
 
 def outputs(seed=0):

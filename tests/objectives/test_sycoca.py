@@ -31,7 +31,7 @@ OPTIONS = {"num_queries": 0, "from_embeddings": True, "depth": 1}
 @functools.cache
 def setting(**options):
     objective = SyCoCa(**OPTIONS, rebuild_depth=1, **options)
-    params = jax.jit(lambda key: objective.init_params(key, SIZES))(jax.random.key(0))
+    params = g.drawn(lambda key: objective.init_params(key, SIZES))
     rows = jax.jit(lambda params, made: objective.rows(params, made, g.context(sizes=SIZES)))
     return objective, params, rows
 

@@ -29,7 +29,7 @@ TEACHER = {"teacher/image": g.I, "teacher/text": g.T}
 @functools.cache
 def setting():
     model = models.build(SIZES)
-    return model, jax.jit(model.init)(jax.random.key(0))
+    return model, g.drawn(model.init)
 
 
 def test_numbers_of_the_specification():

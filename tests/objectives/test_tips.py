@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,8 +20,8 @@ TIP = {**SMALL, "local_size": 4, "patch_prototypes": 4}
 @functools.cache
 def setting(**options):
     objective = TIPS(**TIP, **options)
-    make = jax.jit(lambda key: objective.init_params(key, SIZES))
-    return objective, make(jax.random.key(0)), make(jax.random.key(1))
+    own, theirs = (g.drawn(lambda key: objective.init_params(key, SIZES), seed) for seed in (0, 1))
+    return objective, own, theirs
 
 
 def outputs(seed=0):

@@ -31,7 +31,11 @@ MADE = {
 @functools.cache
 def setting(**options):
     objective = UniPT(**LAYERS, reduction=1, **options)
-    return objective, jax.jit(lambda key: objective.init_params(key, SIZES))(jax.random.key(0))
+    params = g.drawn(lambda key: objective.init_params(key, SIZES))
+    if objective.zero_start:
+        for own in params.values():
+            own["up"] *= 0.0
+    return objective, params
 
 
 def test_shares():
@@ -43,6 +47,8 @@ def test_shares():
 
 def test_it_starts_as_clip():
     objective, params = setting()
+    start = jax.jit(lambda key: objective.init_params(key, SIZES)["text"]["up"])(jax.random.key(0))
+    assert not start.any()
     loss, _, _ = g.compiled(objective, MADE, g.context(sizes=SIZES), params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 

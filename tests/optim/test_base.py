@@ -26,7 +26,9 @@ def test_one_bad_element_of_many_is_seen(large: np.ndarray, bad: float) -> None:
         leaf[place] = bad
         assert not np.isfinite(norms(leaf)[0])
         assert np.isnan(maxima(leaf)[0]) if np.isnan(bad) else maxima(leaf)[0] == np.inf
-        assert np.isnan(total(leaf))
+        assert np.isnan(total(leaf)) and np.isnan(jax.jit(_base.zero_or_nan)(leaf))
+        assert jax.jit(lambda leaf: _base.max_and_flag(jnp.abs(leaf), ~jnp.isfinite(leaf))[1])(leaf)
+    assert jax.jit(_base.zero_or_nan)(large) == 0
 
 
 def test_sums_of_many_are_exact_enough(large: np.ndarray) -> None:
@@ -37,7 +39,8 @@ def test_sums_of_many_are_exact_enough(large: np.ndarray) -> None:
         np.testing.assert_allclose(total, (wide**2).sum(), rtol=2e-6)
         norm = jax.jit(lambda leaf: _base.tensor_norms([leaf], jnp.float32))(tensor)[0]
         np.testing.assert_allclose(norm, np.sqrt((wide**2).sum()), rtol=2e-6)
-        assert jax.jit(_base.max_or_nan)(jnp.abs(tensor), fine) == np.abs(tensor).max()
+        largest, flag = jax.jit(_base.max_and_flag)(jnp.abs(tensor), fine)
+        assert largest == np.abs(tensor).max() and flag == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import optax
 import pytest
 
 from jaxclip import optim
+from jaxclip.optim import _direction
 from jaxclip.optim import config as config_lib
+from jaxclip.registry import option_names
 
 ADAMW = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.5}
 
@@ -230,6 +232,14 @@ def test_what_is_not_understood_is_refused(change: dict[str, Any], message: str)
         ValueError, match=message.replace("?", r"\?") if "?" in message else message
     ):
         optim.from_config({**ADAMW, **change}, 100).init(make_params())
+
+
+@pytest.mark.parametrize("name", config_lib.OPTIMIZERS)
+def test_what_is_declared_of_optimizers_is_so(name: str) -> None:
+    arguments = option_names(config_lib.OPTIMIZERS[name])
+    masks = [argument for argument in arguments if argument in ("mask", "weight_decay_mask")]
+    assert masks == ([_direction.DECAY_MASKS[name]] if name in _direction.DECAY_MASKS else [])
+    assert ("weight_decay" in arguments) == (name in _direction.DECAYING)
 
 
 def test_config_dicts_are_understood() -> None:

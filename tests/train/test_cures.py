@@ -13,7 +13,7 @@ from jaxclip import config as config_lib
 from jaxclip import optim, parallel
 from jaxclip.models import presets
 from jaxclip.train import cures, dry_run, setup, watch
-from tests.objectives.test_battery import BASE
+from tests.objectives.battery import BASE
 
 # No update but QK-Clip's.
 STILL = {

@@ -23,7 +23,7 @@ def save(folder, state, **options):
         checkpointer.wait()
 
 
-def test_they_are_read_like_any_others_and_one_is_alive_at_a_time(tmp_path):
+def test_they_are_read_like_any_others_and_one_is_alive_at_a_time(tmp_path, caplog):
     alive, most = [0], [0]
 
     def make(name):
@@ -39,6 +39,7 @@ def test_they_are_read_like_any_others_and_one_is_alive_at_a_time(tmp_path):
     }
     state = {"step": np.zeros((), np.int32), "params": lazy}
     save(tmp_path, state, one_by_one=True)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
     assert most[0] == 1 and alive[0] == 0
     wanted = {"params": {name: np.empty(*SHAPES[name]) for name in SHAPES}}
     with Checkpointer(tmp_path, writable=False) as checkpointer:

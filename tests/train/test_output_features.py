@@ -5,11 +5,11 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxclip import models
 from jaxclip.train import outputs
 from jaxclip.train import towers as towers_lib
+from tests.objectives import fixture_g
 
 SIZES = models.CLIPConfig(models.ImageConfig(width=4, num_heads=1, depth=2))
 IMAGES = jnp.arange(2 * 4 * 4 * 3, dtype=jnp.uint8).reshape(2, 4, 4, 3)
@@ -79,10 +79,9 @@ def test_how_a_tower_runs_may_depend_on_what_the_teacher_saw():
     assert teacher.runs == [("image", {"attention": (0, 1)})]
 
 
-@pytest.mark.parametrize("pool", ["mean", "map"])
-def test_the_only_patch_in_the_joint_space_is_the_picture(pool):
+def test_the_only_patch_in_the_joint_space_is_the_picture():
     image = models.ImageConfig(
-        image_size=4, patch_size=4, width=8, num_heads=2, depth=1, mlp_dim=8, pool=pool
+        image_size=4, patch_size=4, width=8, num_heads=2, depth=1, mlp_dim=8, pool="map"
     )
     text = models.TextConfig(
         vocab_size=8, context_length=4, width=8, num_heads=2, depth=1, mlp_dim=8
@@ -91,10 +90,7 @@ def test_the_only_patch_in_the_joint_space_is_the_picture(pool):
     towers = towers_lib.ModelTowers(model, (0.5,) * 3, (0.25,) * 3, "float32")
     names = {"image_projected", "image_raw", "text_projected"}
 
-    @jax.jit
-    def run(key):
-        return outputs.compute(names, BATCH, towers, model.init(key), nothing)
-
-    made = run(jax.random.key(0))
+    run = jax.jit(lambda params: outputs.compute(names, BATCH, towers, params, nothing))
+    made = run(fixture_g.drawn(model.init))
     np.testing.assert_allclose(made["image_projected"][:, 0], made["image_raw"], atol=1e-6)
     assert made["text_projected"].shape == (2, 2, 6)

@@ -41,11 +41,12 @@ def lowered(experiment):
 def test_model_switches_reach_both_towers():
     experiment = build(
         ["remat=attention", "scan_layers=True", "attention_implementation=xla"],
-        precision={"compute_dtype": "bfloat16"},
+        precision={"compute_dtype": "bfloat16", "residual_dtype": "float32"},
     )
     for tower in (experiment.model.image, experiment.model.text):
         assert (tower.remat, tower.scan_layers) == ("attention", True)
         assert tower.attention_implementation == "xla" and tower.dtype == jnp.bfloat16
+        assert tower.outer_dtype == jnp.float32
     # The layout of a checkpoint does not depend on them.
     assert jax.tree.structure(experiment.abstract_state) == jax.tree.structure(
         build().abstract_state

@@ -9,7 +9,7 @@ import pytest
 from jaxclip import config as config_lib
 from jaxclip import parallel
 from jaxclip.train import dry_run, setup
-from tests.objectives.test_battery import BASE
+from tests.objectives.battery import BASE
 
 
 def build(devices, first_layer="tract", **given):

@@ -290,7 +290,8 @@ def table(results):
         lines.append(f"| `{family}` | {listed} | {numbers} |")
     lines += [
         "",
-        f"{sum(map(len, groups.values()))} of {len(results)}. Refused, with what is missing:",
+        f"{sum(map(len, groups.values()))} of {len(results)} are compared. Refused, with what is "
+        "missing:",
         "",
     ]
     for reason, found in sorted(refused.items()):

@@ -104,7 +104,7 @@ def test_outputs_are_those_of_open_clip(name, tmp_path):
     ours_text = np.asarray(jax.jit(model.encode_text)(params, tokens))
     tower = np.concatenate([ours.prefix, ours.tokens], axis=1)
     scale = np.exp(params["logit_scale"])
-    half = models.build(opened.sizes, dtype="bfloat16")
+    half = models.build(opened.sizes, dtype="bfloat16", residual_dtype="float32")
     cosine = (np.asarray(jax.jit(half.encode_image)(params, images)) * image).sum(axis=1).min()
     seen = {
         "image": np.abs(ours.embedding - image).max(),

@@ -1,4 +1,4 @@
-"""Another vocabulary, and register tokens: identities and what is the mean of what."""
+"""Another vocabulary, register tokens, a fourth channel: identities, and means of what."""
 
 import dataclasses
 
@@ -130,3 +130,28 @@ def test_towers_that_cant_have_them_are_refused(params):
     tower = {k: v for k, v in params["image"].items() if k != "positions"}
     with pytest.raises(ValueError, match=r"learned positions"):
         surgery.add_registers({**params, "image": tower}, sincos, 1)
+
+
+# A fourth channel.
+
+
+def test_a_new_alpha_channel_changes_nothing_until_it_is_trained(params):
+    new, sizes = surgery.add_alpha(params, SIZES)
+    again = surgery.add_alpha(new, sizes)
+    assert again[0] is new and again[1] is sizes
+    model = models.build(sizes)
+    drawn = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.tree.map(np.shape, new) == jax.tree.map(lambda leaf: leaf.shape, drawn)
+    images = np.random.default_rng(0).random((2, 8, 8, 4)).astype(np.float32)
+    encode = jax.jit(model.encode_image)
+    expected = jax.jit(models.build(SIZES).encode_image)(params, images[..., :3])
+    np.testing.assert_allclose(encode(new, images), expected, atol=1e-6)
+    kernel = np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32)
+    trained = {**new["image"], "alpha_embedding": {"kernel": kernel}}
+    assert np.abs(encode({**new, "image": trained}, images) - expected).max() > 1e-3
+
+
+def test_towers_that_can_have_no_alpha_channel_are_refused(params):
+    tower = {k: v for k, v in params["image"].items() if k != "patch_embedding"}
+    with pytest.raises(ValueError, match=r"needs a patch embedding"):
+        surgery.add_alpha({**params, "image": tower}, SIZES)

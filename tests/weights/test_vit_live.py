@@ -235,7 +235,7 @@ def test_bfloat16_is_the_same_direction(preset):
     images, tokens = live_inputs(sizes.image.image_size, 400, sizes.text.context_length)
     results = {}
     for dtype in ("float32", "bfloat16"):
-        model = models.build(sizes, dtype=dtype)
+        model = models.build(sizes, dtype=dtype, residual_dtype="float32")
         results[dtype] = jax.jit(
             lambda p, i, t, m=model: (m.encode_image(p, i), m.encode_text(p, t))
         )(params, images, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -78,13 +79,28 @@ class Local:
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 self._workers, multiprocessing.get_context("spawn")
             )
-        futures = [self._pool.submit(function, item) for item in items]
+        with _one_thread():
+            futures = [self._pool.submit(function, item) for item in items]
         try:
             for future in futures:
                 yield future.result()
         finally:
             for future in futures:
                 future.cancel()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that start meanwhile use one thread each for matrix products."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: value or "1" for name, value in before.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
 
 
 def _send(emit: Callable[[int], Iterable[Parcel]], folder: str, item: int) -> None:

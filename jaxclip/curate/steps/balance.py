@@ -45,7 +45,7 @@ class Balance(Step):
         return () if self.by == "label" else (self.by,)
 
     def makes(self) -> tuple[str, ...]:
-        return ("weight",)
+        return ("weight",) if self.output == "weight" else ("probability",)
 
     def check(self) -> None:
         check_choice("by", self.by, ("entries", "cluster", "label"))
@@ -80,11 +80,9 @@ class Balance(Step):
         """What is said of each record; one without a group stays."""
         found = self.groups(rows)
         weight = keep_any(found, stored.arrays()["p"], len(rows))
-        drop = np.zeros(len(rows), bool) if self.output == "weight" else (
-            rows.uniforms(salt) >= weight
-        )  # fmt: skip
-        kept_weight = weight if self.output == "weight" else np.ones(len(rows))
-        return {REASON: drop, "weight": kept_weight, "probability": weight}
+        if self.output == "weight":
+            return {REASON: np.zeros(len(rows), bool), "weight": weight}
+        return {REASON: rows.uniforms(salt) >= weight, "probability": weight}
 
     def _note(self, flow: Flow, before: np.ndarray, after: np.ndarray, t: float) -> None:
         after = np.pad(after, (0, len(before) - len(after)))

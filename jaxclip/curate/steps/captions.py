@@ -6,7 +6,7 @@ import dataclasses
 import re
 import unicodedata
 from collections import Counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -80,9 +80,11 @@ class Captions(Step):
     def run(self, flow: Flow) -> None:
         flow.decide(self.verdict)
 
-    def verdict(self, rows: Rows) -> dict[str, np.ndarray]:
-        """What is said of each record."""
-        return gate(rows, np.array([self.code(t) for ts in rows.texts for t in ts], np.int64))
+    def verdict(self, rows: Rows) -> dict[str, Any]:
+        """What is said of each record, with the ``words`` of its longest caption."""
+        codes = np.array([self.code(t) for ts in rows.texts for t in ts], np.int64)
+        words = [max((len(text.split()) for text in texts), default=0) for texts in rows.texts]
+        return {**gate(rows, codes), "words": np.array(words, np.int32)}
 
     def code(self, text: str) -> int:
         """0 for a caption that passes, else the number of the reason, from 1."""

@@ -83,7 +83,7 @@ class Decontaminate(Step):
             for row, data in enumerate(rows.pictures()):
                 value = None if isinstance(data, BadRecord) else _phash(data)
                 if value is not None and len(known):
-                    least = perceptual.distance(known, np.uint64(value)).min()
+                    least = perceptual.distance(known, np.array(value, np.uint64)).min()
                     match[row] = least <= self.distance
         if self.folder:
             match |= nearest(vectors.unit(rows[self.on]), self.folder) > 1 - self.eps
@@ -109,5 +109,5 @@ def nearest(points: np.ndarray, folder: str) -> np.ndarray:
 
 
 def _phash(data: bytes) -> int | None:
-    image = decode.decode(data)
+    image = decode.decode(data, draft=perceptual.DRAFT)
     return None if isinstance(image, BadRecord) else perceptual.phash(image)

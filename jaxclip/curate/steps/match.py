@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,15 +53,16 @@ class Match(Step):
         return file_stamp(pathlib.Path(self.entries).expanduser())
 
     def run(self, flow: Flow) -> None:
-        size = len(matcher.read_entries(self.entries))
-        flow.decide(functools.partial(self.verdict, tuple(self.stamp()[1:])))
-        counts = flow.total("counts", functools.partial(count_entries, size)).arrays()["counts"]
-        note_counts(flow, self.entries, counts)
+        stamp = tuple(self.stamp()[1:])
+        flow.decide(functools.partial(self.verdict, stamp))
+        entries = matcher.load(self.entries, stamp, self.lowercase).entries
+        count = functools.partial(count_entries, len(entries))
+        note_counts(flow, entries, flow.total("counts", count).arrays()["counts"])
 
     def verdict(self, stamp: tuple[int, int], rows: Rows) -> dict[str, Any]:
         """What is said of each record."""
         find = matcher.load(self.entries, stamp, self.lowercase)
-        found = Ragged.of([find.of_all(texts) for texts in rows.texts])
+        found = Ragged.of([find.of_all(texts).tolist() for texts in rows.texts])
         matches = np.bincount(found.row, minlength=len(rows))
         return {REASON: matches < self.min_matches, "entries": found, "matches": matches}
 
@@ -70,9 +72,8 @@ def count_entries(size: int, rows: Rows) -> dict[str, np.ndarray]:
     return {"counts": np.bincount(rows["entries"].value, minlength=size)}
 
 
-def note_counts(flow: Flow, path: str, counts: np.ndarray) -> None:
+def note_counts(flow: Flow, entries: Sequence[str], counts: np.ndarray) -> None:
     """Tell how full entries are."""
-    entries = matcher.read_entries(path)
     flow.note("entries", len(entries))
     flow.note("entries matched", int(np.sum(counts > 0)))
     flow.note("matches", int(counts.sum()))

@@ -117,7 +117,7 @@ def compare(points: np.ndarray, eps: float, greedy: bool) -> tuple[np.ndarray, n
                 cosines[:, drop[other : other + _TILE]] = -1
             most[mine] = np.maximum(most[mine], cosines.max(axis=1))
         cosines = points[mine] @ points[mine].T
-        cosines = np.where(np.tri(*cosines.shape, -1, dtype=bool), cosines, -1)
+        cosines = np.where(np.tri(len(cosines), k=-1, dtype=bool), cosines, -1)
         if not greedy:
             most[mine] = np.maximum(most[mine], cosines.max(axis=1))
             drop[mine] = most[mine] > 1 - eps

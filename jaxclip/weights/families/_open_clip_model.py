@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jaxclip.models.presets import CLIPConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Preprocess, SpecialIds
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
 from jaxclip.weights.families._layouts import open_clip_preprocess
 from jaxclip.weights.families._open_clip_text import (
+    custom_name,
+    flat_name,
     model_config,
     read_text,
     text_cfg,
@@ -26,51 +28,66 @@ def is_quick(checkpoint: Checkpoint) -> bool:
     return bool(model_config(checkpoint.config).get("quick_gelu", openai))
 
 
-def is_buffer(name: str) -> bool:
-    """Whether a tensor holds no weights."""
-    last = name.rsplit(".", 1)[-1]
-    return name in OPENAI_NUMBERS or last in ("attn_mask", "num_batches_tracked")
-
-
 def text_sizes(checkpoint: Checkpoint, prefix: str = "") -> TextConfig:
     """The text tower; ``prefix`` is ``"text."`` in open_clip's ``CustomTextCLIP``."""
     text = dict(model_config(checkpoint.config).get("text_cfg") or {})
     return read_text(checkpoint.shapes, text, prefix=prefix, quick=is_quick(checkpoint))
 
 
-def other_entries(sizes: CLIPConfig, prefix: str = "") -> Iterator[Entry]:
-    """The table of all but the image tower."""
-    yield from text_entries(sizes, prefix)
-    yield Entry("logit_scale", ("logit_scale",), SCALAR)
-    if sizes.logit_bias_init is not None:
-        yield Entry("logit_bias", ("logit_bias",), SCALAR)
+class OtherTower(Family):
+    """A model of open_clip with CLIP's text tower and another image tower than CLIP's ViT.
 
-
-def config_file(
-    sizes: CLIPConfig,
-    vision_cfg: Mapping[str, Any],
-    preprocess: Preprocess,
-    ids: SpecialIds,
-    *,
-    custom_text: bool = False,
-) -> dict[str, Mapping[str, Any]]:
-    """``open_clip_config.json``, by its name.
-
-    Args:
-      sizes: the architecture.
-      vision_cfg: of the image tower.
-      preprocess: how inputs are made.
-      ids: of the tokenizer.
-      custom_text: whether open_clip's class is ``CustomTextCLIP``.
+    A family says what is its own: :meth:`image_entries` and :meth:`vision_cfg`, beside
+    :meth:`~Family.matches` and :meth:`~Family.sizes`.
     """
-    model_cfg: dict[str, Any] = {
-        "embed_dim": sizes.embed_dim,
-        "quick_gelu": sizes.text.activation == "quick_gelu",
-        "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg(sizes.text, ids),
-        **({"custom_text": True} if custom_text else {}),
-    }
-    if sizes.logit_bias_init is not None:
-        model_cfg["init_logit_bias"] = sizes.logit_bias_init
-    cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
-    return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+
+    # ``"text."`` where open_clip's class is ``CustomTextCLIP``.
+    text_prefix: ClassVar[str] = ""
+    weights_file = "open_clip_model.safetensors"
+
+    @classmethod
+    def canonical(cls, name: str) -> str | None:
+        return custom_name(name) if cls.text_prefix else flat_name(name)
+
+    @staticmethod
+    def ignore(name: str) -> bool:
+        last = name.rsplit(".", 1)[-1]
+        return name in OPENAI_NUMBERS or last in ("attn_mask", "num_batches_tracked")
+
+    @staticmethod
+    def image_entries(image: Any) -> list[Entry]:
+        """The table of the image tower."""
+        raise NotImplementedError
+
+    @staticmethod
+    def vision_cfg(image: Any) -> dict[str, Any]:
+        """Section ``vision_cfg`` of ``open_clip_config.json``.
+
+        Raises:
+          ValueError: an architecture that open_clip has no words for.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def entries(cls, sizes: CLIPConfig) -> list[Entry]:
+        found = [*cls.image_entries(sizes.image), *text_entries(sizes, cls.text_prefix)]
+        found.append(Entry("logit_scale", ("logit_scale",), SCALAR))
+        if sizes.logit_bias_init is not None:
+            found.append(Entry("logit_bias", ("logit_bias",), SCALAR))
+        return found
+
+    @classmethod
+    def config_files(
+        cls, sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        model_cfg: dict[str, Any] = {
+            "embed_dim": sizes.embed_dim,
+            "quick_gelu": sizes.text.activation == "quick_gelu",
+            "vision_cfg": {"image_size": sizes.image.image_size, **cls.vision_cfg(sizes.image)},
+            "text_cfg": text_cfg(sizes.text, ids),
+            **({"custom_text": True} if cls.text_prefix else {}),
+        }
+        if sizes.logit_bias_init is not None:
+            model_cfg["init_logit_bias"] = sizes.logit_bias_init
+        cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
+        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}

@@ -8,15 +8,9 @@ from typing import Any
 
 from jaxclip.models.image_towers.convnext import ConvNeXtConfig
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._base import Checkpoint, Preprocess
 from jaxclip.weights.families._layouts import TEXT_LAYOUT
-from jaxclip.weights.families._open_clip_model import (
-    config_file,
-    is_buffer,
-    other_entries,
-    text_sizes,
-)
-from jaxclip.weights.families._open_clip_text import flat_name
+from jaxclip.weights.families._open_clip_model import OtherTower, text_sizes
 from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD, count_blocks, image_size
 from jaxclip.weights.families.open_clip import read_preprocess
 from jaxclip.weights.mapping import SAME, Entry, conv, convolution, dense, norm
@@ -35,22 +29,14 @@ _TIMM = {
 _XXLARGE = "convnext_xxlarge"
 
 
-class OpenCLIPConvNeXt(Family):
+class OpenCLIPConvNeXt(OtherTower):
     """``convnext_*`` of open_clip (Cherti et al. 2023; Liu et al. 2022, arXiv:2201.03545)."""
-
-    @staticmethod
-    def canonical(name: str) -> str | None:
-        return flat_name(name)
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         return {f"{_TRUNK}.stages.0.blocks.0.conv_dw.weight", "text_projection"} <= set(
             checkpoint.shapes
         )
-
-    @staticmethod
-    def ignore(name: str) -> bool:
-        return is_buffer(name)
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
@@ -82,8 +68,7 @@ class OpenCLIPConvNeXt(Family):
         )
 
     @staticmethod
-    def entries(sizes: CLIPConfig) -> list[Entry]:
-        image = sizes.image
+    def image_entries(image: Any) -> list[Entry]:
         found = [
             Entry(f"{_TRUNK}.stem.0.weight", ("image/stem/embedding/kernel",), convolution(4)),
             Entry(f"{_TRUNK}.stem.0.bias", ("image/stem/embedding/bias",), SAME),
@@ -108,28 +93,22 @@ class OpenCLIPConvNeXt(Family):
             found += dense(f"{_HEAD}.mlp.fc2", "image/projection/out", bias=False)
         else:
             found += dense(f"{_HEAD}.proj", "image/projection/out", bias=False)
-        return [*found, *other_entries(sizes)]
+        return found
 
     layout: Mapping[str, Any] | None = {
         "image.kind": "convnext",
         "text.causal": True,
         **TEXT_LAYOUT,
     }
-    weights_file = "open_clip_model.safetensors"
 
     @staticmethod
-    def config_files(
-        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
-    ) -> dict[str, Mapping[str, Any]]:
-        image = sizes.image
-        vision_cfg = {
-            "image_size": image.image_size,
+    def vision_cfg(image: Any) -> dict[str, Any]:
+        return {
             "timm_model_name": _timm_name(image),
             "timm_model_pretrained": False,
             "timm_pool": "",
             "timm_proj": image.projection,
         }
-        return config_file(sizes, vision_cfg, preprocess, ids)
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:

@@ -12,15 +12,9 @@ from typing import Any
 
 from jaxclip.models.image_towers.fastvit import FastViTConfig
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._base import Checkpoint, Preprocess
 from jaxclip.weights.families._layouts import TEXT_LAYOUT, resize_ops
-from jaxclip.weights.families._open_clip_model import (
-    config_file,
-    is_buffer,
-    other_entries,
-    text_sizes,
-)
-from jaxclip.weights.families._open_clip_text import custom_name
+from jaxclip.weights.families._open_clip_model import OtherTower, text_sizes
 from jaxclip.weights.families._parts import count_blocks, image_size
 from jaxclip.weights.families.open_clip import read_preprocess
 from jaxclip.weights.mapping import (
@@ -46,21 +40,15 @@ _TIMM = {
 _LAYER_NORMS = ("fastvit_mci3", "fastvit_mci4")
 
 
-class OpenCLIPFastViT(Family):
+class OpenCLIPFastViT(OtherTower):
     """``MobileCLIP-S*``, ``MobileCLIP2-S*`` (Vasu et al. 2024, arXiv:2311.17049; 2508.20691)."""
 
-    @staticmethod
-    def canonical(name: str) -> str | None:
-        return custom_name(name)
+    text_prefix = "text."
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = set(checkpoint.shapes)
         return {f"{_TRUNK}.stages.0.blocks.0.mlp.conv.conv.weight", "text.text_projection"} <= names
-
-    @staticmethod
-    def ignore(name: str) -> bool:
-        return is_buffer(name)
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
@@ -92,8 +80,8 @@ class OpenCLIPFastViT(Family):
         )
 
     @staticmethod
-    def entries(sizes: CLIPConfig) -> list[Entry]:
-        c = sizes.image
+    def image_entries(image: Any) -> list[Entry]:
+        c = image
         folded = c.form == "folded"
         found: list[Entry] = []
         for index in range(3):
@@ -123,7 +111,7 @@ class OpenCLIPFastViT(Family):
         found += _mobile_one(f"{_TRUNK}.final_conv", "image/final", names)
         found += _squeeze(f"{_TRUNK}.final_conv.se", "image/final/squeeze")
         found += dense(f"{_TRUNK}.head.fc", "image/projection")
-        return [*found, *other_entries(sizes, "text.")]
+        return found
 
     # Folded towers have no words in open_clip's configurations: it makes the branches.
     layout: Mapping[str, Any] | None = {
@@ -131,21 +119,15 @@ class OpenCLIPFastViT(Family):
         "image.form": "branches",
         **TEXT_LAYOUT,
     }
-    weights_file = "open_clip_model.safetensors"
 
     @staticmethod
-    def config_files(
-        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
-    ) -> dict[str, Mapping[str, Any]]:
-        image = sizes.image
-        vision_cfg = {
-            "image_size": image.image_size,
+    def vision_cfg(image: Any) -> dict[str, Any]:
+        return {
             "timm_model_name": _timm_name(image),
             "timm_model_pretrained": False,
             "timm_pool": "avg",
             "timm_proj": None,
         }
-        return config_file(sizes, vision_cfg, preprocess, ids, custom_text=True)
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:

@@ -8,15 +8,9 @@ from typing import Any
 
 from jaxclip.models.image_towers.resnet import ResNetConfig
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._base import Checkpoint, Preprocess
 from jaxclip.weights.families._layouts import TEXT_LAYOUT
-from jaxclip.weights.families._open_clip_model import (
-    config_file,
-    is_buffer,
-    other_entries,
-    text_sizes,
-)
-from jaxclip.weights.families._open_clip_text import flat_name
+from jaxclip.weights.families._open_clip_model import OtherTower, text_sizes
 from jaxclip.weights.families._parts import (
     CLIP_MEAN,
     CLIP_STD,
@@ -31,21 +25,13 @@ _POOL = "visual.attnpool"
 _HEAD_WIDTH = 64
 
 
-class OpenCLIPResNet(Family):
+class OpenCLIPResNet(OtherTower):
     """RN50, RN101, RN50x4, RN50x16 and RN50x64 (Radford et al. 2021, arXiv:2103.00020)."""
-
-    @staticmethod
-    def canonical(name: str) -> str | None:
-        return flat_name(name)
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         wanted = {f"{_POOL}.positional_embedding", "visual.layer1.0.conv1.weight"}
         return {*wanted, "text_projection"} <= set(checkpoint.shapes)
-
-    @staticmethod
-    def ignore(name: str) -> bool:
-        return is_buffer(name)
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
@@ -70,8 +56,7 @@ class OpenCLIPResNet(Family):
         )
 
     @staticmethod
-    def entries(sizes: CLIPConfig) -> list[Entry]:
-        image = sizes.image
+    def image_entries(image: Any) -> list[Entry]:
         attention = {"q": "query", "k": "key", "v": "value"}
         found = [Entry(f"{_POOL}.positional_embedding", ("image/positions",), SAME)]
         for index in range(3):
@@ -87,24 +72,18 @@ class OpenCLIPResNet(Family):
         for theirs, ours in attention.items():
             found += dense(f"{_POOL}.{theirs}_proj", f"image/attention/{ours}")
         found += dense(f"{_POOL}.c_proj", "image/projection")
-        return [*found, *other_entries(sizes)]
+        return found
 
     layout: Mapping[str, Any] | None = {"image.kind": "resnet", "text.causal": True, **TEXT_LAYOUT}
-    weights_file = "open_clip_model.safetensors"
 
     @staticmethod
-    def config_files(
-        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
-    ) -> dict[str, Mapping[str, Any]]:
-        image = sizes.image
-        vision_cfg = {
-            "image_size": image.image_size,
+    def vision_cfg(image: Any) -> dict[str, Any]:
+        return {
             "layers": list(image.depths),
             "width": image.stem_width,
             "head_width": image.width // image.num_heads,
             "patch_size": None,
         }
-        return config_file(sizes, vision_cfg, preprocess, ids)
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:

@@ -7,15 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._base import Checkpoint, Preprocess
 from jaxclip.weights.families._layouts import TEXT_LAYOUT
-from jaxclip.weights.families._open_clip_model import (
-    config_file,
-    is_buffer,
-    other_entries,
-    text_sizes,
-)
-from jaxclip.weights.families._open_clip_text import custom_name
+from jaxclip.weights.families._open_clip_model import OtherTower, text_sizes
 from jaxclip.weights.families._parts import count_blocks, square_grid
 from jaxclip.weights.families.open_clip_fastvit import mobile_preprocess
 from jaxclip.weights.families.open_clip_siglip import timm_blocks
@@ -42,23 +36,17 @@ _TIMM = {
 _CLIP_TOWER = "vit_large_patch14_clip_224"  # norms as CLIP has them: one before, epsilon 1e-5
 
 
-class OpenCLIPTimmViT(Family):
+class OpenCLIPTimmViT(OtherTower):
     """``MobileCLIP-B``, ``MobileCLIP2-B`` and ``MobileCLIP2-L-14`` (arXiv:2311.17049, 2508.20691):
     Vision Transformers with a class token, and a bias in the projection.
     """
 
-    @staticmethod
-    def canonical(name: str) -> str | None:
-        return custom_name(name)
+    text_prefix = "text."
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         wanted = {f"{_TRUNK}.cls_token", f"{_TRUNK}.head.weight", "text.text_projection"}
         return wanted <= set(checkpoint.shapes)
-
-    @staticmethod
-    def ignore(name: str) -> bool:
-        return is_buffer(name)
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
@@ -99,8 +87,7 @@ class OpenCLIPTimmViT(Family):
         )
 
     @staticmethod
-    def entries(sizes: CLIPConfig) -> list[Entry]:
-        image = sizes.image
+    def image_entries(image: Any) -> list[Entry]:
         found = [
             Entry(f"{_TRUNK}.cls_token", ("image/class_token",), _TOKEN),
             Entry(f"{_TRUNK}.pos_embed", ("image/positions",), BATCH_AXIS),
@@ -111,7 +98,7 @@ class OpenCLIPTimmViT(Family):
         found += timm_blocks(image.depth)
         found += norm(f"{_TRUNK}.norm", "image/norm_post")
         found += dense(f"{_TRUNK}.head", "image/projection")
-        return [*found, *other_entries(sizes, "text.")]
+        return found
 
     layout: Mapping[str, Any] | None = {
         "image.kind": "vit",
@@ -121,27 +108,21 @@ class OpenCLIPTimmViT(Family):
         "image.projection": "linear_bias",
         **TEXT_LAYOUT,
     }
-    weights_file = "open_clip_model.safetensors"
 
     @staticmethod
-    def config_files(
-        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
-    ) -> dict[str, Mapping[str, Any]]:
-        image = sizes.image
+    def vision_cfg(image: Any) -> dict[str, Any]:
         shape = (image.width, image.depth, image.stem, image.patch_size, image.image_size)
         if shape not in _TIMM:
             raise ValueError(
                 f"model.image ({image.summary}) is no Vision Transformer of MobileCLIP's in timm: "
                 f"{', '.join(_TIMM.values())}"
             )
-        vision_cfg = {
-            "image_size": image.image_size,
+        return {
             "timm_model_name": _TIMM[shape],
             "timm_model_pretrained": False,
             "timm_pool": "token",
             "timm_proj": None,
         }
-        return config_file(sizes, vision_cfg, preprocess, ids, custom_text=True)
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:

@@ -33,7 +33,7 @@ def inherit(params: Params, sizes: CLIPConfig, smaller: CLIPConfig) -> Params:
     """
     for tower in ("image", "text"):
         ours, theirs = getattr(smaller, tower), getattr(sizes, tower)
-        widths = ours.width // ours.num_heads, theirs.width // theirs.num_heads
+        widths = tuple(getattr(c, "head_size", c.width // c.num_heads) for c in (ours, theirs))
         if widths[0] != widths[1]:
             raise ValueError(
                 f"model.{tower}: heads of {widths[0]} channels can't inherit from heads of "

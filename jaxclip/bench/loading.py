@@ -1,0 +1,248 @@
+"""``bench data --workers``: ours by number of workers, beside webdataset and tf.data."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import pathlib
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxclip.bench.timing import table
+
+# Starts a loader with so many processes (or threads): a context that yields an iterator of batches.
+Start = Callable[[int], contextlib.AbstractContextManager[Iterator[Any]]]
+
+OPS, SIDE = "random_resized_crop(0.08, 1.0)|flip", 224
+_WARM_UP = 6
+
+
+class Cost(NamedTuple):
+    """What a loader's pictures cost.
+
+    Attributes:
+      rate: pictures a second.
+      cpu: seconds of CPU time a picture, of all processes.
+      own: of that, in the process that trains.
+    """
+
+    rate: float
+    cpu: float
+    own: float
+
+
+def run(args: argparse.Namespace, make_photos: Callable[..., pathlib.Path], plain: Any) -> int:
+    """Measure and print; returns the exit status.
+
+    Args:
+      args: of ``bench data``.
+      make_photos: writes photographs of a size.
+      plain: (folder, threads, batch size) -> batches of a plain tf.data pipeline.
+    """
+    has_torch = import_reference()
+    rows = [["photographs", "loader", "workers", "images/s", "CPU ms an image", "in the trainer"]]
+    for text in args.sizes:
+        width, _, height = text.partition("x")
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            photos = make_photos(folder, args.photos, (int(width), int(height)))
+            loaders: dict[str, Start] = {
+                "jaxclip, fast": _ours(photos, "fast", args.batch_size),
+                "jaxclip, pillow": _ours(photos, "pillow", args.batch_size),
+                "tf.data": _tf_data(photos, plain, args.batch_size),
+            }
+            if has_torch:
+                loaders["webdataset, PIL, torchvision"] = _webdataset(
+                    folder / "source", args.batch_size
+                )
+            costs = _costs(loaders, args)
+            rows += [[text, *each] for each in _lines(costs)]
+            print(_under_the_lock(photos, text), flush=True)
+    print("\n" + table(rows))
+    return 0
+
+
+def import_reference() -> bool:
+    """Import torch and the like if they are there.
+
+    Before anything imports tensorflow: the other way round, the two libraries' copies of LLVM end
+    the process.
+    """
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("torchvision")
+        importlib.import_module("webdataset")
+    except ImportError:
+        return False
+    return True
+
+
+def _costs(
+    loaders: dict[str, Start], args: argparse.Namespace
+) -> dict[tuple[str, int], list[Cost]]:
+    costs: dict[tuple[str, int], list[Cost]] = {}
+    for _ in range(args.rounds):
+        for name, start in loaders.items():
+            for workers in args.workers:
+                if workers or name.startswith("jaxclip"):
+                    cost = _cost(start, workers, args)
+                    costs.setdefault((name, workers), []).append(cost)
+    return costs
+
+
+def _cost(start: Start, workers: int, args: argparse.Namespace) -> Cost:
+    with start(workers) as batches:
+        for _ in range(_WARM_UP):
+            next(batches)
+        began, cpu, own = time.perf_counter(), cpu_seconds(), time.process_time()
+        for _ in range(args.steps):
+            next(batches)
+        seconds = time.perf_counter() - began
+        cpu, own = cpu_seconds() - cpu, time.process_time() - own
+    images = args.steps * args.batch_size
+    return Cost(images / seconds, cpu / images, own / images)
+
+
+def _lines(costs: dict[tuple[str, int], list[Cost]]) -> Iterator[list[str]]:
+    for (name, workers), found in costs.items():
+        rate, cpu, own = (statistics.median(each) for each in zip(*found, strict=True))
+        yield [name, str(workers), f"{rate:,.0f}", f"{1e3 * cpu:.2f}", f"{1e3 * own:.2f}"]
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of those below it."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    parents, used = {}, {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            values = stat.read_text().rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            parents[pid], used[pid] = int(values[1]), (int(values[11]) + int(values[12])) / ticks
+    below = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sum(used.get(pid, 0.0) for pid in below)
+
+
+def _ours(photos: pathlib.Path, backend: str, batch_size: int) -> Start:
+    @contextlib.contextmanager
+    def start(workers: int) -> Iterator[Any]:
+        from jaxclip.data import pipeline, tokenizers
+
+        config = {
+            "name": str(photos),
+            "image_size": SIDE,
+            "image_ops": OPS,
+            "image_backend": backend,
+            "cache_decoded_mb": 0,
+            "workers": workers,
+            "num_parallel_calls": max(1, workers),
+        }
+        tokenizer = tokenizers.load({"kind": "emoji_bpe"})
+        batches = pipeline.train_iterator(
+            config, tokenizer=tokenizer, global_batch_size=batch_size, seed=0
+        )
+        with contextlib.closing(batches):
+            yield batches
+
+    return start
+
+
+def _tf_data(photos: pathlib.Path, plain: Any, batch_size: int) -> Start:
+    @contextlib.contextmanager
+    def start(workers: int) -> Iterator[Any]:
+        yield plain(photos, workers, batch_size)
+
+    return start
+
+
+def _webdataset(files: pathlib.Path, batch_size: int) -> Start:
+    """The same files as open_clip would load them: batches are made in the workers."""
+    shard = files.parent / "photos.tar"
+    with tarfile.open(shard, "w") as tar:
+        for file in sorted(files.iterdir()):
+            tar.add(file, file.name)
+
+    @contextlib.contextmanager
+    def start(workers: int) -> Iterator[Any]:
+        import torch
+        import webdataset
+
+        torch.set_num_threads(1)
+        data: Any = webdataset.WebDataset([str(shard)] * 16, shardshuffle=False).repeat()
+        data = data.decode("pil").to_tuple("jpg", "txt").map_tuple(torch_transform(), len)
+        data = data.batched(batch_size, partial=False)
+        yield iter(webdataset.WebLoader(data, batch_size=None, num_workers=workers))
+
+    return start
+
+
+def torch_transform() -> Any:
+    """torchvision's transform for training, without floats."""
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                SIDE, scale=(0.08, 1.0), interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )
+
+
+class _Idle:
+    """Stands for a library whose work on pixels is left out."""
+
+    def __init__(self, library: Any, **instead: Any):
+        self._library = library
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+
+def _under_the_lock(photos: pathlib.Path, size: str) -> str:
+    """How long an image can hold the interpreter's lock: what is left without the work on pixels.
+
+    Decoding and resizing run without the lock. Of the rest some does, too (reading files, copying
+    large arrays), so this is a bound from above.
+    """
+    from jaxclip.data import image_backend, image_ops, loader, order, sources
+
+    chain = image_ops.build(OPS, SIDE)
+    source = sources.open(photos).source("train")
+    count = min(len(source), 64)
+    places = np.arange(count)
+    draws = {"image": order.uniforms(0, places, chain.num_draws)}
+    views = {"image": np.empty((count, SIDE, SIDE, 3), np.uint8)}
+
+    def seconds(backend: Any) -> float:
+        made = loader.RecordLoader(source, {"image": chain}, num_threads=1, backend=backend)
+        best = float("inf")
+        for _ in range(7):
+            began = time.thread_time()
+            made.outcomes(places, draws, views)
+            best = min(best, time.thread_time() - began)
+        return best / count
+
+    width, _, height = size.partition("x")
+    pixels = np.zeros((int(height), int(width), 3), np.uint8)
+    idle, whole = image_backend.Fast(), image_backend.Fast()
+    idle._jpeg = _Idle(idle._jpeg, decode_jpeg=lambda *_, **__: pixels)
+    resizer = idle._resizer()
+    idle._local.resizer = _Idle(resizer, resize=lambda *_: None)
+    rest, all_of_it = seconds(idle), seconds(whole)
+    return (
+        f"{size}: at most {1e6 * rest:.0f} of {1e6 * all_of_it:.0f} us an image under the lock "
+        f"({100 * rest / all_of_it:.1f}%)"
+    )
