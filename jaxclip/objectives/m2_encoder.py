@@ -51,6 +51,11 @@ class M2Encoder(Objective):
             raise ValueError(
                 f"m2_encoder.num_groups={self.num_groups} does not divide the batch of {size}"
             )
+        if size == self.num_groups > 1:
+            raise ValueError(
+                f"m2_encoder.num_groups={self.num_groups} leaves one row to a group: there is no "
+                "wrong answer to learn from; use fewer groups or a larger batch"
+            )
 
         def one(images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Metrics]:
             return losses.infonce(
