@@ -114,6 +114,14 @@ class Stacks:
         at = np.concatenate([order + i * order.size for i in range(len(columns))])
         return _take(joined, at).reshape(len(columns), order.size)
 
+    def scalars(self, results: Sequence[jax.Array]) -> list[jax.Array]:
+        """What each array gave, scalars and ``[k]``, as one scalar a tensor."""
+        found: dict[int, jax.Array] = {}
+        for group, result in zip(self._groups, results, strict=True):
+            members = _unpack.unpack(result) if len(group) > 1 else [result]
+            found.update(zip(group.tolist(), members, strict=True))
+        return [found[i] for i in range(len(found))]
+
     def joined(self, results: Sequence[jax.Array]) -> jax.Array:
         """What each array gave, scalars and ``[k]``, one after the other, perhaps zeros at the end.
 

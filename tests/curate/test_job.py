@@ -77,6 +77,7 @@ def test_counts_add_up_and_every_record_is_somewhere(pools, config, tmp_path):
     assert steps[4]["notes"]["entries matched"] <= 5
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not_drawn" in page and "<svg" in page and "data:image/jpeg" in page
+    assert "<h2>00_read: undecodable</h2>" in page and "<h2>kept</h2>" in page
     assert json.loads((tmp_path / "run" / "report.json").read_text())["kept"] == outcome.kept
 
 
