@@ -13,6 +13,9 @@ from jaxclip import storage
 
 Config = dict[str, Any]
 
+# What is made of another data set, whose name follows.
+_OF_ANOTHER = "scenes:"
+
 # Keys that name a file or folder.
 PATH_KEYS = ("tokenizer.path", "compilation_cache_dir", "teacher.path", "init_from")
 
@@ -63,6 +66,8 @@ def absolute_data_name(name: str) -> str:
 
     A name without a scheme (``webdataset:``) is a path only where there is such a folder.
     """
+    if name.startswith(_OF_ANOTHER):
+        return _OF_ANOTHER + absolute_data_name(name.removeprefix(_OF_ANOTHER))
     scheme, colon, path = name.rpartition(":")
     if colon and not path.startswith("//"):
         return f"{scheme}:{storage.absolute(path)}"

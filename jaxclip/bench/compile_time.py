@@ -26,6 +26,22 @@ SHAPES = (
 Make = Callable[[], optax.GradientTransformation]
 
 
+class Group(NamedTuple):
+    """Transformations that are compared with the same one.
+
+    Attributes:
+      makes: by name.
+      reference: name of what they are compared with.
+      make_reference: makes that.
+      dtype: of parameters and gradients.
+    """
+
+    makes: Mapping[str, Make]
+    reference: str
+    make_reference: Make
+    dtype: Any
+
+
 class Result(NamedTuple):
     """One row of the table.
 
@@ -44,17 +60,17 @@ class Result(NamedTuple):
     reference: str
 
 
-def shapes_of(tensors: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of so many float32 parameters."""
+def shapes_of(tensors: int, dtype: Any = jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of so many parameters."""
     return {
-        f"tensor_{i:04d}": jax.ShapeDtypeStruct(SHAPES[i % len(SHAPES)], jnp.float32)
+        f"tensor_{i:04d}": jax.ShapeDtypeStruct(SHAPES[i % len(SHAPES)], dtype)
         for i in range(tensors)
     }
 
 
-def compile_seconds(make: Make, tensors: int) -> float:
+def compile_seconds(make: Make, tensors: int, dtype: Any = jnp.float32) -> float:
     """Processor time until ``update`` is an executable."""
-    tx, params = make(), shapes_of(tensors)
+    tx, params = make(), shapes_of(tensors, dtype)
     state = jax.eval_shape(tx.init, params)
 
     # A function of its own, for jit keeps what it has compiled.
@@ -66,38 +82,40 @@ def compile_seconds(make: Make, tensors: int) -> float:
     return time.process_time() - began
 
 
-def measure(name: str, make: Make, reference: str, make_reference: Make, tensors: int) -> Result:
+def measure(name: str, group: Group, tensors: int) -> Result:
     """The better of two compilations, in turn with the reference."""
     pairs = [
-        (compile_seconds(make_reference, tensors), compile_seconds(make, tensors)) for _ in range(2)
+        tuple(
+            compile_seconds(make, tensors, group.dtype)
+            for make in (group.make_reference, group.makes[name])
+        )
+        for _ in range(2)
     ]
     base, own = (min(seconds) for seconds in zip(*pairs, strict=True))
-    return Result(name, tensors, own, own / base, reference)
+    return Result(name, tensors, own, own / base, group.reference)
 
 
 def measure_all(
-    clippers: Mapping[str, Make],
-    optimizers: Mapping[str, Make],
+    groups: Sequence[Group],
     numbers: Sequence[int],
     report: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
     """All transformations at all numbers of tensors.
 
     Args:
-      clippers: by name.
-      optimizers: by name.
+      groups: of transformations.
       numbers: of tensors.
       report: called with each result as it comes.
     """
-    compile_seconds(optax.identity, 1)  # what JAX does once a process
+    # What JAX does once a process.
+    for group in groups:
+        if group.makes:
+            compile_seconds(group.make_reference, 1, group.dtype)
     results = []
     for tensors in numbers:
-        for group, reference, make_reference in (
-            (clippers, "clip_by_global_norm", lambda: optax.clip_by_global_norm(1.0)),
-            (optimizers, "adamw", lambda: optax.adamw(1e-3)),
-        ):
-            for name, make in group.items():
-                results.append(measure(name, make, reference, make_reference, tensors))
+        for group in groups:
+            for name in group.makes:
+                results.append(measure(name, group, tensors))
                 report(results[-1])
     return results
 

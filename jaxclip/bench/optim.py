@@ -14,6 +14,9 @@ whatever needs a temporary array pays for the system's clearing it anew in every
 
 With ``--compile_tensors 60 300`` it is not run but compiled: see :mod:`jaxclip.bench.compile_time`.
 
+Wrappers for bfloat16 parameters are compared with AdamW on bfloat16 parameters and gradients. ASAM
+is given the gradient of a quadratic, which is a product: what it costs beside its second gradient.
+
 The private ones stand in the optimizer's place and take the gradients of a few examples; AdamW on
 their mean is what they are compared with.
 """
@@ -62,6 +65,19 @@ def mean_over_examples() -> optax.GradientTransformation:
     )
 
 
+def asam_of_a_quadratic() -> optax.GradientTransformation:
+    """ASAM around AdamW, with a second gradient that costs next to nothing."""
+    tx = optim.asam(optax.adamw(LEARNING_RATE))
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, Any]:
+        def grad_fn(params: Any, _: Any) -> Any:
+            return jax.tree.map(lambda leaf: 1e-2 * leaf, params)
+
+        return tx.update(updates, state, params, grad_fn=grad_fn)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
 CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "(one read)": one_read,
     "optax.clip_by_global_norm": lambda: optax.clip_by_global_norm(1.0),
@@ -69,6 +85,7 @@ CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "zclip": optim.zclip,
     "autoclip": optim.autoclip,
     "adagc": optim.adagc,
+    "adagc global": lambda: optim.adagc(scope="global"),
     "adaclip": optim.adaclip,
     "adagn": optim.adagn,
     "aggc": optim.aggc,
@@ -76,6 +93,7 @@ CLIPPERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "median_clip component": lambda: optim.median_clip(1e-3),
     "median_clip vector": lambda: optim.median_clip(1.0, kind="vector"),
     "clip_by_coordinate": optim.clip_by_coordinate,
+    "spectra_clip": lambda: optim.spectra_clip(1.0),
 }
 
 OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
@@ -86,8 +104,16 @@ OPTIMIZERS: Mapping[str, Callable[[], optax.GradientTransformation]] = {
     "acclip": lambda: optim.acclip(LEARNING_RATE),
     "clip_radagrad_d": lambda: optim.clip_radagrad_d(LEARNING_RATE),
     "clip_radagrad_d norm": lambda: optim.clip_radagrad_d(LEARNING_RATE, kind="norm"),
+    "clip_radagrad_d tensor": lambda: optim.clip_radagrad_d(LEARNING_RATE, kind="tensor"),
+    "cautious(adamw)": lambda: optim.cautious(optax.adamw(LEARNING_RATE)),
+    "asam(adamw)": asam_of_a_quadratic,
     "skip_nonfinite(adamw)": lambda: optim.skip_nonfinite(optax.adamw(LEARNING_RATE)),
     "skip_on_spike(adamw)": lambda: optim.skip_on_spike(optax.adamw(LEARNING_RATE)),
+}
+
+BFLOAT16: Mapping[str, Callable[[], optax.GradientTransformation]] = {
+    "kahan_summation(adamw)": lambda: optim.kahan_summation(optax.adamw(LEARNING_RATE)),
+    "stochastic_rounding(adamw)": lambda: optim.stochastic_rounding(optax.adamw(LEARNING_RATE)),
 }
 
 PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {
@@ -96,12 +122,16 @@ PRIVATE: Mapping[str, Callable[[], optax.GradientTransformation]] = {
         optax.sgd(LEARNING_RATE),
     ),
     "dicesgd": lambda: optim.dicesgd(LEARNING_RATE, 1.0, 1.0, 1.0, seed=0),
+    "private_mean_by_group": lambda: optax.chain(
+        optim.private_mean_by_group(["kernel", ""], [1.0, 1.0], 1.0, seed=0),
+        optax.sgd(LEARNING_RATE),
+    ),
     "track_clipping_quantile": lambda: optax.chain(
         optim.track_clipping_quantile(noise_multiplier=0.1, seed=0), optax.sgd(LEARNING_RATE)
     ),
 }
 
-NAMES = (*CLIPPERS, *OPTIMIZERS, *PRIVATE)
+NAMES = (*CLIPPERS, *OPTIMIZERS, *BFLOAT16, *PRIVATE)
 
 
 class Result(NamedTuple):
@@ -175,17 +205,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compile_table(names: Sequence[str], numbers: Sequence[int]) -> str:
     """What the transformations of these names cost to compile, for so many tensors."""
-    clippers, optimizers = (
+    clippers, optimizers, narrow = (
         {name: make for name, make in group.items() if name in names}
-        for group in (CLIPPERS, OPTIMIZERS)
+        for group in (CLIPPERS, OPTIMIZERS, BFLOAT16)
     )
+    groups = [
+        compile_time.Group(
+            clippers, "clip_by_global_norm", lambda: optax.clip_by_global_norm(1.0), jnp.float32
+        ),
+        compile_time.Group(optimizers, "adamw", lambda: optax.adamw(LEARNING_RATE), jnp.float32),
+        compile_time.Group(
+            narrow, "adamw, bfloat16", lambda: optax.adamw(LEARNING_RATE), jnp.bfloat16
+        ),
+    ]
 
     def report(result: compile_time.Result) -> None:
         print(f"  {result.name}, {result.tensors}: {result.ratio:.2f}", file=sys.stderr, flush=True)
 
-    return compile_time.as_table(
-        compile_time.measure_all(clippers, optimizers, numbers, report=report)
-    )
+    return compile_time.as_table(compile_time.measure_all(groups, numbers, report=report))
 
 
 def made_up_parameters(preset: str, blocks: int | None = None) -> Any:
@@ -204,22 +241,25 @@ def made_up_parameters(preset: str, blocks: int | None = None) -> Any:
 
 
 def made_up_like(tree: Any, *, scale: float, seed: int) -> Any:
-    """Gaussian float32 arrays of the tree's shapes."""
+    """Gaussian arrays of the tree's shapes and dtypes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape, np.float32)), tree
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape, np.float32), leaf.dtype),
+        tree,
     )
 
 
 def measure(name: str, params: Any, rounds: int) -> Result:
     """Time one transformation in turn with plain AdamW."""
+    if name in BFLOAT16:
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     gradients = made_up_like(params, scale=1e-4, seed=1)
     adamw = optax.adamw(LEARNING_RATE)
     if name in CLIPPERS:
         own = CLIPPERS[name]()
         candidate = optax.chain(own, adamw)
-    elif name in OPTIMIZERS:
-        own = candidate = OPTIMIZERS[name]()
+    elif name in OPTIMIZERS or name in BFLOAT16:
+        own = candidate = {**OPTIMIZERS, **BFLOAT16}[name]()
     else:
         own = candidate = PRIVATE[name]()
         scales = jnp.arange(1.0, EXAMPLES + 1)

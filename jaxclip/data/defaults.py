@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "train_split": "train",
     "mixture": [],  # trained on in place of name: [{"name", "split", "weight", "languages", …}]
     "image_size": 64,
+    "patch_counts": [],  # pictures in their own aspect ratio, as so many patches (NaFlex)
     "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
     "eval_image_ops": "resize",
     "image_backend": "pillow",  # what decodes for training: "pillow", or "fast"
@@ -21,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "image_std": [0.5, 0.5, 0.5],
     "languages": ["en"],  # of the captions; where a data set has more than one
     "examples_per_class": 1,  # records of a class that stand together in a batch
+    "sampling": "",  # "column('weight')", "file('w.npy')" or "classes(power=0.5)"; empty: uniform
     "shuffle_window": order.DEFAULT_WINDOW,  # records shuffled together
     "shuffle_chunk": order.DEFAULT_CHUNK,  # consecutive records that stay in one window
     "cache_decoded_mb": 512,  # decoded images kept in memory, up to this much

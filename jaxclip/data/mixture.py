@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data import order
+from jaxclip.data import order, sampling
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.naming import CAPTION_TAGS
 from jaxclip.data.record import BadRecord, Record
 from jaxclip.registry import check_options
 
 BLOCK = 4096
-_KEYS = ("name", "split", "weight", "languages", "captions")
+_KEYS = ("name", "split", "weight", "languages", "captions", "sampling")
 _CAPTIONS = ("all", "first", "longest")
 
 
@@ -37,6 +37,7 @@ class Part:
       weight: share of the examples, relative to the others'; None: as many as it has records.
       languages: of its captions, as ``data.languages``.
       captions: which of a record's captions count: ``"all"``, ``"first"`` or ``"longest"``.
+      sampling: as ``data.sampling``.
     """
 
     data_set: DataSet
@@ -44,6 +45,7 @@ class Part:
     weight: float | None
     languages: Sequence[str]
     captions: str
+    sampling: str = ""
 
     @property
     def size(self) -> int:
@@ -78,6 +80,7 @@ def parts(config: Sequence[Any], opened: Callable[[str], DataSet], split: str) -
             given.get("weight"),
             tuple(given.get("languages") or (OWN_LANGUAGE,)),
             given.get("captions") or "all",
+            given.get("sampling") or "",
         )
         weight = part.weight
         if weight is not None and not (
@@ -91,6 +94,7 @@ def parts(config: Sequence[Any], opened: Callable[[str], DataSet], split: str) -
         try:
             part.data_set.source(part.split)
             part.data_set.texts_of(part.languages)
+            sampling.check(part.sampling)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         made.append(part)
@@ -128,6 +132,7 @@ class Mixture(DataSet):
             seed,
             window,
             chunk,
+            [sampling.weights_of(part.sampling, part.data_set, part.split) for part in self.parts],
         )
 
 
@@ -189,6 +194,7 @@ class MixtureOrder:
       seed: any non-negative integer.
       window: see :class:`.order.ShuffledOrder`.
       chunk: see there.
+      record_weights: of the records of each source, see :mod:`.sampling`; None: all alike.
 
     Raises:
       ValueError: a share that is less than one example in a block.
@@ -201,6 +207,7 @@ class MixtureOrder:
         seed: int,
         window: int = order.DEFAULT_WINDOW,
         chunk: int = order.DEFAULT_CHUNK,
+        record_weights: Sequence[np.ndarray | None] = (),
     ):
         shares = np.array(
             [size if w is None else w for size, w in zip(sizes, weights, strict=True)], np.float64
@@ -218,10 +225,15 @@ class MixtureOrder:
         self._starts = np.cumsum([0, *sizes[:-1]])
         self._seed = seed
         self._dealt = np.repeat(np.arange(len(sizes)), self.counts)
-        self._orders = [
-            order.ShuffledOrder(size, order.seed_of(seed, number), window, chunk)
-            for number, size in enumerate(sizes)
-        ]
+        self._orders: list[order.ShuffledOrder | sampling.SampledOrder] = []
+        for number, size in enumerate(sizes):
+            own, weighed = order.seed_of(seed, number), (record_weights or [None] * len(sizes))
+            given = weighed[number]
+            self._orders.append(
+                order.ShuffledOrder(size, own, window, chunk)
+                if given is None
+                else sampling.SampledOrder(given, own, window, chunk)
+            )
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         """Record indices at places of the endless row, in the row of all sources.

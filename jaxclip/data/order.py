@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 # What a random stream is for; part of its key, so that streams never share numbers.
-_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS, _SOURCE, _BLOCK = 1, 2, 3, 4, 5, 6
+_CHUNKS, _WINDOW, _REPLACEMENT, _GROUPS, _SOURCE, _BLOCK, _START = 1, 2, 3, 4, 5, 6, 7
 
 DEFAULT_CHUNK = 1024
 DEFAULT_WINDOW = 1 << 20
@@ -137,6 +137,20 @@ def seed_of(seed: int, number: int) -> int:
 def permutation_of(seed: int, block: int, count: int) -> np.ndarray:
     """The order int64[count] in which a block of a mixture's places is dealt out."""
     return _permutation((seed, _BLOCK, block), count)
+
+
+def start_of(seed: int, epoch: int) -> float:
+    """Where in [0, 1) an epoch's sampling by weights starts."""
+    return _fraction((seed, _START, epoch))
+
+
+def fraction_of(seed: int, place: int, attempt: int) -> float:
+    """A number in [0, 1) that says which record stands in at a place."""
+    return _fraction((seed, _REPLACEMENT, place, attempt))
+
+
+def _fraction(key: tuple[int, ...]) -> float:
+    return int(_bits(key, 1)[0] >> np.uint64(11)) * 2.0**-53
 
 
 def _bits(key: tuple[int, ...], count: int) -> np.ndarray:

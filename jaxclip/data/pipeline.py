@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import columns, mixture, order, reading, sources, workers
+from jaxclip.data import columns, mixture, order, reading, sampling, sources, workers
 from jaxclip.data.ahead import Ahead
 from jaxclip.data.column import Column, Context
 from jaxclip.data.defaults import DEFAULTS, complete
@@ -69,6 +69,7 @@ def _build_columns(
     context.data_set.source(config["train_split"])
     context.data_set.texts_of(config["languages"])
     BACKENDS.build(config["image_backend"])
+    sampling.check(config["sampling"])
     context.check_readable()
     group = config["examples_per_class"]
     if group > 1 and all(each.record.label < 0 for each in context.sample()):
@@ -140,8 +141,8 @@ def train_iterator(
         waits_for=maker.reader.busy,
     )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
-    shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, maker.reader, maker.caption_counts)
+    shapes, counts = fields.known_shapes(spec, rows, sizes), maker.caption_counts
+    return TrainIterator(shapes, start_step, ahead, maker.reader, counts, maker.box_counts)
 
 
 def batch_maker(
@@ -202,9 +203,17 @@ def _in_process(
     needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     source = context.data_set.source(context.split)
     record_loader = make_loader(
-        context.config, chains, source, context.data_set, needs_texts, columns.examiner(made), board
+        context.config,
+        chains,
+        source,
+        context.data_set,
+        needs_texts,
+        columns.examiner(made),
+        board,
+        columns.replays(made),
+        need_pixels=any(isinstance(field, fields.Patches) for field in spec.values()),
     )
-    return reading.InProcess(record_loader, chains, context.seed)
+    return reading.InProcess(record_loader, columns.num_draws(made), context.seed)
 
 
 def local_reader(
@@ -286,17 +295,28 @@ def training_data(config: Mapping[str, Any]) -> sources.DataSet:
 
 def _order(
     config: Mapping[str, Any], data_set: sources.DataSet, global_batch_size: int, seed: int
-) -> order.ShuffledOrder | mixture.MixtureOrder:
+) -> order.ShuffledOrder | mixture.MixtureOrder | sampling.SampledOrder:
     split, group = config["train_split"], config["examples_per_class"]
     size, window, chunk = (
         data_set.splits[split], config["shuffle_window"], config["shuffle_chunk"],
     )  # fmt: skip
+    written = config["sampling"]
+    if written and (group > 1 or isinstance(data_set, mixture.Mixture)):
+        other = (
+            "data.mixture, whose sources may have one each"
+            if group == 1
+            else ("data.examples_per_class above 1")
+        )
+        raise ValueError(f"data.sampling={written!r} does not go with {other}")
     if isinstance(data_set, mixture.Mixture):
         if group > 1:
             raise ValueError(
                 f"data.examples_per_class={group} is not for data.mixture; set it to 1"
             )
         return data_set.order(seed, window, chunk)
+    weights = sampling.weights_of(written, data_set, split)
+    if weights is not None:
+        return sampling.SampledOrder(weights, seed, window, chunk)
     if group == 1:
         return order.ShuffledOrder(size, seed, window, chunk)
     if global_batch_size % group:

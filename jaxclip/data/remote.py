@@ -35,10 +35,19 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     Raises:
       OSError: the file is not there, or can't be reached after some attempts.
     """
+    return read_slice(url, offset, offset + size)
+
+
+def read_slice(url: str, first: int, last: int | None) -> bytes:
+    """Bytes from ``first`` up to ``last``, or to the end; a negative ``first`` counts from the end.
+
+    Raises:
+      OSError: the file is not there, or can't be reached after some attempts.
+    """
     try:
-        value = _read(url, slice(offset, offset + size)).value
-    except ValueError:  # the range ends beyond the file
-        value = _read(url, None).value[offset : offset + size]
+        value = _read(url, slice(first, last)).value
+    except ValueError:  # the range begins or ends beyond the file
+        value = _read(url, None).value[first:last]
     return bytes(value)
 
 
@@ -181,6 +190,10 @@ class RemotePath(os.PathLike[str]):
             if pathlib.PurePosixPath(name).match(pattern) and name.count("/") == depth - 1:
                 yield self / name
 
+    def rglob(self, suffix: str) -> Iterator[RemotePath]:
+        """Files anywhere below the folder whose names end so, sorted."""
+        yield from (self / name for name in self._below() if name.endswith(suffix))
+
     def read_bytes(self) -> bytes:
         """All bytes."""
         data = read(self._url)
@@ -216,7 +229,7 @@ def _after(prefix: str) -> str:
 
 
 def cached_index(url: str) -> pathlib.Path:
-    """Where the index of a remote file is kept on this machine."""
+    """Where the index of a file is kept on this machine that can't be kept beside it."""
     import hashlib
 
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

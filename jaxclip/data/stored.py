@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data.column import Candidate, Column, Context, Rows
+from jaxclip.data.dataset import DataSet
 from jaxclip.data.record import BadRecord
 from jaxclip.data.tfds_directory import open_directory
-from jaxclip.fields import Stored
+from jaxclip.fields import Captions, Stored
 from jaxclip.registry import hint
 
 FOLDER, INDEX = "embeddings", "index.json"
@@ -98,6 +99,33 @@ def _stamp(directory: pathlib.Path) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def open_stored(data_set: DataSet, split: str, key: str) -> np.ndarray | None:
+    """The vectors [num_records, size] that :func:`write_stored` has kept; None if it has not.
+
+    They are mapped into memory.
+
+    Raises:
+      ValueError: they are damaged, or were made for other records.
+    """
+    directory = data_set.directory
+    entry = None if directory is None else read_index(directory).get(split, {}).get(key)
+    if directory is None or entry is None:
+        return None
+    path = directory / FOLDER / str(entry.get("file"))
+    if entry.get("data") != _stamp(directory):
+        raise ValueError(
+            f"{path} was made for other records: {directory} has changed since; write the "
+            "vectors again"
+        )
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} can't be read: {error}; write the vectors again") from error
+    if array.ndim != 2 or len(array) != data_set.splits[split]:
+        raise ValueError(f"{path} holds {list(array.shape)}; write the vectors again")
+    return array
+
+
 class StoredColumn(Column[Stored]):
     """A stored vector, see :class:`jaxclip.fields.Stored`."""
 
@@ -113,27 +141,15 @@ class StoredColumn(Column[Stored]):
         directory = self.context.data_set.directory
         if directory is None:
             return None
-        entries = read_index(directory).get(self.context.split, {})
-        self._known = sorted(entries)
-        entry = entries.get(self.field.key)
-        if entry is None:
-            return None
-        path = directory / FOLDER / str(entry.get("file"))
-        if entry.get("data") != _stamp(directory):
-            raise ValueError(
-                f"{path} was made for other records: {directory} has changed since; write the "
-                "vectors again"
-            )
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} can't be read: {error}; write the vectors again") from error
-        expected = (self.context.data_set.splits[self.context.split], self.field.size)
-        if array.shape != expected:
-            raise ValueError(f"{path} holds {list(array.shape)}, {list(expected)} is asked for")
+        self._known = sorted(read_index(directory).get(self.context.split, {}))
+        array = open_stored(self.context.data_set, self.context.split, self.field.key)
+        if array is not None and array.shape[1] != self.field.size:
+            size, wanted = list(array.shape), [len(array), self.field.size]
+            raise ValueError(f"the file beside {directory} holds {size}, {wanted} is asked for")
         return array
 
     def check(self) -> None:
+        self._check_captions()
         if self._file is not None:
             return
         sizes: set[int] = set()
@@ -151,6 +167,20 @@ class StoredColumn(Column[Stored]):
             if sizes:
                 more = f", but vectors of size {', '.join(map(str, sorted(sizes)))}"
             raise ValueError(f"{error}{more} (pipeline.write_stored keeps some)") from None
+
+    def _check_captions(self) -> None:
+        """Refuse the vector of one caption where any of several is drawn."""
+        view = self.key.removeprefix("teacher/")
+        captions = self.context.spec.get(view)
+        if view == self.key or not isinstance(captions, Captions):
+            return
+        several = any(len(self.context.texts_of(each.record)) > 1 for each in self.context.sample())
+        if several and not captions.source and captions.policy in ("random", "distinct"):
+            raise ValueError(
+                f"a stored vector is that of one caption, but records have several and "
+                f"batch[{view!r}] draws one of them; use captions='first' where the objective has "
+                "that option, or teacher.kind='reinforced' or 'frozen'"
+            )
 
     def examine(self, candidate: Candidate) -> np.ndarray | BadRecord | None:
         if self._file is not None:

@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
 from jaxclip.data.naming import SPLITS, split_of
 from jaxclip.data.record import BadRecord, Record, decode_texts
-from jaxclip.data.remote import is_remote
+from jaxclip.data.remote_file import RemoteFile
 from jaxclip.data.webdataset import expand
 from jaxclip.registry import hint
 
@@ -41,14 +42,14 @@ class Group(NamedTuple):
     """Rows that are read at once.
 
     Attributes:
-      file: where they are.
+      file: where they are, a path or an address.
       columns: the names of its columns.
       first: number of the first row within the file.
       rows: number of them.
       read: gives them as a ``pyarrow.RecordBatch``; raises OSError or ValueError where damaged.
     """
 
-    file: pathlib.Path
+    file: Any
     columns: parquet.Columns
     first: int
     rows: int
@@ -62,17 +63,18 @@ def open_parquet(pattern: str) -> DataSet:
       FileNotFoundError: no file matches, or one that the pattern names does not exist.
       ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
-    _check_local(pattern)
-    folder = pathlib.Path(pattern)
-    if folder.is_dir():
-        files = sorted(folder.rglob("*.parquet"))
+    folder = remote.path_of(pattern)
+    splits: dict[str, list[Any]] = {}
+    if _is_folder(pattern):
+        ending = ".parquet" if remote.is_remote(pattern) else "*.parquet"
+        files = sorted(folder.rglob(ending))
         if not files:
             raise FileNotFoundError(f"{folder} holds no *.parquet")
-        splits: dict[str, list[pathlib.Path]] = {}
         for file in files:
-            splits.setdefault(_split_of(file.relative_to(folder)), []).append(file)
+            inner = str(file).removeprefix(str(folder)).lstrip("/")
+            splits.setdefault(_split_of(pathlib.PurePosixPath(inner)), []).append(file)
     else:
-        splits = {"train": [pathlib.Path(name) for name in expand(pattern)]}
+        splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
     groups = {
         split: [group for file in files for group in _row_groups(file)]
         for split, files in splits.items()
@@ -80,15 +82,13 @@ def open_parquet(pattern: str) -> DataSet:
     return _data_set(f"parquet:{pattern}", groups)
 
 
-def _check_local(name: str) -> None:
-    if is_remote(name):
-        raise ValueError(
-            f"{name}: tables are read from this machine's disks only; mount the bucket, copy them, "
-            "or import them"
-        )
+def _is_folder(pattern: str) -> bool:
+    if not remote.is_remote(pattern):
+        return pathlib.Path(pattern).is_dir()
+    return not pattern.endswith(".parquet") and not set(pattern) & set("*?{")
 
 
-def _split_of(path: pathlib.Path) -> str:
+def _split_of(path: pathlib.PurePath) -> str:
     """The split of a file by its folder or the beginning of its name."""
     if found := split_of(path.as_posix().removeprefix("data/")):
         return found
@@ -96,17 +96,18 @@ def _split_of(path: pathlib.Path) -> str:
     return begin if begin.lower() in SPLITS else "train"
 
 
-def _row_groups(file: pathlib.Path) -> list[Group]:
-    with parquet.open_file(file) as opened:
+def _row_groups(file: Any) -> list[Group]:
+    with _opened(file) as opened:
         columns = parquet.columns_of(file, opened.schema_arrow, _OPTION)
-        counts = [
-            opened.metadata.row_group(number).num_rows for number in range(opened.num_row_groups)
-        ]
+        metadata = opened.metadata
+        counts = [metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
     firsts = np.cumsum([0, *counts])
+    # Of a remote file the footer is kept: it would be asked for with each group.
+    kept = metadata if remote.is_remote(file) else None
 
     def reader(number: int) -> Callable[[], Any]:
         def read() -> Any:
-            with parquet.open_file(file) as opened:
+            with _opened(file, kept) as opened:
                 return opened.read_row_group(number).combine_chunks().to_batches()[0]
 
         return read
@@ -116,6 +117,26 @@ def _row_groups(file: pathlib.Path) -> list[Group]:
         for number, count in enumerate(counts)
         if count
     ]
+
+
+def _opened(file: Any, metadata: Any = None) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``; of a remote one a group is read in few large ranges.
+
+    Raises:
+      FileNotFoundError: there is none.
+      OSError: it is remote and can't be reached.
+      ValueError: it is damaged.
+    """
+    if not remote.is_remote(file):
+        return parquet.open_file(file)
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        source = pyarrow.PythonFile(RemoteFile(str(file)), "r")
+        return pyarrow.parquet.ParquetFile(source, metadata=metadata, pre_buffer=True)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file} is no Parquet file or is damaged: {error}") from error
 
 
 # Who has other names must import: a name of a data set has no room for options.
@@ -130,7 +151,11 @@ def open_arrow(name: str) -> DataSet:
       ValueError: it is none of ``save_to_disk``, or has no column with images, or neither captions
         nor labels.
     """
-    _check_local(name)
+    if remote.is_remote(name):
+        raise ValueError(
+            f"{name}: what save_to_disk wrote is read from this machine's disks only; mount the "
+            "bucket, copy it, or save it as Parquet, which is read in place"
+        )
     folder = pathlib.Path(name)
     if not folder.is_dir():
         siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
@@ -235,6 +260,8 @@ class TableSource(RecordSource):
             rows = self._read(number).slice(row, 1)
             item = next(parquet.items_of(rows, group.file, group.columns, group.first + row))
         except (OSError, ValueError, StopIteration) as error:
+            if isinstance(error, OSError) and remote.is_remote(group.file):
+                return BadRecord("unreachable", str(error))
             return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {error}")
         return item if isinstance(item, BadRecord) else self._record(item)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxclip.data import remote, tfrecord
+from jaxclip.data import array_record_file, remote, tfrecord
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
 from jaxclip.registry import hint
@@ -53,6 +54,9 @@ def _missing(directory: Any, paths: list[str]) -> list[str]:
     there = {str(each) for each in directory.iterdir()}
     return [shard for shard in paths if there and shard not in there]
 
+
+# Of what an index of an ArrayRecord file holds.
+_INDEX_VERSION = 1
 
 # Text features that may name a record.
 _KEYS = ("key", "id", "file_name", "filename", "image/filename")
@@ -113,15 +117,56 @@ class ArrayRecordReader:
         return self._readers[shard]
 
 
+class RemoteArrayRecordReader:
+    """Bytes of record ``i`` of a list of ArrayRecord files in a bucket.
+
+    Args:
+      paths: the files, in order.
+      lengths: number of records in each.
+      max_indices: how many files' indices are kept in memory (16 bytes a record).
+    """
+
+    def __init__(self, paths: list[str], lengths: list[int], max_indices: int = 1200):
+        self._paths = paths
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._index_of = functools.lru_cache(max_indices)(_remote_index)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> bytes | BadRecord:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        path, number = self._paths[shard], index - int(self._starts[shard])
+        try:
+            where = self._index_of(path)
+            if number >= where.starts[-1]:
+                return BadRecord("corrupted", f"{path} has {where.starts[-1]} records only")
+            return array_record_file.read_record(
+                lambda first, last: remote.read_slice(path, first, last), where, number
+            )
+        except OSError as error:
+            return BadRecord("unreachable", str(error))
+        except ValueError as error:
+            return BadRecord("corrupted", f"{path}: {error}")
+
+
+def _remote_index(path: str) -> array_record_file.Index:
+    """The index of a file, from its end and footer; kept on this machine."""
+    stamp, sidecar = tfrecord.stamp_and_sidecar(path, _INDEX_VERSION)
+    loaded = tfrecord.load_sidecar(sidecar, stamp, array_record_file.Index._fields)
+    if loaded is not None:
+        return array_record_file.Index(*loaded)
+    index = array_record_file.read_index(lambda first, last: remote.read_slice(path, first, last))
+    tfrecord.save_sidecar(sidecar, stamp, index._asdict())
+    return index
+
+
 def _reader(file_format: str, paths: list[str], lengths: list[int], name: str) -> _BytesReader:
     if file_format == "tfrecord":
         return tfrecord.TFRecordReader(paths, lengths)
     if file_format == "array_record":
         if paths and remote.is_remote(paths[0]):
-            raise ValueError(
-                f"data set {name!r} is stored as array_record, which is read from this machine's "
-                "disks only; mount the bucket or copy the shards"
-            )
+            return RemoteArrayRecordReader(paths, lengths)
         return ArrayRecordReader(paths, lengths)
     raise ValueError(
         f"data set {name!r} is stored as {file_format!r}; jaxclip reads 'tfrecord' and "

@@ -12,6 +12,7 @@ _PARTS = (
     "base",
     "class_names",
     "encoding",
+    "psp_entropy",
     "ranking",
     "runner",
     "sharpness",

@@ -88,12 +88,10 @@ class Objective:
     that of an array of the batch as it is (``label``, ``boxes``); ``fields`` says how it is made.
 
     Attributes:
-      wants_all_patches: whether its images' tokens must be all of them, none left out by another.
       small: options that suit a model of width 16, for tests.
       small_model: what such a model must have beside that: ``{"image": {"alpha": True}}``.
     """
 
-    wants_all_patches: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
     small_model: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -111,6 +109,11 @@ class Objective:
     def fields(self) -> field_lib.BatchSpec:
         """Arrays of the batch beyond ``image`` and ``text``, and how data makes them."""
         return {}
+
+    @property
+    def whole_views(self) -> frozenset[str]:
+        """Views (``"image"``) of which it needs every patch, so that nobody may set ``keep``."""
+        return frozenset()
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         """Refuse a model that the term can't be trained with.

@@ -93,7 +93,8 @@ class Total:
         """What the terms want of a tower on a view.
 
         Raises:
-          ValueError: two terms want the same option, or one wants patches that another leaves out.
+          ValueError: two terms want the same option, or one drops patches of a view of which
+            another needs all.
         """
         options: dict[str, Any] = {}
         owners: dict[str, str] = {}
@@ -107,12 +108,12 @@ class Total:
                         f"tower on {view!r}; keep one of them"
                     )
                 options[key], owners[key] = value, term.name
-        whole = [term.name for term in self.terms if term.objective.wants_all_patches]
-        if whole and view == "image" and "keep" in options:
-            raise ValueError(
-                f"objective {whole[0]!r} wants all patches of the image, and {owners['keep']!r} "
-                "leaves some out; keep one of them"
-            )
+        for term in self.terms:
+            if "keep" in options and view in term.objective.whole_views:
+                raise ValueError(
+                    f"objective {term.name!r} needs every patch of {view!r}, of which "
+                    f"{owners['keep']!r} keeps a part; train with one of them"
+                )
         return options
 
     def tower_params(self, params: Params, ctx: Context) -> Params:

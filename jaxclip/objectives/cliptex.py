@@ -46,7 +46,6 @@ class CLIPTeX(Objective):
     grid: int = 14
     contrastive: float = 1.0
 
-    wants_all_patches: ClassVar[bool] = True
     small: ClassVar[Mapping[str, Any]] = {
         "experts": [
             {"key": "s", "kind": "segments", "classes": 3},
@@ -95,6 +94,10 @@ class CLIPTeX(Objective):
             f"map/{each['key']}": field_lib.Stored(each["key"], self.grid**2 * KINDS[each["kind"]])
             for each in self._experts()
         }
+
+    @property
+    def whole_views(self) -> frozenset[str]:
+        return frozenset({"image"})
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if getattr(sizes.image, "grid", None) != self.grid:

@@ -26,6 +26,7 @@ from jaxclip.optim.dicesgd import DicesgdState, dicesgd
 from jaxclip.optim.gradient_stabilizer import GradientStabilizerState, gradient_stabilizer
 from jaxclip.optim.kahan_summation import KahanSummationState, kahan_summation
 from jaxclip.optim.median_clip import MedianClipState, median_clip
+from jaxclip.optim.private_mean_by_group import PrivateMeanByGroupState, private_mean_by_group
 from jaxclip.optim.qk_clip import qk_clip
 from jaxclip.optim.read_metrics import monitor, read_metrics
 from jaxclip.optim.skip_nonfinite import SkipNonfiniteState, skip_nonfinite
@@ -54,6 +55,7 @@ __all__ = [
     "GradientStabilizerState",
     "KahanSummationState",
     "MedianClipState",
+    "PrivateMeanByGroupState",
     "SkipNonfiniteState",
     "SkipOnSpikeState",
     "SpamState",
@@ -80,6 +82,7 @@ __all__ = [
     "learning_rate_schedule",
     "median_clip",
     "monitor",
+    "private_mean_by_group",
     "qk_clip",
     "read_metrics",
     "scale_by_acclip",

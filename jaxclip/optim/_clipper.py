@@ -190,6 +190,7 @@ def _unpacked(numbers: Sequence[jax.Array]) -> list[Any]:
 
 def each(one: Callable[..., jax.Array]) -> Act:
     """Does the same to each tensor: ``one(leaf, *numbers)``, all of them scalars."""
+    one = jax.jit(one)  # traced once a shape
 
     def act(leaves: list[jax.Array], *numbers: Any) -> tuple[list[jax.Array], Mapping[str, Any]]:
         columns = [

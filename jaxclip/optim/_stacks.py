@@ -53,8 +53,8 @@ class Stacks:
         parts: list[list[int]] = []
         for group in groups.values():
             parts.extend([group] if len(group) >= least else [[i] for i in group])
-        # First those that stay alone, whose numbers are looked up together.
-        parts.sort(key=lambda part: len(part) > 1)
+        # First those that stay alone, whose numbers are looked up together; as they are, if all do.
+        parts.sort(key=lambda part: (len(part) > 1, part[0]))
         self._groups = [np.asarray(part, np.int32) for part in parts]
 
     @property
@@ -114,19 +114,29 @@ class Stacks:
         at = np.concatenate([order + i * order.size for i in range(len(columns))])
         return _take(joined, at).reshape(len(columns), order.size)
 
+    def scalars(self, results: Sequence[jax.Array]) -> list[jax.Array]:
+        """What each array gave, scalars and ``[k]``, as one scalar a tensor."""
+        found: dict[int, jax.Array] = {}
+        for group, result in zip(self._groups, results, strict=True):
+            members = _unpack.unpack(result) if len(group) > 1 else [result]
+            found.update(zip(group.tolist(), members, strict=True))
+        return [found[i] for i in range(len(found))]
+
     def joined(self, results: Sequence[jax.Array]) -> jax.Array:
-        """What each array gave, scalars and ``[k]``, one after the other, and zeros at the end.
+        """What each array gave, scalars and ``[k]``, one after the other, perhaps zeros at the end.
 
         Returns:
-          ``[rows, 32]``, or ``[num_tensors]`` if these are fewer: a reduction of it takes one
+          ``[rows, columns]``, or ``[num_tensors]`` if these are few: a reduction of it takes one
           kernel, where longer axes would take two.
         """
         parts = [jnp.atleast_1d(result) for result in results]
-        number = sum(group.size for group in self._groups)
-        if number <= 32:
+        number = self.order.size
+        if number <= _unpack.LONGEST_AXIS:
             return jnp.concatenate(parts)
-        parts.append(jnp.zeros((-number % 32,), parts[0].dtype))
-        return lax.optimization_barrier(jnp.concatenate(parts).reshape(-1, 32))
+        rows, columns = _unpack.table_of(number)
+        if rows * columns > number:
+            parts.append(jnp.zeros((rows * columns - number,), parts[0].dtype))
+        return lax.optimization_barrier(jnp.concatenate(parts).reshape(rows, columns))
 
     def in_order(self, joined: jax.Array) -> jax.Array:
         """From :meth:`joined` to ``[num_tensors]`` in the tensors' order."""

@@ -19,6 +19,21 @@ from jax import lax
 _AT_ONCE = 128
 
 
+# Longest axis that XLA on CPUs reduces by one kernel; along longer ones it does pieces first.
+LONGEST_AXIS = 32
+
+
+def table_of(number: int, longest: int = LONGEST_AXIS) -> tuple[int, int]:
+    """Rows and columns of a table for so many numbers, at most so many columns.
+
+    Without empty places, which would take a kernel to fill in, if that does not make it too high.
+    """
+    columns = max(divisor for divisor in range(1, longest + 1) if number % divisor == 0)
+    if number // columns > LONGEST_AXIS:
+        columns = min(number, longest)
+    return -(-number // columns), columns
+
+
 def computed_once(scalar: jax.Array) -> jax.Array:
     """The same number, for kernels that shall take it and not compute it.
 
@@ -81,8 +96,7 @@ def _by_sums(vector: jax.Array) -> list[jax.Array]:
     number = vector.shape[0]
     if number <= _AT_ONCE:
         return _one_by_one(vector)
-    width = math.isqrt(number - 1) + 1
-    height = -(-number // width)
+    height, width = table_of(number, longest=math.isqrt(number - 1) + 3)
     zero = jnp.zeros((), vector.dtype)
     rest = vector.shape[1:]
     padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
@@ -103,11 +117,10 @@ def _by_sums(vector: jax.Array) -> list[jax.Array]:
 def _one_by_one(vector: jax.Array) -> list[jax.Array]:
     """As :func:`_by_sums`, each element by one sum over all.
 
-    Over axes of at most 32, for along longer ones a sum takes two kernels.
+    Over two short axes, for along a long one a sum takes two kernels.
     """
     number, rest = vector.shape[0], vector.shape[1:]
-    width = min(number, 32)
-    height = -(-number // width)
+    height, width = table_of(number)
     zero = jnp.zeros((), vector.dtype)
     padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
     # Else XLA would know that this is a vector, and sum along its one long axis.

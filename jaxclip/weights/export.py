@@ -88,6 +88,12 @@ def export_checkpoint(
     cls = FAMILIES.get(family)
     if not cls.weights_file:
         raise ValueError(f"{family} is only read; written are {', '.join(exporting())}")
+    for tower in ("image", "text"):
+        if size := getattr(getattr(sizes, tower), "head_dim", 0):
+            raise ValueError(
+                f"model.{tower}.head_dim={size} can't be expressed by {family}, whose heads share "
+                "the width; prune units and layers alone"
+            )
     check_layout(sizes, cls.layout or {}, family)
     ids = tokenizer_files.special_ids(preprocess.tokenizer, sizes)
     files = cls.config_files(sizes, preprocess, ids)

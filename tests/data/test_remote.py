@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxclip.data import pipeline, remote, sources
-from jaxclip.data.record import BadRecord
+from jaxclip.data.record import BadRecord, Record, serialize_record
 
 pytest.importorskip("tensorstore")
 
@@ -45,6 +45,8 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         if "Range" not in self.headers:
             return self.answer(200, data)
         first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        if not first:  # so many from the end
+            first, last = str(max(0, len(data) - int(last))), ""
         if int(first) >= len(data):
             return self.answer(416, b"")
         piece = data[int(first) : int(last) + 1 if last else None]
@@ -177,10 +179,117 @@ def test_a_store_that_does_not_answer_gives_records_that_may_come_later(
     [
         ("gs://pictures/none", FileNotFoundError, "no such directory"),
         ("webdataset:gs://pictures/none/{0..1}.tar", FileNotFoundError, "no such file"),
-        ("parquet:gs://pictures/set", ValueError, "from this machine's disks only"),
+        ("parquet:gs://pictures/none", FileNotFoundError, r"holds no \*\.parquet"),
+        ("parquet:gs://pictures/none/0.parquet", FileNotFoundError, "no such file"),
+        ("arrow:gs://pictures/set", ValueError, "from this machine's disks only"),
         ("ftp://pictures/set", ValueError, "can't be opened"),
     ],
 )
 def test_mistakes_are_named(bucket, name, error, message):
     with pytest.raises(error, match=message):
         sources.open(name)
+
+
+def array_record_set(folder, toys, options):
+    """A data set of 12 records in two ArrayRecord files."""
+    module = pytest.importorskip("array_record.python.array_record_module")
+    toys.write_data_set(folder, {"train": toys.records(12)}, shards=2)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "array_record"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    records = toys.records(12)
+    for shard in range(2):
+        path = folder / f"toy-train.array_record-{shard:05d}-of-00002"
+        writer = module.ArrayRecordWriter(str(path), options)
+        for each in records[shard::2]:
+            writer.write(serialize_record(each))
+        writer.close()
+    return folder
+
+
+@pytest.mark.parametrize("options", ["group_size:1", "group_size:4", "group_size:2,uncompressed"])
+def test_array_record_in_a_bucket(bucket, tmp_path, toys, options):
+    folder = array_record_set(tmp_path / "set", toys, options)
+    upload(bucket, folder, "set")
+    here = sources.open(folder).source("train")
+    there = sources.open("gs://pictures/set").source("train")
+    assert [there[i] for i in range(12)] == [here[i] for i in range(12)]
+    assert all(isinstance(here[i], Record) for i in range(12))
+
+
+def test_damaged_array_records_are_bad_records(bucket, tmp_path, toys):
+    folder = array_record_set(tmp_path / "set", toys, "group_size:1")
+    upload(bucket, folder, "set")
+    shards = sorted(name for name in bucket.files if "array_record-" in name)
+    bucket.files[shards[0]] = bucket.files[shards[0]][:-1000]  # without its end
+    whole = bucket.files[shards[1]]
+    bucket.files[shards[1]] = whole[:70] + bytes(100) + whole[170:]  # the first chunk
+    source = sources.open("gs://pictures/set").source("train")
+    found = [source[i] for i in range(12)]
+    assert all(each.reason == "corrupted" for each in found[:6])
+    assert {type(each) for each in found[6:]} == {BadRecord, Record}
+
+
+def test_a_fuzzed_array_record_never_raises(tmp_path, toys):
+    from jaxclip.data import array_record_file
+
+    folder = array_record_set(tmp_path / "set", toys, "group_size:2")
+    data = next(folder.glob("*array_record-00000*")).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        for place in rng.choice([*range(2000), *range(65536, 67000)], 3):
+            changed[place] = rng.integers(256)
+        cut = len(data) if rng.random() < 0.8 else int(rng.integers(len(data)))
+        content = bytes(changed[:cut])
+        try:
+            index = array_record_file.read_index(lambda a, b, c=content: c[a:b])
+            for number in range(int(min(index.starts[-1], 10))):
+                array_record_file.read_record(lambda a, b, c=content: c[a:b], index, number)
+        except ValueError:
+            pass
+
+
+def parquet_file(path, numbers, toys):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"image": {"bytes": toys.picture(n), "path": None}, "text": f"item {n}"} for n in numbers
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=3)
+
+
+@pytest.mark.parametrize("name", ["{}/set", "{}/set/*.parquet", "{}/set/train-{{0..1}}.parquet"])
+def test_parquet_in_a_bucket(bucket, tmp_path, toys, name):
+    (tmp_path / "set").mkdir()
+    for number in range(2):
+        parquet_file(
+            tmp_path / "set" / f"train-{number}.parquet", range(7 * number, 7 * number + 7), toys
+        )
+    upload(bucket, tmp_path / "set", "set")
+    here = sources.open("parquet:" + name.format(tmp_path))
+    there = sources.open("parquet:" + name.format("gs://pictures"))
+    assert there.splits == here.splits == {"train": 14}
+    bucket.asked.clear()
+    found = [there.source("train")[i] for i in range(14)]
+    assert found == [here.source("train")[i] for i in range(14)]
+    assert all(isinstance(each, Record) for each in found)
+    # Six groups of rows, in a few ranges each.
+    assert len(bucket.asked) <= 6 * 3
+
+
+def test_an_unreachable_parquet_file_is_asked_again_later(bucket, tmp_path, toys, monkeypatch):
+    (tmp_path / "set").mkdir()
+    parquet_file(tmp_path / "set" / "0.parquet", range(3), toys)
+    upload(bucket, tmp_path / "set", "set")
+    source = sources.open("parquet:gs://pictures/set").source("train")
+
+    def refuse(*_):
+        raise OSError("no route")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "_read", refuse)
+        bad = source[0]
+    assert isinstance(bad, BadRecord) and bad.reason == "unreachable" and "no route" in bad.detail
+    assert isinstance(source[0], Record)

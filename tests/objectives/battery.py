@@ -39,10 +39,19 @@ BASE = {
 }
 SIZES = field_lib.Sizes(BASE["data"]["image_size"], BASE["tokenizer"]["context_length"])
 
+# The compiler takes more than twice as long for a program of twice the size.
+LARGEST = 16
+
 
 def built(name):
     """An objective with the options that suit a small model."""
     return objectives.REGISTRY.build({"name": name, **objectives.REGISTRY.get(name).small})
+
+
+def masks(name):
+    """Whether it changes the parameters that all towers run on: what it masks, no other trains."""
+    kind = objectives.REGISTRY.get(name)
+    return kind.tower_params is not objectives.Objective.tower_params
 
 
 def model_of(name):
@@ -74,8 +83,6 @@ def kinds(name):
 def steered(name):
     """``(view, option)`` of the towers that an objective sets."""
     objective = built(name)
-    if objective.wants_all_patches:
-        return {("image", "keep")}
     if type(objective).tower_options is objectives.Objective.tower_options:
         return set()
     experiment = experiment_of([name])
@@ -96,25 +103,37 @@ def steered(name):
 
 @functools.cache
 def groups():
-    """Names of objectives that can be trained together: tuples, as few as come of one pass.
+    """Names of objectives that can be trained together: tuples of up to :data:`LARGEST`.
 
     Two can't where they want arrays of another shape under one key of the batch, or another model,
-    or set the same option of a tower on the same view. How data makes an array does not matter:
+    or set the same option of a tower on the same view, or one keeps a part of the patches of a view
+    of which the other needs all, or one masks parameters. How data makes an array does not matter:
     batches here are made up.
     """
     made = []
-    for name in objectives.REGISTRY.names():
+    masking = {name for name in objectives.REGISTRY.names() if masks(name)}
+    # Those that look at the same views stand together, so that few groups run many towers; and
+    # those that ask for a model of their own last, so that the others train plain ones.
+    order = [(len(model_of(n)), sorted(kinds(n)), n) for n in objectives.REGISTRY.names()]
+    for *_, name in sorted(order):
         wants, sets = kinds(name), steered(name)
-        for names, wanted, taken in made:
-            fits = all(wanted.get(key, kind) == kind for key, kind in wants.items())
-            if fits and sets.isdisjoint(taken) and model_of(name) == model_of(names[0]):
+        whole = {(view, "keep") for view in built(name).whole_views}
+        for names, wanted, taken, kept_whole in made:
+            fits = len(names) < LARGEST and all(
+                wanted.get(key, kind) == kind for key, kind in wants.items()
+            )
+            fits &= sets.isdisjoint(taken | kept_whole) and whole.isdisjoint(taken)
+            fits &= not {name, names[0]} & masking
+            # Who asks for nothing goes with any model, but a plain one first.
+            if fits and model_of(name) in ({}, model_of(names[0])):
                 names.append(name)
                 wanted.update(wants)
                 taken.update(sets)
+                kept_whole.update(whole)
                 break
         else:
-            made.append(([name], wants, sets))
-    return [tuple(names) for names, _, _ in made]
+            made.append(([name], wants, sets, whole))
+    return [tuple(names) for names, *_ in made]
 
 
 def group_of(name):

@@ -70,6 +70,14 @@ def test_wrong_terms(terms, message):
         build(*terms)
 
 
+def test_a_term_that_needs_every_patch_refuses_one_that_keeps_a_part():
+    total = build("flip", {"name": "cliptex", "as": "dense"})
+    message = "objective 'dense' needs every patch of 'image', of which 'flip' keeps a part"
+    with pytest.raises(ValueError, match=message):
+        total.tower_options("image", {}, g.context())
+    assert total.tower_options("view1/image", {}, g.context()) == {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Wants(objectives.Objective):
     """Wants one view."""
@@ -102,21 +110,3 @@ def test_terms_that_want_different_views_under_one_key_are_refused():
     differing = build(name, {"name": name, "as": "other", "ops": "blur"})
     with pytest.raises(ValueError, match=r"'other' wants batch\['view1/image'\] as View\(ops='blu"):
         _ = differing.fields
-
-
-def test_terms_that_leave_out_what_another_wants_are_refused():
-    @dataclasses.dataclass(frozen=True)
-    class Keeps(objectives.Objective):
-        def tower_options(self, view, batch, ctx):
-            return {"keep": jnp.zeros((3, 2), jnp.int32)}
-
-    experts = [{"key": "d", "kind": "depth"}]
-    total = build({"name": "cliptex", "experts": experts}, "flip")
-    keeps = dataclasses.replace(total.terms[1], objective=Keeps())
-    total = dataclasses.replace(total, terms=(total.terms[0], keeps))
-    with pytest.raises(ValueError, match=r"'cliptex' wants all patches of the image, and 'flip' l"):
-        total.tower_options("image", {}, g.context())
-    with pytest.raises(ValueError, match=r"objectives 'flip' and 'other' both set 'keep'"):
-        other = dataclasses.replace(keeps, name="other")
-        dataclasses.replace(total, terms=(keeps, other)).tower_options("image", {}, g.context())
-    assert total.tower_options("text", {}, g.context())  # only of the image's patches

@@ -258,6 +258,7 @@ PARTS = (
     "skip_nonfinite",
     "cautious",
     "kahan_summation",
+    "private_mean_by_group",
     "qk_clip",
     "scale_by_acclip",
     "scale_by_spam",

@@ -78,6 +78,7 @@ def test_a_rule_for_nothing_is_one_line(tiny_config):
     ("key", "value"),
     [
         ("precision.products", "switchback"),
+        ("precision.products", "qwix"),
         ("precision.products", [{"name": "emulated", "format": "int4_octav", "gradient": "mad"}]),
         ("precision.products", [{"name": "one_bit", "layers": "mlp/"}]),
         ("sparsity", "auto_sparse"),
@@ -86,6 +87,8 @@ def test_a_rule_for_nothing_is_one_line(tiny_config):
     ],
 )
 def test_a_run_trains_goes_on_and_is_exported(tiny_config, tmp_path, key, value):
+    if value == "qwix":
+        pytest.importorskip("qwix")
     options = [f"{key}={value!r}", "scan_layers=True", "model.image.depth=2", "remat=full"]
     options += ["checkpoint.best_metric=", "evaluate.every_steps=0", "checkpoint.keep_last=9"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -120,7 +120,7 @@ def worst_sharpness(
         ascended = project(
             jax.tree.map(lambda x, g: x + state.rate * g, state.u, ascend(gradient)), rho
         )
-        momentum = jnp.where(state.count > 0, _MOMENTUM, 1.0)  # nothing lies behind the first step
+        momentum = jnp.where(state.moves > 0, _MOMENTUM, 1.0)  # nothing lies behind the first step
         return project(
             jax.tree.map(
                 lambda x, z, before: x + momentum * (z - x) + (1 - momentum) * (x - before),
@@ -149,7 +149,7 @@ def worst_sharpness(
             best_u=kept[0],
             best_gradient=kept[1],
             improved=state.improved + (value > state.value),
-            count=state.count + 1,
+            moves=state.moves + 1,
         )
         return jax.lax.cond(checkpoint > 0, lambda: _judge(state, checkpoint), lambda: state), None
 
@@ -176,7 +176,7 @@ class _Search(NamedTuple):
     best_gradient: Params
     rate: jax.Array
     improved: jax.Array
-    count: jax.Array
+    moves: jax.Array
     halved: jax.Array
     best_before: jax.Array
 
