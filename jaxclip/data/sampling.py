@@ -5,8 +5,8 @@
 - ``column(name='weight')``: a number in the records' meta, or a vector of length 1 stored beside
   the data set (:func:`.stored.write_stored`);
 - ``file(path)``: an array ``.npy`` [num_records] in the order of the split's records;
-- ``curated(path)``: what ``jaxclip curate`` kept in its workdir: the column ``weight`` of its table,
-  1 without it, 0 for what was dropped;
+- ``curated(path)``: what ``jaxclip curate`` kept in this workdir: the column ``weight`` of its
+  table, 1 without it, 0 for what was dropped;
 - ``classes(limit, power)``: by the size n of a record's class, min(1, ``limit`` / n), or
   (size of the smallest class / n)^(1 - ``power``). Records without a class have 1.
 
