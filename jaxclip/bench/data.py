@@ -17,6 +17,9 @@ the training process), with both image backends, beside tf.data with as many thr
 is installed, webdataset with PIL and torchvision and as many processes, as open_clip loads: images
 a second, CPU time of all processes and of the training process, and for how long the interpreter's
 lock can be held.
+
+``--start`` measures how long the first batch takes with ``--shards`` shards, at once and on resume,
+each in a process of its own, and with ``--memory_records`` the memory over so many records.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.bench import loading
+from jaxclip.bench import loading, start
 from jaxclip.bench.timing import table, take_turns
 
 _EMOJI_OPS = (
@@ -60,7 +63,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--views", action="store_true", help="what views and other fields cost")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of workers to compare")
     parser.add_argument("--sizes", nargs="+", default=["500x375", "1024x768"])
+    parser.add_argument("--start", action="store_true", help="time to the first batch, and memory")
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--memory_records", type=int, default=0)
     args = parser.parse_args(arguments)
+    if args.start:
+        return start.run(args)
     if args.workers:
         return loading.run(args, make_photos, _plain)
     if args.views:

@@ -229,7 +229,7 @@ def _after(prefix: str) -> str:
 
 
 def cached_index(url: str) -> pathlib.Path:
-    """Where the index of a remote file is kept on this machine."""
+    """Where the index of a file is kept on this machine that can't be kept beside it."""
     import hashlib
 
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

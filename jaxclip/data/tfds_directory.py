@@ -126,7 +126,7 @@ class RemoteArrayRecordReader:
       max_indices: how many files' indices are kept in memory (16 bytes a record).
     """
 
-    def __init__(self, paths: list[str], lengths: list[int], max_indices: int = 512):
+    def __init__(self, paths: list[str], lengths: list[int], max_indices: int = 1200):
         self._paths = paths
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         self._index_of = functools.lru_cache(max_indices)(_remote_index)

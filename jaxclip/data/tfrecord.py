@@ -93,7 +93,9 @@ def index_shard(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
 def stamp_and_sidecar(
     path: str | os.PathLike[str], version: int
 ) -> tuple[np.ndarray, pathlib.Path]:
-    """What an index of a file is valid for, and where it is kept: beside the file if it is local.
+    """What an index of a file is valid for, and where it is kept.
+
+    That is beside a local file if its folder can be written to, else in this machine's cache.
 
     Args:
       path: the file.
@@ -111,7 +113,10 @@ def stamp_and_sidecar(
     local = pathlib.Path(path)
     stat = local.stat()
     stamp = np.array([stat.st_size, stat.st_mtime_ns, version], np.int64)
-    return stamp, local.with_name(f".{local.name}.index.npz")
+    beside = local.with_name(f".{local.name}.index.npz")
+    if not os.access(local.parent, os.W_OK) and not beside.is_file():
+        return stamp, remote.cached_index(os.fspath(local.resolve()))
+    return stamp, beside
 
 
 @contextlib.contextmanager
@@ -241,10 +246,11 @@ class TFRecordReader:
     Args:
       paths: the files, in order.
       lengths: number of records in each.
-      max_indices: how many files' indices are kept in memory (16 bytes a record).
+      max_indices: how many files' indices are kept in memory (16 bytes a record). A window of the
+        shuffled order has records of a thousand places.
     """
 
-    def __init__(self, paths: Iterable[str], lengths: Iterable[int], max_indices: int = 512):
+    def __init__(self, paths: Iterable[str], lengths: Iterable[int], max_indices: int = 1200):
         self._paths = list(paths)
         self._starts = np.concatenate([[0], np.cumsum(list(lengths), dtype=np.int64)])
         self._files = FileCache()

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import string
 import tarfile
 
@@ -324,3 +325,16 @@ def test_a_folder_of_compressed_tars_says_the_way(tmp_path):
     (tmp_path / "0.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(ValueError, match=r"0\.tar\.gz is compressed.*`jaxclip data import`"):
         webdataset.open_pattern(str(tmp_path))
+
+
+def test_an_index_that_can_not_stand_beside_its_tar_is_kept_elsewhere(toys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    path = tmp_path / "set" / "0.tar"
+    toys.make_tar(path, [("0.png", toys.picture(0)), ("0.txt", b"thing 0")])
+    monkeypatch.setattr(os, "access", lambda folder, mode: str(folder) != str(path.parent))
+    index = tar_index.index_tar(path)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["0.tar"]
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+    monkeypatch.setattr(tar_index, "_scan", None)
+    np.testing.assert_array_equal(tar_index.index_tar(path).offsets, index.offsets)

@@ -127,6 +127,46 @@ def test_workers_make_the_same_batches_and_end_when_they_are_closed(workers, exp
         workers(6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "threads", "hosts", "more"),
+    [
+        (1, 4, 1, {}),
+        (1, 1, 2, {"image_backend": "fast"}),
+        (3, 4, 3, {"cache_decoded_mb": 0}),
+        (3, 1, 4, {"image_backend": "fast", "cache_decoded_mb": 0.01}),
+    ],
+)
+def test_any_number_of_workers_threads_and_hosts(toy, tokenize, count, threads, hosts, more):
+    def batches(hosts, **runtime):
+        makers = [
+            pipeline.batch_maker(
+                {**toy, **more, **runtime},
+                tokenizer=tokenize,
+                global_batch_size=12,
+                seed=3,
+                process_index=host,
+                process_count=hosts,
+                spec=SPEC,
+            )
+            for host in range(hosts)
+        ]
+        parts = [[maker(step) for maker in makers] for step in range(5)]
+        for maker in makers:
+            maker.reader.close()
+        return [
+            {key: np.concatenate([part[key] for part in each]) for key in SPEC} for each in parts
+        ]
+
+    if "image_backend" in more:
+        pytest.importorskip("cykooz_resizer")
+    whole = batches(1, workers=0, num_parallel_calls=1)
+    for batch, other in zip(
+        batches(hosts, workers=count, num_parallel_calls=count * threads), whole, strict=True
+    ):
+        assert_same(batch, other)
+
+
 def test_a_killed_worker_is_replaced_and_its_rows_are_made_again(workers, expected, caplog):
     assert_same(workers(0), expected[0][0])
     ahead = Ahead(workers, 1, num_threads=2, depth=3)
