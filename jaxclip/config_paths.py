@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from typing import Any
 
 from jaxclip import storage
@@ -18,6 +19,15 @@ _OF_ANOTHER = "scenes:"
 
 # Keys that name a file or folder.
 PATH_KEYS = ("tokenizer.path", "compilation_cache_dir", "teacher.path", "init_from")
+
+
+# What `data.sampling` has a path in.
+_SAMPLING_OF_FILES = re.compile(r"\s*(file|curated)\(\s*(?:path\s*=\s*)?(['\"])(.+)\2\s*\)\s*")
+
+
+def _absolute_sampling(written: str) -> str:
+    found = _SAMPLING_OF_FILES.fullmatch(written)
+    return f"{found[1]}({storage.absolute(found[3])!r})" if found else written
 
 
 def absolute_paths(config: Config) -> Config:
@@ -34,6 +44,9 @@ def absolute_paths(config: Config) -> Config:
     for source in data.get("mixture") or ():
         if isinstance(source, dict) and isinstance(source.get("name"), str):
             source["name"] = absolute_data_name(source["name"])
+    for each in (data, *(data.get("mixture") or ())):
+        if isinstance(each, dict) and isinstance(each.get("sampling"), str):
+            each["sampling"] = _absolute_sampling(each["sampling"])
     if isinstance(result.get("evaluate"), dict):
         _absolute_evaluation(result["evaluate"])
     return result

@@ -247,3 +247,14 @@ def test_mistakes_of_pruning(weights, tmp_path, capsys):
     assert lines[1].endswith("--score 'hope' is none of magnitude, hap, mope, masks")
     assert "--score mope needs a --task on held-out data" in lines[2] and len(lines) == 3
     assert not (tmp_path / "new").exists()
+
+
+def test_the_number_of_a_task():
+    from jaxclip.inference import mix
+
+    recalls = {"test/retrieval/image_to_text_r1": 0.2, "test/retrieval/text_to_image_r5": 0.6}
+    assert mix.chosen({**recalls, "test/retrieval/num_images": 9.0}, "retrieval") == 0.4
+    assert mix.chosen(recalls, "retrieval", "text_to_image_r5") == 0.6
+    assert mix.chosen({"x/top1": 0.3, "x/top5": 0.5}, "zero_shot") == 0.3
+    with pytest.raises(ValueError, match="--task 'retrieval' has no metric 'top1'"):
+        mix.chosen({"test/retrieval/num_images": 9.0}, "retrieval")

@@ -76,7 +76,7 @@ def _measured(config: dict[str, object], step: int, batch_size: int, records: in
     """What the program prints: seconds to the first batch, of CPU time too, then MB of memory."""
     arguments = json.dumps([config, step, batch_size, records])
     command = [sys.executable, "-c", _PROGRAM, arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return [float(line) for line in done.stdout.splitlines()]
 
 

@@ -141,7 +141,9 @@ class CLOC(Objective):
         ids, boxes = outputs["regions/text_input"], outputs["boxes"]
         valid = _regions.valid_regions(boxes, ids)
         contrast, own = _regions.region_contrast(
-            *map(_regions.flat, (outputs["regions"], outputs["regions/text"], valid)),
+            _regions.flat(outputs["regions"]),
+            _regions.flat(outputs["regions/text"]),
+            _regions.flat(valid),
             _regions.flat(_regions.text_numbers(ids)),
             jnp.exp(ctx.logit_scale),
         )

@@ -182,7 +182,9 @@ class GRAIN(Objective):
         regions = jnp.take_along_axis(outputs["regions"], order[..., None], axis=1)
         box = _regions.box_loss(found, boxes, valid)
         described, own = _regions.region_contrast(
-            *map(_regions.flat, (regions, outputs["regions/text"], valid)),
+            _regions.flat(regions),
+            _regions.flat(outputs["regions/text"]),
+            _regions.flat(valid),
             _regions.flat(_regions.text_numbers(ids)),
             jnp.exp(ctx.logit_scale),
             both=False,

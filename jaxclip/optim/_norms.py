@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclip.optim._stacks import ENOUGH, LARGEST, Stacks
+from jaxclip.optim._stacks import LARGEST, Stacks
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
 # that range are computed again with tensors times one of these.
 _DOWN, _UP = 2.0**-80, 2.0**80
 _SMALL = 2.0**-40  # below this, squares may have lost digits
+
+# From so many tensors of a type on their largest values are found together.
+_MANY = 64
 
 
 def tensor_norms(
@@ -207,7 +210,7 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     if not leaves:
         return jnp.zeros((0,), dtype)
     # Few small tensors one by one: that is one kernel a shape, too, and puts nothing together.
-    stacks = Stacks(leaves, least=ENOUGH)
+    stacks = Stacks(leaves, least=_MANY)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
         largest, spoilt = max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
@@ -226,7 +229,7 @@ def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array
     """
     if not leaves:
         return jnp.zeros((0,), dtype), []
-    stacks = Stacks(leaves, least=ENOUGH)
+    stacks = Stacks(leaves, least=_MANY)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = lax.abs(leaf).astype(dtype)

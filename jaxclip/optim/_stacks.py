@@ -25,7 +25,7 @@ from jaxclip.optim import _unpack
 LARGEST = 2**13
 
 # From so many on it pays to do the whole step together, which has to be taken apart again.
-ENOUGH = 64
+ENOUGH = 16
 
 
 class Stacks:

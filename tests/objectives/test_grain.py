@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip import models
 from jaxclip.objectives import _regions
 from jaxclip.objectives.grain import GRAIN, best_match
 from tests.objectives import fixture_g as g
@@ -28,18 +27,12 @@ def test_every_box_gets_the_query_that_makes_the_sum_least():
     found, boxes = (np.sort(rng.random((4, 5, 2, 2)), 2).reshape(4, 5, 4) for _ in range(2))
     valid = np.array([[1] * 5, [1, 1, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1]], bool)
     order = np.asarray(best_match(*map(jnp.asarray, (found, boxes, valid))))
+    a, b = jnp.asarray(found)[:, :, None], jnp.asarray(boxes)[:, None]
+    cost = np.asarray(5 * jnp.abs(a - b).sum(-1) - 2 * _regions.giou(a, b)) * valid[:, None]
     for row in range(4):
-
-        def cost(way, row=row):
-            total = 0.0
-            for k in np.flatnonzero(valid[row]):
-                pair = found[row, way[k]], boxes[row, k]
-                total += 5 * np.abs(pair[0] - pair[1]).sum()
-                total -= 2 * float(_regions.giou(*map(jnp.asarray, pair)))
-            return total
-
-        ways = list(itertools.permutations(range(5))) if row == 1 else [range(5)]
-        assert cost(order[row]) <= min(map(cost, ways)) + 1e-5
+        ways = list(itertools.permutations(range(5)))
+        totals = [cost[row, way, range(5)].sum() for way in ways]
+        assert cost[row, order[row], range(5)].sum() <= min(totals) + 1e-5
         assert sorted(order[row]) == list(range(5))
     # Boxes that are the queries' own find them in any order.
     shuffled = np.array([3, 0, 4, 1, 2])
@@ -78,17 +71,6 @@ def test_without_boxes_it_is_clip_through_the_decoder(params):
     np.testing.assert_allclose(jnp.linalg.norm(query, axis=1), 1.0, rtol=1e-5)
     expected = g.clip(np.asarray(query, np.float64), np.asarray(g.T, np.float64), 10.0)
     assert float(loss) == pytest.approx(expected, rel=1e-4) and float(metrics["regions"]) == 0
-
-
-def test_the_tower_learns_of_boxes(params):
-    given = cloc_outputs()
-    objective = GRAIN(**{**GRAIN.small, "contrastive": 0.0, "query": 0.0, "describe": 0.0})
-
-    def loss(tokens):
-        return g.value(objective, {**given, "image_tokens": tokens}, CONTEXT, params)[0]
-
-    assert float(jnp.abs(jax.grad(loss)(given["image_tokens"])).max()) > 0
-    assert models.unit(g.I).shape == (3, 2)
 
 
 def test_bad_options_are_refused():

@@ -52,7 +52,7 @@ def test_the_mapping_trains_the_projector_alone(params):
         varied = {**given, "image_tokens": tokens, "regions/text": texts}
         return g.value(objective, varied, CONTEXT, params)[0]
 
-    own, tokens, texts = jax.grad(loss, (0, 1, 2))(
+    own, tokens, texts = jax.jit(jax.grad(loss, (0, 1, 2)))(
         params, given["image_tokens"], given["regions/text"]
     )
     assert not jnp.any(tokens) and not jnp.any(texts)

@@ -47,6 +47,7 @@ def gradients(parts, rules, *, micro_batches=1, given=()):
     return params, sparse, jax.jit(function)(params, state, batch)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_sparse_weights_once(parts):
     """SR-STE's pull is added once, however many micro-batches there are."""
     given = [{"name": "n_m", "decay": "none", "weight_pull": 0.5}]
