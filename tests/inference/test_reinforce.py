@@ -236,6 +236,7 @@ def test_mobileclip_trains_on_it(made, tmp_path):
     tower = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 8}
     config = {
         "total_steps": 4,
+        "optim": {"schedule": {"name": "constant", "warmup_steps": 0}},
         "log_every_steps": 2,
         "global_batch_size": 8,
         "data": {"name": str(data), "image_size": 8},

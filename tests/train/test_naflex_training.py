@@ -99,5 +99,5 @@ def test_a_run_with_several_counts_trains(tmp_path):
     assert result.finished
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     logged = {key: value for line in lines for key, value in json.loads(line).items()}
-    assert 0 < logged["test_concept/zero_shot/top5"] <= 1
+    assert 0 <= logged["eval/test_concept/zero_shot/top5"] <= 1
     assert logged["watch/attention_logit_image"] > 0
