@@ -14,6 +14,14 @@ Distillation wants a teacher, which is a finished run, and takes its architectur
     bash launch/local.sh configs/methods.py:mobileclip --config.teacher.path=workdir/emoji_long
     bash launch/local.sh configs/methods.py:affinity --config.teacher.path=workdir/emoji_long
 
+Or its vectors are stored first, of augmentations that are replayed (docs/methods.md):
+
+    jaxclip data reinforce --data emoji --to data/strong --teacher workdir/emoji_long
+    bash launch/local.sh configs/methods.py:mobileclip_reinforced --config.teacher.path=data/strong
+
+Pictures as patches, of which a batch has 16, 36 or 64 (NaFlex):
+
+    bash launch/local.sh configs/methods.py:naflex
 Some want what the emoji records do not have: boxes (alpha_clip), vectors of other models
 (llm2clip, sam_clip), cluster numbers (mlcd), maps (cliptex). ``--config.data.name`` names a data
 set that has them; ``--dry_run`` runs any of them.
@@ -69,6 +77,10 @@ OPTIONS = {
         "distill": 0.75,
     },
     "affinity": {"scale": None, "teacher_scale": None},
+    "cloc": {"num_regions": 4},
+    "grain": {"num_regions": 4, "width": 128, "depth": 2, "num_heads": 4, "mlp_dim": 256},
+    "villa": {"num_regions": 4},
+    "mammo_clip": {"image_ops": STRONG_OPS},
     "tinyclip": {"scale": None, "teacher_scale": None, "target": [[0, 0.0], [1000, 0.25]]},
     "maccap": {"contrastive": 1.0},
     # British names and keywords stand for synthetic captions.
@@ -100,8 +112,28 @@ TEACHERS = {
     **dict.fromkeys(DISTILLED, FROZEN),
 }
 
+# Emoji on a coloured ground, with boxes and texts; evaluation goes on with `data.name`.
+SCENES = {"data.mixture": [{"name": "scenes:emoji"}], "data.image_ops": "random_resized_crop(0.5)"}
+
+# Patches of 8 pixels without a stem, of which a batch has one of three counts.
+NAFLEX = {
+    "model.image": {
+        "patch_size": 8,
+        "max_patches": 64,
+        "pool": "map",
+        "width": 192,
+        "depth": 4,
+        "num_heads": 4,
+        "mlp_dim": 768,
+    },
+    "data.patch_counts": [16, 36, 64],
+    "data.image_ops": "random_part(0.6, 1.0)|color_jitter|grayscale(0.1)",
+}
+
 # Other keys of the recipe that a method needs.
 CHANGES = {
+    **dict.fromkeys(("cloc", "grain", "villa"), SCENES),
+    "naflex": NAFLEX,
     # Both pictures of an idea, with captions of their own, stand in a batch of 64 ideas.
     "unicl": {"data.examples_per_class": 2},
     "euclip": {"model.logit_scale_init": 0.0},
@@ -157,8 +189,15 @@ RECIPES = {
 CHANGES["siglip2"] = {"model.logit_bias_init": -10.0, "model.logit_scale_init": 2.3}
 TEACHERS |= {"siglip2": TEACHERS["tips"], "rs_m_clip": TEACHERS["silc"]}
 
-# Objective, its options, and the share of the recipe's steps and learning rate.
+# Objective, its options, and the share of the recipe's steps and learning rate; a share of 1 is
+# another way to train, not a second phase.
 SECOND_PHASES = {
+    "naflex": ("contrastive", {}, 1.0),
+    "mobileclip_reinforced": (
+        "mobileclip",
+        {**OPTIONS["mobileclip"], "scales": [100.0]},
+        1.0,
+    ),
     "flip_unmasked": ("flip", {"mask_ratio": 0.0}, 0.1),
     "clip_refine": ("clip_refine", {}, 0.1),
     "mod_x": ("mod_x", {}, 0.1),
@@ -177,7 +216,9 @@ def get_config(arg: str = "contrastive") -> ConfigDict:
     config = emoji.get_config()
     name, options, share = SECOND_PHASES.get(arg, (arg, OPTIONS.get(arg, {}), 1.0))
     config.objective = RECIPES.get(arg) or [{"name": name, **options}]
-    if name in TEACHERS:
+    if arg == "mobileclip_reinforced":
+        config.teacher = {"kind": "reinforced"}  # teacher.path is given on the command line
+    elif name in TEACHERS:
         config.teacher = TEACHERS[name]
     for key, value in CHANGES.get(arg, CHANGES.get(name, {})).items():
         *sections, last = key.split(".")

@@ -30,7 +30,10 @@ def add_curate(commands: Any, add: AddCommand) -> None:
     )
     parser.add_argument("--config", help="config file (path.py or path.py:arg)")
     parser.add_argument(
-        "--source", dest="pool", help="data set, or folder of pictures (default: the config's)"
+        "--source",
+        dest="pool",
+        metavar="DATA",
+        help="data set, or folder of pictures (default: the config's)",
     )
     parser.add_argument("--split", default="", help="default: train, or the only one")
     parser.add_argument(

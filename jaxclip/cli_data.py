@@ -1,4 +1,4 @@
-"""Subcommands on data: ``data import``, ``data info``, ``data inspect``.
+"""Subcommands on data: ``data import``, ``data info``, ``data inspect``, ``data reinforce``.
 
 Building the parsers imports nothing that is heavy.
 """
@@ -12,7 +12,7 @@ from jaxclip.cli_models import AddCommand
 
 
 def add_data(commands: Any, add: AddCommand) -> None:
-    """Add ``jaxclip data import|info|inspect``."""
+    """Add ``jaxclip data import|info|inspect|reinforce``."""
     parser = commands.add_parser("data", help="import image-text records, look at a data set")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     importer = add(actions, "import", _data_import, "write a data set from your own files")
@@ -23,6 +23,30 @@ def add_data(commands: Any, add: AddCommand) -> None:
     import_cli.add_arguments(importer)
     look = add(actions, "inspect", inspect_cli.run, "look closely at records, time the stages")
     inspect_cli.add_arguments(look)
+    strong = add(
+        actions, "reinforce", _data_reinforce, "store augmentations and embeddings of them"
+    )
+    _add_reinforce(strong)
+
+
+def _add_reinforce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", required=True, help='"emoji", a TFDS directory, or "webdataset:PATTERN"')
+    add("--split", default="train")
+    add("--teacher", action="append", default=[], metavar="PATH",
+        help="a workdir, or published weights; several times for an ensemble")  # fmt: skip
+    add("--to", help="new folder; by default reinforced/SPLIT beside the records")
+    add("--copies", type=int, default=10, help="augmentations of each picture")
+    add("--image_ops", default="random_resized_crop(0.4, 1.0)|flip", help="what makes them")
+    add("--image_size", type=int, default=64, help="side of the pictures, as in training")
+    add("--image_backend", default="pillow", help="as data.image_backend in training")
+    add("--languages", default="en", help="of the captions, with commas between")
+    add("--captioner", help="a CoCa workdir or weights that write synthetic captions")
+    add("--synthetic", type=int, default=0, help="captions that it writes for a picture")
+    add("--seed", type=int, default=0)
+    add("--dtype", default="float16", help="of the vectors: float16 or float32")
+    add("--shard_size", type=int, default=4096, help="records of a shard, which is done as a whole")
+    add("--batch_size", type=int, default=128)
 
 
 def _data_import(args: argparse.Namespace) -> int:
@@ -36,3 +60,9 @@ def _data_info(args: argparse.Namespace) -> int:
 
     print(info.describe(args.name))
     return 0
+
+
+def _data_reinforce(args: argparse.Namespace) -> int:
+    from jaxclip.inference import command
+
+    return command.run_reinforce(args)

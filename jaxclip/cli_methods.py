@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from jaxclip.registry import REQUIRED, hint, option_defaults
 
 _METHODS = """\
-What can be trained with: objectives, clippers and optimizers, by the name in a configuration.
+What can be trained with: objectives, clippers, optimizers, products of few bits and sparse weights,
+by the name in a configuration.
 
   jaxclip methods                 # all, a line each
   jaxclip methods slip zclip      # what they do, where they come from, their options
@@ -58,8 +59,10 @@ def add_methods(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> N
 
 
 def methods() -> Iterator[Method]:
-    """All methods: objectives first, then clippers, then optimizers."""
+    """All methods: objectives, clippers, optimizers, products of linear layers, sparse weights."""
     from jaxclip import objectives
+    from jaxclip.models.products import PRODUCTS
+    from jaxclip.models.sparsity import SPARSITIES
     from jaxclip.optim import config as optim_config
 
     for name in objectives.REGISTRY.names():
@@ -71,6 +74,9 @@ def methods() -> Iterator[Method]:
     for key, table in tables.items():
         for name, thing in sorted(table.items()):
             yield Method(key, name, thing)
+    for key, registry in (("precision.products", PRODUCTS), ("sparsity", SPARSITIES)):
+        for name in registry.names():
+            yield Method(key, name, registry.get(name))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -87,7 +93,10 @@ def _listed(found: list[Method]) -> str:
     width = max(len(method.name) for method in found)
     lines = []
     for key in dict.fromkeys(method.key for method in found):
-        lines += ["", f"config.{key} = [{{'name': …}}]" if key == "objective" else f"config.{key}"]
+        lines += [
+            "",
+            f"config.{key}" if key.startswith("optim") else f"config.{key} = [{{'name': …}}]",
+        ]
         lines += [f"  {m.name:<{width}}  {m.about()}" for m in found if m.key == key]
     return "\n".join(lines[1:])
 

@@ -88,8 +88,8 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score",
         default="magnitude",
-        help="what modules are worth: magnitude, hap (the loss's Hessian), or mope (what --task "
-        "loses without them)",
+        help="what modules are worth: magnitude, hap (the loss's Hessian), mope (what --task "
+        "loses without them), or masks (those that objective tinyclip has trained)",
     )
     parser.add_argument("--task", default="", metavar="'NAME key=value …'", help="of mope")
     parser.add_argument("--metric", default="", help="of the task (default: top-1 or recall)")

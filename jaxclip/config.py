@@ -36,6 +36,7 @@ Config = dict[str, Any]
 # Sections whose keys depend on a choice made inside them (which optimizer, which loss, …): their
 # owner checks the keys when it builds the thing, with the same nearest-name error.
 _OPEN_SECTIONS = ("optim", "loss", "tokenizer")
+_OPEN_SUBSECTIONS = ("evaluate.token_reduction",)
 
 # Lists of names, which may be written "a|b", too.
 _SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
@@ -222,7 +223,8 @@ def _names_another(path: str, base: Mapping[str, Any], given: Mapping[str, Any])
 
 def _is_open(path: str) -> bool:
     section, _, rest = path.partition(".")
-    return bool(rest) and section in _OPEN_SECTIONS
+    inside = any(path.startswith(f"{name}.") for name in _OPEN_SUBSECTIONS)
+    return inside or (bool(rest) and section in _OPEN_SECTIONS)
 
 
 def _set(config: Config, key: str, value: Any) -> None:

@@ -99,6 +99,7 @@ _ELEMENTS: dict[str, tuple[type, int | None]] = {
     "data.image_mean": (float, 3),
     "data.image_std": (float, 3),
     "data.languages": (str, None),
+    "data.patch_counts": (int, None),
     "evaluate.zero_shot": (str, None),
     "evaluate.retrieval": (str, None),
     "evaluate.templates": (str, None),

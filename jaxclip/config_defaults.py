@@ -24,7 +24,8 @@ def defaults() -> Config:
         "objective": [],
         "loss": {"name": "softmax"},
         # Whose outputs objectives see as teacher/image, teacher/text: none, frozen (the run at
-        # path), ema (the run's own, followed with decay), stored (vectors in the records).
+        # path), ema (the run's own, followed with decay), stored (vectors in the records),
+        # reinforced (the folder path of `jaxclip data reinforce`).
         "teacher": {
             "kind": "none",
             "path": "",
@@ -104,6 +105,8 @@ def defaults() -> Config:
             "retrieval": [],  # splits
             "templates": ["{}"],
             "gallery_split": "",
+            # Fewer patches in the image tower: {"name": "tome", "r": 8}; see docs/evaluation.md.
+            "token_reduction": {},
             "tasks": [],  # dicts: name, data, split, …; see docs/evaluation.md
         },
         "log_every_steps": 20,

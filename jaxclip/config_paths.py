@@ -7,14 +7,27 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from typing import Any
 
 from jaxclip import storage
 
 Config = dict[str, Any]
 
+# What is made of another data set, whose name follows.
+_OF_ANOTHER = "scenes:"
+
 # Keys that name a file or folder.
 PATH_KEYS = ("tokenizer.path", "compilation_cache_dir", "teacher.path", "init_from")
+
+
+# What `data.sampling` has a path in.
+_SAMPLING_OF_FILES = re.compile(r"\s*(file|curated)\(\s*(?:path\s*=\s*)?(['\"])(.+)\2\s*\)\s*")
+
+
+def _absolute_sampling(written: str) -> str:
+    found = _SAMPLING_OF_FILES.fullmatch(written)
+    return f"{found[1]}({storage.absolute(found[3])!r})" if found else written
 
 
 def absolute_paths(config: Config) -> Config:
@@ -31,6 +44,9 @@ def absolute_paths(config: Config) -> Config:
     for source in data.get("mixture") or ():
         if isinstance(source, dict) and isinstance(source.get("name"), str):
             source["name"] = absolute_data_name(source["name"])
+    for each in (data, *(data.get("mixture") or ())):
+        if isinstance(each, dict) and isinstance(each.get("sampling"), str):
+            each["sampling"] = _absolute_sampling(each["sampling"])
     if isinstance(result.get("evaluate"), dict):
         _absolute_evaluation(result["evaluate"])
     return result
@@ -63,6 +79,8 @@ def absolute_data_name(name: str) -> str:
 
     A name without a scheme (``webdataset:``) is a path only where there is such a folder.
     """
+    if name.startswith(_OF_ANOTHER):
+        return _OF_ANOTHER + absolute_data_name(name.removeprefix(_OF_ANOTHER))
     scheme, colon, path = name.rpartition(":")
     if colon and not path.startswith("//"):
         return f"{scheme}:{storage.absolute(path)}"

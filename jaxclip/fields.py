@@ -10,7 +10,7 @@ know their shapes. It imports nothing of ours.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -35,6 +35,11 @@ class Field:
         """Name of the dtype."""
         return "int32"
 
+    @property
+    def varies(self) -> bool:
+        """Whether the first axis of a row differs from batch to batch, up to ``shape``."""
+        return False
+
     def joined(self, other: Field) -> Field | None:
         """What serves both this field and another under the same key; None if nothing does."""
         return self if self == other else None
@@ -48,10 +53,13 @@ class View(Field):
       ops: the chain (:mod:`jaxclip.data.image_ops`); empty for ``data.image_ops``. Each view draws
         its own random numbers.
       size: side S; 0 for ``data.image_size``.
+      replay: folder of reinforced records (``jaxclip data reinforce``): one of the augmentations
+        kept there is replayed, by the ops that are named there.
     """
 
     ops: str = ""
     size: int = 0
+    replay: str = ""
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         side = self.size or sizes.image_size
@@ -60,6 +68,50 @@ class View(Field):
     @property
     def dtype(self) -> str:
         return "uint8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Patches(Field):
+    """The record's picture in its own aspect ratio, as patches row by row: uint8[B, N, p * p * 3].
+
+    N is one of ``counts``, drawn for each batch; a picture fills its first places, as
+    :class:`Grid` says, and zeros the others.
+
+    Attributes:
+      ops: chain of image ops before that, whose pictures may have any size; empty for
+        ``data.image_ops``.
+      patch_size: side p of a patch.
+      counts: the most patches of a picture.
+    """
+
+    ops: str = ""
+    patch_size: int = 16
+    counts: tuple[int, ...] = (256,)
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (max(self.counts), 3 * self.patch_size**2)
+
+    @property
+    def dtype(self) -> str:
+        return "uint8"
+
+    @property
+    def varies(self) -> bool:
+        return len(self.counts) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(Field):
+    """Rows and columns of the patches under another key: int32[B, 2].
+
+    Attributes:
+      of: the other key, which holds :class:`Patches`.
+    """
+
+    of: str
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (2,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +127,8 @@ class Captions(Field):
       ops: chain of text ops; empty for none.
       min_words: captions with fewer words are passed over where the record has a longer one.
       length: tokens L; 0 for ``tokenizer.context_length``.
+      folder: of reinforced records, whose synthetic captions stand beside the record's own under
+        the tag ``synthetic``; empty for none.
       shares: ``((tag, share), ...)``: first a tag is drawn by these, of those that the record has
         captions of, then one of its captions; a tag is as for ``source``. Empty for equal chances
         of all captions.
@@ -86,6 +140,7 @@ class Captions(Field):
     ops: str = ""
     min_words: int = 0
     length: int = 0
+    folder: str = ""
     shares: tuple[tuple[str, float], ...] = ()
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
@@ -177,6 +232,31 @@ class Stored(Field):
 
 
 @dataclasses.dataclass(frozen=True)
+class Embedded(Field):
+    """Teachers' vector of what stands under another key, from reinforced records: float32[B, size].
+
+    It is that of the replayed picture, or of the caption that was drawn. A record without one, or
+    where it is not finite, is replaced and counted.
+
+    Attributes:
+      of: the other key.
+      size: length of the vector.
+      folder: of ``jaxclip data reinforce``.
+    """
+
+    of: str
+    size: int
+    folder: str
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (self.size,)
+
+    @property
+    def dtype(self) -> str:
+        return "float32"
+
+
+@dataclasses.dataclass(frozen=True)
 class Boxes(Field):
     """Boxes (x0, y0, x1, y1) in [0, 1] of the view ``image``: float32[B, count, 4].
 
@@ -184,9 +264,11 @@ class Boxes(Field):
 
     Attributes:
       count: how many at most.
+      min_visible: share of a box's area that must be left in the picture, or it counts as out.
     """
 
     count: int = 8
+    min_visible: float = 0.0
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return (self.count, 4)
@@ -197,6 +279,21 @@ class Boxes(Field):
 
 
 BatchSpec = Mapping[str, Field]
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionTexts(Field):
+    """A text for each of the record's boxes as token ids: int32[B, count, L], padding for none.
+
+    Attributes:
+      count: how many, the same as of the :class:`Boxes`.
+    """
+
+    count: int = 8
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return (self.count, sizes.context_length)
+
 
 # What every contrastive run has.
 PAIR: BatchSpec = {"image": View(), "text": Captions()}
@@ -225,6 +322,40 @@ def union(specs: Iterable[tuple[str, BatchSpec]]) -> dict[str, Field]:
     return dict(sorted(result.items()))
 
 
+def as_patches(spec: BatchSpec, patch_size: int, counts: Sequence[int]) -> dict[str, Field]:
+    """The specification with every picture as patches, and its grid under ``<key>_grid``.
+
+    Args:
+      spec: of the batch.
+      patch_size: of the image tower.
+      counts: patches of a picture at most, one of which is drawn for each batch.
+
+    Raises:
+      ValueError: a picture of a size of its own, or one that is replayed.
+    """
+    result: dict[str, Field] = {}
+    for key, field in spec.items():
+        if isinstance(field, View):
+            if field.size or field.replay:
+                raise ValueError(f"data.patch_counts: batch[{key!r}] is {field}, which is square")
+            result[key] = Patches(field.ops, patch_size, tuple(counts))
+            result[f"{key}_grid"] = Grid(key)
+        else:
+            result[key] = field
+    return dict(sorted(result.items()))
+
+
 def shapes(spec: BatchSpec, batch_size: int, sizes: Sizes) -> dict[str, tuple[Any, str]]:
     """``(shape, dtype)`` of each array of a batch."""
     return {key: ((batch_size, *f.shape(sizes)), f.dtype) for key, f in spec.items()}
+
+
+def known_shapes(
+    spec: BatchSpec, batch_size: int, sizes: Sizes
+) -> dict[str, tuple[tuple[int | None, ...], str]]:
+    """:func:`shapes` with None for an axis that differs from batch to batch."""
+    result: dict[str, tuple[tuple[int | None, ...], str]] = {}
+    for key, (shape, dtype) in shapes(spec, batch_size, sizes).items():
+        varies = spec[key].varies
+        result[key] = ((shape[0], None, *shape[2:]) if varies else shape, dtype)
+    return result

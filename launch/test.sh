@@ -61,7 +61,7 @@ fi
 if ((${#failed[@]} > 0)); then
   say "failed so far: ${failed[*]}"
 fi
-check "pytest" "$bin/python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=15
+check "pytest" "$bin/python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=40
 
 if ((${#failed[@]} > 0)); then
   die "failed: ${failed[*]}"

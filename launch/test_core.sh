@@ -44,4 +44,4 @@ if ((workers > 1)); then
   # The file during which a process died is run once more, not eight times.
   parallel=(--numprocesses "$workers" --dist loadfile --max-worker-restart 1)
 fi
-run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} tests/optim tests/losses tests/models
+run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=20 tests/optim tests/losses tests/models

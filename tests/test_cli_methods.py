@@ -3,6 +3,8 @@
 import pytest
 
 from jaxclip import cli, objectives
+from jaxclip.models.products import PRODUCTS
+from jaxclip.models.sparsity import SPARSITIES
 from jaxclip.optim import config as optim_config
 
 
@@ -11,6 +13,7 @@ def test_every_method_has_a_line_that_says_what_it_does(capsys):
     lines = capsys.readouterr().out.splitlines()
     told = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.startswith("  ")}
     names = {*objectives.REGISTRY.names(), *optim_config.CLIPPERS, *optim_config.OPTIMIZERS}
+    names |= {*PRODUCTS.names(), *SPARSITIES.names()}
     assert set(told) == names
     assert all(4 < len(text) < 160 and not text.endswith(".") for text in told.values())
 

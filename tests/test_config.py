@@ -270,6 +270,16 @@ def test_frozen_by_pattern_or_by_the_first_group():
     assert frozen == ["text/embedding", "image/kernel"]
 
 
+def test_paths_in_sampling_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = config_lib.resolve({}, ["data.sampling=curated('runs/c')"])
+    assert whole["data"]["sampling"] == f"curated({str(tmp_path / 'runs/c')!r})"
+    given = {"data": {"mixture": [{"name": "emoji", "sampling": 'file(path="w.npy")'}]}}
+    source = config_lib.resolve(given)["data"]["mixture"][0]
+    assert source["sampling"] == f"file({str(tmp_path / 'w.npy')!r})"
+    assert config_lib.resolve({}, ["data.sampling=classes(5)"])["data"]["sampling"] == "classes(5)"
+
+
 def test_a_section_given_as_one_override_keeps_its_other_keys():
     whole = config_lib.resolve(
         {"optim": {"name": "lion", "clip": {"name": "zclip"}}},

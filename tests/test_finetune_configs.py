@@ -10,8 +10,8 @@ import pytest
 from jaxclip import cli, models
 from jaxclip import config as config_lib
 from jaxclip.inference import convert
-from jaxclip.models import presets
-from jaxclip.train import checks, dry_run, init_from, loop, setup, state_io
+from jaxclip.models import part_masks, presets
+from jaxclip.train import checks, dry_run, init_from, loop, setup, state_io, towers
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(file.stem for file in CONFIGS.glob("finetune_*.py"))
@@ -136,6 +136,37 @@ def test_wise_ft_and_soup(weights, other, tmp_path, capsys):
         np.testing.assert_allclose(soup[name], leaf + 2 / 3, atol=1e-6)
 
 
+def test_prune_takes_out_what_trained_masks_have_at_zero(weights, tmp_path, capsys):
+    source = init_from.open_source(weights)
+    params, sizes = source.read(None), towers.model_sizes(source.config)
+    masks = {
+        tower: {
+            name: np.full(shape, 4.6, np.float32)
+            for name, shape in part_masks.shapes(getattr(sizes, tower)).items()
+        }
+        for tower in ("image", "text")
+    }
+    masks["text"]["units"][:, ::2] = -4.6
+    masks["image"]["heads"][:, 0] = -4.6
+    config = {**source.config, "objective": [{"name": "tinyclip", "as": "masks"}]}
+    own = {**params, "objective": {"masks": masks}}
+    convert.write_workdir(config, own, tmp_path / "masked")
+    arguments = ("prune", "--from", tmp_path / "masked", "--score", "masks")
+    assert run(*arguments, "--to", tmp_path / "cut") == 0
+    told = capsys.readouterr().out
+    assert (
+        "image: heads 2 -> 1, MLP 64 -> 64" in told and "text: heads 2 -> 2, MLP 64 -> 32" in told
+    )
+    before, after = leaves(weights), leaves(tmp_path / "cut")
+    name = "text/blocks_0/mlp/down/kernel"
+    np.testing.assert_array_equal(after[name], before[name][1::2])
+    name = "image/blocks_1/attention/out/kernel"
+    np.testing.assert_array_equal(after[name], before[name][16:])
+    assert after.keys() == before.keys()
+    assert run(*arguments, "--keep_heads", 0.5, "--to", tmp_path / "x") == 2
+    assert "give no shares" in capsys.readouterr().err
+
+
 def test_mixing_mistakes_are_one_line(weights, tmp_path, trained, capsys):
     for arguments, message in (
         (("wise-ft", "--before", weights, "--after", trained, "--to", tmp_path / "x"),
@@ -143,6 +174,8 @@ def test_mixing_mistakes_are_one_line(weights, tmp_path, trained, capsys):
         (("wise-ft", "--before", weights, "--after", weights, "--alpha", 2, "--to", tmp_path / "x"),
          "--alpha 2.0 must be from 0"),
         (("merge-lora", "--from", weights, "--to", tmp_path / "x"), "merged already"),
+        (("prune", "--from", weights, "--score", "masks", "--to", tmp_path / "x"),
+         "has no trained masks"),
         (("soup", "--from", weights, "--to", weights), "nothing is overwritten"),
     ):  # fmt: skip
         assert run(*arguments) == 2
@@ -211,6 +244,17 @@ def test_mistakes_of_pruning(weights, tmp_path, capsys):
     assert run(*base, "--score", "mope", "--keep_heads", "0.5") == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith("--keep_heads 0 must be above 0 and at most 1")
-    assert lines[1].endswith("--score 'hope' is none of magnitude, hap, mope")
+    assert lines[1].endswith("--score 'hope' is none of magnitude, hap, mope, masks")
     assert "--score mope needs a --task on held-out data" in lines[2] and len(lines) == 3
     assert not (tmp_path / "new").exists()
+
+
+def test_the_number_of_a_task():
+    from jaxclip.inference import mix
+
+    recalls = {"test/retrieval/image_to_text_r1": 0.2, "test/retrieval/text_to_image_r5": 0.6}
+    assert mix.chosen({**recalls, "test/retrieval/num_images": 9.0}, "retrieval") == 0.4
+    assert mix.chosen(recalls, "retrieval", "text_to_image_r5") == 0.6
+    assert mix.chosen({"x/top1": 0.3, "x/top5": 0.5}, "zero_shot") == 0.3
+    with pytest.raises(ValueError, match="--task 'retrieval' has no metric 'top1'"):
+        mix.chosen({"test/retrieval/num_images": 9.0}, "retrieval")

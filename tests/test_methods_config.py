@@ -33,6 +33,26 @@ def test_every_method_suits_the_recipe(name):
             image_ops.build(field.ops, config["data"]["image_size"])
 
 
+@pytest.mark.parametrize("name", ["cloc", "grain", "villa"])
+def test_methods_on_regions_have_scenes_of_known_boxes(name):
+    config = load(name)
+    assert config["data"]["name"] == "emoji"  # which evaluation goes on with
+    total = objectives.from_config(config["objective"], config["loss"])
+    pipeline.check_spec(config["data"], {**fields.PAIR, **total.fields})
+
+
+def test_pictures_as_patches_and_stored_vectors():
+    config = load("naflex")
+    spec = setup.in_patches(config, towers.model_sizes(config), fields.PAIR)
+    assert spec["image"] == fields.Patches("", 8, (16, 36, 64))
+    pipeline.check_spec(config["data"], spec)
+    config = load("mobileclip_reinforced")
+    assert config["teacher"]["kind"] == "reinforced"
+    assert config["objective"][0]["captions"] == "random"
+    with pytest.raises(ValueError, match=r"teacher\.kind='reinforced' needs teacher.path"):
+        setup.build(config, devices=jax.devices()[:1])
+
+
 def test_the_unmasked_phase_is_short_and_slow():
     masked, unmasked = load("flip"), load("flip_unmasked")
     assert unmasked["objective"] == [{"name": "flip", "mask_ratio": 0.0}]

@@ -84,9 +84,6 @@ def write_pictures(folder: pathlib.Path, count: int, side: int) -> None:
 
 def write_weights(folder: pathlib.Path, preset: str) -> None:
     """Random weights of a preset, as open_clip reads them."""
-    import jax
-
-    from jaxclip import models
     from jaxclip.models import presets
     from jaxclip.weights import export
     from jaxclip.weights.families._base import Preprocess
@@ -95,8 +92,28 @@ def write_weights(folder: pathlib.Path, preset: str) -> None:
     sizes = presets.get(preset)
     tokenizer = {"kind": "clip", "context_length": sizes.text.context_length}
     preprocess = Preprocess(CLIP_MEAN, CLIP_STD, "resize_small|center_crop", tokenizer)
-    params = jax.jit(models.build(sizes).init)(jax.random.key(0))
-    export.export_checkpoint(params, sizes, "open_clip", folder, preprocess)
+    export.export_checkpoint(random_parameters(sizes), sizes, "open_clip", folder, preprocess)
+
+
+def random_parameters(sizes: Any) -> Any:
+    """Parameters by NumPy, each as large as it begins: to compile their drawing takes longer."""
+    import jax
+
+    from jaxclip import models
+
+    rng = np.random.default_rng(1)
+
+    def draw(path: Any, leaf: Any) -> Any:
+        name = str(path[-1].key)
+        if not leaf.shape:
+            return np.float32(sizes.logit_scale_init if name == "logit_scale" else 0.0)
+        noise = rng.standard_normal(leaf.shape, np.float32)
+        if name == "scale":
+            return 1 + 0.1 * noise
+        return noise * np.float32(leaf.shape[0] ** -0.5 if name == "kernel" else 0.02)
+
+    shapes = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def embedder(folder: pathlib.Path, batch_size: int) -> Callable[[], np.ndarray]:

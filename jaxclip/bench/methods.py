@@ -10,6 +10,10 @@ in turns with the others'. A method with a frozen teacher learns from ``configs/
 recipe, trained on Noto as well; its forward pass is in the cost, its training is not.
 
 What is done is kept under ``--to``: the same command goes on where it was stopped.
+
+    python -m jaxclip.bench methods --to runs/costs --costs_only
+
+measures nothing but the step and memory of every method, see :mod:`jaxclip.bench.method_costs`.
 """
 
 from __future__ import annotations
@@ -47,7 +51,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--warmup_steps", type=int, help="without it a twelfth of the steps")
     parser.add_argument("--ema_decay", type=float, default=0.98, help="of the judged average")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the measured cost")
+    parser.add_argument(
+        "--costs_only", action="store_true", help="step and memory of each, with made-up data"
+    )
+    parser.add_argument("--work_only", action="store_true", help="FLOPs of each, nothing is run")
     args = parser.parse_args(arguments)
+    if args.costs_only or args.work_only:
+        from jaxclip.bench import method_costs
+
+        chosen = () if args.methods == METHODS else args.methods
+        if args.work_only:
+            return method_costs.run_work(args.to, args.configs, chosen)
+        return method_costs.run(args.to, args.configs, chosen, args.rounds)
     study = Study(args.to, args.configs, args.steps, args.teacher_steps)
     study.warmup_steps, study.ema_decay = args.warmup_steps, args.ema_decay
     names = list(dict.fromkeys(["contrastive", *args.methods]))

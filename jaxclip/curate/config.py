@@ -69,7 +69,7 @@ def build_steps(config: Mapping[str, Any]) -> list[Step]:
 # Who makes columns that others want, for errors.
 _MAKERS = {
     "image": "embeddings", "text": "embeddings", "entries": "match", "cluster": "cluster",
-    "centroid_distance": "cluster", "clip_score": "clip_score",
+    "centroid_distance": "cluster", "clip_score": "clip_score", "prompt_score": "prompt_score",
 }  # fmt: skip
 
 

@@ -31,6 +31,16 @@ def add(found: list[Arrays]) -> Arrays:
     return {name: np.sum([each[name] for each in found], axis=0) for name in found[0]}
 
 
+def add_counts(found: list[Arrays]) -> Arrays:
+    """Sum of counts that are kept as those of the values that occur, ascending."""
+    value = np.concatenate([each["value"] for each in found])
+    count = np.concatenate([each["count"] for each in found])
+    order = np.argsort(value, kind="stable")
+    value, firsts = np.unique(value[order], return_index=True)
+    total = np.add.reduceat(count[order], firsts) if len(value) else count
+    return {"value": value, "count": total}
+
+
 def concatenate(found: list[Arrays]) -> Arrays:
     """Arrays by name one behind the other, in the order of their array ``index``."""
     arrays = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
@@ -122,6 +132,25 @@ class Flow:
             self._tell(name, len(self.view.shards), began)
         return Stored(path)
 
+    def counts(
+        self, name: str, function: Callable[[Rows], np.ndarray], size: int | None = None
+    ) -> np.ndarray:
+        """How often each whole number occurs in ``function(rows) -> int[e]``.
+
+        Args:
+          name: of the pass.
+          function: numbers from 0, of the records of a shard.
+          size: length of the result; None: up to the largest number.
+
+        Returns:
+          int64[size].
+        """
+        found = self.total(name, functools.partial(_occur, function), add_counts).arrays()
+        length = int(found["value"].max(initial=-1)) + 1 if size is None else size
+        result = np.zeros(length, np.int64)
+        result[found["value"]] = found["count"]
+        return result
+
     def group(
         self,
         name: str,
@@ -212,6 +241,11 @@ def _decide(
 
 def _total(view: View, function: Callable[[Rows], Arrays], shard: int) -> Arrays:
     return function(view.rows(shard))
+
+
+def _occur(function: Callable[[Rows], np.ndarray], rows: Rows) -> Arrays:
+    value, count = np.unique(np.asarray(function(rows), np.int64), return_counts=True)
+    return {"value": value, "count": count.astype(np.int64)}
 
 
 def _count(rows: Rows) -> Arrays:

@@ -59,26 +59,14 @@ def collect(
         runner,
     )
     examples = _reduced(f"{folder}/examples.npz", _examples, _least, views, start, runner)
-    steps = []
-    for number, (label, reasons, _, _) in enumerate(stages):
-        dropped = counts[f"{number}/dropped"]
-        step: dict[str, Any] = {
-            "step": label,
-            "in": int(counts[f"{number}/in"]),
-            "out": int(counts[f"{number}/out"]),
-            "captions": int(counts[f"{number}/captions"]),
-            "dropped": {
-                reason: int(count)
-                for reason, count in zip(reasons, dropped, strict=True)
-                if count or number
-            },
-        }
-        if number:
-            each = done[number - 1]
-            step["options"] = config_lib.options_of(each.step)
-            step["notes"] = each.notes
-            step["histograms"] = _of_step(number, ranges, shapes)
-        steps.append(step)
+    steps = [
+        _of_stage(number, label, reasons, counts)
+        for number, (label, reasons, *_) in enumerate(stages)
+    ]
+    for number, each in enumerate(done, 1):
+        steps[number]["options"] = config_lib.options_of(each.step)
+        steps[number]["notes"] = each.notes
+        steps[number]["histograms"] = _of_step(number, ranges, shapes)
     return {
         "source": config["source"],
         "split": split,
@@ -88,15 +76,32 @@ def collect(
         "captions": steps[-1]["captions"],
         "steps": steps,
         "examples": [
-            (stages[stage][0] if stage or reason else "kept", stages[stage][1][reason - 1] if reason
-            else "",
-             int(index))
+            (*_named(stages, stage, reason), index)
             for stage, reason, index in zip(
-                examples["stage"].tolist(), examples["reason"].tolist(),
-                examples[INDEX].tolist(), strict=True,
+                *(examples[name].tolist() for name in ("stage", "reason", INDEX)), strict=True
             )
         ],
-    }  # fmt: skip
+    }
+
+
+def _of_stage(number: int, label: str, reasons: Sequence[str], counts: Arrays) -> dict[str, Any]:
+    """Counts of a step; of the reasons for which a record can't be read those that occur."""
+    dropped = zip(reasons, counts[f"{number}/dropped"].tolist(), strict=True)
+    return {
+        "step": label,
+        "in": int(counts[f"{number}/in"]),
+        "out": int(counts[f"{number}/out"]),
+        "captions": int(counts[f"{number}/captions"]),
+        "dropped": {reason: count for reason, count in dropped if count or number},
+    }
+
+
+def _named(stages: Sequence[Any], stage: int, reason: int) -> tuple[str, str]:
+    """Step and reason of an example; what is kept has none."""
+    if not reason:
+        return "kept", ""
+    label, reasons, *_ = stages[stage]
+    return label, reasons[reason - 1]
 
 
 def lines(content: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,7 @@ def page(content: Mapping[str, Any], text: Sequence[str], view: View) -> str:
         ]
         options = ", ".join(f"{key}={value!r}" for key, value in step["options"].items())
         head = f"<h2>{html.escape(step['step'])}</h2><p>{html.escape(options)}</p>"
-        sections.append(head + _counts(step) + f"<div>{''.join(parts)}</div>")
+        sections.append(f"{head}<div>{_counts(step)}{''.join(parts)}</div>")
     return _PAGE.format(
         title=html.escape(title),
         text=html.escape("\n".join(text)),
@@ -47,7 +47,7 @@ def page(content: Mapping[str, Any], text: Sequence[str], view: View) -> str:
 
 def _counts(step: Mapping[str, Any]) -> str:
     rows = [["in", f"{step['in']:,}"], ["out", f"{step['out']:,}"]]
-    rows += [[reason, f"{count:,}"] for reason, count in step["dropped"].items()]
+    rows += [[reason, f"{count:,}"] for reason, count in step["dropped"].items() if count]
     return _rows(rows)
 
 

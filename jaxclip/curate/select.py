@@ -19,7 +19,7 @@ from jaxclip.curate.hashing import ordered_bits
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.store import Stored
 
-_DIGITS, _BITS = 6, 16
+_RANK_BITS, _BITS = 96, 16
 # Counters of one pass: groups times 2^bits.
 _COUNTERS = 1 << 23
 
@@ -59,11 +59,12 @@ def thresholds(
         left, done = need.copy(), need == 0
         # Nothing wanted: above all. The whole of what is left wanted: all that begins like this.
         prefix[:, done] = np.uint64(2**64 - 1)
-        for digit in range(_DIGITS * _BITS // bits):
+        for digit in range(_RANK_BITS // bits):
             task = functools.partial(
-                _histogram, values, salt, groups, digit, bits, prefix.copy(), done.copy()
+                _digits, values, salt, groups, digit, bits, prefix.copy(), done.copy()
             )
-            found = flow.total(f"{name}_digit{digit}", task).arrays()["counts"]
+            flat = flow.counts(f"{name}_digit{digit}", task, groups << bits)
+            found = flat.reshape(groups, 1 << bits)
             place = _place(digit, bits)
             for group in np.flatnonzero(~done):
                 above = np.cumsum(found[group][::-1])[::-1]  # in this bin and all above
@@ -99,7 +100,7 @@ def _place(digit: int, bits: int) -> tuple[int, int]:
     return (0, top) if top >= 0 else (1, 96 - (digit + 1) * bits)
 
 
-def _histogram(
+def _digits(
     values: Values,
     salt: str,
     groups: int,
@@ -108,7 +109,8 @@ def _histogram(
     prefix: np.ndarray,
     done: np.ndarray,
     rows: Rows,
-) -> dict[str, np.ndarray]:
+) -> np.ndarray:
+    """Group and digit, as one number, of each record that begins like its group's threshold."""
     group, value = values(rows)
     safe = np.maximum(group, 0)
     words = [ordered_bits(value).astype(np.uint64)]
@@ -122,5 +124,4 @@ def _histogram(
     if above < (64 if word else 32):
         taking &= (words[word] >> np.uint64(above)) == (prefix[word][safe] >> np.uint64(above))
     digits = (words[word] >> np.uint64(shift)) & np.uint64((1 << bits) - 1)
-    flat = (safe[taking] << bits) | digits[taking].astype(np.int64)
-    return {"counts": np.bincount(flat, minlength=groups << bits).reshape(groups, 1 << bits)}
+    return (safe[taking] << bits) | digits[taking].astype(np.int64)

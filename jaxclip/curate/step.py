@@ -69,7 +69,7 @@ def build(config: Any, where: str) -> Step:
       ValueError, FileNotFoundError: an unknown step or option, or one that can't be.
     """
     try:
-        step = STEPS.build(_with_lists(config))
+        step = STEPS.build(_as_wanted(config))
         if not isinstance(step, Step):
             raise ValueError(f"{type(step).__name__} is no jaxclip.curate.step.Step")
         check_numbers(step, f"step {step.name!r}")
@@ -81,18 +81,21 @@ def build(config: Any, where: str) -> Step:
     return step
 
 
-def _with_lists(config: Any) -> Any:
-    """``"en,de"`` where a list is wanted: on a command line it is the shorter way to write it."""
+def _as_wanted(config: Any) -> Any:
+    """What a command line can't say otherwise: ``"en,de"`` is a list where one is wanted, and None
+    (which ``none`` is read as) the word where a word is."""
     if not isinstance(config, Mapping) or "name" not in config:
         return config
     thing = STEPS.get(config["name"])
-    lists = {f.name for f in dataclasses.fields(thing) if isinstance(f.default, tuple)} \
-        if dataclasses.is_dataclass(thing) else set()  # fmt: skip
-    return {
-        key: [part.strip() for part in value.split(",") if part.strip()]
-        if key in lists and isinstance(value, str) else value
-        for key, value in config.items()
-    }  # fmt: skip
+    fields = dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ()
+    kinds = {field.name: type(field.default) for field in fields}
+    result = dict(config)
+    for key, value in config.items():
+        if kinds.get(key) is tuple and isinstance(value, str):
+            result[key] = [part.strip() for part in value.split(",") if part.strip()]
+        elif kinds.get(key) is str and value is None:
+            result[key] = "none"
+    return result
 
 
 def _check_lists(step: Step) -> None:

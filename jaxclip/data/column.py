@@ -129,6 +129,9 @@ class Rows:
       loaded: the record of each.
       views: uint8[b, S, S, 3] by key.
       captions: the captions of ``text``, one of each row, once they are drawn.
+      texts: texts of each column of token ids, those of a row after each other, once drawn.
+      batch: its number.
+      made: what columns make once for each other.
     """
 
     seed: int
@@ -136,6 +139,9 @@ class Rows:
     loaded: list[Loaded]
     views: Mapping[str, np.ndarray]
     captions: list[str]
+    texts: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
+    batch: int = 0
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def draws(seed: int, key: str, places: np.ndarray, count: int) -> np.ndarray:

@@ -17,29 +17,16 @@ from typing import Any
 import numpy as np
 
 from jaxclip import fields
-from jaxclip.data import image_ops, loader, mixture, order, reading, sampling
-from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn, draws
+from jaxclip.data import embedded, loader, mixture, order, reading, sampling
+from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn
 from jaxclip.data.image_chain import Chain
-from jaxclip.data.naming import BOXES
+from jaxclip.data.patch_columns import GridColumn, PatchesColumn
 from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.region_columns import BoxesColumn, RegionTextsColumn
 from jaxclip.data.stages import MAKING, TOKENIZING
 from jaxclip.data.stored import StoredColumn
 from jaxclip.data.text_columns import CaptionsColumn, NegativesColumn
-
-
-class ViewColumn(Column[fields.View]):
-    """A picture, see :class:`jaxclip.fields.View`."""
-
-    def __init__(self, key: str, field: fields.View, context: Context):
-        super().__init__(key, field, context)
-        if field.size < 0:
-            raise ValueError(f"size={field.size} must not be negative")
-        self.chain = image_ops.build(
-            field.ops or context.config["image_ops"], field.size or context.config["image_size"]
-        )
-
-    def make(self, rows: Rows) -> np.ndarray:
-        return rows.views[self.key]
+from jaxclip.data.view_column import ViewColumn
 
 
 class LabelColumn(Column[fields.Label]):
@@ -94,44 +81,6 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "little") & 0x7FFFFFFF
 
 
-class BoxesColumn(Column[fields.Boxes]):
-    """Boxes that follow the image ops, see :class:`jaxclip.fields.Boxes`."""
-
-    def __init__(self, key: str, field: fields.Boxes, context: Context):
-        super().__init__(key, field, context)
-        if field.count < 1:
-            raise ValueError(f"count={field.count} must be at least 1")
-        view = context.spec.get(IMAGE)
-        if not isinstance(view, fields.View):
-            raise ValueError(f"boxes are those of batch[{IMAGE!r}], which is not asked for")
-        self._chain = ViewColumn(IMAGE, view, context).chain
-        self._chain.check_moves()
-
-    def check(self) -> None:
-        self.find(lambda each: BOXES in each.meta, f"no {BOXES}")
-
-    def examine(self, candidate: Candidate) -> np.ndarray | BadRecord | None:
-        if BOXES not in candidate.meta:
-            return None
-        try:
-            boxes = np.asarray(candidate.meta[BOXES], np.float32).reshape(-1, 4)
-        except (TypeError, ValueError):
-            return candidate.bad("bad_meta", f"{BOXES} is no list of [x0, y0, x1, y1]")
-        ordered = np.isfinite(boxes).all() and (boxes[:, :2] <= boxes[:, 2:]).all()
-        if not ordered or (np.abs(boxes - 0.5) > 0.501).any():
-            return candidate.bad("bad_meta", f"{BOXES} must be x0 <= x1, y0 <= y1 in [0, 1]")
-        return boxes[: self.field.count]
-
-    def make(self, rows: Rows) -> np.ndarray:
-        result = np.zeros((len(rows.loaded), self.field.count, 4), np.float32)
-        u = draws(rows.seed, IMAGE, rows.places, self._chain.num_draws)
-        for row, loaded in enumerate(rows.loaded):
-            boxes = loaded.extras.get(self.key)
-            if boxes is not None and len(boxes) and loaded.pixels is not None:
-                result[row, : len(boxes)] = self._chain.boxes(loaded.size, boxes, u[row])
-        return result
-
-
 COLUMNS: dict[type[fields.Field], type[Column[Any]]] = {
     fields.View: ViewColumn,
     fields.Captions: CaptionsColumn,
@@ -140,7 +89,11 @@ COLUMNS: dict[type[fields.Field], type[Column[Any]]] = {
     fields.Index: IndexColumn,
     fields.CaptionHash: CaptionHashColumn,
     fields.Stored: StoredColumn,
+    fields.Embedded: embedded.EmbeddedColumn,
     fields.Boxes: BoxesColumn,
+    fields.RegionTexts: RegionTextsColumn,
+    fields.Patches: PatchesColumn,
+    fields.Grid: GridColumn,
 }
 
 
@@ -219,7 +172,7 @@ class BatchMaker:
         first = int(step) * self.global_batch_size + self.first_row
         places = np.arange(first, first + self.rows, dtype=np.int64)
         views, loaded = self._load(places)
-        rows = Rows(self.seed, places, loaded, views, [])
+        rows = Rows(self.seed, places, loaded, views, [], batch=int(step))
         board = self.reader.board
         board.note(TOKENIZING, step)
         arrays = self._tokenized(rows)
@@ -251,7 +204,7 @@ class BatchMaker:
 
         Returns:
           Of each row the record, its caption of ``text`` (empty without that column) and
-          uint8[S, S, 3] of ``image`` (no pixels without that view).
+          uint8[S, S, 3] of ``image`` (of patches the whole picture; no pixels without either).
         """
         places = np.asarray(rows, np.int64) + int(batch) * self.global_batch_size
         views, found = self._load(places)
@@ -260,7 +213,8 @@ class BatchMaker:
             if column.key == TEXT:
                 texts = column.texts(Rows(self.seed, places, found, views, []))
                 captions = [text or "" for text in texts[:: len(texts) // len(found)]]
-        images = views.get(IMAGE, np.zeros((len(found), 0, 0, 3), np.uint8))
+        whole = [np.zeros((0, 0, 3), np.uint8) if x.pixels is None else x.pixels for x in found]
+        images = views.get(IMAGE, whole)
         return list(zip(found, captions, images, strict=True))
 
     def _count(self, captions: list[str], ids: np.ndarray) -> None:
@@ -285,11 +239,20 @@ class BatchMaker:
         with self._lock:
             return dict(self._counts)
 
+    def box_counts(self) -> dict[str, int]:
+        """Boxes met so far: how many, and how many of them fell out of the picture; empty where no
+        boxes are asked for."""
+        counts = Counter[str]()
+        for column in self.columns.values():
+            if isinstance(column, BoxesColumn):
+                counts.update(column.counts())
+        return dict(counts)
+
     def _tokenized(self, rows: Rows) -> dict[str, np.ndarray]:
         """The columns of token ids; the tokenizer is called once for each length."""
         drawn: dict[str, list[str | None]] = {}
         for column in self._texts:
-            texts = drawn[column.key] = column.texts(rows)
+            texts = drawn[column.key] = rows.texts[column.key] = column.texts(rows)
             if column.key == TEXT:
                 rows.captions = [text or "" for text in texts[:: len(texts) // len(rows.loaded)]]
         arrays = {}
@@ -305,7 +268,8 @@ class BatchMaker:
             for key in keys:
                 end = start + len(drawn[key])
                 count = getattr(self.columns[key].field, "count", 1)
-                several = isinstance(self.columns[key], NegativesColumn) or count > 1
+                lists = (NegativesColumn, RegionTextsColumn)
+                several = isinstance(self.columns[key], lists) or count > 1
                 shape = (self.rows, count, -1) if several else (self.rows, -1)
                 arrays[key] = ids[start:end].reshape(shape)
                 start = end
@@ -315,6 +279,20 @@ class BatchMaker:
 def chains(columns: Mapping[str, Column[Any]]) -> dict[str, Chain]:
     """The chain of image ops of each view."""
     return {key: each.chain for key, each in columns.items() if isinstance(each, ViewColumn)}
+
+
+def num_draws(columns: Mapping[str, Column[Any]]) -> dict[str, int]:
+    """Random numbers that a row draws for each view."""
+    return {key: each.num_draws for key, each in columns.items() if isinstance(each, ViewColumn)}
+
+
+def replays(columns: Mapping[str, Column[Any]]) -> dict[str, loader.Numbers]:
+    """Where the numbers of a view's ops come from, for views that replay them."""
+    return {
+        key: each.numbers
+        for key, each in columns.items()
+        if isinstance(each, ViewColumn) and each.numbers is not None
+    }
 
 
 def examiner(columns: Mapping[str, Column[Any]]) -> loader.Examine:

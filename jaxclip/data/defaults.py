@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "train_split": "train",
     "mixture": [],  # trained on in place of name: [{"name", "split", "weight", "languages", …}]
     "image_size": 64,
+    "patch_counts": [],  # pictures in their own aspect ratio, as so many patches (NaFlex)
     "image_ops": "resize",  # a string "op(args)|op", see jaxclip.data.image_ops
     "eval_image_ops": "resize",
     "image_backend": "pillow",  # what decodes for training: "pillow", or "fast"

@@ -98,6 +98,8 @@ def make_loader(
     need_texts: bool = False,
     examine: loader.Examine | None = None,
     board: Board | None = None,
+    replays: Mapping[str, loader.Numbers] | None = None,
+    need_pixels: bool = False,
 ) -> loader.RecordLoader:
     """What reads a split as a config says; arguments as of :class:`.loader.RecordLoader`."""
     return loader.RecordLoader(
@@ -111,4 +113,6 @@ def make_loader(
         examine=examine,
         backend=BACKENDS.build(config["image_backend"]),
         board=board,
+        replays=replays,
+        need_pixels=need_pixels,
     )

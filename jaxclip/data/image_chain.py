@@ -60,6 +60,26 @@ class Chain:
         Returns:
           uint8[n, image_size, image_size, 3].
         """
+        final = (self.image_size, self.image_size, 3)
+        arrays = self.apply(images, u, first_done=first_done)
+        if isinstance(arrays, np.ndarray) and arrays.shape[1:] == final:
+            return arrays
+        if len(arrays) == 1 and arrays[0].shape == final:
+            return arrays[0][None]
+        nothing = np.empty(0, np.float32)
+        return np.stack(
+            [
+                array
+                if array.shape == final
+                else np.asarray(self.resize(Image.fromarray(array), nothing))
+                for array in arrays
+            ]
+        )
+
+    def apply(
+        self, images: Sequence[np.ndarray], u: np.ndarray, *, first_done: bool = False
+    ) -> Sequence[np.ndarray] | np.ndarray:
+        """The ops alone, without the final resize: uint8[H, W, 3] each, of any size."""
         state = _State(images)
         for level, function, first, last in self.steps[first_done:]:
             if level == "either":
@@ -79,21 +99,7 @@ class Chain:
                 state.images = [
                     function(image, row) for image, row in zip(state.images, draws, strict=True)
                 ]
-        final = (self.image_size, self.image_size, 3)
-        arrays = state.arrays()
-        if isinstance(arrays, np.ndarray) and arrays.shape[1:] == final:
-            return arrays
-        if len(arrays) == 1 and arrays[0].shape == final:
-            return arrays[0][None]
-        nothing = np.empty(0, np.float32)
-        return np.stack(
-            [
-                array
-                if array.shape == final
-                else np.asarray(self.resize(Image.fromarray(array), nothing))
-                for array in arrays
-            ]
-        )
+        return state.arrays()
 
     def check_moves(self) -> None:
         """Raise ValueError if boxes can't follow one of the ops."""
@@ -104,13 +110,16 @@ class Chain:
                     "image_op.Moving, or leave it out of the chain"
                 )
 
-    def boxes(self, size: Size, boxes: np.ndarray, u: np.ndarray) -> np.ndarray:
+    def boxes(
+        self, size: Size, boxes: np.ndarray, u: np.ndarray, *, min_visible: float = 0.0
+    ) -> np.ndarray:
         """Where boxes of one picture are after the ops.
 
         Args:
           size: (width, height) of the picture before.
           boxes: float[n, 4], (x0, y0, x1, y1) in [0, 1] of the picture before.
           u: float32[num_draws], the numbers that the picture's ops are given.
+          min_visible: share of a box's area that must be left in the picture.
 
         Returns:
           float32[n, 4] in [0, 1] of the picture that comes out: the smallest upright box around
@@ -123,9 +132,11 @@ class Chain:
             if where is not None:
                 size, matrix = where(size, u[first:last])
                 corners = corners @ matrix[:, :2].T + matrix[:, 2]
-        low = np.clip(corners.min(axis=1) / size, 0.0, 1.0)
-        high = np.clip(corners.max(axis=1) / size, 0.0, 1.0)
+        whole = corners.min(axis=1) / size, corners.max(axis=1) / size
+        low, high = (np.clip(each, 0.0, 1.0) for each in whole)
         inside = (high > low).all(axis=1, keepdims=True)
+        area, left = (np.prod(b - a, axis=1, keepdims=True) for a, b in (whole, (low, high)))
+        inside &= left >= min_visible * area * (1.0 - 1e-9)
         return np.where(inside, np.concatenate([low, high], axis=1), 0.0).astype(np.float32)
 
 

@@ -23,11 +23,12 @@ class TrainIterator(Iterator[Batch]):
 
     def __init__(
         self,
-        shapes: Mapping[str, tuple[tuple[int, ...], str]],
+        shapes: Mapping[str, tuple[tuple[int | None, ...], str]],
         start_step: int,
         ahead: Ahead,
         reader: Reader,
         caption_counts: Callable[[], dict[str, int]],
+        box_counts: Callable[[], dict[str, int]] = dict,
     ):
         # TensorFlow may keep a function for as long as the process lives, so what it is given leads
         # to the batches and to the cache of pictures only while this object is open.
@@ -36,6 +37,7 @@ class TrainIterator(Iterator[Batch]):
         self._source = source
         self._stats = reader.stats
         self._caption_counts = caption_counts
+        self._box_counts = box_counts
         self._release = weakref.finalize(self, _release, source, reader)
         self._release.atexit = False
 
@@ -68,9 +70,12 @@ class TrainIterator(Iterator[Batch]):
         Returns:
           ``{"records": {reason: distinct records}, "uses": {reason: times one was drawn},
           "captions": {"drawn": …, "fill": …, "equal": …}}``; the last as
-          :meth:`.columns.BatchMaker.caption_counts` has it.
+          :meth:`.columns.BatchMaker.caption_counts` has it. With boxes ``"boxes": {"boxes": …,
+          "outside": …}``: how many there were, and how many of them fell out of the picture.
         """
-        return {**self._stats.as_dict(), "captions": self._caption_counts()}
+        boxes = self._box_counts()
+        counts = {"captions": self._caption_counts(), **({"boxes": boxes} if boxes else {})}
+        return {**self._stats.as_dict(), **counts}
 
     def close(self) -> None:
         """Stop reading ahead, and let go of the cache."""
@@ -85,7 +90,9 @@ def _release(source: list[Ahead], reader: Reader) -> None:
 
 
 def _dataset(
-    shapes: Mapping[str, tuple[tuple[int, ...], str]], source: Sequence[Ahead], start_step: int
+    shapes: Mapping[str, tuple[tuple[int | None, ...], str]],
+    source: Sequence[Ahead],
+    start_step: int,
 ) -> Any:
     """The tf.data graph: step numbers -> batches.
 

@@ -29,6 +29,8 @@ Replacement = Callable[[int, int], int]
 
 # (number of the record, record) -> what fields keep of it by their keys, or why it can't be used.
 Examine = Callable[[int, Record], dict[str, Any] | BadRecord]
+# (number of the record, numbers that its row draws) -> the numbers of its image ops.
+Numbers = Callable[[int, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class RecordLoader:
       examine: what else a record must have.
       backend: what decodes, by default Pillow.
       board: where its threads note what they are doing.
+      replays: for views whose ops' numbers are kept with the records, how they are got.
+      need_pixels: decode whole pictures also where there is no view.
 
     Attributes:
       stats: counts of bad records.
@@ -88,8 +92,12 @@ class RecordLoader:
         examine: Examine | None = None,
         backend: Backend | None = None,
         board: Board | None = None,
+        replays: Mapping[str, Numbers] | None = None,
+        need_pixels: bool = False,
     ):
         self._source = source
+        self._replays = dict(replays or {})
+        self._need_pixels = need_pixels
         self._views = dict(views)
         sizes = {chain.image_size for chain in views.values()}
         self._largest = max(sizes, default=0)
@@ -136,7 +144,7 @@ class RecordLoader:
         if isinstance(extras, BadRecord):
             return extras
         small = Record(b"", texts, record.label, record.key)
-        if not self._views:
+        if not self._views and not self._need_pixels:
             return self._cache.put(Loaded(index, small, None, (0, 0), extras))
         self.board.note(DECODING, index)
         keep = False
@@ -145,13 +153,19 @@ class RecordLoader:
             nonlocal keep
             # What is decoded for these draws alone must not serve others.
             keep = self._cache.has_room(size) and self._backend.is_whole(size, self._largest)
-            return [] if keep else self._cuts(size, draws)
+            own = {key: self._numbers(key, index, u) for key, u in draws.items()}
+            return [] if keep or self._need_pixels else self._cuts(size, own)
 
         picture = self._backend.decode(record.image, cuts)
         if isinstance(picture, BadRecord):
             return dataclasses.replace(picture, key=record.key)
         loaded = Loaded(index, small, picture.pixels, picture.size, extras, picture.shrink)
         return self._cache.put(loaded) if keep else loaded
+
+    def _numbers(self, key: str, index: int, u: np.ndarray) -> np.ndarray:
+        """The numbers of a view's ops, of what its row draws."""
+        replay = self._replays.get(key)
+        return u if replay is None else replay(index, u)
 
     def _cuts(self, size: Size, draws: Mapping[str, np.ndarray]) -> list[Cut]:
         """What the views cut out of a picture first; empty if one of them needs all of it."""
@@ -233,6 +247,7 @@ class RecordLoader:
         views: Mapping[str, np.ndarray],
     ) -> list[Loaded | BadRecord]:
         chosen: list[int] = []
+        numbers: list[int] = []
         pictures: list[Picture] = []
         outcomes: list[Loaded | BadRecord] = []
         for row in rows:
@@ -241,13 +256,19 @@ class RecordLoader:
             outcomes.append(loaded)
             if isinstance(loaded, Loaded) and loaded.pixels is not None:
                 chosen.append(row)
+                numbers.append(loaded.index)
                 pictures.append(Picture(loaded.pixels, loaded.size, loaded.shrink))
         if chosen:
             self.board.note(IMAGE_OPS, int(indices[chosen[0]]))
             # A slice where it is possible: taking it is a view, and copying to it is faster.
             rows_of: Any = slice(rows.start, rows.stop) if len(chosen) == len(rows) else chosen
             for key in self._views:
-                views[key][rows_of] = self._view(key, pictures, draws[key][rows_of])
+                u = draws[key][rows_of]
+                if key in self._replays:
+                    u = np.stack(
+                        [self._numbers(key, *pair) for pair in zip(numbers, u, strict=True)]
+                    )
+                views[key][rows_of] = self._view(key, pictures, u)
         self.board.clear()
         return outcomes
 

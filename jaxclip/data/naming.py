@@ -24,8 +24,9 @@ KEY_FIELDS = ("key", "id")
 LABEL_FIELDS = ("label", "class", "cls")
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
-# caption, captions that are wrong, and boxes.
+# caption, captions that are wrong, boxes, and a text for each box.
 CAPTION_TAGS, HARD_NEGATIVES, BOXES = "caption_tags", "hard_negatives", "boxes"
+REGION_TEXTS = "region_texts"
 
 
 def is_filled(value: Any) -> bool:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from jaxclip.registry import Registry, hint
+from jaxclip.registry import Registry, hint, option_defaults
 
 
 class Op(Protocol):
@@ -66,8 +66,8 @@ def parse(ops: str | Sequence[Any], registry: Registry, example: str) -> list[Sp
 
 def complete(spec: Spec, registry: Registry, defaults: Mapping[str, Any]) -> Spec:
     """The op with all of its options; those that are None are taken from ``defaults``."""
-    parameters = inspect.signature(registry.get(spec.name).factory).parameters
-    options = {key: spec.options.get(key, value.default) for key, value in parameters.items()}
+    known = option_defaults(registry.get(spec.name).factory)
+    options = {key: spec.options.get(key, default) for key, default in known.items()}
     for key, value in defaults.items():
         if key in options and options[key] is None:
             options[key] = value

@@ -141,8 +141,8 @@ def train_iterator(
         waits_for=maker.reader.busy,
     )
     sizes = fields.Sizes(config["image_size"], tokenizer([""]).shape[1])
-    shapes = fields.shapes(spec, rows, sizes)
-    return TrainIterator(shapes, start_step, ahead, maker.reader, maker.caption_counts)
+    shapes, counts = fields.known_shapes(spec, rows, sizes), maker.caption_counts
+    return TrainIterator(shapes, start_step, ahead, maker.reader, counts, maker.box_counts)
 
 
 def batch_maker(
@@ -203,9 +203,17 @@ def _in_process(
     needs_texts = any(isinstance(f, fields.Captions) and not f.source for f in spec.values())
     source = context.data_set.source(context.split)
     record_loader = make_loader(
-        context.config, chains, source, context.data_set, needs_texts, columns.examiner(made), board
+        context.config,
+        chains,
+        source,
+        context.data_set,
+        needs_texts,
+        columns.examiner(made),
+        board,
+        columns.replays(made),
+        need_pixels=any(isinstance(field, fields.Patches) for field in spec.values()),
     )
-    return reading.InProcess(record_loader, chains, context.seed)
+    return reading.InProcess(record_loader, columns.num_draws(made), context.seed)
 
 
 def local_reader(

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from jaxclip.data.column import draws
-from jaxclip.data.image_chain import Chain
 from jaxclip.data.loader import Loaded, RecordLoader, Replacement
 from jaxclip.data.record import BadRecord
 from jaxclip.data.record_stats import RecordStats
@@ -59,22 +58,21 @@ class InProcess:
 
     Args:
       record_loader: reads records and makes views.
-      chains: of image ops, by the key of the view.
+      num_draws: random numbers of a row, by the key of the view.
       seed: of the run.
     """
 
-    def __init__(self, record_loader: RecordLoader, chains: Mapping[str, Chain], seed: int):
+    def __init__(self, record_loader: RecordLoader, num_draws: Mapping[str, int], seed: int):
         self.stats = record_loader.stats
         self.board = record_loader.board
         self._record_loader = record_loader
-        self._chains = dict(chains)
+        self._num_draws = dict(num_draws)
         self._seed = seed
 
     def draws(self, places: np.ndarray) -> dict[str, np.ndarray]:
         """Uniform numbers float32[n, num_draws] of each view."""
         return {
-            key: draws(self._seed, key, places, chain.num_draws)
-            for key, chain in self._chains.items()
+            key: draws(self._seed, key, places, count) for key, count in self._num_draws.items()
         }
 
     def load(

@@ -5,6 +5,8 @@
 - ``column(name='weight')``: a number in the records' meta, or a vector of length 1 stored beside
   the data set (:func:`.stored.write_stored`);
 - ``file(path)``: an array ``.npy`` [num_records] in the order of the split's records;
+- ``curated(path)``: what ``jaxclip curate`` kept in this workdir: the column ``weight`` of its
+  table, 1 without it, 0 for what was dropped;
 - ``classes(limit, power)``: by the size n of a record's class, min(1, ``limit`` / n), or
   (size of the smallest class / n)^(1 - ``power``). Records without a class have 1.
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +84,53 @@ def file(path: str = "") -> Weigh:
         return np.asarray(array, np.float64)
 
     return weigh
+
+
+@_register("curated")
+def curated(path: str = "") -> Weigh:
+    """What a curation of these very records kept."""
+    if not path:
+        raise ValueError("path='' must name a workdir of `jaxclip curate`")
+
+    def weigh(data_set: DataSet, split: str) -> np.ndarray:
+        folder = pathlib.Path(path).expanduser()
+        weights = np.full(data_set.splits[split], np.nan)
+        for table in _tables(folder / "dropped"):
+            weights[_rows_of(table, weights)] = 0.0
+        for table in _tables(folder / "kept"):
+            weight = table.column("weight").to_numpy() if "weight" in table.column_names else 1.0
+            weights[_rows_of(table, weights)] = weight
+        unknown = int(np.isnan(weights).sum())
+        if unknown:
+            raise ValueError(
+                f"{folder} says nothing of {unknown} of the split's {len(weights)} records: it is "
+                "a curation of other data"
+            )
+        return weights
+
+    return weigh
+
+
+def _tables(folder: pathlib.Path) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there: its parent is no workdir of a finished curation")
+    try:
+        return [pyarrow.parquet.read_table(file) for file in sorted(folder.glob("*.parquet"))]
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def _rows_of(table: Any, weights: np.ndarray) -> np.ndarray:
+    rows = table.column("index").to_numpy()
+    if len(rows) and not (rows.min() >= 0 and rows.max() < len(weights)):
+        raise ValueError(
+            f"the curation has record {rows.max()}, the split {len(weights)} records: it is a "
+            "curation of other data"
+        )
+    return np.asarray(rows, np.int64)
 
 
 @_register("classes")

@@ -2,8 +2,9 @@
 
 :func:`open` takes ``"emoji"`` (built in), the directory of a TFDS data set (TFRecord or ArrayRecord
 shards, with one configuration and version), ``"webdataset:/path/{000..009}.tar"``,
-``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`). Only metadata
-is read on opening; neither TensorFlow nor a network is needed.
+``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`), or
+``"scenes:emoji"`` (:mod:`jaxclip.data.scenes`). Only metadata is read on opening; neither
+TensorFlow nor a network is needed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from jaxclip.data import emoji, remote, table_source, webdataset
+from jaxclip.data import emoji, remote, scenes, table_source, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.tfds_directory import field_names, open_directory
 from jaxclip.registry import Registry, hint
@@ -62,3 +63,10 @@ def open(name: str | os.PathLike[str]) -> DataSet:
             f"of KIND:FILES ({', '.join(KINDS.names())}){near or hint(path.name, siblings)}"
         )
     return open_directory(text)
+
+
+def _open_scenes(name: str) -> DataSet:
+    return scenes.of(open(name))
+
+
+KINDS.register("scenes", _open_scenes)

@@ -21,7 +21,7 @@ from jaxclip.data.column import Candidate, Column, Context, Rows
 from jaxclip.data.dataset import DataSet
 from jaxclip.data.record import BadRecord
 from jaxclip.data.tfds_directory import open_directory
-from jaxclip.fields import Stored
+from jaxclip.fields import Captions, Stored
 from jaxclip.registry import hint
 
 FOLDER, INDEX = "embeddings", "index.json"
@@ -149,6 +149,7 @@ class StoredColumn(Column[Stored]):
         return array
 
     def check(self) -> None:
+        self._check_captions()
         if self._file is not None:
             return
         sizes: set[int] = set()
@@ -166,6 +167,20 @@ class StoredColumn(Column[Stored]):
             if sizes:
                 more = f", but vectors of size {', '.join(map(str, sorted(sizes)))}"
             raise ValueError(f"{error}{more} (pipeline.write_stored keeps some)") from None
+
+    def _check_captions(self) -> None:
+        """Refuse the vector of one caption where any of several is drawn."""
+        view = self.key.removeprefix("teacher/")
+        captions = self.context.spec.get(view)
+        if view == self.key or not isinstance(captions, Captions):
+            return
+        several = any(len(self.context.texts_of(each.record)) > 1 for each in self.context.sample())
+        if several and not captions.source and captions.policy in ("random", "distinct"):
+            raise ValueError(
+                f"a stored vector is that of one caption, but records have several and "
+                f"batch[{view!r}] draws one of them; use captions='first' where the objective has "
+                "that option, or teacher.kind='reinforced' or 'frozen'"
+            )
 
     def examine(self, candidate: Candidate) -> np.ndarray | BadRecord | None:
         if self._file is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data import schema, text_op
+from jaxclip.data import reinforced, schema, text_op
 from jaxclip.data.column import TEXT, Candidate, Context, Rows, TextColumn
 from jaxclip.data.dataset import OWN_LANGUAGE
 from jaxclip.data.naming import CAPTION_TAGS, HARD_NEGATIVES
@@ -31,6 +31,8 @@ class CaptionsColumn(TextColumn[Captions]):
         self._chain = text_op.build(field.ops)
         self._is_drawn = field.policy in ("random", "distinct")
         self._chooses = bool(field.source or field.min_words) or not self._is_drawn
+        self._reinforced = reinforced.Reinforced(field.folder) if field.folder else None
+        self._writes_synthetic = bool(self._reinforced and self._reinforced.index["captioner"])
         tags = [tag for tag, _ in field.shares] or [field.source]
         if field.shares:
             _check_shares(field)
@@ -50,6 +52,8 @@ class CaptionsColumn(TextColumn[Captions]):
             return
         tags: set[str] = set()
         for source in wanted:
+            if source == reinforced.SYNTHETIC and self._writes_synthetic:
+                continue
 
             def has(candidate: Candidate, source: str = source) -> bool:
                 tags.update(tag for each in _tags(candidate) or () for tag in each)
@@ -76,6 +80,15 @@ class CaptionsColumn(TextColumn[Captions]):
             sign = -1 if self.field.policy == "longest" else 1
             texts = tuple(sorted(texts, key=lambda t: (sign * len(t.split()), sign * len(t))))
         return texts
+
+    def possible(self, candidate: Candidate) -> tuple[str, ...] | BadRecord:
+        """All captions of a record that may be drawn, or why it has none."""
+        found = self.examine(candidate)
+        if found is None:
+            return self.context.texts_of(candidate.record)
+        if isinstance(found, BadRecord) or not self.field.shares:
+            return found
+        return tuple(text for _, texts in found for text in texts)
 
     def _long_enough(self, texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(t for t in texts if len(t.split()) >= self.field.min_words) or texts
@@ -120,16 +133,20 @@ class CaptionsColumn(TextColumn[Captions]):
         return result
 
     def _tagged(self, candidate: Candidate, source: str) -> tuple[str, ...]:
-        """Captions of a source or language."""
+        """Captions of a source or language, and what a captioner has written."""
+        written: tuple[str, ...] = ()
+        if self._reinforced is not None and source == reinforced.SYNTHETIC:
+            written = tuple(self._reinforced.synthetic(candidate.index))
         tags = _tags(candidate)
         if tags is None:
             known = self._of_language.get(source)
-            return known(candidate.record) if known else ()
+            return (known(candidate.record) if known else ()) + written
         if len(tags) != len(candidate.record.texts):
-            return ()
-        return tuple(
+            return written
+        own = tuple(
             text for text, each in zip(candidate.record.texts, tags, strict=True) if source in each
         )
+        return own + written
 
 
 class NegativesColumn(TextColumn[Negatives]):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.inference import embed, search
+from jaxclip.inference import embed, reinforce, search
 from jaxclip.inference.model import Model, load
 from jaxclip.inference.pictures import open_pictures
 
@@ -52,6 +52,25 @@ def run_classify(args: argparse.Namespace) -> int:
     for identity, row in zip(ids, found, strict=True):
         best = np.argsort(-row, kind="stable")[: args.top]
         print("\t".join([identity, *(f"{names[i]} {row[i]:.4f}" for i in best)]))
+    return 0
+
+
+def run_reinforce(args: argparse.Namespace) -> int:
+    """Keep augmentations, embeddings and synthetic captions beside the records of a split."""
+    given = {key: getattr(args, key) for key in reinforce.Options._fields}
+    languages = [each.strip() for each in args.languages.split(",") if each.strip()]
+    folder, summary = reinforce.reinforce(
+        args.data,
+        args.split,
+        [load(path) for path in args.teacher],
+        args.to,
+        reinforce.Options(**{**given, "languages": languages}),
+        captioner=load(args.captioner) if args.captioner else None,
+        report=logger.info,
+    )
+    bad = "".join(f", {count} {reason}" for reason, count in sorted(summary.bad.items()))
+    before = f", {summary.before} were there already" if summary.before else ""
+    print(f"{folder}: {summary.records} records and {summary.texts} captions{before}{bad}")
     return 0
 
 

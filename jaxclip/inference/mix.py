@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,7 +105,7 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
     Args:
       config: that they belong to.
       task: as of ``jaxclip eval --task``.
-      metric: end of the name of one of its metrics; empty for its top-1 or recall.
+      metric: as of :func:`chosen`.
 
     Raises:
       ValueError: the task can't be evaluated; from the function, there is no such metric.
@@ -124,7 +125,6 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
     }
     runner.check(plain)
     experiment, tokenizer = checks.build(plain), checks.load_tokenizer(plain)
-    wanted = [metric] if metric else ["top1", "recall@1", "mean_recall"]
 
     def score(params: Params) -> float:
         shardings = {key: experiment.state_shardings.params[key] for key in params}
@@ -136,15 +136,30 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
             tokenizer=tokenizer,
             mesh=experiment.mesh,
         )
-        for end in wanted:
-            for name, value in metrics.items():
-                if name == end or name.endswith(f"/{end}"):
-                    return float(value)
-        raise ValueError(
-            f"--task {task!r} has no metric {metric or 'top1'!r}{hint(wanted[0], list(metrics))}"
-        )
+        return chosen(metrics, task, metric)
 
     return score
+
+
+def chosen(metrics: Mapping[str, float], task: str, metric: str = "") -> float:
+    """The one number of a task that models are compared by.
+
+    Args:
+      metrics: of the task, by name.
+      task: for the error.
+      metric: end of a name; empty for the top-1, or the mean recall of a retrieval.
+
+    Raises:
+      ValueError: there is no such metric.
+    """
+    end = metric or "top1"
+    for name, value in metrics.items():
+        if name == end or name.endswith(f"/{end}"):
+            return float(value)
+    recalls = [value for name, value in metrics.items() if re.search(r"_r\d+$", name)]
+    if recalls and not metric:
+        return float(np.mean(recalls))
+    raise ValueError(f"--task {task!r} has no metric {end!r}{hint(end, list(metrics))}")
 
 
 def _read(paths: Sequence[PathLike]) -> tuple[list[init_from.Source], list[Params]]:

@@ -21,7 +21,7 @@ from jaxclip.config import Config
 from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
-from jaxclip.models import presets
+from jaxclip.models import presets, reductions
 from jaxclip.registry import hint
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
@@ -315,6 +315,7 @@ def load(
     *,
     tokenizer: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    token_reduction: Mapping[str, Any] | None = None,
 ) -> Model:
     """Open a model.
 
@@ -325,6 +326,8 @@ def load(
       tokenizer: laid over the section ``tokenizer`` of its configuration.
       dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
         and behind the blocks, and embeddings are float32.
+      token_reduction: fewer patches in the image tower, ``{"name": "tome", "r": 8}``
+        (:mod:`jaxclip.models.reductions`); None for all.
 
     Raises:
       ValueError: nothing of that name; the message names the nearest preset.
@@ -351,7 +354,9 @@ def load(
     # The residual stream costs little, and most of the precision (docs/weights.md).
     half = {"residual_dtype": None if dtype == "float32" else "float32"}
     config = {**config, "precision": {**config["precision"], "compute_dtype": dtype, **half}}
-    return Model(path, params, config, towers.from_config(config, towers.build_model(config)))
+    own = towers.from_config(config, towers.build_model(config))
+    reduction = reductions.from_config(token_reduction)
+    return Model(path, params, config, dataclasses.replace(own, reduction=reduction))
 
 
 def preprocess_of(config: Config) -> Preprocess:

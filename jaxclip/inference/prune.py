@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclip import objectives
 from jaxclip.config import Config
 from jaxclip.evaluate import sharpness
 from jaxclip.inference import convert, mix
 from jaxclip.models.presets import CLIPConfig
+from jaxclip.objectives.tinyclip import TinyCLIP
 from jaxclip.train import init_from, towers
 from jaxclip.train.fixed_batches import fixed_batches
 from jaxclip.weights import export, surgery
@@ -21,7 +25,7 @@ from jaxclip.weights.surgery.masks import TOWERS
 
 Params = Any
 
-SCORES = ("magnitude", "hap", "mope")
+SCORES = ("magnitude", "hap", "mope", "masks")
 # Pairs that the Hessian of `hap` is estimated on, and products with it.
 _PAIRS, _PROBES = 256, 50
 
@@ -47,7 +51,8 @@ def prune(
       source: a workdir or published weights.
       to: a new folder, or an empty one.
       score: what modules are worth: ``"magnitude"``, ``"hap"`` (the Hessian of the loss on the
-        run's training data) or ``"mope"`` (what the task loses without them).
+        run's training data), ``"mope"`` (what the task loses without them), or ``"masks"``: what
+        the run's objective ``tinyclip`` has masked goes, and no share is given.
       heads: share of the heads of each layer that stays.
       units: share of the MLP units of each layer.
       layers: share of the layers.
@@ -78,24 +83,63 @@ def prune(
     chosen = TOWERS if tower == "both" else (tower,)
     for name in chosen:
         surgery.check_prunable(sizes, name)
+    if score == "masks":
+        if (heads, units, layers, tower) != (1.0, 1.0, 1.0, "both"):
+            raise ValueError("--score masks takes out what is masked: give no shares and no tower")
+        smaller, pruned = surgery.remove_soft(found.read(None), sizes, _trained_masks(found))
+        # The masks have done their work: the next stage begins with new ones.
+        return _written({**found.config, "objective": []}, sizes, smaller, pruned, target, score)
     params = found.read(None)
     judge = _judge(score, found.config, params, sizes, task, metric, groups)
     masks = surgery.full_masks(sizes, chosen)
-    lines = []
     for name in chosen:
         masks = _choose(masks, judge, name, (heads, units, layers))
     smaller, pruned = surgery.remove_masked(params, sizes, masks)
-    config = _with_sizes(found.config, pruned)
-    count = convert.write_workdir(config, smaller, target)
+    return _written(found.config, sizes, smaller, pruned, target, score, chosen)
+
+
+def _written(
+    config: Config,
+    sizes: CLIPConfig,
+    smaller: Params,
+    pruned: CLIPConfig,
+    target: pathlib.Path,
+    score: str,
+    chosen: Sequence[str] = TOWERS,
+) -> str:
+    """Write the smaller model as a workdir; returns what was done, a line for each tower."""
+    shapes = jax.eval_shape(towers.build_model(config).init, jax.random.key(0))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    count = convert.write_workdir(_with_sizes(config, pruned), smaller, target)
+    lines = [f"{target}: {count:,} of {total:,} parameters, by {score}"]
     for name in chosen:
         before, after = getattr(sizes, name), getattr(pruned, name)
         lines.append(
             f"  {name}: heads {before.num_heads} -> {after.num_heads}, MLP {before.mlp_dim} -> "
             f"{after.mlp_dim}, layers {before.depth} -> {after.depth}"
         )
-    total = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
-    head = f"{target}: {count:,} of {total:,} parameters, by {score}"
-    return "\n".join([head, *lines])
+    return "\n".join(lines)
+
+
+def _trained_masks(found: init_from.Source) -> Params:
+    """Masks of the run's objective ``tinyclip``, without chance.
+
+    Raises:
+      ValueError: it has none.
+    """
+    for term in found.config["objective"]:
+        options = {"name": term} if isinstance(term, str) else dict(term)
+        name = options.pop("as", str(options["name"]).rpartition(":")[2])
+        options.pop("weight", None)
+        objective = objectives.REGISTRY.build(options)
+        if isinstance(objective, TinyCLIP):
+            own = found.read_own([name])
+            if name in own:
+                return objective.masks(own[name])
+    raise ValueError(
+        f"--from {found.path} has no trained masks: its objective is not 'tinyclip'; use --score "
+        "magnitude, hap or mope"
+    )
 
 
 # (masks so far, tower, "heads" | "units" | "layers") -> scores of these

@@ -323,13 +323,16 @@ class AttentionPool(nn.Module):
     probe_init: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """[B, L, C] -> [B, C]."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, L, C] -> [B, C]; ``bias`` float32[B, L] is added to the scores."""
         drawn = self.probe_init or nn.initializers.xavier_uniform()
         probe = self.param("probe", drawn, (1, 1, x.shape[-1]))
         probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], 1, x.shape[-1]))
         attention = Attention(self.num_heads, self.dtype, flat=self.flat, name="attention")
-        x, _ = attention(probe, x, mask=mask, causal=False)
+        how = UNCHANGED if bias is None else How(bias=bias[:, None, None, :])
+        x, _ = attention(probe, x, mask=mask, causal=False, how=how)
         y = norm(self.norm_eps, self.dtype, "norm")(x)
         y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
         return (x + y)[:, 0]

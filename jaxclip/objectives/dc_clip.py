@@ -74,6 +74,10 @@ class DCCLIP(Objective):
         shares = tuple((str(tag), float(share)) for tag, share in sorted(self.shares.items()))
         return {"text": field_lib.Captions(shares=shares)}
 
+    @property
+    def whole_views(self) -> frozenset[str]:
+        return frozenset({"image"})
+
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if teacher is None:
             raise ValueError(

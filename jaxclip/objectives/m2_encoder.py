@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +27,8 @@ class M2Encoder(Objective):
       label_smoothing: share of the target spread evenly over the group.
     """
 
-    num_groups: int = 8
+    num_groups: int = 4
     label_smoothing: float = 0.0
-
-    small: ClassVar[Mapping[str, Any]] = {"num_groups": 4}
 
     def __post_init__(self) -> None:
         check_count("m2_encoder.num_groups", self.num_groups)
@@ -50,6 +46,11 @@ class M2Encoder(Objective):
         if size % self.num_groups:
             raise ValueError(
                 f"m2_encoder.num_groups={self.num_groups} does not divide the batch of {size}"
+            )
+        if size == self.num_groups > 1:
+            raise ValueError(
+                f"m2_encoder.num_groups={self.num_groups} leaves one row to a group: there is no "
+                "wrong answer to learn from; use fewer groups or a larger batch"
             )
 
         def one(images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -26,10 +26,11 @@ class MobileCLIP(Objective):
     contrastive · CLIP + distill · (cross-entropy of rows + of columns) / 2, the student's scale is
     learned. With a synthetic caption beside the true one it is the sum of both.
 
-    Theirs is ``teacher.kind="stored"`` with ``teacher.size`` the sum of ``sizes``. A vector is of
-    one caption: the record's first one, and the first one with the tag ``synthetic``, whose vector
-    the record keeps under ``teacher.text_key`` + ``_texts1``. A teacher that runs along
-    (``"frozen"``) sees the crop and the caption of the step, so that captions may be drawn.
+    Theirs is ``teacher.kind="reinforced"``: the picture is an augmentation that was embedded, and
+    vectors are of the captions that are drawn (``captions="random"``). With ``"stored"`` a vector
+    is of one caption: the record's first one, and the first one with the tag ``synthetic``, whose
+    vector the record keeps under ``teacher.text_key`` + ``_texts1``. A teacher that runs along
+    (``"frozen"``) sees the crop and the caption of the step.
 
     Attributes:
       sizes: length of each teacher's part.
@@ -38,7 +39,8 @@ class MobileCLIP(Objective):
       contrastive: weight of CLIP (theirs: 0 at 12 million pairs, 0.25 at a billion).
       distill: weight of the distillation (1, 0.75).
       synthetic: tag of a second caption; empty for none.
-      captions: which of a record's captions: ``"first"``, or ``"random"`` with a frozen teacher.
+      captions: which of a record's captions: ``"first"``, or ``"random"``, with a frozen or a
+        reinforced teacher.
       implementation: ``"plain"`` or ``"blockwise"``.
     """
 
@@ -95,11 +97,6 @@ class MobileCLIP(Objective):
             raise ValueError(
                 f"mobileclip.scales={self.scales!r}: None is the teacher's own scale, but stored "
                 "embeddings have none; set it to a number, such as 100"
-            )
-        if self.captions != "first":
-            raise ValueError(
-                f"mobileclip.captions={self.captions!r}: a stored vector is that of the first "
-                "caption; use 'first', or teacher.kind='frozen'"
             )
 
     def _check_size(self, size: int) -> None:

@@ -54,6 +54,10 @@ class SyCoCa(CoCa):
         own = {"text", "image_projected", "text_tokens", "image_input"}
         return super().row_needs | own
 
+    @property
+    def whole_views(self) -> frozenset[str]:
+        return frozenset({"image"})
+
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         super().check(sizes, teacher)
         if not hasattr(sizes.image, "grid") or sizes.image.pool == "queries":

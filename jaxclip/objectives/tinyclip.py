@@ -30,7 +30,7 @@ class TinyCLIP(Affinity):
     (Louizos et al. 2018, arXiv:1712.01312): z = clip(1.2 sigmoid((logit u + a) 3/2) - 0.1, 0, 1),
     P(z > 0) = sigmoid(a - 2/3 ln(0.1 / 1.1)), with one draw u for a step and a learned a. l1 and l2
     grow by ``multiplier_rate`` (t - e): state, not parameters. The model itself is evaluated and
-    saved whole; :func:`jaxclip.weights.surgery.prune` takes out what :meth:`masks` has at 0.
+    saved whole; ``jaxclip weights prune --score masks`` takes out what :meth:`masks` has at 0.
 
     Theirs: stages t = 0.25, 0.5, 0.75, each from the pruned model of the one before
     (``init_from``), cut after 3000 to 8000 steps, then plain affinity; masks at a rate of 0.02
@@ -69,6 +69,11 @@ class TinyCLIP(Affinity):
                 raise ValueError(
                     f"tinyclip masks heads and MLPs of plain blocks, not those of model.{tower}."
                     f"kind={kind!r} or of experts"
+                )
+            if getattr(config, "norm_place", "pre") != "pre" or getattr(config, "sub_norm", False):
+                raise ValueError(
+                    f"tinyclip: with norms behind attention and MLP (model.{tower}.norm_place="
+                    "'post', sub_norm=True) what is masked still has a part in them"
                 )
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:

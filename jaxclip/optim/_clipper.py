@@ -127,13 +127,13 @@ def clipper(
         plan = rule(jax.lax.stop_gradient(given.leaves), before, context)
         shape = before.norm.shape
         # Of the state what may go into one kernel: no trees, no rings.
-        small = {
+        small: dict[str, Any] = {
             name: value
             for name, value in before._asdict().items()
             if isinstance(value, (jax.Array, np.ndarray)) and value.shape in ((), shape)
         }
 
-        def settle(inputs: tuple[Any, dict[str, jax.Array]]) -> _Settled:
+        def settle(inputs: tuple[Any, dict[str, Any]]) -> _Settled:
             seen, fields = inputs
             return _settle(plan.decide(seen, before._replace(**fields)), fields, given, per_tensor)
 
@@ -190,6 +190,7 @@ def _unpacked(numbers: Sequence[jax.Array]) -> list[Any]:
 
 def each(one: Callable[..., jax.Array]) -> Act:
     """Does the same to each tensor: ``one(leaf, *numbers)``, all of them scalars."""
+    one = jax.jit(one)  # traced once a shape
 
     def act(leaves: list[jax.Array], *numbers: Any) -> tuple[list[jax.Array], Mapping[str, Any]]:
         columns = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,12 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclip.optim._stacks import ENOUGH, LARGEST, Stacks
+from jaxclip.optim._stacks import LARGEST, Stacks
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
 # that range are computed again with tensors times one of these.
 _DOWN, _UP = 2.0**-80, 2.0**80
 _SMALL = 2.0**-40  # below this, squares may have lost digits
+
+# From so many tensors of a type on their largest values are found together.
+_MANY = 64
 
 
 def tensor_norms(
@@ -143,15 +147,18 @@ def _square_sums(
     scale: jax.Array, stacks: Stacks, arrays: Sequence[list[jax.Array]], dtype: Any, short: bool
 ) -> list[jax.Array]:
     """Sums of the squares of tensors (or differences) times a power of two, for each array."""
-    own = [_scaled(array, scale, dtype) for array in arrays[0]]
+    own = [_scaled(array, scale, dtype=dtype) for array in arrays[0]]
     if len(arrays) > 1:
         # In the precision of what is subtracted.
         pairs = zip(*arrays, strict=True)
-        own = [_scaled(a, scale, b.dtype) - _scaled(b, scale, b.dtype) for a, b in pairs]
+        own = [
+            _scaled(a, scale, dtype=b.dtype) - _scaled(b, scale, dtype=b.dtype) for a, b in pairs
+        ]
     cut = short_axes if short else lambda tensor: tensor
     return stacks.each(lambda tensor: _square_sum(cut(tensor), dtype), own)
 
 
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once a shape
 def _scaled(leaf: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
     """A tensor times the scale, in ``dtype`` (complex stays complex)."""
     # Tied to the scale, which the loop changes, lest XLA casts all gradients before the loop; and
@@ -203,7 +210,7 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     if not leaves:
         return jnp.zeros((0,), dtype)
     # Few small tensors one by one: that is one kernel a shape, too, and puts nothing together.
-    stacks = Stacks(leaves, least=ENOUGH)
+    stacks = Stacks(leaves, least=_MANY)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
         largest, spoilt = max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
@@ -214,6 +221,27 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     return jnp.where(spoilt > 0, jnp.nan, largest)
 
 
+def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, list[jax.Array]]:
+    """As :func:`tensor_maxima`, and for each tensor a scalar: zero if all its elements are finite.
+
+    The scalar comes from the tensor's own reduction, where that is alone: it need not be looked up.
+    (Beside a NaN, an infinite largest value stays infinite.)
+    """
+    if not leaves:
+        return jnp.zeros((0,), dtype), []
+    stacks = Stacks(leaves, least=_MANY)
+
+    def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
+        size = lax.abs(leaf).astype(dtype)
+        return max_and_flag(size, ~jnp.isfinite(size))
+
+    looks = stacks.each(of_one, stacks.arrays(leaves))
+    largest, flags = stacks.matrix(list(zip(*looks, strict=True)))
+    largest = jnp.where((flags > 0) & jnp.isfinite(largest), jnp.nan, largest)
+    return largest, stacks.scalars([flag for _, flag in looks])
+
+
+@jax.jit  # traced once a shape
 def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Largest of a tensor's non-negative values (0 without any), and one if any is spoilt, else 0.
 

@@ -25,7 +25,7 @@ from jaxclip.optim import _unpack
 LARGEST = 2**13
 
 # From so many on it pays to do the whole step together, which has to be taken apart again.
-ENOUGH = 64
+ENOUGH = 16
 
 
 class Stacks:
@@ -113,6 +113,14 @@ class Stacks:
         order = np.argsort(self.order)
         at = np.concatenate([order + i * order.size for i in range(len(columns))])
         return _take(joined, at).reshape(len(columns), order.size)
+
+    def scalars(self, results: Sequence[jax.Array]) -> list[jax.Array]:
+        """What each array gave, scalars and ``[k]``, as one scalar a tensor."""
+        found: dict[int, jax.Array] = {}
+        for group, result in zip(self._groups, results, strict=True):
+            members = _unpack.unpack(result) if len(group) > 1 else [result]
+            found.update(zip(group.tolist(), members, strict=True))
+        return [found[i] for i in range(len(found))]
 
     def joined(self, results: Sequence[jax.Array]) -> jax.Array:
         """What each array gave, scalars and ``[k]``, one after the other, perhaps zeros at the end.

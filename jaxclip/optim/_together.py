@@ -9,7 +9,7 @@ kernel with all that its operands are computed from.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S
         # Over pairs, one of which does not count: a sum over one would be no reduction. Of the
         # inputs the others are zero, and not the same again, which XLA would see.
         pairs = jax.tree.map(lambda leaf: _first_of_two(leaf, shape), given)
+        results: list[Any]
+        treedef: Any
         results, treedef = jax.tree.flatten(function(pairs))
         terms = [
             _masked(jnp.broadcast_to(result, (2, *shape)), shape)

@@ -183,9 +183,11 @@ def _acclip(
         count, dtype = state.count, state.norm.dtype
         known = float(alpha) if isinstance(alpha, (int, float)) else None
         shared = _Shared(
-            *(_base.complement(decay, count, dtype) for decay in b),
-            *(_base.hyperparameter(h, count, dtype) for h in (eps, weight_decay)),
-            alpha=None if known is not None else _base.hyperparameter(alpha, count, dtype),
+            fresh1=_base.complement(b[0], count, dtype),
+            fresh2=_base.complement(b[1], count, dtype),
+            eps=_base.hyperparameter(eps, count, dtype),
+            rate=_base.hyperparameter(weight_decay, count, dtype),
+            alpha=_base.hyperparameter(alpha, count, dtype),
         )
         step = functools.partial(_step, shared=shared, known=known)
         out, moments, (ratio, flag) = _moments.each(step, found, state)
@@ -211,14 +213,14 @@ class _Shared(NamedTuple):
       fresh2: 1 - β2.
       eps: ε.
       rate: λ.
-      alpha: α, where it is no plain number.
+      alpha: α.
     """
 
     fresh1: jax.Array
     fresh2: jax.Array
     eps: jax.Array
     rate: jax.Array
-    alpha: jax.Array | None
+    alpha: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "known"))
@@ -262,18 +264,17 @@ def _averages(
     gradient = _moments.squarable(leaf, shared.eps.dtype)
     power = jnp.square(gradient) if known == 2 else jnp.abs(gradient)
     if known not in (1, 2):
-        alpha = known if shared.alpha is None else shared.alpha
         # Exact for two: a scheduled α may be that.
-        power = jnp.where(alpha == 2, jnp.square(power), power**alpha)
+        power = jnp.where(shared.alpha == 2, jnp.square(power), power**shared.alpha)
     mu = _moments.average(mu, gradient, shared.fresh1)
     return mu, _moments.average(nu, power, shared.fresh2)
 
 
-def _root(v: jax.Array, alpha: jax.Array | None, known: float | None) -> jax.Array:
+def _root(v: jax.Array, alpha: jax.Array, known: float | None) -> jax.Array:
     """``v ** (1 / alpha)``."""
     if known in (1, 2):
         return v if known == 1 else jnp.sqrt(v)
-    return v ** (1 / (known if alpha is None else alpha))
+    return v ** (1 / alpha)
 
 
 def _largest_ratio(

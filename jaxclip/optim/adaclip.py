@@ -81,7 +81,7 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
         fresh = now.complement(theta)
         largest = _base.tensor_maxima(leaves, now.dtype)
         return _clipper.Plan(
-            largest, lambda *given: decide(*given, fresh), _clipper.each(_scale_above)
+            largest, lambda seen, before: decide(seen, before, fresh), _clipper.each(_scale_above)
         )
 
     def decide(largest: jax.Array, state: AdaclipState, fresh: jax.Array) -> _clipper.Decision:

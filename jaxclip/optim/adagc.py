@@ -130,7 +130,9 @@ def adagc(
             norms, total = _base.norms_and_total(leaves, now.dtype)
         else:
             norms = total = _base.global_norm(leaves, now.dtype)
-        return _clipper.Plan((norms, total), lambda *given: decide(*given, *values), _clipper.scale)
+        return _clipper.Plan(
+            (norms, total), lambda seen, before: decide(seen, before, *values), _clipper.scale
+        )
 
     def decide(
         seen: tuple[jax.Array, jax.Array],

@@ -101,10 +101,12 @@ def adagn(
     def rule(leaves: list[jax.Array], state: AdagnState, now: _clipper.Context) -> _clipper.Plan:
         norms = _base.tensor_norms(leaves, now.dtype, exact_small=exact_small)
         values = (now.complement(gamma1), now.complement(gamma2), now.value(eps))
-        return _clipper.Plan(norms, lambda *given: decide(*given, values), _clipper.scale)
+        return _clipper.Plan(
+            norms, lambda seen, before: decide(seen, before, values), _clipper.scale
+        )
 
     def decide(
-        norms: jax.Array, state: AdagnState, values: tuple[jax.Array, ...]
+        norms: jax.Array, state: AdagnState, values: tuple[jax.Array, jax.Array, jax.Array]
     ) -> _clipper.Decision:
         first, second, target = average_norms(
             state.first,

@@ -125,7 +125,9 @@ def aggc(
         members = _members(_base.tensor_names(now.treedef.unflatten(leaves)), patterns)
         norms = _group_norms(_base.tensor_norms(leaves, now.dtype), members)
         values = (now.complement(beta), *map(now.value, (high, low, max_raise)))
-        return _clipper.Plan(norms, lambda *given: decide(*given, *values), _clipper.scale)
+        return _clipper.Plan(
+            norms, lambda seen, before: decide(seen, before, *values), _clipper.scale
+        )
 
     def decide(
         norms: jax.Array,

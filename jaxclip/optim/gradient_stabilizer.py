@@ -115,10 +115,14 @@ def gradient_stabilizer(
     ) -> _clipper.Plan:
         values = (now.complement(gamma1), now.complement(gamma2), now.value(eps))
         norms = _base.tensor_norms(leaves, now.dtype)
-        return _clipper.Plan(norms, lambda *given: decide(*given, values), _clipper.scale)
+        return _clipper.Plan(
+            norms, lambda seen, before: decide(seen, before, values), _clipper.scale
+        )
 
     def decide(
-        norms: jax.Array, state: GradientStabilizerState, values: tuple[jax.Array, ...]
+        norms: jax.Array,
+        state: GradientStabilizerState,
+        values: tuple[jax.Array, jax.Array, jax.Array],
     ) -> _clipper.Decision:
         present = norms > 0
         seen = _base.increment_where(state.seen, present)

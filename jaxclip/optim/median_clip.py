@@ -94,8 +94,10 @@ def median_clip(
     ) -> _clipper.Plan:
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
+        flags: list[jax.Array] = []
         if per_tensor:
-            norm = _base.tensor_maxima(list(map(_innovation, leaves, medians)), now.dtype)
+            innovations = list(map(_innovation, leaves, medians))
+            norm, flags = _base.maxima_and_flags(innovations, now.dtype)
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
 
@@ -107,14 +109,14 @@ def median_clip(
             del state
             clipped, limit = norm > bound, jnp.broadcast_to(bound, norm.shape)
             factor = jnp.where(clipped, _base.safe_divide(bound, norm, 1.0), 1.0)
-            numbers = (limit,) if per_tensor else (factor, jnp.isfinite(norm))
+            numbers = () if per_tensor else (factor, jnp.isfinite(norm))
             return _clipper.Decision(norm, limit, clipped, numbers)
 
         def act(
-            gradients: list[jax.Array], by: Any, finite: Any = None
+            gradients: list[jax.Array], by: Any = bound, finite: Any = None
         ) -> tuple[list[jax.Array], dict[str, Any]]:
-            steps = by if per_tensor else [by] * len(gradients)
-            keeps = [step == step for step in steps] if per_tensor else [finite] * len(gradients)
+            steps = [by] * len(gradients)
+            keeps = [flag == 0 for flag in flags] if per_tensor else [finite] * len(gradients)
             # Aside, lest XLA writes the differences out for these and the norm to share; and what
             # is one for all is made many, lest it makes two kinds of kernels of who shares it.
             asides = [

@@ -195,8 +195,8 @@ def _settle(
     series, before = inputs
     finite, spike = jnp.bool_(True), jnp.bool_(False)
     highs = []
-    for value, *history in series:
-        low, high = _limits(*history, factor, shortest, size)
+    for value, number, mean, squares in series:
+        low, high = _limits(number, mean, squares, factor, shortest, size)
         finite &= jnp.isfinite(value)
         spike |= (value < low) | (value > high)
         highs.append(high)

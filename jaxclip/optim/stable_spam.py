@@ -262,7 +262,8 @@ def _stable_spam(
                 values = list(rows[at[0]].reshape(-1, 1))
             else:
                 values = before if len(at) == len(found.leaves) else [x[at] for x in before]
-            own = _stable_spam_step.Averages(*values[:3], values[3].astype(jnp.int32))
+            maximum, first, second, number = values
+            own = _stable_spam_step.Averages(maximum, first, second, number.astype(jnp.int32))
             numbers, seen = _stable_spam_step.numbers_of(part.leaves, own, shared, interval)
             lists, _ = _moments.each_in_lists(step, part, count, numbers)
             done.append((*lists, *seen))

@@ -139,7 +139,7 @@ def zclip(
         decay = now.value(alpha)
         largest = None if max_norm is None else now.value(max_norm)
         return _clipper.Plan(
-            norm, lambda *given: decide(*given, numbers, decay, largest), _clipper.scale
+            norm, lambda seen, before: decide(seen, before, numbers, decay, largest), _clipper.scale
         )
 
     def decide(

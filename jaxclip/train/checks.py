@@ -212,11 +212,12 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
 def warn_of_squares(config: Config) -> None:
     """Say that the pipeline makes squares of pictures for a model that takes them as they are."""
     patches = config["model"]["image"].get("max_patches", 0)  # conv towers have none
-    if patches and jax.process_index() == 0:
+    counts = config["data"]["patch_counts"]
+    if patches and not counts and jax.process_index() == 0:
         side = config["data"]["image_size"]
         logger.warning(
             "the model is NaFlex (model.image.max_patches=%d), but this pipeline makes squares of "
-            "%d x %d pixels: the aspect ratio is lost; jaxclip.load and jaxclip embed keep it",
+            "%d x %d pixels: the aspect ratio is lost; set data.patch_counts to keep it",
             patches,
             side,
             side,

@@ -106,10 +106,12 @@ def _made_up(
     config: Config,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    if isinstance(field, (field_lib.Captions, field_lib.Negatives)):
+    if isinstance(field, (field_lib.Captions, field_lib.Negatives, field_lib.RegionTexts)):
         tokens = rng.integers(1, config["model"]["text"]["vocab_size"], shape, dtype=np.int32)
         lengths = rng.integers(2, shape[-1] + 1, (*shape[:-1], 1))
         return np.where(np.arange(shape[-1]) < lengths, tokens, 0).astype(np.int32)
+    if isinstance(field, field_lib.Grid):  # the fewest patches of any batch: always enough places
+        return np.ones(shape, np.int32)
     if dtype == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)
     if dtype == "int32":

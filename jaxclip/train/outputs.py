@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxclip.models import CLIPConfig, unit
+from jaxclip.models import CLIPConfig, PatchSequence, unit
 from jaxclip.registry import hint
 
 Params = Any
@@ -121,7 +121,7 @@ def check(
             elif output.teacher and teacher is None:
                 raise ValueError(
                     f"{owner} needs {name!r}, but the run has no teacher; set config.teacher.kind "
-                    "to 'frozen', 'ema' or 'stored'"
+                    "to 'frozen', 'ema', 'stored' or 'reinforced'"
                 )
             elif output.teacher and teacher is not None and teacher.towers is None:
                 if name not in keys:
@@ -140,6 +140,16 @@ def check(
 def fields(names: Iterable[str], batch: Batch) -> dict[str, jax.Array]:
     """Those of the names that are arrays of the batch as they are."""
     return {name: batch[name] for name in sorted(set(names)) if parse(name) is None}
+
+
+def tower_input(batch: Batch, view: str) -> Any:
+    """What a tower runs on: the array of a view, or its patches with their grid."""
+    grid = batch.get(f"{view}_grid")
+    if grid is None:
+        return batch[view]
+    patches = batch[view]
+    valid = jax.numpy.arange(patches.shape[1]) < jax.numpy.prod(grid, axis=1, keepdims=True)
+    return PatchSequence(patches, valid, grid)
 
 
 def compute(
@@ -178,9 +188,9 @@ def compute(
     for (is_teacher, view), wanted in sorted(runs.items(), key=lambda item: not item[0][0]):
         if not is_teacher:
             how = options(wanted[0].tower, view, of_teacher)
-            outputs |= _run(towers, params, batch[view], wanted, how)
+            outputs |= _run(towers, params, tower_input(batch, view), wanted, how)
         elif teacher is not None and teacher.towers is not None:
-            made = _run(teacher.towers, teacher_params, batch[view], wanted, {})
+            made = _run(teacher.towers, teacher_params, tower_input(batch, view), wanted, {})
             of_teacher |= jax.lax.stop_gradient(made)
         else:
             of_teacher |= {output.name: unit(batch[output.name]) for output in wanted}
@@ -188,11 +198,12 @@ def compute(
 
 
 def _run(
-    towers: Towers, params: Params, array: jax.Array, wanted: list[Output], options: dict[str, Any]
+    towers: Towers, params: Params, array: Any, wanted: list[Output], options: dict[str, Any]
 ) -> dict[str, jax.Array]:
     """One tower on one view."""
     tower = wanted[0].tower
-    inputs = {output.name: array for output in wanted if output.kind == "input"}
+    pixels = array.patches if isinstance(array, PatchSequence) else array
+    inputs = {output.name: pixels for output in wanted if output.kind == "input"}
     wanted = [output for output in wanted if output.kind != "input"]
     if inputs:
         return inputs | (_run(towers, params, array, wanted, options) if wanted else {})
@@ -238,11 +249,9 @@ def _pick(features: Any, kind: str) -> jax.Array:
     return getattr(features, kind or "embedding")
 
 
-def _flatten_copies(
-    array: jax.Array, rank: int
-) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+def _flatten_copies(array: Any, rank: int) -> tuple[Any, Callable[[jax.Array], jax.Array]]:
     """``[B, K, ...]`` as ``[B * K, ...]`` and back, where there are several a row."""
-    if array.ndim == rank:
+    if isinstance(array, PatchSequence) or array.ndim == rank:
         return array, lambda x: x
     rows, copies = array.shape[:2]
     flat = array.reshape(rows * copies, *array.shape[2:])

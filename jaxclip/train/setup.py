@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxclip import config_check, models, objectives, optim, parallel
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
+from jaxclip.models import reductions
 from jaxclip.models.products import rules
 from jaxclip.models.sparsity import rules as sparsity
 from jaxclip.train import cures, low_rank, outputs, state_io, towers
@@ -155,7 +157,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     teacher = teacher_lib.build(config, own, total.needs | total.row_needs, mesh)
     abstract_state = abstract_state._replace(frozen=teacher.abstract())
     state_shardings = state_shardings._replace(frozen=teacher.shardings)
-    batch_spec = dict(sorted({**total.fields, **teacher.fields}.items()))
+    batch_spec = in_patches(config, sizes, teacher_lib.batch_spec(teacher, total.fields))
     check_objectives(total, sizes, batch_spec, teacher)
     check_micro_batches(config, sizes, batch_spec)
     trained, whiten = cures.whitening(config, own, mesh)
@@ -187,7 +189,8 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         state_shardings=state_shardings,
         batch_shardings=batch_sharding,
     )
-    encode_image, encode_text = encoders(own, sparse)
+    reduction = reductions.from_config(config["evaluate"]["token_reduction"])
+    encode_image, encode_text = encoders(dataclasses.replace(own, reduction=reduction), sparse)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -279,6 +282,23 @@ def check_objectives(
         (f"objective {t.name!r}", t.objective.needs | t.objective.row_needs) for t in total.terms
     ]
     outputs.check(needs, batch_spec, teacher.teacher)
+
+
+def in_patches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> field_lib.BatchSpec:
+    """The batch with pictures as patches, where ``data.patch_counts`` says so.
+
+    Raises:
+      ValueError: the image tower takes squares only.
+    """
+    counts = config["data"]["patch_counts"]
+    if not counts:
+        return batch_spec
+    if not getattr(sizes.image, "max_patches", 0) or sizes.image.first_layer == "tract":
+        raise ValueError(
+            f"data.patch_counts={list(counts)} is for image towers that take patch sequences: set "
+            "model.image.max_patches, and no first_layer='tract'; or data.patch_counts=[]"
+        )
+    return field_lib.as_patches(batch_spec, sizes.image.patch_size, counts)
 
 
 def check_guard(config: Config, guard: guard_lib.Guard | None, opt_state: Any) -> None:

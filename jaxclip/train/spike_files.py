@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip import config_check, optim, parallel, storage
-from jaxclip.train import grad_cache, multihost, setup, watch
+from jaxclip.train import grad_cache, multihost, outputs, setup, watch
 from jaxclip.train import state as state_lib
 from jaxclip.train.opposition import WEIGHT, Opposition, example_losses, opposition
 
@@ -133,7 +133,8 @@ class SpikeFiles:
         length = float(np.linalg.norm(updates)) if updates is not None else 0.0
         try:
             with self._batch(batch) as arrays:
-                pair = {"image": arrays["image"], "text": arrays["text"]}
+                keys = ("image", "image_grid", "text")
+                pair = {key: arrays[key] for key in keys if key in arrays}
                 if pair["text"].ndim == 3:
                     pair["text"] = pair["text"][:, 0]
                 return jax.device_get(self._compare(params, pair, length or 1e-2))
@@ -150,7 +151,10 @@ class SpikeFiles:
             params = state_lib.stop_frozen_gradients(
                 params, lambda path: config_check.is_frozen(config, path)
             )
-            return {name: towers.encode(params, name, rows[name]) for name in ("image", "text")}
+            return {
+                name: towers.encode(params, name, outputs.tower_input(rows, name))
+                for name in ("image", "text")
+            }
 
         def loss(params: Any, made: Any, rows: Mapping[str, jax.Array]) -> Any:
             losses = example_losses(made["image"], made["text"], params["logit_scale"])

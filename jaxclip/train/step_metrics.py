@@ -52,7 +52,10 @@ class StepMetrics:
         step, _ = fetched[-1]
         speed = self.progress.update(fetched)
         count = multihost.total(sum(unusable.values()))
-        self.writer.write(step, {**speed, "unusable_records": count})
+        dropped = {}
+        if "boxes" in stats:
+            dropped["boxes_outside"] = multihost.total(stats["boxes"]["outside"])
+        self.writer.write(step, {**speed, "unusable_records": count, **dropped})
         if not self._told_of_captions:
             self._told_of_captions = True
             self.progress.message(describe_captions(captions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,11 +11,12 @@ import jax
 from jaxclip import fields as field_lib
 from jaxclip import parallel
 from jaxclip.config import Config
+from jaxclip.data.reinforced import Reinforced
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.objectives import as_weight
 from jaxclip.train import init_from, outputs, towers
 
-KINDS = ("none", "frozen", "ema", "stored")
+KINDS = ("none", "frozen", "ema", "stored", "reinforced")
 
 
 class Setup(NamedTuple):
@@ -65,7 +67,10 @@ def build(
           ``[[step, decay], ...]``);
         * ``kind: "stored"``: embeddings in the records, vectors of ``size`` numbers under the keys
           ``image_key`` and ``text_key``; those of a further view or caption under its scope
-          behind that: ``teacher/texts1/text`` is the record's ``{text_key}_texts1``.
+          behind that: ``teacher/texts1/text`` is the record's ``{text_key}_texts1``;
+        * ``kind: "reinforced"``: the folder ``path`` of ``jaxclip data reinforce``: ``image``
+          replays an augmentation that is kept there, and vectors are of just that picture and of
+          the captions that were drawn.
       own: the towers in training.
       needs: names of the outputs that objectives want.
       mesh: devices to put frozen weights on.
@@ -89,6 +94,12 @@ def build(
                 f"teacher.size={section['size']}: set it to the length of the stored embeddings"
             )
         return Setup(outputs.Teacher(None), fields=dict(_stored(section, needs)))
+    if kind == "reinforced":
+        if not section["path"]:
+            raise ValueError(
+                "teacher.kind='reinforced' needs teacher.path, a folder of `jaxclip data reinforce`"
+            )
+        return Setup(outputs.Teacher(None), fields=dict(_reinforced(section["path"], needs)))
     if not section["path"]:
         raise ValueError("teacher.kind='frozen' needs teacher.path, the workdir of a run")
     source = init_from.open_source(section["path"], "teacher.path")
@@ -121,3 +132,46 @@ def _stored(
         *scope, tower = output.view.split("/")
         key = "_".join([section[f"{tower}_key"], *scope])
         yield output.name, field_lib.Stored(key, section["size"])
+
+
+def _reinforced(folder: str, needs: Iterable[str]) -> Iterator[tuple[str, field_lib.Field]]:
+    """Fields of the replayed picture and of the vectors that are wanted.
+
+    Raises:
+      ValueError: no such folder, or the vector of another view of the picture.
+    """
+    size = sum(Reinforced(folder).sizes)
+    yield "image", field_lib.View(replay=folder)
+    for output in map(outputs.parse, needs):
+        if output is None or not output.teacher or output.kind:
+            continue
+        if output.tower == "image" and output.view != "image":
+            raise ValueError(
+                f"teacher.kind='reinforced' keeps vectors of 'image', not of {output.view!r}; use "
+                "another teacher"
+            )
+        yield output.name, field_lib.Embedded(output.view, size, folder)
+
+
+def batch_spec(setup: Setup, wanted: field_lib.BatchSpec) -> dict[str, field_lib.Field]:
+    """What a batch holds for the objectives and the teacher.
+
+    Args:
+      setup: of the teacher.
+      wanted: what the objectives want.
+
+    Raises:
+      ValueError: a teacher that replays the picture, and an objective with image ops of its own.
+    """
+    result = {**wanted, **setup.fields}
+    replayed = setup.fields.get("image")
+    if isinstance(replayed, field_lib.View):
+        if wanted.get("image") not in (None, field_lib.View()):
+            raise ValueError(
+                f"an objective wants batch['image'] as {wanted['image']}, but "
+                f"teacher.kind='reinforced' replays it as it is kept in {replayed.replay}"
+            )
+        for key, field in result.items():
+            if isinstance(field, field_lib.Captions) and (field.source or field.shares):
+                result[key] = dataclasses.replace(field, folder=replayed.replay)
+    return dict(sorted(result.items()))

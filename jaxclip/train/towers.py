@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxclip import models, parallel
 from jaxclip.config import Config
-from jaxclip.models import attention_logits, presets
+from jaxclip.models import attention_logits, presets, reductions
 from jaxclip.models.products import rules
 from jaxclip.train import low_rank
 
@@ -31,6 +31,8 @@ class ModelTowers:
       shardings: of the parameters, None for one device; those outside of the blocks are gathered
         here, blocks gather their own.
       resize: bring images of another size to the model's own.
+      reduction: how the image tower embeds with fewer patches, at evaluation and inference; None
+        for all of them.
       low_rank_scaling: factor of low-rank additions, where the parameters have any
         (:mod:`jaxclip.train.low_rank`).
       products: what layers multiply by (:mod:`jaxclip.models.products.rules`); none for float
@@ -45,6 +47,7 @@ class ModelTowers:
     resize: bool = False
     low_rank_scaling: float = 1.0
     products: Sequence[rules.Rule] = ()
+    reduction: reductions.Reduction | None = None
 
     @property
     def sizes(self) -> presets.CLIPConfig:
@@ -53,6 +56,10 @@ class ModelTowers:
 
     def encode(self, params: Params, tower: str, array: Any) -> jax.Array:
         """float32[B, D] of unit length, of uint8[B, H, W, 3] (or a PatchSequence), int32[B, L]."""
+        if tower == "image" and self.reduction is not None:
+            with rules.applied(self.products, tower):
+                own, images = self._ready(params, tower)[tower], self._input(tower, array)
+                return models.unit(self.reduction.encode(self.model.image, own, images))
         encode = self.model.encode_image if tower == "image" else self.model.encode_text
         with rules.applied(self.products, tower):
             return encode(self._ready(params, tower), self._input(tower, array))

@@ -25,6 +25,7 @@ from jaxclip.config import Config
 from jaxclip.optim import config as optim_config
 from jaxclip.optim.stable_adamw import StableAdamState
 from jaxclip.registry import option_defaults
+from jaxclip.train import outputs
 from jaxclip.train.state import Params, TrainState
 from jaxclip.train.towers import ModelTowers
 
@@ -160,7 +161,7 @@ def make_probe(towers: ModelTowers, keys: Sequence[str], count: int) -> Callable
         for tower in ("image", "text"):
             if tower not in keys:
                 continue
-            rows = batch[tower][:count]
+            rows: Any = jax.tree.map(lambda x: x[:count], outputs.tower_input(batch, tower))
             rows = rows[:, 0] if tower == "text" and rows.ndim == 3 else rows
             logits = towers.attention_logits(params, tower, rows)
             depth = logits.shape[0]

@@ -56,6 +56,12 @@ def test_a_list_is_written_with_commas():
         config.build_steps({"steps": [{"name": "captions", "banned": 3}]})
 
 
+def test_none_is_a_word(tmp_path):
+    (tmp_path / "weights").mkdir()
+    made = command.parse_step(f"embeddings texts=none weights={tmp_path / 'weights'}")
+    assert config.build_steps({"steps": [made]})[0].makes() == ("image",)
+
+
 def test_every_step_says_what_it_is():
     for name in STEPS.names():
         step = STEPS.get(name)

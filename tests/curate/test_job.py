@@ -17,6 +17,7 @@ from jaxclip.curate import curate, store
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import language
+from jaxclip.data import sampling, sources
 from jaxclip.train import lock
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
@@ -77,7 +78,28 @@ def test_counts_add_up_and_every_record_is_somewhere(pools, config, tmp_path):
     assert steps[4]["notes"]["entries matched"] <= 5
     page = (tmp_path / "run" / "report.html").read_text()
     assert "not_drawn" in page and "<svg" in page and "data:image/jpeg" in page
+    assert "<h2>00_read: undecodable</h2>" in page and "<h2>kept</h2>" in page
     assert json.loads((tmp_path / "run" / "report.json").read_text())["kept"] == outcome.kept
+
+
+def test_training_may_sample_what_was_kept(pools, config, tmp_path):
+    config["steps"][-1]["output"] = "weight"
+    curate(config, tmp_path / "run")
+    data_set = sources.open(config["source"])
+    weights = sampling.weights_of(f"curated({str(tmp_path / 'run')!r})", data_set, "train")
+    expected = np.zeros(240)
+    for row in pools.table(tmp_path / "run", "kept"):
+        expected[row["index"]] = row["weight"]
+    np.testing.assert_array_equal(weights, expected)
+    assert 0 < expected[expected > 0].min() < 1
+    other = sources.open(pools.write(tmp_path / "other.parquet", pools.rows(241)))
+    with pytest.raises(ValueError, match=r"says nothing of 1 of the split's 241 records"):
+        sampling.weights_of(f"curated({str(tmp_path / 'run')!r})", other, "train")
+    fewer = sources.open(pools.write(tmp_path / "fewer.parquet", pools.rows(9)))
+    with pytest.raises(ValueError, match=r"the split 9 records: it is a curation of other data"):
+        sampling.weights_of(f"curated({str(tmp_path / 'run')!r})", fewer, "train")
+    with pytest.raises(ValueError, match=r"is not there"):
+        sampling.weights_of(f"curated({str(tmp_path)!r})", fewer, "train")
 
 
 def pools_scores(source):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxclip.curate import curate, hashing, writers
+from jaxclip.curate import curate, flow, hashing, writers
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import ocr_overlap, pictures, where
@@ -67,6 +67,40 @@ def test_the_best_are_exactly_so_many(pools, tmp_path, values):
     assert kept[9] == kept[100] and 0 not in kept[9]
     best, rest = scores[list(kept[9])], scores[[i for i in range(1, 100) if i not in kept[9]]]
     assert best.min() >= rest.max()
+
+
+def test_the_best_of_every_group(pools, tmp_path):
+    rng = np.random.default_rng(1)
+    slides = [f"slide {i % 7}" if i % 11 else None for i in range(90)]
+    scores = rng.integers(0, 30, 90) / 10
+    rows = pools.rows(90, slide=slides, score=[float(s) for s in scores])
+    source = pools.write(tmp_path / "pool.parquet", rows)
+    step = {"name": "top_per", "column": "score", "per": "slide", "count": 4, "at_least": 1.0}
+    config = {"source": source, "steps": [step], "shard_size": 13}
+    outcome = curate(config, tmp_path / "run")
+    assert outcome.report["steps"][1]["dropped"]["missing"] == 9
+    kept = {row["index"] for row in pools.table(tmp_path / "run", "kept")}
+    for slide in {slide for slide in slides if slide}:
+        mine = np.array([i for i in range(90) if slides[i] == slide])
+        best = sorted(scores[mine][scores[mine] >= 1.0])[-4:]
+        assert sorted(scores[i] for i in mine if i in kept) == best
+    assert not kept & {i for i in range(90) if slides[i] is None}
+    again = curate({**config, "shard_size": 90}, tmp_path / "again")
+    assert {row["index"] for row in pools.table(tmp_path / "again", "kept")} == kept
+    assert again.report["steps"][1]["dropped"] == outcome.report["steps"][1]["dropped"]
+
+
+def test_counts_are_added_in_any_order():
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 50, size) for size in (0, 30, 7, 0, 90)]
+    made = [dict(zip(("value", "count"), np.unique(p, return_counts=True), strict=True))
+            for p in parts]  # fmt: skip
+    whole = flow.add_counts(made)
+    value, count = np.unique(np.concatenate(parts), return_counts=True)
+    np.testing.assert_array_equal(whole["value"], value)
+    np.testing.assert_array_equal(whole["count"], count)
+    again = flow.add_counts([flow.add_counts(made[3:]), flow.add_counts(made[:3])])
+    np.testing.assert_array_equal(again["count"], count)
 
 
 def test_parrots():

@@ -14,6 +14,7 @@ from jaxclip.curate.steps import (
     decontaminate,
     embeddings,
     fuse,
+    prompt_score,
     prune_clusters,
     semantic_duplicates,
 )
@@ -240,7 +241,7 @@ class Model:
 
 
 def test_a_model_embeds_what_is_left(pools, tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "_model", lambda *_: Model())
+    monkeypatch.setattr(embeddings, "load_model", lambda *_: Model())
     rows = pools.rows(30, [[f"thing {i}", "x" * (i % 3 + 1)] for i in range(30)])
     rows[7]["image"] = rows[7]["image"][:60]
     source = pools.write(tmp_path / "pool.parquet", rows)
@@ -263,8 +264,30 @@ def test_a_model_embeds_what_is_left(pools, tmp_path, monkeypatch):
             expected[f"key{i}"] = max(model.encode_text(np.array(text)) @ image)
     for row in kept:
         assert row["clip_score"] == pytest.approx(expected[row["key"]], abs=1e-3)
+    monkeypatch.setattr(prompt_score, "load_model", lambda *_: Model())
+    prompts = {"name": "prompt_score", "weights": str(tmp_path / "weights"),
+               "prompts": ["a", "twenty letters or so"]}  # fmt: skip
+    config = {"source": source, "steps": [*steps[:2], prompts], "shard_size": 12}
+    curate(config, tmp_path / "run")
+    for row in pools.table(tmp_path / "run", "kept"):
+        image = model.batch([model.prepare(rows[row["index"]]["image"])], 1)
+        cosines = model.encode_text(np.array([1, 20])) @ model.encode_image(image)[0]
+        assert row["prompt_score"] == pytest.approx(cosines.max(), abs=1e-3)
+        assert row["prompt_score_prompt"] == cosines.argmax()
     best = sorted(expected.values())[-5:]
     assert min(row["clip_score"] for row in kept) == pytest.approx(min(best), abs=1e-3)
+
+
+def test_the_best_caption_tells_the_prompt(tmp_path):
+    prompts = types.SimpleNamespace(arrays=lambda: {"vectors": np.eye(2, dtype=np.float32)})
+    text = Ragged(np.array([0, 0, 2]), np.array([[1, 0.2], [0, 1], [1, 0.5]], np.float16))
+    rows = Rows.of(keys=list("abc"), text=text)
+    found = prompt_score.PromptScore(on="text").scores(prompts, rows)
+    np.testing.assert_allclose(found["prompt_score"], [1, -1, 0.8944], atol=1e-3)
+    assert found["prompt_score_prompt"].tolist() == [1, -1, 0]
+    (tmp_path / "findings.txt").write_text("a mitosis\n\nnecrosis\n")
+    step = prompt_score.PromptScore(prompts=(str(tmp_path / "findings.txt"),))
+    assert step.texts() == ["a mitosis", "necrosis"]
 
 
 def test_scores_are_fused_as_in_the_paper():

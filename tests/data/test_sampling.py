@@ -144,7 +144,7 @@ def test_a_source_of_a_mixture_may_have_weights():
         ("file", "must name a file"),
         ("file('/nowhere/w.npy')", "can't be read"),
         ("classes(limit=2, power=0.5)", "give either limit or power"),
-        ("column|classes", "must be one of classes, column, file"),
+        ("column|classes", "must be one of classes, column, curated, file"),
     ],
 )
 def test_mistakes_are_named(folder, written, message):

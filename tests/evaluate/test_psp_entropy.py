@@ -22,7 +22,11 @@ def test_units_that_are_on_are_counted_in_every_block():
         embed_dim=8,
     )
     model = models.build(sizes)
-    params = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: rng.standard_normal(s.shape, np.float32) / 3,
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
     images = np.random.default_rng(0).standard_normal((3, 8, 8, 3), np.float32)
 
     def with_bias(value):

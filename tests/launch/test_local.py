@@ -158,7 +158,8 @@ def test_the_core_is_tested_in_an_environment_of_its_own(local):
         "JAXCLIP_WORKERS": "1",
     }
     local.run("launch/test_core.sh", **environment)
-    assert local.lines[-1][1:] == ["-m", "pytest", "tests/optim", "tests/losses", "tests/models"]
+    core = ["tests/optim", "tests/losses", "tests/models"]
+    assert local.lines[-1][1:] == ["-m", "pytest", "--durations=20", *core]
     local.run("launch/test_core.sh", "tests/optim", "-x", **environment)
     assert local.lines[-1] == ["python", "-m", "pytest", "tests/optim", "-x"]
     (local.folder / "fail").touch()

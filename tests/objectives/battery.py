@@ -39,6 +39,9 @@ BASE = {
 }
 SIZES = field_lib.Sizes(BASE["data"]["image_size"], BASE["tokenizer"]["context_length"])
 
+# The compiler takes more than twice as long for a program of twice the size.
+LARGEST = 16
+
 
 def built(name):
     """An objective with the options that suit a small model."""
@@ -100,7 +103,7 @@ def steered(name):
 
 @functools.cache
 def groups():
-    """Names of objectives that can be trained together: tuples, as few as come of one pass.
+    """Names of objectives that can be trained together: tuples of up to :data:`LARGEST`.
 
     Two can't where they want arrays of another shape under one key of the batch, or another model,
     or set the same option of a tower on the same view, or one keeps a part of the patches of a view
@@ -109,11 +112,16 @@ def groups():
     """
     made = []
     masking = {name for name in objectives.REGISTRY.names() if masks(name)}
-    for name in objectives.REGISTRY.names():
+    # Those that look at the same views stand together, so that few groups run many towers; and
+    # those that ask for a model of their own last, so that the others train plain ones.
+    order = [(len(model_of(n)), sorted(kinds(n)), n) for n in objectives.REGISTRY.names()]
+    for *_, name in sorted(order):
         wants, sets = kinds(name), steered(name)
         whole = {(view, "keep") for view in built(name).whole_views}
         for names, wanted, taken, kept_whole in made:
-            fits = all(wanted.get(key, kind) == kind for key, kind in wants.items())
+            fits = len(names) < LARGEST and all(
+                wanted.get(key, kind) == kind for key, kind in wants.items()
+            )
             fits &= sets.isdisjoint(taken | kept_whole) and whole.isdisjoint(taken)
             fits &= not {name, names[0]} & masking
             # Who asks for nothing goes with any model, but a plain one first.

@@ -62,6 +62,7 @@ def test_an_adapter_maps_to_the_teachers_width():
 def test_what_it_asks_for_and_refuses():
     assert DCCLIP(shares={"zh": 1, "en": 1}).fields["text"].shares == (("en", 1.0), ("zh", 1.0))
     DCCLIP().check(SIZES, SIZES)
+    assert DCCLIP().whole_views == {"image"}  # the teacher's patches are all there
     larger = dataclasses.replace(SIZES, image=models.ImageConfig(width=12, num_heads=2))
     with pytest.raises(ValueError, match=r"set dc_clip\.image_width=12 and text_width=4"):
         DCCLIP().check(SIZES, larger)

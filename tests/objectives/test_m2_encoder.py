@@ -33,5 +33,7 @@ def test_what_does_not_divide_is_refused():
         ValueError, match=r"m2_encoder\.num_groups=2 does not divide the batch of 3"
     ):
         g.compiled(M2Encoder(num_groups=2), {"image": g.I, "text": g.T})
+    with pytest.raises(ValueError, match="leaves one row to a group: there is no wrong answer"):
+        g.compiled(M2Encoder(num_groups=3), {"image": g.I, "text": g.T})
     with pytest.raises(ValueError, match=r"m2_encoder\.num_groups=0"):
         M2Encoder(num_groups=0)

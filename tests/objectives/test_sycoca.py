@@ -94,6 +94,7 @@ def test_the_caption_is_written_from_the_best_patches():
 
 
 def test_what_it_refuses():
+    assert SyCoCa().whole_views == {"image"}  # patches are rebuilt at their places
     for options, message in (
         ({"mask_share": 2}, r"sycoca\.mask_share=2 must be a number in \[0, 1\]"),
         ({"attend_share": 0}, r"sycoca\.attend_share=0 must be a number in \(0, 1\]"),

@@ -13,7 +13,7 @@ from jaxclip import models
 from jaxclip.models import part_masks
 from jaxclip.objectives import tinyclip
 from jaxclip.objectives.tinyclip import TinyCLIP
-from jaxclip.weights.surgery import prune
+from jaxclip.weights.surgery import remove_soft
 from tests.objectives import fixture_g as g
 from tests.objectives.test_coca import PIXELS, TEXTS
 
@@ -113,7 +113,7 @@ def test_the_pruned_model_runs_as_the_masked_one():
         tower["attention"][:], tower["mlp"][:] = (1.0, 0.0, 0.5), (1.0, 0.0, 0.5)
         tower["units"][0, 4:] = 0.0
         tower["units"][2, 3:] = 0.0
-    smaller, sizes = prune(params, SIZES, masks)
+    smaller, sizes = remove_soft(params, SIZES, masks)
     assert (sizes.image.depth, sizes.text.depth) == (2, 2)
     assert sizes.image.mlp_dim <= 4 and sizes.text.mlp_dim <= 4
     masked = {
@@ -133,17 +133,17 @@ def test_pruning_refuses():
         tower: {n: np.ones(s) for n, s in part_masks.shapes(getattr(SIZES, tower)).items()}
         for tower in ("image", "text")
     }
-    same, sizes = prune(params, SIZES, ones)
+    same, sizes = remove_soft(params, SIZES, ones)
     assert sizes == SIZES
     jax.tree.map(np.testing.assert_array_equal, same, params)
     none = {**ones, "text": {**ones["text"], "attention": np.zeros(3), "mlp": np.zeros(3)}}
     with pytest.raises(ValueError, match="leave no block of the text tower"):
-        prune(params, SIZES, none)
+        remove_soft(params, SIZES, none)
     wrong = {**ones, "image": {**ones["image"], "heads": np.ones((3, 4))}}
     with pytest.raises(
         ValueError, match=r"mask image/heads of shape \[3, 4\]; this model has \[3, 2\]"
     ):
-        prune(params, SIZES, wrong)
+        remove_soft(params, SIZES, wrong)
 
 
 def test_bad_options_are_refused():

@@ -50,7 +50,8 @@ def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
     few, many = (
         len(kernels(compiled(TRANSFORMATIONS[name], tensors).as_text())) for tensors in (9, 36)
     )
-    assert few <= 32
+    # One for each kind of work on the shape, and few for all numbers of all tensors.
+    assert few <= 16
     assert many <= few + 3  # vectors of all tensors are cut up another way
 
 

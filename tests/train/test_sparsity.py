@@ -47,6 +47,7 @@ def gradients(parts, rules, *, micro_batches=1, given=()):
     return params, sparse, jax.jit(function)(params, state, batch)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_sparse_weights_once(parts):
     """SR-STE's pull is added once, however many micro-batches there are."""
     given = [{"name": "n_m", "decay": "none", "weight_pull": 0.5}]
@@ -78,6 +79,7 @@ def test_a_rule_for_nothing_is_one_line(tiny_config):
     ("key", "value"),
     [
         ("precision.products", "switchback"),
+        ("precision.products", "qwix"),
         ("precision.products", [{"name": "emulated", "format": "int4_octav", "gradient": "mad"}]),
         ("precision.products", [{"name": "one_bit", "layers": "mlp/"}]),
         ("sparsity", "auto_sparse"),
@@ -86,6 +88,8 @@ def test_a_rule_for_nothing_is_one_line(tiny_config):
     ],
 )
 def test_a_run_trains_goes_on_and_is_exported(tiny_config, tmp_path, key, value):
+    if value == "qwix":
+        pytest.importorskip("qwix")
     options = [f"{key}={value!r}", "scan_layers=True", "model.image.depth=2", "remat=full"]
     options += ["checkpoint.best_metric=", "evaluate.every_steps=0", "checkpoint.keep_last=9"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.curate.runners import Arrays, Parcel
+from jaxclip.data.loader import num_cpus
 
 
 class Local:
@@ -27,7 +28,7 @@ class Local:
     def __init__(self, workers: int = 1):
         if workers < 0:
             raise ValueError(f"workers={workers} must not be negative")
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or num_cpus()
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def each(self, function: Callable[[int], None], items: Sequence[int]) -> None:

@@ -57,12 +57,11 @@ class Balance(Step):
         check_range("tail_share", self.tail_share, 0, 1)
 
     def run(self, flow: Flow) -> None:
-        counts = flow.total("counts", self.count, longest_sum).arrays()["counts"]
+        counts = flow.counts("counts", self.members)
         t = self.t or t_of_share(counts, self.tail_share)
         p = flow.save("p", lambda: {"p": keep_probability(counts, t, self.method)})
         flow.decide(functools.partial(self.verdict, flow.salt("balance"), p))
-        after = flow.total("after", self.count, longest_sum).arrays()["counts"]
-        self._note(flow, counts, after, t)
+        self._note(flow, counts, flow.counts("after", self.members, len(counts)), t)
 
     def groups(self, rows: Rows) -> Ragged:
         """The groups that each record belongs to."""
@@ -72,9 +71,9 @@ class Balance(Step):
         known = np.flatnonzero(labels >= 0)
         return Ragged(known, labels[known])
 
-    def count(self, rows: Rows) -> dict[str, np.ndarray]:
-        """How many records each group has."""
-        return {"counts": np.bincount(self.groups(rows).value.astype(np.int64))}
+    def members(self, rows: Rows) -> np.ndarray:
+        """The groups of all records, one behind the other."""
+        return self.groups(rows).value
 
     def verdict(self, salt: str, stored: Stored, rows: Rows) -> dict[str, Any]:
         """What is said of each record; one without a group stays."""
@@ -85,7 +84,6 @@ class Balance(Step):
         return {REASON: rows.uniforms(salt) >= weight, "probability": weight}
 
     def _note(self, flow: Flow, before: np.ndarray, after: np.ndarray, t: float) -> None:
-        after = np.pad(after, (0, len(before) - len(after)))
         flow.note("t", float(t))
         flow.note("balance", {"head": ["", "before", "after"], "rows": summary(before, after, t)})
 
@@ -116,14 +114,6 @@ def t_of_share(counts: np.ndarray, share: float) -> float:
     below = np.concatenate([[0], np.cumsum(values * number)[:-1]]) / np.sum(values * number)
     enough = np.flatnonzero(below >= share - 1e-12)
     return float(values[enough[0]] if len(enough) else values[-1] + 1)
-
-
-def longest_sum(found: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Sum of counts of different lengths."""
-    length = max(len(each["counts"]) for each in found)
-    return {
-        "counts": np.sum([np.pad(c := e["counts"], (0, length - len(c))) for e in found], axis=0)
-    }
 
 
 def summary(before: np.ndarray, after: np.ndarray, t: float) -> list[list[Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import pathlib
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -109,7 +110,7 @@ class Embeddings(Step):
 
     def embed_images(self, rows: Rows) -> dict[str, Any]:
         """The pictures' vectors by the model; ``_state`` is 2 where one can't be decoded."""
-        model = _model(self.weights, self.tokenizer)
+        model = load_model(self.weights, self.tokenizer)
         found = np.zeros((len(rows), model.sizes.embed_dim), np.float16)
         state = np.zeros(len(rows), np.uint8)
         waiting: list[tuple[int, Any]] = []
@@ -136,17 +137,11 @@ class Embeddings(Step):
 
     def embed_texts(self, rows: Rows) -> dict[str, Any]:
         """The captions' vectors; zeros for one of which nothing is left."""
-        model = _model(self.weights, self.tokenizer)
         captions = rows.captions()
         texts = [self.changed(text) for each in rows.texts for text in each]
-        found = np.zeros((len(texts), model.sizes.embed_dim), np.float16)
-        for start in range(0, len(texts), self.batch_size):
-            some = texts[start : start + self.batch_size]
-            # Filled up, so that one program serves all.
-            tokens = model.tokenize(some + [""] * (self.batch_size - len(some)))
-            found[start : start + len(some)] = np.asarray(model.encode_text(tokens))[: len(some)]
+        found = embed(load_model(self.weights, self.tokenizer), texts, self.batch_size)
         found[[not text for text in texts]] = 0
-        return {"text" + self.suffix: Ragged(captions.row, found)}
+        return {"text" + self.suffix: Ragged(captions.row, found.astype(np.float16))}
 
     def changed(self, text: str) -> str:
         """A caption as the model is given it."""
@@ -157,6 +152,17 @@ class Embeddings(Step):
     def verdict(self, rows: Rows) -> dict[str, Any]:
         """What is said of each record."""
         return {REASON: rows["_state"] if "_state" in rows else np.zeros(len(rows), np.uint8)}
+
+
+def embed(model: Any, texts: Sequence[str], batch_size: int) -> np.ndarray:
+    """float32[n, D] of texts."""
+    found = np.zeros((len(texts), model.sizes.embed_dim), np.float32)
+    for start in range(0, len(texts), batch_size):
+        some = list(texts[start : start + batch_size])
+        # Filled up, so that one program serves all.
+        tokens = model.tokenize(some + [""] * (batch_size - len(some)))
+        found[start : start + len(some)] = np.asarray(model.encode_text(tokens))[: len(some)]
+    return found
 
 
 def _prepared(model: Any, data: bytes, boxes: Any) -> Any:
@@ -175,7 +181,8 @@ def _count_there(rows: Rows) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=1)
-def _model(weights: str, tokenizer: str) -> Any:
+def load_model(weights: str, tokenizer: str) -> Any:
+    """The model of a path; it stays loaded."""
     # The one place where curation needs a model; nothing is imported where vectors are given.
     from jaxclip.inference.model import load
 

@@ -56,8 +56,7 @@ class Match(Step):
         stamp = tuple(self.stamp()[1:])
         flow.decide(functools.partial(self.verdict, stamp))
         entries = matcher.load(self.entries, stamp, self.lowercase).entries
-        count = functools.partial(count_entries, len(entries))
-        note_counts(flow, entries, flow.total("counts", count).arrays()["counts"])
+        note_counts(flow, entries, flow.counts("counts", self.entries_of, len(entries)))
 
     def verdict(self, stamp: tuple[int, int], rows: Rows) -> dict[str, Any]:
         """What is said of each record."""
@@ -66,10 +65,9 @@ class Match(Step):
         matches = np.bincount(found.row, minlength=len(rows))
         return {REASON: matches < self.min_matches, "entries": found, "matches": matches}
 
-
-def count_entries(size: int, rows: Rows) -> dict[str, np.ndarray]:
-    """How many records each of ``size`` entries has."""
-    return {"counts": np.bincount(rows["entries"].value, minlength=size)}
+    def entries_of(self, rows: Rows) -> np.ndarray:
+        """The entries of all records, one behind the other."""
+        return rows["entries"].value
 
 
 def note_counts(flow: Flow, entries: Sequence[str], counts: np.ndarray) -> None:

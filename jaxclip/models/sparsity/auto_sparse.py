@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ class AutoSparse(Sparsity):
             raise ValueError(f"threshold={self.threshold} must be between 0 and 1")
 
     def initial(self) -> float:
-        return float(jnp.log(self.threshold) - jnp.log1p(-self.threshold))
+        return math.log(self.threshold / (1 - self.threshold))
 
     def __call__(self, weight: jax.Array, progress: jax.Array, own: jax.Array) -> jax.Array:
         done = jnp.clip(progress / max(self.stop, 1e-9), 0.0, 1.0)

@@ -19,7 +19,6 @@ from jaxclip.weights.surgery.positions import (
     stretch_positions,
     stretch_text,
 )
-from jaxclip.weights.surgery.prune import prune
 from jaxclip.weights.surgery.registers import add_registers
 from jaxclip.weights.surgery.scores import (
     hap_scores,
@@ -27,6 +26,7 @@ from jaxclip.weights.surgery.scores import (
     magnitude_scores,
     mope_scores,
 )
+from jaxclip.weights.surgery.soft_masks import remove_soft
 from jaxclip.weights.surgery.soups import greedy_soup, uniform_soup, wise_ft
 from jaxclip.weights.surgery.upcycle import upcycle
 from jaxclip.weights.surgery.vocabulary import resize_vocabulary, rows_by_name
@@ -48,8 +48,8 @@ __all__ = [
     "merge_lora",
     "mope_scores",
     "net_trim",
-    "prune",
     "remove_masked",
+    "remove_soft",
     "resize_image",
     "resize_table",
     "resize_vocabulary",

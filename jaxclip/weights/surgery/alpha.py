@@ -32,7 +32,7 @@ def add_alpha(params: Params, sizes: CLIPConfig) -> tuple[Params, CLIPConfig]:
     if image.alpha:
         return params, sizes
     tower = params["image"]
-    if "patch_embedding" not in tower or getattr(image, "max_patches", 0):
+    if "patch_embedding" not in tower or image.max_patches:
         raise ValueError(
             "an alpha channel joins the patches of a picture: the image tower needs a patch "
             "embedding (kind='vit', stem='patch', no max_patches)"

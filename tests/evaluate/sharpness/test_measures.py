@@ -83,6 +83,7 @@ def test_the_trace_by_group_is_exact_with_one_probe_on_a_diagonal():
     np.testing.assert_allclose(traces["image/c"], 7.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_trace_of_a_full_hessian_by_many_probes(layers):
     diagonal = sharpness.hessian_diagonal(network, layers, KEY, 400)
     flat, unravel = jax.flatten_util.ravel_pytree(layers)
@@ -116,6 +117,7 @@ def test_worst_sharpness_of_a_quadratic():
         np.testing.assert_allclose(found, best, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_perturbed_outside_of_the_chosen_tensors(layers):
     scale = sharpness.scales(layers, adaptive=False, only=lambda path: path.startswith("second"))
     assert float(jnp.sum(scale["first"]["kernel"])) == 0
@@ -129,6 +131,7 @@ def test_nothing_is_perturbed_outside_of_the_chosen_tensors(layers):
     assert 0 < one < all_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_adaptive_sharpness_does_not_see_a_rescaling(layers, norm):
     def measured(params, adaptive):
@@ -233,7 +236,7 @@ def test_slices(layers):
         sharpness.grid_losses(network, layers, directions[:1], [x, y])
 
 
-def test_the_loss_of_pairs_is_the_mean_of_those_of_its_batches():
+def pairs():
     rng = np.random.default_rng(0)
     batches = {
         n: jnp.asarray(rng.standard_normal((3, 4, 5)), jnp.float32) for n in ("image", "text")
@@ -244,17 +247,27 @@ def test_the_loss_of_pairs_is_the_mean_of_those_of_its_batches():
         y = x @ params[tower]
         return y / jnp.linalg.norm(y, axis=-1, keepdims=True)
 
+    return batches, params, encode
+
+
+def test_the_loss_of_pairs_is_the_mean_of_those_of_its_batches():
+    batches, params, encode = pairs()
     scale = jnp.log(10.0)
     loss = sharpness.pair_loss(encode, batches, scale)
     one = [
         losses.softmax(*(encode(params, n, batches[n][i]) for n in batches), logit_scale=scale)[0]
         for i in range(3)
     ]
-    np.testing.assert_allclose(jax.jit(loss)(params), np.mean(one), rtol=1e-6)
-    # With normalised logits the temperature says nothing.
+    np.testing.assert_allclose(loss(params), np.mean(one), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_with_normalised_logits_the_temperature_says_nothing():
+    batches, params, encode = pairs()
     hot, cold = (
         sharpness.pair_loss(encode, batches, jnp.log(t), normalize_logits=True)(params)
         for t in (3.0, 50.0)
     )
     np.testing.assert_allclose(hot, cold, rtol=1e-5)
-    assert abs(hot - one[0]) > 1e-3
+    plain = sharpness.pair_loss(encode, batches, jnp.log(3.0))(params)
+    assert abs(hot - plain) > 1e-3

@@ -171,15 +171,14 @@ class Spy(Product):
 def test_which_layers_a_rule_reaches():
     block = layers.Block(2, 12, "gelu", 1e-5, jnp.float32)
     x = jnp.asarray(RNG.standard_normal((2, 3, 8)), jnp.float32)
-    params = jax.tree.map(
-        lambda p: p + 0.1, block.init(jax.random.key(0), x, None)["params"]
-    )  # biases are not zero
+    shapes = jax.eval_shape(block.init, jax.random.key(0), x, None)["params"]
+    params = jax.tree.map(lambda s: RNG.standard_normal(s.shape, np.float32), shapes)
     expected, _ = block.apply({"params": params}, x, None)
     spies = Spy(), Spy()
     given = [rules.Rule("image/mlp/up$", spies[0]), rules.Rule("^(image|text)/", spies[1])]
     with rules.applied(given, "image"):
         out, _ = block.apply({"params": params}, x, None)
-    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     assert spies[0].shapes == [((6, 8), (8, 12))]
     assert spies[1].shapes == [((6, 8), (8, 8))] * 4 + [((6, 12), (12, 8))]
     with rules.applied([rules.Rule("text/", spies[0])], "image"):

@@ -147,7 +147,7 @@ PARAMS = {
 def test_rules_reach_the_tensors_they_name():
     given = [{"name": "n_m", "tensors": "image/.*mlp"}, {"name": "auto_sparse", "threshold": 0.1}]
     sparse = rules.from_config(given, 10)
-    own = sparse.init(PARAMS)
+    own = jax.jit(sparse.init)(PARAMS)  # as a run's state is made
     assert list(jax.tree.leaves(own)) == [own["sparsity"]["text"]["blocks_0"]["mlp"]["down"][
         "kernel"]["own"]]  # fmt: skip
     seen = sparse({**PARAMS, **own})
