@@ -121,7 +121,8 @@ def test_other_languages_are_live():
     next(batches)
     batches.close()
     foreign = [text for text in seen if set(text) & set("äöüßéèñçáíóú")]
-    assert 4 < len(foreign) < 100
+    # A share: how many batches are made ahead depends on the machine.
+    assert 0.015 < len(foreign) / len(seen) < 0.4
 
 
 def test_a_batch_of_labels_holds_both_pictures_of_an_idea_with_captions_of_their_own():
