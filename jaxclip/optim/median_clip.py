@@ -166,6 +166,6 @@ def _clip(innovation: jax.Array, bound: jax.Array) -> jax.Array:
     if jnp.issubdtype(innovation.dtype, jnp.complexfloating):
         size = jnp.abs(innovation)
         return innovation * jnp.where(size > bound, bound / jnp.where(size > 0, size, 1), 1)
-    return jax.lax.clamp(
-        -bound.astype(innovation.dtype), innovation, bound.astype(innovation.dtype)
-    )
+    # Of the same shape: what clamp differentiates to wants that.
+    bound = jnp.broadcast_to(bound.astype(innovation.dtype), innovation.shape)
+    return jax.lax.clamp(-bound, innovation, bound)

@@ -258,9 +258,10 @@ def test_no_room_for_shared_memory_is_one_line(toy, tokenize, monkeypatch):
 
 # No `if __name__ == "__main__"`: a worker that imported this file would print again.
 PROGRAM = """
-import sys, threading, time
+import signal, sys, threading, time
 import numpy as np
 from jaxclip.data import pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
 from jaxclip.data.ahead import Ahead
 
 def tokenize(texts):
