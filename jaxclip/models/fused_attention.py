@@ -16,8 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
 # Tokens of a step of the grid: several short sequences are taken at once.
@@ -147,6 +145,10 @@ def _run(
     *arrays: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """Run a kernel on blocks of whole sequences."""
+    # Here, for it takes as long to import as all the rest of the models.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     batch, length, width = arrays[0].shape
     at_once = max(n for n in range(1, max(1, _TOKENS // length) + 1) if batch % n == 0)
     block = pl.BlockSpec((at_once, length, width), lambda index: (index, 0, 0))
