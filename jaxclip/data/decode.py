@@ -160,7 +160,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _depth8(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits; Pillow's own conversion would clip at 255."""
-    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > _MAX_16_BIT):
+    if image.mode == "F" or (image.mode == "I" and not _is_16_bit(image)):
         # Nothing says which value is white: any choice would be a guess.
         raise ValueError("samples of 32 bits without a known range; make 8 or 16 bits of them")
     if image.mode.startswith("I"):
@@ -168,4 +168,6 @@ def _depth8(image: Image.Image) -> Image.Image:
     return image
 
 
-_MAX_16_BIT = 65535
+def _is_16_bit(image: Image.Image) -> bool:
+    samples = np.asarray(image)
+    return 0 <= samples.min() and samples.max() <= 65535

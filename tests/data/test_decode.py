@@ -127,3 +127,30 @@ def test_a_damaged_byte_gives_an_image_or_a_reason(position, value, format, toys
     data[position % len(data)] = value
     result = decode(bytes(data))
     assert isinstance(result, Image.Image) or result.reason in REASONS
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\n<!DOCTYPE html><html>404", "a page of the web, not the picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "make a PNG of it first"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1", "HEIC; convert it to JPEG first"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+        (b"\1\2\3 nothing known", r"it begins with b'\x01\x02\x03"),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(data, said):
+    found = decode(data)
+    assert found.reason == "undecodable" and said in found.detail and "AVIF" in found.detail
+
+
+def test_samples_of_32_bits_are_read_only_where_white_is_known():
+    sixteen = Image.fromarray(np.array([[0, 257, 65535]], np.int32))
+    assert np.asarray(decode(encoded(sixteen, "TIFF")))[0, :, 0].tolist() == [0, 1, 255]
+    for pixels in (
+        np.array([[0.0, 0.5]], np.float32),
+        np.array([[0, 2**30]], np.int32),
+        np.array([[-9, 60000]], np.int32),
+    ):
+        found = decode(encoded(Image.fromarray(pixels), "TIFF"))
+        assert found.reason == "undecodable" and "without a known range" in found.detail
