@@ -170,4 +170,4 @@ def _depth8(image: Image.Image) -> Image.Image:
 
 def _is_16_bit(image: Image.Image) -> bool:
     samples = np.asarray(image)
-    return 0 <= samples.min() and samples.max() <= 65535
+    return bool(samples.min() >= 0 and samples.max() <= 65535)
