@@ -176,11 +176,12 @@ def _hessian(config: Config, params: Params) -> Params:
     encode = towers.from_config(config, towers.build_model(config)).encode
     own = {name: jax.tree.map(jnp.asarray, params[name]) for name in TOWERS}
 
+    scale = jnp.asarray(params["logit_scale"])
+
     def diagonal(params: Params, batches: Any) -> Params:
-        loss = sharpness.pair_loss(encode, batches, jnp.asarray(scale))
+        loss = sharpness.pair_loss(encode, batches, scale)
         return sharpness.hessian_diagonal(loss, params, jax.random.key(0), _PROBES)
 
-    scale = params["logit_scale"]
     found: Params = jax.jit(diagonal)(own, jax.tree.map(jnp.asarray, batches))
     return found
 

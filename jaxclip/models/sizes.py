@@ -13,6 +13,7 @@ from jaxclip.models._size_checks import (
     check_cures,
     check_experts,
     check_heads,
+    check_image,
     check_rate,
 )
 from jaxclip.models.image_towers import TOWERS
@@ -139,85 +140,7 @@ class ImageConfig:
     kind: str = "vit"
 
     def __post_init__(self) -> None:
-        check_cures("image", self)
-        check_experts("image", self)
-        check_choice("image.first_layer", self.first_layer, ("plain", "tract"))
-        check_rate("image.dropout", self.dropout)
-        check_rate("image.patch_dropout", self.patch_dropout)
-        if self.num_registers < 0:
-            raise ValueError(f"model.image.num_registers={self.num_registers} is negative; use 0")
-        if self.first_layer == "tract" and (self.stem != "patch" or not self.tract_lambda > 0):
-            raise ValueError(
-                "model.image.first_layer='tract' needs model.image.stem='patch' and a tract_lambda "
-                f"above 0, got stem={self.stem!r}, tract_lambda={self.tract_lambda}"
-            )
-        check_choice("image.kind", self.kind, ("vit",))
-        check_choice("image.stem", self.stem, ("patch", "conv", "conv_bn"))
-        check_choice("image.pool", self.pool, ("cls", "mean", "map", "queries"))
-        check_choice("image.positions", self.positions, ("learned", "sincos", "none"))
-        check_choice("image.projection", self.projection, ("linear", "linear_bias", "none"))
-        check_activation("image", self.activation)
-        check_choice("image.rope", self.rope, ("none", "yx", "xy"))
-        check_choice("image.mlp", self.mlp, ("plain", "gated"))
-        check_choice("image.norm", self.norm, ("layer", "rms"))
-        check_choice("image.norm_place", self.norm_place, ("pre", "post"))
-        check_choice("image.qkv_bias", self.qkv_bias, ("all", "qv", "none"))
-        self._check_pool()
-        if not math.isfinite(self.rope_offset):
-            raise ValueError(f"model.image.rope_offset={self.rope_offset}; use a number of patches")
-        if self.rope != "none" and self.head_size % 4:
-            raise ValueError(
-                f"model.image.rope={self.rope!r} needs heads of a multiple of 4 channels, not "
-                f"{self.width} / {self.num_heads}"
-            )
-        if self.image_size % self.patch_size:
-            fits = [p for p in (4, 8, 14, 16, 32) if self.image_size % p == 0]
-            raise ValueError(
-                f"model.image.patch_size={self.patch_size} does not divide image_size="
-                f"{self.image_size}; use {' or '.join(map(str, fits)) or 'another image size'}"
-            )
-        check_heads("image", self)
-        if self.max_patches < 0 or (
-            self.max_patches
-            and (self.stem != "patch" or self.has_class_token or self.positions != "learned")
-        ):
-            raise ValueError(
-                f"model.image.max_patches={self.max_patches} (patch sequences) needs stem='patch', "
-                f"positions='learned' and pool='map' or 'mean', got {self.stem!r}, "
-                f"{self.positions!r} and {self.pool!r}; 0 is for square pictures"
-            )
-        if self.positions == "sincos" and self.width % 4:
-            raise ValueError(
-                f"model.image.positions='sincos' needs a width divisible by 4, not {self.width}"
-            )
-        if self.stem != "patch":
-            halvings = 2 ** (len(self.stem_widths) - 1) if self.stem_widths else 0
-            if not halvings or self.patch_size % halvings:
-                raise ValueError(
-                    f"model.image.stem_widths={self.stem_widths} halve the grid "
-                    f"{len(self.stem_widths) - 1} times, which patch_size={self.patch_size} does "
-                    "not allow"
-                )
-
-    def _check_pool(self) -> None:
-        if self.norm_after_pool and self.pool != "mean":
-            raise ValueError(
-                f"model.image.norm_after_pool=True is for pool='mean', not {self.pool!r}"
-            )
-        if self.pool_prefix and self.pool == "cls":
-            raise ValueError("model.image.pool_prefix=True is for pool='mean' or 'map', not 'cls'")
-        for name in ("pool_heads", "pool_mlp_dim", "rope_grid"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.image.{name}={getattr(self, name)} is negative; use 0")
-        if self.pool == "queries" and (self.num_queries < 2 or self.projection == "none"):
-            raise ValueError(
-                f"model.image.pool='queries' needs num_queries of at least 2 and a projection, got "
-                f"{self.num_queries} and {self.projection!r}"
-            )
-        if self.pool != "queries" and self.pool_heads and self.width % self.pool_heads:
-            raise ValueError(
-                f"model.image.pool_heads={self.pool_heads} does not divide width={self.width}"
-            )
+        check_image(self)
 
     @property
     def head_size(self) -> int:

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 _NORMAL = statistics.NormalDist()
-_NAME = re.compile(r"sparse\(\s*([\d.]+)\s*,\s*([\d.]+|inf)\s*\)$")
+_NUMBER = r"\d+\.?\d*|\.\d+"
+_NAME = re.compile(rf"sparse\(\s*({_NUMBER})\s*,\s*({_NUMBER}|inf)\s*\)$")
 
 
 class Variances(NamedTuple):

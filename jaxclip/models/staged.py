@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from jaxclip.models import features as features_lib
 from jaxclip.models import layers
 from jaxclip.models import remat as remat_lib
 from jaxclip.models.features import Features
-from jaxclip.models.tower_parts import Parts
+from jaxclip.models.tower_parts import Parts, TowerOptions
 
 Params = Mapping[str, Any]
 Part = tuple[nn.Module, tuple[Any, ...]]
@@ -98,34 +98,12 @@ _OF_TOKENS = ("keep", "insert", "attend", "attention_bias", "attention", "larges
 
 
 @dataclasses.dataclass(frozen=True)
-class StagedTower(abc.ABC):
+class StagedTower(TowerOptions, abc.ABC):
     """Normalised images float[B, H, W, 3] -> features. It holds no parameters.
 
-    Attributes:
-      config, embed_dim, dtype, remat, scan_layers, attention_implementation, flat_products: as of
-        :class:`jaxclip.models.tower.Tower`; ``scan_layers`` loops over equal blocks of a stage.
-      gather_block: function of a block's parameters and its name.
-      residual_dtype: as of :class:`jaxclip.models.tower.Tower`.
+    ``scan_layers`` loops over equal blocks of a stage.
     """
 
-    config: Any
-    embed_dim: int
-    dtype: Any = jnp.float32
-    remat: str = "none"
-    scan_layers: bool = False
-    attention_implementation: layers.Implementation = None
-    gather_block: Callable[..., Any] | None = None
-    flat_products: bool = False
-    residual_dtype: Any = None
-
-    @property
-    def outer_dtype(self) -> Any:
-        """As of :class:`jaxclip.models.tower.Tower`, where the tower tells it from ``dtype``."""
-        if self.residual_dtype is None or not self.has_residual_dtype:
-            return self.dtype
-        return self.residual_dtype
-
-    # Whether `residual_dtype` says anything; the others compute in `dtype` throughout.
     has_residual_dtype: ClassVar[bool] = False
     prefix: ClassVar[int] = 0
 

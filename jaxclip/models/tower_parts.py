@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -20,11 +20,12 @@ Params = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class TowerParts:
-    """The modules of a tower of these sizes.
+class TowerOptions:
+    """What a tower of any kind is made with.
 
     Attributes:
-      config: sizes (:class:`jaxclip.models.presets.ImageConfig` or ``TextConfig``).
+      config: sizes (:class:`jaxclip.models.presets.ImageConfig`, ``TextConfig``, or those of
+        another kind of tower).
       embed_dim: size of the joint space, D.
       dtype: compute dtype.
       remat: what blocks compute again in the backward pass, see :mod:`jaxclip.models.remat`.
@@ -49,10 +50,20 @@ class TowerParts:
     flat_products: bool = False
     residual_dtype: Any = None
 
+    # Whether `residual_dtype` says anything; where not, all is computed in `dtype`.
+    has_residual_dtype: ClassVar[bool] = True
+
     @property
     def outer_dtype(self) -> Any:
         """What everything but the inside of the blocks computes in."""
-        return self.dtype if self.residual_dtype is None else self.residual_dtype
+        if self.residual_dtype is None or not self.has_residual_dtype:
+            return self.dtype
+        return self.residual_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerParts(TowerOptions):
+    """The modules of a Transformer of these sizes."""
 
     # The pieces, as unbound modules; `apply` gives them their parameters.
 

@@ -18,7 +18,6 @@ from jax import lax
 # So many numbers are looked up in a sum over all of them, more in two steps.
 _AT_ONCE = 128
 
-
 # Longest axis that XLA on CPUs reduces by one kernel; along longer ones it does pieces first.
 LONGEST_AXIS = 32
 

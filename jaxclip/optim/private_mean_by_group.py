@@ -85,7 +85,8 @@ def private_mean_by_group(
         number of updates before this one to one.
       noise_multiplier: σ; zero is for tests.
       noise: ``"equal"`` or ``"proportional"``.
-      count_noise: standard deviation of the noise on the counts; ``None`` for no counts.
+      count_noise: standard deviation of the noise on the counts, above :math:`\sigma \sqrt{K} / 2`;
+        ``None`` for no counts. Where σ is a schedule that comes above that, the update is NaN.
       seed: an integer or a key that nobody else knows; required where there is noise.
 
     Returns:

@@ -100,7 +100,7 @@ def skip_nonfinite(
         leaves, _ = _base.flatten(updates)
         norm = _base.global_norm(leaves, state.norm.dtype)
         # A loss of any shape as one number, which is zero or NaN.
-        loss = jnp.zeros(()) if value is None else jnp.sum(0 * jnp.asarray(value))
+        loss = jnp.zeros(()) if value is None else _base.zero_or_nan(jnp.asarray(value))
         before = {name: getattr(state, name) for name in _SMALL}
         skip, after = together(_settle, (norm, loss, before), ())
         arguments = _skip.extra_arguments(extra_args, value, extra)

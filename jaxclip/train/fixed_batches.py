@@ -41,8 +41,8 @@ def fixed_batches(
     records = len(data_set.source(complete["train_split"]))
     if records < batch_size:
         raise ValueError(
-            f"--batch_size {batch_size}: split {complete['train_split']!r} has {records} records; "
-            f"use --batch_size {records} or fewer"
+            f"split {complete['train_split']!r} has {records} records, fewer than a batch of "
+            f"{batch_size}; use a batch size of {records} or less"
         )
     iterator = pipeline.train_iterator(
         {**data, "cache_decoded_mb": 0, "examples_per_class": 1},

@@ -16,7 +16,7 @@ def test_mistakes_are_one_line(trained, tmp_path, capsys):
     assert cli.main(["sharpness", "--workdir", str(trained), "--split", "tset", *small]) == 2
     assert cli.main(["sharpness", "--workdir", str(tmp_path / "none")]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].endswith("split 'train' has 48 records; use --batch_size 48 or fewer")
+    assert lines[0].endswith("fewer than a batch of 100; use a batch size of 48 or less")
     assert lines[1] == "jaxclip: error: --batches 0 must be at least 1"
     assert "did you mean 'test'" in lines[2]
     assert "there is no such folder" in lines[3] and len(lines) == 4

@@ -159,6 +159,7 @@ def test_unknown_names_get_a_hint():
         ("text", {"projection": "gelu"}, r"model\.text\.projection='gelu'"),
         ("text", {"eos_id": 50_000}, r"model\.text\.eos_id=50000 must be a token, 0 to"),
         ("image", {"rope": "yx", "width": 30, "num_heads": 5}, "heads of a multiple of 4 chann"),
+        ("image", {"rope": "yx", "head_dim": 6}, "multiple of 4 channels, not 6$"),
         ("image", {"norm_after_pool": True}, r"norm_after_pool=True is for pool='mean', not 'cls'"),
         ("image", {"pool_prefix": True}, r"pool_prefix=True is for pool='mean' or 'map', not"),
         ("image", {"pool": "map", "pool_heads": 7}, "pool_heads=7 does not divide width=768"),

@@ -212,6 +212,17 @@ def test_two_similar_tokens_become_their_mean():
     assert sizes.tolist() == [[3, 1]]
 
 
+def test_the_second_half_of_a_block_rounds_as_the_block_does():
+    tower, params = tower_of("cls")
+    tower = dataclasses.replace(tower, dtype=jnp.bfloat16, residual_dtype=jnp.float32)
+    block = params["blocks_0"]
+    silent = jax.tree.map(jnp.zeros_like, block["attention"])
+    params = {**params, "blocks_0": {**block, "attention": silent}}
+    x = jnp.asarray(RNG.normal(size=(2, 5, tower.config.width)), jnp.float32)
+    whole, _ = tower.blocks(params, Tokens(x), 0, 1)
+    np.testing.assert_allclose(tome.mlp_half(tower, params, x, 0), whole.x, atol=1e-5)
+
+
 def test_equal_patches_merge_without_a_trace(outputs):
     """Proportional attention and weighted pools make merged copies count as what they are."""
     assert outputs["merged"].tokens.shape[1] == 12

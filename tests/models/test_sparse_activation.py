@@ -40,6 +40,6 @@ def test_names():
     np.testing.assert_allclose(fn(np.array([0.0, 1.0244, 9.0])), [0, 0.5, 1], atol=1e-4)
     assert layers.activation("gelu") is layers.ACTIVATIONS["gelu"]
     models.TextConfig(activation="sparse(0.9, inf)")
-    for wrong in ("sparse(1.2, 1)", "sparse(0.5)", "sparse", "relu"):
+    for wrong in ("sparse(1.2, 1)", "sparse(0.5)", "sparse(0.7.1, 1)", "sparse", "relu"):
         with pytest.raises(ValueError, match=r"use 'gelu', .* or 'sparse"):
             models.ImageConfig(activation=wrong)

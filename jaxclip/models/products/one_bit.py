@@ -72,8 +72,8 @@ def _backward(
     by_row, by_column = (
         stochastic_round(chosen, key, bits, axis) for key, axis in ((row_key, 1), (column_key, 0))
     )
-    dropped = jnp.any(chosen != 0, axis=1, keepdims=True)
-    by_row, by_column = (jnp.where(dropped, g, 0) for g in (by_row, by_column))
+    stays = jnp.any(chosen != 0, axis=1, keepdims=True)
+    by_row, by_column = (jnp.where(stays, g, 0) for g in (by_row, by_column))
     return by_row @ kernel.T, x.T @ by_column
 
 

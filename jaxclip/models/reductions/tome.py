@@ -164,6 +164,7 @@ def mlp_half(tower: VisionTransformer, params: Params, x: jax.Array, block: int)
         tower.flat_products,
         variant,
         tower.config.norm_eps,
+        tower.block.result_dtype,
         parent=None,
     )
     post = variant.norm_place == "post"

@@ -61,7 +61,8 @@ class NM(Sparsity):
             jnp.minimum((done * len(stages)).astype(jnp.int32), len(stages) - 1),
             [functools.partial(keep_largest, held, n, m) for n, m in stages],
         )
-        # Before it starts nothing is masked; the structure counts from there on.
+        # Before it starts nothing is masked, or pulled; the structure counts from there on.
+        mask = mask | (progress < self.start)
         kept = jnp.where(mask, 1.0, self.leak(progress)).astype(weight.dtype)
         return _masked(self.weight_pull, weight, kept, mask)
 

@@ -50,14 +50,14 @@ def net_trim(
     scale = np.sqrt(max(float(np.max(np.abs(gram))), 1e-30)) * 0.3
     x, y, radius = x / scale, y / scale, epsilon / scale
     above = y > 0 if relu else np.ones(y.shape, bool)
-    factor = np.linalg.cholesky(x.T @ x + np.eye(x.shape[1]))
+    # Once for all steps; the identity keeps it well-conditioned.
+    inverse = np.linalg.inv(x.T @ x + np.eye(x.shape[1]))
     sparse = np.zeros((x.shape[1], y.shape[1]))
     dual_u, dual_z = np.zeros_like(sparse), np.zeros_like(y)
     z = y.copy()
     for _ in range(steps):
         # U and Z = X U are split; the least-squares step ties them together.
-        right = x.T @ (z - dual_z) + (sparse - dual_u)
-        dense = np.linalg.solve(factor.T, np.linalg.solve(factor, right))
+        dense = inverse @ (x.T @ (z - dual_z) + (sparse - dual_u))
         made = x @ dense
         z = _into_set(made + dual_z, y, above, radius)
         before, moved = sparse, dense + dual_u

@@ -53,6 +53,11 @@ def test_sr_ste_pulls_masked_weights_to_zero():
     np.testing.assert_array_equal(out, np.where(mask, W, 0))
     np.testing.assert_allclose(gradient, G + 2e-4 * np.where(mask, 0, W), rtol=1e-6)
     assert (out != 0).sum() == W.size // 4
+    # Not in the dense share of a run.
+    later = NM(1, 4, decay="none", weight_pull=2e-4, start=0.5)
+    out, gradient = both(later, 0.4)
+    np.testing.assert_array_equal(out, W)
+    np.testing.assert_array_equal(gradient, G)
 
 
 def test_exponential_decay_and_its_end():
