@@ -12,13 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from jaxclip import cli
+from jaxclip import cli, lock
 from jaxclip.curate import curate, store
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import language
 from jaxclip.data import sampling, sources
-from jaxclip.train import lock
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
 
