@@ -119,9 +119,7 @@ def run_steps(
     shared: dict[str, Any] = {}
     identity = config_lib.digest([view.base, config["seed"]])
     for number, step in enumerate(steps, 1):
-        identity = config_lib.digest(
-            [identity, step.name, config_lib.options_of(step), step.stamp()]
-        )
+        identity = config_lib.digest([identity, step.identity()])
         label = f"{number:02d}_{step.name}"
         folder = f"{place}/{label}-{identity}"
         flow = Flow(view, folder, runner, seed=config["seed"], label=label, shared=shared)
