@@ -103,7 +103,7 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     """Say what went wrong in one line; returns the exit status, None where a traceback is due."""
     if os.environ.get("JAXCLIP_TRACEBACK"):
         return None
-    from jaxclip.train.errors import RunError
+    from jaxclip.errors import RunError
 
     checks = sys.modules.get("jaxclip.train.checks")
     memory = checks.explain_memory(error) if checks and type(error).__name__ in _DEVICE else ""

@@ -19,16 +19,18 @@ def gate(rows: Rows, codes: np.ndarray) -> dict[str, Any]:
         number of the reason why not.
 
     Returns:
-      ``reason`` int[n], that of its first caption for a record without any that passes, and
-      ``captions``.
+      ``reason`` int[n], that of its first caption for a record of whose captions none passes,
+      and ``captions``.
     """
     captions = rows.captions()
     passed = codes == 0
     first = np.searchsorted(captions.row, np.arange(len(rows)))
-    any_left = np.bincount(captions.row[passed], minlength=len(rows)) > 0
+    had, left = (
+        np.bincount(row, minlength=len(rows)) for row in (captions.row, captions.row[passed])
+    )
     reason = np.zeros(len(rows), np.int64)
-    if len(codes):
-        reason = np.where(any_left, 0, codes[np.minimum(first, len(codes) - 1)])
+    gone = (had > 0) & (left == 0)
+    reason[gone] = codes[first[gone]]
     return {
         REASON: reason,
         CAPTIONS: Ragged(captions.row[passed], captions.value[passed]),

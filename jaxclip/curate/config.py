@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.curate import source as source_lib
-from jaxclip.curate.step import Step, build
+from jaxclip.curate.step import STEPS, Step, build
 from jaxclip.registry import hint
 
 DEFAULTS: dict[str, Any] = {
@@ -22,17 +20,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def resolve(config: Mapping[str, Any], overrides: Sequence[tuple[str, Any]] = ()) -> dict[str, Any]:
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     """A complete configuration.
 
     Args:
       config: any of the keys of :data:`DEFAULTS`.
-      overrides: ``(key, value)``, laid over it.
 
     Raises:
       ValueError: an unknown key or a value of the wrong type.
     """
-    result = {**DEFAULTS, **config, **dict(overrides)}
+    result = {**DEFAULTS, **config}
     for key, value in result.items():
         if key not in DEFAULTS:
             raise ValueError(f"unknown key {key!r} of a curation{hint(key, DEFAULTS)}")
@@ -66,21 +63,10 @@ def build_steps(config: Mapping[str, Any]) -> list[Step]:
     return steps
 
 
-# Who makes columns that others want, for errors.
-_MAKERS = {
-    "image": "embeddings", "text": "embeddings", "entries": "match", "cluster": "cluster",
-    "centroid_distance": "cluster", "clip_score": "clip_score", "prompt_score": "prompt_score",
-}  # fmt: skip
-
-
 def _maker(column: str) -> str:
-    return f"; put a step {_MAKERS[column]!r} before it" if column in _MAKERS else ""
-
-
-def options_of(step: Step) -> dict[str, Any]:
-    """Its options as JSON; what has no bound has none there."""
-    options = json.loads(json.dumps(dataclasses.asdict(step)))
-    return {k: None if v in (math.inf, -math.inf) else v for k, v in options.items()}
+    """Who makes a column that another step wants, for the error; empty if nobody does."""
+    makers = (name for name in STEPS.names() if column in STEPS.get(name)().makes())
+    return next((f"; put a step {name!r} before it" for name in makers), "")
 
 
 def digest(value: Any) -> str:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epath
 
 from jaxclip import storage
@@ -21,8 +20,9 @@ from jaxclip.curate.runners import Runner
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.step import Step
 from jaxclip.curate.store import VERDICT, View
+from jaxclip.lock import Lock
 
-STORE_DIR, KEPT_DIR, DROPPED_DIR = "store", "kept", "dropped"
+STORE_DIR = "store"
 REPORT_FILE = "report.json"
 
 
@@ -119,9 +119,7 @@ def run_steps(
     shared: dict[str, Any] = {}
     identity = config_lib.digest([view.base, config["seed"]])
     for number, step in enumerate(steps, 1):
-        identity = config_lib.digest(
-            [identity, step.name, config_lib.options_of(step), step.stamp()]
-        )
+        identity = config_lib.digest([identity, step.identity()])
         label = f"{number:02d}_{step.name}"
         folder = f"{place}/{label}-{identity}"
         flow = Flow(view, folder, runner, seed=config["seed"], label=label, shared=shared)
@@ -153,16 +151,9 @@ def _conclude(
     return Outcome(content["records"], content["kept"], content, end)
 
 
-def kept_rows(view: View, shard: int) -> np.ndarray:
-    """int64[n]: numbers of the records of a shard that are left."""
-    return view.bounds[shard] + np.flatnonzero(view.reasons(shard) == store.STAYS)
-
-
 @contextlib.contextmanager
 def _locked(place: str, break_lock: bool) -> Iterator[None]:
     """Hold the folder; an object store has no locks that hold."""
-    from jaxclip.train.lock import Lock
-
     problem = storage.probe(epath.Path(place))
     if problem:
         raise ValueError(problem)

@@ -113,6 +113,6 @@ class Matcher:
 
 
 @functools.lru_cache(maxsize=2)
-def load(path: str, stamp: tuple[int, int], lowercase: bool) -> Matcher:
+def load(path: str, stamp: str, lowercase: bool) -> Matcher:
     """The matcher of a file of entries; each process builds it once."""
     return Matcher(read_entries(path), lowercase)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 
-from jaxclip.curate import config as config_lib
 from jaxclip.curate import source, store
 from jaxclip.curate.flow import add
-from jaxclip.curate.rows import OWN, Rows
+from jaxclip.curate.hashing import key_hashes
+from jaxclip.curate.rows import OWN, READ
 from jaxclip.curate.runners import Arrays, Runner
 from jaxclip.curate.store import GONE, INDEX, STAYS, View
 
@@ -64,7 +64,7 @@ def collect(
         for number, (label, reasons, *_) in enumerate(stages)
     ]
     for number, each in enumerate(done, 1):
-        steps[number]["options"] = config_lib.options_of(each.step)
+        steps[number]["options"] = each.step.options()
         steps[number]["notes"] = each.notes
         steps[number]["histograms"] = _of_step(number, ranges, shapes)
     return {
@@ -168,35 +168,26 @@ def _counts(views: Sequence[tuple[int, View, View]], shard: int) -> Arrays:
     return found
 
 
-def _scalars(number: int, views: Sequence[tuple[int, View, View]], shard: int) -> Rows:
-    """What a step's own passes say of the records that it was given."""
-    _, before, after = views[number]
-    own = after.passes[len(before.passes) :]
-    rows: dict[str, Any] = {}
-    for path in own:
-        with store.read_arrays(store.file_of(path, shard)) as file:
-            index = file[INDEX]
-            for name in file.files:
-                if name in (INDEX, store.REASON) or name.startswith(OWN) or "/" in name:
-                    continue
-                if name + store.ROW in file.files:
-                    continue
-                array = file[name]
-                if array.ndim == 1 and array.dtype.kind in "iuf":
-                    rows[name] = (index, array)
-    return Rows(np.zeros(0, np.int64), rows)
-
-
-def _each_scalar(views: Sequence[tuple[int, View, View]], shard: int) -> Any:
-    for number in range(1, len(views)):
-        rows = _scalars(number, views, shard)
-        for name in rows.made():
-            yield f"{number}/{name}", *rows[name]
+def _scalars(
+    views: Sequence[tuple[int, View, View]], shard: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """What the passes of each step say: ``NUMBER/COLUMN``, records int64[n], values [n]."""
+    for number, (_, before, after) in enumerate(views):
+        for path in after.passes[len(before.passes) :]:
+            with store.read_arrays(store.file_of(path, shard)) as file:
+                for name in file.files:
+                    if name in (INDEX, store.REASON, *READ) or name.startswith(OWN):
+                        continue
+                    if name.endswith(store.ROW) or name + store.ROW in file.files:
+                        continue
+                    array = file[name]
+                    if array.ndim == 1 and array.dtype.kind in "iuf":
+                        yield f"{number}/{name}", file[INDEX], array
 
 
 def _ranges(views: Sequence[tuple[int, View, View]], shard: int) -> Arrays:
     found: Arrays = {"none": np.array([np.inf, -np.inf])}
-    for name, _, values in _each_scalar(views, shard):
+    for name, _, values in _scalars(views, shard):
         finite = values[np.isfinite(values)].astype(np.float64)
         least, most = (finite.min(), finite.max()) if len(finite) else (np.inf, -np.inf)
         found[name] = np.array([least, most])
@@ -214,7 +205,7 @@ def _widest(found: list[Arrays]) -> Arrays:
 
 def _histograms(ranges: Arrays, views: Sequence[tuple[int, View, View]], shard: int) -> Arrays:
     found: Arrays = {"none": np.zeros((2, BINS), np.int64)}
-    for name, index, values in _each_scalar(views, shard):
+    for name, index, values in _scalars(views, shard):
         after = views[int(name.partition("/")[0])][2]
         left = after.reasons(shard)[index - after.bounds[shard]] == STAYS
         least, most = ranges[name]
@@ -247,8 +238,6 @@ def _of_step(number: int, ranges: Arrays, shapes: Arrays) -> dict[str, Any]:
 
 def _examples(views: Sequence[tuple[int, View, View]], shard: int) -> Arrays:
     """A few records of each reason, and of those that are left, by the hash of their keys."""
-    from jaxclip.curate.hashing import key_hashes
-
     start = views[0][1]
     hashes = key_hashes(store.all_keys(start.base, shard), "report")
     found: list[tuple[int, int, np.ndarray]] = []

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxclip import html_page
 from jaxclip.curate import source
 from jaxclip.curate.store import View
 from jaxclip.data import decode
@@ -37,12 +38,8 @@ def page(content: Mapping[str, Any], text: Sequence[str], view: View) -> str:
         options = ", ".join(f"{key}={value!r}" for key, value in step["options"].items())
         head = f"<h2>{html.escape(step['step'])}</h2><p>{html.escape(options)}</p>"
         sections.append(f"{head}<div>{_counts(step)}{''.join(parts)}</div>")
-    return _PAGE.format(
-        title=html.escape(title),
-        text=html.escape("\n".join(text)),
-        sections="\n".join(sections),
-        pictures="\n".join(_pictures(content["examples"], view)),
-    )
+    body = "\n".join([*sections, *_pictures(content["examples"], view)])
+    return html_page.page(title, "\n".join(text), body, _STYLE)
 
 
 def _counts(step: Mapping[str, Any]) -> str:
@@ -125,31 +122,11 @@ def _picture(view: View, index: int) -> str:
     )
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ margin: 1.5rem; font: 15px/1.4 system-ui, sans-serif; }}
-pre {{ overflow-x: auto; }}
-main {{ display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }}
+_STYLE = f"""\
 div {{ display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }}
-figure {{ margin: 0; overflow-wrap: anywhere; font-size: .8rem; }}
-svg {{ width: {{width}}px; max-width: 100%; border-bottom: 1px solid #999; }}
+svg {{ width: {_WIDTH}px; max-width: 100%; border-bottom: 1px solid #999; }}
 .all {{ fill: #c9ccd1; }}
 .left {{ fill: #2f6fb2; }}
 table {{ border-collapse: collapse; font-size: .85rem; }}
 td, th {{ padding: .1rem .8rem .1rem 0; text-align: left; }}
-ul {{ margin: .2rem 0; padding-left: 1rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<pre>{text}</pre>
-{sections}
-{pictures}
-</body>
-</html>
-""".replace("{{width}}", str(_WIDTH))
+"""

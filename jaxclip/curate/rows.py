@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxclip.curate.hashing import key_hashes, uniforms
-from jaxclip.data.record import BadRecord
+from jaxclip.data.record import BadRecord, meta_object
 
 # Columns whose names begin so are a step's own: neither reported nor handed out.
 OWN = "_"
@@ -119,14 +118,10 @@ class Rows:
             for texts, numbers in zip(self["texts"], left, strict=True)
         ]
 
-    def texts_at(self, row: int) -> list[str]:
-        """The captions that are left of one record."""
-        return self.texts[row]
-
     @functools.cached_property
     def meta(self) -> list[Mapping[str, Any]]:
         """The record's meta, empty where it is no JSON object."""
-        return [_parsed(text) for text in self["meta"]]
+        return [meta_object(text) for text in self["meta"]]
 
     def values(self, name: str) -> np.ndarray:
         """float64[n]: a column of numbers, or else the member of that name of each meta.
@@ -149,14 +144,6 @@ class Rows:
     def uniforms(self, salt: str) -> np.ndarray:
         """float64[n] in [0, 1) by key and salt."""
         return uniforms(self.keys, salt)
-
-
-def _parsed(text: str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(text) if text else {}
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float:

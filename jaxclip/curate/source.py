@@ -127,8 +127,14 @@ def default_split(data_set: DataSet) -> str:
     return next(iter(data_set.splits))
 
 
+# What is made of another data set, whose name follows.
+_OF_ANOTHER = "scenes:"
+
+
 def stamp(name: str) -> list[str]:
     """Changes where the files of a local data set do."""
+    if name.startswith(_OF_ANOTHER):
+        return [_OF_ANOTHER, *stamp(name.removeprefix(_OF_ANOTHER))]
     kind, colon, rest = name.partition(":")
     if name in sources.BUILT_IN or remote.is_remote(rest if colon else name):
         return [name]
@@ -142,6 +148,8 @@ def stamp(name: str) -> list[str]:
 
 def absolute(name: str) -> str:
     """A name of a data set that means the same in any folder."""
+    if name.startswith(_OF_ANOTHER):
+        return _OF_ANOTHER + absolute(name.removeprefix(_OF_ANOTHER))
     kind, colon, rest = name.partition(":")
     if name in sources.BUILT_IN or "://" in name:
         return name

@@ -10,12 +10,15 @@ out.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from jaxclip.registry import Registry, check_numbers
+from jaxclip.data.importer.items import files_stamp
+from jaxclip.registry import Registry, check_numbers, hint
 
 if TYPE_CHECKING:
     from jaxclip.curate.flow import Flow
@@ -52,6 +55,16 @@ class Step:
     def stamp(self) -> Any:
         """What changes if files that it reads change: JSON, part of the identity of its results."""
         return None
+
+    def identity(self) -> list[Any]:
+        """What its results depend on, but for the records: which step it is, options, stamp."""
+        kind = type(self)
+        return [f"{kind.__module__}:{kind.__qualname__}", self.options(), self.stamp()]
+
+    def options(self) -> dict[str, Any]:
+        """Its options as JSON; what has no bound has none there."""
+        found = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {k: None if v in (math.inf, -math.inf) else v for k, v in found.items()}
 
     def run(self, flow: Flow) -> None:
         """Do its work; the last pass is :meth:`~jaxclip.curate.flow.Flow.decide`, if it drops."""
@@ -107,8 +120,6 @@ def _check_lists(step: Step) -> None:
 
 def check_choice(option: str, value: Any, known: tuple[str, ...]) -> None:
     """Raise ValueError unless an option is one of some words."""
-    from jaxclip.registry import hint
-
     if value not in known:
         raise ValueError(f"{option}={value!r}{hint(str(value), known)}")
 
@@ -120,7 +131,14 @@ def check_range(option: str, value: float, low: float, high: float = float("inf"
         raise ValueError(f"{option}={value!r} must be at least {low:g}{upper}")
 
 
-def file_stamp(path: str | os.PathLike[str]) -> list[Any]:
-    """Name, size and time of change of a file or folder."""
-    stat = pathlib.Path(path).stat()
-    return [os.fspath(path), stat.st_size, stat.st_mtime_ns]
+def check_one_vector(option: str, column: str) -> None:
+    """Raise ValueError for a column of captions' vectors, where one for each record is wanted."""
+    if column.startswith("text"):
+        raise ValueError(f"{option}={column!r} must be a column with one vector a record")
+
+
+def path_stamp(path: str | os.PathLike[str]) -> str:
+    """Changes where a file does, or any file of a folder."""
+    place = pathlib.Path(path).expanduser()
+    inside = sorted(each for each in place.rglob("*") if each.is_file())
+    return files_stamp(inside if place.is_dir() else [place])

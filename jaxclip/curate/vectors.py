@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-INDEX_FILE = "index.json"
+from jaxclip.curate.hashing import key_hashes
 
 
 class Folder(NamedTuple):
@@ -45,8 +45,6 @@ def open_folder(path: str) -> Folder:
     Raises:
       ValueError: an id is there twice.
     """
-    from jaxclip.curate.hashing import key_hashes
-
     place = pathlib.Path(path).expanduser()
     hashes, file, row, files = [], [], [], []
     for number, ids in enumerate(sorted(place.glob("ids_*.jsonl"))):
@@ -75,8 +73,6 @@ def look_up(path: str, ids: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.nda
     Returns:
       float32[n, D], zeros where there is none, and bool[n]: which are there.
     """
-    from jaxclip.curate.hashing import key_hashes
-
     folder = open_folder(path)
     count = len(ids[0])
     place = np.full(count, -1)

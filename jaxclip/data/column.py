@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +19,7 @@ import numpy as np
 from jaxclip.data import order
 from jaxclip.data.dataset import DataSet
 from jaxclip.data.loader import Loaded
-from jaxclip.data.record import REASONS, BadRecord, Record
+from jaxclip.data.record import REASONS, BadRecord, Record, meta_object
 from jaxclip.fields import BatchSpec, Field
 
 F = TypeVar("F", bound=Field)
@@ -108,11 +107,7 @@ class Candidate:
     @functools.cached_property
     def meta(self) -> Mapping[str, Any]:
         """The record's meta, empty if it is no JSON object."""
-        try:
-            meta = json.loads(self.record.meta) if self.record.meta else {}
-        except (ValueError, RecursionError):
-            return {}
-        return meta if isinstance(meta, dict) else {}
+        return meta_object(self.record.meta)
 
     def bad(self, reason: str, detail: str) -> BadRecord:
         """Why it can't be used."""

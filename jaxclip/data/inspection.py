@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxclip import html_page
 from jaxclip.data import decode, image_backend, image_ops, order, sources
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.record import REASONS, BadRecord, Record
@@ -202,36 +203,8 @@ def contact_sheet(title: str, text: Sequence[str], found: Findings) -> str:
             f'<figure><img alt="" src="data:image/jpeg;base64,{data}">'
             f"<figcaption>{html.escape(key)}<ul>{said}</ul></figcaption></figure>"
         )
-    return _PAGE.format(
-        title=html.escape(title),
-        text=html.escape("\n".join(text)),
-        cells="\n".join(cells),
-    )
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ margin: 1.5rem; font: 15px/1.4 system-ui, sans-serif; }}
-pre {{ overflow-x: auto; }}
-main {{ display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }}
-figure {{ margin: 0; overflow-wrap: anywhere; font-size: .8rem; }}
-ul {{ margin: .2rem 0; padding-left: 1rem; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<pre>{text}</pre>
-<main>
-{cells}
-</main>
-</body>
-</html>
-"""
+    grid = "\n".join(["<main>", *cells, "</main>"])
+    return html_page.page(title, "\n".join(text), grid)
 
 
 def stages(config: Mapping[str, Any], tokenizer: Any, records: int) -> list[tuple[str, float]]:

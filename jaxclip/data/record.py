@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,6 +154,15 @@ def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
         if text:
             texts.append(text)
     return tuple(texts), bad
+
+
+def meta_object(text: str) -> dict[str, Any]:
+    """The object in a record's ``meta``, empty where it is none."""
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _values(feature: Any, name: str) -> Sequence[bytes]:

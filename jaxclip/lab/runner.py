@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxclip import lock
 from jaxclip.lab import cells as cells_lib
 from jaxclip.lab import config as config_lib
 from jaxclip.lab import data, injectors, program
 from jaxclip.lab.config import Cell, Config
-from jaxclip.train import lock
 
 
 class Outcome(NamedTuple):
@@ -127,7 +127,7 @@ def run_grid(
       say: is told of every cell.
 
     Raises:
-      jaxclip.train.lock.LockedError: another process runs in this folder.
+      jaxclip.lock.LockedError: another process runs in this folder.
       ValueError: a cell that can't be run.
       OSError: the folder can't be written.
     """

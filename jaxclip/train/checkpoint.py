@@ -25,10 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxclip import storage
+from jaxclip.errors import RunError
 from jaxclip.parallel import distributed
 from jaxclip.train import manifest, multihost, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder, Retention
-from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
 

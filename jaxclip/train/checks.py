@@ -20,9 +20,9 @@ import jax
 from jaxclip import config_check
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
+from jaxclip.errors import RunError
 from jaxclip.train import init_from, setup, tokenizer_check
 from jaxclip.train.checkpoint_folder import CheckpointFolder
-from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
 

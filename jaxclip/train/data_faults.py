@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from jaxclip.errors import RunError
 from jaxclip.train import multihost
-from jaxclip.train.errors import RunError
 
 FILE_NAME = "skipped.jsonl"
 # Lines of the file; all are counted.

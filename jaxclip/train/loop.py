@@ -14,6 +14,7 @@ import jax
 
 from jaxclip import parallel
 from jaxclip.config import Config
+from jaxclip.errors import NonFiniteError
 from jaxclip.train import (
     checks,
     describe,
@@ -29,7 +30,6 @@ from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.data_faults import DataFaults
-from jaxclip.train.errors import NonFiniteError
 from jaxclip.train.metrics import MetricWriter, Progress
 from jaxclip.train.profile import Profile
 from jaxclip.train.signals import StopSignals

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclip.config import Config
+from jaxclip.errors import RunError
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import multihost
 from jaxclip.train.checkpoint import Checkpointer, CheckpointError
-from jaxclip.train.errors import RunError
 
 logger = logging.getLogger("jaxclip")
 

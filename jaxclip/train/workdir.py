@@ -19,8 +19,8 @@ from etils import epath
 from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
+from jaxclip.lock import Lock
 from jaxclip.train import manifest, multihost
-from jaxclip.train.lock import Lock
 
 logger = logging.getLogger("jaxclip")
 
@@ -48,7 +48,7 @@ class Workdir(NamedTuple):
     lock: Lock | None
 
     def check(self) -> None:
-        """Raise :class:`jaxclip.train.lock.LostLockError` if another run took it over."""
+        """Raise :class:`jaxclip.lock.LostLockError` if another run took it over."""
         if self.lock is not None:
             self.lock.check()
 

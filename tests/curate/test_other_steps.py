@@ -1,6 +1,9 @@
 """Sizes of pictures, conditions, exact selection, parrots, functions of one's own, and writers."""
 
+import importlib
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -121,9 +124,6 @@ def lengths(batch):
 
 
 def test_a_function_of_ones_own(pools, tmp_path, monkeypatch):
-    import sys
-    import types
-
     module = types.ModuleType("own_scores")
     module.lengths = lengths
     module.wrong = lambda batch: {"letters": [1.0]}
@@ -138,6 +138,21 @@ def test_a_function_of_ones_own(pools, tmp_path, monkeypatch):
     score["function"] = "own_scores:wrong"
     with pytest.raises(ValueError, match="it must make 'letters', a number for each"):
         curate({"source": source, "steps": [score]}, tmp_path / "other")
+
+
+def test_an_edited_function_scores_anew(pools, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = pools.write(tmp_path / "pool.parquet", pools.rows(4))
+    score = {"name": "score_by", "function": "edited_scores:score", "columns": ["s"],
+             "pictures": False}  # fmt: skip
+    for value in (1.0, 22.0):
+        (tmp_path / "edited_scores.py").write_text(
+            f"def score(batch):\n    return {{'s': [{value}] * len(batch['key'])}}\n"
+        )
+        sys.modules.pop("edited_scores", None)
+        importlib.invalidate_caches()
+        curate({"source": source, "steps": [score]}, tmp_path / "run")
+        assert {row["s"] for row in pools.table(tmp_path / "run", "kept")} == {value}
 
 
 def test_languages():

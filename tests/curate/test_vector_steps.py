@@ -165,6 +165,23 @@ def test_tiles_are_those_of_the_plain_rule(monkeypatch, greedy):
     assert 5 < drop.sum() < 39
 
 
+def test_a_large_cluster_is_split_without_the_accelerator(monkeypatch):
+    # Workers compare: they must not take a device that is another process's.
+    monkeypatch.setattr(kmeans, "_nearest", lambda: pytest.fail("a worker asks for JAX's device"))
+    rng = np.random.default_rng(3)
+    points = vectors.unit(sphere(rng, 4)[rng.integers(0, 4, 90)] + 0.02 * rng.normal(size=(90, 16)))
+    step = semantic_duplicates.SemanticDuplicates(largest=60)
+    parts = step._split(points)
+    assert len(parts) > 1 and sorted(np.concatenate(parts)) == list(range(90))
+    said = {"index": np.arange(90), "hash": np.arange(90, dtype=np.uint64),
+            "distance": np.zeros(90, np.float32), "vector": points}  # fmt: skip
+    found = step.settle(np.array([0], np.uint64), np.array([0, 90]), said)
+    for part in parts:
+        most, drop = semantic_duplicates.compare(points[part], step.eps, greedy=False)
+        np.testing.assert_allclose(found["max_similarity"][part], most, atol=1e-6)
+        np.testing.assert_array_equal(found["_is_near"][part], drop)
+
+
 def test_kmeans_finds_clusters_and_leaves_none_empty():
     rng = np.random.default_rng(2)
     centres = sphere(rng, 6, 8)
@@ -174,6 +191,9 @@ def test_kmeans_finds_clusters_and_leaves_none_empty():
     np.testing.assert_array_equal(found, kmeans.fit(points, 6, seed=3))
     many = kmeans.fit(points, 40, seed=0)
     cluster, cosine = kmeans.assign(points, many)
+    on_device = kmeans.assign_on_device(points, many)
+    np.testing.assert_allclose(on_device[1], cosine, atol=1e-6)
+    assert (on_device[0] == cluster).mean() > 0.98
     assert len(np.unique(cluster)) >= 39
     best = (points @ many.T).max(axis=1)
     np.testing.assert_allclose(cosine, best, atol=1e-6)
@@ -341,6 +361,14 @@ def test_clusters_go_by_the_label_that_they_were_given(tmp_path):
         ({"name": "semantic_duplicates"}, "put a step 'cluster' before it"),
         ({"name": "score_by", "function": "no.such:thing", "columns": ["x"]}, "can't be imported"),
         ({"name": "decontaminate"}, "give data"),
+        ({"name": "cluster", "k": 2, "on": "text"}, "on='text' must be a column with one vector"),
+        ({"name": "semantic_duplicates", "on": "text"}, "on='text' must be a column with one"),
+        ({"name": "fuse", "columns": ["a", "b"], "weights": [1, -1]}, "must have a sum above 0"),
+        ({"name": "where", "column": "a", "one_of": ["x"], "at_least": 1.0}, "for both, two steps"),
+        (
+            {"name": "prompt_score", "prompts": ["a"], "weights": ".", "tokenizer": "/none"},
+            "tokenizer '/none': no such file",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_runs(pool, tmp_path, step, said):
@@ -348,6 +376,31 @@ def test_mistakes_are_said_before_anything_runs(pool, tmp_path, step, said):
         curate({"source": pool.source, "steps": [step]}, tmp_path / "run")
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_step_that_makes_a_missing_column_is_found_by_what_it_makes(pool, tmp_path):
+    for column, maker in (("weight_of_mine", ""), ("fused_score", "fuse"), ("image", "embeddings")):
+        step = {"name": "cluster", "k": 2, "on": column}
+        with pytest.raises(ValueError, match=f"needs the column '{column}'") as error:
+            curate({"source": pool.source, "steps": [step]}, tmp_path / "run")
+        assert (f"put a step '{maker}' before it" in str(error.value)) == bool(maker)
+
+
+def test_what_a_step_reads_is_part_of_its_identity(pool, pools, tmp_path):
+    """Changed in place, so that the folder itself has the same time of change."""
+    folder = write_folder(tmp_path / "eval", ["a", "b"], pool.points[:2])
+    (tmp_path / "vocabulary.txt").write_text("a")
+    embedded = embeddings.Embeddings(
+        folder=folder, weights=folder, tokenizer=str(tmp_path / "vocabulary.txt")
+    )
+    compared = decontaminate.Decontaminate(folder=folder)
+    before = embedded.identity(), compared.identity()
+    assert before == (embedded.identity(), compared.identity())
+    np.save(tmp_path / "eval" / "embeddings_00000.npy", pool.points[2:5])
+    changed = embedded.identity(), compared.identity()
+    assert before[0] != changed[0] and before[1] != changed[1]
+    (tmp_path / "vocabulary.txt").write_text("ab")
+    assert embedded.identity() != changed[0] and compared.identity() == changed[1]
 
 
 def test_vectors_of_other_pictures_are_refused(pool, tmp_path):

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclip import cli, objectives, optim
+from jaxclip import cli, lock, objectives, optim
 from jaxclip.lab import cells as cells_lib
 from jaxclip.lab import config as config_lib
 from jaxclip.lab import report, runner, tables
-from jaxclip.train import lock, towers
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
+from jaxclip.train import towers
 
 STEPS = 24
 TOWER = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}

@@ -8,8 +8,8 @@ import pytest
 
 from jaxclip import config as config_lib
 from jaxclip import parallel
+from jaxclip.errors import RunError
 from jaxclip.train import checks, dry_run
-from jaxclip.train.errors import RunError
 
 # What the command line shows as a line (tests/test_cli.py).
 REFUSED = (ValueError, OSError, RunError)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from jaxclip.data.record import BadRecord
+from jaxclip.errors import RunError
 from jaxclip.train import data_faults
 from jaxclip.train.data_faults import DataFaults
-from jaxclip.train.errors import RunError
 
 
 def lines(folder):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxclip.data import pipeline
+from jaxclip.errors import RunError
 from jaxclip.train import checkpoint, loop, metrics, setup, signals
-from jaxclip.train.errors import RunError
 
 
 @pytest.fixture(autouse=True)

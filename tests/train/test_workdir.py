@@ -13,8 +13,8 @@ import pytest
 
 from jaxclip import cli
 from jaxclip import config as config_lib
+from jaxclip.lock import FILE_NAME, Holder, LockedError, _encode
 from jaxclip.train import checkpoint, loop, metrics, setup, step_metrics, workdir
-from jaxclip.train.lock import FILE_NAME, Holder, LockedError, _encode
 
 
 @pytest.fixture(autouse=True)

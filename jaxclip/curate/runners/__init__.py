@@ -17,34 +17,31 @@ Arrays = dict[str, Any]
 # Arrays for a place: a part of a shuffle, or a shard.
 Parcel = tuple[int, Arrays]
 
+# What passes are made of: functions of items or parts, which can be pickled.
+Function = Callable[[int], Arrays]
+Merge = Callable[[list[Arrays]], Arrays]
+Save = Callable[[Arrays], None]
+Emit = Callable[[int], Iterable[Parcel]]
+Settle = Callable[[int, list[Arrays]], Iterable[Parcel]]
+Finish = Callable[[int, list[Arrays]], None]
+
 
 class Runner(Protocol):
-    """See the module docstring. All functions can be pickled."""
+    """See the module docstring."""
 
     def each(self, function: Callable[[int], None], items: Sequence[int]) -> None:
         """Call a function for each item."""
 
-    def reduce(
-        self,
-        function: Callable[[int], Arrays],
-        merge: Callable[[list[Arrays]], Arrays],
-        save: Callable[[Arrays], None],
-        items: Sequence[int],
-    ) -> None:
+    def reduce(self, function: Function, merge: Merge, save: Save, items: Sequence[int]) -> None:
         """Merge what a function returns for each item, and save it.
 
         ``merge`` is associative and does not depend on the order.
         """
 
     def shuffle(
-        self,
-        emit: Callable[[int], Iterable[Parcel]],
-        settle: Callable[[int, list[Arrays]], Iterable[Parcel]],
-        finish: Callable[[int, list[Arrays]], None],
-        items: Sequence[int],
-        parts: int,
+        self, emit: Emit, settle: Settle, finish: Finish, items: Sequence[int], parts: int,
         folder: str,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Bring arrays together by part, and what is made of them back by item.
 
         ``emit`` gives parcels for parts, ``settle`` is called once for each part that has any and

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from jaxclip.curate.runners import Arrays, Parcel
+from jaxclip.curate.runners import Arrays, Emit, Finish, Function, Merge, Runner, Save, Settle
 
 # Beam's own default first looks for a program that it would have to download.
 _DEFAULT = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
-class Beam:
+class Beam(Runner):
     """Runs passes on Beam, one pipeline a pass; elements are shards, or arrays of many records.
 
     Args:
@@ -46,13 +46,7 @@ class Beam:
         with beam.Pipeline(options=self._options) as pipeline:
             _ = self._items(pipeline, items) | beam.Map(function)
 
-    def reduce(
-        self,
-        function: Callable[[int], Arrays],
-        merge: Callable[[list[Arrays]], Arrays],
-        save: Callable[[Arrays], None],
-        items: Sequence[int],
-    ) -> None:
+    def reduce(self, function: Function, merge: Merge, save: Save, items: Sequence[int]) -> None:
         beam = self._beam
         combine = functools.partial(_merge, merge)
         with beam.Pipeline(options=self._options) as pipeline:
@@ -64,14 +58,9 @@ class Beam:
             )
 
     def shuffle(
-        self,
-        emit: Callable[[int], Iterable[Parcel]],
-        settle: Callable[[int, list[Arrays]], Iterable[Parcel]],
-        finish: Callable[[int, list[Arrays]], None],
-        items: Sequence[int],
-        parts: int,
+        self, emit: Emit, settle: Settle, finish: Finish, items: Sequence[int], parts: int,
         folder: str,
-    ) -> None:
+    ) -> None:  # fmt: skip
         beam = self._beam
         with beam.Pipeline(options=self._options) as pipeline:
             settled = (
@@ -97,7 +86,7 @@ class Beam:
         return pipeline | self._beam.Create(list(items)) | self._beam.Reshuffle()
 
 
-def _merge(merge: Callable[[list[Arrays]], Arrays], found: Iterable[Arrays]) -> Arrays:
+def _merge(merge: Merge, found: Iterable[Arrays]) -> Arrays:
     """Beam combines what is combined already, perhaps of nothing."""
     values = [each for each in found if each]
     return merge(values) if values else {}

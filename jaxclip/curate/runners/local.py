@@ -14,11 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.curate.runners import Arrays, Parcel
+from jaxclip.curate.runners import (
+    Arrays,
+    Emit,
+    Finish,
+    Function,
+    Merge,
+    Parcel,
+    Runner,
+    Save,
+    Settle,
+)
 from jaxclip.data.loader import num_cpus
 
 
-class Local:
+class Local(Runner):
     """Runs passes on this machine; what lies between two halves of a shuffle is in files.
 
     Args:
@@ -35,13 +45,7 @@ class Local:
         for _ in self._map(function, items):
             pass
 
-    def reduce(
-        self,
-        function: Callable[[int], Arrays],
-        merge: Callable[[list[Arrays]], Arrays],
-        save: Callable[[Arrays], None],
-        items: Sequence[int],
-    ) -> None:
+    def reduce(self, function: Function, merge: Merge, save: Save, items: Sequence[int]) -> None:
         total: Arrays | None = None
         for found in self._map(function, items):
             total = merge([found] if total is None else [total, found])
@@ -49,14 +53,9 @@ class Local:
         save(total)
 
     def shuffle(
-        self,
-        emit: Callable[[int], Iterable[Parcel]],
-        settle: Callable[[int, list[Arrays]], Iterable[Parcel]],
-        finish: Callable[[int, list[Arrays]], None],
-        items: Sequence[int],
-        parts: int,
+        self, emit: Emit, settle: Settle, finish: Finish, items: Sequence[int], parts: int,
         folder: str,
-    ) -> None:
+    ) -> None:  # fmt: skip
         place = pathlib.Path(folder)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -104,22 +103,16 @@ def _one_thread() -> Iterator[None]:
                 del os.environ[name]
 
 
-def _send(emit: Callable[[int], Iterable[Parcel]], folder: str, item: int) -> None:
+def _send(emit: Emit, folder: str, item: int) -> None:
     _write(f"{folder}.{item}", emit(item))
 
 
-def _settle(
-    settle: Callable[[int, list[Arrays]], Iterable[Parcel]],
-    there: str,
-    back: str,
-    items: Sequence[int],
-    part: int,
-) -> None:
+def _settle(settle: Settle, there: str, back: str, items: Sequence[int], part: int) -> None:
     found = [arrays for item in items if (arrays := _read(f"{there}.{item}", part))]
     _write(f"{back}.{part}", settle(part, found) if found else ())
 
 
-def _finish(finish: Callable[[int, list[Arrays]], None], back: str, parts: int, item: int) -> None:
+def _finish(finish: Finish, back: str, parts: int, item: int) -> None:
     finish(item, [arrays for part in range(parts) if (arrays := _read(f"{back}.{part}", item))])
 
 

@@ -122,6 +122,8 @@ class Captions(Step):
                 return "address"
             if plain.casefold().strip(" .:-_()[]") in _PLACEHOLDERS:
                 return "placeholder"
+        if not self.banned:
+            return ""
         spaced = f" {_BETWEEN.sub(' ', text.casefold()).strip()} "
         if any(f" {each.casefold()} " in spaced for each in self.banned):
             return "banned"

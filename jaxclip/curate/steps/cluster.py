@@ -11,7 +11,7 @@ import numpy as np
 from jaxclip.curate import kmeans, vectors
 from jaxclip.curate.flow import Flow, concatenate
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step, check_range
+from jaxclip.curate.step import Step, check_one_vector, check_range
 from jaxclip.curate.store import INDEX, Stored
 
 CENTROIDS = "centroids"
@@ -46,8 +46,7 @@ class Cluster(Step):
             raise ValueError(f"k={self.k}: give a number of clusters")
         check_range("sample", self.sample, 1)
         check_range("iterations", self.iterations, 1)
-        if self.on.startswith("text"):
-            raise ValueError(f"on={self.on!r} must be a column with one vector a record")
+        check_one_vector("on", self.on)
 
     def run(self, flow: Flow) -> None:
         count = flow.count()

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step, file_stamp
+from jaxclip.curate.step import Step, path_stamp
 from jaxclip.curate.store import REASON
 from jaxclip.registry import hint
 
@@ -46,7 +46,7 @@ class ClusterLabels(Step):
         read_labels(self.table, self.column)
 
     def stamp(self) -> Any:
-        return file_stamp(pathlib.Path(self.table).expanduser())
+        return path_stamp(self.table)
 
     def run(self, flow: Flow) -> None:
         flow.decide(functools.partial(self.verdict, read_labels(self.table, self.column)))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxclip.curate import perceptual, source, vectors
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step, check_range
+from jaxclip.curate.step import Step, check_one_vector, check_range, path_stamp
 from jaxclip.curate.store import REASON, Stored
 from jaxclip.data import decode
 from jaxclip.data.record import BadRecord
@@ -55,9 +55,11 @@ class Decontaminate(Step):
             source.open(source.absolute(self.data)).check_split(self.split)
         if self.folder:
             vectors.check_folder(self.folder)
+            check_one_vector("on", self.on)
 
     def stamp(self) -> Any:
-        return source.stamp(source.absolute(self.data)) if self.data else None
+        pictures = source.stamp(source.absolute(self.data)) if self.data else None
+        return [pictures, path_stamp(self.folder) if self.folder else None]
 
     def run(self, flow: Flow) -> None:
         hashes = flow.save("evaluation", self.hashes_of_set) if self.data else None

@@ -16,7 +16,7 @@ from jaxclip.curate import vectors
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.numbers import boxes_of, fill_boxes, without_numbers
 from jaxclip.curate.rows import Ragged, Rows
-from jaxclip.curate.step import Step, check_choice, check_range, file_stamp
+from jaxclip.curate.step import Step, check_choice, check_range, path_stamp
 from jaxclip.curate.store import REASON
 from jaxclip.data import decode
 from jaxclip.data.record import BadRecord
@@ -73,12 +73,10 @@ class Embeddings(Step):
                 f"nothing to embed {missing} with: give weights, a workdir or published weights"
                 + (", or texts='none'" if self.folder else ", or folder, of `jaxclip embed`")
             )
-        if self.weights and not pathlib.Path(self.weights).expanduser().exists():
-            raise FileNotFoundError(f"weights {self.weights!r}: no such file or folder")
+        check_paths(weights=self.weights, tokenizer=self.tokenizer)
 
     def stamp(self) -> Any:
-        paths = [path for path in (self.folder, self.weights) if path]
-        return [file_stamp(pathlib.Path(path).expanduser()) for path in paths]
+        return [path_stamp(path) for path in (self.folder, self.weights, self.tokenizer) if path]
 
     def run(self, flow: Flow) -> None:
         if self.folder:
@@ -152,6 +150,13 @@ class Embeddings(Step):
     def verdict(self, rows: Rows) -> dict[str, Any]:
         """What is said of each record."""
         return {REASON: rows["_state"] if "_state" in rows else np.zeros(len(rows), np.uint8)}
+
+
+def check_paths(**paths: str) -> None:
+    """Raise FileNotFoundError for an option that names a file or folder that is not there."""
+    for option, path in paths.items():
+        if path and not pathlib.Path(path).expanduser().exists():
+            raise FileNotFoundError(f"{option} {path!r}: no such file or folder")
 
 
 def embed(model: Any, texts: Sequence[str], batch_size: int) -> np.ndarray:

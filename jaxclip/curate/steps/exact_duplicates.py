@@ -99,11 +99,11 @@ def _pixels(rows: Rows, row: int, data: bytes | BadRecord) -> bytes | None:
 
 
 def _captions(rows: Rows, row: int, data: bytes | BadRecord) -> bytes | None:
-    return normalized(rows.texts_at(row))
+    return normalized(rows.texts[row])
 
 
 def _pair(rows: Rows, row: int, data: bytes | BadRecord) -> bytes | None:
-    return None if isinstance(data, BadRecord) else data + b"\n" + normalized(rows.texts_at(row))
+    return None if isinstance(data, BadRecord) else data + b"\n" + normalized(rows.texts[row])
 
 
 def _key(rows: Rows, row: int, data: bytes | BadRecord) -> bytes | None:

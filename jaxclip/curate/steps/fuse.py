@@ -38,6 +38,8 @@ class Fuse(Step):
             raise ValueError(f"columns={self.columns!r}: name at least two scores")
         if self.weights and len(self.weights) != len(self.columns):
             raise ValueError(f"{len(self.weights)} weights for {len(self.columns)} columns")
+        if self.weights and not sum(map(float, self.weights)) > 0:
+            raise ValueError(f"weights={self.weights!r} must have a sum above 0")
 
     def run(self, flow: Flow) -> None:
         ranges = flow.total("ranges", self.ranges, _widest)

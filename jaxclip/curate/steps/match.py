@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ import numpy as np
 from jaxclip.curate import matcher
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Ragged, Rows
-from jaxclip.curate.step import Step, check_range, file_stamp
+from jaxclip.curate.step import Step, check_range, path_stamp
 from jaxclip.curate.store import REASON
 
 _SHOWN = 20
@@ -50,15 +49,15 @@ class Match(Step):
         matcher.Matcher([""], self.lowercase)  # the library is there
 
     def stamp(self) -> Any:
-        return file_stamp(pathlib.Path(self.entries).expanduser())
+        return path_stamp(self.entries)
 
     def run(self, flow: Flow) -> None:
-        stamp = tuple(self.stamp()[1:])
+        stamp = self.stamp()
         flow.decide(functools.partial(self.verdict, stamp))
         entries = matcher.load(self.entries, stamp, self.lowercase).entries
         note_counts(flow, entries, flow.counts("counts", self.entries_of, len(entries)))
 
-    def verdict(self, stamp: tuple[int, int], rows: Rows) -> dict[str, Any]:
+    def verdict(self, stamp: str, rows: Rows) -> dict[str, Any]:
         """What is said of each record."""
         find = matcher.load(self.entries, stamp, self.lowercase)
         found = Ragged.of([find.of_all(texts).tolist() for texts in rows.texts])

@@ -12,9 +12,9 @@ import numpy as np
 from jaxclip.curate import vectors
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Ragged, Rows
-from jaxclip.curate.step import Step, check_range, file_stamp
+from jaxclip.curate.step import Step, check_range, path_stamp
 from jaxclip.curate.steps.clip_score import reduced
-from jaxclip.curate.steps.embeddings import embed, load_model
+from jaxclip.curate.steps.embeddings import check_paths, embed, load_model
 from jaxclip.curate.store import Stored
 
 
@@ -52,11 +52,11 @@ class PromptScore(Step):
         check_range("number of prompts", len(self.texts()), 1)
         if not self.weights:
             raise ValueError("weights is missing: name the workdir or weights of 'embeddings'")
-        if not pathlib.Path(self.weights).expanduser().exists():
-            raise FileNotFoundError(f"weights {self.weights!r}: no such file or folder")
+        check_paths(weights=self.weights, tokenizer=self.tokenizer)
 
     def stamp(self) -> Any:
-        return [self.texts(), file_stamp(pathlib.Path(self.weights).expanduser())]
+        paths = [path for path in (self.weights, self.tokenizer) if path]
+        return [self.texts(), *map(path_stamp, paths)]
 
     def texts(self) -> list[str]:
         """The prompts: those of a file, where one alone names a file."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step, check_range
+from jaxclip.curate.step import Step, check_range, path_stamp
 from jaxclip.data.record import BadRecord
 
 
@@ -23,7 +23,8 @@ class ScoreBy(Step):
     empty where it can't be read), and arrays of columns. No model is shipped.
 
     Attributes:
-      function: ``"package.module:name"``, importable wherever the workers run.
+      function: ``"package.module:name"``, importable wherever the workers run. Its scores are made
+        anew if its file changes, not if another file does that it imports.
       columns: names of what it makes.
       pictures: whether it wants the pictures.
       inputs: columns that it wants beside.
@@ -51,6 +52,10 @@ class ScoreBy(Step):
         if not self.columns:
             raise ValueError("columns is missing: name what the function makes")
         _imported(self.function)
+
+    def stamp(self) -> Any:
+        file = getattr(importlib.import_module(self.function.partition(":")[0]), "__file__", None)
+        return path_stamp(file) if file else None
 
     def run(self, flow: Flow) -> None:
         flow.columns("scores", self.scores, here=self.here)

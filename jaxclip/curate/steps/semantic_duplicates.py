@@ -11,7 +11,7 @@ import numpy as np
 from jaxclip.curate import kmeans, vectors
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step, check_range
+from jaxclip.curate.step import Step, check_one_vector, check_range
 from jaxclip.curate.store import INDEX, REASON
 
 _TILE = 4096
@@ -49,6 +49,7 @@ class SemanticDuplicates(Step):
     def check(self) -> None:
         check_range("eps", self.eps, 0, 2)
         check_range("largest", self.largest, 2)
+        check_one_vector("on", self.on)
 
     def run(self, flow: Flow) -> None:
         flow.group(
@@ -88,7 +89,9 @@ class SemanticDuplicates(Step):
             return [np.arange(len(points))]
         parts = -(-2 * len(points) // self.largest)
         sample = points[:: max(1, len(points) // (64 * parts))]
-        cluster, _ = kmeans.assign(points, kmeans.fit(sample, parts, iterations=10))
+        cluster, _ = kmeans.assign(
+            points, kmeans.fit(sample, parts, iterations=10, assign=kmeans.assign)
+        )
         return [np.flatnonzero(cluster == each) for each in range(parts)]
 
     def verdict(self, rows: Rows) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Where(Step):
             raise ValueError("column is missing: name a score, or a member of the records' meta")
         if not self.one_of and math.isinf(self.at_least) and math.isinf(self.at_most):
             raise ValueError(f"no condition on {self.column!r}: give at_least, at_most or one_of")
+        if self.one_of and not (math.isinf(self.at_least) and math.isinf(self.at_most)):
+            raise ValueError(
+                "give one_of, for words, or at_least and at_most, for numbers; for both, two steps"
+            )
 
     def run(self, flow: Flow) -> None:
         flow.decide(self.verdict)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclip.curate.writers import extension
-from jaxclip.data.record import Record
+from jaxclip.data.record import Record, meta_object
 
 
 class Webdataset:
@@ -22,7 +22,11 @@ class Webdataset:
         with tarfile.open(path, "w") as tar:
             for record in records:
                 name = f"{shard:05d}{count:05d}"
-                about = _meta(record)
+                about = {
+                    **meta_object(record.meta),
+                    "key": record.key,
+                    "captions": list(record.texts),
+                }
                 files = [(extension(record.image), record.image)]
                 if record.texts:
                     files.append(("txt", record.texts[0].encode()))
@@ -41,12 +45,3 @@ class Webdataset:
     def finish(self, folder: str, split: str, shards: Sequence[Mapping[str, Any]]) -> None:
         sizes = {shard["file"]: shard["records"] for shard in shards}
         (pathlib.Path(folder) / "sizes.json").write_text(json.dumps(sizes))
-
-
-def _meta(record: Record) -> dict[str, Any]:
-    try:
-        meta = json.loads(record.meta) if record.meta else {}
-    except (ValueError, RecursionError):
-        meta = {}
-    own = meta if isinstance(meta, dict) else {}
-    return {**own, "key": record.key, "captions": list(record.texts)}

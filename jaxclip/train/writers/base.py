@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-from jaxclip.train.errors import RunError
+from jaxclip.errors import RunError
 
 
 class MetricsError(RunError):

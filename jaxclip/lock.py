@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxclip.train.errors import RunError
+from jaxclip.errors import RunError
 
 logger = logging.getLogger("jaxclip")
 

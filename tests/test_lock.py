@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from jaxclip.train import lock as lock_lib
-from jaxclip.train.lock import FILE_NAME, Holder, Lock, LockedError, LostLockError
+from jaxclip import lock as lock_lib
+from jaxclip.lock import FILE_NAME, Holder, Lock, LockedError, LostLockError
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +72,7 @@ def test_many_at_once_and_one_gets_it(tmp_path):
 
 def test_the_lock_of_a_process_that_ended_is_no_obstacle(tmp_path):
     code = (
-        "import os, sys; from jaxclip.train.lock import Lock; Lock(sys.argv[1]); "
-        "os.kill(os.getpid(), 9)"
+        "import os, sys; from jaxclip.lock import Lock; Lock(sys.argv[1]); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
     assert killed.returncode == -signal.SIGKILL and (tmp_path / FILE_NAME).exists()
