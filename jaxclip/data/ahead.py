@@ -98,7 +98,7 @@ class Ahead:
                 waited += patience
                 patience = waited  # after twice the time again
                 doing = "; ".join(self._waits_for()[:_MAX_NAMED]) or "nothing is under way"
-                _LOG.warning("batch %d is waited for since %.0f s: %s", step, waited, doing)
+                _LOG.warning("waited %.0f s for batch %d: %s", waited, step, doing)
         return future.result()
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ def decode(
     except Image.DecompressionBombError as error:
         return BadRecord("absurd_size", str(error))
     except UnidentifiedImageError:
-        return BadRecord("undecodable", f"{kind_of(data)}; read are {', '.join(FORMATS)}")
+        return BadRecord("undecodable", f"{kind_of(data)}; read are {', '.join(_formats())}")
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
         return BadRecord("undecodable", f"{type(error).__name__}: {error}")
     width, height = image.size

@@ -226,9 +226,9 @@ class MixtureOrder:
         self._seed = seed
         self._dealt = np.repeat(np.arange(len(sizes)), self.counts)
         self._orders: list[order.ShuffledOrder | sampling.SampledOrder] = []
-        for number, size in enumerate(sizes):
-            own, weighed = order.seed_of(seed, number), (record_weights or [None] * len(sizes))
-            given = weighed[number]
+        given_weights = record_weights or [None] * len(sizes)
+        for number, (size, given) in enumerate(zip(sizes, given_weights, strict=True)):
+            own = order.seed_of(seed, number)
             self._orders.append(
                 order.ShuffledOrder(size, own, window, chunk)
                 if given is None

@@ -172,10 +172,12 @@ def batch_maker(
             "split %r of %r has %d records, fewer than a batch of %d: each batch repeats some",
             split, data_set.name, len(source), global_batch_size,
         )  # fmt: skip
+    # Before the reader, which may start processes: what is wrong with the order leaves none behind.
+    places = _order(config, data_set, global_batch_size, seed)
     return columns.BatchMaker(
         columns=made,
         reader=_reader(context, made, rows),
-        order=_order(config, data_set, global_batch_size, seed),
+        order=places,
         seed=seed,
         first_row=process_index * rows,
         rows=rows,

@@ -112,13 +112,19 @@ def curated(path: str = "") -> Weigh:
 
 
 def _tables(folder: pathlib.Path) -> list[Any]:
+    """The columns ``index`` and ``weight``, as far as there are any, of each table in a folder."""
     import pyarrow
     import pyarrow.parquet
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is not there: its parent is no workdir of a finished curation")
     try:
-        return [pyarrow.parquet.read_table(file) for file in sorted(folder.glob("*.parquet"))]
+        found = []
+        for file in sorted(folder.glob("*.parquet")):
+            with pyarrow.parquet.ParquetFile(file) as table:
+                names = set(table.schema_arrow.names) & {"index", "weight"}
+                found.append(table.read(columns=sorted(names)))
+        return found
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
 

@@ -5,8 +5,8 @@ and what the seed is, so a batch is the same to the bit however many workers the
 becomes of them: one that ends is replaced, and its rows are made again. A record that is in work
 when a worker ends for the second time is counted as bad.
 
-One thread of the parent (:class:`_Dispatcher`) talks to all workers, through sockets, with the
-messages of :mod:`.wire`:
+One thread of the parent (:class:`.dispatcher.Dispatcher`) talks to all workers, through sockets,
+with the messages of :mod:`.wire`:
 
 - to a worker: ``{"config", "spec", "seed", "layout", "worker"}`` first, then for each task
   ``{"task", "slot", "careful", "lethal"}`` with the arrays places and record numbers;
@@ -104,7 +104,9 @@ class WorkerReader:
         }
         loaded: dict[int, Loaded] = {}
         tries = _Tries(indices, replacement, self.stats)
-        wanted = [row for row in range(count) if tries.settle(row)]
+        wanted = list(range(count))
+        for row in wanted:
+            tries.settle(row)
         while wanted:
             rejected = []
             for task in self._finished(wanted, places, tries.indices):
@@ -133,10 +135,12 @@ class WorkerReader:
         try:
             for _ in tasks:
                 task = self._next(job)
-                if task.error is not None:
-                    raise _error_of(*task.error)
-                yield task
-                self._dispatcher.release(task.slot)
+                try:
+                    if task.error is not None:
+                        raise _error_of(*task.error)
+                    yield task
+                finally:
+                    self._dispatcher.release(task.slot)
         finally:
             self._dispatcher.abandon(job)
 
@@ -179,12 +183,11 @@ class _Tries:
         self._stats = stats
         self._attempts = [0] * len(self.indices)
 
-    def settle(self, row: int) -> bool:
-        """Pass over records that are known to be bad; returns True."""
+    def settle(self, row: int) -> None:
+        """Pass over records that are known to be bad."""
         while (bad := self._stats.known(int(self.indices[row]))) is not None:
             self._stats.add(int(self.indices[row]), bad)
             self._advance(row, bad)
-        return True
 
     def reject(self, row: int, bad: BadRecord) -> None:
         """The row's record is bad: the next one that is not known to be so takes its place."""
@@ -209,5 +212,6 @@ def _error_of(name: str, text: str) -> Exception:
     """An exception that a worker met."""
     kind = getattr(builtins, name, None)
     if isinstance(kind, type) and issubclass(kind, (OSError, ValueError, RuntimeError)):
-        return kind(text)
+        # Errors of Unicode can't be made of a text alone; they are errors of value.
+        return ValueError(text) if issubclass(kind, UnicodeError) else kind(text)
     return RuntimeError(f"in a data worker: {name}: {text}")

@@ -352,8 +352,33 @@ def test_a_stall_is_reported_with_its_stage(workers, caplog):
         threading.Timer(0.7, go_on).start()
         ahead.take(1)
     ahead.close()
-    (first, *_) = [each for each in caplog.messages if "is waited for" in each]
-    assert first.startswith("batch 1 is waited for since 0 s: ")
+    (first, *_) = [each for each in caplog.messages if each.startswith("waited ")]
+    assert first.startswith("waited 0 s for batch 1: ")
+
+
+def test_an_error_in_a_worker_keeps_its_words_and_its_slot(workers, expected, monkeypatch):
+    """As often as it may be, and errors that can't be made of their text alone, too."""
+    from jaxclip.data.dispatcher import Dispatcher
+
+    finish = Dispatcher._finish
+
+    def fail(self, worker, message, arrays):
+        finish(self, worker, {**message, "error": ["UnicodeDecodeError", "odd bytes"]}, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dispatcher, "_finish", fail)
+        for _ in range(2 * len(workers.reader._dispatcher.views)):
+            with pytest.raises(ValueError, match="odd bytes"):
+                workers(0)
+    assert_same(workers(0), expected[0][0])
+
+
+def test_a_mistake_in_the_order_leaves_no_workers(toy, tokenize, monkeypatch):
+    monkeypatch.setattr(pipeline, "_reader", lambda *_: pytest.fail("workers were started"))
+    with pytest.raises(ValueError, match="must name a file"):
+        maker_of({**toy, "workers": 2, "sampling": "file"}, tokenize)
+    with pytest.raises(ValueError, match="can't be read"):
+        maker_of({**toy, "workers": 2, "sampling": "file('/nowhere/w.npy')"}, tokenize)
 
 
 def test_messages_survive_any_cut():

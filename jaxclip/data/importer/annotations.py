@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-from jaxclip.data.naming import FILE_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.naming import FILE_FIELDS, TEXT_FIELDS, find, first_filled
 
 EXPECTED = (
     "names no picture files: expected is a list of objects such as "
@@ -60,7 +60,7 @@ def row(entry: Any, image: str = "") -> Found | None:
     if not isinstance(entry, Mapping):
         return None
     values = {str(name): value for name, value in entry.items()}
-    column = image if image in values else next(iter(find(values, FILE_FIELDS)), None)
+    column = image if image in values else first_filled(values, FILE_FIELDS)
     name = values.pop(column, None) if column else None
     if not isinstance(name, str) or not name.strip():
         return None
@@ -79,16 +79,16 @@ def row(entry: Any, image: str = "") -> Found | None:
 
 
 def _coco(images: Iterable[Any], notes: Iterable[Any]) -> Iterable[Found | None]:
-    captions: dict[Any, list[Any]] = {}
+    captions: dict[str, list[Any]] = {}
     for note in notes:
-        captions.setdefault(note.get("image_id"), []).append(note.get("caption"))
+        captions.setdefault(str(note.get("image_id")), []).append(note.get("caption"))
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:
             yield None
             continue
         name, values = found
-        yield name, {**values, "captions": captions.get(each.get("id"), [])}
+        yield name, {**values, "captions": captions.get(str(each.get("id")), [])}
 
 
 def _answer(turns: list[Any]) -> Any:

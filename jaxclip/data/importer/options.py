@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import re
 
@@ -52,8 +51,8 @@ class Options:
             if getattr(self, field) < least:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least {least}")
         try:
-            codecs.lookup(self.encoding)
-        except LookupError:
+            "".encode(self.encoding)
+        except (LookupError, ValueError):  # ValueError: a name with a null byte, or "undefined"
             raise ValueError(
                 f"encoding={self.encoding!r} is not known; utf-8, cp1252, gb18030, shift_jis, …"
             ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import json
 import pathlib
@@ -17,6 +16,8 @@ from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 LINK_COLUMNS = ("url", "image_url", "urls", "link", "image_link")
+# Text that is longer is no file's name.
+_LONGEST_NAME = 255
 # Rows decoded at once.
 _BATCH_ROWS = 32
 
@@ -230,17 +231,15 @@ def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Pat
         return value, BadRecord("missing_image", "a link; download the pictures first")
     if not value:
         return path, b""
-    encoded = value.partition(";base64,")[2] if value.startswith("data:") else value
-    try:
-        if len(encoded) > _LONGEST_NAME:
-            return path, base64.b64decode(encoded, validate=True)
-    except (ValueError, binascii.Error):
-        pass
+    is_data = value.startswith("data:")
+    if is_data or len(value) > _LONGEST_NAME:
+        encoded = value.partition(";base64,")[2] if is_data else value
+        try:
+            # It may be wrapped into lines.
+            return path, base64.b64decode("".join(encoded.split()), validate=True)
+        except ValueError:
+            pass
     return value, folder / value
-
-
-# Text that is longer is no file's name.
-_LONGEST_NAME = 255
 
 
 def _as_binary(column: Any) -> Any:

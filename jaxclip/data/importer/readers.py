@@ -54,6 +54,8 @@ def open_reader(
     if format not in ("auto", *FORMATS):
         raise ValueError(f"format={format!r} must be 'auto', {', '.join(map(repr, FORMATS))}")
     text = os.fspath(source)
+    if not text:  # would be this very folder
+        raise FileNotFoundError("the source is empty; name a folder, a file, or a pattern of files")
     path = pathlib.Path(text)
     if path.is_dir():
         files = sorted(str(file) for file in path.iterdir() if file.is_file())
@@ -133,6 +135,10 @@ def _is_img2dataset(files: list[str]) -> bool:
 def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
     if path.is_file():
         return TableReader(path, *columns, encoding=encoding)
+    if not path.is_dir():
+        raise ValueError(
+            f"{str(path)!r} is a pattern of tables; name one, or the folder they are in"
+        )
     table = _table(path)
     if table is not None:
         return TableReader(table, *columns, encoding=encoding)

@@ -104,7 +104,7 @@ class TableReader:
         split = self._split or split_of(name)
         own = values.get("split")
         if not self._split and isinstance(own, str) and own.strip().lower() in SPLITS:
-            split = values.pop("split").strip()
+            split = values.pop("split").strip().lower()
         item = from_fields(
             values,
             key=name,

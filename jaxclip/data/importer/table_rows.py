@@ -1,11 +1,12 @@
 """Rows of tables as people keep them: CSV, TSV, JSON lines, JSON documents, ``name#0<tab>caption``.
 
-Any of them may be compressed with gzip. UTF-16 is known by its byte order mark, as spreadsheets
-write it; what else is not UTF-8 wants its encoding named.
+Any of them may be compressed with gzip. UTF-16 (as spreadsheets write it) and UTF-32 are known by
+their byte order mark; what else is not UTF-8 wants its encoding named.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -13,6 +14,7 @@ import itertools
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from jaxclip.registry import hint
 SEPARATED, LINES, DOCUMENTS = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".ndjson"), (".json",)
 SUFFIXES = (*SEPARATED, *LINES, *DOCUMENTS)
 
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
 _DELIMITERS = ",\t;|"
 _NUMBERED = re.compile(r"(.+\.\w{3,4})#\d+\t(.*)")  # of Flickr's results.token
 
@@ -63,7 +66,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
                 return
             elif not _is_numbered(table, encoding):
                 _delimiter(table, columns, encoding)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{table} is damaged: {error}") from error
 
 
@@ -88,7 +91,7 @@ def rows(
             yield from _numbered_rows(_text(data, encoding))
         else:
             yield from _csv_rows(table, data, columns, encoding)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except _DAMAGE as error:
         yield BadRecord("corrupted", f"{table} is damaged: {error}")
 
 
@@ -97,15 +100,19 @@ def _unpacked(raw: Any, table: pathlib.Path) -> Any:
 
 
 def _text(data: Any, encoding: str) -> io.TextIOWrapper:
-    """The file as text; bytes that are none stay what they are, as lone surrogates."""
+    """The file as text; bytes that are none stay what they are, as lone surrogates, wherever text
+    goes on after them."""
     # Never closed by the collector: the file below is its owner's.
     begin = data.read(4)
     data.seek(0)
-    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "utf-32"
+    elif begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif encoding == "utf-8":
+    elif codecs.lookup(encoding).name == "utf-8":  # also "utf8" and "UTF-8"
         encoding = "utf-8-sig"
-    errors = "surrogateescape" if encoding == "utf-8-sig" else "strict"
+    name = codecs.lookup(encoding).name
+    errors = "strict" if name.startswith(("utf-16", "utf-32", "utf-7")) else "surrogateescape"
     return io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="")
 
 
@@ -114,7 +121,10 @@ def _is_numbered(table: pathlib.Path, encoding: str) -> bool:
         return False
     with open(table, "rb") as raw:
         text = _text(_unpacked(raw, table), encoding)
-        line = text.readline()
+        try:
+            line = text.readline()
+        except UnicodeError as error:
+            raise ValueError(f"{table}: its first line cannot be read: {error}") from error
         text.detach()
     return _NUMBERED.match(line) is not None
 

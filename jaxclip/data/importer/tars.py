@@ -88,7 +88,7 @@ class TarReader:
     def _samples(self, tar: pathlib.Path, raw: Any, skipped: int) -> Iterator[Item | BadRecord]:
         """All samples of a tar; of the first ``skipped`` ones nothing is read but the headers."""
         key, parts, count = "", {}, 0  # type: str, dict[str, bytes | None], int
-        others: list[str] = []  # files of the sample that nothing here has a use for
+        other = ("", "")  # the last file that nothing here has a use for, and the sample it is of
         apart, dotted = _Apart(tar), tar_index.Dotted()
         try:
             with tarfile.open(fileobj=raw, mode="r:*") as archive:
@@ -97,12 +97,12 @@ class TarReader:
                     if name is None or tar_index.part_of(name.extension) is None:
                         dotted.add(name)
                         if name is not None:
-                            others.append(member.name)
+                            other = (name.key, member.name)
                         continue
                     if parts and name.key != key:
                         apart.check(key, parts)
-                        yield _item(key, parts, others)
-                        parts, count, others = {}, count + 1, []
+                        yield _item(key, parts, other)
+                        parts, count = {}, count + 1
                     key = name.key
                     parts.setdefault(
                         name.extension,
@@ -116,7 +116,7 @@ class TarReader:
             return
         if parts:
             apart.check(key, parts)
-            yield _item(key, parts, others)
+            yield _item(key, parts, other)
         elif dotted.total:
             raise SourceError(f"{tar} holds no samples: {dotted.problem()}")
 
@@ -148,10 +148,10 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     return data
 
 
-def _item(key: str, parts: Mapping[str, bytes | None], others: Sequence[str]) -> Item | BadRecord:
+def _item(key: str, parts: Mapping[str, bytes | None], other: tuple[str, str]) -> Item | BadRecord:
     found = [ext for ext in parts if tar_index.part_of(ext) == "image"]
     if not found:
-        more = f"; {others[0]} beside it is no picture by its ending" if others else ""
+        more = f"; {other[1]} beside it is no picture by its ending" if other[0] == key else ""
         return BadRecord("missing_image", f"the sample has only {', '.join(parts)}{more}", key)
     image = parts[found[0]]
     if image is None:

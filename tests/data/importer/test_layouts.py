@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import json
+import re
 import tarfile
 
 import pyarrow as pa
@@ -64,6 +65,7 @@ TABLES = {
     "train.csv": rows("\t").encode(),
     "pairs.csv": rows("|").encode(),
     "spreadsheet.csv": rows(";").encode("utf-16"),
+    "wide.csv": rows(";").encode("utf-32"),
     "marked.csv": "\ufeff".encode() + rows(",").replace("\n", "\r\n").encode(),
     "pairs.tsv.gz": gzip.compress(rows("\t").encode()),
     "list.json": json.dumps(
@@ -212,8 +214,30 @@ def test_another_encoding_wants_its_name(folder, run):
     assert "--encoding cp1252" in skipped
     found, summary = run(source, encoding="cp1252")
     assert found == one_each() and not summary.skipped
-    with pytest.raises(ValueError, match=r"encoding='cp' is not known"):
-        run(source, encoding="cp")
+    for unknown in ("cp", "hex", "", "\0"):  # hex is a codec, but not one of texts
+        with pytest.raises(ValueError, match=re.escape(f"encoding={unknown!r} is not known")):
+            run(source, encoding=unknown)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf8", "UTF-8"])
+def test_utf8_by_any_of_its_names(folder, run, encoding):
+    source = folder()
+    (source / "captions.csv").write_bytes(TABLES["marked.csv"])
+    assert run(source, encoding=encoding)[0] == one_each()
+
+
+def test_bytes_that_an_encoding_lacks_cost_one_row(folder, run):
+    source = folder()
+    (source / "captions.csv").write_bytes(
+        b"file,caption\np0.png,caf\xe9\np1.png,odd \x81\np2.png,last\n"
+    )
+    found, summary = run(source, encoding="cp1252")
+    assert found == {"train": {"p0.png": ("café",), "p2.png": ("last",)}}
+    assert summary.skipped == {"bad_utf8": 1}
+    (source / "captions.csv").unlink()
+    (source / "results.token").write_bytes(b"p0.png#0\tcaf\xe9\np1.png#0\todd \x81\n")
+    found, summary = run(source, encoding="cp1252")
+    assert found == {"train": {"p0.png": ("café",)}} and summary.skipped == {"bad_utf8": 1}
 
 
 def test_names_without_endings_and_from_windows(folder):
@@ -300,11 +324,12 @@ def test_parquet_of_the_hub_keeps_its_splits(tmp_path, toys, run):
     assert found == {"train": {"0": ("train",)}, "test": {"1": ("test",)}}
 
 
-@pytest.mark.parametrize("kind", ["base64", "data", "path", "struct"])
+@pytest.mark.parametrize("kind", ["base64", "lines", "data", "path", "struct"])
 def test_text_in_parquets_image_column(folder, tmp_path, toys, run, kind):
     source = folder()
     cells = {
         "base64": [base64.b64encode(toys.picture(n)).decode() for n in range(3)],
+        "lines": [base64.encodebytes(toys.picture(n)).decode() for n in range(3)],
         "data": [
             "data:image/png;base64," + base64.b64encode(toys.picture(n)).decode() for n in range(3)
         ],
@@ -336,6 +361,9 @@ def test_damaged_tables_are_reasons(folder, run):
     (source / "pairs.csv.gz").write_bytes(whole[: len(whole) // 2])
     _, summary = run(source / "pairs.csv.gz")
     assert summary.skipped["corrupted"] == 1
+    (source / "pairs.csv.gz").write_bytes(whole[:10] + b"\xff" * 20)
+    with pytest.raises(ValueError, match=r"pairs\.csv\.gz is damaged"):
+        run(source / "pairs.csv.gz")
     (source / "pairs.csv.gz").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"pairs\.csv\.gz is damaged"):
         run(source / "pairs.csv.gz")
@@ -354,3 +382,47 @@ def test_an_icon_and_an_avif_are_pictures(folder, run):
     (source / "captions.csv").write_text("file,caption\na.ico,x\nb.avif,y\n")
     found, summary = run(source)
     assert found == {"train": {"a.ico": ("x",), "b.avif": ("y",)}} and not summary.skipped
+
+
+def test_splits_are_the_same_in_any_letter_case(folder, run):
+    source = folder()
+    table = "file,caption,split\np0.png,x,Train\np1.png,y,train\np2.png,z,TEST\n"
+    (source / "captions.csv").write_text(table)
+    assert run(source)[1].splits == {"train": 2, "test": 1}
+
+
+def test_no_source_is_not_this_folder(run):
+    with pytest.raises(FileNotFoundError, match="the source is empty"):
+        run("")
+
+
+def test_a_pattern_of_tables_is_named(folder, run):
+    source = folder()
+    for name in ("a.csv", "b.csv"):
+        (source / name).write_text("file,caption\np0.png,x\n")
+    with pytest.raises(ValueError, match=r"is a pattern of tables; name one, or the folder"):
+        run(f"{source}/*.csv")
+
+
+def test_a_file_that_is_named_under_the_second_name_and_ids_of_any_kind():
+    assert annotations.row({"file": None, "image": "1.jpg"}) == ("1.jpg", {"file": None})
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in (1, [2])]
+    notes = [{"image_id": number, "caption": f"{number}"} for number in ("1", [2])]
+    found = annotations.rows({"images": images, "annotations": notes})
+    assert [values["captions"] for _, values in found] == [["1"], ["[2]"]]
+
+
+def test_a_strange_file_of_a_tar_is_named_with_its_own_sample_only(tmp_path, toys, run):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a.txt", "b.heic", "b.txt", "c.png", "c.txt"):
+            data = toys.picture(0) if name == "c.png" else b"words"
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    _, summary = run(tmp_path / "0.tar")
+    assert summary.skipped == {"missing_image": 2}
+    lines = (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["detail"] for line in lines] == [
+        "the sample has only txt",
+        "the sample has only txt; b.heic beside it is no picture by its ending",
+    ]
