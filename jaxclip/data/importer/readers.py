@@ -21,8 +21,9 @@ _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _ENDINGS = {"webdataset": _TAR_ENDINGS, "parquet": (".parquet",)}
 
 # Tables that are taken for one whatever is in them.
-TABLES = tuple(
-    f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "jsonl")
+TABLES = (
+    *(f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "jsonl")),
+    "captions.json",
 )
 # Others are looked into. A folder with more of them keeps something else in them.
 _MAX_TABLES = 16

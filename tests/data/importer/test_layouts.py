@@ -375,6 +375,13 @@ def test_damaged_tables_are_reasons(folder, run):
         run(source / "a.json")
 
 
+def test_a_broken_table_of_captions_is_not_passed_over(folder, run):
+    source = folder("cats")
+    (source / "captions.json").write_text("")
+    with pytest.raises(ValueError, match=r"captions\.json is no JSON"):
+        run(source)
+
+
 def test_an_icon_and_an_avif_are_pictures(folder, run):
     source = folder()
     Image.new("RGB", (32, 32), "red").save(source / "a.ico")
