@@ -13,7 +13,7 @@ from jaxclip import fields as field_lib
 from jaxclip.models import CLIPConfig, Insert, unit
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import check_count, check_number, check_square_grid
 
 _VIEW = "masked/image"
 
@@ -58,6 +58,7 @@ class EVA(Objective):
         return {_VIEW: field_lib.View()}
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        check_square_grid("eva", sizes)
         if teacher is None:
             raise ValueError(
                 "eva tells a teacher's tokens, which stored embeddings do not have; set "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxclip.models import CLIPConfig, part_masks
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State, as_weight
-from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._checks import check_heads, check_number
 from jaxclip.objectives.affinity import Affinity
 
 _TOWERS = ("image", "text")
@@ -77,6 +77,7 @@ class TinyCLIP(Affinity):
                 )
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
+        check_heads("tinyclip", sizes)
         return {
             tower: {
                 name: jnp.full(shape, self.start, jnp.float32)

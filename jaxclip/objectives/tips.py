@@ -14,7 +14,7 @@ from jaxclip import losses
 from jaxclip.models import CLIPConfig, Insert, unit
 from jaxclip.objectives import _self_distill, silc
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import check_count, check_number, check_square_grid
 
 _VIEW = "global/image"
 _SECOND = "texts1/text"
@@ -87,6 +87,8 @@ class TIPS(silc.SILC):
                 f"tips masks patches, which {sizes.image.kind!r} has not; set "
                 "model.image.kind='vit'"
             )
+        if self.mask_ratio:
+            check_square_grid("tips.mask_ratio", sizes)
         if self.synthetic and not sizes.image.num_registers:
             raise ValueError(
                 f"tips.synthetic={self.synthetic!r} reads the image's first register; set "
