@@ -96,6 +96,11 @@ class Objective:
     small: ClassVar[Mapping[str, Any]] = {}
     small_model: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    @classmethod
+    def method(cls) -> str:
+        """Its name in a configuration, that of its file, for errors of options it inherits."""
+        return cls.__module__.rpartition(".")[2]
+
     @property
     def needs(self) -> frozenset[str]:
         """Outputs that :meth:`loss` reads, on the whole global batch."""
