@@ -55,8 +55,8 @@ class Affinity(Objective):
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if teacher is None and self.teacher_scale is None:
             raise ValueError(
-                f"{self.method()}.teacher_scale=None is the teacher's own scale, but stored embeddings "
-                "have none; set it to a number, such as 50"
+                f"{self.method()}.teacher_scale=None is the teacher's own scale, but stored "
+                "embeddings have none; set it to a number, such as 50"
             )
 
     def loss(
