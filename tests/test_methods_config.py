@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip import config as config_lib
-from jaxclip import fields, objectives
+from jaxclip import fields, models, objectives
 from jaxclip.data import image_ops, pipeline
 from jaxclip.train import setup, towers
 
@@ -28,6 +28,7 @@ def test_every_method_suits_the_recipe(name):
     assert wants == (config["teacher"]["kind"] != "none")
     sizes = towers.model_sizes(config)
     total.check(sizes, sizes if wants else None)  # a teacher trained by the same recipe
+    jax.eval_shape(models.build(sizes).init, jax.random.key(0))
     for field in total.fields.values():
         if isinstance(field, fields.View):
             image_ops.build(field.ops, config["data"]["image_size"])

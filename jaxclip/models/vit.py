@@ -261,13 +261,13 @@ class Embed(nn.Module):
             x, grid = self.project(images.patches.astype(self.dtype)), images.grid
         else:
             x = self.stem(images[..., :3].astype(self.dtype))
-            if c.alpha:
-                x = x + self.alpha(images)
             grid = (x.shape[1], x.shape[2])
             x = x.reshape(x.shape[0], grid[0] * grid[1], -1)  # [B, N, C]
         if x.shape[-1] != c.width:
             init = mup.input_init(c)
             x = layers.dense(c.width, self.dtype, "stem_out", init=init, flat=self.flat)(x)
+        if c.alpha and not isinstance(images, PatchSequence):
+            x = x + self.alpha(images).reshape(x.shape)
         if instead is not None:
             x = features_lib.overwrite(x, features_lib.rows(instead[0], x), instead[1])
         x = self.add_positions(x, grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -94,6 +95,11 @@ class Objective:
 
     small: ClassVar[Mapping[str, Any]] = {}
     small_model: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @classmethod
+    def method(cls) -> str:
+        """Its name in a configuration, that of its file, for errors of options it inherits."""
+        return cls.__module__.rpartition(".")[2]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -194,30 +200,45 @@ def view_keys(ctx: Context, view: str) -> jax.Array:
 
 
 def as_weight(value: Any, name: str) -> Any:
-    """A weight as a function of the step.
+    """The weight of a term as a function of the step, see :func:`as_schedule`.
 
     Args:
-      value: a number, or ``[[step, weight], ...]``: linear between the steps, constant outside.
+      value: a number or points.
       name: of the term, for errors.
+    """
+    return _schedule(value, f"weight={value!r} of objective {name!r}", math.inf)
+
+
+def as_schedule(value: Any, name: str, high: float = math.inf) -> Any:
+    """A number that may change with the step, as a function of the step.
+
+    Args:
+      value: a number, or ``[[step, number], ...]``: linear between the steps, constant outside.
+      name: of the option, for errors.
+      high: the largest number there may be.
 
     Returns:
       ``step -> float32[]``.
 
     Raises:
-      ValueError: a weight that is negative or no number, or steps that do not rise.
+      ValueError: a number that is negative, too large or none, or steps that do not rise.
     """
+    return _schedule(value, f"{name}={value!r}", high)
+
+
+def _schedule(value: Any, what: str, high: float) -> Any:
     points = [[0, value]] if isinstance(value, (int, float)) else value
     try:
-        steps, weights = zip(*[(float(s), float(w)) for s, w in points], strict=True)
+        steps, numbers = zip(*[(float(s), float(n)) for s, n in points], strict=True)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"weight={value!r} of objective {name!r} is neither a number nor [[step, weight], ...]"
-        ) from None
-    if not all(0 <= weight < float("inf") for weight in weights):
-        raise ValueError(f"weight={value!r} of objective {name!r} must not be negative")
+        raise ValueError(f"{what} is neither a number nor [[step, number], ...]") from None
+    if not all(0 <= number < math.inf for number in numbers):
+        raise ValueError(f"{what} must not be negative")
+    if max(numbers) > high:
+        raise ValueError(f"{what} must be at most {high:g}")
     if any(a >= b for a, b in itertools.pairwise(steps)):
-        raise ValueError(f"weight={value!r} of objective {name!r}: its steps must rise")
-    if len(set(weights)) == 1:
-        return lambda step: weights[0]
-    xs, ys = jnp.asarray(steps, jnp.float32), jnp.asarray(weights, jnp.float32)
+        raise ValueError(f"{what}: its steps must rise")
+    if len(set(numbers)) == 1:
+        return lambda step: numbers[0]
+    xs, ys = jnp.asarray(steps, jnp.float32), jnp.asarray(numbers, jnp.float32)
     return lambda step: jnp.interp(jnp.asarray(step, jnp.float32), xs, ys)

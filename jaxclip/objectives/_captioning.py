@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import AttentionPooler, CrossAttentionDecoder, caption_decoder
 from jaxclip.objectives._base import Outputs, Params
+from jaxclip.objectives._checks import check_heads
 
 
 class Captioning:
@@ -32,6 +33,7 @@ class Captioning:
         return caption_decoder(sizes, depth=self.depth, self_mlp=self.self_mlp, dtype=dtype)
 
     def _pooler(self, sizes: CLIPConfig, dtype: Any) -> AttentionPooler:
+        check_heads("coca.num_queries", sizes)
         image = sizes.image
         return AttentionPooler(self.num_queries, image.width, image.num_heads, dtype=dtype)
 

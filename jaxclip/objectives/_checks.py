@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from jaxclip.models import CLIPConfig
+from jaxclip.registry import check_options
 
 IMPLEMENTATIONS = ("plain", "blockwise")
 
@@ -74,3 +77,58 @@ def as_integers(name: str, value: Any, *, low: int = 1) -> tuple[int, ...]:
     ):
         raise ValueError(f"{name}={value!r} must be a list of whole numbers of at least {low}")
     return tuple(value)
+
+
+def filled(name: str, value: Any, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A list of dicts with a ``"key"`` of its own each, with defaults for what is not given.
+
+    Args:
+      name: of the option, ``"sam_clip.teachers"``.
+      value: what was given.
+      defaults: what a dict may have; ``"key"`` must be given.
+
+    Raises:
+      ValueError: it is no list of dicts, an unknown option (the nearest is named), or a key that
+        is missing or given twice.
+    """
+    given = isinstance(value, Sequence) and not isinstance(value, str)
+    if not given or not value or not all(isinstance(each, Mapping) for each in value):
+        raise ValueError(f"{name}={value!r} must be a list of dicts of {', '.join(defaults)}")
+    every = []
+    for each in value:
+        check_options(each, defaults, name)
+        if not isinstance(each.get("key"), str) or not each["key"]:
+            raise ValueError(f"{name}: {dict(each)!r} needs a 'key', the name in the records")
+        every.append({**defaults, **each})
+    keys = [each["key"] for each in every]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{name}: the keys {keys} must differ")
+    return every
+
+
+def check_heads(name: str, sizes: CLIPConfig) -> None:
+    """Refuse image towers without attention heads, as many as a term's own modules have.
+
+    Raises:
+      ValueError: with the way out.
+    """
+    if not hasattr(sizes.image, "num_heads"):
+        raise ValueError(
+            f"{name} has as many attention heads as the image tower, of which {sizes.image.kind!r} "
+            "has none; set model.image.kind='vit'"
+        )
+
+
+def check_square_grid(name: str, sizes: CLIPConfig) -> None:
+    """Refuse image towers whose tokens are not the patches of a square picture, row by row.
+
+    Raises:
+      ValueError: with the way out.
+    """
+    image = sizes.image
+    if image.pool == "queries" or image.max_patches:
+        raise ValueError(
+            f"{name} finds patches by their place in a square grid; set model.image.pool to "
+            f"another one than 'queries' and model.image.max_patches=0, got {image.pool!r} and "
+            f"{image.max_patches}"
+        )

@@ -71,7 +71,7 @@ class Rocket(Objective):
     small: ClassVar[Mapping[str, Any]] = {"width": 16, "features": 8}
 
     def __post_init__(self) -> None:
-        name = type(self).__module__.rpartition(".")[2]  # as in a configuration
+        name = self.method()
         check_number(f"{name}.local_weight", self.local_weight)
         check_number(f"{name}.label_smoothing", self.label_smoothing, high=0.99)
         check_choice(f"{name}.implementation", self.implementation, IMPLEMENTATIONS)

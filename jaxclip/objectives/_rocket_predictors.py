@@ -43,7 +43,7 @@ class Predictors(_rocket.Rocket):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = type(self).__module__.rpartition(".")[2]  # as in a configuration
+        name = self.method()
         check_number(f"{name}.predict_weight", self.predict_weight)
         check_count(f"{name}.predict_width", self.predict_width)
         check_count(f"{name}.predict_features", self.predict_features)

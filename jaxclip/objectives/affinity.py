@@ -41,11 +41,12 @@ class Affinity(Objective):
     small: ClassVar[Mapping[str, Any]] = {"scale": None, "teacher_scale": 50.0}
 
     def __post_init__(self) -> None:
-        check_number("affinity.alpha", self.alpha, 0.0, 1.0)
-        check_choice("affinity.implementation", self.implementation, IMPLEMENTATIONS)
+        method = self.method()
+        check_number(f"{method}.alpha", self.alpha, 0.0, 1.0)
+        check_choice(f"{method}.implementation", self.implementation, IMPLEMENTATIONS)
         for name in ("scale", "teacher_scale"):
             if getattr(self, name) is not None:
-                check_number(f"affinity.{name}", getattr(self, name), positive=True)
+                check_number(f"{method}.{name}", getattr(self, name), positive=True)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -54,8 +55,8 @@ class Affinity(Objective):
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         if teacher is None and self.teacher_scale is None:
             raise ValueError(
-                "affinity.teacher_scale=None is the teacher's own scale, but stored embeddings "
-                "have none; set it to a number, such as 50"
+                f"{self.method()}.teacher_scale=None is the teacher's own scale, but stored "
+                "embeddings have none; set it to a number, such as 50"
             )
 
     def loss(

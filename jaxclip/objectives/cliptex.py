@@ -13,7 +13,13 @@ from jaxclip import fields as field_lib
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_choice, check_count, check_number
+from jaxclip.objectives._checks import (
+    check_choice,
+    check_count,
+    check_number,
+    check_square_grid,
+    filled,
+)
 from jaxclip.objectives._clip import clip_part
 
 _OPTIONS = {"key": "", "kind": "", "classes": 0, "weight": 1.0}
@@ -58,27 +64,14 @@ class CLIPTeX(Objective):
     def __post_init__(self) -> None:
         check_number("cliptex.contrastive", self.contrastive)
         check_count("cliptex.grid", self.grid)
-        if isinstance(self.experts, (str, Mapping)) or not self.experts:
-            raise ValueError(f"cliptex.experts={self.experts!r} must be a list of experts")
-        experts = self._experts()
-        for each in experts:
-            if not each["key"] or not isinstance(each["key"], str):
-                raise ValueError(f"cliptex.experts: {each!r} needs a key, its name in the records")
+        for each in self._experts():
             check_choice("cliptex.experts: kind", each["kind"], KINDS)
             check_number("cliptex.experts: weight", each["weight"])
             if each["kind"] == "segments":
                 check_count("cliptex.experts: classes", each["classes"], 2)
-        if len({each["key"] for each in experts}) < len(experts):
-            raise ValueError("cliptex.experts: their keys must differ")
 
     def _experts(self) -> list[dict[str, Any]]:
-        for each in self.experts:
-            unknown = sorted(set(each) - set(_OPTIONS))
-            if unknown:
-                raise ValueError(
-                    f"cliptex.experts: unknown {unknown[0]!r}; use {', '.join(_OPTIONS)}"
-                )
-        return [{**_OPTIONS, **each} for each in self.experts]
+        return filled("cliptex.experts", self.experts, _OPTIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -100,6 +93,7 @@ class CLIPTeX(Objective):
         return frozenset({"image"})
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        check_square_grid("cliptex", sizes)
         if getattr(sizes.image, "grid", None) != self.grid:
             raise ValueError(
                 f"cliptex.grid={self.grid} is that of the maps; the image tower has "

@@ -15,7 +15,13 @@ from jaxclip.models import CLIPConfig, layers, unit
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives import _regions
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_choice, check_count, check_number
+from jaxclip.objectives._checks import (
+    check_choice,
+    check_count,
+    check_heads,
+    check_number,
+    check_square_grid,
+)
 from jaxclip.objectives._clip import clip_part
 
 
@@ -89,7 +95,16 @@ class CLOC(Objective):
     def fields(self) -> field_lib.BatchSpec:
         return _regions.region_fields(self.num_regions)
 
+    @property
+    def whole_views(self) -> frozenset[str]:
+        return frozenset({"image"} if self.prompter == "pool" else ())
+
+    def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        if self.prompter == "pool":
+            check_square_grid("cloc.prompter='pool'", sizes)
+
     def _modules(self, sizes: CLIPConfig) -> dict[str, nn.Module]:
+        check_heads("cloc", sizes)
         width = sizes.image.width
         return {
             "prompter": Prompter(sizes.image.num_heads, 4 * width),

@@ -58,12 +58,13 @@ class CoCa(Captioning, Objective):
     small: ClassVar[Mapping[str, Any]] = {"num_queries": 5, "from_embeddings": True}
 
     def __post_init__(self) -> None:
-        check_number("coca.contrastive", self.contrastive)
-        check_choice("coca.implementation", self.implementation, IMPLEMENTATIONS)
-        check_number("coca.caption_weight", self.caption_weight)
-        check_number("coca.drop_image", self.drop_image, high=1.0)
-        check_count("coca.num_queries", self.num_queries, 0)
-        check_count("coca.depth", self.depth, 0)
+        method = self.method()
+        check_number(f"{method}.contrastive", self.contrastive)
+        check_choice(f"{method}.implementation", self.implementation, IMPLEMENTATIONS)
+        check_number(f"{method}.caption_weight", self.caption_weight)
+        check_number(f"{method}.drop_image", self.drop_image, high=1.0)
+        check_count(f"{method}.num_queries", self.num_queries, 0)
+        check_count(f"{method}.depth", self.depth, 0)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import fields as field_lib
-from jaxclip.models import CLIPConfig, Insert, unit
+from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.heads import MLPHead
+from jaxclip.objectives import _masked_patches
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import check_count, check_number, check_square_grid
 
 _VIEW = "masked/image"
 
@@ -58,6 +59,7 @@ class EVA(Objective):
         return {_VIEW: field_lib.View()}
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        check_square_grid("eva", sizes)
         if teacher is None:
             raise ValueError(
                 "eva tells a teacher's tokens, which stored embeddings do not have; set "
@@ -85,15 +87,12 @@ class EVA(Objective):
 
     def _places(self, ctx: Context) -> jax.Array:
         """int32[B, M], the patches that are replaced."""
-        count = ctx.sizes.image.grid**2
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(ctx.row_keys())
-        return jnp.argsort(noise, axis=1)[:, : max(1, int(self.mask_ratio * count))]
+        return _masked_patches.places(ctx, self.mask_ratio)
 
     def tower_options(self, view: str, batch: Outputs, ctx: Context) -> dict[str, Any]:
         if view != _VIEW:
             return {}
-        at, token = self._places(ctx), ctx.own["mask_token"]
-        return {"insert": Insert({0: jnp.broadcast_to(token, (at.shape[1], len(token)))}, at=at)}
+        return {"insert": _masked_patches.replaced(self._places(ctx), ctx.own["mask_token"])}
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         at = self._places(ctx)[:, :, None]

@@ -13,7 +13,15 @@ from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import CrossAttentionDecoder, caption_decoder
 from jaxclip.objectives import _token_maps
-from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State, as_weight
+from jaxclip.objectives._base import (
+    Context,
+    Metrics,
+    Objective,
+    Outputs,
+    Params,
+    State,
+    as_schedule,
+)
 from jaxclip.objectives._checks import check_count, check_number
 
 
@@ -59,10 +67,7 @@ class LightCLIP(Objective):
         check_number("light_clip.mask_ratio", self.mask_ratio, high=1.0, positive=True)
         for name in ("features", "depth", "prefix", "tile_size"):
             check_count(f"light_clip.{name}", getattr(self, name))
-        soft = as_weight(self.softness, "light_clip.softness")
-        points = self.softness if isinstance(self.softness, (list, tuple)) else [[0, self.softness]]
-        if max(float(soft(step)) for step, _ in points) > 1:
-            raise ValueError(f"light_clip.softness={self.softness!r} must be at most 1")
+        as_schedule(self.softness, "light_clip.softness", 1.0)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -110,7 +115,7 @@ class LightCLIP(Objective):
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
         logits = jnp.exp(ctx.logit_scale) * losses.products(outputs["image"], outputs["text"])
-        soft = jnp.asarray(as_weight(self.softness, "softness")(ctx.step), jnp.float32)
+        soft = jnp.asarray(as_schedule(self.softness, "light_clip.softness")(ctx.step), jnp.float32)
         loss = (softened(logits, soft) + softened(logits.T, soft)) / 2
         metrics = {"soft": loss, "softness": soft, "accuracy": accuracy(logits)}
         if self.matching:

@@ -46,7 +46,9 @@ class LLM2CLIP(Objective):
     def __post_init__(self) -> None:
         check_count("llm2clip.size", self.size)
         check_choice("llm2clip.implementation", self.implementation, IMPLEMENTATIONS)
-        if isinstance(self.keys, str) or not self.keys or len(set(self.keys)) < len(self.keys):
+        given = isinstance(self.keys, Sequence) and not isinstance(self.keys, str) and self.keys
+        strings = given and all(isinstance(key, str) and key for key in self.keys)
+        if not strings or len(set(self.keys)) < len(self.keys):
             raise ValueError(f"llm2clip.keys={self.keys!r} must be a list of different names")
 
     @property

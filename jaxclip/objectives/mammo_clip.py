@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 
@@ -37,8 +36,6 @@ class MammoCLIP(Objective):
     image_ops: str = ""
     text_ops: str = ""
     implementation: str = "plain"
-
-    small: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         check_number("mammo_clip.images", self.images)

@@ -13,7 +13,7 @@ from jaxclip import fields as field_lib
 from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_choice, check_count, check_number
+from jaxclip.objectives._checks import check_choice, check_count, check_number, filled
 from jaxclip.objectives._clip import clip_part
 
 _OPTIONS = {"key": "", "size": 0, "weight": 1.0, "distance": "cosine"}
@@ -57,29 +57,13 @@ class SAMCLIP(Objective):
 
     def __post_init__(self) -> None:
         check_number("sam_clip.contrastive", self.contrastive)
-        if isinstance(self.teachers, (str, Mapping)) or not self.teachers:
-            raise ValueError(f"sam_clip.teachers={self.teachers!r} must be a list of teachers")
-        keys = []
         for each in self._teachers():
-            keys.append(each["key"])
-            if not each["key"] or not isinstance(each["key"], str):
-                raise ValueError(f"sam_clip.teachers: {each!r} needs a key, the vectors' name")
             check_count("sam_clip.teachers: size", each["size"])
             check_number("sam_clip.teachers: weight", each["weight"])
             check_choice("sam_clip.teachers: distance", each["distance"], DISTANCES)
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"sam_clip.teachers: keys {keys} must differ")
 
     def _teachers(self) -> list[dict[str, Any]]:
-        every = []
-        for each in self.teachers:
-            unknown = sorted(set(each) - set(_OPTIONS))
-            if unknown:
-                raise ValueError(
-                    f"sam_clip.teachers: unknown {unknown[0]!r}; use {', '.join(_OPTIONS)}"
-                )
-            every.append({**_OPTIONS, **each})
-        return every
+        return filled("sam_clip.teachers", self.teachers, _OPTIONS)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -71,7 +71,7 @@ class SILC(Objective):
     }
 
     def __post_init__(self) -> None:
-        name = type(self).__module__.rpartition(".")[2]  # as in a configuration
+        name = self.method()
         for each in ("contrastive", "distill"):
             check_number(f"{name}.{each}", getattr(self, each))
         for each in ("num_local", "prototypes", "width", "features"):
@@ -103,7 +103,7 @@ class SILC(Objective):
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         patch = getattr(sizes.image, "patch_size", 1)
         if self.local_size % patch:
-            name = type(self).__module__.rpartition(".")[2]
+            name = self.method()
             raise ValueError(
                 f"{name}.local_size={self.local_size} is no multiple of model.image.patch_size="
                 f"{patch}; use {max(1, round(self.local_size / patch)) * patch}"
@@ -134,7 +134,7 @@ class SILC(Objective):
         self, params: Params, centre: jax.Array, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, jax.Array]:
         """``(mean over crops and rows, the centre behind it)``."""
-        name = type(self).__module__.rpartition(".")[2]
+        name = self.method()
         if "head" not in ctx.teacher_own:
             raise ValueError(
                 f"{name} needs a teacher that follows the run, head included; set "

@@ -13,7 +13,7 @@ from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.convolutions import patches
 from jaxclip.models.heads import CrossAttentionDecoder
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import check_count, check_heads, check_number, check_square_grid
 from jaxclip.objectives.coca import CoCa
 
 
@@ -60,13 +60,10 @@ class SyCoCa(CoCa):
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         super().check(sizes, teacher)
-        if not hasattr(sizes.image, "grid") or sizes.image.pool == "queries":
-            raise ValueError(
-                "sycoca scores and rebuilds the patches of a Vision Transformer; use "
-                "model.image.kind='vit' and another model.image.pool than 'queries'"
-            )
+        check_square_grid("sycoca", sizes)
 
     def _rebuilder(self, sizes: CLIPConfig, dtype: Any) -> CrossAttentionDecoder:
+        check_heads("sycoca", sizes)
         image = sizes.image
         shared = {n: getattr(image, n) for n in ("width", "num_heads", "mlp_dim", "norm_eps")}
         return CrossAttentionDecoder(

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.models import CLIPConfig, part_masks
-from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State, as_weight
-from jaxclip.objectives._checks import check_number
+from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State, as_schedule
+from jaxclip.objectives._checks import check_heads, check_number
 from jaxclip.objectives.affinity import Affinity
 
 _TOWERS = ("image", "text")
@@ -54,10 +54,7 @@ class TinyCLIP(Affinity):
         super().__post_init__()
         check_number("tinyclip.multiplier_rate", self.multiplier_rate)
         check_number("tinyclip.start", self.start, _BOUNDS[0], _BOUNDS[1])
-        target = as_weight(self.target, "tinyclip.target")
-        points = self.target if isinstance(self.target, (list, tuple)) else [[0, self.target]]
-        if max(float(target(step)) for step, _ in points) >= 1:
-            raise ValueError(f"tinyclip.target={self.target!r} must be below 1, a share of weights")
+        as_schedule(self.target, "tinyclip.target", 0.999)  # a share of the weights, not all
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
         super().check(sizes, teacher)
@@ -77,6 +74,7 @@ class TinyCLIP(Affinity):
                 )
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
+        check_heads("tinyclip", sizes)
         return {
             tower: {
                 name: jnp.full(shape, self.start, jnp.float32)
@@ -110,7 +108,7 @@ class TinyCLIP(Affinity):
     ) -> tuple[jax.Array, Metrics, State]:
         loss, metrics, _ = super().loss(params, state, outputs, ctx)
         sparsity = 1.0 - expected_share(params, ctx.sizes)
-        target = jnp.asarray(as_weight(self.target, "target")(ctx.step), jnp.float32)
+        target = jnp.asarray(as_schedule(self.target, "tinyclip.target")(ctx.step), jnp.float32)
         gap = jnp.maximum(target - sparsity, 0.0)
         penalty = state["l1"] * gap + state["l2"] * gap**2
         step = self.multiplier_rate * jax.lax.stop_gradient(gap)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 from jaxclip import fields as field_lib
 from jaxclip import losses
-from jaxclip.models import CLIPConfig, Insert, unit
-from jaxclip.objectives import _self_distill, silc
+from jaxclip.models import CLIPConfig, unit
+from jaxclip.objectives import _masked_patches, _self_distill, silc
 from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import check_count, check_number, check_square_grid
 
 _VIEW = "global/image"
 _SECOND = "texts1/text"
@@ -87,6 +87,8 @@ class TIPS(silc.SILC):
                 f"tips masks patches, which {sizes.image.kind!r} has not; set "
                 "model.image.kind='vit'"
             )
+        if self.mask_ratio:
+            check_square_grid("tips.mask_ratio", sizes)
         if self.synthetic and not sizes.image.num_registers:
             raise ValueError(
                 f"tips.synthetic={self.synthetic!r} reads the image's first register; set "
@@ -114,16 +116,12 @@ class TIPS(silc.SILC):
 
     def _places(self, ctx: Context) -> jax.Array:
         """int32[B, M], the patches that are masked."""
-        count = ctx.sizes.image.grid**2
-        noise = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(ctx.row_keys())
-        return jnp.argsort(noise, axis=1)[:, : max(1, int(self.mask_ratio * count))]
+        return _masked_patches.places(ctx, self.mask_ratio)
 
     def tower_options(self, view: str, batch: Outputs, ctx: Context) -> dict[str, Any]:
         if view != _VIEW or not self.mask_ratio:
             return {}
-        at = self._places(ctx)
-        token = jnp.broadcast_to(ctx.own["mask_token"], (at.shape[1], len(ctx.own["mask_token"])))
-        return {"insert": Insert({0: token}, at=at)}
+        return {"insert": _masked_patches.replaced(self._places(ctx), ctx.own["mask_token"])}
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         if not self.mask_ratio:

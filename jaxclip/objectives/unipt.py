@@ -67,9 +67,13 @@ class UniPT(Objective):
         return frozenset({"image_raw", "text_raw", "text_mask", *hidden})
 
     def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        if hasattr(sizes.image, "depths"):
+            raise ValueError(
+                "unipt reads hidden states of one width, which the stages of "
+                f"{sizes.image.kind!r} do not have; set model.image.kind='vit'"
+            )
         for tower in _TOWERS:
             depth = getattr(sizes, tower).depth
-            depth = sum(depth) if isinstance(depth, (tuple, list)) else depth
             if max(self._layers(tower)) > depth:
                 raise ValueError(
                     f"unipt.{tower}_layers={tuple(self._layers(tower))!r}: the {tower} tower has "

@@ -14,7 +14,7 @@ from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives import _regions
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._checks import check_count, check_number, check_square_grid
 from jaxclip.objectives._clip import clip_part
 
 
@@ -72,6 +72,13 @@ class ViLLA(Objective):
     @property
     def fields(self) -> field_lib.BatchSpec:
         return _regions.region_fields(self.num_regions, boxes=False)
+
+    @property
+    def whole_views(self) -> frozenset[str]:
+        return frozenset({"image"})
+
+    def check(self, sizes: CLIPConfig, teacher: CLIPConfig | None) -> None:
+        check_square_grid("villa", sizes)
 
     def init_params(self, rng: jax.Array, sizes: CLIPConfig) -> Params:
         first, second = jax.random.split(rng)

@@ -1,5 +1,7 @@
 """Regions by a fourth channel."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +53,11 @@ def test_the_loss_is_clip_with_smoothing():
     assert float(loss) == pytest.approx(0.411650, rel=1e-5)
 
 
-def test_the_channel_changes_nothing_until_it_is_trained():
-    model = models.build(SIZES)
+@pytest.mark.parametrize(
+    "stem", [{}, {"stem": "conv", "stem_widths": (4, 6), "stem_depth": 0}], ids=["patch", "conv"]
+)
+def test_the_channel_changes_nothing_until_it_is_trained(stem):
+    model = models.build(dataclasses.replace(SIZES, image=dataclasses.replace(IMAGE, **stem)))
     params = g.drawn(model.init)
     towers = towers_lib.ModelTowers(model, (0.5,) * 3, (0.25,) * 3, "float32")
     run = jax.jit(lambda params, alpha: towers.features(params, "image", PIXELS, alpha=alpha).raw)

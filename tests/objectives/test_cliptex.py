@@ -1,5 +1,7 @@
 """What experts say of the places of a picture."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,14 +78,19 @@ def test_mirrored_with_its_map_nothing_changes_but_the_normals_x():
 def test_what_it_asks_for_and_refuses():
     assert OBJECTIVE.fields["map/n"] == fields.Stored("n", 12)
     OBJECTIVE.check(SIZES, None)
+    many = dataclasses.replace(IMAGE, pool="map", max_patches=4)  # of any aspect ratio
+    for image in (many, dataclasses.replace(IMAGE, pool="queries")):
+        with pytest.raises(ValueError, match="cliptex finds patches by their place in a square"):
+            OBJECTIVE.check(dataclasses.replace(SIZES, image=image), None)
     with pytest.raises(ValueError, match=r"cliptex\.grid=14 is that of the maps; .* has 2 patches"):
         CLIPTeX().check(SIZES, None)
     for experts, message in (
-        ([], "must be a list of experts"),
-        ([{"kind": "depth"}], "needs a key"),
+        ([], "must be a list of dicts of key, kind, classes, weight"),
+        (["depth"], "must be a list of dicts"),
+        ([{"kind": "depth"}], "needs a 'key'"),
         ([{"key": "a", "kind": "colour"}], "use 'segments', 'depth' or 'normals'"),
         ([{"key": "a", "kind": "segments"}], "classes=0 must be a whole number of at least 2"),
-        ([{"key": "a", "kind": "depth", "size": 1}], "unknown 'size'"),
+        ([{"key": "a", "knid": "depth"}], "unknown option 'knid' .*; did you mean 'kind'"),
         ([{"key": "a", "kind": "depth"}] * 2, "must differ"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -66,6 +66,9 @@ def test_what_it_refuses():
     EVA().check(SIZES, SIZES)
     with pytest.raises(ValueError, match=r"set teacher\.kind='frozen'"):
         EVA().check(SIZES, None)
+    queries = dataclasses.replace(SIZES, image=dataclasses.replace(IMAGE, pool="queries"))
+    with pytest.raises(ValueError, match=r"eva finds patches by their place .* got 'queries'"):
+        EVA().check(queries, queries)
     finer = dataclasses.replace(SIZES, image=dataclasses.replace(IMAGE, patch_size=2))
     with pytest.raises(ValueError, match="the model has 2 patches along a side, the teacher 4"):
         EVA().check(SIZES, finer)

@@ -110,7 +110,7 @@ def test_masked_words():
     ("options", "message"),
     [
         ({"softness": 1.5}, r"light_clip\.softness=1.5 must be at most 1"),
-        ({"softness": "much"}, r"weight='much' of objective 'light_clip.softness'"),
+        ({"softness": "much"}, r"light_clip\.softness='much' is neither a number nor"),
         ({"mask_ratio": 0}, r"light_clip\.mask_ratio=0 must be a number in \(0, 1\]"),
         ({"depth": 0}, r"light_clip\.depth=0"),
     ],

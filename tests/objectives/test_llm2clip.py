@@ -83,7 +83,10 @@ def test_what_it_asks_for():
     LLM2CLIP(size=6).check(SIZES, None)
     with pytest.raises(ValueError, match=r"set model\.text\.kind='vector' and .*width=4096"):
         LLM2CLIP().check(SIZES, None)
-    with pytest.raises(ValueError, match=r"llm2clip\.keys='a' must be a list of different names"):
-        LLM2CLIP(keys="a")
+    for keys in ("a", [], 3, [1, 2], ["a", "a"]):
+        with pytest.raises(
+            ValueError, match=r"llm2clip\.keys=.* must be a list of different names"
+        ):
+            LLM2CLIP(keys=keys)
     with pytest.raises(ValueError, match=r"llm2clip\.size=0"):
         LLM2CLIP(size=0)

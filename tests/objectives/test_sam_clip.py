@@ -80,10 +80,14 @@ def test_what_it_asks_for():
 @pytest.mark.parametrize(
     ("teachers", "message"),
     [
-        ([], "must be a list of teachers"),
+        ([], "must be a list of dicts of key, size, weight, distance"),
+        (["clip"], "must be a list of dicts"),
         ([{"key": "a"}], "size=0 must be a whole number of at least 1"),
-        ([{"size": 3}], "needs a key"),
-        ([{"key": "a", "size": 3, "wieght": 1}], "unknown 'wieght'; use key, size, weight"),
+        ([{"size": 3}], "needs a 'key'"),
+        (
+            [{"key": "a", "size": 3, "wieght": 1}],
+            "unknown option 'wieght' of sam_clip.teachers; did you mean 'weight'",
+        ),
         ([{"key": "a", "size": 3, "distance": "l2"}], "use 'cosine' or 'smooth_l1'"),
         ([{"key": "a", "size": 3}] * 2, "must differ"),
     ],

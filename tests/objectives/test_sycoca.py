@@ -99,6 +99,7 @@ def test_what_it_refuses():
         ({"mask_share": 2}, r"sycoca\.mask_share=2 must be a number in \[0, 1\]"),
         ({"attend_share": 0}, r"sycoca\.attend_share=0 must be a number in \(0, 1\]"),
         ({"rebuild_depth": 0}, r"sycoca\.rebuild_depth=0"),
+        ({"drop_image": 2}, r"sycoca\.drop_image=2"),
     ):
         with pytest.raises(ValueError, match=message):
             SyCoCa(**options)

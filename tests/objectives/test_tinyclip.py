@@ -147,8 +147,10 @@ def test_pruning_refuses():
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match=r"tinyclip\.target=1.0 must be below 1"):
+    with pytest.raises(ValueError, match=r"tinyclip\.target=1.0 must be at most 0.999"):
         TinyCLIP(target=1.0)
+    with pytest.raises(ValueError, match=r"tinyclip\.alpha=2 must be"):  # of affinity
+        TinyCLIP(alpha=2)
     with pytest.raises(ValueError, match=r"tinyclip\.start=10 must be a number in"):
         TinyCLIP(start=10)
     experts = dataclasses.replace(SIZES, image=dataclasses.replace(SIZES.image, num_experts=2))

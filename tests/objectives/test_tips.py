@@ -101,6 +101,13 @@ def test_a_second_caption_meets_a_register():
         objective.check(models.CLIPConfig(IMAGE, embed_dim=2), None)
 
 
+def test_masks_want_a_square_grid():
+    queries = dataclasses.replace(IMAGE, pool="queries")
+    with pytest.raises(ValueError, match=r"tips\.mask_ratio finds patches by their place"):
+        TIPS(**TIP).check(models.CLIPConfig(queries, embed_dim=2), None)
+    TIPS(**TIP, mask_ratio=0.0).check(models.CLIPConfig(queries, embed_dim=2), None)
+
+
 def test_bad_options_are_refused():
     with pytest.raises(ValueError, match=r"tips\.mask_ratio=1 must be a number in \[0, 0.99\]"):
         TIPS(mask_ratio=1)

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxclip import fields, objectives
+from jaxclip import fields, models, objectives
 from tests.objectives import fixture_g as g
 
 
@@ -70,12 +71,23 @@ def test_wrong_terms(terms, message):
         build(*terms)
 
 
-def test_a_term_that_needs_every_patch_refuses_one_that_keeps_a_part():
-    total = build("flip", {"name": "cliptex", "as": "dense"})
+@pytest.mark.parametrize(
+    "whole", [{"name": "cliptex"}, {"name": "villa"}, {"name": "cloc", "prompter": "pool"}]
+)
+def test_a_term_that_needs_every_patch_refuses_one_that_keeps_a_part(whole):
+    total = build("flip", {**whole, "as": "dense"})
     message = "objective 'dense' needs every patch of 'image', of which 'flip' keeps a part"
     with pytest.raises(ValueError, match=message):
         total.tower_options("image", {}, g.context())
     assert total.tower_options("view1/image", {}, g.context()) == {}
+
+
+@pytest.mark.parametrize("name", ["cloc", "coca", "sycoca", "tinyclip"])
+def test_a_tower_without_heads_is_one_line(name):
+    total = build(name)
+    staged = models.CLIPConfig.from_dict({"image": {"kind": "convnext"}})
+    with pytest.raises(ValueError, match=r"'convnext' has none; set model\.image\.kind='vit'"):
+        jax.eval_shape(lambda key: total.init_params(key, staged), jax.random.key(0))
 
 
 @dataclasses.dataclass(frozen=True)

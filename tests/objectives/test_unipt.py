@@ -88,6 +88,9 @@ def test_both_towers_in_float64():
 
 def test_what_it_refuses():
     UniPT(**LAYERS).check(SIZES, None)
+    staged = models.CLIPConfig.from_dict({"image": {"kind": "convnext"}})
+    with pytest.raises(ValueError, match=r"unipt reads hidden states of one width, .* 'convnext'"):
+        UniPT(**LAYERS).check(staged, None)
     with pytest.raises(ValueError, match=r"the image tower has 2 blocks; use 0 to 2"):
         UniPT(text_layers=(0,)).check(SIZES, None)
     with pytest.raises(ValueError, match=r"unipt\.reduction=0"):

@@ -1,5 +1,7 @@
 """ViLLA: attributes find their regions without being told where they are."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,6 +88,13 @@ def test_without_attributes_it_is_clip(params):
     given["regions/text_input"] = jnp.zeros_like(given["regions/text_input"])
     loss, _ = value(ViLLA(), given, params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
+
+
+def test_windows_want_a_square_grid():
+    ViLLA().check(SIZES, None)
+    many = dataclasses.replace(SIZES.image, pool="map", max_patches=16)
+    with pytest.raises(ValueError, match=r"villa finds patches .*max_patches=0, got 'map' and 16"):
+        ViLLA().check(dataclasses.replace(SIZES, image=many), None)
 
 
 def test_bad_options_are_refused():
