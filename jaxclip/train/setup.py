@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -282,6 +282,19 @@ def check_objectives(
         (f"objective {t.name!r}", t.objective.needs | t.objective.row_needs) for t in total.terms
     ]
     outputs.check(needs, batch_spec, teacher.teacher)
+    if any(isinstance(field, field_lib.Patches) for field in batch_spec.values()):
+        for name, wanted in needs:
+            _check_padding(name, wanted)
+
+
+def _check_padding(name: str, wanted: Collection[str]) -> None:
+    """Refuse a term that would take the padding of short pictures for patches."""
+    tokens = sorted(each for each in wanted if each.endswith(("image_tokens", "image_projected")))
+    if tokens and not any(each.endswith("image_mask") for each in wanted):
+        raise ValueError(
+            f"{name} reads {tokens[0]!r} with no word of which are padding, and data.patch_counts "
+            "pads pictures; set data.patch_counts=[], or train with another objective"
+        )
 
 
 def in_patches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> field_lib.BatchSpec:

@@ -101,3 +101,13 @@ def test_a_run_with_several_counts_trains(tmp_path):
     logged = {key: value for line in lines for key, value in json.loads(line).items()}
     assert 0 <= logged["eval/test_concept/zero_shot/top5"] <= 1
     assert logged["watch/attention_logit_image"] > 0
+
+
+@pytest.mark.parametrize("name", ["filip", "sparc"])
+def test_terms_that_would_take_padding_for_patches_are_refused(name):
+    config = {**CONFIG, "data": {"image_size": 16, "patch_counts": [16]}}
+    config["objective"] = [{"name": name}]
+    with pytest.raises(
+        ValueError, match=rf"'{name}' reads 'image_tokens'.*pads pictures; set data"
+    ):
+        setup.build(config_lib.resolve(config), devices=jax.devices()[:1])
