@@ -9,6 +9,7 @@ import pytest
 
 from jaxclip import models
 from jaxclip.objectives.unipt import UniPT, shares
+from tests.objectives import battery
 from tests.objectives import fixture_g as g
 
 SIZES = models.CLIPConfig(
@@ -97,3 +98,23 @@ def test_what_it_refuses():
         UniPT(reduction=0)
     with pytest.raises(ValueError, match=r"unipt\.text_layers=\(1, 1\) must be some different"):
         UniPT(text_layers=(1, 1))
+
+
+@pytest.mark.slow
+def test_frozen_towers_keep_nothing_for_a_backward_pass():
+    def compiled(groups):
+        tower = {"width": 64, "depth": 6, "num_heads": 2, "mlp_dim": 256}
+        model = {
+            "image": {"patch_size": 4, **tower},
+            "text": {"vocab_size": 64, **tower},
+            "embed_dim": 16,
+        }
+        own = {**battery.BASE["optim"], "groups": groups}
+        experiment = battery.experiment_of(["unipt"], model=model, optim=own, global_batch_size=64)
+        args = experiment.abstract_state, experiment.abstract_batch()
+        program = experiment.train_step.lower(*args).compile()
+        return program.memory_analysis().temp_size_in_bytes, program.cost_analysis()["flops"]
+
+    memory, flops = compiled([])
+    frozen_memory, frozen_flops = compiled([{"pattern": "^(?!objective/)", "frozen": True}])
+    assert frozen_memory < memory / 3 and frozen_flops < flops / 2
