@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 
 from jaxclip import config as config_lib
-from jaxclip.train import checkpoint, lock, loop, metrics, setup
+from jaxclip import lock
+from jaxclip.train import checkpoint, loop, metrics, setup
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 HEARTBEAT = 20  # seconds; the machine that runs the tests may be busy
