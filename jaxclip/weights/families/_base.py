@@ -161,9 +161,11 @@ def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
             return name, family
     _refuse_known(checkpoint)
     shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
+    kind = checkpoint.config.get("model_type")
+    told = f", and its configuration says model_type {str(kind)[:40]!r}" if kind else ""
     raise MappingError(
         f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
-        f"{len(checkpoint.shapes)} tensors: {shown}, …"
+        f"{len(checkpoint.shapes)} tensors: {shown}, …{told}"
     )
 
 
