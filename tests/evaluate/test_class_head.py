@@ -1,10 +1,11 @@
 """The classifier that a run trains, on arrays at hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.evaluate import base
+from jaxclip.evaluate import base, stored
 from jaxclip.evaluate.class_head import ClassHead
 from jaxclip.models import presets
 from jaxclip.objectives import class_head
@@ -71,3 +72,28 @@ def test_a_run_without_a_head_and_a_model_without_tokens_are_refused():
         ClassHead().evaluate(model({"objective": {"class_head": head}}), data)
     with pytest.raises(ValueError, match="have no label"):
         ClassHead().check(data)
+
+
+class OneSplit(stored.StoredData):
+    """A data set of two pictures, without files."""
+
+    def __init__(self):
+        self.name, self.split, self._cache = "two", "val", {}
+
+    def _batches(self, split, batch_size, share, count):
+        images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+        two = {"mask": [True, True], "index": [0, 1], "label": [0, 1], "key": ["a", "b"]}
+        yield {**two, "texts": [["a"], ["b"]], "image": images}
+
+
+def test_tokens_and_embeddings_of_a_split_are_kept_apart():
+    data = OneSplit()
+    embed = jax.jit(lambda params, images: images[:, 0, 0].astype(jnp.float32))
+    pool = jax.jit(lambda params, images: images.mean((1, 2)))
+    both = base.Model(embed, None, {}, None, encode_tokens=pool, batch_size=2)
+    for _ in range(2):  # the second time from the cache
+        first, mean = data.images(both).embeddings, data.images(both, tokens=True).embeddings
+        np.testing.assert_array_equal(first[:, 0], [0, 48])
+        np.testing.assert_allclose(mean[:, 0], [22.5, 70.5])
+    with pytest.raises(ValueError, match="gives no tokens of its pictures"):
+        data.images(base.Model(embed, None, {}, None), tokens=True)
