@@ -197,6 +197,21 @@ def test_what_is_no_model_as_it_was_trained_is_refused(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_the_nearest_family_and_what_it_expects_are_named(tmp_path):
+    """A fork of a library that names its norms otherwise."""
+    from safetensors.numpy import save_file
+
+    renamed = {name.replace("pre_layrnorm", "norm_in").replace("token_emb", "words"): array
+               for name, array in HF.items()}  # fmt: skip
+    save_file(renamed, tmp_path / "model.safetensors")
+    message = (
+        r"the nearest is hf_clip, of whose names 9\d% are there, but not text_model\.embeddings\."
+        r"token_embedding\.weight, vision_model\.pre_layrnorm\.bias, "
+    )
+    with pytest.raises(mapping.MappingError, match=message):
+        open_checkpoint(tmp_path)
+
+
 def test_axes_in_another_order_are_no_patch_embedding():
     """Of equal numbers of elements, which alone would tell nothing."""
     layout = mapping.convolution(4)

@@ -17,6 +17,8 @@ _PATCHES = "image/patch_embedding/kernel"
 class HFCLIPFlax(Family):
     """``flax_model.msgpack`` of ``openai/clip-vit-*`` and others; kernels are as ours."""
 
+    example = "vit_b32_quickgelu"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = {
