@@ -173,7 +173,7 @@ def test_the_recipe_for_data_of_your_own(tmp_path, monkeypatch):
     assert config["data"]["name"] == str(tmp_path / "data" / "photos")
     assert checks.load_tokenizer(config).vocab_size == config["model"]["text"]["vocab_size"]
     assert config["evaluate"]["retrieval"] == ["val"] and not config["evaluate"]["zero_shot"]
-    with pytest.raises(ValueError, match="name the data to train on: configs/own_data.py:data/"):
+    with pytest.raises(ValueError, match=r"name the data.* configs/own_data\.py:data/"):
         config_lib.load_file(CONFIGS / "own_data.py")
 
 
