@@ -92,6 +92,8 @@ def parts(config: Sequence[Any], opened: Callable[[str], DataSet], split: str) -
                 f"{where}.captions={part.captions!r} must be one of {', '.join(_CAPTIONS)}"
             )
         try:
+            narrowed = sampling.narrowed(part.sampling, part.data_set)
+            part = dataclasses.replace(part, data_set=narrowed)
             part.data_set.source(part.split)
             part.data_set.texts_of(part.languages)
             sampling.check(part.sampling)
