@@ -29,7 +29,7 @@ import numpy as np
 from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, splits_of_files
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.record import BadRecord, Record, decode_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache
 
@@ -303,16 +303,17 @@ class TarSource(RecordSource):
             return BadRecord("missing_image", f"sample without an image in {self._paths[tar]}", key)
         if alone:
             return Record(image, (), -1, key)
-        meta = content("json")
+        data = content("json") or b""
+        meta = data.decode("utf-8", "replace")
         label = label_of(content("label"))
         files = map(content, TEXT_EXTENSIONS)
-        texts, bad = decode_texts(data for data in files if data is not None)
+        texts, bad = decode_texts(each for each in files if each is not None)
         if not texts:
-            texts, bad_in_json = decode_texts(caption_bytes(json_object(meta)))
+            texts, bad_in_json = decode_texts(caption_bytes(json_object(data, meta)))
             bad += bad_in_json
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
-        return Record(image, texts, label, key, (meta or b"").decode("utf-8", "replace"))
+        return Record(image, texts, label, key, meta)
 
     def _index(self, tar: int) -> TarIndex:
         with self._tar_locks[tar]:  # one scan of a tar, whoever needs it first
@@ -329,18 +330,18 @@ class TarSource(RecordSource):
         return index
 
 
-def json_object(data: bytes | None) -> dict[str, Any]:
+def json_object(data: bytes, text: str) -> Mapping[str, Any]:
     """The object in a sample's JSON file, empty if it is none.
 
     Bytes that are no UTF-8 stay what they are, for the caller to find.
+
+    Args:
+      data: of the file.
+      text: the same, with a mark for each of those bytes.
     """
-    if data is None:
-        return {}
-    try:
-        values = json.loads(data.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    if "\ufffd" in text:
+        text = data.decode("utf-8", "surrogateescape")
+    return meta_object(text)
 
 
 def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:

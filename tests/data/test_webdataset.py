@@ -14,6 +14,7 @@ import pytest
 
 from jaxclip import fields
 from jaxclip.data import pipeline, sources, tar_headers, tar_index, tfrecord, webdataset
+from jaxclip.data import record as record_lib
 from jaxclip.data.record import BadRecord, Record
 
 
@@ -327,6 +328,32 @@ def test_captions_where_there_are_some(tmp_path, toys):
     empty = [("5.png", toys.picture(5)), ("5.txt", b" "), ("5.json", b'{"caption": "a cat"}')]
     toys.make_tar(tmp_path / "a.tar", [*files, *empty])
     assert [record.texts for record in opened(tmp_path).read(range(6))] == [("a cat",)] * 6
+
+
+def test_a_json_file_is_parsed_once(tmp_path, toys, monkeypatch):
+    value = {"captions": ["a cat", "two"], "caption_tags": ["x", "y"], "boxes": [[0, 0, 1, 1]]}
+    files = [
+        (f"{i}.{end}", data)
+        for i in range(6)
+        for end, data in (
+            ("png", toys.picture(i)), ("json", json.dumps({**value, "n": i}).encode()),
+        )
+    ]  # fmt: skip
+    toys.make_tar(tmp_path / "a.tar", files)
+    spec = {
+        "text": fields.Captions(source="y"),
+        "image": fields.View(),
+        "boxes": fields.Boxes(2),
+    }
+    config = {"mixture": [{"name": f"webdataset:{tmp_path}"}], "image_size": 8}
+    maker = pipeline.batch_maker(config, lambda texts: np.zeros((len(texts), 1)), 6, 0, spec=spec)
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    record_lib.meta_object.cache_clear()
+    maker(0)
+    maker.reader.close()
+    assert len(parsed) == len(set(parsed)) == 6
 
 
 def test_a_cut_tar_is_named_each_time(tars, caplog):
