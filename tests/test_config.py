@@ -291,6 +291,16 @@ def test_paths_in_sampling_are_made_absolute(tmp_path, monkeypatch):
     assert config_lib.resolve({}, ["data.sampling=classes(5)"])["data"]["sampling"] == "classes(5)"
 
 
+def test_tables_of_few_words_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pos.json").write_text('{"dog": 1}')
+    ops = "few_words(2, 'syntax', 'pos.json')|few_words(how='syntax', ranks=\"none.json\")"
+    terms = [{"name": "clipa", "ranks": "pos.json"}, {"name": "mammo_clip", "text_ops": ops}]
+    found = config_lib.resolve({"objective": terms})["objective"]
+    assert found[0]["ranks"] == str(tmp_path / "pos.json")
+    assert found[1]["text_ops"] == ops.replace("pos.json", str(tmp_path / "pos.json"))
+
+
 def test_a_section_given_as_one_override_keeps_its_other_keys():
     whole = config_lib.resolve(
         {"optim": {"name": "lion", "clip": {"name": "zclip"}}},
