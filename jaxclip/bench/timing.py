@@ -65,7 +65,7 @@ def take_turns_by(
     warmup: int = 2,
     calls: int = 1,
 ) -> dict[str, dict[str, Timing]]:
-    """As :func:`take_turns`, with several clocks read around the same calls: clock -> its result."""
+    """As :func:`take_turns`, with several clocks around the same calls: clock -> its result."""
     names = list(candidates)
     seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in names} for c in clocks}
     for turn in range(warmup + rounds):

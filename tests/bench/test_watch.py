@@ -1,4 +1,4 @@
-"""What watching costs: ratios to the plain step beside it, by every clock, with the probe's share."""
+"""What watching costs: ratios to the plain step beside it, by every clock, and the probe."""
 
 import pytest
 
