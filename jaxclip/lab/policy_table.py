@@ -25,8 +25,8 @@ def policies(config: Config, results: Results) -> Table | None:
     for cell, result in results.items():
         if "judged" in result.numbers:
             training = config_lib.training(config, cell.model, cell.rule)
-            actions = guard.as_actions(training["on_spike"]["actions"])
-            key = cell.rule, cell.injector, "|".join(actions) or "none"
+            named = guard.as_actions(training["on_spike"]["actions"])
+            key = cell.rule, cell.injector, "|".join(named) or "none"
             runs.setdefault(key, []).append(result.numbers)
     if not runs:
         return None

@@ -197,12 +197,8 @@ def _injected(gradient: step_lib.Gradient, at: Plan, key: jax.Array) -> step_lib
         def noisy(grads: Any) -> Any:
             flat, unravel = ravel_pytree(grads)
             size = jnp.linalg.norm(flat) / flat.size**0.5
-            return unravel(
-                flat
-                + at.tail
-                * size
-                * student_t(jax.random.fold_in(key, 1), jnp.asarray(at.df), flat.shape)
-            )
+            drawn = student_t(jax.random.fold_in(key, 1), jnp.asarray(at.df), flat.shape)
+            return unravel(flat + at.tail * size * drawn)
 
         touched = jnp.any(at.gradient != 1) | (at.direction != 0)
         grads = jax.lax.cond(touched, change, lambda: grads)
