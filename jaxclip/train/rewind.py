@@ -119,10 +119,16 @@ class Rewinds:
             target = candidate
             break
         checkpointer.forget_after(target)
-        self._note(step, target)
+        self.note(step, target)
         return target, state
 
-    def _note(self, step: int, target: int) -> None:
+    def note(self, step: int, target: int) -> None:
+        """Note that a run goes back, and what it passes over.
+
+        Args:
+          step: of the spike.
+          target: the step that it goes back to.
+        """
         count = self._policy["rewind_batches"] or step - target
         first = max(target + 1, step - count + 1)
         passed = [self.batch(first), self.batch(step)]
