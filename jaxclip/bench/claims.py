@@ -1,6 +1,6 @@
 """Claims of papers in direction, on the built-in pictures: at equal pictures and at equal time.
 
-    python -m jaxclip.bench claims --to runs/claims [--only dcl slip …] [--seeds 0 1] [--steps 300]
+    python -m jaxclip.bench claims --to runs/claims [--only dcl slip …] [--seeds 0 1] [--steps 240]
     python -m jaxclip.bench claims --to runs/claims --table_only
 
 Each claim of :mod:`jaxclip.bench.claim_list` compares an arm with its baselines. All train on one
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", type=pathlib.Path, required=True, help="folder for all runs")
     parser.add_argument("--configs", type=pathlib.Path, default=pathlib.Path("configs"))
     parser.add_argument("--only", nargs="+", default=tuple(CLAIMS), help="claims to try")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--rounds", type=int, default=4, help="rounds of the measured cost")
     parser.add_argument("--table_only", action="store_true", help="run nothing")
@@ -102,7 +102,7 @@ class Workshop:
     def __init__(self, place: claim_arm.Place, book: Book, rounds: int):
         self.place, self.book, self.rounds = place, book, rounds
         self._built: dict[str, claim_arm.Runs] = {}
-        self._judges: dict[str, claim_arm.Judge] = {}
+        self._judge: claim_arm.Judge | None = None
 
     def try_claim(self, claim: Claim, seeds: Sequence[int]) -> None:
         """All cells of a claim."""
@@ -122,9 +122,9 @@ class Workshop:
 
     def _run(self, name: str, seed: int, stops: Sequence[int]) -> None:
         runs = self._runs(name)
-        if name not in self._judges:
-            self._judges[name] = claim_arm.Judge(runs.config, runs.tokenizer)
-        found, seconds = runs.run(seed, stops, self._judges[name])
+        if self._judge is None:  # pictures and texts are the same for all arms
+            self._judge = claim_arm.Judge(runs.config, runs.tokenizer)
+        found, seconds = runs.run(seed, stops, self._judge)
         cell = {str(stop): {k: round(v, 5) for k, v in m.items()} for stop, m in found.items()}
         self.book.cells[f"{name}-{seed}"] = cell
         self.book.seconds[f"{name}-{seed}"] = round(seconds, 4)
