@@ -18,6 +18,7 @@ from jaxclip.bench.claim_list import HALF, JUDGE, SMALL, TRAIN, Arm
 from jaxclip.bench.timing import take_turns
 
 BATCH = 128
+MEASURES = ("top1", "top5", "long5", "both5", "order", "gap", "uniform")  # see `measures`
 
 
 @dataclasses.dataclass(frozen=True)
