@@ -129,6 +129,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     mesh = parallel.make_mesh(config["mesh"], devices=devices)
     check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
+    total.check_run(config["global_batch_size"], config["teacher"]["kind"])
     sizes = towers.model_sizes(config)
     frozen = config_check.frozen_statistics(config["optim"], sizes.image.has_statistics)
     tx = cures.with_mup(optim.from_config(frozen, config["total_steps"]), config, sizes)
