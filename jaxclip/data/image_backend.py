@@ -112,9 +112,7 @@ class Fast:
         if short is None:
             short, height = data, size[1]
         across, down = -(-size[0] // shrink), -(-height // shrink)
-        options = (
-            {"min_width": across, "min_height": down, "min_factor": 2.0} if shrink > 1 else {}
-        )
+        options = {"min_width": across, "min_height": down, "min_factor": 2.0} if shrink > 1 else {}
         # Memory of its own it would fill with zeros first, under the interpreter's lock.
         memory = np.empty(3 * across * down, np.uint8)
         try:

@@ -107,12 +107,26 @@ def _open(root: str) -> Any:
     except ImportError as error:
         raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
     try:
-        return tensorstore.KvStore.open(root).result(timeout=_TIMEOUT)
+        return tensorstore.KvStore.open(_spec_of(root)).result(timeout=_TIMEOUT)
     except Exception as error:
         raise ValueError(
             f"{root} can't be opened: {str(error)[:300]}; known are gs://, s3://, http:// and "
             "https://"
         ) from error
+
+
+def _spec_of(root: str) -> str | dict[str, str]:
+    """What TensorStore opens; other servers of Amazon's kind are named as for Amazon's tools."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint or not root.startswith("s3://"):
+        return root
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {
+        "driver": "s3",
+        "bucket": root.removeprefix("s3://").rstrip("/"),
+        "endpoint": endpoint.rstrip("/"),
+        "aws_region": region,
+    }
 
 
 class RemotePath(os.PathLike[str]):

@@ -100,10 +100,12 @@ def test_several_files_of_text_are_several_captions(tmp_path, toys):
 
 
 # Parts of names as tars have them: those that all readers agree on, and those for a closer look.
-stems = st.sampled_from(["0", "1", "a.b/7", "x y", "./z", "d/" * 60 + "n", "\u00e9", ".hidden", "f/"])
+stems = st.sampled_from(
+    ["0", "1", "a.b/7", "x y", "./z", "d/" * 60 + "n", "\u00e9", ".hidden", "f/"]
+)
 endings = st.sampled_from(
-    [".jpg", ".PNG", ".txt", ".caption", ".json", ".cls", ".mask.png", ".npy", ".", "", ".longending",
-     ".apngs"]
+    [".jpg", ".PNG", ".txt", ".caption", ".json", ".cls", ".mask.png", ".npy", ".", "",
+     ".longending", ".apngs"]
 )  # fmt: skip
 kinds = st.sampled_from([tarfile.REGTYPE] * 9 + [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
 
