@@ -210,30 +210,73 @@ def test_an_index_is_made_once_on_a_machine(bucket, tmp_path, toys):
     assert first == again
 
 
-@pytest.mark.parametrize("kind", ["tfds", "webdataset", "parquet"])
-def test_records_from_amazon_are_those_of_a_folder(amazon, tmp_path, toys, kind):
-    folder = tmp_path / "set"
+def dataset_of(kind, folder, toys):
+    """Write a data set; returns its folder and its name, with ``{at}`` for that."""
     if kind == "tfds":
         toys.write_data_set(folder, {"train": toys.records(12)}, shards=3)
-        names = [str(folder), "s3://pictures/set"]
-    elif kind == "webdataset":
-        folder.mkdir()
-        members = [(f"{n}.{e}", d) for n in range(9) for e, d in
-                   (("png", toys.picture(n)), ("txt", b"thing"))]  # fmt: skip
+        return folder, "{at}"
+    folder.mkdir()
+    if kind == "webdataset":
+        members = [
+            (f"{n}.{end}", data)
+            for n in range(9)
+            for end, data in (("png", toys.picture(n)), ("txt", b"thing"))
+        ]
         toys.make_tar(folder / "0.tar", members)
-        names = [f"webdataset:{folder}", "webdataset:s3://pictures/set"]
-    else:
-        pq = pytest.importorskip("pyarrow.parquet")
-        import pyarrow as pa
+        return folder, "webdataset:{at}"
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = {"image": [toys.picture(n) for n in range(9)], "text": ["thing"] * 9}
+    pq.write_table(pa.table(rows), folder / "train.parquet", row_group_size=4)
+    return folder, "parquet:{at}"
 
-        folder.mkdir()
-        rows = {"image": [toys.picture(n) for n in range(9)], "text": ["thing"] * 9}
-        pq.write_table(pa.table(rows), folder / "train.parquet", row_group_size=4)
-        names = [f"parquet:{folder}", "parquet:s3://pictures/set"]
+
+@pytest.mark.parametrize("kind", ["tfds", "webdataset", "parquet"])
+def test_records_from_amazon_are_those_of_a_folder(amazon, tmp_path, toys, kind):
+    folder, name = dataset_of(kind, tmp_path / "set", toys)
     upload(amazon, folder, "set")
-    here, there = (sources.open(name).source("train") for name in names)
+    here, there = (
+        sources.open(name.format(at=at)).source("train") for at in (folder, "s3://pictures/set")
+    )
     assert len(here) == len(there) and here.read(range(9)) == there.read(range(9))
     assert isinstance(there[8], Record)
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """fsspec's ``memory://``."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    remote._open.cache_clear()
+    yield files
+    files.store.clear()
+    remote._open.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["tfds", "webdataset", "parquet"])
+def test_what_fsspec_knows_is_read_as_a_folder(memory, tmp_path, toys, kind):
+    folder, name = dataset_of(kind, tmp_path / "set", toys)
+    for file in folder.iterdir():
+        memory.pipe(f"/pictures/set/{file.name}", file.read_bytes())
+    here, there = (
+        sources.open(name.format(at=at)).source("train") for at in (folder, "memory://pictures/set")
+    )
+    assert len(here) == len(there) and here.read(range(9)) == there.read(range(9))
+    assert isinstance(there[8], Record)
+
+
+def test_ranges_of_fsspec(memory):
+    memory.pipe("/pictures/a", bytes(range(100)))
+    assert remote.read_range("memory://pictures/a", 95, 50) == bytes(range(95, 100))
+    assert remote.read_slice("memory://pictures/a", -3, None) == bytes([97, 98, 99])
+    assert remote.read_slice("memory://pictures/a", -300, 2) == bytes([0, 1])
+    assert remote.read("memory://pictures/none") is None
+    before = remote.generation("memory://pictures/a")
+    memory.pipe("/pictures/a", bytes(50))
+    assert not np.array_equal(before, remote.generation("memory://pictures/a"))
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        sources.open("memory://pictures/none")
 
 
 def test_a_busy_or_missing_amazon(amazon):
@@ -307,7 +350,7 @@ def test_a_store_that_does_not_answer_gives_records_that_may_come_later(
         ("parquet:gs://pictures/none", FileNotFoundError, r"holds no \*\.parquet"),
         ("parquet:gs://pictures/none/0.parquet", FileNotFoundError, "no such file"),
         ("arrow:gs://pictures/set", ValueError, "from this machine's disks only"),
-        ("ftp://pictures/set", ValueError, "can't be opened"),
+        ("nope://pictures/set", ValueError, "can't be opened: Protocol not known"),
     ],
 )
 def test_mistakes_are_named(bucket, name, error, message):
