@@ -36,7 +36,7 @@ _QUOTED = re.compile(r"(['\"])([^'\"]+)\1")
 
 
 def _absolute_objective(node: Any) -> Any:
-    """Options of objectives, with whole paths for the tables of ``few_words`` that are there."""
+    """Options of objectives with the tables of ``few_words`` as whole paths, if there are any."""
     if isinstance(node, dict):
         found = {key: _absolute_objective(value) for key, value in node.items()}
         if isinstance(found.get("ranks"), str):

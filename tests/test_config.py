@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxclip import config as config_lib
 from jaxclip import config_check
+from jaxclip.train import checks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -143,9 +144,8 @@ def test_saved_config_resolves_to_itself(base, tmp_path):
 
 
 # Not configurations of a run: parts that are shared, recipes of `jaxclip curate`, grids of
-# `jaxclip lab`. Tuning starts from
-# weights, and has tests of its own.
-OTHERS = ("common", "curate", "finetune", "lab")
+# `jaxclip lab`. Tuning starts from weights, own_data.py wants data: they have tests of their own.
+OTHERS = ("common", "curate", "finetune", "lab", "own")
 RUNS = [p.name for p in CONFIGS.glob("*.py") if p.stem.split("_")[0] not in OTHERS]
 
 
@@ -164,6 +164,17 @@ def test_the_short_emoji_recipe():
     assert (whole["model"], whole["data"]) == (short["model"], short["data"])
     with pytest.raises(ValueError, match="has no variant 'shrt'; there is 'short'"):
         config_lib.load_file(f"{CONFIGS / 'emoji.py'}:shrt")
+
+
+def test_the_recipe_for_data_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    config = config_lib.resolve(config_lib.load_file(f"{CONFIGS / 'own_data.py'}:data/photos"))
+    assert config["data"]["name"] == str(tmp_path / "data" / "photos")
+    assert checks.load_tokenizer(config).vocab_size == config["model"]["text"]["vocab_size"]
+    assert config["evaluate"]["retrieval"] == ["val"] and not config["evaluate"]["zero_shot"]
+    with pytest.raises(ValueError, match=r"name the data.* configs/own_data\.py:data/"):
+        config_lib.load_file(CONFIGS / "own_data.py")
 
 
 def test_the_decay_of_a_teacher_is_a_number_or_a_schedule():

@@ -104,9 +104,21 @@ stems = st.sampled_from(
     ["0", "1", "a.b/7", "x y", "./z", "d/" * 60 + "n", "\u00e9", ".hidden", "f/"]
 )
 endings = st.sampled_from(
-    [".jpg", ".PNG", ".txt", ".caption", ".json", ".cls", ".mask.png", ".npy", ".", "",
-     ".longending", ".apngs"]
-)  # fmt: skip
+    [
+        ".jpg",
+        ".PNG",
+        ".txt",
+        ".caption",
+        ".json",
+        ".cls",
+        ".mask.png",
+        ".npy",
+        ".",
+        ".longending",
+        ".apngs",
+        "",
+    ]
+)
 kinds = st.sampled_from([tarfile.REGTYPE] * 9 + [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
 
 
