@@ -189,6 +189,19 @@ CLAIMS: Mapping[str, Claim] = {
         "languages",
         {"top5": "up"},
     ),
+    "clip_refine": Claim(
+        "a short refinement narrows the gap and does better than going on",
+        "2504.12717",
+        "clip_refine",
+        {"gap": "down", "top5": "up"},
+        baselines=("gone_on",),
+    ),
+    "mobileclip": Claim(
+        "a teacher's soft targets help a student of as many steps",
+        "2311.17049",
+        "mobileclip",
+        {"top5": "up"},
+    ),
     "few_words": Claim(
         "of short texts the telling words are better than the first ones",
         "2305.07017",
@@ -223,19 +236,6 @@ CLAIMS: Mapping[str, Claim] = {
         "tract",
         {"top5": "up"},
         baselines=("patches",),
-    ),
-    "mobileclip": Claim(
-        "a teacher's soft targets help a student of as many steps",
-        "2311.17049",
-        "mobileclip",
-        {"top5": "up"},
-    ),
-    "clip_refine": Claim(
-        "a short refinement narrows the gap and does better than going on",
-        "2504.12717",
-        "clip_refine",
-        {"gap": "down", "top5": "up"},
-        baselines=("gone_on",),
     ),
     "slip": Claim(
         "self-supervision beside CLIP helps with few pictures", "2112.12750", "slip", {"top5": "up"}

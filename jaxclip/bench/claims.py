@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", nargs="+", default=tuple(CLAIMS), help="claims to try")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of the measured cost")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the measured cost")
     parser.add_argument("--table_only", action="store_true", help="run nothing")
     args = parser.parse_args(arguments)
     for name in args.only:
