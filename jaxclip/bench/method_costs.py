@@ -6,8 +6,9 @@
 Each objective is run by ``configs/methods.py``, with AdamW, at a small batch of made-up data, in
 turns with ``contrastive`` in one process: the CPU seconds that all cores work for a step, without
 its input (on a shared machine the clock on the wall says more of the others), and the bytes that
-the compiled step needs beside its arguments, as ``jaxclip plan`` counts them. A frozen teacher is stood in for by one
-that follows the run, so its forward pass is in the cost. What is measured is kept under ``--to``.
+the compiled step needs beside its arguments, as ``jaxclip plan`` counts them. A frozen teacher is
+stood in for by one that follows the run, so its forward pass is in the cost. What is measured is
+kept under ``--to``.
 
 ``--work_only`` counts the multiply-adds of the traced step in matrix products and convolutions,
 backward passes included, and compiles nothing.
