@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from jaxclip.data import emoji, remote, scenes, table_source, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
-from jaxclip.data.tfds_directory import field_names, open_directory
+from jaxclip.data.tfds_directory import data_sets_beside, field_names, open_directory
 from jaxclip.registry import Registry, hint
 
 __all__ = [
@@ -56,11 +56,11 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         return open_directory(text)
     path = pathlib.Path(text)
     if not path.is_dir():
-        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = hint(path.name, [*siblings, *BUILT_IN]) if "/" not in text else ""
+        beside = data_sets_beside(path)
+        known = [*beside, *BUILT_IN] if "/" not in text else beside
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
-            f"of KIND:FILES ({', '.join(KINDS.names())}){near or hint(path.name, siblings)}"
+            f"of KIND:FILES ({', '.join(KINDS.names())}){hint(path.name, known) if known else ''}"
         )
     return open_directory(text)
 

@@ -237,13 +237,25 @@ def _is_text_sequence(feature: Mapping[str, Any]) -> bool:
     return inner.get("pythonClassName", "").endswith(".Text")
 
 
+def data_sets_beside(directory: Any) -> list[str]:
+    """Names of the folders beside one that hold a data set, in themselves or in a version's."""
+    parent = directory.parent
+    if not parent.is_dir():
+        return []
+    info = "dataset_info.json"
+    files = (info, f"*/{info}", f"*/*/{info}")
+    return [
+        each.name
+        for each in sorted(parent.iterdir())
+        if each.is_dir() and any(next(iter(each.glob(file)), None) for file in files)
+    ]
+
+
 def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
     if not directory.is_dir():
-        parent = directory.parent
-        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        raise FileNotFoundError(
-            f"data set {name!r}: no such directory{hint(directory.name, siblings)}"
-        )
+        beside = data_sets_beside(directory)
+        near = hint(directory.name, beside) if beside else ""
+        raise FileNotFoundError(f"data set {name!r}: no such directory{near}")
     path = directory / file
     if not path.is_file():
         nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))

@@ -120,7 +120,7 @@ def stamp_and_sidecar(
 
 
 @contextlib.contextmanager
-def _bytes_of(path: str | os.PathLike[str]) -> Iterator[bytes | mmap.mmap]:
+def bytes_of(path: str | os.PathLike[str]) -> Iterator[bytes | mmap.mmap]:
     """All bytes of a file: mapped if it is local, else in memory as long as they are needed."""
     if remote.is_remote(path):
         yield remote.read(os.fspath(path)) or b""
@@ -135,7 +135,7 @@ def _scan(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
     offsets: list[int] = []
     sizes: list[int] = []
     damaged: list[int] = []  # before which records
-    with _bytes_of(path) as data:
+    with bytes_of(path) as data:
         end, position = len(data), 0
         while position + _HEADER_BYTES <= end and len(offsets) < num_records:
             length, crc = _HEADER.unpack_from(data, position)

@@ -136,6 +136,7 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
             plain,
             tokenizer=tokenizer,
             mesh=experiment.mesh,
+            encode_tokens=experiment.encode_tokens,
         )
         return chosen(metrics, task, metric)
 

@@ -56,8 +56,9 @@ class Lab:
         """
         own = self._program_of(cell)
         plan = self.plan(cell, own.names)
+        rows = injectors.extend(plan, self._place(cell, own.names), own.spare)
         began, cpu = time.perf_counter(), time.process_time()
-        curves = own.run(cell.rate, cell.seed, plan)
+        curves = own.run(cell.rate, cell.seed, rows)
         about = {
             "cell": cell._asdict(),
             "seconds": time.perf_counter() - began,
@@ -69,16 +70,18 @@ class Lab:
 
     def plan(self, cell: Cell, names: tuple[str, ...]) -> injectors.Plan:
         """What a cell's run follows."""
+        section = self.config["injectors"][cell.injector]
+        return injectors.make_plan(injectors.build(section), self._place(cell, names))
+
+    def _place(self, cell: Cell, names: tuple[str, ...]) -> injectors.Place:
         train = self.config["train"]
-        place = injectors.Place(
+        return injectors.Place(
             seed=cell.seed,
             steps=train["total_steps"],
             batch_size=train["global_batch_size"],
             names=names,
             groups=self.pairs["train"].groups,
         )
-        section = self.config["injectors"][cell.injector]
-        return injectors.make_plan(injectors.build(section), place)
 
     @property
     def pairs(self) -> dict[str, data.Pairs]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.weights import files, mapping, tokenizer_files
-from jaxclip.weights.families import Checkpoint, detect, renamed
+from jaxclip.weights.families import Checkpoint, Family, detect, renamed
 from jaxclip.weights.families._base import TOWERS, Preprocess
 
 Params = dict[str, Any]
@@ -139,12 +139,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         hash(sizes)  # a list or the like in place of a number
         tensors = dict(family.joined(tensors))
         entries = family.entries_of(checkpoint, sizes)
-    shapes = dict(_shapes(sizes))
+    shapes = parameter_shapes(sizes, family)
     if parts != TOWERS:
         entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
         shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
-    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
-    shapes |= {f"objective/{path}": leaf.shape for path, leaf in own.items()}
     mapping.check(
         entries,
         {name: tensor.shape for name, tensor in tensors.items()},
@@ -157,6 +155,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
     terms = family.terms(sizes)
     return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts, terms)
+
+
+def parameter_shapes(sizes: CLIPConfig, family: type[Family]) -> dict[str, tuple[int, ...]]:
+    """Shapes by path of all parameters that a family's files hold: towers, and terms' own."""
+    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
+    return {**_shapes(sizes), **{f"objective/{path}": leaf.shape for path, leaf in own.items()}}
 
 
 @contextlib.contextmanager

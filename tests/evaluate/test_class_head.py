@@ -10,32 +10,61 @@ from jaxclip.models import presets
 from jaxclip.objectives import class_head
 
 
-def model(params):
-    return base.Model(None, None, params, None)
+def model(params, encode_tokens=None):
+    return base.Model(None, None, params, None, encode_tokens=encode_tokens)
 
 
-def test_it_judges_by_the_logits_of_training():
-    rng = np.random.default_rng(0)
-    term = class_head.ClassHead(num_classes=5, init_scale=1.0)
+def head_of(features, rng):
+    """A head whose norm is not at its initial value."""
+    term = class_head.ClassHead(num_classes=5, init_scale=1.0, features=features)
     head = term.init_params(jax.random.key(0), presets.get("tiny"))
-    features = rng.standard_normal((40, 256)).astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    best = np.array(np.argmax(class_head.class_logits(head, features), axis=1))
+    if "norm" in head:
+        head["norm"] = {k: v + rng.standard_normal(v.shape) for k, v in head["norm"].items()}
+    return head
+
+
+@pytest.mark.parametrize("features", ["image", "image_tokens"])
+def test_it_judges_by_the_logits_of_training(features):
+    rng = np.random.default_rng(0)
+    head = head_of(features, rng)
+    x = rng.standard_normal((40, len(head["kernel"]))).astype(np.float32) + 0.3
+    if features == "image":
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    best = np.array(np.argmax(class_head.class_logits(head, x), axis=1))
     labels = best.copy()
     labels[:10] = (labels[:10] + 1) % 5  # ten are wrong
     labels[-4:] = -1  # four have none
-    data = base.ArrayData({"val": base.arrays(features, labels)})
-    found = ClassHead().evaluate(model({"objective": {"class_head": head}}), data)
+    data = base.ArrayData({"val": base.arrays(x, labels)})
+    given = model({"objective": {"class_head": head}}, encode_tokens=lambda params, images: x)
+    found = ClassHead().evaluate(given, data)
     assert found == {"top1": pytest.approx(26 / 36), "num_examples": 36, "num_classes": 5}
 
 
-def test_a_run_without_a_head_and_one_on_tokens_are_refused():
+def test_the_tokens_of_evaluation_are_those_of_training():
+    """What the head of a step sees, and what evaluation gives it, of the same pictures."""
+    from jaxclip import config as config_lib
+    from jaxclip.train import setup, towers
+
+    config = config_lib.resolve(
+        {"model": {"preset": "tiny", "image": {"depth": 1, "width": 32, "num_heads": 2}}}
+    )
+    own = towers.from_config(config, towers.build_model(config))
+    params = own.model.init(jax.random.key(0))
+    size = config["data"]["image_size"]
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    encode = setup.token_encoder(own, setup.sparsity.Sparse())
+    tokens = jax.jit(lambda p, x: own.features(p, "image", x).tokens)(params, images)
+    np.testing.assert_allclose(
+        jax.jit(encode)(params, images), np.mean(np.asarray(tokens, np.float32), axis=1), atol=1e-5
+    )
+
+
+def test_a_run_without_a_head_and_a_model_without_tokens_are_refused():
     data = base.ArrayData({"val": base.arrays(np.eye(3), [-1, -1, -1])})
     with pytest.raises(ValueError, match="no objective 'class_head'"):
         ClassHead().evaluate(model({}), data)
-    term = class_head.ClassHead(features="image_tokens")
-    head = term.init_params(jax.random.key(0), presets.get("tiny"))
-    with pytest.raises(ValueError, match="reads the tower's tokens"):
+    head = head_of("image_tokens", np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"reads the tokens .* \(evaluate\.token_reduction leaves"):
         ClassHead().evaluate(model({"objective": {"class_head": head}}), data)
     with pytest.raises(ValueError, match="have no label"):
         ClassHead().check(data)

@@ -95,6 +95,23 @@ MISTAKES = [
     ({"rules": {"a": {"learning_rate": 1}}}, "rules.a: the learning rate is an axis of its own"),
     ({"rules": {"a": {"update_clip": "elementwise"}}}, "rules.a: update_clip and sam are not for"),
     ({"rules": {"a": "adamw"}}, "rules.a='adamw' must be a mapping with keys of optim"),
+    ({"rules": {"a": {"on_spike": {"actions": "skp"}}}}, "unknown action 'skp'; did you mean"),
+    ({"rules": {"a": {"on_spike": {"action": "skip"}}}}, "unknown config key 'on_spike.action'"),
+    (
+        {
+            "rules": {
+                "a": {"name": "sgd", "weight_decay": 0, "on_spike": {"actions": "reset_moments"}}
+            }
+        },
+        "rules.a, models.plain: on_spike.actions has 'reset_moments', but the state of",
+    ),
+    (
+        {
+            "rules": {"a": {"on_spike": {"actions": "rewind"}}},
+            "train": {"checkpoint": {"every_steps": 0}},
+        },
+        "on_spike.actions has 'rewind', which goes back to a checkpoint",
+    ),
     ({"rules": {"a-b": {}}}, "rules: name 'a-b'; use letters, digits"),
     ({"rates": [0.0]}, "rates: 0.0 must be a number above 0"),
     ({"seeds": [0.5]}, "seeds: 0.5 must be an integer >= 0"),
@@ -151,9 +168,12 @@ def test_list(tmp_path, capsys):
     [
         ("lab_rules.py", 126),
         ("lab_rules.py:clippers", 105),
-        ("lab_stale_v.py", 45),
+        ("lab_rules.py:zclip", 126),
+        ("lab_rules.py:percentiles", 63),
+        ("lab_stale_v.py", 57),
+        ("lab_policies.py", 105),
         ("lab_low_bit.py", 108),
-        ("lab_cures.py", 48),
+        ("lab_cures.py", 84),
         pytest.param(
             "lab_cures.py:towers",
             48,
