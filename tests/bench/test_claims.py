@@ -82,6 +82,7 @@ def test_both_bases_are_reported_and_what_is_not_done_is_left_out(tmp_path):
     text = claims.report(chosen, book(tmp_path), (0, 1), 100)
     assert text.startswith("1 of 2 claims, 100 steps, seeds 0, 1")
     assert "| patches 20.0, 22.0 |" in text and "| 30.0, 32.0 |" in text
+    assert "| does not       |" in text and "| **holds**  |" in text  # the paper speaks of time
 
 
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
