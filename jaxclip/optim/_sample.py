@@ -56,11 +56,11 @@ class Sampling:
         """
         size = (*shape[:-1], self.groups(shape[-1]))
         # Modulo favours the first offsets by one part in 2**27 at most.
-        offsets = scrambled(scrambled(numbered(size)) ^ seed) % self.group
-        offsets = offsets.astype(jnp.int32)
-        steps = np.arange(self.kept, dtype=np.int32) * self.group // self.kept
-        places = (offsets[..., None] + steps) % self.group
-        return places[..., None] == np.arange(self.group, dtype=np.int32)
+        group = np.uint32(self.group)
+        offsets = jax.lax.rem(scrambled(scrambled(numbered(size)) ^ seed), group)
+        steps = (np.arange(self.kept) * self.group // self.kept).astype(np.uint32)
+        places = jax.lax.rem(offsets[..., None] + steps, group)
+        return places[..., None] == np.arange(self.group, dtype=np.uint32)
 
     def take(self, tensor: jax.Array, chosen: jax.Array) -> jax.Array:
         """The chosen elements, in the order of the tensor's axes, zero beyond its end."""
