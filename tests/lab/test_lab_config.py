@@ -169,10 +169,10 @@ def test_list(tmp_path, capsys):
     [
         ("lab_rules.py", 126),
         ("lab_rules.py:clippers", 105),
-        ("lab_rules.py:zclip", 126),
+        ("lab_rules.py:zclip", 90),
         ("lab_rules.py:percentiles", 63),
         ("lab_stale_v.py", 57),
-        ("lab_policies.py", 105),
+        ("lab_policies.py", 120),
         ("lab_heavy_tails.py", 84),
         ("lab_low_bit.py", 108),
         ("lab_low_bit.py:octav", 39),
