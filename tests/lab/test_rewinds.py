@@ -50,6 +50,17 @@ def test_only_the_last_ones_where_the_policy_says_so():
     assert found[rewinds.REPEATED] == 4
 
 
+def test_batches_behind_the_spikes_own_too_where_it_says_so():
+    config = training(rewind_beyond=6)
+    # Rows 15 to 18 and six more: the spikes of rows 20 and 22 never come.
+    found = rewinds.run(once, plan(config, [18, 20, 22]), config)
+    assert found["loss"].tolist() == [*range(15), *range(25, 25 + STEPS - 15)]
+    assert found[rewinds.TIMES] == 1 and found[rewinds.REPEATED] == 4
+    # Without it each of them is a rewind of its own.
+    found = rewinds.run(once, plan(training(), [18, 20, 22]), training())
+    assert found[rewinds.TIMES] > 1
+
+
 def test_a_second_spike_and_one_near_the_start():
     config = training()
     # Row 1, step 2: back to the start past rows 0 and 1. Row 30 is then step 29: back to 25.
