@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.config_file import flatten
+from jaxclip.spike_actions import REWIND, as_actions
 
 # Parameters that no gradient and no optimizer ever changes: the statistics of batch norms
 # (:class:`jaxclip.models.batch_norm.FrozenBatchNorm`).
@@ -257,8 +258,6 @@ def _check_named(key: str, given: Any) -> None:
 
 
 def _check_spikes(config: Mapping[str, Any]) -> None:
-    from jaxclip.train.guard import REWIND, as_actions
-
     watch, policy = config["watch"], config["on_spike"]
     if watch["min_history"] > watch["window"]:
         raise ValueError(

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from jaxclip.markdown import table as table  # what every benchmark prints
+
 
 class Timing(NamedTuple):
     """Seconds a call of one candidate over the rounds.
@@ -93,14 +95,3 @@ def _timing(own: Sequence[float], reference: Sequence[float]) -> Timing:
     spread = 1.4826 * statistics.median(abs(ratio - middle) for ratio in ratios)
     error = 1.2533 * spread / len(ratios) ** 0.5
     return Timing(statistics.median(own), min(own), max(own), middle, error)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table from rows of cells, the first of them the header."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])

@@ -6,7 +6,7 @@ from jaxclip.lab import config as config_lib
 from jaxclip.lab import measures
 from jaxclip.lab.config import Config
 from jaxclip.lab.tables import Results, Table
-from jaxclip.train import guard
+from jaxclip.spike_actions import as_actions
 
 _MEASURED = ("judged", "rewinds", "steps_repeated")
 
@@ -25,7 +25,7 @@ def policies(config: Config, results: Results) -> Table | None:
     for cell, result in results.items():
         if "judged" in result.numbers:
             training = config_lib.training(config, cell.model, cell.rule)
-            named = guard.as_actions(training["on_spike"]["actions"])
+            named = as_actions(training["on_spike"]["actions"])
             key = cell.rule, cell.injector, "|".join(named) or "none"
             runs.setdefault(key, []).append(result.numbers)
     if not runs:

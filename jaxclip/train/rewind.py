@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxclip.config import Config
 from jaxclip.errors import RunError
-from jaxclip.train import guard as guard_lib
+from jaxclip.spike_actions import REWIND, as_actions
 from jaxclip.train import multihost
 from jaxclip.train.checkpoint import Checkpointer, CheckpointError
 
@@ -46,7 +46,7 @@ class Rewinds:
         self._given = config["skip_batches"]
         self._policy = config["on_spike"]
         self._every = config["checkpoint"]["every_steps"]
-        self.wanted = guard_lib.REWIND in guard_lib.as_actions(self._policy["actions"])
+        self.wanted = REWIND in as_actions(self._policy["actions"])
         self.done = [dict(each) for each in done]
 
     @property
