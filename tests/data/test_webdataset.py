@@ -173,7 +173,6 @@ def test_headers_of_plain_tars_are_read_at_once(tmp_path, mtime):
     # A header that leads back, of the file and of the one before a file.
     for kind in (b"0", b"x"):
         back = content[:124] + b"-0000002000\0" + content[136:156] + kind + content[157:]
-        assert tar_headers.read(content[:1536] + back) is None
         assert tar_headers.read(back) is None
 
 
