@@ -18,9 +18,9 @@ is installed, webdataset with PIL and torchvision and as many processes, as open
 a second, CPU time of all processes and of the training process, and for how long the interpreter's
 lock can be held.
 
-``--start`` measures how long the first batch takes with ``--shards`` shards of ``--samples`` records
-each, at once and on resume, each in a process of its own, and with ``--memory_records`` the memory
-over so many different records.
+``--start`` measures how long the first batch takes with ``--shards`` shards of ``--samples``
+records, at once and on resume, each in a process of its own, and with ``--memory_records`` the
+memory over so many different records.
 """
 
 from __future__ import annotations
