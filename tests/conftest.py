@@ -27,6 +27,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _FLAGS = {"xla_force_host_platform_device_count": "8"}
 if importlib.metadata.version("jax").startswith("0.10."):
     _FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+    _FLAGS["xla_cpu_parallel_codegen_split_count"] = "1"  # the other cores have tests of their own
 for _name, _value in _FLAGS.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
@@ -48,12 +49,31 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
 
 
+# Linux lets a process map 65 530 pieces of memory; one that wants more dies in the compiler.
+MOST_MAPPINGS = 20_000
+
+
+def _mappings() -> int:
+    """Pieces of memory that this process maps; too many where the system does not say."""
+    try:
+        return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MOST_MAPPINGS + 1
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what is there for good, and look for the rest less often:
+    tracing makes so many objects that it took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
-    """Let go of what a file compiled: a process may map only so many pieces of code (65 530 on
-    Linux), and dies in the compiler beyond that."""
+    """Let go of what files compiled, once it is much: the next file wants many of them again."""
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and _mappings() > MOST_MAPPINGS:
         import jax
 
         jax.clear_caches()

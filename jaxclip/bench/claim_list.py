@@ -149,25 +149,6 @@ CLAIMS: Mapping[str, Claim] = {
         "dcl",
         {"top5": "up"},
     ),
-    "sigmoid": Claim(
-        "sigmoid loss beats softmax at small batches", "2303.15343", "sigmoid", {"top5": "up"}
-    ),
-    "gap": Claim(
-        "alignment and uniformity terms narrow the gap and spread the embeddings; zero-shot is "
-        "kept",
-        "2405.18570",
-        "align_uniform",
-        {"gap": "down", "uniform": "down", "top5": "kept"},
-    ),
-    "negclip": Claim(
-        "hard negatives teach the order of words; retrieval is kept",
-        "2210.01936",
-        "negclip",
-        {"order": "up", "long5": "kept"},
-    ),
-    "euclip": Claim(
-        "distances are no worse than cosines", "2409.13079", "euclip", {"top5": "kept"}
-    ),
     "captions": Claim(
         "drawing one of several wordings beats one fixed caption",
         "2305.20088",
@@ -189,12 +170,12 @@ CLAIMS: Mapping[str, Claim] = {
         "languages",
         {"top5": "up"},
     ),
-    "few_words": Claim(
-        "of short texts the telling words are better than the first ones",
-        "2305.07017",
-        "syntax_words",
-        {"top5": "up"},
-        baselines=("first_words",),
+    "gap": Claim(
+        "alignment and uniformity terms narrow the gap and spread the embeddings; zero-shot is "
+        "kept",
+        "2405.18570",
+        "align_uniform",
+        {"gap": "down", "uniform": "down", "top5": "kept"},
     ),
     "augmentation": Claim(
         "augmentation of half of the data is worth all of the data without",
@@ -203,11 +184,37 @@ CLAIMS: Mapping[str, Claim] = {
         {"top5": "kept"},
         baselines=("plain_pictures",),
     ),
-    "stem": Claim(
-        "with little data a plain vision transformer is behind a convolutional stem",
-        "2404.08197",
-        "patches",
-        {"top5": "down"},
+    "sigmoid": Claim(
+        "sigmoid loss beats softmax at small batches", "2303.15343", "sigmoid", {"top5": "up"}
+    ),
+    "negclip": Claim(
+        "hard negatives teach the order of words; retrieval is kept",
+        "2210.01936",
+        "negclip",
+        {"order": "up", "long5": "kept"},
+    ),
+    "euclip": Claim(
+        "distances are no worse than cosines", "2409.13079", "euclip", {"top5": "kept"}
+    ),
+    "clip_refine": Claim(
+        "a short refinement narrows the gap and does better than going on",
+        "2504.12717",
+        "clip_refine",
+        {"gap": "down", "top5": "up"},
+        baselines=("gone_on",),
+    ),
+    "few_words": Claim(
+        "of short texts the telling words are better than the first ones",
+        "2305.07017",
+        "syntax_words",
+        {"top5": "up"},
+        baselines=("first_words",),
+    ),
+    "mobileclip": Claim(
+        "a teacher's soft targets help a student of as many steps",
+        "2311.17049",
+        "mobileclip",
+        {"top5": "up"},
     ),
     "flip": Claim(
         "leaving out half of the patches is better in the same time",
@@ -224,18 +231,11 @@ CLAIMS: Mapping[str, Claim] = {
         {"top5": "up"},
         baselines=("patches",),
     ),
-    "mobileclip": Claim(
-        "a teacher's soft targets help a student of as many steps",
-        "2311.17049",
-        "mobileclip",
-        {"top5": "up"},
-    ),
-    "clip_refine": Claim(
-        "a short refinement narrows the gap and does better than going on",
-        "2504.12717",
-        "clip_refine",
-        {"gap": "down", "top5": "up"},
-        baselines=("gone_on",),
+    "stem": Claim(
+        "with little data a plain vision transformer is behind a convolutional stem",
+        "2404.08197",
+        "patches",
+        {"top5": "down"},
     ),
     "slip": Claim(
         "self-supervision beside CLIP helps with few pictures", "2112.12750", "slip", {"top5": "up"}

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from jaxclip import config as config_lib
 from jaxclip import optim
-from jaxclip.lab import injectors
-from jaxclip.models.products import formats
+from jaxclip.lab import injectors, precision
 from jaxclip.registry import hint
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import setup
@@ -253,7 +252,7 @@ def _check_values(config: Config) -> None:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seeds: {seed!r} must be an integer >= 0")
     for name in config["precisions"]:
-        formats.lookup(name)
+        precision.lookup(name)
     for name, section in config["injectors"].items():
         try:
             injectors.build(section)

@@ -55,11 +55,8 @@ class Sampling:
           shape: of the tensor.
         """
         size = (*shape[:-1], self.groups(shape[-1]))
-        number = jnp.zeros(size, jnp.uint32)
-        for axis, length in enumerate(size):
-            number = number * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, size, axis)
         # Modulo favours the first offsets by one part in 2**27 at most.
-        offsets = scrambled(scrambled(number) ^ seed) % self.group
+        offsets = scrambled(scrambled(numbered(size)) ^ seed) % self.group
         offsets = offsets.astype(jnp.int32)
         steps = np.arange(self.kept, dtype=np.int32) * self.group // self.kept
         places = (offsets[..., None] + steps) % self.group
@@ -88,6 +85,17 @@ class Sampling:
         grouped = taken.reshape(*taken.shape[:-1], self.groups(length), self.kept, 1)
         places = jnp.sum(jnp.where(chosen, grouped, 0), axis=-2, dtype=taken.dtype)
         return places.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]
+
+
+def numbered(shape: tuple[int, ...]) -> jax.Array:
+    """The number of each element in row-major order, uint32, modulo 2**32.
+
+    From each axis by itself, so that a device that holds a part of the tensor needs no other.
+    """
+    number = jnp.zeros(shape, jnp.uint32)
+    for axis, length in enumerate(shape):
+        number = number * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return number
 
 
 def scrambled(number: jax.Array) -> jax.Array:

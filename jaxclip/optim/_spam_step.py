@@ -137,7 +137,7 @@ def _largest_ratio(
     gradient, nu, spoilt = tensors
     nu = nu.astype(gradient.dtype) * alive
     square = jnp.minimum(jnp.square(gradient), _LARGEST_SQUARE)
-    ratio = square / jnp.where(nu > 0, nu, jnp.inf)
+    ratio = square / _base.where(nu > 0, nu, float("inf"))
     return _base.max_and_flag(jnp.minimum(ratio, jnp.finfo(ratio.dtype).max), spoilt)
 
 
@@ -146,7 +146,7 @@ def _limit(
 ) -> jax.Array:
     """A function of ``theta v`` where v > 0 (v = 0 says nothing of spikes), at most ``largest``."""
     bound = theta * nu.astype(theta.dtype)
-    return jnp.where(bound > 0, jnp.minimum(of(bound), largest), largest)
+    return _base.where(bound > 0, jnp.minimum(of(bound), largest), largest)
 
 
 def halves(seed: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:

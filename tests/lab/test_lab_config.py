@@ -116,6 +116,7 @@ MISTAKES = [
     ({"rates": [0.0]}, "rates: 0.0 must be a number above 0"),
     ({"seeds": [0.5]}, "seeds: 0.5 must be an integer >= 0"),
     ({"precisions": ["int44"]}, "unknown precision 'int44'; did you mean 'int4'?"),
+    ({"precisions": ["int4_mad"]}, "gradient='mad' is for formats that clip, such as"),
     ({"injectors": {"x": {"name": "sclae"}}}, "injectors.x: unknown injector 'sclae'; did you"),
     ({"baseline": "adam"}, "unknown baseline='adam'; did you mean 'adamw'?"),
     ({"last_steps": 10_000}, "last_steps=10000 must be from 1 to train.total_steps=600"),
@@ -172,7 +173,9 @@ def test_list(tmp_path, capsys):
         ("lab_rules.py:percentiles", 63),
         ("lab_stale_v.py", 57),
         ("lab_policies.py", 105),
+        ("lab_heavy_tails.py", 84),
         ("lab_low_bit.py", 108),
+        ("lab_low_bit.py:octav", 39),
         ("lab_cures.py", 84),
         pytest.param(
             "lab_cures.py:towers",
@@ -199,7 +202,7 @@ def test_configs_of_the_tables(spec, cells):
         injectors.make_plan(injectors.build(section), place)
 
 
-@pytest.mark.parametrize("name", ["lab_rules.py", "lab_cures.py"])
+@pytest.mark.parametrize("name", ["lab_rules.py", "lab_cures.py", "lab_low_bit.py"])
 def test_variants_that_are_not_there(name, capsys):
     assert cli.main(["lab", "--config", f"{CONFIGS / name}:other"]) == 2
     assert "has no variant 'other'; there is" in capsys.readouterr().err
