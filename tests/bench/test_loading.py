@@ -37,5 +37,5 @@ def test_data_sets_of_many_shards_can_be_read(tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_records_read():
-    for kind, sizes in start.memory(200_000, 256).items():
+    for kind, sizes in start.memory(60_000, 256).items():
         assert len(sizes) == 10 and max(sizes[5:]) < 1.02 * sizes[4] + 5, (kind, sizes)
