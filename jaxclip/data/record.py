@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Why a record cannot be used; the vocabulary of every count and summary about skipped records.
@@ -156,13 +157,14 @@ def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     return tuple(texts), bad
 
 
-def meta_object(text: str) -> dict[str, Any]:
-    """The object in a record's ``meta``, empty where it is none."""
+@functools.lru_cache(maxsize=64)  # a thread's record is looked at by several, one after the other
+def meta_object(text: str) -> Mapping[str, Any]:
+    """The object in a record's ``meta``, empty where it is none; not to be changed."""
     try:
         value = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = None
+    return types.MappingProxyType(value if isinstance(value, dict) else {})
 
 
 def _values(feature: Any, name: str) -> Sequence[bytes]:

@@ -15,7 +15,7 @@ import json
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip.data.importer import annotations as layouts
@@ -27,6 +27,7 @@ SEPARATED, LINES, DOCUMENTS = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".n
 SUFFIXES = (*SEPARATED, *LINES, *DOCUMENTS)
 
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error)
+_BREAK = re.compile(r"\r\n|\r|\n")
 _DELIMITERS = ",\t;|"
 _NUMBERED = re.compile(r"(.+\.\w{3,4})#\d+\t(.*)")  # of Flickr's results.token
 
@@ -164,7 +165,8 @@ def _delimiter(table: pathlib.Path, columns: Columns, encoding: str) -> str:
     # The one that takes the line apart most is what was meant.
     count, problem, header = max(problems, key=lambda each: each[0])
     tried = "" if count > 1 else " (separated by comma, tab, ; or |)"
-    raise ValueError(f"{table} has {problem}: its first line is {header}{tried}")
+    shown = repr(header)[:300]  # a quote that never closes makes all of the file one field
+    raise ValueError(f"{table} has {problem}: its first line is {shown}{tried}")
 
 
 def _lacks(names: Sequence[str], columns: Columns) -> str:
@@ -187,7 +189,8 @@ def _csv_rows(
     table: pathlib.Path, data: Any, columns: Columns, encoding: str
 ) -> Iterator[Row | BadRecord]:
     text = _text(data, encoding)
-    cells_of = csv.reader(text, delimiter=_delimiter(table, columns, encoding))
+    lines = _Lines(text)
+    cells_of = csv.reader(lines, delimiter=_delimiter(table, columns, encoding))
     header = [name.strip().lower() for name in next(cells_of)]
     column = columns.image.lower() or find(header, FILE_FIELDS)[0]
     if columns.text:
@@ -195,12 +198,13 @@ def _csv_rows(
         spelled = columns.text.lower()
         header = [columns.text if name == spelled else name for name in header]
     for number in itertools.count(2):
+        begin = lines.count
         try:
             cells = next(cells_of)
         except StopIteration:
             break
         except csv.Error as error:
-            yield BadRecord("bad_row", f"row {number}: {error}")
+            yield from _lost(begin + 1, lines.count, f"line {begin + 1}: {error}")
             continue
         except UnicodeError as error:
             # Nothing after it can be told apart.
@@ -208,6 +212,12 @@ def _csv_rows(
             break
         if not cells:
             continue  # a blank line
+        if lines.ended:  # the reader asked for more: it is within a quote
+            whole_lines = len(_BREAK.findall(cells[-1]))
+            first = lines.count - whole_lines + cells[-1].endswith(("\r", "\n"))
+            why = f"line {first} opens a quote that never closes: all from there on is lost"
+            yield from _lost(begin + 1, lines.count, why)
+            break
         values: dict[str, Any] = dict(zip(header, cells, strict=False))
         name = values.pop(column, "").strip()
         if len(cells) != len(header) or not name:
@@ -217,6 +227,39 @@ def _csv_rows(
         else:
             yield Row(name, values)
     text.detach()
+
+
+def _lost(first: int, last: int, why: str) -> Iterator[BadRecord]:
+    """A bad row for each of some lines, so that what is lost is counted."""
+    yield BadRecord("bad_row", why)
+    for line in range(first + 1, last + 1):
+        yield BadRecord("bad_row", f"line {line} is lost with line {first}")
+
+
+class _Lines:
+    """The lines of a text.
+
+    Attributes:
+      count: how many were read.
+      ended: whether one more was asked for than there are.
+    """
+
+    def __init__(self, text: Iterable[str]):
+        self._lines = iter(text)
+        self.count = 0
+        self.ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = next(self._lines)
+        except StopIteration:
+            self.ended = True
+            raise
+        self.count += 1
+        return line
 
 
 def _json_rows(data: Any, columns: Columns) -> Iterator[Row | BadRecord]:

@@ -156,10 +156,10 @@ def _item(key: str, parts: Mapping[str, bytes | None], other: tuple[str, str]) -
     image = parts[found[0]]
     if image is None:
         return BadRecord("absurd_size", f"more than {MAX_IMAGE_BYTES} bytes", key)
-    text = next((ext for ext in tar_index.TEXT_EXTENSIONS if ext in parts), None)
     fields: Any = {}
-    texts = parts[text] if text is not None else None
-    has_text = bool((texts or b"").strip())
+    files = [parts.get(ext) or b"" for ext in tar_index.TEXT_EXTENSIONS]
+    texts = [text for text in files if text.strip()]
+    has_text = bool(texts)
     if tar_index.JSON_EXTENSION in parts:
         data = parts[tar_index.JSON_EXTENSION] or b""
         try:

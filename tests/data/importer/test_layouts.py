@@ -205,6 +205,24 @@ def test_a_table_of_something_else_is_no_table(folder, run):
     assert summary.classes == 1 and summary.splits == {"train": 3}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quote_that_never_closes_is_said_and_what_it_swallows_counted(folder, run, end):
+    source = folder()
+    lines = ["file,caption", "p0.png,x", '"p1.png","one', 'two","z', 'p2.png,"y', "p2.png,z", ""]
+    lines[3] = 'two"'  # of line 3: a caption of two lines
+    (source / "captions.csv").write_bytes(end.join(lines).encode())
+    found, summary = run(source)
+    assert found == {"train": {"p0.png": ("x",), "p1.png": ("one two",)}}
+    assert summary.skipped == {"bad_row": 2}
+    skipped = (source.parent / "out" / "skipped.jsonl").read_text()
+    assert "line 5 opens a quote that never closes" in skipped
+    # A field that is too long for one is the same mistake in a longer file.
+    lines += ["p0.png,w"] * 20000
+    (source / "captions.csv").write_bytes(end.join(lines).encode())
+    found, summary = run(source)
+    assert found["train"]["p0.png"] and summary.skipped["bad_row"] > 2**17 // 12
+
+
 def test_another_encoding_wants_its_name(folder, run):
     source = folder()
     (source / "captions.csv").write_bytes(rows(",").encode("cp1252"))
