@@ -112,6 +112,8 @@ def absolute_data_name(name: str) -> str:
     if name.startswith(_OF_ANOTHER):
         return _OF_ANOTHER + absolute_data_name(name.removeprefix(_OF_ANOTHER))
     scheme, colon, path = name.rpartition(":")
+    if name.startswith("tfds:") and not name.removeprefix("tfds:").startswith(("/", ".", "~")):
+        return name  # one that TFDS knows
     if colon and not path.startswith("//"):
         return f"{scheme}:{storage.absolute(path)}"
     path = storage.absolute(name)

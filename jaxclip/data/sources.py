@@ -2,8 +2,9 @@
 
 :func:`open` takes ``"emoji"`` (built in), the directory of a TFDS data set (TFRecord or ArrayRecord
 shards, with one configuration and version), ``"webdataset:/path/{000..009}.tar"``,
-``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`), or
-``"scenes:emoji"`` (:mod:`jaxclip.data.scenes`). Only metadata is read on opening; neither
+``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`),
+``"tfds:coco_captions"`` (:mod:`jaxclip.data.tfds_names`), or ``"scenes:emoji"``
+(:mod:`jaxclip.data.scenes`). Only metadata is read on opening; neither
 TensorFlow nor a network is needed.
 """
 
@@ -13,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from jaxclip.data import emoji, remote, scenes, table_source, webdataset
+from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.tfds_directory import data_sets_beside, field_names, open_directory
 from jaxclip.registry import Registry, hint
@@ -29,6 +30,7 @@ BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": emoji.directory}
 # What stands before the colon of "KIND:REST" -> a function from REST to a DataSet.
 KINDS = Registry("kind of data set")
 KINDS.register("webdataset", webdataset.open_pattern)
+KINDS.register("tfds", tfds_names.open_name)
 KINDS.register("parquet", table_source.open_parquet)
 KINDS.register("arrow", table_source.open_arrow)
 

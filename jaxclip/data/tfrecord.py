@@ -279,13 +279,14 @@ class TFRecordReader:
         if offset == _LOST:
             return BadRecord("corrupted", f"lost in a damaged part of {self._paths[shard]}")
         data = self._files.pread(self._paths[shard], size + _FOOTER_BYTES, offset)
+        content = data[:size]
         if len(data) != size + _FOOTER_BYTES or (
-            _CRC.unpack_from(data, size)[0] != masked_crc(data[:size])
+            _CRC.unpack_from(data, size)[0] != masked_crc(content)
         ):
             return BadRecord(
                 "corrupted", f"checksum mismatch at byte {offset} of {self._paths[shard]}"
             )
-        return data[:size]
+        return content
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from jaxclip import config as config_lib
 from jaxclip import optim
-from jaxclip.lab import injectors
-from jaxclip.models.products import formats
+from jaxclip.lab import injectors, precision
 from jaxclip.registry import hint
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import setup
@@ -222,8 +221,13 @@ def parse_cell(text: str, config: Config) -> Cell:
 
 def digest(config: Config, cell: Cell) -> str:
     """Eight hex digits of everything that decides what a cell computes."""
+    train = training(config, cell.model, cell.rule)
+    # Not all keys of `jaxclip train`: a new one, which says nothing here, makes no other cell.
+    keys = set(TRAIN_KEYS) | {"seed"}
+    if guard_lib.from_config(train) is None:
+        keys -= {"watch", "on_spike", "checkpoint"}
     content = {
-        "train": training(config, cell.model, cell.rule),
+        "train": {key: train[key] for key in keys & train.keys()},
         "injector": config["injectors"][cell.injector],
         "watch": config["watch"],
         "cell": [cell.precision, cell.rate, cell.seed],
@@ -253,7 +257,7 @@ def _check_values(config: Config) -> None:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seeds: {seed!r} must be an integer >= 0")
     for name in config["precisions"]:
-        formats.lookup(name)
+        precision.lookup(name)
     for name, section in config["injectors"].items():
         try:
             injectors.build(section)

@@ -23,7 +23,6 @@ from jaxclip.lab import moments, precision, rewinds
 from jaxclip.lab.data import Pairs
 from jaxclip.lab.injectors import Plan
 from jaxclip.models import attention_logits
-from jaxclip.models.products import formats
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
@@ -68,14 +67,14 @@ def share(config: Config, format_name: str) -> Shared:
 
     Args:
       config: resolved training configuration of any rule.
-      format_name: a name of :data:`jaxclip.models.products.formats.PRECISIONS`.
+      format_name: of a precision (:func:`jaxclip.lab.precision.lookup`).
 
     Raises:
       ValueError: an unknown precision, or an objective that wants more than pairs.
     """
     model = towers.build_model(config)
     plain = towers.from_config(config, model)
-    quantize = formats.lookup(format_name)
+    quantize = precision.lookup(format_name)
     own: Any = plain if quantize is None else precision.QuantizedTowers(plain, quantize)
     total = objectives.from_config(config["objective"], config["loss"])
     total.check(own.sizes, None)

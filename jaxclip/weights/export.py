@@ -59,10 +59,17 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
             f"model.image.{field}={getattr(image, field)!r} can't be expressed by {form}; "
             f"--format original writes it by the names of {own}"
         )
-    if form == "open_clip" and sizes.text.kind == "roberta":
-        return "open_clip_roberta"
-    if form == "open_clip" and sizes.text.pool == "cls":
-        return "open_clip_coca"
+    for family, is_its in (
+        ("open_clip_roberta", sizes.text.kind == "roberta"),
+        ("open_clip_coca", sizes.text.pool == "cls"),
+    ):
+        if is_its and form == "hf":
+            raise ValueError(
+                f"transformers has no class for such a text tower (model.text.kind="
+                f"{sizes.text.kind!r}, pool={sizes.text.pool!r}); use --format open_clip"
+            )
+        if is_its:
+            return family
     if form == "open_clip" and (family := _timm_family(image)):
         return family
     if form == "hf" and image.max_patches:

@@ -1,10 +1,11 @@
 """The classifier that a run trains, on arrays at hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclip.evaluate import base
+from jaxclip.evaluate import base, stored
 from jaxclip.evaluate.class_head import ClassHead
 from jaxclip.models import presets
 from jaxclip.objectives import class_head
@@ -49,14 +50,17 @@ def test_the_tokens_of_evaluation_are_those_of_training():
         {"model": {"preset": "tiny", "image": {"depth": 1, "width": 32, "num_heads": 2}}}
     )
     own = towers.from_config(config, towers.build_model(config))
-    params = own.model.init(jax.random.key(0))
-    size = config["data"]["image_size"]
-    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    rng, size = np.random.default_rng(0), config["data"]["image_size"]
+    shapes = jax.eval_shape(own.model.init, jax.random.key(0))
+    params = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+    images = rng.integers(0, 256, (2, size, size, 3), np.uint8)
     encode = setup.token_encoder(own, setup.sparsity.Sparse())
-    tokens = jax.jit(lambda p, x: own.features(p, "image", x).tokens)(params, images)
-    np.testing.assert_allclose(
-        jax.jit(encode)(params, images), np.mean(np.asarray(tokens, np.float32), axis=1), atol=1e-5
+    found, tokens = jax.jit(lambda p, x: (encode(p, x), own.features(p, "image", x).tokens))(
+        params, images
     )
+    expected = np.mean(np.asarray(tokens, np.float64), axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(expected).max() > 0.1
 
 
 def test_a_run_without_a_head_and_a_model_without_tokens_are_refused():
@@ -68,3 +72,28 @@ def test_a_run_without_a_head_and_a_model_without_tokens_are_refused():
         ClassHead().evaluate(model({"objective": {"class_head": head}}), data)
     with pytest.raises(ValueError, match="have no label"):
         ClassHead().check(data)
+
+
+class OneSplit(stored.StoredData):
+    """A data set of two pictures, without files."""
+
+    def __init__(self):
+        self.name, self.split, self._cache = "two", "val", {}
+
+    def _batches(self, split, batch_size, share, count):
+        images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+        two = {"mask": [True, True], "index": [0, 1], "label": [0, 1], "key": ["a", "b"]}
+        yield {**two, "texts": [["a"], ["b"]], "image": images}
+
+
+def test_tokens_and_embeddings_of_a_split_are_kept_apart():
+    data = OneSplit()
+    embed = jax.jit(lambda params, images: images[:, 0, 0].astype(jnp.float32))
+    pool = jax.jit(lambda params, images: images.mean((1, 2)))
+    both = base.Model(embed, None, {}, None, encode_tokens=pool, batch_size=2)
+    for _ in range(2):  # the second time from the cache
+        first, mean = data.images(both).embeddings, data.images(both, tokens=True).embeddings
+        np.testing.assert_array_equal(first[:, 0], [0, 48])
+        np.testing.assert_allclose(mean[:, 0], [22.5, 70.5])
+    with pytest.raises(ValueError, match="gives no tokens of its pictures"):
+        data.images(base.Model(embed, None, {}, None), tokens=True)

@@ -112,6 +112,7 @@ def test_coca_without_its_decoder_is_refused(tmp_path):
         export.export_checkpoint(opened.read(), changed, *args[1:])
 
 
+@pytest.mark.slow
 def test_the_decoder_of_an_imported_coca_is_exported(tmp_path):
     """A workdir keeps it apart from the towers."""
     convert.import_weights(GOLDEN / "open_clip_coca", tmp_path / "run")
@@ -244,6 +245,11 @@ def test_the_family_of_an_architecture():
         ValueError, match="original is for Alpha-CLIP's and EVA-CLIP's image towers"
     ):
         export.family_of(small("vit_b32"), "original")
+    for preset in ("coca_vit_b32", "roberta_vit_b32"):
+        with pytest.raises(
+            ValueError, match=r"transformers has no class .* use --format open_clip"
+        ):
+            export.family_of(presets.get(preset), "hf")
     for preset, field in (("eva_8b", "norm='rms'"), ("alphaclip_b16", "alpha=True")):
         with pytest.raises(
             ValueError, match=rf"image\.{field} can't .* --format original writes it"

@@ -24,6 +24,8 @@ class AlphaCLIP(Family):
     A whole model is written by the names from which its authors' ``build_model`` makes one.
     """
 
+    example = "alphaclip_b16"
+
     @staticmethod
     def canonical(name: str) -> str | None:
         # In its model a linear layer is where OpenAI's files have two parameters.

@@ -46,6 +46,8 @@ class EVACLIP(Family):
     What the tensors do not tell (norm on the branch, rotary positions) is told by the width.
     """
 
+    example = "eva02_b16"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = {

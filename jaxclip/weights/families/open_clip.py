@@ -51,6 +51,8 @@ class OpenCLIP(Family):
     2023, arXiv:2212.07143). MetaCLIP, DFN, DataComp and LAION weights have these shapes, too.
     """
 
+    example = "vit_b32"
+
     @staticmethod
     def canonical(name: str) -> str | None:
         return flat_name(name)

@@ -34,6 +34,8 @@ _HEADS = 8
 class OpenCLIPCoCa(Family):
     """``coca_*`` of open_clip (Yu et al. 2022, arXiv:2205.01917)."""
 
+    example = "coca_vit_b32"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         wanted = {"visual.class_embedding", "text.cls_emb", f"{_DECODER}.text_projection"}

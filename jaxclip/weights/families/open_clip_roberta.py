@@ -39,6 +39,8 @@ class OpenCLIPRoberta(Family):
     """``roberta-ViT-B-32``, ``xlm-roberta-base-ViT-B-32`` and ``xlm-roberta-large-ViT-H-14`` of
     open_clip (LAION): mean of the tokens, two linear layers to the joint space."""
 
+    example = "roberta_vit_b32"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = set(checkpoint.shapes)
