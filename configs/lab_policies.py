@@ -30,6 +30,7 @@ def get_config():
             "lower_rate": policy("lower_rate", rate_steps=20),
             "reset_moments": policy("reset_moments"),
             "rewind": policy("rewind", rewind_steps=10),
+            "rewind_beyond": policy("rewind", rewind_steps=10, rewind_beyond=10),
             "adamw_zclip": {"clip": {"name": "zclip", "max_norm": None}},
         },
         "rates": [4e-3],

@@ -81,6 +81,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "on_spike.rate_steps": (1, 2**30),
     "on_spike.rewind_steps": (1, 2**30),
     "on_spike.rewind_batches": (0, 2**30),
+    "on_spike.rewind_beyond": (0, 2**30),
     "on_spike.rewind_limit": (1, _INFINITY),
     "distributed.heartbeat_timeout_seconds": (1, 2**31 - 1),
     "distributed.initialization_timeout_seconds": (1, 2**31 - 1),

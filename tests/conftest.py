@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import sys
+import threading
 
 import hypothesis
 import numpy as np
@@ -25,7 +26,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # to optimise, and on the JAX that still has them to take the emitters that compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _FLAGS = {"xla_force_host_platform_device_count": "8"}
-if importlib.metadata.version("jax").startswith("0.10."):
+_JAX = importlib.metadata.version("jax")
+if _JAX.startswith("0.10."):
     _FLAGS["xla_cpu_use_fusion_emitters"] = "false"
     _FLAGS["xla_cpu_parallel_codegen_split_count"] = "1"  # the other cores have tests of their own
 for _name, _value in _FLAGS.items():
@@ -67,6 +69,31 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mlir_contexts_are_reused():
+    """As JAX 0.12 does of itself, each serves several programs: to make one is a quarter of what a
+    small program costs. What it interns stays in it, so it doesn't serve for good."""
+    mlir = sys.modules.get("jax._src.interpreters.mlir")
+    with pytest.MonkeyPatch.context() as patch:
+        if mlir is not None and _JAX.startswith("0.10."):
+            patch.setattr(mlir, "make_ir_context", _reused(mlir.make_ir_context, 50))
+        yield
+
+
+def _reused(make, times):
+    """``make``, called each so many times only, by each thread for itself."""
+    of_thread = threading.local()
+
+    def made():
+        uses = getattr(of_thread, "uses", 0)
+        if uses % times == 0:
+            of_thread.value = make()
+        of_thread.uses = uses + 1
+        return of_thread.value
+
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)

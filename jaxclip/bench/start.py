@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         root = pathlib.Path(name)
         sets = {
-            "TFRecord": str(_tfrecords(root / "tfrecord", args.shards)),
-            "tars": f"webdataset:{_tars(root / 'tars', args.shards)}",
+            "TFRecord": str(_tfrecords(root / "tfrecord", args.shards, args.samples)),
+            "tars": f"webdataset:{_tars(root / 'tars', args.shards, args.samples)}",
         }
         for kind, data in sets.items():
             for what, step, workers in (
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
                 config = {"name": data, "image_size": 64, "workers": workers}
                 seconds, cpu = _measured(config, step, args.batch_size, 0)
                 rows.append([kind, what, str(workers), f"{seconds:.2f}", f"{cpu:.2f}"])
-        print(f"{args.shards:,} shards, batch {args.batch_size}\n\n{table(rows)}", flush=True)
+        shards = f"{args.shards:,} shards of {args.samples:,} records"
+        print(f"{shards}, batch {args.batch_size}\n\n{table(rows)}", flush=True)
     if args.memory_records:
         for kind, sizes in memory(args.memory_records, args.batch_size).items():
             listing = " ".join(f"{size:,.0f}" for size in sizes)

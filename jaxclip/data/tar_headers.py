@@ -70,11 +70,13 @@ def _walk(data: bytes | mmap.mmap) -> tuple[list[int], list[int], list[int]] | N
         except ValueError:
             whole = data[position : position + BLOCK]
             return (positions, sizes, kinds) if positions and not any(whole) else None
+        if size < 0:  # back to where it came from, for ever
+            return None
         if kind == _MORE:
             content = data[position + BLOCK : position + BLOCK + size]
             if any(each in content for each in _TELLING):
                 return None
-        elif size < 0 or (kind not in _FILES and (kind != _FOLDER or size)):
+        elif kind not in _FILES and (kind != _FOLDER or size):
             return None
         positions.append(position)
         sizes.append(size)

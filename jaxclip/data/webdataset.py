@@ -247,7 +247,7 @@ class TarSource(RecordSource):
     Args:
       paths: the tars, in order.
       counts: number of samples of each. Where a tar holds fewer, the missing ones are bad records.
-      max_indices: how many tars' indices are kept in memory (about 90 bytes a sample). A window of
+      max_indices: how many tars' indices are kept in memory (about 50 bytes a sample). A window of
         the shuffled order has records of a thousand places.
     """
 

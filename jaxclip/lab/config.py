@@ -221,8 +221,13 @@ def parse_cell(text: str, config: Config) -> Cell:
 
 def digest(config: Config, cell: Cell) -> str:
     """Eight hex digits of everything that decides what a cell computes."""
+    train = training(config, cell.model, cell.rule)
+    # Not all keys of `jaxclip train`: a new one, which says nothing here, makes no other cell.
+    keys = set(TRAIN_KEYS) | {"seed"}
+    if guard_lib.from_config(train) is None:
+        keys -= {"watch", "on_spike", "checkpoint"}
     content = {
-        "train": training(config, cell.model, cell.rule),
+        "train": {key: train[key] for key in keys & train.keys()},
         "injector": config["injectors"][cell.injector],
         "watch": config["watch"],
         "cell": [cell.precision, cell.rate, cell.seed],

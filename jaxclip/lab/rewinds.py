@@ -28,9 +28,8 @@ def spare(config: Config) -> int:
     if not Rewinds(config).wanted:
         return 0
     policy = config["on_spike"]
-    return int(
-        policy["rewind_limit"] * (policy["rewind_steps"] + config["checkpoint"]["every_steps"])
-    )
+    most = policy["rewind_steps"] + config["checkpoint"]["every_steps"] + policy["rewind_beyond"]
+    return int(policy["rewind_limit"] * most)
 
 
 def run(once: Callable[[Plan], Curves], plan: Plan, config: Config) -> Curves:

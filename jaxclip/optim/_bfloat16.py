@@ -11,6 +11,9 @@ import numpy as np
 from jaxclip.optim._sample import numbered, scrambled
 from jaxclip.optim._where import where
 
+# 2**32 over the golden ratio: no small number's hash is mistaken for one of these.
+_ODD = 0x9E3779B9
+
 
 def is_narrow(leaf: Any) -> bool:
     """Whether a tensor is one that these wrappers are for."""
@@ -40,9 +43,11 @@ def seeds(seed: int, count: jax.Array, number: int) -> jax.Array:
       count: int32, number of updates before this one.
       number: of tensors.
     """
-    halves = (np.uint32(seed & 0xFFFFFFFF), np.uint32((seed >> 32) & 0xFFFFFFFF))
-    mixed = scrambled(scrambled(count.astype(jnp.uint32)) + halves[0])
-    return scrambled(scrambled(jnp.arange(number, dtype=jnp.uint32)) + scrambled(mixed + halves[1]))
+    mixed = jnp.asarray(_ODD, jnp.uint32)
+    for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, count):
+        mixed = scrambled(mixed + jnp.asarray(part, jnp.uint32))
+    # Not a number of the same kind, or tensors and steps could change places.
+    return scrambled(scrambled(jnp.arange(number, dtype=jnp.uint32) * np.uint32(_ODD)) ^ mixed)
 
 
 def round_at_random(value: jax.Array, seed: jax.Array) -> jax.Array:

@@ -62,13 +62,12 @@ def step(
     """
     scale, alive, theta = numbers[0], numbers[1], numbers[2]
     gradient = leaf.astype(shared.eps.dtype)
-    # Of the gradient all elements must be finite, those that are not chosen, too.
     spoilt, sampled = ~jnp.isfinite(leaf), leaf.shape != mu.shape
     if sampled:
         seed = numbers[3].astype(jnp.uint32) * 2**16 + numbers[4].astype(jnp.uint32)
         chosen = sampling.draw(seed, leaf.shape)
-        gradient = sampling.take(gradient, chosen)
-        spoilt = jnp.isnan(_base.zero_or_nan(leaf))
+        # Of the gradient all elements must be finite, those that are not chosen, too.
+        gradient, spoilt = sampling.take_and_flag(gradient, chosen)
         param = None if param is None else sampling.take(param, chosen)
     norm, flag = _largest_ratio(_moments.aside(gradient, nu, spoilt), alive)
     keep = flag == 0

@@ -131,7 +131,7 @@ class Rewinds:
         """
         count = self._policy["rewind_batches"] or step - target
         first = max(target + 1, step - count + 1)
-        passed = [self.batch(first), self.batch(step)]
+        passed = [self.batch(first), self.batch(step) + self._policy["rewind_beyond"]]
         self.done.append({"step": step, "to": target, "passed_over": passed})
 
     def message(self) -> str:

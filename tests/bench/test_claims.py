@@ -152,8 +152,8 @@ def test_a_claim_is_tried(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(claims, "compiled_before", lambda folder: None)
     options = ["--to", str(tmp_path), "--configs", str(CONFIGS), "--steps", "4", "--rounds", "1"]
     assert claims.main([*options, "--only", "captions", "--seeds", "0"]) == 0
-    assert "1 of 17 claims, 4 steps, seeds 0" in capsys.readouterr().out
+    assert "1 of 18 claims, 4 steps, seeds 0" in capsys.readouterr().out
     found = json.loads((tmp_path / "claims.json").read_text())["captions"]
     assert found["measures"]["top5"]["pictures"]["steps"] == 4
     assert 0 < found["cost"]["names"] < 2
-    assert (tmp_path / "claims.md").read_text().startswith("1 of 17 claims")
+    assert (tmp_path / "claims.md").read_text().startswith("1 of 18 claims")

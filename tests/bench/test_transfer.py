@@ -19,7 +19,7 @@ def test_what_can_not_be_is_refused(argv, capsys):
 
 
 def test_the_table(monkeypatch, capsys):
-    victims = {key: [0.25, 0.75] for key in transfer.VICTIMS}
+    victims = {name: [0.25, 0.75] for name in transfer.VICTIMS}
     found = {"random signs": victims, "AdamW": victims}
     right = {"AdamW": [0.5, 0.5], "victim, same towers": [0.6, 0.6]}
     monkeypatch.setattr(transfer, "measure", lambda *args: (found, right))

@@ -170,6 +170,10 @@ def test_headers_of_plain_tars_are_read_at_once(tmp_path, mtime):
         assert files.offsets.tolist() == [member.offset_data for member in tar]
     assert files.sizes.tolist() == [600] * 4
     assert tar_headers.read(content[:-20000]) is None and tar_headers.read(b"") is None
+    # A header that leads back, of the file and of the one before a file.
+    for kind in (b"0", b"x"):
+        back = content[:124] + b"-0000002000\0" + content[136:156] + kind + content[157:]
+        assert tar_headers.read(back) is None
 
 
 def test_index_is_kept_and_renewed(tars, toys, monkeypatch):

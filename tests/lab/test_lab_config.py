@@ -62,6 +62,23 @@ def test_digest_is_of_everything_that_counts():
     assert len({digest, *(config_lib.digest(*other) for other in others)}) == len(others) + 1
 
 
+def test_digest_is_not_of_what_says_nothing_here(monkeypatch):
+    which = config_lib.Cell("plain", "float32", "adamw", 1e-3, "none", 0)
+    digest = config_lib.digest(resolve(), which)
+    made = config_lib.training
+    monkeypatch.setattr(
+        config_lib, "training", lambda *args: {**made(*args), "a_new_key": 1, "log_every_steps": 7}
+    )
+    assert config_lib.digest(resolve(), which) == digest
+    # The history that spikes are judged by counts where something is done about them.
+    monkeypatch.undo()
+    watch = {"watch": {"window": 50, "min_history": 20}}
+    assert config_lib.digest(resolve(train=watch), which) == digest
+    for rule in ({"on_spike": {"actions": "skip"}}, {"on_spike": {"actions": "clip"}}):
+        plain, watched = (resolve(rules={"adamw": rule}, train=t) for t in ({}, watch))
+        assert len({config_lib.digest(c, which) for c in (plain, watched)} | {digest}) == 3
+
+
 def test_cell_by_name():
     config = resolve()
     assert config_lib.parse_cell("rule=lion,rate=1e-2,seed=1", config) == config_lib.Cell(
@@ -169,10 +186,10 @@ def test_list(tmp_path, capsys):
     [
         ("lab_rules.py", 126),
         ("lab_rules.py:clippers", 105),
-        ("lab_rules.py:zclip", 126),
+        ("lab_rules.py:zclip", 54),
         ("lab_rules.py:percentiles", 63),
         ("lab_stale_v.py", 57),
-        ("lab_policies.py", 105),
+        ("lab_policies.py", 120),
         ("lab_heavy_tails.py", 84),
         ("lab_low_bit.py", 108),
         ("lab_low_bit.py:octav", 39),

@@ -6,6 +6,7 @@ import pytest
 from jaxclip import config as config_lib
 from jaxclip.lab import config as lab_config
 from jaxclip.lab import injectors, measures, policy_table, rewinds, runner, tables
+from jaxclip.train import rewind
 
 STEPS = 40
 PLACE = injectors.Place(0, STEPS, 2, ("w",), np.zeros(9, int))
@@ -48,6 +49,17 @@ def test_only_the_last_ones_where_the_policy_says_so():
     found = rewinds.run(once, plan(config, [18]), config)
     assert found["loss"].tolist() == [*range(18), *range(19, STEPS + 1)]
     assert found[rewinds.REPEATED] == 4
+
+
+def test_batches_behind_the_spikes_own_too_where_it_says_so():
+    config = training(rewind_beyond=6)
+    # Rows 15 to 18 and six more: the spikes of rows 20 and 22 never come.
+    found = rewinds.run(once, plan(config, [18, 20, 22]), config)
+    assert found["loss"].tolist() == [*range(15), *range(25, 25 + STEPS - 15)]
+    assert found[rewinds.TIMES] == 1 and found[rewinds.REPEATED] == 4
+    # Without it each of them is a rewind of its own.
+    found = rewinds.run(once, plan(training(), [18, 20, 22]), training())
+    assert found[rewinds.TIMES] > 1
 
 
 def test_a_second_spike_and_one_near_the_start():
@@ -106,34 +118,46 @@ def test_the_table_tells_what_was_done():
 
 
 @pytest.mark.slow
-def test_a_run_that_went_back_is_the_run_without_the_batches():
+def test_a_run_that_went_back_is_the_run_without_the_batches(monkeypatch):
     """The real step: bit for bit the run whose plan never had these rows."""
     tower = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
     given = {
         "train": {
-            "total_steps": 24,
+            "total_steps": 32,
             "global_batch_size": 8,
             "data": {"image_size": 8},
             "tokenizer": {"context_length": 4},
             "model": {"image": {"patch_size": 4, **tower}, "text": tower, "embed_dim": 8},
-            "watch": {"window": 20, "min_history": 8, "threshold": 8.0},
+            "optim": {"schedule": {"name": "constant", "warmup_steps": 4}},
+            "watch": {"window": 8, "min_history": 8, "threshold": 20.0},
             "checkpoint": {"every_steps": 4},
         },
         "rules": {"rewind": {"on_spike": {"actions": "rewind", "rewind_steps": 2}}},
         "rates": [0.01],
-        "injectors": {"scale": {"name": "scale", "k": 1000.0, "steps": [12]}},
+        "injectors": {"scale": {"name": "scale", "k": 1000.0, "steps": [20]}},
         "last_steps": 4,
         "damage_steps": 8,
     }
+    made = []
+
+    class Remembered(rewind.Rewinds):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(rewinds, "Rewinds", Remembered)
     config = lab_config.resolve(given)
     lab = runner.Lab(config)
     cell = lab_config.Cell("plain", "float32", "rewind", 0.01, "scale", 0)
     hit, _ = lab.run(cell)
-    assert hit[rewinds.TIMES] == 1 and hit[rewinds.REPEATED] == 5  # step 13, back to 8
+    passed = next(each.passed_over for each in made if each.done)
+    assert any(first <= 20 <= last for first, last in passed)
     own = lab._program_of(cell)
     place = lab._place(cell, own.names)
-    rows = injectors.extend(lab.plan(cell.clean(), own.names), place, own.spare)
-    left = np.delete(np.arange(len(rows.image)), np.arange(8, 13))
-    never = own.run(cell.rate, cell.seed, injectors.Plan(*(array[left] for array in rows)))
+    clean = injectors.extend(lab.plan(cell.clean(), own.names), place, own.spare)
+    for first, last in reversed(passed):
+        clean = injectors.Plan(*(np.delete(a, slice(first, last + 1), 0) for a in clean))
+    never = own.run(cell.rate, cell.seed, clean)
+    assert never[rewinds.TIMES] == 0 and hit[rewinds.TIMES] >= 1
     np.testing.assert_array_equal(hit["loss"], never["loss"])
-    assert np.isfinite(hit["loss"]).all()
+    assert np.isfinite(hit["loss"]).all() and hit["grad_norm"].max() < 200

@@ -107,6 +107,25 @@ def test_random_numbers_follow_seed_step_and_tensor() -> None:
         assert np.any(np.asarray(a) != np.asarray(b))
 
 
+def test_random_numbers_of_tensors_and_steps_have_nothing_to_do_with_each_other() -> None:
+    """Rounded up with probability 0.3 each; both by chance as often as chance has it."""
+    size = 100_000
+    value = jnp.full((size,), 1.0 + 0.3 * 2**-7, jnp.float32)
+    seeds = [_bfloat16.seeds(0, jnp.int32(count), 3) for count in range(3)]
+    seeds += [_bfloat16.seeds(1, jnp.int32(0), 3), _bfloat16.seeds(2**32, jnp.int32(0), 3)]
+    each = jnp.concatenate(seeds)
+    assert len(set(each.tolist())) == 15
+    up = np.asarray(jax.vmap(_bfloat16.round_at_random, (None, 0))(value, each)) > 1.0
+    both = up.astype(np.float64) @ up.T / size
+    np.testing.assert_allclose(np.diag(both), 0.3, atol=5 * np.sqrt(0.21 / size))
+    off = both[~np.eye(15, dtype=bool)]
+    np.testing.assert_allclose(off, 0.09, atol=5 * np.sqrt(0.09 * 0.91 / size))
+    # Nor have neighbours.
+    for shift in (1, 2, 64):
+        share = np.mean(up[:, :-shift] & up[:, shift:], axis=1)
+        np.testing.assert_allclose(share, 0.09, atol=6 * np.sqrt(0.09 * 0.91 / size))
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_sharded_parameters_give_the_same(wrapper: Any) -> None:
     params = jnp.asarray(np.random.default_rng(2).normal(size=(64, 8)), jnp.bfloat16)
