@@ -236,7 +236,7 @@ def test_bfloat16_is_the_same_direction(preset):
     images, tokens = live_inputs(sizes.image.image_size, 400, sizes.text.context_length)
 
     def run(dtype, products=()):
-        model = models.build(sizes, dtype=dtype, residual_dtype="float32")
+        model = models.build(sizes, dtype=dtype, residual_dtype="float32", scan_layers=True)
         chosen = products_lib.from_config(products)
 
         @jax.jit
