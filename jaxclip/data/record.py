@@ -6,11 +6,14 @@ are described here to the ``protobuf`` library, whose C parser then does the wor
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import json
 from collections.abc import Sequence
 from typing import Any
+
+from jaxclip.data.naming import MISSING
 
 # Why a record cannot be used; the vocabulary of every count and summary about skipped records.
 REASONS = {
@@ -134,8 +137,16 @@ def serialize_record(record: Record) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Characters that show nothing, at the ends of a text.
+_UNSEEN = "\ufeff\u200b\u200e\u200f\u2060\u00ad"
+
+
 def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     """Decode captions, leaving out what is blank or not UTF-8.
+
+    Blank, too, are characters that show nothing, and the words that programs write for a value that
+    is missing (``nan``, ``None``, …). UTF-16 is read where its byte order mark stands before it.
 
     Args:
       raw: sequence of ``bytes``.
@@ -147,11 +158,12 @@ def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     bad = 0
     for item in raw:
         try:
-            text = item.decode("utf-8").strip()
+            text = item.decode("utf-16" if item.startswith(_UTF_16) else "utf-8")
         except UnicodeDecodeError:
             bad += 1
             continue
-        if text:
+        text = text.replace("\0", " ").strip().strip(_UNSEEN).strip()
+        if text and text not in MISSING:
             texts.append(text)
     return tuple(texts), bad
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -67,8 +68,9 @@ def files_stamp(files: Iterable[pathlib.Path]) -> str:
     """A digest of names, sizes and times of change."""
     digest = hashlib.sha256()
     for file in files:
-        stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="replace"))
+        status = file.stat()
+        stamp = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(stamp.encode(errors="replace"))
     return digest.hexdigest()
 
 
@@ -158,7 +160,11 @@ def read_image(image: bytes | os.PathLike[str]) -> bytes | BadRecord:
     if isinstance(image, bytes):
         return image
     try:
-        size = os.stat(image).st_size
+        status = os.stat(image)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            # Reading a pipe would wait for ever.
+            return BadRecord("missing_image", f"{os.fspath(image)} is no file")
+        size = status.st_size
         if size > MAX_IMAGE_BYTES:
             return BadRecord("absurd_size", f"{size} bytes")
         return pathlib.Path(image).read_bytes()

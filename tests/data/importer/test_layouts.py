@@ -201,8 +201,9 @@ def test_a_table_of_something_else_is_no_table(folder, run):
     (source / "prices.csv").write_text("image,caption\nnowhere.png,x\n")
     (source / "readme.txt").write_text("pictures of cats")
     (source / "package.json").write_text('{"name": "cats", "version": "1"}')
+    folder("dogs", NAMES[:1])
     _, summary = run(source)
-    assert summary.classes == 1 and summary.splits == {"train": 3}
+    assert summary.classes == 2 and summary.splits == {"train": 4}
 
 
 def test_another_encoding_wants_its_name(folder, run):
@@ -365,7 +366,7 @@ def test_damaged_tables_are_reasons(folder, run):
     with pytest.raises(ValueError, match=r"pairs\.csv\.gz is damaged"):
         run(source / "pairs.csv.gz")
     (source / "pairs.csv.gz").write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"pairs\.csv\.gz is damaged"):
+    with pytest.raises(ValueError, match=r"pairs\.csv\.gz has no column with the image file"):
         run(source / "pairs.csv.gz")
     (source / "a.json").write_text('[{"image": "p0.png", ')
     with pytest.raises(ValueError, match=r"a\.json is no JSON"):
@@ -378,7 +379,7 @@ def test_damaged_tables_are_reasons(folder, run):
 def test_a_broken_table_of_captions_is_not_passed_over(folder, run):
     source = folder("cats")
     (source / "captions.json").write_text("")
-    with pytest.raises(ValueError, match=r"captions\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"captions\.json is empty"):
         run(source)
 
 
