@@ -31,14 +31,21 @@ REGION_TEXTS = "region_texts"
 
 
 # Texts that programs write for a value that is missing.
-MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>"))
+_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>"))
+# Characters that show nothing, at the ends of a text.
+_UNSEEN = "\ufeff\u200b\u200e\u200f\u2060\u00ad"
+
+
+def said(text: str) -> str:
+    """A text without what shows nothing at its ends; empty if it says nothing."""
+    text = text.replace("\0", " ").strip().strip(_UNSEEN).strip()
+    return "" if text in _MISSING else text
 
 
 def is_filled(value: Any) -> bool:
     """Whether a value says anything: no None, NaN, blank text, or list of nothing but those."""
     if isinstance(value, str | bytes):
-        text = value.strip()
-        return bool(text) and text not in MISSING
+        return bool(said(value if isinstance(value, str) else value.decode("utf-8", "replace")))
     if isinstance(value, Sequence):
         return any(is_filled(each) for each in value)
     return value is not None and value == value  # what tables have for nothing is NaN

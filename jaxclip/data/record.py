@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jaxclip.data.naming import MISSING
+from jaxclip.data.naming import said
 
 # Why a record cannot be used; the vocabulary of every count and summary about skipped records.
 REASONS = {
@@ -138,8 +138,6 @@ def serialize_record(record: Record) -> bytes:
 
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# Characters that show nothing, at the ends of a text.
-_UNSEEN = "\ufeff\u200b\u200e\u200f\u2060\u00ad"
 
 
 def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
@@ -162,8 +160,7 @@ def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
         except UnicodeDecodeError:
             bad += 1
             continue
-        text = text.replace("\0", " ").strip().strip(_UNSEEN).strip()
-        if text and text not in MISSING:
+        if text := said(text):
             texts.append(text)
     return tuple(texts), bad
 

@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import remote
+from jaxclip.data import decode, remote
 from jaxclip.data.tfrecord import load_sidecar, save_sidecar, stamp_and_sidecar
 
 _LOG = logging.getLogger(__name__)
@@ -29,7 +29,17 @@ LABEL_EXTENSION = "cls"
 PARTS = ("image", "text", "json", "label")
 NONE = -1
 # Change when an index holds something else than before.
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
+
+
+# Bytes that tell what a file is; those behind the end of a tar among which another one would begin;
+# endings of files that are named in an error.
+_BEGIN, _PADDING, _NAMED_ENDINGS = 1024, 64 << 10, 6
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+GOES_ON = (
+    "another tar stands behind its end, which is left out; unpack each on its own, or join tars "
+    "with `tar -A`"
+)
 
 
 class SampleName(NamedTuple):
@@ -117,14 +127,14 @@ def _scan(path: str | os.PathLike[str]) -> TarIndex:
     offsets: list[list[int]] = []
     sizes: list[list[int]] = []
     problem = ""
-    dotted = Dotted()
+    others = Others()
     try:
         with _opened(path) as file, _tar(file) as (tar, size):
             for member in members(tar):
                 name = sample_name(member.name) if member.isreg() else None
                 part = part_of(name.extension) if name else None
                 if name is None or part is None:
-                    dotted.add(name)
+                    others.add(member, name)
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
@@ -136,19 +146,22 @@ def _scan(path: str | os.PathLike[str]) -> TarIndex:
                 column = PARTS.index(part)
                 if offsets[-1][column] == NONE:
                     offsets[-1][column], sizes[-1][column] = member.offset_data, member.size
+            if goes_on(file, tar.offset):
+                problem = GOES_ON
     except tarfile.TarError as error:
-        if not keys and _is_compressed(path):
+        begin = _begin(path)
+        if not keys and begin.startswith(_COMPRESSED):
             raise ValueError(
                 f"{path} is compressed, which cannot be read in place; unpack it, or use "
                 "`jaxclip data import`"
             ) from error
-        problem = f"it is damaged after {len(keys)} samples: {error}"
+        problem = f"it is damaged after {len(keys)} samples: {error}" if keys else no_tar(begin)
     table = np.array(offsets, np.int64).reshape(-1, len(PARTS))
     apart = _apart(keys, table)
     if apart:
         raise ValueError(not_adjacent(path, apart))
-    if not problem and (dotted.count or (dotted.total and not keys)):
-        problem = dotted.problem()
+    if not problem:
+        problem = others.problem(bool(keys))
     return TarIndex(
         np.array(keys, np.bytes_),
         table,
@@ -157,38 +170,58 @@ def _scan(path: str | os.PathLike[str]) -> TarIndex:
     )
 
 
-class Dotted:
-    """Counts pictures that belong to no sample for the dots in their names.
+class Others:
+    """What is wrong with the files in a tar that none of the samples has a use for.
 
-    Attributes:
-      count: pictures like ``img_1.5.png``.
-      total: those and pictures like ``0001.mask.png``, which may well be there on purpose.
+    Pictures like ``img_1.5.png`` belong to no sample for the dots in their names; those like
+    ``0001.mask.png`` may well be there on purpose.
     """
 
     def __init__(self) -> None:
-        self.count = self.total = 0
+        self._count = self._total = self._links = 0
         self._first: SampleName | None = None
+        self._link = ""
+        self._endings: dict[str, None] = {}
 
-    def add(self, name: SampleName | None) -> None:
-        """Note a file that none of the samples has a use for."""
-        end = name.extension.rpartition(".")[2] if name else ""
-        if name is None or end == name.extension or end not in IMAGE_EXTENSIONS:
+    def add(self, member: tarfile.TarInfo, name: SampleName | None) -> None:
+        """Note a file; ``name`` is None for one that can't belong to a sample."""
+        if member.issym() or member.islnk():
+            linked = sample_name(member.name)
+            if linked is not None and part_of(linked.extension) == "image":
+                self._links, self._link = self._links + 1, self._link or member.name
+        if name is None:
+            return
+        if len(self._endings) < _NAMED_ENDINGS:
+            self._endings[name.extension] = None
+        end = name.extension.rpartition(".")[2]
+        if end == name.extension or end not in IMAGE_EXTENSIONS:
             return
         meant = name.extension.partition(".")[0].isalpha()
-        if self._first is None or (self.count == 0 and not meant):
+        if self._first is None or (self._count == 0 and not meant):
             self._first = name
-        self.total += 1
-        self.count += not meant
+        self._total += 1
+        self._count += not meant
 
-    def problem(self) -> str:
-        """What is wrong, in one line."""
-        assert self._first is not None
-        key, extension = self._first
-        return (
-            f"{self.count or self.total} pictures are left out: a sample's name ends at its first "
-            f"dot, so {key}.{extension} is file {extension!r} of sample {key!r} and has no "
-            "partner; rename the files without dots inside"
-        )
+    def problem(self, has_samples: bool) -> str:
+        """What is wrong, in one line; empty if nothing is."""
+        if self._links:
+            return (
+                f"{self._links} pictures are links to other files ({self._link}), which are left "
+                "out; make the tar with `tar --dereference --hard-dereference`"
+            )
+        if self._first is not None and (self._count or not has_samples):
+            key, extension = self._first
+            return (
+                f"{self._count or self._total} pictures are left out: a sample's name ends at its "
+                f"first dot, so {key}.{extension} is file {extension!r} of sample {key!r} and has "
+                "no partner; rename the files without dots inside"
+            )
+        if self._endings and not has_samples:
+            return (
+                f"its files end in .{', .'.join(self._endings)}; a sample has a picture "
+                f"(.{', .'.join(IMAGE_EXTENSIONS)}) and a .txt or .json"
+            )
+        return ""
 
 
 def not_adjacent(path: str | os.PathLike[str], key: str) -> str:
@@ -219,6 +252,23 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members = []  # type: ignore[attr-defined]
 
 
-def _is_compressed(path: str | os.PathLike[str]) -> bool:
+def goes_on(file: IO[bytes], end: int) -> bool:
+    """Whether another tar stands soon behind the end of one, as ``cat a.tar b.tar`` makes it.
+
+    Args:
+      file: the tar.
+      end: where it ends; where the file is if that can't be moved.
+    """
+    if file.tell() != end:
+        file.seek(end)
+    return bool(file.read(_PADDING).strip(b"\0"))
+
+
+def no_tar(begin: bytes) -> str:
+    """What a file is that is no tar, in one line, by its first bytes."""
+    return f"it is no tar, but {decode.kind_of(begin)}" if begin else "it is empty"
+
+
+def _begin(path: str | os.PathLike[str]) -> bytes:
     with _opened(path) as file:
-        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+        return file.read(_BEGIN)

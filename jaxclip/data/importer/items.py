@@ -37,6 +37,7 @@ class Item:
       label: class index, class name, or None.
       meta: whatever else the source says, JSON values by name.
       split: the split that the source puts it into; empty for none.
+      alias: its key where another record has that one, from another file, say; empty for none.
     """
 
     key: str
@@ -45,6 +46,7 @@ class Item:
     label: int | str | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     split: str = ""
+    alias: str = ""
 
 
 class SourceError(ValueError):

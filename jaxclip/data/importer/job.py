@@ -198,7 +198,10 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
             detail = f"label {outcome.label!r} is a {kinds[1]}, those before were {kinds[0]}s"
             store.skip("bad_row", detail, outcome.key)
             return
-    if not store.is_new_key(outcome.key):
+    key = next(
+        (each for each in (outcome.key, outcome.alias) if each and store.is_new_key(each)), ""
+    )
+    if not key:
         store.skip("duplicate_key", "", outcome.key)
         return
     if isinstance(outcome.label, str):
@@ -209,8 +212,8 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     assert isinstance(outcome.image, bytes)
     values = _with_tags(outcome, texts)
     meta = json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
-    record = Record(outcome.image, texts, label, outcome.key, meta)
-    store.write(outcome.split or _split_of(outcome.key, options.val_fraction), record)
+    record = Record(outcome.image, texts, label, key, meta)
+    store.write(outcome.split or _split_of(key, options.val_fraction), record)
 
 
 def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:

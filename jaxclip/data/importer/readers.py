@@ -17,7 +17,9 @@ from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.naming import SPLITS, is_hidden, splits_of_files
 
 FORMATS = ("folder", "webdataset", "parquet")
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_TAR_ENDINGS = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
 _ENDINGS = {"webdataset": _TAR_ENDINGS, "parquet": (".parquet",)}
 
 # Tables that are taken for one whatever is in them.
