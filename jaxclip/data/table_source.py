@@ -28,7 +28,7 @@ from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
-from jaxclip.data.naming import SPLITS, split_of
+from jaxclip.data.naming import SPLITS, is_hidden, split_of
 from jaxclip.data.record import BadRecord, Record, decode_texts
 from jaxclip.data.remote_file import RemoteFile
 from jaxclip.data.webdataset import expand
@@ -67,12 +67,15 @@ def open_parquet(pattern: str) -> DataSet:
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
         ending = ".parquet" if remote.is_remote(pattern) else "*.parquet"
-        files = sorted(folder.rglob(ending))
-        if not files:
-            raise FileNotFoundError(f"{folder} holds no *.parquet")
-        for file in files:
+        for file in sorted(folder.rglob(ending)):
             inner = str(file).removeprefix(str(folder)).lstrip("/")
+            if any(is_hidden(part) for part in inner.split("/")):
+                continue
             splits.setdefault(_split_of(pathlib.PurePosixPath(inner)), []).append(file)
+        if not splits:
+            saved = not remote.is_remote(pattern) and any(folder.rglob("*.arrow"))
+            more = f"; what save_to_disk of `datasets` wrote is arrow:{folder}" if saved else ""
+            raise FileNotFoundError(f"{folder} holds no *.parquet{more}")
     else:
         splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
     groups = {

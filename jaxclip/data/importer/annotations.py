@@ -83,9 +83,9 @@ def row(entry: Any, image: str = "") -> Found | None:
     turns = first_filled(values, CONVERSATIONS)
     if turns and not find(values, TEXT_FIELDS) and isinstance(values[turns], list):
         values["caption"] = answer(values.pop(turns))
-    sentences = values.get("sentences")
-    if _are_objects(sentences):
-        values["sentences"] = [each.get("raw") for each in sentences]
+    for field in find(values, TEXT_FIELDS):
+        if _are_objects(values[field]):
+            values[field] = captions_of(values[field])
     split = values.get("split")
     if isinstance(split, str):
         values["split"] = _SPLITS.get(split, split)
@@ -116,6 +116,17 @@ def _columns(document: Mapping[str, Any], image: str) -> list[dict[str, Any]] | 
         objects = {n: v for n, v in document.items() if isinstance(v, Mapping)}
         return [{name: column.get(i) for name, column in objects.items()} for i in files]
     return None
+
+
+def captions_of(value: Any) -> Any:
+    """Captions in lists of objects (``[{"raw": "a cat"}]``) or a conversation; else the value."""
+    if isinstance(value, Mapping):
+        name = first_filled(value, (*TEXT_FIELDS, "raw"))
+        return captions_of(value[name]) if name else value
+    if isinstance(value, list):
+        said = answer(value)
+        return said if said is not None else [captions_of(each) for each in value]
+    return value
 
 
 def answer(turns: Sequence[Any]) -> Any:

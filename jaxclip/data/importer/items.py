@@ -38,6 +38,7 @@ class Item:
       meta: whatever else the source says, JSON values by name.
       split: the split that the source puts it into; empty for none.
       alias: its key where another record has that one, from another file, say; empty for none.
+      has_own_key: whether the source itself names the record.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Item:
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     split: str = ""
     alias: str = ""
+    has_own_key: bool = False
 
 
 class SourceError(ValueError):
@@ -131,9 +133,11 @@ def from_fields(
     if texts is None:
         captioned = text_column or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(captioned, None) if captioned else None
-    key = printable(str(own_keys[0]) if own_keys and own_keys[0] not in (None, "") else key)
+    has_own_key = bool(own_keys) and own_keys[0] not in (None, "")
+    key = printable(str(own_keys[0]) if has_own_key else key)
     try:
-        return Item(key, image, text_bytes(texts), label, _jsonable(rest), split)
+        captions = text_bytes(texts)
+        return Item(key, image, captions, label, _jsonable(rest), split, has_own_key=has_own_key)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
 

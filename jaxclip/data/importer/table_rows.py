@@ -61,7 +61,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
             begin = data.peek(4)[:4]
             if not begin and suffix(table) not in LINES:
                 raise ValueError(f"{table} is empty")
-            if begin == b"PK\x03\x04":
+            if begin == b"PK\x03\x04" and suffix(table) not in LINES:
                 raise ValueError(f"{table} is a spreadsheet or a ZIP archive; save it as CSV")
             if _is_document(table, data):
                 _document(table, data, columns)
