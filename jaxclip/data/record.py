@@ -10,7 +10,7 @@ import codecs
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxclip.data.naming import said
@@ -143,24 +143,35 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     """Decode captions, leaving out what is blank or not UTF-8.
 
-    Blank, too, are characters that show nothing, and the words that programs write for a value that
-    is missing (``nan``, ``None``, …). UTF-16 is read where its byte order mark stands before it.
-
     Args:
       raw: sequence of ``bytes``.
 
     Returns:
       The usable captions, stripped, and how many were not valid UTF-8.
     """
+    return _decode(raw, str.strip)
+
+
+def decode_foreign_texts(raw: Any) -> tuple[tuple[str, ...], int]:
+    """Decode captions as other people's programs write them; as :func:`decode_texts`.
+
+    Blank, too, are characters that show nothing, and the words that programs write for a value that
+    is missing (``nan``, ``None``, …). UTF-16 is read where its byte order mark stands before it.
+    """
+    return _decode(raw, said)
+
+
+def _decode(raw: Any, strip: Callable[[str], str]) -> tuple[tuple[str, ...], int]:
     texts: list[str] = []
     bad = 0
     for item in raw:
         try:
-            text = item.decode("utf-16" if item.startswith(_UTF_16) else "utf-8")
+            is_wide = strip is said and item.startswith(_UTF_16)
+            text = strip(item.decode("utf-16" if is_wide else "utf-8"))
         except UnicodeDecodeError:
             bad += 1
             continue
-        if text := said(text):
+        if text:
             texts.append(text)
     return tuple(texts), bad
 

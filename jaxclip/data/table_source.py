@@ -29,7 +29,7 @@ from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
 from jaxclip.data.naming import SPLITS, is_hidden, split_of
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
 from jaxclip.data.webdataset import expand
 from jaxclip.registry import hint
@@ -269,7 +269,7 @@ class TableSource(RecordSource):
         return item if isinstance(item, BadRecord) else self._record(item)
 
     def _record(self, item: Item) -> Record | BadRecord:
-        texts, bad = decode_texts(item.texts)
+        texts, bad = decode_foreign_texts(item.texts)
         if isinstance(item.label, str):
             label = self._label_of.get(item.label, -1)
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import pathlib
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 

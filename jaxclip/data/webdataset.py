@@ -29,7 +29,7 @@ import numpy as np
 from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, is_hidden, splits_of_files
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.tar_index import NONE, PARTS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache
 
@@ -327,12 +327,12 @@ class TarSource(RecordSource):
         meta = self._bytes(tar, where, row, "json")
         cls = self._bytes(tar, where, row, "label")
         label = label_of(cls)
-        texts, bad = decode_texts(() if text is None else (text,))
+        texts, bad = decode_foreign_texts(() if text is None else (text,))
         if not texts:
-            texts, bad_in_json = decode_texts(caption_bytes(json_object(meta)))
+            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(meta)))
             bad += bad_in_json
         if not texts and label < 0 and cls:
-            texts, _ = decode_texts((cls,))  # the name of a class
+            texts, _ = decode_foreign_texts((cls,))  # the name of a class
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
         return Record(image, texts, label, key, (meta or b"").decode("utf-8", "replace"))

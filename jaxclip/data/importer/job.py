@@ -33,7 +33,7 @@ from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
 from jaxclip.data.loader import num_cpus
 from jaxclip.data.naming import CAPTION_TAGS
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 
 SUMMARY_FILE = "import.json"
 _UNFINISHED, _REPLACED = ".importing", ".replaced"
@@ -179,7 +179,7 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     if isinstance(outcome, BadRecord):
         store.skip(outcome.reason, outcome.detail, outcome.key)
         return
-    texts, bad = decode_texts(outcome.texts)
+    texts, bad = decode_foreign_texts(outcome.texts)
     texts = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
     # A picture of a class needs no caption; the name of the class, if it has one, is one.
     is_named = isinstance(outcome.label, str)
@@ -223,7 +223,7 @@ def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(tags, list) and len(tags) == len(item.texts):
         kept: dict[str, Any] = {}
         for raw, tag in zip(item.texts, tags, strict=True):
-            for text in decode_texts((raw,))[0]:
+            for text in decode_foreign_texts((raw,))[0]:
                 kept.setdefault(" ".join(text.split()), tag)
         values[CAPTION_TAGS] = [kept.get(text) for text in texts]
     return values

@@ -11,7 +11,7 @@ from jaxclip.data import sources
 from jaxclip.data.importer import Options, import_records
 from jaxclip.data.importer.items import Cursor, Item, read_image
 from jaxclip.data.importer.readers import open_reader
-from jaxclip.data.record import Record, decode_texts
+from jaxclip.data.record import Record, decode_foreign_texts
 
 PICTURES = [b"first picture" * 40, b"second picture" * 40]
 STRUCTS = [{"bytes": data, "path": None} for data in PICTURES]
@@ -33,7 +33,7 @@ def write(path, columns, names=None):
 def imported(source):
     items = [item for _, item in open_reader(source).items(Cursor())]
     return [
-        (read_image(item.image), decode_texts(item.texts)[0] or item.label)
+        (read_image(item.image), decode_foreign_texts(item.texts)[0] or item.label)
         if isinstance(item, Item)
         else item.reason
         for item in items

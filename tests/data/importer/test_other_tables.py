@@ -13,7 +13,7 @@ import pytest
 
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.readers import open_reader
-from jaxclip.data.record import decode_texts
+from jaxclip.data.record import decode_foreign_texts
 
 TWO = {"a.jpg": ("a cat, big",), "b.jpg": ("a dog",)}
 
@@ -25,7 +25,7 @@ def read(source, **options):
         if isinstance(item, Item):
             assert os.path.isfile(item.image), item.image
             key = f"{item.split}:{item.key}" if item.split else item.key
-            found[key] = decode_texts(item.texts)[0] or item.label
+            found[key] = decode_foreign_texts(item.texts)[0] or item.label
         else:
             found[item.key] = item.reason
     return found

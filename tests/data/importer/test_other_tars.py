@@ -11,7 +11,7 @@ from jaxclip.data import sources, webdataset
 from jaxclip.data.importer import Options, import_records
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.readers import open_reader
-from jaxclip.data.record import Record, decode_texts
+from jaxclip.data.record import Record, decode_foreign_texts
 
 
 def pack(path, members, mode="w"):
@@ -34,7 +34,7 @@ def pair(key, text=b"a cat"):
 def imported(source):
     """Captions by key, or the reason and the detail of what can't be used."""
     return {
-        item.key: decode_texts(item.texts)[0]
+        item.key: decode_foreign_texts(item.texts)[0]
         if isinstance(item, Item)
         else (item.reason, item.detail)
         for _, item in open_reader(source).items(Cursor())
