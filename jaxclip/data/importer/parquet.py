@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip.data import decode
-from jaxclip.data.importer import annotations
+from jaxclip.data.importer import annotations as layouts
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.naming import (
     FILE_FIELDS,
@@ -25,7 +25,7 @@ from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "images", "img")
-_TEXT_COLUMNS = (*TEXT_FIELDS, *annotations.CONVERSATIONS)
+_TEXT_COLUMNS = (*TEXT_FIELDS, *layouts.CONVERSATIONS)
 # Text that is longer is no file's name.
 _LONGEST_NAME = 255
 # Rows decoded at once.
@@ -325,7 +325,7 @@ def _captions(column: Any) -> list[Any]:
     is_list = _is_list(kind)
     inner = _plain_type(kind.value_type) if is_list else kind
     if pyarrow.types.is_nested(inner):
-        return [annotations.captions_of(_plain(value)) for value in column]
+        return [layouts.captions_of(_plain(value)) for value in column]
     binary = pyarrow.large_binary()
     return column.cast(pyarrow.large_list(binary) if is_list else binary).to_pylist()
 

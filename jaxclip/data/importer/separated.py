@@ -77,7 +77,9 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
             elif line.strip():
                 break
             skipped += 1
-        headers = [(each, next(_reader(iter([line]), each), [])) for each in delimiters]
+        headers: list[tuple[str, list[str]]] = [
+            (each, next(_reader(iter([line]), each), [])) for each in delimiters
+        ]
     except (csv.Error, UnicodeError) as error:
         raise ValueError(f"{table}: its first line cannot be read: {error}") from error
     problems = []
@@ -207,7 +209,7 @@ def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] |
 
 
 def _is_row(line: str, layout: Layout) -> bool:
-    cells = next(_reader(iter([line]), layout.delimiter), [])
+    cells: list[str] = next(_reader(iter([line]), layout.delimiter), [])
     place = layout.header.index(layout.image)
     return len(cells) == len(layout.header) and _is_picture(cells[place])
 

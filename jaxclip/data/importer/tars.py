@@ -123,9 +123,8 @@ class TarReader:
                         b"" if count < skipped else _read(archive, member),
                     )
                 file: Any = archive.fileobj
-                goes_on = tar_index.goes_on(
-                    file, file.tell() if isinstance(file, tarfile._Stream) else archive.offset
-                )
+                can_move = getattr(file, "seekable", lambda: False)()
+                goes_on = tar_index.goes_on(file, archive.offset if can_move else file.tell())
         except SourceError:
             raise
         except _NoTarError as error:
