@@ -19,6 +19,7 @@ def get_config(arg=""):
             "plain": {},
             "deep": {"image": {"depth": 6}},
             "tract": {"image": {"first_layer": "tract"}},
+            "sincos": {"image": {"positions": "sincos"}},
         },
         "towers": {
             "plain": {},
@@ -29,16 +30,21 @@ def get_config(arg=""):
     }
     if arg not in models:
         raise ValueError(f"configs/lab_cures.py has no variant {arg!r}; there is 'towers'")
-    grid = [{"rules": ["adamw"]}]
+    grid = [{"rules": ["adamw"], "precisions": ["float32"]}]
     if not arg:
-        grid.append({"rules": ["adamw_no_warmup"], "models": ["plain"]})
+        grid.append({"rules": ["adamw_no_warmup"], "models": ["plain"], "precisions": ["float32"]})
+        # MoCo v3's cure: a patch embedding that stays at its initial values.
+        grid.append({"rules": ["frozen_patch"], "models": ["sincos"], "precisions": ["float32"]})
+        grid.append({"rules": ["adamw"], "models": ["plain"], "precisions": ["bfloat16"]})
     return {
         "title": "What breaks by itself, and cures in the towers",
         "train": {"total_steps": 400, "optim": {"b2": 0.999}},
         "rules": {
             "adamw": {},
             "adamw_no_warmup": {"schedule": {"name": "constant", "warmup_steps": 0}},
+            "frozen_patch": {"groups": [{"pattern": "^image/patch_embedding", "frozen": True}]},
         },
+        "precisions": ["float32", "bfloat16"],
         "rates": [1e-3, 4e-3, 1.6e-2, 6.4e-2],
         "models": models[arg],
         "grid": grid,

@@ -14,7 +14,9 @@ def get_config():
         "rules": {
             "adamw_b2_0999": {},
             "stable_adamw_b2_0999": {"name": "stable_adamw", "b2": 0.999},
+            "adamw_b2_099": {"b2": 0.99},
             "adamw_b2_095": {"b2": 0.95},
+            "adamw_b2_09": {"b2": 0.9},
             "adamw_clip1": {"clip": {"name": "global_norm", "max_norm": 1.0}},
             "adamw_zclip": {"clip": {"name": "zclip", "max_norm": None}},
             "adamw_adagc": {"clip": {"name": "adagc", "warmup_steps": 50}},

@@ -90,6 +90,8 @@ def _complete_paths(args: argparse.Namespace) -> None:
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
             setattr(args, name, storage.absolute(getattr(args, name)))
+    if args.command not in ("curate", "data") and getattr(args, "workdir", None):
+        storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
     if args.command == "data" and args.action == "info":

@@ -48,9 +48,9 @@ def add_weights(commands: Any, add: AddCommand) -> None:
     hand.add_argument(
         "--format",
         required=True,
-        choices=("hf", "open_clip", "stablehlo", "onnx"),
-        help="whose library loads it; stablehlo: programs that need JAX alone; onnx: with the "
-        "extra 'onnx'",
+        choices=("hf", "open_clip", "original", "stablehlo", "onnx"),
+        help="whose library loads it; original: the authors' names of EVA-CLIP and Alpha-CLIP; "
+        "stablehlo: programs that need JAX alone; onnx: with the extra 'onnx'",
     )
     _add_tokenizer(hand)
     mix = add(actions, "wise-ft", _wise_ft, "mix a model before and after fine-tuning (WiSE-FT)")

@@ -16,8 +16,8 @@ Run a grid of tiny training runs (rule x rate x injector x precision x model x s
   jaxclip lab --config configs/lab_rules.py --workdir runs/lab_rules
   jaxclip lab --config configs/lab_rules.py --cell rule=adamw,rate=0.004,injector=scale,seed=0
 
-A cell is done once: stopped at any moment, the same command goes on with the next one. docs/
-stability_lab.md says what an injector is and what came out.
+A cell is done once: stopped at any moment, the same command goes on with the next one.
+configs/lab_*.py are examples; docs/stability_lab.md says what an injector is and what came out.
 """
 
 _SHARPNESS = """\

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.config_file import flatten
+from jaxclip.spike_actions import REWIND, as_actions
 
 # Parameters that no gradient and no optimizer ever changes: the statistics of batch norms
 # (:class:`jaxclip.models.batch_norm.FrozenBatchNorm`).
@@ -80,6 +81,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "on_spike.rate_steps": (1, 2**30),
     "on_spike.rewind_steps": (1, 2**30),
     "on_spike.rewind_batches": (0, 2**30),
+    "on_spike.rewind_beyond": (0, 2**30),
     "on_spike.rewind_limit": (1, _INFINITY),
     "distributed.heartbeat_timeout_seconds": (1, 2**31 - 1),
     "distributed.initialization_timeout_seconds": (1, 2**31 - 1),
@@ -256,8 +258,6 @@ def _check_named(key: str, given: Any) -> None:
 
 
 def _check_spikes(config: Mapping[str, Any]) -> None:
-    from jaxclip.train.guard import REWIND, as_actions
-
     watch, policy = config["watch"], config["on_spike"]
     if watch["min_history"] > watch["window"]:
         raise ValueError(

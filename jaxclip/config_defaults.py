@@ -88,6 +88,7 @@ def defaults() -> Config:
             "rate_steps": 100,
             "rewind_steps": 100,  # rewind: to a checkpoint that is at least so much older
             "rewind_batches": 0,  # pass over so many batches up to the spike's; 0 = all since then
+            "rewind_beyond": 0,  # pass over so many behind the spike's batch, too
             "rewind_limit": 3,  # so often in a run
         },
         "skip_batches": [],  # [[first, last], …] batches of the data order that are passed over

@@ -30,6 +30,35 @@ def _absolute_sampling(written: str) -> str:
     return f"{found[1]}({storage.absolute(found[3])!r})" if found else written
 
 
+# Text ops that read a file, in a chain of ops or as an option of an objective.
+_FEW_WORDS = re.compile(r"few_words\([^()]*\)")
+_QUOTED = re.compile(r"(['\"])([^'\"]+)\1")
+
+
+def _absolute_objective(node: Any) -> Any:
+    """Options of objectives with the tables of ``few_words`` as whole paths, if there are any."""
+    if isinstance(node, dict):
+        found = {key: _absolute_objective(value) for key, value in node.items()}
+        if isinstance(found.get("ranks"), str):
+            found["ranks"] = _absolute_file(found["ranks"])
+        return found
+    if isinstance(node, (list, tuple)):
+        return type(node)(_absolute_objective(each) for each in node)
+    if isinstance(node, str) and "few_words" in node:
+
+        def quoted(match: re.Match[str]) -> str:
+            return f"{match[1]}{_absolute_file(match[2])}{match[1]}"
+
+        return _FEW_WORDS.sub(lambda op: _QUOTED.sub(quoted, op[0]), node)
+    return node
+
+
+def _absolute_file(name: str) -> str:
+    """The whole path of a file; a name that is none of a file as it is."""
+    path = storage.absolute(name)
+    return path if os.path.isfile(path) else name
+
+
 def absolute_paths(config: Config) -> Config:
     """The configuration (a copy) with every relative path taken from the current folder."""
     result = copy.deepcopy(config)
@@ -47,6 +76,8 @@ def absolute_paths(config: Config) -> Config:
     for each in (data, *(data.get("mixture") or ())):
         if isinstance(each, dict) and isinstance(each.get("sampling"), str):
             each["sampling"] = _absolute_sampling(each["sampling"])
+    if "objective" in result:
+        result["objective"] = _absolute_objective(result["objective"])
     if isinstance(result.get("evaluate"), dict):
         _absolute_evaluation(result["evaluate"])
     return result
@@ -63,8 +94,7 @@ def _absolute_evaluation(section: Config) -> None:
         for key in ("class_names", "templates"):
             given = task.get(key)
             if isinstance(given, str) and not _is_built_in(given):
-                path = storage.absolute(given)
-                task[key] = path if os.path.isfile(path) else given
+                task[key] = _absolute_file(given)
 
 
 def _is_built_in(name: str) -> bool:
@@ -82,6 +112,8 @@ def absolute_data_name(name: str) -> str:
     if name.startswith(_OF_ANOTHER):
         return _OF_ANOTHER + absolute_data_name(name.removeprefix(_OF_ANOTHER))
     scheme, colon, path = name.rpartition(":")
+    if name.startswith("tfds:") and not name.removeprefix("tfds:").startswith(("/", ".", "~")):
+        return name  # one that TFDS knows
     if colon and not path.startswith("//"):
         return f"{scheme}:{storage.absolute(path)}"
     path = storage.absolute(name)

@@ -30,6 +30,18 @@ def absolute(path: os.PathLike[str] | str) -> str:
     return os.path.join(os.getcwd(), os.path.expanduser(text))
 
 
+def check_workdir(path: os.PathLike[str] | str) -> None:
+    """Raise ValueError for a workdir of a run that no file system of this machine holds."""
+    text = os.fspath(path)
+    if not is_local(text):
+        tool = {"gs": "gcsfuse", "s3": "mount-s3"}.get(text.partition("://")[0], "rclone mount")
+        raise ValueError(
+            f"workdir {text!r} is an address: a run appends to its files and locks them, which "
+            f"object stores do not know. Mount the bucket (`{tool}`, or `--mount` of launch/) and "
+            "name the folder; data and curation take addresses as they are"
+        )
+
+
 def probe(directory: epath.Path) -> str:
     """Create a folder and try to write to it.
 

@@ -4,6 +4,7 @@
 #
 #   bash launch/test_core.sh                  the tests of the core
 #   bash launch/test_core.sh tests/optim -x   pytest with these arguments
+#   bash launch/test_core.sh --install        make the environment and run nothing
 #   bash launch/test_core.sh --dry_run [...]  print the commands and run none
 #
 # Exits with 77 when the machine has no such Python.
@@ -31,6 +32,7 @@ esac
 environment=${JAXCLIP_CORE_VENV:-.venv-core}
 find_python 3.12 >/dev/null || exit 77
 ensure_environment "$environment" test-core 3.12
+if [[ "${1:-}" == --install ]]; then exit; fi
 python=$environment/bin/python
 run "$python" -c 'import sys, jax; print("Python", sys.version.split()[0], "JAX", jax.__version__)'
 
@@ -44,4 +46,19 @@ if ((workers > 1)); then
   # The file during which a process died is run once more, not eight times.
   parallel=(--numprocesses "$workers" --dist loadfile --max-worker-restart 1)
 fi
-run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=20 tests/optim tests/losses tests/models
+# Left out: closed forms of one rule or layer, which launch/test.sh asks on the JAX of Python 3.11.
+# What a newer JAX could break (jit, scan, vmap, sharding, donation, dtypes, checkpoints) the battery
+# asks of every rule, and the files that stay of every loss and tower.
+left_out=(
+  tests/optim/test_{acclip,adaclip,adagc,adagn,aggc,asam,autoclip,cautious,clip_by_coordinate}.py
+  tests/optim/test_{clip_radagrad_d,clippers,convergence,dicesgd,docs,gradient_stabilizer}.py
+  tests/optim/test_{median_clip,other_trainers,private_mean_by_group,pytorch_optimizer}.py
+  tests/optim/test_{spam,spectra_clip,stable_adamw,stable_spam,track_clipping_quantile,zclip}.py
+  tests/losses/test_{self_critical,soft_targets,sweeps}.py
+  tests/models/{products,sparsity}
+  tests/models/test_{against_transformers,attention_logits,cures,dropout,experts,flat_products}.py
+  tests/models/test_{patch_choice,presets,prompts_and_attend,reductions,sparse_activation,tract}.py
+)
+deselected=(tests/optim/test_battery.py::test_documentation_is_complete_and_its_example_runs)
+run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=20 \
+  "${left_out[@]/#/--ignore=}" "${deselected[@]/#/--deselect=}" tests/optim tests/losses tests/models

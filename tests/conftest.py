@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import sys
+import threading
 
 import hypothesis
 import numpy as np
@@ -25,8 +26,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # to optimise, and on the JAX that still has them to take the emitters that compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _FLAGS = {"xla_force_host_platform_device_count": "8"}
-if importlib.metadata.version("jax").startswith("0.10."):
+_JAX = importlib.metadata.version("jax")
+if _JAX.startswith("0.10."):
     _FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+    _FLAGS["xla_cpu_parallel_codegen_split_count"] = "1"  # the other cores have tests of their own
 for _name, _value in _FLAGS.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
@@ -48,12 +51,56 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
 
 
+# Linux lets a process map 65 530 pieces of memory; one that wants more dies in the compiler.
+MOST_MAPPINGS = 20_000
+
+
+def _mappings() -> int:
+    """Pieces of memory that this process maps; too many where the system does not say."""
+    try:
+        return pathlib.Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return MOST_MAPPINGS + 1
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what is there for good, and look for the rest less often:
+    tracing makes so many objects that it took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mlir_contexts_are_reused():
+    """As JAX 0.12 does of itself, each serves several programs: to make one is a quarter of what a
+    small program costs. What it interns stays in it, so it doesn't serve for good."""
+    mlir = sys.modules.get("jax._src.interpreters.mlir")
+    with pytest.MonkeyPatch.context() as patch:
+        if mlir is not None and _JAX.startswith("0.10."):
+            patch.setattr(mlir, "make_ir_context", _reused(mlir.make_ir_context, 50))
+        yield
+
+
+def _reused(make, times):
+    """``make``, called each so many times only, by each thread for itself."""
+    of_thread = threading.local()
+
+    def made():
+        uses = getattr(of_thread, "uses", 0)
+        if uses % times == 0:
+            of_thread.value = make()
+        of_thread.uses = uses + 1
+        return of_thread.value
+
+    return made
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
-    """Let go of what a file compiled: a process may map only so many pieces of code (65 530 on
-    Linux), and dies in the compiler beyond that."""
+    """Let go of what files compiled, once it is much: the next file wants many of them again."""
     yield
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and _mappings() > MOST_MAPPINGS:
         import jax
 
         jax.clear_caches()

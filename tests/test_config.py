@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from jaxclip import config as config_lib
 from jaxclip import config_check
+from jaxclip.train import checks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -143,9 +144,8 @@ def test_saved_config_resolves_to_itself(base, tmp_path):
 
 
 # Not configurations of a run: parts that are shared, recipes of `jaxclip curate`, grids of
-# `jaxclip lab`. Tuning starts from
-# weights, and has tests of its own.
-OTHERS = ("common", "curate", "finetune", "lab")
+# `jaxclip lab`. Tuning starts from weights, own_data.py wants data: they have tests of their own.
+OTHERS = ("common", "curate", "finetune", "lab", "own")
 RUNS = [p.name for p in CONFIGS.glob("*.py") if p.stem.split("_")[0] not in OTHERS]
 
 
@@ -164,6 +164,17 @@ def test_the_short_emoji_recipe():
     assert (whole["model"], whole["data"]) == (short["model"], short["data"])
     with pytest.raises(ValueError, match="has no variant 'shrt'; there is 'short'"):
         config_lib.load_file(f"{CONFIGS / 'emoji.py'}:shrt")
+
+
+def test_the_recipe_for_data_of_your_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    config = config_lib.resolve(config_lib.load_file(f"{CONFIGS / 'own_data.py'}:data/photos"))
+    assert config["data"]["name"] == str(tmp_path / "data" / "photos")
+    assert checks.load_tokenizer(config).vocab_size == config["model"]["text"]["vocab_size"]
+    assert config["evaluate"]["retrieval"] == ["val"] and not config["evaluate"]["zero_shot"]
+    with pytest.raises(ValueError, match=r"name the data.* configs/own_data\.py:data/"):
+        config_lib.load_file(CONFIGS / "own_data.py")
 
 
 def test_the_decay_of_a_teacher_is_a_number_or_a_schedule():
@@ -278,6 +289,16 @@ def test_paths_in_sampling_are_made_absolute(tmp_path, monkeypatch):
     source = config_lib.resolve(given)["data"]["mixture"][0]
     assert source["sampling"] == f"file({str(tmp_path / 'w.npy')!r})"
     assert config_lib.resolve({}, ["data.sampling=classes(5)"])["data"]["sampling"] == "classes(5)"
+
+
+def test_tables_of_few_words_are_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pos.json").write_text('{"dog": 1}')
+    ops = "few_words(2, 'syntax', 'pos.json')|few_words(how='syntax', ranks=\"none.json\")"
+    terms = [{"name": "clipa", "ranks": "pos.json"}, {"name": "mammo_clip", "text_ops": ops}]
+    found = config_lib.resolve({"objective": terms})["objective"]
+    assert found[0]["ranks"] == str(tmp_path / "pos.json")
+    assert found[1]["text_ops"] == ops.replace("pos.json", str(tmp_path / "pos.json"))
 
 
 def test_a_section_given_as_one_override_keeps_its_other_keys():

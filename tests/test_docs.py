@@ -67,5 +67,5 @@ def test_keys_of_the_configuration(page):
 
 def test_all_of_them_are_looked_at():
     """The expressions above find what there is to find."""
-    readme = text_of(ROOT / "README.md")
-    assert len(_COMMAND.findall(readme)) > 12 and readme.count("--config.") > 8
+    everything = "".join(map(text_of, PAGES))
+    assert len(_COMMAND.findall(everything)) > 80 and everything.count("--config.") > 40

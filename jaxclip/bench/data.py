@@ -18,8 +18,9 @@ is installed, webdataset with PIL and torchvision and as many processes, as open
 a second, CPU time of all processes and of the training process, and for how long the interpreter's
 lock can be held.
 
-``--start`` measures how long the first batch takes with ``--shards`` shards, at once and on resume,
-each in a process of its own, and with ``--memory_records`` the memory over so many records.
+``--start`` measures how long the first batch takes with ``--shards`` shards of ``--samples``
+records, at once and on resume, each in a process of its own, and with ``--memory_records`` the
+memory over so many different records.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sizes", nargs="+", default=["500x375", "1024x768"])
     parser.add_argument("--start", action="store_true", help="time to the first batch, and memory")
     parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--samples", type=int, default=4, help="in a shard")
     parser.add_argument("--memory_records", type=int, default=0)
     args = parser.parse_args(arguments)
     if args.start:

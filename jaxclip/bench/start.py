@@ -17,6 +17,8 @@ import numpy as np
 from jaxclip.bench.timing import table
 
 _RESUME_STEP = 10**6
+# Of a shard where memory is measured.
+_SAMPLES = 10_000
 _PROGRAM = """
 import json, sys, time
 from jaxclip.bench.loading import cpu_seconds
@@ -50,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         root = pathlib.Path(name)
         sets = {
-            "TFRecord": str(_tfrecords(root / "tfrecord", args.shards)),
-            "tars": f"webdataset:{_tars(root / 'tars', args.shards)}",
+            "TFRecord": str(_tfrecords(root / "tfrecord", args.shards, args.samples)),
+            "tars": f"webdataset:{_tars(root / 'tars', args.shards, args.samples)}",
         }
         for kind, data in sets.items():
             for what, step, workers in (
@@ -63,13 +65,30 @@ def run(args: argparse.Namespace) -> int:
                 config = {"name": data, "image_size": 64, "workers": workers}
                 seconds, cpu = _measured(config, step, args.batch_size, 0)
                 rows.append([kind, what, str(workers), f"{seconds:.2f}", f"{cpu:.2f}"])
-        print(f"{args.shards:,} shards, batch {args.batch_size}\n\n{table(rows)}", flush=True)
-        if args.memory_records:
-            config = {"name": sets["tars"], "image_size": 16, "cache_decoded_mb": 0}
-            _, _, *sizes = _measured(config, 0, args.batch_size, args.memory_records)
+        shards = f"{args.shards:,} shards of {args.samples:,} records"
+        print(f"{shards}, batch {args.batch_size}\n\n{table(rows)}", flush=True)
+    if args.memory_records:
+        for kind, sizes in memory(args.memory_records, args.batch_size).items():
             listing = " ".join(f"{size:,.0f}" for size in sizes)
-            print(f"\nresident MB at each tenth of {args.memory_records:,} records: {listing}")
+            what = f"{kind}, resident MB at each tenth of {args.memory_records:,} records"
+            print(f"\n{what}: {listing}", flush=True)
     return 0
+
+
+def memory(records: int, batch_size: int) -> dict[str, list[float]]:
+    """Resident MB of a process that trains on so many different records, at each tenth of them."""
+    shards, samples = max(1, records // _SAMPLES), min(records, _SAMPLES)
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        root = pathlib.Path(name)
+        sets = {
+            "TFRecord": str(_tfrecords(root / "tfrecord", shards, samples)),
+            "tars": f"webdataset:{_tars(root / 'tars', shards, samples)}",
+        }
+        for kind, data in sets.items():
+            config = {"name": data, "image_size": 16, "cache_decoded_mb": 0}
+            _, _, *found[kind] = _measured(config, 0, batch_size, records)
+    return found
 
 
 def _measured(config: dict[str, object], step: int, batch_size: int, records: int) -> list[float]:
@@ -92,13 +111,16 @@ def _pictures(side: int = 64) -> list[bytes]:
     return pictures
 
 
-def _tfrecords(folder: pathlib.Path, shards: int) -> pathlib.Path:
+def _tfrecords(folder: pathlib.Path, shards: int, samples: int = 4) -> pathlib.Path:
     """A TFDS data set whose shards are one file under many names."""
     from jaxclip.data.record import Record, serialize_record
     from jaxclip.data.tfrecord import frame
 
     folder.mkdir()
-    records = [Record(data, (f"a picture {n}",), n, f"{n}") for n, data in enumerate(_pictures())]
+    pictures = _pictures(64 if samples == 4 else 16)
+    records = [
+        Record(pictures[n % len(pictures)], (f"a picture {n}",), n, f"{n}") for n in range(samples)
+    ]
     file = folder / "one"
     file.write_bytes(b"".join(frame(serialize_record(record)) for record in records))
     for shard in range(shards):
@@ -120,12 +142,14 @@ def _tfrecords(folder: pathlib.Path, shards: int) -> pathlib.Path:
     return folder
 
 
-def _tars(folder: pathlib.Path, shards: int) -> pathlib.Path:
+def _tars(folder: pathlib.Path, shards: int, samples: int = 4) -> pathlib.Path:
     """Tars that are one file under many names, with their sizes beside them."""
     folder.mkdir()
     file = folder / "one"
     with tarfile.open(file, "w") as tar:
-        for number, data in enumerate(_pictures(16)):
+        pictures = _pictures(16)
+        for number in range(samples):
+            data = pictures[number % len(pictures)]
             for name, content in (("jpg", data), ("txt", b"a picture")):
                 member = tarfile.TarInfo(f"{number}.{name}")
                 member.size = len(content)
@@ -133,5 +157,5 @@ def _tars(folder: pathlib.Path, shards: int) -> pathlib.Path:
     names = [f"{shard:05d}.tar" for shard in range(shards)]
     for each in names:
         os.link(file, folder / each)
-    (folder / "sizes.json").write_text(json.dumps(dict.fromkeys(names, 4)))
+    (folder / "sizes.json").write_text(json.dumps(dict.fromkeys(names, samples)))
     return folder

@@ -71,13 +71,15 @@ class Trainer(NamedTuple):
     """A compiled step and what it needs.
 
     Attributes:
-      step: does one step, waits for it, returns the loss.
+      step: does one step, waits for it, returns the loss; reads what the loop reads of a watch.
       flops: floating-point operations of a step, over all devices, as XLA counts them before
         optimising; with remat they include what is computed twice.
       memory_bytes: arguments, results and temporaries of the compiled program on one device.
       params: the initial parameters, on the host.
       batch: the batch, on the host.
       compile_seconds: tracing and compiling.
+      bytes_accessed: by the compiled program, as XLA counts them: operands and results of all that
+        was not fused away.
     """
 
     step: Callable[[], float]
@@ -86,6 +88,7 @@ class Trainer(NamedTuple):
     params: Any
     batch: dict[str, np.ndarray]
     compile_seconds: float
+    bytes_accessed: float = 0.0
 
 
 def make_trainer(config: Config, devices: Sequence[Any] | None = None) -> Trainer:
@@ -112,7 +115,10 @@ def make_trainer(config: Config, devices: Sequence[Any] | None = None) -> Traine
 
     def step() -> float:
         held[0], metrics = compiled(held[0], on_device)
-        return float(jax.block_until_ready(metrics["loss"]))
+        loss = float(jax.block_until_ready(metrics["loss"]))
+        if "watch/spike" in metrics:
+            int(metrics["watch/spike"])
+        return loss
 
     return Trainer(
         step=step,
@@ -124,6 +130,7 @@ def make_trainer(config: Config, devices: Sequence[Any] | None = None) -> Traine
         params=params,
         batch=batch,
         compile_seconds=seconds,
+        bytes_accessed=float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0)),
     )
 
 

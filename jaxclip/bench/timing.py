@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from jaxclip.markdown import table as table  # what every benchmark prints
+
 
 class Timing(NamedTuple):
     """Seconds a call of one candidate over the rounds.
@@ -16,12 +18,14 @@ class Timing(NamedTuple):
       low: fastest round.
       high: slowest round.
       ratio: median over rounds of (this candidate's seconds / the reference's in the same round).
+      error: standard error of ``ratio``, from the median deviation of the rounds' ratios.
     """
 
     median: float
     low: float
     high: float
     ratio: float
+    error: float = 0.0
 
 
 def take_turns(
@@ -48,31 +52,46 @@ def take_turns(
     Returns:
       name -> :class:`Timing`, in the order of ``candidates``.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    found = take_turns_by(
+        {"": clock}, candidates, reference=reference, rounds=rounds, warmup=warmup, calls=calls
+    )
+    return found[""]
+
+
+def take_turns_by(
+    clocks: Mapping[str, Callable[[], float]],
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    reference: str,
+    rounds: int = 10,
+    warmup: int = 2,
+    calls: int = 1,
+) -> dict[str, dict[str, Timing]]:
+    """As :func:`take_turns`, with several clocks around the same calls: clock -> its result."""
     names = list(candidates)
+    seconds: dict[str, dict[str, list[float]]] = {c: {n: [] for n in names} for c in clocks}
     for turn in range(warmup + rounds):
         # The order rotates, so that nobody always runs behind the same neighbour.
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            began = clock()
+            began = {clock: read() for clock, read in clocks.items()}
             for _ in range(calls):
                 candidates[name]()
+            ended = {clock: read() for clock, read in clocks.items()}
             if turn >= warmup:
-                seconds[name].append((clock() - began) / calls)
-    return {name: _timing(seconds[name], seconds[reference]) for name in names}
+                for clock in clocks:
+                    seconds[clock][name].append((ended[clock] - began[clock]) / calls)
+    return {
+        clock: {name: _timing(by_name[name], by_name[reference]) for name in names}
+        for clock, by_name in seconds.items()
+    }
 
 
 def _timing(own: Sequence[float], reference: Sequence[float]) -> Timing:
     ratios = [a / b for a, b in zip(own, reference, strict=True)]
-    return Timing(statistics.median(own), min(own), max(own), statistics.median(ratios))
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table from rows of cells, the first of them the header."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([line(rows[0]), rule, *(line(row) for row in rows[1:])])
+    middle = statistics.median(ratios)
+    # Of a normal sample the median's error is 1.25 deviations / sqrt(n), and 1.48 median deviations
+    # are a deviation; one slow round has no say in either.
+    spread = 1.4826 * statistics.median(abs(ratio - middle) for ratio in ratios)
+    error = 1.2533 * spread / len(ratios) ** 0.5
+    return Timing(statistics.median(own), min(own), max(own), middle, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -15,6 +14,7 @@ from etils import epath
 from jaxclip import storage
 from jaxclip.curate import config as config_lib
 from jaxclip.curate import report, source, store, tables
+from jaxclip.curate.done import Done
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.runners import Runner
 from jaxclip.curate.runners.local import Local
@@ -40,27 +40,6 @@ class Outcome(NamedTuple):
     kept: int
     report: dict[str, Any]
     view: View
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """A step that was carried out.
-
-    Attributes:
-      label: number and name.
-      folder: of its passes.
-      step: the step.
-      before: the records that it was given.
-      after: those that it left.
-      notes: what it says of itself.
-    """
-
-    label: str
-    folder: str
-    step: Step
-    before: View
-    after: View
-    notes: dict[str, Any]
 
 
 def curate(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from jaxclip.curate import source, store
+from jaxclip.curate.done import Done
 from jaxclip.curate.flow import add
 from jaxclip.curate.hashing import key_hashes
 from jaxclip.curate.rows import OWN, READ
 from jaxclip.curate.runners import Arrays, Runner
 from jaxclip.curate.store import GONE, INDEX, STAYS, View
-
-if TYPE_CHECKING:
-    from jaxclip.curate.job import Done
 
 BINS = 40
 # Pictures shown of each reason and of those that are kept.

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from jaxclip.curate import source, store
+from jaxclip.curate.done import Done
 from jaxclip.curate.rows import CAPTIONS, OWN, Ragged, Rows
 from jaxclip.curate.runners import Runner
 from jaxclip.curate.store import GONE, STAYS, View
-
-if TYPE_CHECKING:
-    from jaxclip.curate.job import Done
 
 WEIGHT = "weight"
 _ID_FILE = "identity"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -127,6 +128,17 @@ class DataSet:
         if split not in self._sources:
             self._sources[split] = self._open_split(split)
         return self._sources[split]
+
+    def wrapped(self, wrap: Callable[[str, RecordSource], RecordSource]) -> DataSet:
+        """The same data set with other records.
+
+        Args:
+          wrap: (split, its records) -> as many records; called when they are first asked for.
+        """
+        other = copy.copy(self)
+        other._open_split = lambda split: wrap(split, self.source(split))
+        other._sources = {}
+        return other
 
     def check_split(self, split: str) -> None:
         """Raise ValueError, naming the nearest split, if there is no such split."""

@@ -10,7 +10,7 @@ from jaxclip.data import order
 from jaxclip.registry import hint
 
 DEFAULTS: dict[str, Any] = {
-    "name": "emoji",  # "emoji", a TFDS directory, or "webdataset:/path/{000..009}.tar"
+    "name": "emoji",  # or a TFDS directory, "tfds:NAME", "webdataset:/path/{000..009}.tar", …
     "train_split": "train",
     "mixture": [],  # trained on in place of name: [{"name", "split", "weight", "languages", …}]
     "image_size": 64,

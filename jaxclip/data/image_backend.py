@@ -111,11 +111,15 @@ class Fast:
             short = jpeg_header.shortened(data, header, height)
         if short is None:
             short, height = data, size[1]
-        least = {"min_width": -(-size[0] // shrink), "min_height": -(-height // shrink)}
-        options = {**least, "min_factor": 2.0} if shrink > 1 else {}
+        across, down = -(-size[0] // shrink), -(-height // shrink)
+        options = {"min_width": across, "min_height": down, "min_factor": 2.0} if shrink > 1 else {}
+        # Memory of its own it would fill with zeros first, under the interpreter's lock.
+        memory = np.empty(3 * across * down, np.uint8)
         try:
             # Of a shortened file the decoder says that it goes on behind its end.
-            pixels = self._jpeg.decode_jpeg(short, "RGB", strict=short is data, **options)
+            pixels = self._jpeg.decode_jpeg(
+                short, "RGB", strict=short is data, buffer=memory, **options
+            )
         except ValueError:
             # It is strict about garbage between segments, which browsers and Pillow accept. If
             # Pillow finds the file sound, its pixels do, at whatever size.

@@ -18,6 +18,7 @@ from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
 from jaxclip.data.record_stats import MAX_ATTEMPTS, RecordStats
+from jaxclip.data.shared_memory import empty_pictures, keep_freed_memory
 from jaxclip.data.stages import DECODING, IMAGE_OPS, READING, Board
 
 _PIECE_BYTES = 1 << 20
@@ -110,6 +111,7 @@ class RecordLoader:
         self._examine = examine
         self._backend: Backend = Pillow() if backend is None else backend
         self._num_threads = num_threads or num_cpus()
+        keep_freed_memory()
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
         self.stats = RecordStats(what)
@@ -200,7 +202,7 @@ class RecordLoader:
                 key: images if n == 0 else images.copy() for n, key in enumerate(self._views)
             }, cached
         views = {
-            key: np.zeros((len(indices), chain.image_size, chain.image_size, 3), np.uint8)
+            key: empty_pictures(len(indices), chain.image_size)
             for key, chain in self._views.items()
         }
 
@@ -215,6 +217,9 @@ class RecordLoader:
         else:
             filled = list(self._threads().map(fill, pieces))
         outcomes = [each for piece in filled for each in piece]
+        for row in [row for row, each in enumerate(outcomes) if isinstance(each, BadRecord)]:
+            for view in views.values():
+                view[row] = 0
         return views, [None if isinstance(each, BadRecord) else each for each in outcomes]
 
     def outcomes(

@@ -19,7 +19,7 @@ import numpy as np
 from jaxclip.data import order, sampling
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.naming import CAPTION_TAGS
-from jaxclip.data.record import BadRecord, Record
+from jaxclip.data.record import BadRecord, Record, meta_object
 from jaxclip.registry import check_options
 
 BLOCK = 4096
@@ -92,6 +92,8 @@ def parts(config: Sequence[Any], opened: Callable[[str], DataSet], split: str) -
                 f"{where}.captions={part.captions!r} must be one of {', '.join(_CAPTIONS)}"
             )
         try:
+            narrowed = sampling.narrowed(part.sampling, part.data_set)
+            part = dataclasses.replace(part, data_set=narrowed)
             part.data_set.source(part.split)
             part.data_set.texts_of(part.languages)
             sampling.check(part.sampling)
@@ -174,15 +176,10 @@ class _Joined(RecordSource):
 
 def _without_tags(meta: str) -> str:
     """A record's meta without the tags of captions, which are those of captions in their order."""
-    if CAPTION_TAGS not in meta:
+    values = meta_object(meta) if CAPTION_TAGS in meta else {}
+    if CAPTION_TAGS not in values:
         return meta
-    try:
-        values = json.loads(meta)
-    except (ValueError, RecursionError):
-        return meta
-    if isinstance(values, dict):
-        values.pop(CAPTION_TAGS, None)
-    return json.dumps(values)
+    return json.dumps({name: value for name, value in values.items() if name != CAPTION_TAGS})
 
 
 class MixtureOrder:

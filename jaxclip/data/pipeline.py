@@ -290,7 +290,7 @@ def training_data(config: Mapping[str, Any]) -> sources.DataSet:
       FileNotFoundError: a data set that does not exist.
     """
     if not config["mixture"]:
-        return sources.open(config["name"])
+        return sampling.narrowed(config["sampling"], sources.open(config["name"]))
     split = config["train_split"]
     return mixture.Mixture(mixture.parts(config["mixture"], sources.open, split), split)
 

@@ -10,7 +10,8 @@ import codecs
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxclip.data.naming import said
@@ -176,13 +177,14 @@ def _decode(raw: Any, strip: Callable[[str], str]) -> tuple[tuple[str, ...], int
     return tuple(texts), bad
 
 
-def meta_object(text: str) -> dict[str, Any]:
-    """The object in a record's ``meta``, empty where it is none."""
+@functools.lru_cache(maxsize=64)  # a thread's record is looked at by several, one after the other
+def meta_object(text: str) -> Mapping[str, Any]:
+    """The object in a record's ``meta``, empty where it is none; not to be changed."""
     try:
         value = json.loads(text) if text else {}
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = None
+    return types.MappingProxyType(value if isinstance(value, dict) else {})
 
 
 def _values(feature: Any, name: str) -> Sequence[bytes]:

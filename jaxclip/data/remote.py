@@ -1,7 +1,8 @@
 """Files in object stores (``gs://``, ``s3://``) and on web servers, read in ranges.
 
 TensorStore does the reading, which comes with orbax: its threads are C++, it tries again where a
-server is busy, and finds credentials as Google's and Amazon's own tools do. A
+server is busy, and finds credentials as Google's and Amazon's own tools do. Other schemes are
+fsspec's (:mod:`.fsspec_store`). A
 :class:`RemotePath` has as much of ``pathlib.Path`` as data sets need.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 
 # Seconds that one attempt may take, and how many there are.
 _TIMEOUT, _ATTEMPTS = 60.0, 3
+_OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 
 
 def is_remote(path: os.PathLike[str] | str) -> bool:
@@ -102,17 +104,42 @@ def _store_of(url: str) -> tuple[Any, str]:
 
 @functools.lru_cache(maxsize=64)
 def _open(root: str) -> Any:
+    if not root.startswith(_OF_TENSORSTORE):
+        return _open_fsspec(root)
     try:
         import tensorstore
     except ImportError as error:
         raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
     try:
-        return tensorstore.KvStore.open(root).result(timeout=_TIMEOUT)
+        return tensorstore.KvStore.open(_spec_of(root)).result(timeout=_TIMEOUT)
     except Exception as error:
+        raise ValueError(f"{root} can't be opened: {str(error)[:300]}") from error
+
+
+def _open_fsspec(root: str) -> Any:
+    from jaxclip.data.fsspec_store import FsspecStore
+
+    try:
+        return FsspecStore(root)
+    except Exception as error:  # file systems raise anything
         raise ValueError(
-            f"{root} can't be opened: {str(error)[:300]}; known are gs://, s3://, http:// and "
-            "https://"
+            f"{root} can't be opened: {str(error)[:300]}; known are {', '.join(_OF_TENSORSTORE)} "
+            "and what fsspec knows"
         ) from error
+
+
+def _spec_of(root: str) -> str | dict[str, str]:
+    """What TensorStore opens; other servers of Amazon's kind are named as for Amazon's tools."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint or not root.startswith("s3://"):
+        return root
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {
+        "driver": "s3",
+        "bucket": root.removeprefix("s3://").rstrip("/"),
+        "endpoint": endpoint.rstrip("/"),
+        "aws_region": region,
+    }
 
 
 class RemotePath(os.PathLike[str]):
@@ -212,15 +239,23 @@ class RemotePath(os.PathLike[str]):
         """Names of the files below the folder, from it on."""
         if not self._lists():
             return
-        import tensorstore
-
         store, key = _store_of(self._url + "/")
-        every = tensorstore.KvStore.KeyRange(key, _after(key))
         try:
-            names = store.list(every).result(timeout=_TIMEOUT)
+            names = _names(store, key)
         except Exception as error:
             raise OSError(f"{self._url} can't be listed: {str(error)[:300]}") from error
-        yield from (name.decode("utf-8", "replace").removeprefix(key) for name in sorted(names))
+        yield from (name.removeprefix(key) for name in sorted(names))
+
+
+def _names(store: Any, prefix: str) -> list[str]:
+    """Keys that begin with a prefix, which ends with a slash."""
+    if hasattr(store, "names"):
+        return store.names(prefix)
+    import tensorstore
+
+    every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
+    names = store.list(every).result(timeout=_TIMEOUT)
+    return [name.decode("utf-8", "replace") for name in names]
 
 
 def _after(prefix: str) -> str:

@@ -6,7 +6,7 @@
   the data set (:func:`.stored.write_stored`);
 - ``file(path)``: an array ``.npy`` [num_records] in the order of the split's records;
 - ``curated(path)``: what ``jaxclip curate`` kept in this workdir: the column ``weight`` of its
-  table, 1 without it, 0 for what was dropped;
+  table, 1 without it, 0 for what was dropped; of captions those that it kept;
 - ``classes(limit, power)``: by the size n of a record's class, min(1, ``limit`` / n), or
   (size of the smallest class / n)^(1 - ``power``). Records without a class have 1.
 
@@ -28,14 +28,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.data import curated as curated_lib
 from jaxclip.data import op_syntax, order
-from jaxclip.data.dataset import DataSet
+from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.labels import read_labels, read_numbers
 from jaxclip.data.stored import open_stored
 from jaxclip.registry import Registry
 
 # (data set, split) -> float64[num_records].
 Weigh = Callable[[DataSet, str], np.ndarray]
+# Records -> the same with some captions less.
+Narrow = Callable[[RecordSource], RecordSource]
 
 SAMPLINGS = Registry("sampling")
 _EXAMPLE = "column('weight')"
@@ -43,13 +46,21 @@ _EXAMPLE = "column('weight')"
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """An entry of the registry: options -> weights of a split."""
+    """An entry of the registry.
+
+    Attributes:
+      factory: options -> weights of a split.
+      narrow: options -> what leaves out captions of records; None: all stay.
+    """
 
     factory: Callable[..., Weigh]
+    narrow: Callable[..., Narrow] | None = None
 
 
-def _register(name: str) -> Callable[[Callable[..., Weigh]], Sampling]:
-    return lambda factory: SAMPLINGS.register(name, Sampling(factory))
+def _register(
+    name: str, narrow: Callable[..., Narrow] | None = None
+) -> Callable[[Callable[..., Weigh]], Sampling]:
+    return lambda factory: SAMPLINGS.register(name, Sampling(factory, narrow))
 
 
 @_register("column")
@@ -86,57 +97,20 @@ def file(path: str = "") -> Weigh:
     return weigh
 
 
-@_register("curated")
+def _curated_texts(path: str = "") -> Narrow:
+    return lambda source: curated_lib.narrowed(source, pathlib.Path(path).expanduser())
+
+
+@_register("curated", _curated_texts)
 def curated(path: str = "") -> Weigh:
     """What a curation of these very records kept."""
     if not path:
         raise ValueError("path='' must name a workdir of `jaxclip curate`")
 
     def weigh(data_set: DataSet, split: str) -> np.ndarray:
-        folder = pathlib.Path(path).expanduser()
-        weights = np.full(data_set.splits[split], np.nan)
-        for table in _tables(folder / "dropped"):
-            weights[_rows_of(table, weights)] = 0.0
-        for table in _tables(folder / "kept"):
-            weight = table.column("weight").to_numpy() if "weight" in table.column_names else 1.0
-            weights[_rows_of(table, weights)] = weight
-        unknown = int(np.isnan(weights).sum())
-        if unknown:
-            raise ValueError(
-                f"{folder} says nothing of {unknown} of the split's {len(weights)} records: it is "
-                "a curation of other data"
-            )
-        return weights
+        return curated_lib.weights(pathlib.Path(path).expanduser(), data_set.splits[split])
 
     return weigh
-
-
-def _tables(folder: pathlib.Path) -> list[Any]:
-    """The columns ``index`` and ``weight``, as far as there are any, of each table in a folder."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not there: its parent is no workdir of a finished curation")
-    try:
-        found = []
-        for file in sorted(folder.glob("*.parquet")):
-            with pyarrow.parquet.ParquetFile(file) as table:
-                names = set(table.schema_arrow.names) & {"index", "weight"}
-                found.append(table.read(columns=sorted(names)))
-        return found
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{folder} is damaged: {error}") from error
-
-
-def _rows_of(table: Any, weights: np.ndarray) -> np.ndarray:
-    rows = table.column("index").to_numpy()
-    if len(rows) and not (rows.min() >= 0 and rows.max() < len(weights)):
-        raise ValueError(
-            f"the curation has record {rows.max()}, the split {len(weights)} records: it is a "
-            "curation of other data"
-        )
-    return np.asarray(rows, np.int64)
 
 
 @_register("classes")
@@ -188,19 +162,47 @@ def weights_of(written: str, data_set: DataSet, split: str) -> np.ndarray | None
         if not weights.any():
             raise ValueError(f"all {len(weights)} weights are 0")
     except ValueError as error:
-        where = f"split {split!r} of {data_set.in_words}"
-        raise ValueError(f"data.sampling={written!r} of {where}: {error}") from error
+        raise _error(written, data_set, split, error) from error
     return weights
 
 
+def narrowed(written: str, data_set: DataSet) -> DataSet:
+    """The data set with those captions of records that ``data.sampling`` leaves them.
+
+    Raises:
+      ValueError: a mistake in it; one in what it names is found when records are asked for.
+    """
+    check(written)
+    spec = _spec(written)
+    made = None if spec is None else SAMPLINGS.get(spec.name).narrow
+    if spec is None or made is None:
+        return data_set
+    narrow = made(**spec.options)
+
+    def wrap(split: str, source: RecordSource) -> RecordSource:
+        try:
+            return narrow(source)
+        except ValueError as error:
+            raise _error(written, data_set, split, error) from error
+
+    return data_set.wrapped(wrap)
+
+
+def _error(written: str, data_set: DataSet, split: str, error: ValueError) -> ValueError:
+    where = f"split {split!r} of {data_set.in_words}"
+    return ValueError(f"data.sampling={written!r} of {where}: {error}")
+
+
 def _weigh(written: str) -> Weigh | None:
+    spec = _spec(written)
+    return None if spec is None else op_syntax.make(spec, SAMPLINGS)
+
+
+def _spec(written: str) -> op_syntax.Spec | None:
     specs = op_syntax.parse(written, SAMPLINGS, _EXAMPLE)
     if len(specs) > 1:
         raise ValueError(f"data.sampling={written!r} must be one of {', '.join(SAMPLINGS.names())}")
-    if not specs:
-        return None
-    weigh: Weigh = op_syntax.make(op_syntax.complete(specs[0], SAMPLINGS, {}), SAMPLINGS)
-    return weigh
+    return op_syntax.complete(specs[0], SAMPLINGS, {}) if specs else None
 
 
 class SampledOrder:

@@ -17,6 +17,10 @@ import numpy as np
 
 from jaxclip.data.stages import CELL_BYTES, Board
 
+_ALIGNMENT = 64
+# Blocks of 32 MiB and more do not count, see mallopt(3): M_MMAP_THRESHOLD.
+_LARGEST_COUNTED = 31 << 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -66,6 +70,27 @@ class Layout:
             found[key] = flat.reshape(self.rows, side, side, 3)
             start += size
         return found
+
+
+def empty_pictures(count: int, side: int) -> np.ndarray:
+    """uint8[count, side, side, 3] that is not filled, where TensorFlow and JAX take it as it is.
+
+    They copy arrays that do not begin at a multiple of 64 bytes.
+    """
+    size = count * 3 * side**2
+    flat = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -flat.ctypes.data % _ALIGNMENT
+    return flat[start : start + size].reshape(count, side, side, 3)
+
+
+def keep_freed_memory() -> None:
+    """Let the memory of one picture serve the next, as the C library of Linux does it.
+
+    It gives memory back to the system as soon as twice the largest block freed so far lies unused,
+    and has each page of it handed out anew: up to a fifth of the time of a picture of half a
+    megabyte. So one of the largest blocks that it counts is freed, of which no page was ever used.
+    """
+    np.empty(_LARGEST_COUNTED, np.uint8)
 
 
 def create(size: int) -> int:

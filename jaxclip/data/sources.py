@@ -2,8 +2,9 @@
 
 :func:`open` takes ``"emoji"`` (built in), the directory of a TFDS data set (TFRecord or ArrayRecord
 shards, with one configuration and version), ``"webdataset:/path/{000..009}.tar"``,
-``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`), or
-``"scenes:emoji"`` (:mod:`jaxclip.data.scenes`). Only metadata is read on opening; neither
+``"parquet:/path/*.parquet"`` or ``"arrow:/path"`` (:mod:`jaxclip.data.table_source`),
+``"tfds:coco_captions"`` (:mod:`jaxclip.data.tfds_names`), or ``"scenes:emoji"``
+(:mod:`jaxclip.data.scenes`). Only metadata is read on opening; neither
 TensorFlow nor a network is needed.
 """
 
@@ -13,9 +14,9 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from jaxclip.data import emoji, remote, scenes, table_source, webdataset
+from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
-from jaxclip.data.tfds_directory import field_names, open_directory
+from jaxclip.data.tfds_directory import data_sets_beside, field_names, open_directory
 from jaxclip.registry import Registry, hint
 
 __all__ = [
@@ -29,6 +30,7 @@ BUILT_IN: dict[str, Callable[[], pathlib.Path]] = {"emoji": emoji.directory}
 # What stands before the colon of "KIND:REST" -> a function from REST to a DataSet.
 KINDS = Registry("kind of data set")
 KINDS.register("webdataset", webdataset.open_pattern)
+KINDS.register("tfds", tfds_names.open_name)
 KINDS.register("parquet", table_source.open_parquet)
 KINDS.register("arrow", table_source.open_arrow)
 
@@ -62,11 +64,11 @@ def open(name: str | os.PathLike[str]) -> DataSet:
             way = f"it is read in place as {in_place}:{text}"
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
     if not path.is_dir():
-        siblings = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = hint(path.name, [*siblings, *BUILT_IN]) if "/" not in text else ""
+        beside = data_sets_beside(path)
+        known = [*beside, *BUILT_IN] if "/" not in text else beside
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
-            f"of KIND:FILES ({', '.join(KINDS.names())}){near or hint(path.name, siblings)}"
+            f"of KIND:FILES ({', '.join(KINDS.names())}){hint(path.name, known) if known else ''}"
         )
     return open_directory(text)
 

@@ -12,8 +12,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import decode, remote
-from jaxclip.data.tfrecord import load_sidecar, save_sidecar, stamp_and_sidecar
+from jaxclip.data import decode, remote, tar_headers
+from jaxclip.data.tfrecord import bytes_of, load_sidecar, save_sidecar, stamp_and_sidecar
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,17 +24,15 @@ TEXT_EXTENSIONS = ("txt", "text", "caption")
 JSON_EXTENSION = "json"
 LABEL_EXTENSION = "cls"
 
-# Columns of an index: where the image, the text, the JSON file and the label of a sample start, and
-# their sizes; -1 = there is none.
-PARTS = ("image", "text", "json", "label")
+# Which files of a sample an index knows: its picture, JSON file, label, and texts by their endings.
+PARTS = ("image", JSON_EXTENSION, "label", *TEXT_EXTENSIONS)
 NONE = -1
 # Change when an index holds something else than before.
-_INDEX_VERSION = 3
-
+_INDEX_VERSION = 4
 
 # Bytes that tell what a file is; those behind the end of a tar among which another one would begin;
 # endings of files that are named in an error.
-_BEGIN, _PADDING, _NAMED_ENDINGS = 1024, 64 << 10, 6
+_BEGIN, _PADDING, _NAMED_ENDINGS = 1024, tar_headers.PADDING, 6
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 GOES_ON = (
     "another tar stands behind its end, which is left out; unpack each on its own, or join tars "
@@ -63,7 +61,7 @@ def sample_name(name: str) -> SampleName | None:
 
 
 def part_of(extension: str) -> str | None:
-    """Which of :data:`PARTS` a file is, or None if none we use."""
+    """What a file is ("image", "text", "json", "label"), or None if none we use."""
     if extension in IMAGE_EXTENSIONS:
         return "image"
     if extension in TEXT_EXTENSIONS:
@@ -76,15 +74,24 @@ class TarIndex(NamedTuple):
 
     Attributes:
       keys: bytes[n], UTF-8.
-      offsets: int64[n, 4], of image, text, JSON and label; -1 = the sample has none.
-      sizes: int64[n, 4].
+      offsets: int64[n, p], of the files of a sample; -1 = it has none.
+      sizes: uint32[n, p], or int64 where there are larger ones.
+      parts: bytes[p], which of :data:`PARTS` a column is; those that no sample has are left out.
       problem: bytes[], what is wrong with the whole tar, in UTF-8; empty if nothing is.
     """
 
     keys: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    parts: np.ndarray
     problem: np.ndarray
+
+    def files(self, row: int) -> dict[str, tuple[int, int]]:
+        """(offset, size) of the files of a sample, by what they are."""
+        found = zip(
+            self.parts.tolist(), self.offsets[row].tolist(), self.sizes[row].tolist(), strict=True
+        )
+        return {part.decode(): (offset, size) for part, offset, size in found if offset != NONE}
 
 
 def index_tar(path: str | os.PathLike[str]) -> TarIndex:
@@ -122,52 +129,124 @@ def _tar(file: IO[bytes]) -> Iterator[tuple[tarfile.TarFile, int]]:
         yield tar, size
 
 
+class _Found(NamedTuple):
+    """The files of samples in a tar, in order.
+
+    Attributes:
+      keys: bytes[n], of the samples that they are of.
+      columns: int[n], which of :data:`PARTS` they are.
+      offsets: int64[n].
+      sizes: int64[n].
+      others: those that no sample has a use for.
+      problem: why there are no more.
+    """
+
+    keys: np.ndarray
+    columns: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    others: Others
+    problem: str = ""
+
+
 def _scan(path: str | os.PathLike[str]) -> TarIndex:
+    with bytes_of(path) as data:
+        files = tar_headers.read(data)
+    found = _one_by_one(path) if files is None else _at_once(files)
+    keys, table, sizes = _samples(found)
+    apart = _apart(keys.tolist(), table)
+    if apart:
+        raise ValueError(not_adjacent(path, apart))
+    problem = found.problem or found.others.problem(len(keys) > 0)
+    used = (table != NONE).any(axis=0)
+    small = np.uint32 if sizes.max(initial=0) < 2**32 else np.int64
+    return TarIndex(
+        keys,
+        table[:, used],
+        sizes[:, used].astype(small),
+        np.array(PARTS, np.bytes_)[used],
+        np.array(problem.encode("utf-8"), np.bytes_),
+    )
+
+
+def _samples(found: _Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys bytes[n], offsets and sizes int64[n, len(PARTS)] of samples: of runs of one key."""
+    first = np.ones(len(found.keys), bool)
+    first[1:] = found.keys[1:] != found.keys[:-1]
+    row = np.cumsum(first) - 1
+    shape = (int(first.sum()), len(PARTS))
+    offsets, sizes = np.full(shape, NONE, np.int64), np.zeros(shape, np.int64)
+    # Of two files of one kind the first counts.
+    _, chosen = np.unique(row * len(PARTS) + found.columns, return_index=True)
+    where = row[chosen], found.columns[chosen]
+    offsets[where], sizes[where] = found.offsets[chosen], found.sizes[chosen]
+    return found.keys[first], offsets, sizes
+
+
+def _column_of(extension: str) -> int:
+    """Which of :data:`PARTS` a file is, -1 for none."""
+    part = part_of(extension)
+    return -1 if part is None else PARTS.index(extension if part == "text" else part)
+
+
+def _at_once(files: tar_headers.Files) -> _Found:
+    """Of all names at once, as :func:`sample_name` takes apart one."""
+    count, width = files.names.shape
+    places = np.arange(width, dtype=np.int16)
+    slash = np.where(files.names == ord("/"), places, np.int16(-1)).max(axis=1, initial=-1)
+    is_dot = (files.names == ord(".")) & (places > slash[:, None])
+    dot = is_dot.argmax(axis=1)
+    named = is_dot.any(axis=1) & (dot > slash + 1)
+    # Endings of up to eight letters as numbers; the longest that we know has seven.
+    longest = np.pad(files.names, ((0, 0), (0, 10)))
+    endings = longest[np.arange(count)[:, None], dot[:, None] + np.arange(1, 10)]
+    numbers = np.ascontiguousarray(endings[:, :8]).view(np.uint64)[:, 0]
+    columns = np.full(count, -1)
+    for number in np.unique(numbers):
+        extension = number.tobytes().rstrip(b"\0").decode("ascii").lower()
+        columns[numbers == number] = _column_of(extension)
+    columns[~named | (endings[:, 8] != 0)] = -1
+    others = Others()
+    for name in files.names[columns < 0]:
+        others.add_file(name.tobytes().rstrip(b"\0").decode("ascii"))
+    used = columns >= 0
+    keys = np.ascontiguousarray(files.names[used] * (places < dot[used, None])).view(f"S{width}")
+    # As narrow as they can be: an index is kept in memory.
+    keys = keys[:, 0].astype(f"S{max(1, int(dot[used].max(initial=1)))}")
+    return _Found(keys, columns[used], files.offsets[used], files.sizes[used], others)
+
+
+def _one_by_one(path: str | os.PathLike[str]) -> _Found:
     keys: list[bytes] = []
-    offsets: list[list[int]] = []
-    sizes: list[list[int]] = []
+    rows: list[tuple[int, int, int]] = []
     problem = ""
     others = Others()
     try:
         with _opened(path) as file, _tar(file) as (tar, size):
             for member in members(tar):
                 name = sample_name(member.name) if member.isreg() else None
-                part = part_of(name.extension) if name else None
-                if name is None or part is None:
-                    others.add(member, name)
+                column = _column_of(name.extension) if name else -1
+                if name is None or column < 0:
+                    others.add(member)
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
-                key = name.key.encode("utf-8", "replace")
-                if not keys or keys[-1] != key:
-                    keys.append(key)
-                    offsets.append([NONE] * len(PARTS))
-                    sizes.append([0] * len(PARTS))
-                column = PARTS.index(part)
-                if offsets[-1][column] == NONE:
-                    offsets[-1][column], sizes[-1][column] = member.offset_data, member.size
+                keys.append(name.key.encode("utf-8", "replace"))
+                rows.append((column, member.offset_data, member.size))
             if goes_on(file, tar.offset):
                 problem = GOES_ON
     except tarfile.TarError as error:
-        begin = _begin(path)
+        with _opened(path) as file:
+            begin = file.read(_BEGIN)
         if not keys and begin.startswith(_COMPRESSED):
             raise ValueError(
                 f"{path} is compressed, which cannot be read in place; unpack it, or use "
                 "`jaxclip data import`"
             ) from error
-        problem = f"it is damaged after {len(keys)} samples: {error}" if keys else no_tar(begin)
-    table = np.array(offsets, np.int64).reshape(-1, len(PARTS))
-    apart = _apart(keys, table)
-    if apart:
-        raise ValueError(not_adjacent(path, apart))
-    if not problem:
-        problem = others.problem(bool(keys))
-    return TarIndex(
-        np.array(keys, np.bytes_),
-        table,
-        np.array(sizes, np.int64).reshape(-1, len(PARTS)),
-        np.array(problem.encode("utf-8"), np.bytes_),
-    )
+        count = len(dict.fromkeys(keys))
+        problem = f"it is damaged after {count} samples: {error}" if keys else no_tar(begin)
+    columns, offsets, sizes = np.array(rows, np.int64).reshape(-1, 3).T
+    return _Found(np.array(keys, np.bytes_), columns, offsets, sizes, others, problem)
 
 
 class Others:
@@ -183,12 +262,18 @@ class Others:
         self._link = ""
         self._endings: dict[str, None] = {}
 
-    def add(self, member: tarfile.TarInfo, name: SampleName | None) -> None:
-        """Note a file; ``name`` is None for one that can't belong to a sample."""
-        if member.issym() or member.islnk():
-            linked = sample_name(member.name)
-            if linked is not None and part_of(linked.extension) == "image":
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Note a file, link or folder."""
+        if member.isreg():
+            self.add_file(member.name)
+        elif member.issym() or member.islnk():
+            name = sample_name(member.name)
+            if name is not None and part_of(name.extension) == "image":
                 self._links, self._link = self._links + 1, self._link or member.name
+
+    def add_file(self, path: str) -> None:
+        """Note a file by its path in the tar."""
+        name = sample_name(path)
         if name is None:
             return
         if len(self._endings) < _NAMED_ENDINGS:
@@ -267,8 +352,3 @@ def goes_on(file: IO[bytes], end: int) -> bool:
 def no_tar(begin: bytes) -> str:
     """What a file is that is no tar, in one line, by its first bytes."""
     return f"it is no tar, but {decode.kind_of(begin)}" if begin else "it is empty"
-
-
-def _begin(path: str | os.PathLike[str]) -> bytes:
-    with _opened(path) as file:
-        return file.read(_BEGIN)

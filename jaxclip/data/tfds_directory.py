@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -14,16 +16,26 @@ import numpy as np
 from jaxclip.data import array_record_file, remote, tfrecord
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
-from jaxclip.registry import hint
+from jaxclip.registry import check_options, hint
 
 
-def open_directory(directory: str | os.PathLike[str], name: str | None = None) -> DataSet:
-    """Open the directory of a TFDS data set; see :func:`.sources.open`."""
+def open_directory(
+    directory: str | os.PathLike[str],
+    name: str | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> DataSet:
+    """Open the directory of a TFDS data set; see :func:`.sources.open`.
+
+    Args:
+      directory: with one configuration and version.
+      name: for messages.
+      fields: see :func:`field_names`.
+    """
     path = remote.path_of(directory)
     name = name or os.fspath(directory)
     info = _load_json(path, "dataset_info.json", name)
     features = _load_json(path, "features.json", name)
-    names = field_names(features, name)
+    names = field_names(features, name, fields or {})
     class_names = _class_names(path, names.label)
     splits = {split["name"]: split for split in info.get("splits", [])}
     lengths = {
@@ -175,25 +187,31 @@ def _reader(file_format: str, paths: list[str], lengths: list[int], name: str) -
     )
 
 
-def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
+def field_names(
+    features: Mapping[str, Any], name: str, given: Mapping[str, str] = types.MappingProxyType({})
+) -> FieldNames:
     """Find image, captions and label among the features of a TFDS ``features.json``.
 
     Args:
       features: the parsed file.
       name: of the data set, for errors.
+      given: part of a record (``image``, ``texts``, ``label``, ``key``, ``meta``) -> feature.
 
     Returns:
       The names; ``texts`` is empty if the data set has class labels in place of captions.
 
     Raises:
-      ValueError: there is no image feature, or neither captions nor a class label.
+      ValueError: there is no image feature, or neither captions nor a class label, or a given
+        feature is not there.
     """
     known = features.get("featuresDict", {}).get("features", {})
     kinds = {
         key: value.get("pythonClassName", "").rsplit(".", 1)[-1] for key, value in known.items()
     }
     listing = ", ".join(f"{key}: {kind}" for key, kind in kinds.items()) or "none"
+    _check_given(given, known, kinds, name)
     images = [key for key, kind in kinds.items() if kind == "Image"]
+    images = [given["image"]] if "image" in given else images
     if not images:
         raise ValueError(
             f"data set {name!r} has no image feature (its features are {listing}); jaxclip needs "
@@ -207,19 +225,35 @@ def field_names(features: Mapping[str, Any], name: str) -> FieldNames:
     ]
     # As coco_captions has them: a Sequence of dicts with the caption under "text".
     texts += [f"{key}/{inner}" for key in ("captions", "texts") for inner in _texts_in(known, key)]
+    texts = [given["texts"]] if "texts" in given else texts
     labels = [key for key in ("label", "labels") if kinds.get(key) in ("ClassLabel", "Scalar")]
+    labels = [given["label"]] if "label" in given else labels
     if not texts and not (labels and kinds[labels[0]] == "ClassLabel"):
         raise ValueError(
             f"data set {name!r} has neither captions nor class labels (its features are "
             f"{listing}); jaxclip needs 'texts', a Sequence of Text"
         )
     return FieldNames(
-        image="image" if "image" in images else images[0],
+        image=images[0] if "image" in given or "image" not in images else "image",
         texts="texts" if "texts" in texts else (texts[0] if texts else ""),
         label=labels[0] if labels else "",
-        key=next((key for key in _KEYS if kinds.get(key) == "Text"), ""),
-        meta="meta" if kinds.get("meta") == "Text" else "",
+        key=given.get("key", next((key for key in _KEYS if kinds.get(key) == "Text"), "")),
+        meta=given.get("meta", "meta" if kinds.get("meta") == "Text" else ""),
     )
+
+
+def _check_given(
+    given: Mapping[str, str], known: Mapping[str, Any], kinds: Mapping[str, str], name: str
+) -> None:
+    """Refuse a map of features that names what is not there."""
+    what = f"data set {name!r}"
+    check_options(given, [field.name for field in dataclasses.fields(FieldNames)], what)
+    nested = [f"{key}/{inner}" for key in known for inner in _texts_in(known, key)]
+    for part, feature in given.items():
+        if feature not in known and feature not in nested:
+            raise ValueError(f"{what} has no feature {feature!r}{hint(feature, [*known, *nested])}")
+        if part == "image" and kinds.get(feature) != "Image":
+            raise ValueError(f"{what}: feature {feature!r} is no Image but {kinds.get(feature)}")
 
 
 def _texts_in(known: Mapping[str, Any], key: str) -> list[str]:
@@ -251,13 +285,25 @@ def _other_kind(directory: Any) -> str:
     return ""
 
 
+def data_sets_beside(directory: Any) -> list[str]:
+    """Names of the folders beside one that hold a data set, in themselves or in a version's."""
+    parent = directory.parent
+    if not parent.is_dir():
+        return []
+    info = "dataset_info.json"
+    files = (info, f"*/{info}", f"*/*/{info}")
+    return [
+        each.name
+        for each in sorted(parent.iterdir())
+        if each.is_dir() and any(next(iter(each.glob(file)), None) for file in files)
+    ]
+
+
 def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
     if not directory.is_dir():
-        parent = directory.parent
-        siblings = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-        raise FileNotFoundError(
-            f"data set {name!r}: no such directory{hint(directory.name, siblings)}"
-        )
+        beside = data_sets_beside(directory)
+        near = hint(directory.name, beside) if beside else ""
+        raise FileNotFoundError(f"data set {name!r}: no such directory{near}")
     path = directory / file
     if not path.is_file():
         nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))

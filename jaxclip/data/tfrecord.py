@@ -120,7 +120,7 @@ def stamp_and_sidecar(
 
 
 @contextlib.contextmanager
-def _bytes_of(path: str | os.PathLike[str]) -> Iterator[bytes | mmap.mmap]:
+def bytes_of(path: str | os.PathLike[str]) -> Iterator[bytes | mmap.mmap]:
     """All bytes of a file: mapped if it is local, else in memory as long as they are needed."""
     if remote.is_remote(path):
         yield remote.read(os.fspath(path)) or b""
@@ -135,7 +135,7 @@ def _scan(path: str | os.PathLike[str], num_records: int) -> ShardIndex:
     offsets: list[int] = []
     sizes: list[int] = []
     damaged: list[int] = []  # before which records
-    with _bytes_of(path) as data:
+    with bytes_of(path) as data:
         end, position = len(data), 0
         while position + _HEADER_BYTES <= end and len(offsets) < num_records:
             length, crc = _HEADER.unpack_from(data, position)
@@ -279,13 +279,14 @@ class TFRecordReader:
         if offset == _LOST:
             return BadRecord("corrupted", f"lost in a damaged part of {self._paths[shard]}")
         data = self._files.pread(self._paths[shard], size + _FOOTER_BYTES, offset)
+        content = data[:size]
         if len(data) != size + _FOOTER_BYTES or (
-            _CRC.unpack_from(data, size)[0] != masked_crc(data[:size])
+            _CRC.unpack_from(data, size)[0] != masked_crc(content)
         ):
             return BadRecord(
                 "corrupted", f"checksum mismatch at byte {offset} of {self._paths[shard]}"
             )
-        return data[:size]
+        return content
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:

@@ -29,8 +29,8 @@ import numpy as np
 from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, is_hidden, splits_of_files
-from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
-from jaxclip.data.tar_index import NONE, PARTS, TarIndex, index_tar
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
+from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache
 
 _LOG = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class TarSource(RecordSource):
     Args:
       paths: the tars, in order.
       counts: number of samples of each. Where a tar holds fewer, the missing ones are bad records.
-      max_indices: how many tars' indices are kept in memory (about 90 bytes a sample). A window of
+      max_indices: how many tars' indices are kept in memory (about 50 bytes a sample). A window of
         the shuffled order has records of a thousand places.
     """
 
@@ -318,29 +318,31 @@ class TarSource(RecordSource):
         if row >= len(where.keys):
             return BadRecord("corrupted", f"{self._paths[tar]} has {len(where.keys)} samples only")
         key = where.keys[row].decode("utf-8")
-        image = self._bytes(tar, where, row, "image")
+        places = where.files(row)
+
+        def content(part: str) -> bytes | None:
+            place = places.get(part)
+            return None if place is None else self._files.pread(self._paths[tar], *place[::-1])
+
+        image = content("image")
         if image is None:
             return BadRecord("missing_image", f"sample without an image in {self._paths[tar]}", key)
         if alone:
             return Record(image, (), -1, key)
-        text = self._bytes(tar, where, row, "text")
-        meta = self._bytes(tar, where, row, "json")
-        cls = self._bytes(tar, where, row, "label")
+        data = content("json") or b""
+        meta = data.decode("utf-8", "replace")
+        cls = content("label")
         label = label_of(cls)
-        texts, bad = decode_foreign_texts(() if text is None else (text,))
+        files = map(content, TEXT_EXTENSIONS)
+        texts, bad = decode_foreign_texts(each for each in files if each is not None)
         if not texts:
-            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(meta)))
+            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(data, meta)))
             bad += bad_in_json
         if not texts and label < 0 and cls:
             texts, _ = decode_foreign_texts((cls,))  # the name of a class
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
-        return Record(image, texts, label, key, (meta or b"").decode("utf-8", "replace"))
-
-    def _bytes(self, tar: int, where: TarIndex, row: int, part: str) -> bytes | None:
-        column = PARTS.index(part)
-        offset, size = int(where.offsets[row, column]), int(where.sizes[row, column])
-        return None if offset == NONE else self._files.pread(self._paths[tar], size, offset)
+        return Record(image, texts, label, key, meta)
 
     def _index(self, tar: int) -> TarIndex:
         with self._tar_locks[tar]:  # one scan of a tar, whoever needs it first
@@ -357,20 +359,20 @@ class TarSource(RecordSource):
         return index
 
 
-def json_object(data: bytes | None) -> dict[str, Any]:
+def json_object(data: bytes, text: str) -> Mapping[str, Any]:
     """The object in a sample's JSON file, empty if it is none; captions alone become one.
 
     Bytes that are no UTF-8 stay what they are, for the caller to find.
+
+    Args:
+      data: of the file.
+      text: the same, with a mark for each of those bytes.
     """
-    if data is None:
-        return {}
-    try:
-        values = json.loads(data.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
-    except (ValueError, RecursionError):
-        return {}
-    if isinstance(values, (str, list)):
-        return {TEXT_FIELDS[0]: values}
-    return values if isinstance(values, dict) else {}
+    if "\ufffd" in text:
+        text = data.decode("utf-8", "surrogateescape")
+    text = text.removeprefix("\ufeff").lstrip()
+    # A text or a list of them as the only member of an object.
+    return meta_object(f'{{"{TEXT_FIELDS[0]}": {text}}}' if text[:1] in ('"', "[") else text)
 
 
 def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:

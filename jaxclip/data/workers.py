@@ -31,7 +31,7 @@ from jaxclip.data.dispatcher import Dispatcher, Job, Task
 from jaxclip.data.loader import Loaded, Replacement, num_cpus
 from jaxclip.data.record import BadRecord
 from jaxclip.data.record_stats import MAX_ATTEMPTS, RecordStats
-from jaxclip.data.shared_memory import Layout
+from jaxclip.data.shared_memory import Layout, empty_pictures
 from jaxclip.data.stages import Board
 from jaxclip.fields import BatchSpec
 
@@ -99,7 +99,7 @@ class WorkerReader:
         count = len(places)
         self.stats.add_drawn(count)
         views = {
-            key: np.zeros((count, side, side, 3), np.uint8)
+            key: empty_pictures(count, side)  # each row is filled, or nothing is returned
             for key, side in self._layout.sides.items()
         }
         loaded: dict[int, Loaded] = {}

@@ -9,6 +9,7 @@ from jaxclip.registry import Registry
 
 # Files of this package that hold no evaluator.
 _PARTS = (
+    "attack",
     "base",
     "class_names",
     "encoding",

@@ -28,6 +28,8 @@ class Model:
       tokenizer: ``list of n strings -> int32[n, L]``.
       mesh: the mesh.
       batch_size: rows of a global batch; rounded up to what the mesh divides.
+      encode_tokens: ``(params, uint8[B, H, W, 3]) -> float32[B, C]``, the mean of the image
+        tower's patch tokens; None where they are not to be had.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Model:
         *,
         mesh: Mesh | None = None,
         batch_size: int = 128,
+        encode_tokens: Encode | None = None,
     ):
         self.encode_image, self.encode_text = encode_image, encode_text
+        self.encode_tokens = encode_tokens
         self.params, self.tokenizer = params, tokenizer
         self.mesh = parallel.make_mesh() if mesh is None else mesh
         self.batch_size = batch_size
@@ -94,8 +98,14 @@ class Data(abc.ABC):
         """``(label, number of captions)`` of a few records of a split, read without decoding."""
 
     @abc.abstractmethod
-    def images(self, model: Model, split: str = "") -> EncodedSplit:
-        """The split (default: the task's) with its embeddings; the same on all processes."""
+    def images(self, model: Model, split: str = "", *, tokens: bool = False) -> EncodedSplit:
+        """The split (default: the task's) with its embeddings; the same on all processes.
+
+        Args:
+          model: what embeds.
+          split: of the data set.
+          tokens: give means of the patches' tokens in place of embeddings.
+        """
 
     @abc.abstractmethod
     def pictures(self, numbers: Sequence[int], split: str = "") -> dict[int, np.ndarray]:
@@ -109,7 +119,8 @@ class ArrayData(Data):
     """Splits that are encoded already.
 
     Args:
-      splits: embeddings, labels and captions of each split; :func:`arrays` makes one.
+      splits: embeddings (or means of tokens, where the evaluator reads these), labels and captions
+        of each split; :func:`arrays` makes one.
       split: the split that the evaluator is about; default: the first.
       class_names: by label.
     """
@@ -138,7 +149,7 @@ class ArrayData(Data):
         rows = self._splits[split]
         return [(int(a), len(b)) for a, b in zip(rows.labels[:16], rows.texts[:16], strict=True)]
 
-    def images(self, model: Model, split: str = "") -> EncodedSplit:
+    def images(self, model: Model, split: str = "", *, tokens: bool = False) -> EncodedSplit:
         return self._splits[split or self.split]
 
     def pictures(self, numbers: Sequence[int], split: str = "") -> dict[int, np.ndarray]:

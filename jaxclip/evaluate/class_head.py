@@ -15,8 +15,8 @@ from jaxclip.evaluate.linear_probe import labelled
 class ClassHead(Evaluator):
     """How often is the classifier of ``objective: class_head`` right?
 
-    It reads unit embeddings (``features="image"``). A head on tokens is not evaluated here: use
-    ``linear_probe`` for its tower.
+    It reads what the head was trained on: unit embeddings (``features="image"``), or the mean of
+    the patches' tokens (``"image_tokens"``, FT-CLIP's).
 
     Attributes:
       term: name of the term in the run's ``objective``.
@@ -37,22 +37,35 @@ class ClassHead(Evaluator):
         """``top1``, ``num_examples``, and ``num_classes`` of the head.
 
         Raises:
-          ValueError: the run has no such head, or it reads tokens.
+          ValueError: the run has no such head, or it reads tokens that the model does not give.
         """
         head: Any = model.params.get("objective", {}).get(self.term)
         if head is None:
             raise ValueError(f"the run has no objective {self.term!r} whose head could be judged")
-        if "norm" in head:
+        on_tokens = "norm" in head
+        if on_tokens and model.encode_tokens is None:
             raise ValueError(
-                f"the head of {self.term!r} reads the tower's tokens, not its embedding; evaluate "
-                "the tower by linear_probe"
+                f"the head of {self.term!r} reads the tokens of all patches, which this model does "
+                "not give (evaluate.token_reduction leaves fewer)"
             )
-        features, labels = labelled(data.images(model))
+        features, labels = labelled(data.images(model, tokens=on_tokens))
         kernel, bias = np.asarray(head["kernel"]), np.asarray(head["bias"])
-        scores = features * kernel.shape[0] ** 0.5 @ kernel + bias
+        if on_tokens:
+            features = _normed(features, head["norm"])
+        else:
+            features = features * kernel.shape[0] ** 0.5
+        scores = features @ kernel + bias
         hits = np.argmax(scores, axis=1) == labels
         return {
             "top1": float(hits.mean()) if len(hits) else float("nan"),
             "num_examples": len(hits),
             "num_classes": kernel.shape[1],
         }
+
+
+def _normed(x: np.ndarray, norm: Any) -> np.ndarray:
+    """The layer norm of a head on tokens, float32[N, C]."""
+    centred = x - x.mean(axis=1, keepdims=True)
+    deviation = np.sqrt(np.mean(centred**2, axis=1, keepdims=True) + 1e-6)
+    normed: np.ndarray = centred / deviation * np.asarray(norm["scale"]) + np.asarray(norm["bias"])
+    return normed

@@ -104,20 +104,22 @@ def clusters(vectors: np.ndarray, distance: float) -> np.ndarray:
       vectors: float[N, D], unit rows.
       distance: 1 - cos up to which two rows are linked.
     """
-    parent = np.arange(len(vectors))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = int(parent[i])
-        return i
-
+    # The smallest row that each is known to hang together with.
+    root = np.arange(len(vectors))
     for start in range(0, len(vectors), _TILE):
-        near = vectors[start : start + _TILE] @ vectors.T >= 1.0 - distance
-        for a, b in zip(*np.nonzero(near), strict=True):
-            if (one := root(int(a) + start)) != (other := root(int(b))):
-                parent[max(one, other)] = min(one, other)
-    return np.array([root(i) for i in range(len(vectors))], np.int64)
+        tile = slice(start, start + _TILE)
+        near = vectors[tile] @ vectors.T >= 1.0 - distance
+        near &= root[tile, None] != root
+        one, other = np.nonzero(near)
+        one += start
+        while len(one):
+            a, b = root[one], root[other]
+            np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
+            while not np.array_equal(root, above := root[root]):
+                root = above
+            apart = root[one] != root[other]
+            one, other = one[apart], other[apart]
+    return root
 
 
 def adjusted_rand_index(found: np.ndarray, truth: np.ndarray) -> float:

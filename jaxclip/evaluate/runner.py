@@ -32,6 +32,7 @@ def evaluate(
     workdir: str | os.PathLike[str] | None = None,
     step: int = 0,
     weights: str = "model",
+    encode_tokens: Encode | None = None,
 ) -> dict[str, float]:
     """All tasks of ``config["evaluate"]``.
 
@@ -47,6 +48,8 @@ def evaluate(
       step: the step the parameters are of, for these files.
       weights: which parameters these are (``"model"``, ``"ema"``); ``eval.json`` keeps one result
         of each.
+      encode_tokens: ``(params, uint8[B, H, W, 3]) -> float32[B, C]``, the mean of the patches'
+        tokens, for heads that read these.
 
     Returns:
       A flat dict: ``<split>/zero_shot/top1``, ``<split>/retrieval/image_to_text_r1``, …; of data
@@ -57,7 +60,10 @@ def evaluate(
     """
     tasks = tasks_lib.from_config(config)
     batch_size = config["evaluate"]["batch_size"]
-    model = Model(encode_image, encode_text, params, tokenizer, mesh=mesh, batch_size=batch_size)
+    model = Model(
+        encode_image, encode_text, params, tokenizer, mesh=mesh, batch_size=batch_size,
+        encode_tokens=encode_tokens,
+    )  # fmt: skip
     metrics: dict[str, float] = {}
     cache: dict[str, dict[str, EncodedSplit]] = {}
     for task in tasks:

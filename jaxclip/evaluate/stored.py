@@ -65,19 +65,23 @@ class StoredData(Data):
         records = (source[i] for i in range(min(_SAMPLE, len(source))))
         return [(r.label, len(texts_of(r))) for r in records if isinstance(r, Record)]
 
-    def images(self, model: Model, split: str = "") -> EncodedSplit:
+    def images(self, model: Model, split: str = "", *, tokens: bool = False) -> EncodedSplit:
         split = split or self.split
-        if split not in self._cache:
+        encode = model.encode_tokens if tokens else model.encode_image
+        if encode is None:
+            raise ValueError("this model gives no tokens of its pictures, only embeddings")
+        key = f"{split} (tokens)" if tokens else split
+        if key not in self._cache:
             share, count = parallel.process_share(model.mesh)
             rows = encoding.global_rows(model.batch_size, model.mesh)
-            self._cache[split] = encoding.encode_split(
-                model.encode_image,
+            self._cache[key] = encoding.encode_split(
+                encode,
                 model.params,
                 self._batches(split, rows, share, count),
                 batch_size=model.batch_size,
                 mesh=model.mesh,
             )
-        return self._cache[split]
+        return self._cache[key]
 
     def pictures(self, numbers: Sequence[int], split: str = "") -> dict[int, np.ndarray]:
         split = split or self.split

@@ -30,13 +30,9 @@ def term_of(config: Config, path: str) -> tuple[str, objectives.Objective]:
     Raises:
       ValueError: the model has none.
     """
-    for term in config["objective"]:
-        options = {"name": term} if isinstance(term, str) else dict(term)
-        kind = objectives.REGISTRY.get(str(options.get("name")))
-        if issubclass(kind, Captioning):
-            name = options.pop("as", str(options["name"]).rpartition(":")[2])
-            options.pop("weight", None)
-            return name, objectives.REGISTRY.build(options)
+    for term in objectives.listed(config["objective"]):
+        if isinstance(term.objective, Captioning):
+            return term.name, term.objective
     raise ValueError(
         f"{path} has no captioning decoder: captions need CoCa weights, or a run with objective "
         f"{TERM!r}"

@@ -149,8 +149,9 @@ def export_weights(
     Args:
       source: a workdir (its averaged parameters, where it keeps them) or published weights.
       to: a new folder, or an empty one.
-      form: ``"hf"``, ``"open_clip"``, or ``"stablehlo"`` for programs that JAX alone runs
-        (:mod:`jaxclip.inference.programs`), or ``"onnx"``.
+      form: ``"hf"``, ``"open_clip"``, ``"original"`` for the names of the model's authors, or
+        ``"stablehlo"`` for programs that JAX alone runs (:mod:`jaxclip.inference.programs`), or
+        ``"onnx"``.
       tokenizer_path: of the vocabulary, if the configuration has none; empty for none.
 
     Returns:
@@ -177,7 +178,11 @@ def export_weights(
         files = onnx_files.write_onnx(found.config, found.read(None), to, preprocess)
         return f"{os.fspath(to)}: both towers for ONNX ({', '.join(files)})"
     family = export.family_of(sizes, form)
-    files = export.export_checkpoint(found.read(None), sizes, family, to, preprocess)
+    params = found.read(None)
+    if names := export.terms_of(family, sizes):
+        own = {**found.read_own(names), **params.get("objective", {})}
+        params = {**params, "objective": own}
+    files = export.export_checkpoint(params, sizes, family, to, preprocess)
     return f"{os.fspath(to)}: {family} ({', '.join(files)})"
 
 

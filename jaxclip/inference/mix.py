@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclip import objectives
 from jaxclip.config import Config
 from jaxclip.inference import convert
 from jaxclip.registry import hint
@@ -135,6 +136,7 @@ def scorer(config: Config, task: str, metric: str = "") -> Callable[[Params], fl
             plain,
             tokenizer=tokenizer,
             mesh=experiment.mesh,
+            encode_tokens=experiment.encode_tokens,
         )
         return chosen(metrics, task, metric)
 
@@ -180,7 +182,7 @@ def _read(paths: Sequence[PathLike]) -> tuple[list[init_from.Source], list[Param
                 f"{sources[0].path} has {ours.get(key)!r}: only models of one architecture mix"
             )
     models = [source.read(None) for source in sources]
-    names = {str(term.get("name")) for term in sources[0].config["objective"]}
+    names = {term.name for term in objectives.listed(sources[0].config["objective"])}
     own = [source.read_own(names) for source in sources]
     if own[0] and all(_alike(each, own[0]) for each in own):
         models = [{**model, "objective": each} for model, each in zip(models, own, strict=True)]

@@ -22,6 +22,7 @@ from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
 from jaxclip.models import presets, reductions
+from jaxclip.models.products import rules
 from jaxclip.registry import hint
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
@@ -310,6 +311,9 @@ class Model:
         )
 
 
+_SPLIT = {f"bfloat16x{terms}": {"name": "split_bfloat16", "terms": terms} for terms in (2, 3)}
+
+
 def load(
     source: str | os.PathLike[str],
     *,
@@ -325,7 +329,9 @@ def load(
         parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
       dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
-        and behind the blocks, and embeddings are float32.
+        and behind the blocks, and embeddings are float32. ``"bfloat16x2"`` and ``"bfloat16x3"``
+        make the products of the blocks' linear layers of two or three in bfloat16
+        (:mod:`jaxclip.models.products.split_bfloat16`).
       token_reduction: fewer patches in the image tower, ``{"name": "tome", "r": 8}``
         (:mod:`jaxclip.models.reductions`); None for all.
 
@@ -351,10 +357,12 @@ def load(
         if exists:
             tokenizer_check.warn(trained, chosen, path)
         config = {**config, "tokenizer": chosen}
+    products = rules.from_config(_SPLIT.get(dtype))
+    dtype = "float32" if products else dtype
     # The residual stream costs little, and most of the precision (docs/weights.md).
     half = {"residual_dtype": None if dtype == "float32" else "float32"}
     config = {**config, "precision": {**config["precision"], "compute_dtype": dtype, **half}}
-    own = towers.from_config(config, towers.build_model(config))
+    own = towers.from_config(config, towers.build_model(config), products=products)
     reduction = reductions.from_config(token_reduction)
     return Model(path, params, config, dataclasses.replace(own, reduction=reduction))
 

@@ -127,15 +127,11 @@ def _trained_masks(found: init_from.Source) -> Params:
     Raises:
       ValueError: it has none.
     """
-    for term in found.config["objective"]:
-        options = {"name": term} if isinstance(term, str) else dict(term)
-        name = options.pop("as", str(options["name"]).rpartition(":")[2])
-        options.pop("weight", None)
-        objective = objectives.REGISTRY.build(options)
-        if isinstance(objective, TinyCLIP):
-            own = found.read_own([name])
-            if name in own:
-                return objective.masks(own[name])
+    for term in objectives.listed(found.config["objective"]):
+        if isinstance(term.objective, TinyCLIP):
+            own = found.read_own([term.name])
+            if term.name in own:
+                return term.objective.masks(own[term.name])
     raise ValueError(
         f"--from {found.path} has no trained masks: its objective is not 'tinyclip'; use --score "
         "magnitude, hap or mope"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import signal
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -37,11 +39,15 @@ def run(args: argparse.Namespace) -> int:
     if workdir is None:
         raise ValueError("--workdir is missing: name a folder for the cells and the report")
     _keep_programs(workdir)
-    try:
-        outcome = runner.run_grid(config, workdir, max_seconds=args.max_seconds)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the next cell", file=sys.stderr)
-        return 128 + signal.SIGINT
+    with _Interrupts() as interrupts:
+        try:
+            outcome = runner.run_grid(
+                config, workdir, max_seconds=args.max_seconds, stop=lambda: interrupts.seen
+            )
+        except KeyboardInterrupt:
+            return _interrupted()
+    if interrupts.seen:
+        return _interrupted()
     if outcome.done < outcome.total:
         print(f"{outcome.done} of {outcome.total} cells; the same command goes on")
     from jaxclip.lab import report
@@ -66,6 +72,36 @@ def _one_cell(config: dict[str, Any], workdir: pathlib.Path | None, cell: config
         print(f"as in {workdir}, to the bit" if not other else f"differs: {', '.join(other)}")
         return 1 if other else 0
     return 0
+
+
+class _Interrupts:
+    """Remembers Ctrl-C: raised within a callback of JAX's, KeyboardInterrupt is ignored there."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> _Interrupts:
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def _interrupted() -> int:
+    """Say so, and leave without the interpreter's own end, which crashes in threads of XLA's and
+    TensorFlow's that were in the middle of something. Cells are on disk whole or not at all."""
+    print("interrupted; the same command goes on with the next cell", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)
 
 
 def _known(workdir: pathlib.Path, config: dict[str, Any], cell: config_lib.Cell) -> Any:

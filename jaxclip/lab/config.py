@@ -9,10 +9,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxclip import config as config_lib
-from jaxclip.lab import injectors
-from jaxclip.models.products import formats
+from jaxclip import optim
+from jaxclip.lab import injectors, precision
 from jaxclip.registry import hint
+from jaxclip.train import guard as guard_lib
+from jaxclip.train import setup
 
 Config = dict[str, Any]
 
@@ -50,13 +55,17 @@ TRAIN_KEYS = (
     "remat",
     "scan_layers",
     "attention_implementation",
+    "watch",
+    "on_spike",
+    "checkpoint",
 )
 
 DEFAULTS: Config = {
     "title": "",
     "note": "",
     "train": {},  # keys of `jaxclip train`, over TRAIN
-    "rules": {},  # name -> keys of `optim`, over train.optim
+    # name -> keys of `optim`, over train.optim; and "on_spike", its keys over train.on_spike
+    "rules": {},
     "rates": [],
     "injectors": {"none": "none"},  # name -> section of jaxclip.lab.injectors
     "precisions": ["float32"],
@@ -139,6 +148,9 @@ def training(config: Config, model: str, rule: str) -> Config:
     own = config["rules"][rule]
     if not isinstance(own, Mapping):
         raise ValueError(f"rules.{rule}={own!r} must be a mapping with keys of optim")
+    own = dict(own)
+    if "on_spike" in own:
+        given["on_spike"] = _over(given.get("on_spike", {}), own.pop("on_spike"))
     if "learning_rate" in own or "learning_rate" in given["optim"]:
         raise ValueError(f"rules.{rule}: the learning rate is an axis of its own; set 'rates'")
     if own.get("update_clip") or own.get("sam"):
@@ -153,9 +165,11 @@ def training(config: Config, model: str, rule: str) -> Config:
     given["optim"] = {**base, **own, "learning_rate": 1.0}
     try:
         resolved = config_lib.resolve(given)
-        from jaxclip import optim
-
-        optim.from_config(resolved["optim"], resolved["total_steps"])
+        rule_of_optim = optim.from_config(resolved["optim"], resolved["total_steps"])
+        guard = guard_lib.from_config(resolved)
+        if guard is not None and "reset_moments" in guard.actions:
+            state = jax.eval_shape(rule_of_optim.init, {"w": jnp.zeros((2, 2))})
+            setup.check_guard(resolved, guard, state)
     except ValueError as error:
         raise ValueError(f"rules.{rule}, models.{model}: {error}") from error
     return resolved
@@ -207,8 +221,13 @@ def parse_cell(text: str, config: Config) -> Cell:
 
 def digest(config: Config, cell: Cell) -> str:
     """Eight hex digits of everything that decides what a cell computes."""
+    train = training(config, cell.model, cell.rule)
+    # Not all keys of `jaxclip train`: a new one, which says nothing here, makes no other cell.
+    keys = set(TRAIN_KEYS) | {"seed"}
+    if guard_lib.from_config(train) is None:
+        keys -= {"watch", "on_spike", "checkpoint"}
     content = {
-        "train": training(config, cell.model, cell.rule),
+        "train": {key: train[key] for key in keys & train.keys()},
         "injector": config["injectors"][cell.injector],
         "watch": config["watch"],
         "cell": [cell.precision, cell.rate, cell.seed],
@@ -238,7 +257,7 @@ def _check_values(config: Config) -> None:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seeds: {seed!r} must be an integer >= 0")
     for name in config["precisions"]:
-        formats.lookup(name)
+        precision.lookup(name)
     for name, section in config["injectors"].items():
         try:
             injectors.build(section)

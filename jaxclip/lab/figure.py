@@ -27,6 +27,7 @@ def write(config: Config, results: Results, path: pathlib.Path) -> bool:
       Whether there was anything to draw.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     rules = list(config["rules"])[: len(charts.COLORS)]
     colors = dict(zip(rules, charts.COLORS, strict=False))
@@ -40,10 +41,11 @@ def write(config: Config, results: Results, path: pathlib.Path) -> bool:
         _draw_curves(axes[0], curves, colors, config["baseline"])
     if rates:
         _draw_rates(axes[-1], rates, colors)
-    handles, labels = axes[-1].get_legend_handles_labels()
+    shown = {**(curves["rules"] if curves else {}), **rates}
+    lines = [(Line2D([], [], color=colors[rule]), rule) for rule in colors if rule in shown]
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False,
-        fontsize=8.5,
+        *zip(*lines, strict=True), loc="outside lower center", ncols=min(len(lines), 6),
+        frameon=False, fontsize=8.5,
     )  # fmt: skip
     figure.savefig(path, dpi=110, metadata={"Software": None})
     return True
@@ -105,8 +107,8 @@ def _draw_rates(axes: Any, rates: dict[str, Any], colors: dict[str, str]) -> Non
         if rule in rates:
             by_rate = rates[rule]
             axes.plot(
-                list(by_rate), list(by_rate.values()), color=color, label=rule, marker="o",
-                markersize=3.5, linewidth=1.6,
+                list(by_rate), list(by_rate.values()), color=color, marker="o", markersize=3.5,
+                linewidth=1.6,
             )  # fmt: skip
     axes.set_xscale("log")
     dress(axes, "final loss, nothing injected", "learning rate")

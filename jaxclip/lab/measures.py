@@ -120,7 +120,8 @@ def of_cell(curves: Mapping[str, np.ndarray], last: int = 50) -> dict[str, float
       quarter), ``spikes`` and ``spikes_7`` (spike scores of the loss at 10 and 7 deviations),
       ``gradient_spikes``, ``steps_lost``, ``skipped`` (steps), ``attention_logit``,
       ``norm_spread`` (deviation of the log gradient norm behind the first quarter),
-      ``clipped/<rule>`` (share of its tensors and steps), ``rms/<path>`` (its largest).
+      ``clipped/<rule>`` (share of its tensors and steps), ``rms/<path>`` (its largest); of runs
+      with a policy ``judged`` (steps found to be spikes), ``rewinds`` and ``steps_repeated``.
     """
     loss, norm = curves["loss"], curves["grad_norm"]
     late = slice(len(loss) // 4, None)
@@ -138,7 +139,9 @@ def of_cell(curves: Mapping[str, np.ndarray], last: int = 50) -> dict[str, float
     }
     if "nonfinite_count" in curves:
         result["skipped"] = float(curves["nonfinite_count"][-1])
-    for name in ("held_out_loss", "attention_logit"):
+    if "watch/spike" in curves:
+        result["judged"] = float(np.count_nonzero(curves["watch/spike"]))
+    for name in ("held_out_loss", "attention_logit", "rewinds", "steps_repeated"):
         if name in curves:
             result[name] = float(curves[name])
     for name, values in curves.items():

@@ -19,11 +19,11 @@ from jax.flatten_util import ravel_pytree
 
 from jaxclip import config_check, objectives, optim
 from jaxclip.config import Config
-from jaxclip.lab import moments, precision
+from jaxclip.lab import moments, precision, rewinds
 from jaxclip.lab.data import Pairs
 from jaxclip.lab.injectors import Plan
 from jaxclip.models import attention_logits
-from jaxclip.models.products import formats
+from jaxclip.train import guard as guard_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import towers
@@ -39,10 +39,12 @@ class Program:
     Attributes:
       names: paths of the parameters' tensors.
       run: ``(rate, seed, plan) -> {name: float32[T] or float32[]}``.
+      spare: rows that the plan must have behind its T, for batches that are passed over.
     """
 
     names: tuple[str, ...]
     run: Callable[[float, int, Plan], dict[str, np.ndarray]]
+    spare: int = 0
 
 
 def parameter_names(config: Config) -> tuple[str, ...]:
@@ -65,14 +67,14 @@ def share(config: Config, format_name: str) -> Shared:
 
     Args:
       config: resolved training configuration of any rule.
-      format_name: a name of :data:`jaxclip.models.products.formats.PRECISIONS`.
+      format_name: of a precision (:func:`jaxclip.lab.precision.lookup`).
 
     Raises:
       ValueError: an unknown precision, or an objective that wants more than pairs.
     """
     model = towers.build_model(config)
     plain = towers.from_config(config, model)
-    quantize = formats.lookup(format_name)
+    quantize = precision.lookup(format_name)
     own: Any = plain if quantize is None else precision.QuantizedTowers(plain, quantize)
     total = objectives.from_config(config["objective"], config["loss"])
     total.check(own.sizes, None)
@@ -118,13 +120,16 @@ def build(
     )
     data, evaluation = jax.tree.map(jnp.asarray, (pairs[:2], held_out[:2]))
 
-    def call(rate: float, seed: int, plan: Plan) -> dict[str, np.ndarray]:
+    def once(rate: float, seed: int, plan: Plan) -> dict[str, np.ndarray]:
         params = shared.init(jax.random.key(seed))
         params, curves = steps(params, jnp.float32(rate), jnp.uint32(seed), plan, data)
         out = {**curves, **shared.evaluate(params, evaluation)}
         return {name: np.asarray(value) for name, value in out.items()}
 
-    return Program(parameter_names(config), call)
+    def call(rate: float, seed: int, plan: Plan) -> dict[str, np.ndarray]:
+        return rewinds.run(lambda rows: once(rate, seed, rows), plan, config)
+
+    return Program(parameter_names(config), call, rewinds.spare(config))
 
 
 def _loop(
@@ -132,12 +137,18 @@ def _loop(
 ) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
     """``(params, rate, seed, plan, (images, tokens)) -> (params, curves)``, traceable."""
     limit = config_check.logit_scale_limit(config)
+    guard = guard_lib.from_config(config)
 
     def run(
         params: Any, rate: jax.Array, seed: jax.Array, plan: Plan, data: Any
     ) -> tuple[Any, dict[str, jax.Array]]:
         key = jax.random.key(seed)
-        state = state_lib.create_state(lambda key: params, _scaled(rule, rate), key)
+        state = state_lib.create_state(
+            lambda key: params,
+            _scaled(rule, rate),
+            key,
+            guard_state=lambda: None if guard is None else guard.init(),
+        )
 
         def body(state: Any, at: Plan) -> tuple[Any, Any]:
             drawn = jax.random.fold_in(key, state.step)
@@ -146,6 +157,7 @@ def _loop(
                 _injected(gradient, at, drawn),
                 _scaled(rule, rate * at.rate),
                 logit_scale_max=limit,
+                guard=guard,
             )
             before = state.opt_state
             state, metrics = step(state, _batch(data, at, drawn))
@@ -181,10 +193,24 @@ def _injected(gradient: step_lib.Gradient, at: Plan, key: jax.Array) -> step_lib
             # Where nothing is added a gradient that is not finite must stay what it is.
             return unravel(jnp.where(at.direction != 0, flat + length * drawn, flat))
 
+        def noisy(grads: Any) -> Any:
+            flat, unravel = ravel_pytree(grads)
+            size = jnp.linalg.norm(flat) / flat.size**0.5
+            drawn = student_t(jax.random.fold_in(key, 1), jnp.asarray(at.df), flat.shape)
+            return unravel(flat + at.tail * size * drawn)
+
         touched = jnp.any(at.gradient != 1) | (at.direction != 0)
-        return value, jax.lax.cond(touched, change, lambda: grads)
+        grads = jax.lax.cond(touched, change, lambda: grads)
+        return value, jax.lax.cond(at.tail != 0, noisy, lambda grads: grads, grads)
 
     return injected
+
+
+def student_t(key: jax.Array, df: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """float32[shape] of Student's t, by Bailey's polar method (1994, Math. Comp. 62): one formula
+    for any degrees of freedom, where ``jax.random.t`` draws from a gamma by rejection."""
+    u, v = jax.random.uniform(key, (2, *shape), minval=jnp.finfo(jnp.float32).tiny)
+    return jnp.sqrt(df * jnp.expm1(-2.0 / df * jnp.log(u))) * jnp.cos(2.0 * jnp.pi * v)
 
 
 def _change_parameters(params: Any, at: Plan, key: jax.Array) -> Any:

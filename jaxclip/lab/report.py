@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxclip import storage
 from jaxclip.lab import config as config_lib
-from jaxclip.lab import figure, tables
+from jaxclip.lab import figure, policy_table, tables
 from jaxclip.lab.config import Cell, Config
 from jaxclip.lab.tables import Results, Table
 from jaxclip.train import charts, report, report_charts
@@ -37,6 +37,8 @@ def write(config: Config, workdir: pathlib.Path, name: str) -> pathlib.Path:
     """
     results = tables.read(config, workdir)
     made = tables.all_tables(config, results)
+    of_policies = policy_table.policies(config, results)
+    made += [of_policies] if of_policies else []
     storage.write_text(workdir / TABLES, "\n".join(markdown(table) for table in made))
     figure.write(config, results, workdir / figure.FILE_NAME)
     path = workdir / FILE_NAME

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxclip import lock
+from jaxclip import lock, storage
 from jaxclip.lab import cells as cells_lib
 from jaxclip.lab import config as config_lib
 from jaxclip.lab import data, injectors, program
@@ -44,6 +44,7 @@ class Lab:
         self._data: dict[str, data.Pairs] | None = None
         self._program: tuple[tuple[str, str, str], program.Program] | None = None
         self._shared: dict[tuple[str, str], program.Shared] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
 
     def run(self, cell: Cell) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Run a cell.
@@ -56,8 +57,9 @@ class Lab:
         """
         own = self._program_of(cell)
         plan = self.plan(cell, own.names)
+        rows = injectors.extend(plan, self._place(cell, own.names), own.spare)
         began, cpu = time.perf_counter(), time.process_time()
-        curves = own.run(cell.rate, cell.seed, plan)
+        curves = own.run(cell.rate, cell.seed, rows)
         about = {
             "cell": cell._asdict(),
             "seconds": time.perf_counter() - began,
@@ -67,18 +69,33 @@ class Lab:
         }
         return {**curves, "active": plan.active}, about
 
+    def check(self, cells: Iterable[Cell]) -> None:
+        """Make every plan that cells follow, so that none is refused when others have run.
+
+        Raises:
+          ValueError: a step that is not in the run, or a path that matches no parameter.
+        """
+        for model, injector in dict.fromkeys((cell.model, cell.injector) for cell in cells):
+            training = config_lib.training(self.config, model, self.config["baseline"])
+            if model not in self._names:
+                self._names[model] = program.parameter_names(training)
+            cell = Cell(model, "", "", 0.0, injector, 0)
+            self.plan(cell, self._names[model])
+
     def plan(self, cell: Cell, names: tuple[str, ...]) -> injectors.Plan:
         """What a cell's run follows."""
+        section = self.config["injectors"][cell.injector]
+        return injectors.make_plan(injectors.build(section), self._place(cell, names))
+
+    def _place(self, cell: Cell, names: tuple[str, ...]) -> injectors.Place:
         train = self.config["train"]
-        place = injectors.Place(
+        return injectors.Place(
             seed=cell.seed,
             steps=train["total_steps"],
             batch_size=train["global_batch_size"],
             names=names,
             groups=self.pairs["train"].groups,
         )
-        section = self.config["injectors"][cell.injector]
-        return injectors.make_plan(injectors.build(section), place)
 
     @property
     def pairs(self) -> dict[str, data.Pairs]:
@@ -116,6 +133,7 @@ def run_grid(
     workdir: pathlib.Path,
     *,
     max_seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Outcome:
     """Run the cells of a grid that are not there yet.
@@ -124,6 +142,7 @@ def run_grid(
       config: resolved.
       workdir: where cells are kept; made if need be.
       max_seconds: begin no cell after so long; None for no limit.
+      stop: whether to begin no other cell.
       say: is told of every cell.
 
     Raises:
@@ -131,16 +150,21 @@ def run_grid(
       ValueError: a cell that can't be run.
       OSError: the folder can't be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = storage.reason(error, workdir.parent)
+        raise type(error)(f"workdir {workdir} can't be made: {why}") from error
     began = time.monotonic()
     held = lock.Lock(workdir)
     try:
         wanted = config_lib.cells(config)
         todo = [c for c in wanted if cells_lib.read(cells_lib.path_of(workdir, config, c)) is None]
         lab, ran = Lab(config), 0
+        lab.check(todo)
         done = len(wanted) - len(todo)
         for cell in todo:
-            if max_seconds is not None and time.monotonic() - began > max_seconds:
+            if stop() or (max_seconds is not None and time.monotonic() - began > max_seconds):
                 break
             held.check()
             curves, about = lab.run(cell)

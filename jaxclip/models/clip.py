@@ -157,7 +157,7 @@ def build(
         that makes of them what the block uses, where they are sharded; None leaves them as they
         are.
       flat_products: whether linear layers flatten the leading axes, which is faster on CPUs alone
-        (:func:`jaxclip.models.layers.dense`).
+        (:func:`jaxclip.models.linear.dense`).
       residual_dtype: of the tokens between the blocks, and of what is before and behind these
         (embedding, last norm, pooling, projection), and of the blocks' products where a sum or an
         activation follows; None for ``dtype``. ``"float32"`` with

@@ -34,7 +34,7 @@ class TowerOptions:
       attention_implementation: as in :func:`jaxclip.models.clip.build`.
       gather_block: function of a block's parameters and its name that makes of them what the block
         uses.
-      flat_products: see :func:`layers.dense`.
+      flat_products: see :func:`jaxclip.models.linear.dense`.
       residual_dtype: of the tokens between the blocks, and of what is before and behind these
         (embedding, last norm, pooling, projection), and of the blocks' products where a sum or an
         activation follows; None for ``dtype``.

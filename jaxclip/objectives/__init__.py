@@ -15,10 +15,10 @@ from jaxclip.objectives._base import (
     Outputs,
     Params,
     State,
-    as_weight,
     view_keys,
 )
-from jaxclip.objectives._total import REGISTRY, Term, Total, from_config
+from jaxclip.objectives._schedules import as_weight
+from jaxclip.objectives._total import REGISTRY, Term, Total, from_config, listed
 
 __all__ = [
     "REGISTRY",
@@ -32,5 +32,6 @@ __all__ = [
     "Total",
     "as_weight",
     "from_config",
+    "listed",
     "view_keys",
 ]

@@ -106,6 +106,23 @@ def filled(name: str, value: Any, defaults: Mapping[str, Any]) -> list[dict[str,
     return every
 
 
+def check_follows(name: str, teacher: str) -> None:
+    """Refuse a teacher that does not follow the run, so that the term's own part has none.
+
+    Args:
+      name: of the method.
+      teacher: kind of the teacher.
+
+    Raises:
+      ValueError: another kind than ``"ema"``.
+    """
+    if teacher != "ema":
+        raise ValueError(
+            f"{name} needs a teacher that follows the run, its own part included, but "
+            f"teacher.kind={teacher!r}; set teacher.kind='ema'"
+        )
+
+
 def check_heads(name: str, sizes: CLIPConfig) -> None:
     """Refuse image towers without attention heads, as many as a term's own modules have.
 

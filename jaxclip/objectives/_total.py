@@ -19,9 +19,9 @@ from jaxclip.objectives._base import (
     Outputs,
     Params,
     State,
-    as_weight,
     term_key,
 )
+from jaxclip.objectives._schedules import as_weight
 from jaxclip.registry import Registry
 
 REGISTRY = Registry("objective", "jaxclip.objectives")
@@ -167,6 +167,15 @@ class Total:
         for term in self.terms:
             term.objective.check(sizes, teacher)
 
+    def check_run(self, global_batch_size: int, teacher: str) -> None:
+        """Refuse a batch or a kind of teacher that a term can't be trained with.
+
+        Raises:
+          ValueError: as the terms say.
+        """
+        for term in self.terms:
+            term.objective.check_run(global_batch_size, teacher)
+
 
 def _own(ctx: Context, name: str) -> Context:
     """The context of a term; the one of all terms has parameters and states of all by name."""
@@ -194,6 +203,14 @@ def from_config(terms: Sequence[Mapping[str, Any] | str], loss: Mapping[str, Any
         losses.from_config(loss)  # its errors speak of config.loss
         objective = REGISTRY.build({**dict(loss), "name": "contrastive", "kind": loss["name"]})
         return Total((Term("contrastive", objective, as_weight(1.0, "contrastive"), ""),))
+    return Total(listed(terms))
+
+
+def listed(terms: Sequence[Mapping[str, Any] | str]) -> tuple[Term, ...]:
+    """The terms that ``config.objective`` lists, none where it is empty; see :func:`from_config`.
+
+    A term's name, under which its parameters are kept, is made here and nowhere else.
+    """
     if isinstance(terms, (str, Mapping)):  # one term, not in a list
         terms = [terms]
     built: list[Term] = []
@@ -210,4 +227,4 @@ def from_config(terms: Sequence[Mapping[str, Any] | str], loss: Mapping[str, Any
                 f"objective {name!r} is listed twice; give one of them another name by 'as'"
             )
         built.append(Term(name, REGISTRY.build(options), as_weight(weight, name), f"{name}/"))
-    return Total(tuple(built))
+    return tuple(built)

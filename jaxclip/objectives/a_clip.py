@@ -17,7 +17,13 @@ from jaxclip.models.heads import MLPHead
 from jaxclip.models.patch_choice import best_blocks
 from jaxclip.objectives import _views
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
+from jaxclip.objectives._checks import (
+    IMPLEMENTATIONS,
+    check_choice,
+    check_count,
+    check_follows,
+    check_number,
+)
 
 VIEW_OPS = (
     "random_resized_crop(0.5, 1.0)|color_jitter(0.4, 0.4, 0.2, 0.1, p=0.8)|grayscale(0.2)"
@@ -93,6 +99,9 @@ class ACLIP(Objective):
                 "side; use 1"
             )
 
+    def check_run(self, global_batch_size: int, teacher: str) -> None:
+        check_follows("a_clip", teacher)
+
     def tower_options(self, view: str, batch: Outputs, ctx: Context) -> dict[str, Any]:
         if view not in _VIEWS or self.keep_share == 1.0:
             return {}
@@ -117,12 +126,6 @@ class ACLIP(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        if not ctx.teacher_own:
-            raise ValueError(
-                "a_clip needs a teacher that follows the run, projector included; set "
-                "teacher.kind='ema'"
-            )
-
         def head(depth: int, params: Params, x: jax.Array) -> Any:
             return self._head(depth).apply({"params": params}, x)
 

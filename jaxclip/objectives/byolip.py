@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from jaxclip.objectives._base import Context, Outputs
+from jaxclip.objectives._checks import check_follows
 from jaxclip.objectives._rocket import IMAGES, TEXTS
 from jaxclip.objectives._rocket_predictors import Predictors
 
@@ -27,13 +28,11 @@ class BYOLIP(Predictors):
     def needs(self) -> frozenset[str]:
         return super().needs | {f"teacher/{view}_pooled" for view in IMAGES + TEXTS}
 
+    def check_run(self, global_batch_size: int, teacher: str) -> None:
+        check_follows("byolip", teacher)
+
     def targets(
         self, projected: dict[str, jax.Array], outputs: Outputs, ctx: Context
     ) -> dict[str, jax.Array]:
         del projected
-        if not ctx.teacher_own:
-            raise ValueError(
-                "byolip needs a teacher that follows the run, projectors included; set "
-                "teacher.kind='ema'"
-            )
         return self.project(ctx.teacher_own, outputs, "teacher/")

@@ -88,6 +88,12 @@ class CEClip(Objective):
         counts = jnp.sum(valid, axis=0)
         mean_gap = jnp.sum(gap, axis=0, where=valid) / jnp.maximum(counts, 1)
         threshold = jnp.where(counts > 0, jnp.maximum(mean_gap, 0.0), state["threshold"])
-        metrics |= {"base": base, "rank": rank, "intra": intra, "threshold": jnp.mean(threshold)}
+        metrics |= {
+            "negatives": _negatives.share(valid),
+            "base": base,
+            "rank": rank,
+            "intra": intra,
+            "threshold": jnp.mean(threshold),
+        }
         loss = base + self.rank * rank + self.intra * intra
         return loss, metrics, {"threshold": threshold}

@@ -20,9 +20,9 @@ from jaxclip.objectives._base import (
     Outputs,
     Params,
     State,
-    as_schedule,
 )
 from jaxclip.objectives._checks import check_count, check_number
+from jaxclip.objectives._schedules import as_schedule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,26 +38,32 @@ class M2Encoder(Objective):
     def needs(self) -> frozenset[str]:
         return frozenset({"image", "text"})
 
+    def check_run(self, global_batch_size: int, teacher: str) -> None:
+        size, groups = global_batch_size, self.num_groups
+        if size % groups:
+            divisors = [n for n in range(1, size) if not size % n]
+            near = min(divisors, key=lambda n: abs(n - groups), default=1)
+            raise ValueError(
+                f"m2_encoder.num_groups={groups} does not divide the batch of {size}; use {near}, "
+                "or another global_batch_size"
+            )
+        if size == groups > 1:
+            raise ValueError(
+                f"m2_encoder.num_groups={groups} leaves one row to a group: there is no wrong "
+                "answer to learn from; use fewer groups or a larger global_batch_size"
+            )
+
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
-        size = len(images)
-        if size % self.num_groups:
-            raise ValueError(
-                f"m2_encoder.num_groups={self.num_groups} does not divide the batch of {size}"
-            )
-        if size == self.num_groups > 1:
-            raise ValueError(
-                f"m2_encoder.num_groups={self.num_groups} leaves one row to a group: there is no "
-                "wrong answer to learn from; use fewer groups or a larger batch"
-            )
+        self.check_run(len(images), "none")
 
         def one(images: jax.Array, texts: jax.Array) -> tuple[jax.Array, Metrics]:
             return losses.infonce(
                 images, texts, logit_scale=ctx.logit_scale, label_smoothing=self.label_smoothing
             )
 
-        shape = (self.num_groups, size // self.num_groups, -1)
+        shape = (self.num_groups, len(images) // self.num_groups, -1)
         values, metrics = jax.vmap(one)(images.reshape(shape), texts.reshape(shape))
         return jnp.mean(values), {key: jnp.mean(x) for key, x in metrics.items()}, state

@@ -15,7 +15,7 @@ from jaxclip.objectives._clip import clip_part
 
 @dataclasses.dataclass(frozen=True)
 class M2Mix(Objective):
-    """Oh et al. 2023 (arXiv:2203.03897), its m²-Mix; the unimodal mixes of m³ are left out.
+    """Oh et al. 2023 (arXiv:2203.03897), its m²-Mix (m³: :mod:`jaxclip.objectives.m3_mix`).
 
     One λ ~ Beta(beta, beta) a step; M_j lies on the arc from text j (λ = 0) to image j (λ = 1).
     L = CE(rows of A) + CE(rows of C) with A_ii = C_ii = s I_i·T_i, A_ij = s I_i·M_j and
@@ -41,14 +41,15 @@ class M2Mix(Objective):
     implementation: str = "plain"
 
     def __post_init__(self) -> None:
-        check_number("m2_mix.mix", self.mix)
-        check_number("m2_mix.beta", self.beta, positive=True)
+        name = self.method()
+        check_number(f"{name}.mix", self.mix)
+        check_number(f"{name}.beta", self.beta, positive=True)
         if self.scale is not None:
-            check_number("m2_mix.scale", self.scale, positive=True)
-        check_number("m2_mix.mix_scale", self.mix_scale, positive=True)
-        check_count("m2_mix.epoch_steps", self.epoch_steps, low=0)
-        check_number("m2_mix.contrastive", self.contrastive)
-        check_choice("m2_mix.implementation", self.implementation, IMPLEMENTATIONS)
+            check_number(f"{name}.scale", self.scale, positive=True)
+        check_number(f"{name}.mix_scale", self.mix_scale, positive=True)
+        check_count(f"{name}.epoch_steps", self.epoch_steps, low=0)
+        check_number(f"{name}.contrastive", self.contrastive)
+        check_choice(f"{name}.implementation", self.implementation, IMPLEMENTATIONS)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -60,15 +61,25 @@ class M2Mix(Objective):
         images, texts = outputs["image"], outputs["text"]
         ratio = jax.random.beta(ctx.key, self.beta, self.beta)
         mixed = self.mixed_negatives(images, texts, ratio, ctx.mesh)
-        weight = jnp.float32(self.mix)
-        if self.epoch_steps:
-            weight /= ctx.step // self.epoch_steps + 1
-        log_scale = ctx.logit_scale if self.scale is None else jnp.log(jnp.float32(self.scale))
-        how = self.implementation
         clip, metrics = clip_part(
-            self.contrastive, images, texts, ctx, log_scale=log_scale, implementation=how
+            self.contrastive,
+            images,
+            texts,
+            ctx,
+            log_scale=self.log_scale(ctx),
+            implementation=self.implementation,
         )
-        return clip + weight * mixed, metrics | {"mixed": mixed, "ratio": ratio}, state
+        total = clip + self.mix * self.decay(ctx.step) * mixed
+        return total, metrics | {"mixed": mixed, "ratio": ratio}, state
+
+    def decay(self, step: jax.Array) -> jax.Array:
+        """``1 / (epoch + 1)``, float32[], on what is mixed."""
+        epoch = step // self.epoch_steps if self.epoch_steps else 0
+        return jnp.float32(1.0) / (epoch + 1)
+
+    def log_scale(self, ctx: Context) -> jax.Array:
+        """Log of the factor on cosines of CLIP's part, float32[]."""
+        return ctx.logit_scale if self.scale is None else jnp.log(jnp.float32(self.scale))
 
     def mixed_negatives(
         self,

@@ -39,6 +39,8 @@ class MLCD(Objective):
       labels: positives of a record; numbers outside of 0 to k - 1 do not count, -1 say.
       key: name of the list in the records.
       negatives: share of the classes that are drawn as negatives, in (0, 1].
+      shards: W is cut into so many equal parts, and as many negatives are drawn from each. Set it
+        to the devices that W is sharded over: each has as much to do, and no row of W moves.
       scale: of cosines.
       margin: angle that is added to that of positives.
     """
@@ -47,6 +49,7 @@ class MLCD(Objective):
     labels: int = 8
     key: str = "cluster_labels"
     negatives: float = 0.1
+    shards: int = 1
     scale: float = 32.0
     margin: float = 0.3
 
@@ -58,6 +61,12 @@ class MLCD(Objective):
         check_number("mlcd.negatives", self.negatives, high=1.0, positive=True)
         check_number("mlcd.scale", self.scale, positive=True)
         check_number("mlcd.margin", self.margin, high=1.5)
+        check_count("mlcd.shards", self.shards)
+        if self.num_classes % self.shards:
+            raise ValueError(
+                f"mlcd.shards={self.shards} does not divide mlcd.num_classes={self.num_classes}; "
+                "each shard must have as many classes"
+            )
         if self.num_classes > 2**24:
             raise ValueError(f"mlcd.num_classes={self.num_classes} must be at most {2**24}")
 
@@ -73,11 +82,14 @@ class MLCD(Objective):
         return {"classes": 0.01 * jax.random.normal(rng, (self.num_classes, sizes.embed_dim))}
 
     def _drawn(self, ctx: Context) -> jax.Array:
-        """int32[m], the classes that are negatives in this step."""
-        count = max(1, round(self.negatives * self.num_classes))
-        if count == self.num_classes:
-            return jnp.arange(count)
-        return jax.random.choice(ctx.key, self.num_classes, (count,), replace=False)
+        """int32[shards, m], places within its shard of the classes that are negatives in this
+        step."""
+        size = self.num_classes // self.shards
+        count = max(1, round(self.negatives * size))
+        if count == size:
+            return jnp.tile(jnp.arange(size), (self.shards, 1))
+        keys = ctx.key[None] if self.shards == 1 else jax.random.split(ctx.key, self.shards)
+        return jax.vmap(lambda key: jax.random.choice(key, size, (count,), replace=False))(keys)
 
     def rows(self, params: Params, outputs: Outputs, ctx: Context) -> dict[str, jax.Array]:
         images = outputs["image"].astype(jnp.float32)
@@ -88,8 +100,13 @@ class MLCD(Objective):
         positive = with_margin(
             jnp.einsum("bd,bld->bl", images, own, precision="highest"), self.margin
         )
-        drawn = self._drawn(ctx)
-        others = jnp.matmul(images, unit(params["classes"][drawn]).T, precision="highest")
+        places = self._drawn(ctx)
+        size = self.num_classes // self.shards
+        drawn = (places + size * jnp.arange(self.shards)[:, None]).reshape(-1)
+        # Taken within each shard, which has its classes on one device.
+        shards = params["classes"].reshape(self.shards, size, -1)
+        wrong = jnp.take_along_axis(shards, places[:, :, None], axis=1).reshape(len(drawn), -1)
+        others = jnp.matmul(images, unit(wrong).T, precision="highest")
         is_own = jnp.any(labels[:, :, None] == drawn, axis=1)
         loss = cluster_loss(self.scale * positive, real, self.scale * others, ~is_own)
         best = jnp.max(jnp.where(is_own, _NOTHING, others), axis=1)

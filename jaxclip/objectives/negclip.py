@@ -50,13 +50,14 @@ class NegCLIP(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
+        valid = _negatives.valid(outputs)
         loss, metrics = losses.infonce(
             outputs["image"],
             outputs["text"],
             logit_scale=ctx.logit_scale,
             negatives=outputs[_negatives.KEY],
-            negatives_valid=_negatives.valid(outputs),
+            negatives_valid=valid,
             implementation=self.implementation,
             mesh=ctx.mesh,
         )
-        return loss, metrics, state
+        return loss, metrics | {"negatives": _negatives.share(valid)}, state

@@ -90,6 +90,7 @@ class OHDCaps(Objective):
         batch_margin = jnp.sum(above_hardest) / jnp.maximum(jnp.sum(valid), 1)
         metrics = {
             "base": base,
+            "negatives": _negatives.share(valid),
             "true_margin": true_margin,
             "batch_margin": batch_margin,
             "accuracy_against_negatives": jnp.mean(

@@ -84,15 +84,18 @@ class ProtoCLIP(Objective):
     def init_state(self, sizes: CLIPConfig) -> State:
         return _episodes.start(_TOWERS, self.episode_size, self.num_clusters, self.size)
 
+    def check_run(self, global_batch_size: int, teacher: str) -> None:
+        if global_batch_size > self.episode_size:
+            raise ValueError(
+                f"protoclip.episode_size={self.episode_size} must be at least the batch of "
+                f"{global_batch_size}"
+            )
+
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
         images, texts = outputs["image"], outputs["text"]
-        if len(images) > self.episode_size:
-            raise ValueError(
-                f"protoclip.episode_size={self.episode_size} must be at least the batch of "
-                f"{len(images)}"
-            )
+        self.check_run(len(images), "none")
         features = {tower: _head(params[tower], outputs[tower]) for tower in _TOWERS}
         fixed = jax.lax.stop_gradient(features)
         state = _episodes.advance(state, fixed, ctx.key)

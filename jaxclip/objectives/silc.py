@@ -13,7 +13,13 @@ from jaxclip import fields as field_lib
 from jaxclip.models import CLIPConfig
 from jaxclip.objectives import _self_distill
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
-from jaxclip.objectives._checks import IMPLEMENTATIONS, check_choice, check_count, check_number
+from jaxclip.objectives._checks import (
+    IMPLEMENTATIONS,
+    check_choice,
+    check_count,
+    check_follows,
+    check_number,
+)
 from jaxclip.objectives._clip import clip_part
 
 LOCAL_OPS = (
@@ -109,6 +115,9 @@ class SILC(Objective):
                 f"{patch}; use {max(1, round(self.local_size / patch)) * patch}"
             )
 
+    def check_run(self, global_batch_size: int, teacher: str) -> None:
+        check_follows(self.method(), teacher)
+
     @property
     def _head(self) -> _self_distill.PrototypeHead:
         return _self_distill.PrototypeHead(self.prototypes, self.width, self.features)
@@ -134,12 +143,6 @@ class SILC(Objective):
         self, params: Params, centre: jax.Array, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, jax.Array]:
         """``(mean over crops and rows, the centre behind it)``."""
-        name = self.method()
-        if "head" not in ctx.teacher_own:
-            raise ValueError(
-                f"{name} needs a teacher that follows the run, head included; set "
-                "teacher.kind='ema'"
-            )
         pooled = outputs[f"teacher/{self.teacher_view}_pooled"]
         teacher = self._head(ctx.teacher_own["head"], pooled)
         temperatures = (self.student_temperature, self.teacher_temperature)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.models import CLIPConfig, part_masks
-from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State, as_schedule
+from jaxclip.objectives._base import Context, Metrics, Outputs, Params, State
 from jaxclip.objectives._checks import check_heads, check_number
+from jaxclip.objectives._schedules import as_schedule
 from jaxclip.objectives.affinity import Affinity
 
 _TOWERS = ("image", "text")

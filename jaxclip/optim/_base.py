@@ -56,6 +56,7 @@ from jaxclip.optim._norms import tensor_norms as tensor_norms
 from jaxclip.optim._norms import zero_or_nan as zero_or_nan
 from jaxclip.optim._unpack import unpack as unpack
 from jaxclip.optim._unpack import unpack_columns as unpack_columns
+from jaxclip.optim._where import where as where
 
 Hyperparameter = float | jax.Array | Callable[[Any], Any]
 
@@ -304,7 +305,7 @@ def static_number(name: str, value: Any, **limits: float) -> float:
 def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
     """``numerator / denominator``, and ``otherwise`` where the denominator is zero."""
     nonzero = denominator != 0
-    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), otherwise)
+    return where(nonzero, numerator / where(nonzero, denominator, 1.0), otherwise)
 
 
 def rescale(leaf: jax.Array, factor: jax.Array, keep: jax.Array) -> jax.Array:

@@ -44,7 +44,8 @@ def zeros(leaf: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) ->
 def squarable(leaf: jax.Array, dtype: Any) -> jax.Array:
     """A gradient in the statistics' precision, infinities and the like cut to ±1e17."""
     bound = _base.LARGEST_SQUARABLE
-    return jnp.clip(leaf.astype(dtype), -bound, bound)
+    wide = leaf.astype(dtype)
+    return jax.lax.clamp(jnp.asarray(-bound, dtype), wide, jnp.asarray(bound, dtype))
 
 
 def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array, positive: bool = False) -> jax.Array:
@@ -101,7 +102,7 @@ def store(keep: jax.Array, new: jax.Array, old: jax.Array) -> tuple[jax.Array, j
     Returns:
       The moment in the old one's dtype, and in the statistics'.
     """
-    stored = jnp.where(keep, new.astype(old.dtype), old)
+    stored = _base.where(keep, new.astype(old.dtype), old)
     return stored, stored if old.dtype == new.dtype else new
 
 
@@ -135,7 +136,7 @@ def update_dtypes(params: Any, leaves: Sequence[jax.Array]) -> list[Any]:
 
 def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
     """The update in a dtype of :func:`update_dtypes`, or zero unless ``keep``."""
-    return jnp.where(keep, update, 0).astype(dtype)
+    return _base.where(keep, update, 0.0).astype(dtype)
 
 
 class Step(NamedTuple):

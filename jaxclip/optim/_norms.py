@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxclip.optim._stacks import LARGEST, Stacks
+from jaxclip.optim._where import where
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
 # that range are computed again with tensors times one of these.
@@ -213,7 +214,7 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     stacks = Stacks(leaves, least=_MANY)
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        largest, spoilt = max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
+        largest, spoilt = _max_and_flag(lax.abs(leaf), lax.ne(leaf, leaf))
         return largest.astype(dtype), spoilt.astype(dtype)
 
     columns = zip(*stacks.each(of_one, stacks.arrays(leaves)), strict=True)
@@ -233,7 +234,7 @@ def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array
 
     def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
         size = lax.abs(leaf).astype(dtype)
-        return max_and_flag(size, ~jnp.isfinite(size))
+        return _max_and_flag(size, ~jnp.isfinite(size))
 
     looks = stacks.each(of_one, stacks.arrays(leaves))
     largest, flags = stacks.matrix(list(zip(*looks, strict=True)))
@@ -241,7 +242,6 @@ def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array
     return largest, stacks.scalars([flag for _, flag in looks])
 
 
-@jax.jit  # traced once a shape
 def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Largest of a tensor's non-negative values (0 without any), and one if any is spoilt, else 0.
 
@@ -266,6 +266,9 @@ def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.A
     return largest, flag
 
 
+_max_and_flag = jax.jit(max_and_flag)  # traced once a shape
+
+
 def zero_or_nan(leaf: jax.Array) -> jax.Array:
     """A scalar that is NaN if any element of a tensor is NaN or infinite, else zero."""
     return jnp.sum(0 * leaf)
@@ -282,7 +285,7 @@ def sum_or_nan(values: jax.Array, spoilt: jax.Array) -> jax.Array:
       values: tensor of any shape.
       spoilt: bool, of the same shape.
     """
-    return jnp.sum(jnp.where(spoilt, jnp.nan, values))
+    return jnp.sum(where(spoilt, jnp.nan, values))
 
 
 def varying_like(values: Any, leaves: Sequence[jax.Array]) -> Any:

@@ -95,9 +95,9 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         # The last pass repeats the lowest digit, now known, to see what lies just above the value.
         shift = jnp.maximum(passes - 1 - index, 0) * _DIGIT_BITS + lowest
         shift = shift.astype(integer)
-        looks = stacks.each(
-            lambda leaf, prefix: _look(leaf, prefix, shift), arrays, stacks.numbers(search.prefix)
-        )
+        # Worked out for all tensors at once: in their kernels it would be, anew, for each element.
+        table = [search.prefix + _step(i, shift) for i in range(_CANDIDATES + 1)]
+        looks = stacks.each(_look, arrays, stacks.numbers(jnp.stack(table, axis=1)))
         seen = stacks.matrix(list(zip(*looks, strict=True)))
         digit = jnp.zeros_like(search.prefix)
         for i in range(_CANDIDATES):
@@ -127,22 +127,25 @@ def _in_order(vector: jax.Array, order: np.ndarray) -> jax.Array:
     return vector if np.array_equal(order, np.arange(order.size)) else vector[order]
 
 
-def _look(leaf: jax.Array, prefix: jax.Array, shift: jax.Array) -> Sequence[jax.Array]:
+@jax.jit  # traced once a shape
+def _look(leaf: jax.Array, numbers: jax.Array) -> Sequence[jax.Array]:
     """Three counts below candidates, smallest pattern above the first, and largest pattern.
 
     From one read, and by one kernel for all tensors of a shape.
+
+    Args:
+      leaf: a tensor.
+      numbers: ``[4]``: the prefix, which is not negative, and the candidates.
     """
-    integer = prefix.dtype
+    integer = numbers.dtype
     floating = jnp.float64 if integer == jnp.int64 else jnp.float32
     # Tied to what the loop changes, lest XLA takes `abs` out of it: a second copy of the gradients.
-    leaf, prefix = lax.optimization_barrier((leaf, prefix))
-    sign = lax.select(
-        prefix >= 0, lax.full_like(prefix, 1, floating), lax.full_like(prefix, 0, floating)
-    )
+    leaf, numbers = lax.optimization_barrier((leaf, numbers))
+    sign = (numbers[0] >= 0).astype(floating)
     pattern = lax.bitcast_convert_type(lax.abs(leaf.astype(floating) * sign), integer)
     most = jnp.asarray(jnp.iinfo(integer).max, integer)
     zero = jnp.zeros((), integer)
-    candidates = [prefix + _step(i + 1, shift) for i in range(_CANDIDATES)]
+    candidates = [numbers[i + 1] for i in range(_CANDIDATES)]
     below = [lax.convert_element_type(pattern < candidate, integer) for candidate in candidates]
     above = lax.select(pattern < candidates[0], lax.full_like(pattern, most), pattern)
     return lax.reduce(

@@ -55,27 +55,47 @@ class Sampling:
           shape: of the tensor.
         """
         size = (*shape[:-1], self.groups(shape[-1]))
-        number = jnp.zeros(size, jnp.uint32)
-        for axis, length in enumerate(size):
-            number = number * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, size, axis)
         # Modulo favours the first offsets by one part in 2**27 at most.
-        offsets = scrambled(scrambled(number) ^ seed) % self.group
-        offsets = offsets.astype(jnp.int32)
-        steps = np.arange(self.kept, dtype=np.int32) * self.group // self.kept
-        places = (offsets[..., None] + steps) % self.group
-        return places[..., None] == np.arange(self.group, dtype=np.int32)
+        group = np.uint32(self.group)
+        offsets = jax.lax.rem(scrambled(scrambled(numbered(size)) ^ seed), group)
+        steps = (np.arange(self.kept) * self.group // self.kept).astype(np.uint32)
+        places = jax.lax.rem(offsets[..., None] + steps, group)
+        return places[..., None] == np.arange(self.group, dtype=np.uint32)
 
     def take(self, tensor: jax.Array, chosen: jax.Array) -> jax.Array:
         """The chosen elements, in the order of the tensor's axes, zero beyond its end."""
-        length = tensor.shape[-1]
-        beyond = self.groups(length) * self.group - length
-        padded = jnp.pad(tensor, [(0, 0)] * (tensor.ndim - 1) + [(0, beyond)])
-        grouped = padded.reshape(*tensor.shape[:-1], self.groups(length), self.group)
+        grouped = self._grouped(tensor)
         # One after the other, and not by a sum, for which XLA writes all the terms to memory.
         taken = jnp.zeros(chosen.shape[:-1], tensor.dtype)
         for place in range(self.group):
             taken = jnp.where(chosen[..., place], grouped[..., place, None], taken)
         return taken.reshape(self.shape(tensor.shape))
+
+    def take_and_flag(self, tensor: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The chosen elements, and whether there is one in the group of each that is not finite.
+
+        They are written to memory, for several to use them; by a reduction with two results, since
+        for one XLA would write all its terms to memory.
+        """
+        grouped = jnp.broadcast_to(self._grouped(tensor)[..., None, :], chosen.shape)
+        terms = jax.lax.select(chosen, grouped, jax.lax.full_like(grouped, 0))
+        taken, flags = jax.lax.reduce(
+            (terms, ~jnp.isfinite(grouped)),
+            (jnp.zeros((), tensor.dtype), np.False_),
+            lambda x, y: (x[0] + y[0], x[1] | y[1]),
+            (chosen.ndim - 1,),
+        )
+        shape = self.shape(tensor.shape)
+        return taken.reshape(shape), flags.reshape(shape)
+
+    def _grouped(self, tensor: jax.Array) -> jax.Array:
+        """The last axis as groups, ``[..., groups, group]``, zeros beyond its end."""
+        length = tensor.shape[-1]
+        beyond = self.groups(length) * self.group - length
+        if beyond:
+            padding = [*[(0, 0, 0)] * (tensor.ndim - 1), (0, beyond, 0)]
+            tensor = jax.lax.pad(tensor, jnp.zeros((), tensor.dtype), padding)
+        return tensor.reshape(*tensor.shape[:-1], self.groups(length), self.group)
 
     def put(self, taken: jax.Array, chosen: jax.Array, length: int) -> jax.Array:
         """The chosen elements at their places in a tensor that is zero elsewhere.
@@ -88,6 +108,17 @@ class Sampling:
         grouped = taken.reshape(*taken.shape[:-1], self.groups(length), self.kept, 1)
         places = jnp.sum(jnp.where(chosen, grouped, 0), axis=-2, dtype=taken.dtype)
         return places.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]
+
+
+def numbered(shape: tuple[int, ...]) -> jax.Array:
+    """The number of each element in row-major order, uint32, modulo 2**32.
+
+    From each axis by itself, so that a device that holds a part of the tensor needs no other.
+    """
+    number = jnp.zeros(shape, jnp.uint32)
+    for axis, length in enumerate(shape):
+        number = number * np.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return number
 
 
 def scrambled(number: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxclip.optim._where import where
+
 
 def extra_arguments(
     names: Sequence[str] | None, value: Any, extra: Mapping[str, Any]
@@ -38,9 +40,9 @@ def undo(skip: jax.Array, updates: Any, new_state: Any, old_state: Any) -> tuple
     """
 
     def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        chosen = jnp.where(skip, old, new)
+        chosen = where(skip, old, new)
         # Some of optax's states take the dtype of what they are fed; a loop needs one dtype.
         return chosen if chosen.dtype == jnp.asarray(old).dtype else chosen.astype(old.dtype)
 
-    kept = jax.tree.map(lambda leaf: jnp.where(skip, 0, leaf).astype(leaf.dtype), updates)
+    kept = jax.tree.map(lambda leaf: where(skip, 0.0, leaf).astype(leaf.dtype), updates)
     return kept, jax.tree.map(choose, new_state, old_state)

@@ -62,13 +62,12 @@ def step(
     """
     scale, alive, theta = numbers[0], numbers[1], numbers[2]
     gradient = leaf.astype(shared.eps.dtype)
-    # Of the gradient all elements must be finite, those that are not chosen, too.
     spoilt, sampled = ~jnp.isfinite(leaf), leaf.shape != mu.shape
     if sampled:
         seed = numbers[3].astype(jnp.uint32) * 2**16 + numbers[4].astype(jnp.uint32)
         chosen = sampling.draw(seed, leaf.shape)
-        gradient = sampling.take(gradient, chosen)
-        spoilt = jnp.isnan(_base.zero_or_nan(leaf))
+        # Of the gradient all elements must be finite, those that are not chosen, too.
+        gradient, spoilt = sampling.take_and_flag(gradient, chosen)
         param = None if param is None else sampling.take(param, chosen)
     norm, flag = _largest_ratio(_moments.aside(gradient, nu, spoilt), alive)
     keep = flag == 0
@@ -137,7 +136,7 @@ def _largest_ratio(
     gradient, nu, spoilt = tensors
     nu = nu.astype(gradient.dtype) * alive
     square = jnp.minimum(jnp.square(gradient), _LARGEST_SQUARE)
-    ratio = square / jnp.where(nu > 0, nu, jnp.inf)
+    ratio = square / _base.where(nu > 0, nu, float("inf"))
     return _base.max_and_flag(jnp.minimum(ratio, jnp.finfo(ratio.dtype).max), spoilt)
 
 
@@ -146,7 +145,7 @@ def _limit(
 ) -> jax.Array:
     """A function of ``theta v`` where v > 0 (v = 0 says nothing of spikes), at most ``largest``."""
     bound = theta * nu.astype(theta.dtype)
-    return jnp.where(bound > 0, jnp.minimum(of(bound), largest), largest)
+    return _base.where(bound > 0, jnp.minimum(of(bound), largest), largest)
 
 
 def halves(seed: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -145,7 +145,7 @@ def _square_sum(leaf: jax.Array, numbers: jax.Array) -> jax.Array:
 def _clip(leaf: jax.Array, beyond: jax.Array, within: jax.Array, bound: jax.Array) -> jax.Array:
     """Elements beyond a bound times one factor, the others times another."""
     leaf = leaf.astype(bound.dtype)
-    return leaf * jnp.where(jnp.abs(leaf) > bound, beyond, within)
+    return _base.where(jnp.abs(leaf) > bound, leaf * beyond, leaf * within)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "positive"))

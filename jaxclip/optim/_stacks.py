@@ -25,7 +25,7 @@ from jaxclip.optim import _unpack
 LARGEST = 2**13
 
 # From so many on it pays to do the whole step together, which has to be taken apart again.
-ENOUGH = 16
+ENOUGH = 32
 
 
 class Stacks:
@@ -109,7 +109,7 @@ class Stacks:
         """As :meth:`vector` for several results of one dtype: ``[len(columns), num_tensors]``."""
         if not columns:
             return jnp.zeros((0, self.order.size))
-        joined = jnp.concatenate([jnp.atleast_1d(part) for column in columns for part in column])
+        joined = jnp.concatenate([_vector(part) for column in columns for part in column])
         order = np.argsort(self.order)
         at = np.concatenate([order + i * order.size for i in range(len(columns))])
         return _take(joined, at).reshape(len(columns), order.size)
@@ -129,7 +129,7 @@ class Stacks:
           ``[rows, columns]``, or ``[num_tensors]`` if these are few: a reduction of it takes one
           kernel, where longer axes would take two.
         """
-        parts = [jnp.atleast_1d(result) for result in results]
+        parts = [_vector(result) for result in results]
         number = self.order.size
         if number <= _unpack.LONGEST_AXIS:
             return jnp.concatenate(parts)
@@ -161,6 +161,11 @@ class Stacks:
                 tensors.update(zip(group.tolist(), members, strict=True))
             found.append([tensors[i] for i in range(len(tensors))])
         return found
+
+
+def _vector(result: jax.Array) -> jax.Array:
+    """A vector as it is, a scalar as ``[1]``. (``jnp.atleast_1d`` is a function call to XLA.)"""
+    return result if result.ndim else lax.reshape(result, (1,))
 
 
 def _take(vector: jax.Array, at: Sequence[int] | np.ndarray) -> jax.Array:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip.optim import _base
@@ -76,13 +78,28 @@ def cautious(
     return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
+@functools.partial(jax.jit, static_argnames="floor")  # traced once a shape
 def _agreeing(direction: jax.Array, gradient: jax.Array, floor: float) -> jax.Array:
     """One tensor's direction where it agrees with the gradient, made up for what is left out."""
     if not direction.size:
         return direction
-    # Signs, not the product: that of small numbers underflows.
-    agree = (jnp.sign(direction) == jnp.sign(gradient)) & (direction != 0)
-    share = jnp.mean(agree, dtype=jnp.float32)
     scaled = direction.astype(jnp.promote_types(direction.dtype, jnp.float32))
-    scaled = scaled / jnp.maximum(share, floor).astype(scaled.dtype)
-    return jnp.where(agree, scaled, 0).astype(direction.dtype)
+    scaled = scaled / jnp.maximum(_share(direction, gradient), floor).astype(scaled.dtype)
+    agree = (jnp.sign(direction) == jnp.sign(gradient)) & (direction != 0)
+    return _base.where(agree, scaled, 0.0).astype(direction.dtype)
+
+
+def _share(direction: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Share of elements that agree in sign, none of them zero; float32."""
+    # Signs first, for the product of small numbers underflows. Not in the words of the other place:
+    # XLA would write out for both what it finds in common.
+    agree = jnp.sign(direction) * jnp.sign(gradient) > 0
+    counts = (agree.astype(jnp.uint32), (~agree).astype(jnp.uint32))
+    # Both counts, since a reduction with one result is a kernel more, and an array in memory.
+    yes, no = jax.lax.reduce(
+        counts,
+        (np.uint32(0), np.uint32(0)),
+        lambda x, y: (x[0] + y[0], x[1] + y[1]),
+        tuple(range(agree.ndim)),
+    )
+    return yes.astype(jnp.float32) / (yes.astype(jnp.float32) + no.astype(jnp.float32))

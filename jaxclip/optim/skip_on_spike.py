@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxclip.optim import _base, _skip
 from jaxclip.optim._norms import short_axes
@@ -221,8 +222,8 @@ def _moments_of(history: jax.Array, seen: jax.Array) -> tuple[jax.Array, jax.Arr
     values = short_axes(history)
     filled = jnp.arange(history.size).reshape(values.shape) < seen
     number = jnp.minimum(seen, history.size).astype(history.dtype)
-    mean = jnp.sum(jnp.where(filled, values, 0)) / jnp.maximum(number, 1)
-    return mean, jnp.sum(jnp.where(filled, jnp.square(values - mean), 0))
+    mean = jnp.sum(_base.where(filled, values, 0.0)) / jnp.maximum(number, 1)
+    return mean, jnp.sum(_base.where(filled, jnp.square(values - mean), 0.0))
 
 
 def _limits(
@@ -253,6 +254,11 @@ def _limits(
 
 def _remember(history: jax.Array, seen: jax.Array, value: jax.Array) -> jax.Array:
     """The ring with one more value, unless that is not finite."""
-    bound = _base.LARGEST_SQUARABLE
-    written = history.at[seen % history.size].set(jnp.clip(value, -bound, bound))
-    return jnp.where(jnp.isfinite(value), written, history)
+    bound = jnp.asarray(_base.LARGEST_SQUARABLE, history.dtype)
+    value = jnp.broadcast_to(value, (1,))
+    # The place is never negative: nothing has to be compiled for that.
+    place = lax.rem(seen, jnp.asarray(history.size, seen.dtype))
+    written = lax.dynamic_update_slice(
+        history, lax.clamp(-bound, value, bound), (place,), allow_negative_indices=False
+    )
+    return _base.where(jnp.isfinite(value)[0], written, history)

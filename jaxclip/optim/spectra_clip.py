@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip.optim import _base, _clipper
+from jaxclip.optim._together import together
+
+# Elements of the matrices whose roots are found together: 16 MB in float32, in a few arrays.
+_LARGEST_GROUP = 2**22
 
 
 class SpectraClipState(NamedTuple):
@@ -97,20 +104,13 @@ def spectra_clip(
     ) -> _clipper.Plan:
         bound = now.value(threshold)
         sizes = _base.tensor_norms(leaves, now.dtype)
-        found = [
-            _matrix_factor(leaf, size, bound, number)
-            if _is_matrix(leaf)
-            else _vector_factor(size, bound)
-            for leaf, size in zip(leaves, _base.unpack(sizes), strict=True)
-        ]
-        norms = jnp.stack([norm for _, norm in found]) if found else sizes
-        factors = [factor for factor, _ in found]
+        norms, columns = _factors(leaves, sizes, bound, number)
         return _clipper.Plan(
             norms,
             lambda norms, _: _clipper.Decision(
                 norms, jnp.broadcast_to(bound, norms.shape), norms > bound
             ),
-            lambda leaves: _clipper.each(_multiply)(leaves, factors),
+            lambda leaves: _clipper.each(_multiply)(leaves, *columns),
         )
 
     return _clipper.clipper(SpectraClipState, rule, per_tensor=True)
@@ -121,55 +121,162 @@ def _is_matrix(leaf: jax.Array) -> bool:
     return leaf.ndim >= 2 and leaf.size > 0
 
 
-def _vector_factor(norm: jax.Array, bound: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What a vector is multiplied by (NaN for a norm that is not finite), and the norm."""
+def _factors(
+    leaves: list[jax.Array], sizes: jax.Array, bound: jax.Array, steps: int
+) -> tuple[jax.Array, tuple[list[jax.Array], list[jax.Array]]]:
+    """The bounds on singular values ``[num_tensors]``, and the numbers of :func:`_multiply`.
+
+    Args:
+      leaves: tensors.
+      sizes: their norms, ``[num_tensors]``.
+      bound: c.
+      steps: of Newton-Schulz.
+    """
+    if not leaves:
+        return sizes, ([], [])
+    # Everything relative to the norm (or c, if that is larger): squares of 1e30 overflow float32.
+    units = jnp.maximum(sizes, jnp.where(jnp.isinf(bound), 1.0, bound))
+    groups = _groups(leaves)
+    members = [np.repeat(places, [_matrices(leaves[i]) for i in places]) for places in groups]
+    # Where in its group each tensor's matrices begin; not as a constant of its kernels.
+    starts = np.zeros(len(leaves))
+    for places, at in zip(groups, members, strict=True):
+        starts[places] = np.searchsorted(at, places)
+    columns = [_vector_factors(sizes, bound), 1 / units, jnp.asarray(starts, sizes.dtype)]
+    rows = _base.unpack_columns(columns)
+    factors, norms = [row[0] for row in rows], []
+    for places, at in zip(groups, members, strict=True):
+        grams = jnp.concatenate([_gram(leaves[i], rows[i][1]) for i in places])
+        inverses, scales, largest = _inverse_roots(grams, units[at], bound, steps)
+        norms.append(largest)
+        for i in places:
+            factors[i] = _part(inverses, scales, rows[i][2], shape=_square(leaves[i]))
+    if norms:
+        known = np.asarray([not _is_matrix(leaf) for leaf in leaves])
+        sizes = jnp.where(known, sizes, 0).at[np.concatenate(members)].max(jnp.concatenate(norms))
+    return sizes, (factors, [row[0] for row in rows])
+
+
+def _square(leaf: jax.Array) -> tuple[int, ...]:
+    """Shape of the products of matrices ``[..., m, n]`` with their transposes, ``[..., m, m]``."""
+    return (*leaf.shape[:-2], *[min(leaf.shape[-2:])] * 2)
+
+
+def _matrices(leaf: jax.Array) -> int:
+    """Number of matrices in a stack."""
+    return math.prod(leaf.shape[:-2])
+
+
+def _groups(leaves: list[jax.Array]) -> list[list[int]]:
+    """Places of the matrices with the same shorter side, in groups of a bounded size.
+
+    Their roots are found together: there is less to compile, and less to launch.
+    """
+    groups: dict[Any, list[list[int]]] = {}
+    room: dict[Any, int] = {}
+    for place, leaf in enumerate(leaves):
+        if not _is_matrix(leaf):
+            continue
+        key, size = min(leaf.shape[-2:]), math.prod(_square(leaf))
+        if room.get(key, 0) < size:
+            groups.setdefault(key, []).append([])
+            room[key] = _LARGEST_GROUP
+        groups[key][-1].append(place)
+        room[key] -= size
+    return [places for own in groups.values() for places in own]
+
+
+def _vector_factors(norm: jax.Array, bound: jax.Array) -> jax.Array:
+    """What vectors of these norms are multiplied by; NaN for a norm that is not finite."""
     ratio = jnp.maximum(norm / bound, 1)
     # 1 / sqrt(1 + r^2) without the square that overflows.
     soft = jax.lax.rsqrt(jnp.square(1 / ratio) + 1) / ratio
     factor = jnp.where(norm > bound, soft, 1.0).astype(norm.dtype)
-    return jnp.where(jnp.isfinite(norm), factor, jnp.nan), norm
+    return jnp.where(jnp.isfinite(norm), factor, jnp.nan)
 
 
-def _matrix_factor(
-    leaf: jax.Array, norm: jax.Array, bound: jax.Array, steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """What matrices ``[..., m, n]`` are multiplied by on their shorter side.
+@jax.jit  # traced once a shape
+def _gram(leaf: jax.Array, scale: jax.Array) -> jax.Array:
+    """Products of scaled matrices ``[..., m, n]`` with their transposes, ``[b, m, m]``."""
+    wide = _widened(leaf.astype(scale.dtype) * scale)
+    return _product(wide, jnp.swapaxes(wide, -1, -2)).reshape(-1, *_square(leaf)[-2:])
+
+
+def _inverse_roots(
+    grams: jax.Array, units: jax.Array, bound: jax.Array, steps: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inverse roots of ``I + U Uᵀ / c²``.
 
     Args:
-      leaf: one matrix or a stack.
-      norm: of all together.
-      bound: c.
+      grams: of U over its unit, ``[k, m, m]``.
+      units: ``[k]``, not finite for those to be left out.
+      bound: c; if it is infinite the roots are ones.
       steps: of Newton-Schulz.
 
     Returns:
-      Square matrices (NaN for a norm that is not finite), and the largest of the bounds on singular
-      values.
+      Matrices ``[k, m, m]`` and their factors ``[k]``, which together are the roots; and bounds on
+      the singular values of U, ``[k]``.
     """
-    unbounded = jnp.isinf(bound)
-    limit = jnp.where(unbounded, 1.0, bound)
-    # Everything relative to the norm (or c, if that is larger): squares of 1e30 overflow float32.
-    unit = jnp.maximum(norm, limit)
-    wide = _widened(leaf.astype(norm.dtype) / unit)
-    gram = _product(wide, jnp.swapaxes(wide, -1, -2))
-    gershgorin = jnp.max(jnp.sum(jnp.abs(gram), axis=-1), axis=-1)
-    largest = jnp.minimum(gershgorin, jnp.sqrt(jnp.sum(jnp.square(gram), axis=(-2, -1))))
-    share = jnp.square(limit / unit)
-    total = (share + largest)[..., None, None]
-    eye = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-    inverse = _inverse_root((share * eye + gram) / total, steps)
-    factor = jnp.where(unbounded, eye, limit / unit * inverse / jnp.sqrt(total))
-    finite = jnp.isfinite(norm)
-    found = unit * jnp.sqrt(jnp.max(largest))
-    return jnp.where(finite, factor, jnp.nan), jnp.where(finite, found, norm)
+    rows = jnp.max(jnp.sum(jnp.abs(grams), axis=-1), axis=-1)
+    squares = jnp.sum(jnp.square(grams), axis=(-2, -1))
+    settle = functools.partial(_settle, bound=bound)
+    ones, weights, scales, largest = together(settle, (units, rows, squares), units.shape)
+    eye = jnp.eye(grams.shape[-1], dtype=grams.dtype)
+    matrices = ones[:, None, None] * eye + weights[:, None, None] * grams
+    return _inverse_root(matrices, steps), scales, largest
 
 
-def _multiply(leaf: jax.Array, factor: jax.Array) -> jax.Array:
-    """A tensor times its factor, zero where that is NaN."""
+def _settle(
+    inputs: tuple[jax.Array, jax.Array, jax.Array], *, bound: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Weights of ones and of a matrix in what the root is taken of, the root's factor; the bound.
+
+    Args:
+      inputs: unit, largest sum of a row (Gershgorin's bound), and sum of squares of a matrix.
+      bound: c.
+    """
+    units, rows, squares = inputs
+    unbounded, finite = jnp.isinf(bound), jnp.isfinite(units)
+    shares = jnp.where(unbounded, 1.0, bound) / units
+    largest = jnp.minimum(rows, jnp.sqrt(squares))
+    inverse = 1 / (jnp.square(shares) + largest)
+    scales = jnp.where(unbounded, 1.0, shares * jnp.sqrt(inverse))
+    return (
+        jnp.where(unbounded, 1.0, jnp.square(shares) * inverse),
+        jnp.where(unbounded, 0.0, inverse),
+        jnp.where(finite, scales, jnp.nan),
+        jnp.where(finite, units * jnp.sqrt(largest), units),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="shape")  # traced once a shape
+def _part(
+    inverses: jax.Array, scales: jax.Array, start: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """One tensor's factor.
+
+    Args:
+      inverses: ``[k, m, m]``.
+      scales: ``[k]``, see :func:`_inverse_roots`.
+      start: place of the tensor's first matrix.
+      shape: of its squares.
+    """
+
+    def own(array: jax.Array) -> jax.Array:
+        starts = (start.astype(jnp.int32), *[jnp.int32(0)] * (array.ndim - 1))
+        size = (math.prod(shape[:-2]), *array.shape[1:])
+        return jax.lax.dynamic_slice(array, starts, size, allow_negative_indices=False)
+
+    return (own(inverses) * own(scales)[:, None, None]).reshape(shape)
+
+
+def _multiply(leaf: jax.Array, factor: jax.Array, number: jax.Array) -> jax.Array:
+    """A tensor times its factor (for a vector the number); zero where the number is NaN."""
+    keep = number == number
     if not _is_matrix(leaf):
-        return _base.rescale(leaf, factor, factor == factor)
+        return _base.rescale(leaf, factor, keep)
     out = _widened(_product(factor, _widened(leaf.astype(factor.dtype))), like=leaf)
-    finite = factor[(0,) * factor.ndim] == factor[(0,) * factor.ndim]
-    return jnp.where(finite, out, 0).astype(leaf.dtype)
+    return _base.where(keep, out, 0.0).astype(leaf.dtype)
 
 
 def _widened(leaf: jax.Array, like: jax.Array | None = None) -> jax.Array:
@@ -179,15 +286,20 @@ def _widened(leaf: jax.Array, like: jax.Array | None = None) -> jax.Array:
 
 
 def _inverse_root(matrix: jax.Array, steps: int) -> jax.Array:
-    """Inverse square root of symmetric matrices ``[..., m, m]`` with eigenvalues in (0, 1]."""
-    eye = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.shape)
+    """Inverse square roots of symmetric matrices ``[k, m, m]`` with eigenvalues in (0, 1]."""
+
+    def mean(product: jax.Array) -> jax.Array:
+        # Made here, and not once for all steps: that would be an array to keep.
+        return 1.5 * jnp.eye(product.shape[-1], dtype=product.dtype) - 0.5 * product
 
     def step(_: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         root, inverse = pair
-        mean = 1.5 * eye - 0.5 * _product(inverse, root)
-        return _product(root, mean), _product(mean, inverse)
+        factor = mean(_product(inverse, root))
+        return _product(root, factor), _product(factor, inverse)
 
-    return jax.lax.fori_loop(0, steps, step, (matrix, eye))[1]
+    # The first step, from Z = I.
+    first = mean(matrix)
+    return jax.lax.fori_loop(1, steps, step, (_product(matrix, first), first))[1]
 
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:

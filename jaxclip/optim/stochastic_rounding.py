@@ -45,7 +45,8 @@ def stochastic_rounding(
     :func:`jaxclip.optim.kahan_summation` is closer to float32. The random numbers are a function of
     ``seed``, the number of updates and the tensor, the same however arrays are sharded.
 
-    State: one number and that of ``inner``. Cost: 16 random bits an element.
+    State: one number and that of ``inner``. Cost: 16 random bits an element, from a hash of its
+    place (two rounds of MurmurHash3's finaliser); nobody has to be unable to guess them.
 
     Args:
       inner: any optimizer, learning rate included.
@@ -93,12 +94,9 @@ def stochastic_rounding(
             _bfloat16.widen(updates), state.inner_state, _bfloat16.widen(params), **extra_args
         )
         leaves, treedef = _base.flatten(steps)
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
         tensors = treedef.flatten_up_to(params)
-        out = [
-            _round(step, param, jax.random.fold_in(key, number))
-            for number, (step, param) in enumerate(zip(leaves, tensors, strict=True))
-        ]
+        seeds = _base.unpack(_bfloat16.seeds(seed, state.count, len(leaves)))
+        out = [_round(*of_one) for of_one in zip(leaves, tensors, seeds, strict=True)]
         return treedef.unflatten(out), StochasticRoundingState(
             optax.safe_increment(state.count), inner_state
         )
@@ -106,9 +104,10 @@ def stochastic_rounding(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _round(step: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:
+@jax.jit  # traced once a shape
+def _round(step: jax.Array, param: jax.Array, seed: jax.Array) -> jax.Array:
     """One tensor's update."""
     if not _bfloat16.is_narrow(param):
         return step
     old = param.astype(jnp.float32)
-    return _bfloat16.round_at_random(old + step.astype(jnp.float32), key) - old
+    return _bfloat16.round_at_random(old + step.astype(jnp.float32), seed) - old

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclip.bench import timing
+from jaxclip import markdown
 from jaxclip.config import Config
 from jaxclip.plan import planner, program, topology
 from jaxclip.plan.planner import Plan
@@ -148,7 +148,7 @@ def model_table(plans: Iterable[tuple[Row, Plan, Plan | None]]) -> str:
     ]
     for row, plan, lighter in plans:
         rows.append(_model_row(row, plan, lighter))
-    return timing.table(rows)
+    return markdown.table(rows)
 
 
 def _lighter(row: Row, plan: Plan | None) -> str:
@@ -226,7 +226,7 @@ def weak_table(plans: Iterable[Plan]) -> str:
                 f"{plan.roofline.compute * 1e3:.1f}",
             )
         )
-    return timing.table(rows)
+    return markdown.table(rows)
 
 
 def loss_line(plan: Plan) -> str:

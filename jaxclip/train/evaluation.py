@@ -75,6 +75,7 @@ def evaluate_state(
         workdir=workdir,
         step=step,
         weights="ema" if averaged else "model",
+        encode_tokens=experiment.encode_tokens,
     )
 
 
@@ -142,6 +143,7 @@ def evaluate_workdir(
         workdir=None if not multihost.all_agree(not problem) else folder,
         step=restored_step,
         weights="model" if name == "params" else "ema",
+        encode_tokens=experiment.encode_tokens,
     )
     if jax.process_index() == 0:
         print(f"checkpoint of step {restored_step}")

@@ -14,18 +14,13 @@ and leaving spikes out would take a lasting rise for a spike for ever.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxclip.registry import hint
-
-# What a configuration may name in on_spike.actions; the last one is the loop's work.
-IN_STEP = ("skip", "clip", "lower_rate", "reset_moments")
-REWIND = "rewind"
-ACTIONS = (*IN_STEP, REWIND)
+from jaxclip.spike_actions import as_actions
 
 # Fields of optimizer states that hold averages of past gradients.
 _MOMENTS = ("mu", "nu", "trace")
@@ -76,7 +71,7 @@ class Guard:
       window: values in the history.
       threshold: in standard deviations.
       min_history: fewest values to judge by.
-      actions: of :data:`ACTIONS`; empty to watch only.
+      actions: of :data:`jaxclip.spike_actions.ACTIONS`; empty to watch only.
       rate_factor: what ``"lower_rate"`` multiplies the learning rate by.
       rate_steps: for how many steps, the spike's own included.
     """
@@ -210,27 +205,3 @@ def from_config(config: Mapping[str, Any]) -> Guard | None:
         rate_factor=policy["rate_factor"],
         rate_steps=policy["rate_steps"],
     )
-
-
-def as_actions(given: str | Sequence[str]) -> tuple[str, ...]:
-    """``"skip|lower_rate"`` or a list, checked.
-
-    Raises:
-      ValueError: an unknown action (naming the nearest), one given twice, or ``"rewind"`` beside
-        another one.
-    """
-    names = given.split("|") if isinstance(given, str) else list(given)
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"on_spike.actions={names!r} must be names: {', '.join(ACTIONS)}")
-    names = [name.strip() for name in names if name not in ("", "none")]
-    for name in names:
-        if name not in ACTIONS:
-            raise ValueError(f"on_spike.actions: unknown action {name!r}{hint(name, ACTIONS)}")
-        if names.count(name) > 1:
-            raise ValueError(f"on_spike.actions={names} has {name!r} twice; name each once")
-    if REWIND in names and len(names) > 1:
-        raise ValueError(
-            f"on_spike.actions={names}: 'rewind' undoes the step, so that nothing of "
-            f"{[n for n in names if n != REWIND]} would be left; use one or the other"
-        )
-    return tuple(names)

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxclip.config import Config
 from jaxclip.errors import RunError
-from jaxclip.train import guard as guard_lib
+from jaxclip.spike_actions import REWIND, as_actions
 from jaxclip.train import multihost
 from jaxclip.train.checkpoint import Checkpointer, CheckpointError
 
@@ -46,7 +46,7 @@ class Rewinds:
         self._given = config["skip_batches"]
         self._policy = config["on_spike"]
         self._every = config["checkpoint"]["every_steps"]
-        self.wanted = guard_lib.REWIND in guard_lib.as_actions(self._policy["actions"])
+        self.wanted = REWIND in as_actions(self._policy["actions"])
         self.done = [dict(each) for each in done]
 
     @property
@@ -119,13 +119,19 @@ class Rewinds:
             target = candidate
             break
         checkpointer.forget_after(target)
-        self._note(step, target)
+        self.note(step, target)
         return target, state
 
-    def _note(self, step: int, target: int) -> None:
+    def note(self, step: int, target: int) -> None:
+        """Note that a run goes back, and what it passes over.
+
+        Args:
+          step: of the spike.
+          target: the step that it goes back to.
+        """
         count = self._policy["rewind_batches"] or step - target
         first = max(target + 1, step - count + 1)
-        passed = [self.batch(first), self.batch(step)]
+        passed = [self.batch(first), self.batch(step) + self._policy["rewind_beyond"]]
         self.done.append({"step": step, "to": target, "passed_over": passed})
 
     def message(self) -> str:

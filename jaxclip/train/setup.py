@@ -45,6 +45,8 @@ class Experiment(NamedTuple):
       train_step: jitted ``(state, batch) -> (state, metrics)``.
       encode_image: ``(params, uint8 images) -> float32[B, D]``, normalising on the device.
       encode_text: ``(params, int32 tokens) -> float32[B, D]``.
+      encode_tokens: ``(params, uint8 images) -> float32[B, C]``, the mean of the patches' tokens;
+        None where evaluation leaves some of them out.
       towers: the model with what stands before it.
       sparse: what is done to the parameters before the towers see them.
     """
@@ -63,6 +65,7 @@ class Experiment(NamedTuple):
     train_step: jax.stages.Wrapped
     encode_image: Callable[[Any, jax.Array], jax.Array]
     encode_text: Callable[[Any, jax.Array], jax.Array]
+    encode_tokens: Callable[[Any, jax.Array], jax.Array] | None
     towers: towers.ModelTowers
     sparse: sparsity.Sparse
 
@@ -126,6 +129,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     mesh = parallel.make_mesh(config["mesh"], devices=devices)
     check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
+    total.check_run(config["global_batch_size"], config["teacher"]["kind"])
     sizes = towers.model_sizes(config)
     frozen = config_check.frozen_statistics(config["optim"], sizes.image.has_statistics)
     tx = cures.with_mup(optim.from_config(frozen, config["total_steps"]), config, sizes)
@@ -206,6 +210,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         train_step=train_step,
         encode_image=encode_image,
         encode_text=encode_text,
+        encode_tokens=token_encoder(own, sparse) if reduction is None else None,
         towers=own,
         sparse=sparse,
     )
@@ -262,6 +267,18 @@ def encoders(
         return own.encode(seen(params), "text", tokens)
 
     return encode_image, encode_text
+
+
+def token_encoder(
+    own: towers.ModelTowers, sparse: sparsity.Sparse
+) -> Callable[[Any, jax.Array], jax.Array]:
+    """The mean of the patches' tokens, as objectives see them: float32[B, C] of uint8 images."""
+
+    def encode_tokens(params: Any, images: jax.Array) -> jax.Array:
+        tokens = own.features(sparse(params), "image", images).tokens
+        return jnp.mean(tokens.astype(jnp.float32), axis=1)
+
+    return encode_tokens
 
 
 def batch_sizes(config: Config) -> field_lib.Sizes:

@@ -70,7 +70,9 @@ def hold(
     Raises:
       lock.LockedError: another run uses it.
       WorkdirError: not writable, or the processes do not see the same folder.
+      ValueError: it is an address, not a folder.
     """
+    storage.check_workdir(workdir)
     path = pathlib.Path(storage.absolute(workdir))
     lock: Lock | None = None
     problem: Exception | None = None

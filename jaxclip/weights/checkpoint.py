@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import numpy as np
 
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights import files, mapping, tokenizer_files
-from jaxclip.weights.families import Checkpoint, detect, renamed
+from jaxclip.weights import files, mapping, refusals, tokenizer_files
+from jaxclip.weights.families import Checkpoint, Family, detect, renamed
 from jaxclip.weights.families._base import TOWERS, Preprocess
 
 Params = dict[str, Any]
@@ -33,8 +34,10 @@ _SINGLE = (
 
 CONFIGS = ("open_clip_config.json", "config.json")
 PREPROCESSOR = "preprocessor_config.json"
-# What wrappers put in front of every name: DistributedDataParallel, torch.compile.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+# What wrappers put in front of every name: DistributedDataParallel, a trainer's attribute.
+_WRAPPERS = ("module.", "model.", "clip.", "net.", "params.")
+# And within names: torch.compile, FSDP, checkpointing of activations.
+_INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 class Opened(NamedTuple):
@@ -117,13 +120,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
       MappingError: of no known family, or tensors that do not fit (listed by name and shape).
       ValueError: an architecture that our towers do not have.
     """
-    place = pathlib.Path(path).expanduser()
+    place = _snapshot(pathlib.Path(path).expanduser())
     if not place.exists():
-        raise files.FileError(f"{os.fspath(path)!r}: there is no such file or folder")
+        raise files.FileError(f"{os.fspath(path)!r}: there is no such file or folder{_hub(place)}")
     folder = place if place.is_dir() else place.parent
     opened = files.open_folder(place) if place.is_dir() else files.open_file(place)
     tensors = _prefixed(_unwrapped(opened.tensors))
     config = next((c for name in CONFIGS if (c := files.read_json(folder / name))), {})
+    refusals.refuse(os.fspath(path), tensors, config)
     checkpoint = Checkpoint(
         os.fspath(path),
         {name: tensor.shape for name, tensor in tensors.items()},
@@ -139,12 +143,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         hash(sizes)  # a list or the like in place of a number
         tensors = dict(family.joined(tensors))
         entries = family.entries_of(checkpoint, sizes)
-    shapes = dict(_shapes(sizes))
+    shapes = parameter_shapes(sizes, family)
     if parts != TOWERS:
         entries = [entry for entry in entries if entry.ours[0].split("/")[0] in parts]
         shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] in parts}
-    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
-    shapes |= {f"objective/{path}": leaf.shape for path, leaf in own.items()}
     mapping.check(
         entries,
         {name: tensor.shape for name, tensor in tensors.items()},
@@ -152,11 +154,18 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Opened:
         ignore=family.ignore,
         what=f"{os.fspath(path)} ({name})",
     )
+    refusals.refuse_integers(os.fspath(path), tensors, (entry.theirs for entry in entries))
     with _told(f"{checkpoint.path} looks like {name}, but", "its preprocessing"):
         preprocess = _checked(family.preprocess(checkpoint, sizes))
     preprocess = preprocess._replace(tokenizer=tokenizer_files.find(folder, preprocess.tokenizer))
     terms = family.terms(sizes)
     return Opened(os.fspath(path), name, sizes, preprocess, entries, tensors, parts, terms)
+
+
+def parameter_shapes(sizes: CLIPConfig, family: type[Family]) -> dict[str, tuple[int, ...]]:
+    """Shapes by path of all parameters that a family's files hold: towers, and terms' own."""
+    own = _by_path(jax.eval_shape(functools.partial(family.init_terms, sizes), _key()))
+    return {**_shapes(sizes), **{f"objective/{path}": leaf.shape for path, leaf in own.items()}}
 
 
 @contextlib.contextmanager
@@ -185,12 +194,40 @@ def _checked(preprocess: Preprocess) -> Preprocess:
 
 
 def _unwrapped(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
-    """Without a wrapper's prefix, where every name has it."""
+    """Without a wrapper's prefix, where most names have it."""
     result = dict(tensors)
+    for inner in _INNER_WRAPPERS:
+        result = {name.replace(inner, ""): each for name, each in result.items()}
+    if len(result) != len(tensors):  # two became one
+        return dict(tensors)
     for prefix in _WRAPPERS:
-        if result and all(name.startswith(prefix) for name in result):
-            result = {name.removeprefix(prefix): each for name, each in result.items()}
+        inside = [name for name in result if name.startswith(prefix)]
+        # What is beside is a trainer's own, and listed as not used unless it is known.
+        if 2 * len(inside) > len(result):
+            stripped = {name.removeprefix(prefix): each for name, each in result.items()}
+            result = stripped if len(stripped) == len(result) else result
+    result.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel
     return result
+
+
+def _snapshot(place: pathlib.Path) -> pathlib.Path:
+    """The snapshot in a folder of the Hugging Face cache, ``models--owner--name``."""
+    main = place / "refs" / "main"
+    if (place / "snapshots").is_dir() and main.is_file() and main.stat().st_size < 200:
+        commit = main.read_text(encoding="utf-8", errors="replace").strip()
+        if commit and pathlib.PurePath(commit).name == commit != "..":
+            return place / "snapshots" / commit
+    return place
+
+
+def _hub(place: pathlib.Path) -> str:
+    """What to do, where the path looks like a name on the Hugging Face hub."""
+    name = "/".join(place.parts[-2:])
+    if place.suffix in (".pt", ".bin", ".npz", ".safetensors") or place.parent.exists():
+        return ""
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", name):
+        return ""
+    return f"; if it is a name on the hub, fetch it first: hf download {name} --local-dir DIR"
 
 
 def _prefixed(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:

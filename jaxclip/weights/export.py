@@ -13,16 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclip import models, storage
+from jaxclip import storage
 from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.weights import checkpoint, mapping, tokenizer_files
 from jaxclip.weights.families import FAMILIES, Checkpoint, Family
 from jaxclip.weights.families._base import Preprocess
 from jaxclip.weights.families._layouts import check_layout, fields
 
-# What a run keeps beside the two towers.
-_NOT_OURS = ("objective",)
-FORMATS = ("hf", "open_clip")
+FORMATS = ("hf", "open_clip", "original")
 
 
 def exporting() -> list[str]:
@@ -30,17 +28,48 @@ def exporting() -> list[str]:
     return [name for name in FAMILIES.names() if FAMILIES.get(name).weights_file]
 
 
+def terms_of(family: str, sizes: CLIPConfig) -> list[str]:
+    """Names of the objectives whose own parameters a family's files hold."""
+    return [str(term["name"]) for term in FAMILIES.get(family).terms(sizes)]
+
+
 def family_of(sizes: CLIPConfig, form: str) -> str:
     """The family that a format has for an architecture.
 
-    By its image tower: CLIP's ViT, SigLIP's with a MAP head, or another kind.
+    By its image tower: CLIP's ViT, SigLIP's with a MAP head, or another kind; and by its text
+    tower, where that is RoBERTa or CoCa's.
 
     Raises:
-      ValueError: an unknown format.
+      ValueError: an unknown format, or one that has no place for the image tower.
     """
     if form not in FORMATS:
         raise ValueError(f"format {form!r} is unknown; use {' or '.join(FORMATS)}")
     image = sizes.image
+    own = _authors_family(image)
+    if form == "original" and not own:
+        raise ValueError(
+            "--format original is for Alpha-CLIP's and EVA-CLIP's image towers, which this model "
+            "does not have; use hf or open_clip"
+        )
+    if form == "original":
+        return own
+    if image.kind == "vit" and (image.alpha or image.norm == "rms"):
+        field = "alpha" if image.alpha else "norm"
+        raise ValueError(
+            f"model.image.{field}={getattr(image, field)!r} can't be expressed by {form}; "
+            f"--format original writes it by the names of {own}"
+        )
+    for family, is_its in (
+        ("open_clip_roberta", sizes.text.kind == "roberta"),
+        ("open_clip_coca", sizes.text.pool == "cls"),
+    ):
+        if is_its and form == "hf":
+            raise ValueError(
+                f"transformers has no class for such a text tower (model.text.kind="
+                f"{sizes.text.kind!r}, pool={sizes.text.pool!r}); use --format open_clip"
+            )
+        if is_its:
+            return family
     if form == "open_clip" and (family := _timm_family(image)):
         return family
     if form == "hf" and image.max_patches:
@@ -48,6 +77,16 @@ def family_of(sizes: CLIPConfig, form: str) -> str:
     siglip = image.pool == "map" or sizes.logit_bias_init is not None
     clip = {"hf": "hf_clip", "open_clip": "open_clip"}
     return {"hf": "hf_siglip", "open_clip": "open_clip_siglip"}[form] if siglip else clip[form]
+
+
+def _authors_family(image: ImageConfig) -> str:
+    """The family whose names are of the model's own code alone; empty for none."""
+    if image.kind != "vit":
+        return ""
+    if image.alpha:
+        return "alpha_clip"
+    # No other has these.
+    return "eva_clip" if image.norm == "rms" or image.qkv_bias == "qv" else ""
 
 
 def _timm_family(image: ImageConfig) -> str:
@@ -71,7 +110,7 @@ def export_checkpoint(
 
     Args:
       params: the tree of :meth:`jaxclip.models.CLIP.init`, arrays on any devices; what objectives
-        keep in it is left out.
+        keep in it is left out, but for the family's own (:meth:`Family.terms`).
       sizes: its architecture.
       family: one of :func:`exporting`.
       folder: a new folder, or an empty one. It appears whole or not at all.
@@ -97,9 +136,10 @@ def export_checkpoint(
     check_layout(sizes, cls.layout or {}, family)
     ids = tokenizer_files.special_ids(preprocess.tokenizer, sizes)
     files = cls.config_files(sizes, preprocess, ids)
-    ours = _checked(params, sizes)
+    shapes = checkpoint.parameter_shapes(sizes, cls)
+    ours = _checked(params, shapes, cls, sizes)
     entries = cls.entries(sizes)
-    _check_read_back(sizes, family, cls, entries, files)
+    _check_read_back(sizes, family, shapes, entries, files)
     with new_folder(target) as temporary:
         _write_tensors(temporary / cls.weights_file, entries, ours)
         for name, content in files.items():
@@ -138,15 +178,22 @@ def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
         raise
 
 
-def _checked(params: Any, sizes: CLIPConfig) -> dict[str, Any]:
-    """Parameters by path, of the towers alone, with the shapes that the architecture has."""
-    towers = {key: value for key, value in params.items() if key not in _NOT_OURS}
-    ours = _by_path(towers)
-    expected = _by_path(jax.eval_shape(models.build(sizes).init, jax.random.key(0)))
-    for path, leaf in expected.items():
-        if path not in ours or tuple(ours[path].shape) != leaf.shape:
+def _checked(
+    params: Any, expected: Mapping[str, tuple[int, ...]], cls: type[Family], sizes: CLIPConfig
+) -> dict[str, Any]:
+    """Parameters by path, of the towers and the family's terms alone, with the shapes expected."""
+    kept = {term["name"] for term in cls.terms(sizes)}
+    own = {name: tree for name, tree in params.get("objective", {}).items() if name in kept}
+    for name in sorted(kept - own.keys()):
+        raise ValueError(
+            f"the model has no parameters of objective {name!r}, which a file of this kind holds "
+            "(CoCa's text decoder)"
+        )
+    ours = _by_path({**params, "objective": own})
+    for path, shape in expected.items():
+        if path not in ours or tuple(ours[path].shape) != shape:
             found = list(ours[path].shape) if path in ours else "missing"
-            raise ValueError(f"parameter {path} is {found}, but the model has {list(leaf.shape)}")
+            raise ValueError(f"parameter {path} is {found}, but the model has {list(shape)}")
     extra = [path for path in ours if path not in expected]
     if extra:
         raise ValueError(f"the model has no parameter {extra[0]} (nor {len(extra) - 1} more)")
@@ -156,25 +203,19 @@ def _checked(params: Any, sizes: CLIPConfig) -> dict[str, Any]:
 def _check_read_back(
     sizes: CLIPConfig,
     family: str,
-    cls: type[Family],
+    shapes: Mapping[str, tuple[int, ...]],
     entries: Sequence[mapping.Entry],
     files: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Refuse what would be read as another architecture than it is."""
-    shapes = {
-        path: leaf.shape
-        for path, leaf in _by_path(
-            jax.eval_shape(models.build(sizes).init, jax.random.key(0))
-        ).items()
-    }
     views = {path: np.broadcast_to(np.zeros((), np.uint8), s) for path, s in shapes.items()}
     theirs = {
         entry.theirs: np.shape(entry.layout.to_theirs([views[path] for path in entry.ours]))
         for entry in entries
     }
-    config = next(files[name] for name in checkpoint.CONFIGS if name in files)
+    config = next((files[name] for name in checkpoint.CONFIGS if name in files), {})
     preprocessor = files.get(checkpoint.PREPROCESSOR, {})
-    read = fields(cls.sizes(Checkpoint("the export", theirs, config, preprocessor)))
+    read = fields(FAMILIES.get(family).sizes(Checkpoint("it", theirs, config, preprocessor)))
     for key, value in fields(sizes).items():
         if read.get(key) != value:
             raise ValueError(

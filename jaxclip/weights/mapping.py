@@ -66,9 +66,14 @@ PLANES = Layout(lambda x: [x.reshape(-1)], lambda xs: xs[0][:, None, None])
 
 
 def convolution(patch_size: int, channels: int = 3) -> Layout:
-    """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]; or other channels."""
+    """torch's [C, 3, p, p] of a patch embedding <-> ours [p * p * 3, C]; or other channels.
+
+    ``to_ours`` raises ValueError for axes in another order, which would fit, too.
+    """
 
     def to_ours(x: Array) -> list[Array]:
+        if tuple(x.shape[1:]) != (channels, patch_size, patch_size):
+            raise ValueError(f"{list(x.shape)} is no [C, {channels}, {patch_size}, {patch_size}]")
         return [x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])]
 
     def to_theirs(xs: list[Array]) -> Array:

@@ -35,6 +35,8 @@ def special_ids(tokenizer: Mapping[str, Any], sizes: CLIPConfig) -> SpecialIds:
     kind, size = tokenizer.get("kind"), sizes.text.vocab_size
     if kind == "clip":
         return SpecialIds(size - 2, size - 1)
+    if kind == "roberta":
+        return SpecialIds(0, 2, 1)
     if kind in ("siglip", "gemma"):
         return SpecialIds(None, 1, 1 if kind == "siglip" else 0)
     from jaxclip.data import tokenizers
@@ -84,6 +86,8 @@ def write(tokenizer: Mapping[str, Any], folder: pathlib.Path, vocab_size: int) -
         name = "GemmaTokenizerFast" if kind == "gemma" else "SiglipTokenizer"
         config = {"tokenizer_class": name, **length}
         _write(folder / "tokenizer_config.json", json.dumps(config))
+    elif kind == "roberta" and path:
+        shutil.copyfile(path, folder / "tokenizer.json")
     elif kind in ("bpe", "emoji_bpe"):
         from jaxclip.data import emoji
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from jaxclip.bench import loading, start
 from jaxclip.data import sources
 
@@ -31,3 +33,9 @@ def test_data_sets_of_many_shards_can_be_read(tmp_path):
         source = sources.open(name).source("train")
         assert len(source) == 20
         assert source[17].image == source[1].image != source[2].image
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_records_read():
+    for kind, sizes in start.memory(200_000, 256).items():
+        assert len(sizes) == 10 and max(sizes[5:]) < 1.02 * sizes[4] + 5, (kind, sizes)

@@ -17,7 +17,7 @@ from jaxclip.curate import Step, curate, source, store
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import language
-from jaxclip.data import sampling, sources
+from jaxclip.data import pipeline, sampling, sources
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
 
@@ -99,6 +99,37 @@ def test_training_may_sample_what_was_kept(pools, config, tmp_path):
         sampling.weights_of(f"curated({str(tmp_path / 'run')!r})", fewer, "train")
     with pytest.raises(ValueError, match=r"is not there"):
         sampling.weights_of(f"curated({str(tmp_path)!r})", fewer, "train")
+
+
+def test_training_sees_the_captions_that_were_kept(pools, tmp_path):
+    texts = [["short", f"a picture of {i}", "one more of it"] for i in range(20)]
+    texts[3], texts[5] = ["a picture of a dog"], ["too short"]
+    tags = [["alt", "long", "long"]] * 20
+    # More captions than a byte has bits.
+    texts[7] = ["no"] * 9 + ["only this one"] + ["no"]
+    tags[7] = [str(number) for number in range(11)]
+    rows = pools.rows(20, texts, caption_tags=tags)
+    name = pools.write(tmp_path / "pool.parquet", rows)
+    curate({"source": name, "steps": [{"name": "captions", "min_words": 3}]}, tmp_path / "run")
+    written = f"curated({str(tmp_path / 'run')!r})"
+    plain = pipeline.complete({"name": name, "sampling": written})
+    mixed = pipeline.complete({"mixture": [{"name": name, "sampling": written}]})
+    for config in (plain, mixed):
+        source = pipeline.training_data(config).source("train")
+        found = source.read(range(20))
+        assert found[0].texts == ("a picture of 0", "one more of it")
+        assert json.loads(found[0].meta)["caption_tags"] == ["long", "long"]
+        assert found[3].texts == ("a picture of a dog",)
+        assert found[7].texts == ("only this one",)
+        assert json.loads(found[7].meta)["caption_tags"] == ["9"]
+        assert source.picture(0).image == found[0].image
+    batches = pipeline.batch_maker(
+        plain, lambda texts: np.array([[text == "short"] for text in texts], np.int32), 19, 0
+    )
+    assert not np.concatenate([batches(step)["text"] for step in range(3)]).any()
+    batches.reader.close()
+    with pytest.raises(ValueError, match=r"data.sampling=.*'train' of data set .*is not there"):
+        pipeline.training_data({**plain, "sampling": "curated('/nowhere')"}).source("train")
 
 
 def pools_scores(source):

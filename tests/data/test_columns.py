@@ -255,6 +255,8 @@ def test_negatives_of_the_record_come_first(tmp_path, toys):
         Record(toys.picture(1), ("two words",), key="made"),
         Record(toys.picture(2), ("word",), key="none"),
         Record(toys.picture(3), ("x y",), key="bad", meta='{"hard_negatives": [1]}'),
+        Record(toys.picture(4), ("b a",), key="empty", meta='{"hard_negatives": ["", " "]}'),
+        Record(toys.picture(5), ("bird",), key="empty too", meta='{"hard_negatives": [""]}'),
     ]
     folder = toys.write_data_set(tmp_path / "d", {"train": records})
     spec = {"text": Captions(), "negatives": Negatives(count=2), "index": Index()}
@@ -272,8 +274,9 @@ def test_negatives_of_the_record_come_first(tmp_path, toys):
             assert len(set(found)) == 2 and set(found) <= set(own["hard_negatives"])
             seen |= set(found)
         else:
-            assert found == (["words two"] * 2 if index == 1 else ["", ""])
-            assert index != 2 or not rows.any()  # padding only
+            made = {1: "words two", 4: "a b"}.get(int(index), "")  # an empty one is none
+            assert found == [made] * 2
+            assert made or not rows.any()  # padding only
     assert seen == set(own["hard_negatives"])
 
 
@@ -390,6 +393,34 @@ def test_boxes_follow_what_they_are_around(tmp_path, toys):
             np.testing.assert_allclose(boxes[0] * 32, seen, atol=1.2, err_msg=ops)
             np.testing.assert_array_equal(boxes[1], boxes[0])
             assert not boxes[2].any()
+
+
+def test_boxes_that_leave_the_picture_are_counted_and_wrong_ones_replaced(tmp_path, toys):
+    boxes = [
+        [[0, 0, 0.1, 0.1], [0.3, 0.3, 0.7, 0.7]],
+        [],
+        [[0.5, 0.5, 1.2, 0.9]],
+        [[0.9, 0, 0.1, 1]],
+    ]
+    boxes += [[[float("nan"), 0, 1, 1]], [[0, 0, 1]]]
+    records = [
+        Record(toys.picture(i), ("thing",), key=str(i), meta=json.dumps({"boxes": each}))
+        for i, each in enumerate(boxes)
+    ]
+    folder = toys.write_data_set(tmp_path / "d", {"train": records})
+    config = {"name": str(folder), "image_size": 4, "image_ops": "resize_small(8)|center_crop(4)"}
+    spec = {"image": View(), "boxes": Boxes(count=3), "index": Index()}
+    iterator = pipeline.train_iterator(
+        config, tokenizer=tokens, global_batch_size=24, seed=0, spec=spec
+    )
+    batch = next(iterator)
+    stats = iterator.stats()
+    iterator.close()
+    assert stats["records"] == {"bad_meta": 4} and set(batch["index"].tolist()) == {0, 1}
+    first = batch["boxes"][batch["index"] == 0]
+    assert first[:, 1].any() and not first[:, [0, 2]].any()
+    assert not batch["boxes"][batch["index"] == 1].any()  # no region is no fault
+    assert stats["boxes"]["boxes"] == 2 * stats["boxes"]["outside"] > 0
 
 
 def test_boxes_out_of_the_picture_are_zero():

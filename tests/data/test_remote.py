@@ -42,6 +42,9 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         if query.get("alt") != ["media"]:
             about = {"name": name, "size": str(len(data)), "generation": "7"}
             return self.answer(200, json.dumps(about).encode())
+        return self.give(data)
+
+    def give(self, data):
         if "Range" not in self.headers:
             return self.answer(200, data)
         first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
@@ -56,6 +59,7 @@ class Bucket(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("x-goog-generation", "7")
+        self.send_header("ETag", '"7"')
         if content_range:
             self.send_header("Content-Range", content_range)
         self.end_headers()
@@ -68,10 +72,8 @@ class Bucket(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
     """The handler's class: its ``files`` are those of ``gs://pictures/``."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
+    url, stop = serve(Bucket)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(Bucket, "files", {})
@@ -80,9 +82,68 @@ def bucket(monkeypatch, tmp_path):
     remote._open.cache_clear()
     yield Bucket
     remote._open.cache_clear()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    stop()
+
+
+class AmazonBucket(Bucket):
+    """The same in Amazon's words; the address of a file begins with that of the bucket."""
+
+    def do_GET(self):
+        where = urllib.parse.urlsplit(self.path)
+        query = urllib.parse.parse_qs(where.query)
+        name = urllib.parse.unquote(where.path.removeprefix("/pictures").lstrip("/"))
+        self.asked.append(name)
+        if "list-type" in query:
+            begin = query.get("prefix", [""])[0]
+            found = [each for each in sorted(self.files) if each.startswith(begin)]
+            items = "".join(f"<Contents><Key>{each}</Key></Contents>" for each in found)
+            head = f"<KeyCount>{len(found)}</KeyCount><IsTruncated>false</IsTruncated>"
+            text = f'<?xml version="1.0"?><ListBucketResult>{head}{items}</ListBucketResult>'
+            return self.answer(200, text.encode())
+        if self.faults.get(name):
+            return self.answer(self.faults[name].pop(0), b"")
+        if name not in self.files:
+            return self.answer(404, b"")
+        return self.give(self.files[name])
+
+    def do_HEAD(self):
+        name = urllib.parse.unquote(self.path.removeprefix("/pictures").lstrip("/"))
+        found = name in self.files
+        self.send_response(200 if found else 404)
+        self.send_header("ETag", '"7"')
+        self.send_header("Content-Length", str(len(self.files.get(name, b""))))
+        self.end_headers()
+
+
+def serve(handler):
+    """A server on this machine; call what is returned with it to end it."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def stop():
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return f"http://127.0.0.1:{server.server_port}", stop
+
+
+@pytest.fixture
+def amazon(monkeypatch, tmp_path):
+    """As ``bucket``, for ``s3://pictures/``."""
+    url, stop = serve(AmazonBucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("files", "faults"):
+        monkeypatch.setattr(AmazonBucket, name, {})
+    monkeypatch.setattr(AmazonBucket, "asked", [])
+    remote._open.cache_clear()
+    yield AmazonBucket
+    remote._open.cache_clear()
+    stop()
 
 
 def upload(bucket, folder, under):
@@ -149,6 +210,113 @@ def test_an_index_is_made_once_on_a_machine(bucket, tmp_path, toys):
     assert first == again
 
 
+def dataset_of(kind, folder, toys):
+    """Write a data set; returns its folder and its name, with ``{at}`` for that."""
+    if kind == "tfds":
+        toys.write_data_set(folder, {"train": toys.records(12)}, shards=3)
+        return folder, "{at}"
+    folder.mkdir()
+    if kind == "webdataset":
+        members = [
+            (f"{n}.{end}", data)
+            for n in range(9)
+            for end, data in (("png", toys.picture(n)), ("txt", b"thing"))
+        ]
+        toys.make_tar(folder / "0.tar", members)
+        return folder, "webdataset:{at}"
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = {"image": [toys.picture(n) for n in range(9)], "text": ["thing"] * 9}
+    pq.write_table(pa.table(rows), folder / "train.parquet", row_group_size=4)
+    return folder, "parquet:{at}"
+
+
+@pytest.mark.parametrize("kind", ["tfds", "webdataset", "parquet"])
+def test_records_from_amazon_are_those_of_a_folder(amazon, tmp_path, toys, kind):
+    folder, name = dataset_of(kind, tmp_path / "set", toys)
+    upload(amazon, folder, "set")
+    here, there = (
+        sources.open(name.format(at=at)).source("train") for at in (folder, "s3://pictures/set")
+    )
+    assert len(here) == len(there) and here.read(range(9)) == there.read(range(9))
+    assert isinstance(there[8], Record)
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """fsspec's ``memory://``."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    remote._open.cache_clear()
+    yield files
+    files.store.clear()
+    remote._open.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["tfds", "webdataset", "parquet"])
+def test_what_fsspec_knows_is_read_as_a_folder(memory, tmp_path, toys, kind):
+    folder, name = dataset_of(kind, tmp_path / "set", toys)
+    for file in folder.iterdir():
+        memory.pipe(f"/pictures/set/{file.name}", file.read_bytes())
+    here, there = (
+        sources.open(name.format(at=at)).source("train") for at in (folder, "memory://pictures/set")
+    )
+    assert len(here) == len(there) and here.read(range(9)) == there.read(range(9))
+    assert isinstance(there[8], Record)
+
+
+def test_ranges_of_fsspec(memory):
+    memory.pipe("/pictures/a", bytes(range(100)))
+    assert remote.read_range("memory://pictures/a", 95, 50) == bytes(range(95, 100))
+    assert remote.read_slice("memory://pictures/a", -3, None) == bytes([97, 98, 99])
+    assert remote.read_slice("memory://pictures/a", -300, 2) == bytes([0, 1])
+    assert remote.read("memory://pictures/none") is None
+    before = remote.generation("memory://pictures/a")
+    memory.pipe("/pictures/a", bytes(50))
+    assert not np.array_equal(before, remote.generation("memory://pictures/a"))
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        sources.open("memory://pictures/none")
+
+
+def test_a_busy_or_missing_amazon(amazon):
+    amazon.files["a"] = bytes(range(100))
+    amazon.faults["a"] = [503]
+    assert remote.read_range("s3://pictures/a", 95, 50) == bytes(range(95, 100))
+    assert remote.read_range("s3://pictures/a", 10, 2) == bytes([10, 11])
+    assert not amazon.faults["a"] and remote.read("s3://pictures/none") is None
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        sources.open("s3://pictures/none")
+
+
+@pytest.mark.slow
+def test_training_from_motos_server(tmp_path, toys, monkeypatch):
+    """The same with a server of Amazon's kind that others wrote, where it is installed."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
+    boto3 = pytest.importorskip("boto3")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    remote._open.cache_clear()
+    try:
+        client = boto3.client("s3", endpoint_url=url)
+        client.create_bucket(Bucket="pictures")
+        toys.write_data_set(tmp_path / "set", {"train": toys.records(12)}, shards=3)
+        for file in (tmp_path / "set").iterdir():
+            client.upload_file(str(file), "pictures", f"set/{file.name}")
+        source = sources.open("s3://pictures/set").source("train")
+        assert source.read(range(12)) == sources.open(tmp_path / "set").source("train").read(
+            range(12)
+        )
+    finally:
+        remote._open.cache_clear()
+        server.stop()
+
+
 def test_a_busy_server_is_asked_again(bucket):
     bucket.files = {"a": b"bytes"}
     bucket.faults = {"a": [503]}
@@ -182,7 +350,7 @@ def test_a_store_that_does_not_answer_gives_records_that_may_come_later(
         ("parquet:gs://pictures/none", FileNotFoundError, r"holds no \*\.parquet"),
         ("parquet:gs://pictures/none/0.parquet", FileNotFoundError, "no such file"),
         ("arrow:gs://pictures/set", ValueError, "from this machine's disks only"),
-        ("ftp://pictures/set", ValueError, "can't be opened"),
+        ("nope://pictures/set", ValueError, "can't be opened: Protocol not known"),
     ],
 )
 def test_mistakes_are_named(bucket, name, error, message):

@@ -122,6 +122,12 @@ def test_mistakes_are_named(tmp_path, toys):
     folder = toys.write_data_set(tmp_path / "toys", {"train": toys.records(3), "none": []})
     with pytest.raises(FileNotFoundError, match=r"no such directory.*did you mean 'toys'"):
         sources.open(tmp_path / "toyz")
+    (tmp_path / "toyz.txt").touch()  # what is no data set is not offered
+    (tmp_path / "toyz2").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'toys'"):
+        sources.open(tmp_path / "toyz")
+    with pytest.raises(FileNotFoundError, match=r"known: toys$"):
+        sources.open(tmp_path / "quite_other")
     with pytest.raises(ValueError, match=r"has no dataset_info.json; did you mean .*toys'"):
         sources.open(tmp_path)
     data_set = sources.open(folder)

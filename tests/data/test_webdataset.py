@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxclip import fields
-from jaxclip.data import pipeline, sources, tar_index, tfrecord, webdataset
+from jaxclip.data import pipeline, sources, tar_headers, tar_index, tfrecord, webdataset
+from jaxclip.data import record as record_lib
 from jaxclip.data.record import BadRecord, Record
 
 
@@ -87,6 +88,92 @@ def test_captions_in_json_and_what_is_wrong(tmp_path, toys):
     reasons = [record.reason if isinstance(record, BadRecord) else "" for record in found]
     assert reasons == ["", "empty_caption", "missing_image", "bad_utf8", "empty_caption", ""]
     assert found[5].image == toys.picture(5) and found[5].texts == ("five",)
+
+
+def test_several_files_of_text_are_several_captions(tmp_path, toys):
+    files = [
+        ("0.caption", b"second"), ("0.png", toys.picture(0)), ("0.txt", b"first"),
+        ("1.png", toys.picture(1)), ("1.txt", b" "), ("1.caption", b"one"), ("1.text", b"caf\xe9"),
+    ]  # fmt: skip
+    toys.make_tar(tmp_path / "a.tar", files)
+    assert [record.texts for record in opened(tmp_path)] == [("first", "second"), ("one",)]
+
+
+# Parts of names as tars have them: those that all readers agree on, and those for a closer look.
+stems = st.sampled_from(
+    ["0", "1", "a.b/7", "x y", "./z", "d/" * 60 + "n", "\u00e9", ".hidden", "f/"]
+)
+endings = st.sampled_from(
+    [
+        ".jpg",
+        ".PNG",
+        ".txt",
+        ".caption",
+        ".json",
+        ".cls",
+        ".mask.png",
+        ".npy",
+        ".",
+        ".longending",
+        ".apngs",
+        "",
+    ]
+)
+kinds = st.sampled_from([tarfile.REGTYPE] * 9 + [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(data=st.data())
+def test_headers_at_once_say_what_tarfile_says(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    with tarfile.open(path, "w", format=data.draw(st.sampled_from([0, 1, 2]))) as tar:
+        for _ in range(data.draw(st.integers(0, 5))):
+            info = tarfile.TarInfo(data.draw(stems) + data.draw(endings))
+            info.type = data.draw(kinds)
+            # A time with a fraction makes a header of its own, as webdataset's writer does.
+            info.mtime = data.draw(st.sampled_from([0, 12.5]))
+            info.size = data.draw(st.sampled_from([0, 1, 512, 700])) * info.isreg()
+            try:
+                tar.addfile(info, io.BytesIO(b"1" * info.size))
+            except ValueError:  # a name that the format can't hold
+                continue
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):  # damage
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+        del content[data.draw(st.integers(place, len(content))) :]
+        path.write_bytes(content)
+    found = []
+    for read in (tar_headers.read, lambda data: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tar_headers, "read", read)
+            try:
+                found.append([each.tolist() for each in tar_index._scan(path)])
+            except ValueError as error:
+                found.append(str(error))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("mtime", [0, 12.5])
+def test_headers_of_plain_tars_are_read_at_once(tmp_path, mtime):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a/0.jpg", "a/0.txt", "a/notes", "b"):
+            info = tarfile.TarInfo(name)
+            info.mtime, info.size = mtime, 600
+            tar.addfile(info, io.BytesIO(bytes(600)))
+    content = (tmp_path / "a.tar").read_bytes()
+    files = tar_headers.read(content)
+    assert [name.tobytes().rstrip(b"\0") for name in files.names] == [
+        b"a/0.jpg", b"a/0.txt", b"a/notes", b"b",
+    ]  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert files.offsets.tolist() == [member.offset_data for member in tar]
+    assert files.sizes.tolist() == [600] * 4
+    assert tar_headers.read(content[:-20000]) is None and tar_headers.read(b"") is None
+    # A header that leads back, of the file and of the one before a file.
+    for kind in (b"0", b"x"):
+        back = content[:124] + b"-0000002000\0" + content[136:156] + kind + content[157:]
+        assert tar_headers.read(back) is None
 
 
 def test_index_is_kept_and_renewed(tars, toys, monkeypatch):
@@ -260,6 +347,32 @@ def test_captions_where_there_are_some(tmp_path, toys):
     empty = [("5.png", toys.picture(5)), ("5.txt", b" "), ("5.json", b'{"caption": "a cat"}')]
     toys.make_tar(tmp_path / "a.tar", [*files, *empty])
     assert [record.texts for record in opened(tmp_path).read(range(6))] == [("a cat",)] * 6
+
+
+def test_a_json_file_is_parsed_once(tmp_path, toys, monkeypatch):
+    value = {"captions": ["a cat", "two"], "caption_tags": ["x", "y"], "boxes": [[0, 0, 1, 1]]}
+    files = [
+        (f"{i}.{end}", data)
+        for i in range(6)
+        for end, data in (
+            ("png", toys.picture(i)), ("json", json.dumps({**value, "n": i}).encode()),
+        )
+    ]  # fmt: skip
+    toys.make_tar(tmp_path / "a.tar", files)
+    spec = {
+        "text": fields.Captions(source="y"),
+        "image": fields.View(),
+        "boxes": fields.Boxes(2),
+    }
+    config = {"mixture": [{"name": f"webdataset:{tmp_path}"}], "image_size": 8}
+    maker = pipeline.batch_maker(config, lambda texts: np.zeros((len(texts), 1)), 6, 0, spec=spec)
+    parsed = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    record_lib.meta_object.cache_clear()
+    maker(0)
+    maker.reader.close()
+    assert len(parsed) == len(set(parsed)) == 6
 
 
 def test_a_cut_tar_is_named_each_time(tars, caplog):

@@ -61,6 +61,24 @@ def test_metrics_by_hand_and_more_examples_help():
     assert np.mean([each["accuracy"] for each in few]) < result["accuracy"] - 0.1
 
 
+def test_accuracy_rises_with_the_bank():
+    """The specification's check, from 10 to 100 examples of each class: defects of many kinds."""
+    rng = np.random.default_rng(4)
+    kinds = rng.standard_normal((2, 20, 6))
+
+    def split(count):
+        labels = rng.integers(0, 2, count)
+        rows = kinds[labels, rng.integers(0, 20, count)] + 0.3 * rng.standard_normal((count, 6))
+        return base.arrays(unit(rows).astype(np.float32), labels)
+
+    parts = base.ArrayData({"test": split(400), "train": split(260)}, "test")
+    means = [
+        np.mean([Inspection(bank_size=n, seed=s).evaluate(None, parts)["accuracy"] for s in (0, 1)])
+        for n in (10, 30, 100)
+    ]
+    assert means[0] + 0.05 < means[1] < means[2] - 0.05
+
+
 def test_pictures_without_a_label_do_not_count():
     labels = np.where(np.arange(400) < 100, TRUTH, -1)
     assert Inspection().evaluate(None, data(labels))["num_examples"] == 100

@@ -39,6 +39,16 @@ def test_single_link_goes_on_from_neighbour_to_neighbour():
     assert len(np.unique(linkage.clusters(vectors, 0.0))) == 6
 
 
+@pytest.mark.parametrize("distance", [0.003, 0.01, 0.03, 0.1])
+def test_clusters_are_what_steps_from_row_to_row_reach(distance):
+    vectors = np.random.default_rng(1).normal(size=(120, 3))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    reached = vectors @ vectors.T >= 1.0 - distance
+    for _ in range(7):  # 2**7 steps
+        reached = reached @ reached
+    np.testing.assert_array_equal(linkage.clusters(vectors, distance), reached.argmax(axis=1))
+
+
 def test_tiles_change_nothing(monkeypatch):
     vectors = np.random.default_rng(0).normal(size=(30, 3))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,6 +1,8 @@
 """A grid of tiny runs: what is done stays, a cell alone is the same, off is off."""
 
+import contextlib
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,8 @@ import pytest
 
 from jaxclip import cli, lock, objectives, optim
 from jaxclip.lab import cells as cells_lib
+from jaxclip.lab import command, figure, report, runner, tables
 from jaxclip.lab import config as config_lib
-from jaxclip.lab import report, runner, tables
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import towers
@@ -187,6 +189,47 @@ def test_a_damaged_file_is_made_again(config, finished, tmp_path):
     path.parent.mkdir(parents=True)
     path.write_bytes(cells_lib.path_of(finished, config, which).read_bytes()[:-100])
     assert cells_lib.read(path) is None
+
+
+def test_a_plan_that_can_not_be_is_refused_before_any_cell_runs(config, tmp_path):
+    late = {"name": "scale", "steps": [STEPS]}
+    other = {**config, "injectors": {**config["injectors"], "late": late}}
+    with pytest.raises(ValueError, match=r"step 24 is not in a run of train\.total_steps=24"):
+        runner.run_grid(other, tmp_path)
+    assert not (tmp_path / cells_lib.FOLDER).exists() and not (tmp_path / lock.FILE_NAME).exists()
+
+
+def test_told_to_stop_it_begins_no_cell(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.Lab, "check", lambda self, cells: None)
+    assert runner.run_grid(config, tmp_path, stop=lambda: True) == (0, 8, 0)
+
+
+def test_an_interrupt_that_jax_swallows_is_remembered():
+    before = signal.getsignal(signal.SIGINT)
+    with command._Interrupts() as interrupts:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupts.seen
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_workdir_that_can_not_be_is_one_line(config_path, tmp_path, capsys, compilation_cache):
+    (tmp_path / "file").write_text("")
+    argv = ["lab", "--config", str(config_path), "--workdir", str(tmp_path / "file")]
+    with compilation_cache():
+        assert cli.main(argv) == 1
+    error = capsys.readouterr().err
+    assert "can't be made: a part of the path is a file" in error and error.count("\n") == 1
+
+
+def test_the_picture_names_every_rule(config, finished, tmp_path, monkeypatch):
+    """Of a grid with one rate, too, which has no panel of rates."""
+    from matplotlib.figure import Figure
+
+    named = []
+    monkeypatch.setattr(Figure, "legend", lambda self, handles, labels, **how: named.extend(labels))
+    assert figure.write(config, tables.read(config, finished), tmp_path / "x.png")
+    assert named == ["zclip"]
 
 
 def test_two_runs_in_one_place(config, finished):

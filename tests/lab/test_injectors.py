@@ -1,9 +1,10 @@
 """Injectors as what they are: arrays over the steps, functions of options and seed."""
 
+import jax
 import numpy as np
 import pytest
 
-from jaxclip.lab import injectors
+from jaxclip.lab import injectors, program
 
 NAMES = ("image/patch_embedding/kernel", "image/blocks_0/mlp/up/kernel", "logit_scale")
 
@@ -83,16 +84,7 @@ def test_shift_changes_the_group():
         ({"name": "bitflip", "exponent": 3, "steps": [2]}, {"weight", "active"}),
         ({"name": "nonfinite", "steps": [2]}, {"gradient", "active"}),
         ({"name": "pixels", "start": 2, "count": 1}, {"noise", "active"}),
-        # Switched off by their own options.
-        ({"name": "scale", "share": 0.0}, set()),
-        ({"name": "direction", "share": 0.0}, set()),
-        ({"name": "labels", "count": 0}, set()),
-        ({"name": "constant", "count": 0}, set()),
-        ({"name": "rate", "count": 0}, set()),
-        ({"name": "temperature"}, set()),
-        ({"name": "bitflip"}, set()),
-        ({"name": "nonfinite"}, set()),
-        ({"name": "pixels", "count": 0}, set()),
+        ({"name": "heavy_tail", "start": 2, "count": 3}, {"tail", "df", "active"}),
     ],
     ids=lambda value: "" if isinstance(value, set) else str(value),
 )
@@ -100,11 +92,31 @@ def test_only_its_own_arrays_change(section, fields):
     assert changed(section) == fields
 
 
+# Each switched off by its own options; a shift that is none is one that is not there.
+OFF = {
+    "bitflip": {},
+    "constant": {"count": 0},
+    "direction": {"share": 0.0},
+    "heavy_tail": {"count": 0},
+    "labels": {"count": 0},
+    "nonfinite": {},
+    "pixels": {"count": 0},
+    "rate": {"count": 0},
+    "scale": {"share": 0.0},
+    "stale_v": {"k": 1.0, "start": 100},
+    "temperature": {},
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_off_is_the_plan_of_the_clean_run(name):
+    """A run is a function of rate, seed and plan: the same plan is the same run, to the bit."""
+    # The step at which `stale_v` would end stays marked, for the report.
+    assert changed({"name": name, **OFF[name]}) - {"active"} == set()
+
+
 def test_every_injector_is_in_a_test():
-    assert set(injectors.INJECTORS.names()) == {
-        "bitflip", "constant", "direction", "labels", "nonfinite", "pixels", "rate", "scale",
-        "shift", "stale_v", "temperature",
-    }  # fmt: skip
+    assert set(injectors.INJECTORS.names()) == OFF.keys() | {"shift"}
 
 
 def test_values():
@@ -115,6 +127,30 @@ def test_values():
     assert plan({"name": "rate", "k": 5.0, "start": 2, "count": 3}).rate.tolist()[1:6] == [
         1, 5, 5, 5, 1,
     ]  # fmt: skip
+
+
+def test_labels_of_a_share_of_the_steps():
+    hit = plan({"name": "labels", "share": 0.1, "start": 100})
+    steps = np.flatnonzero(hit.active)
+    assert len(steps) == 10 and steps.min() >= 100
+    rows = np.flatnonzero((hit.text != hit.image).any(axis=1))
+    np.testing.assert_array_equal(rows, steps)
+
+
+def test_a_tail_lasts_to_the_end_unless_told_otherwise():
+    hit = plan({"name": "heavy_tail", "k": 2.0, "df": 3.0, "start": 150})
+    assert np.flatnonzero(hit.tail).tolist() == list(range(150, 200))
+    assert (hit.tail[150:] == 2).all() and (hit.df[150:] == 3).all()
+
+
+def test_rows_behind_a_plan_are_clean_and_in_order():
+    hit = plan({"name": "scale", "k": 7.0, "steps": [199]})
+    longer = injectors.extend(hit, place(), 5)
+    clean = injectors.empty_plan(place(steps=205))
+    for own, before, rest in zip(longer, hit, clean, strict=True):
+        np.testing.assert_array_equal(own[:200], before)
+        np.testing.assert_array_equal(own[200:], rest[200:])
+    assert injectors.extend(hit, place(), 0) is hit
 
 
 def test_several_at_once():
@@ -136,6 +172,8 @@ def test_several_at_once():
         ({"name": "labels", "start": 199, "count": 2}, "steps 199 to 200 are not in a run"),
         ({"name": "stale_v", "k": 0.0}, "k=0.0 must be positive"),
         ({"name": "shift", "start": 500}, "not in a run"),
+        ({"name": "heavy_tail", "df": 0.0}, "df=0.0 must be positive"),
+        ({"name": "heavy_tail", "start": 300}, "not in a run"),
     ],
     ids=str,
 )
@@ -149,3 +187,17 @@ def test_too_few_pairs():
         plan("none", groups=(0, 0, 0))
     with pytest.raises(ValueError, match="one group only"):
         plan({"name": "shift", "start": 60}, groups=(0,) * 20)
+
+
+def test_noise_is_students():
+    """Quantiles of many draws beside the closed forms, within four of their standard errors."""
+    q = np.asarray([0.001, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999])
+    cauchy, two = np.tan(np.pi * (q - 0.5)), (2 * q - 1) / np.sqrt(2 * q * (1 - q))
+    draw = jax.jit(lambda df: program.student_t(jax.random.key(0), df, (100_000,)))
+    for df, expected, density in (
+        (1.0, cauchy, 1 / (np.pi * (1 + cauchy**2))),
+        (2.0, two, (2 + two**2) ** -1.5),
+    ):
+        drawn = np.asarray(draw(df))
+        error = np.sqrt(q * (1 - q) / len(drawn)) / density
+        assert (np.abs(np.quantile(drawn, q) - expected) < 4 * error).all(), df

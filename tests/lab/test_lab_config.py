@@ -62,6 +62,23 @@ def test_digest_is_of_everything_that_counts():
     assert len({digest, *(config_lib.digest(*other) for other in others)}) == len(others) + 1
 
 
+def test_digest_is_not_of_what_says_nothing_here(monkeypatch):
+    which = config_lib.Cell("plain", "float32", "adamw", 1e-3, "none", 0)
+    digest = config_lib.digest(resolve(), which)
+    made = config_lib.training
+    monkeypatch.setattr(
+        config_lib, "training", lambda *args: {**made(*args), "a_new_key": 1, "log_every_steps": 7}
+    )
+    assert config_lib.digest(resolve(), which) == digest
+    # The history that spikes are judged by counts where something is done about them.
+    monkeypatch.undo()
+    watch = {"watch": {"window": 50, "min_history": 20}}
+    assert config_lib.digest(resolve(train=watch), which) == digest
+    for rule in ({"on_spike": {"actions": "skip"}}, {"on_spike": {"actions": "clip"}}):
+        plain, watched = (resolve(rules={"adamw": rule}, train=t) for t in ({}, watch))
+        assert len({config_lib.digest(c, which) for c in (plain, watched)} | {digest}) == 3
+
+
 def test_cell_by_name():
     config = resolve()
     assert config_lib.parse_cell("rule=lion,rate=1e-2,seed=1", config) == config_lib.Cell(
@@ -95,10 +112,28 @@ MISTAKES = [
     ({"rules": {"a": {"learning_rate": 1}}}, "rules.a: the learning rate is an axis of its own"),
     ({"rules": {"a": {"update_clip": "elementwise"}}}, "rules.a: update_clip and sam are not for"),
     ({"rules": {"a": "adamw"}}, "rules.a='adamw' must be a mapping with keys of optim"),
+    ({"rules": {"a": {"on_spike": {"actions": "skp"}}}}, "unknown action 'skp'; did you mean"),
+    ({"rules": {"a": {"on_spike": {"action": "skip"}}}}, "unknown config key 'on_spike.action'"),
+    (
+        {
+            "rules": {
+                "a": {"name": "sgd", "weight_decay": 0, "on_spike": {"actions": "reset_moments"}}
+            }
+        },
+        "rules.a, models.plain: on_spike.actions has 'reset_moments', but the state of",
+    ),
+    (
+        {
+            "rules": {"a": {"on_spike": {"actions": "rewind"}}},
+            "train": {"checkpoint": {"every_steps": 0}},
+        },
+        "on_spike.actions has 'rewind', which goes back to a checkpoint",
+    ),
     ({"rules": {"a-b": {}}}, "rules: name 'a-b'; use letters, digits"),
     ({"rates": [0.0]}, "rates: 0.0 must be a number above 0"),
     ({"seeds": [0.5]}, "seeds: 0.5 must be an integer >= 0"),
     ({"precisions": ["int44"]}, "unknown precision 'int44'; did you mean 'int4'?"),
+    ({"precisions": ["int4_mad"]}, "gradient='mad' is for formats that clip, such as"),
     ({"injectors": {"x": {"name": "sclae"}}}, "injectors.x: unknown injector 'sclae'; did you"),
     ({"baseline": "adam"}, "unknown baseline='adam'; did you mean 'adamw'?"),
     ({"last_steps": 10_000}, "last_steps=10000 must be from 1 to train.total_steps=600"),
@@ -151,9 +186,14 @@ def test_list(tmp_path, capsys):
     [
         ("lab_rules.py", 126),
         ("lab_rules.py:clippers", 105),
-        ("lab_stale_v.py", 45),
+        ("lab_rules.py:zclip", 90),
+        ("lab_rules.py:percentiles", 63),
+        ("lab_stale_v.py", 57),
+        ("lab_policies.py", 120),
+        ("lab_heavy_tails.py", 84),
         ("lab_low_bit.py", 108),
-        ("lab_cures.py", 48),
+        ("lab_low_bit.py:octav", 39),
+        ("lab_cures.py", 84),
         pytest.param(
             "lab_cures.py:towers",
             48,
@@ -179,7 +219,7 @@ def test_configs_of_the_tables(spec, cells):
         injectors.make_plan(injectors.build(section), place)
 
 
-@pytest.mark.parametrize("name", ["lab_rules.py", "lab_cures.py"])
+@pytest.mark.parametrize("name", ["lab_rules.py", "lab_cures.py", "lab_low_bit.py"])
 def test_variants_that_are_not_there(name, capsys):
     assert cli.main(["lab", "--config", f"{CONFIGS / name}:other"]) == 2
     assert "has no variant 'other'; there is" in capsys.readouterr().err

@@ -44,6 +44,19 @@ def test_only_linear_layers_of_blocks_are_rounded(plain):
     assert not np.allclose(expected, encode(own, params, images), atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "outside"), [("", 1.0), ("_clipped", 0.0), ("_mad", 3.764706 / 4)]
+)
+def test_names_say_what_the_gradient_is_beyond_the_clip(name, outside):
+    """int2 of (.1, -.5, 1, -4) clips at 3.764706."""
+    x = np.float32([[0.1, -0.5, 1.0, -4.0]])
+    rounding = precision.lookup(f"int2_octav{name}")
+    slope = jax.grad(lambda x: rounding(x, -1).sum())(x)[0]
+    np.testing.assert_allclose(slope, [1.0, 1.0, 1.0, outside], rtol=1e-5)
+    np.testing.assert_array_equal(rounding(x, -1), formats.lookup("int2_octav")(x, -1))
+    assert precision.lookup("float32") is None
+
+
 def test_what_is_rounded(plain):
     own, params, images = plain
     quantize, seen = formats.lookup("int4"), []

@@ -1,5 +1,6 @@
 """launch/local.sh, install.sh, test.sh, test_core.sh and .ci/run."""
 
+import pathlib
 import shlex
 import shutil
 import signal
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+REPOSITORY = pathlib.Path(__file__).parents[2]
 CHECKS = ("ruff check", "ruff format", "mypy", "shellcheck", "pytest")
 
 
@@ -158,8 +160,19 @@ def test_the_core_is_tested_in_an_environment_of_its_own(local):
         "JAXCLIP_WORKERS": "1",
     }
     local.run("launch/test_core.sh", **environment)
+    _, pytest_, *words = local.lines[-1][1:]
+    left_out = [word for word in words if word.startswith(("--ignore=", "--deselect="))]
     core = ["tests/optim", "tests/losses", "tests/models"]
-    assert local.lines[-1][1:] == ["-m", "pytest", "--durations=20", *core]
+    assert [pytest_, *words] == ["pytest", "--durations=20", *left_out, *core]
+    # None has moved, and what asks every rule, and losses on eight devices, is not among them.
+    paths = {word.partition("=")[2] for word in left_out if "--ig" in word}
+    (deselected,) = (word.partition("=")[2] for word in left_out if "--ig" not in word)
+    file, _, test = deselected.partition("::")
+    assert f"def {test}(" in (REPOSITORY / file).read_text()
+    assert paths and all((REPOSITORY / path).exists() for path in paths)
+    assert not paths & {"tests/optim/test_battery.py", "tests/losses/test_blockwise.py"}
+    local.run("launch/test_core.sh", "--install", **environment)
+    assert local.lines[-1] == ["python", "-m", "pytest", *words]  # as before
     local.run("launch/test_core.sh", "tests/optim", "-x", **environment)
     assert local.lines[-1] == ["python", "-m", "pytest", "tests/optim", "-x"]
     (local.folder / "fail").touch()
@@ -187,6 +200,7 @@ def ci(tools, scripts):
             if core == 77 and name == "test_core.sh":
                 code = ""
             wheel = f"[[ $* != *test_release.py* ]] || exit {release}\n"
+            wheel += "[[ $* != --install ]] || { echo installing; exit 1; }\n"
             (tools.root / "launch" / name).write_text(f"{wheel}{code}exit {status}\n")
         done = subprocess.run(
             ["bash", str(target)], cwd="/", env=tools.environment, capture_output=True, text=True
@@ -220,6 +234,13 @@ def test_ci_fails_when_the_release_check_does(ci):
     status, lines = ci(0, 0, release=1)
     assert status == 1
     assert "launch/test.sh -m slow tests/test_release.py: exit status 1" in lines
+
+
+def test_ci_shows_what_the_installation_beside_the_tests_said(ci):
+    status, lines = ci(0, 0)
+    assert status == 0  # the core's own turn tries again
+    assert lines.index("===== 10 passed in 61.00s (0:01:01) =====") < lines.index("installing")
+    assert ci(0, 4)[0] == 1
 
 
 def test_ci_says_that_the_core_was_skipped(ci):

@@ -69,9 +69,8 @@ def test_the_views_ops_parse():
 
 
 def test_what_can_not_work_is_refused():
-    objective, own, made, _ = setting()
     with pytest.raises(ValueError, match=r"a_clip needs .* set teacher\.kind='ema'"):
-        g.value(objective, made, g.context(sizes=SIZES), own)
+        ACLIP().check_run(8, "frozen")
     with pytest.raises(ValueError, match=r"a_clip\.block=3 does not divide the 4 patches"):
         ACLIP(block=3).check(SIZES, None)
     with pytest.raises(ValueError, match=r"a_clip\.keep_share=2 must be a number in \[0, 1\]"):

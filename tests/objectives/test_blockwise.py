@@ -17,8 +17,8 @@ NEEDS = (*PLAIN_ROWS, "negatives/text", "negatives/text_input")
 ROWS = 16
 
 # The others hand all their work to kernels that tests/losses compares.
-FAST = ("affinity", "ce_clip", "clip_refine", "cloob", "euclip", "m2_mix", "mobileclip", "mod_x")
-FAST += ("ohd_caps", "symile")
+FAST = ("affinity", "ce_clip", "clip_refine", "cloob", "euclip", "m2_mix", "m3_mix", "mod_x")
+FAST += ("mobileclip", "ohd_caps", "symile")
 
 
 def blockwise_names():

@@ -1,5 +1,6 @@
 """docs/methods.md: its examples run, and its table names what there is."""
 
+import ast
 import pathlib
 import re
 
@@ -12,7 +13,8 @@ from jaxclip.config import defaults
 from jaxclip.train import dry_run, setup
 from tests.objectives.battery import BASE
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+ROOT = pathlib.Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "methods.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
@@ -54,3 +56,44 @@ def test_the_method_of_the_page_trains(tmp_path, monkeypatch):
 def test_the_table_names_every_method():
     rows = re.findall(r"^\| `(\w+)` \|.*\| [\d., ]+ \|.*\|$", PAGE, re.MULTILINE)
     assert sorted(rows) == objectives.REGISTRY.names()
+
+
+def named(path, names):
+    """Which of the names a file's code has as a string, an import or an identifier."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+    }
+    words = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            words.add(node.value)
+        elif isinstance(node, (ast.Name, ast.Attribute)):
+            words.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            module = getattr(node, "module", None) or ""
+            words |= {part for a in node.names for part in f"{module}.{a.name}".split(".")}
+    return {word for word in words if word.replace("_", "").lower() in names}
+
+
+def test_training_and_data_name_no_method(tmp_path):
+    ops = {op.stem for op in (ROOT / "jaxclip/data").glob("*_ops/*.py")} | {"flip"}
+    names = {name.replace("_", "") for name in objectives.REGISTRY.names() if name not in ops}
+    files = [path for room in ("train", "data") for path in (ROOT / "jaxclip" / room).rglob("*.py")]
+    assert len(files) > 80
+    assert {path.name: found for path in files if (found := named(path, names))} == {}
+    bad = tmp_path / "bad.py"
+    bad.write_text("from jaxclip.objectives.slip import SLIP\nif name == 'z_loss': pass\n")
+    assert named(bad, names) == {"slip", "SLIP", "z_loss"}
+
+
+def test_a_method_is_a_small_file():
+    sizes = {
+        path.stem: len(path.read_text(encoding="utf-8").splitlines())
+        for path in (ROOT / "jaxclip/objectives").glob("*.py")
+    }
+    assert max(sizes.values()) <= 250
+    methods = [sizes[name] for name in objectives.REGISTRY.names()]
+    assert sum(size <= 120 for size in methods) > len(methods) / 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip import fields, models
+from jaxclip.evaluate import ranking
 from jaxclip.objectives.llm2clip import LLM2CLIP
 from tests.objectives import fixture_g as g
 
@@ -75,6 +76,21 @@ def test_tokens_and_vectors_of_another_length_are_refused():
     for wrong in (jnp.ones((2, 6), jnp.int32), jnp.ones((2, 5))):
         with pytest.raises(ValueError, match=r"takes vectors float\[B, 6\].*make such vectors"):
             tower.embed({}, wrong)
+
+
+def test_permuted_vectors_permute_what_is_retrieved():
+    """Which text an image finds goes by its vector alone, wherever it stands."""
+    tower = models.build(SIZES).text
+    rng = np.random.default_rng(1)
+    vectors = jnp.asarray(rng.normal(size=(12, 6)), jnp.float32)
+    images = np.asarray(rng.normal(size=(9, 4)), np.float32)
+    run = jax.jit(lambda params, x: models.unit(tower.encode(params, x)))
+    params = g.drawn(tower.init)
+    order = rng.permutation(12)
+    _, plain = ranking.top_k(images, np.asarray(run(params, vectors)), 3)
+    _, permuted = ranking.top_k(images, np.asarray(run(params, vectors[order])), 3)
+    assert len(set(plain[:, 0].tolist())) > 2
+    np.testing.assert_array_equal(order[permuted], plain)
 
 
 def test_what_it_asks_for():

@@ -30,7 +30,7 @@ def test_one_group_is_clip_and_groups_have_its_gradient():
 
 def test_what_does_not_divide_is_refused():
     with pytest.raises(
-        ValueError, match=r"m2_encoder\.num_groups=2 does not divide the batch of 3"
+        ValueError, match=r"m2_encoder\.num_groups=2 does not divide the batch of 3; use 1"
     ):
         g.compiled(M2Encoder(num_groups=2), {"image": g.I, "text": g.T})
     with pytest.raises(ValueError, match="leaves one row to a group: there is no wrong answer"):

@@ -1,5 +1,9 @@
 """Several clusters of each picture."""
 
+import math
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,11 +70,36 @@ def test_negatives_are_drawn_for_the_whole_batch():
     objective = MLCD(num_classes=5, labels=2, negatives=0.6, scale=4.0, margin=0.2)
     made = {"image": g.random_rows("image")["image"], "cluster_labels": LABELS}
     ctx = g.context(size=6)
-    drawn = np.asarray(objective._drawn(ctx)).tolist()
+    [drawn] = np.asarray(objective._drawn(ctx)).tolist()
     assert len(set(drawn)) == 3
     loss, _, _ = g.compiled(objective, made, ctx, {"classes": W})
     images = np.asarray(made["image"], np.float64)
     assert float(loss) == pytest.approx(reference(images, drawn=drawn), rel=1e-5)
+
+
+def test_each_shard_of_the_classes_gives_as_many_negatives():
+    """On 4 devices that have a quarter of W each the loss is the same, and W stays where it is."""
+    classes = jnp.asarray(np.random.default_rng(6).normal(size=(64, 5)), jnp.float32)
+    objective = MLCD(num_classes=64, labels=2, negatives=0.25, shards=4, scale=4.0, margin=0.2)
+    made = {"image": g.random_rows("image")["image"], "cluster_labels": LABELS}
+    ctx = g.context(size=6)
+    places = np.asarray(objective._drawn(ctx))
+    assert places.shape == (4, 4) and all(len(set(row)) == 4 for row in places.tolist())
+    assert len({tuple(row) for row in places.tolist()}) > 1  # not the same ones in each
+    drawn = (places + 16 * np.arange(4)[:, None]).ravel().tolist()
+    expected = reference(np.asarray(made["image"], np.float64), classes, drawn)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("fsdp",))
+    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    sharded = jax.device_put(classes, cut)
+    rows = jax.jit(lambda p: objective.rows({"classes": p}, made, ctx)["nll"])
+    found = np.asarray(rows(sharded))
+    assert found.sum() / 5 == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(found, rows(classes), rtol=1e-5)
+    sizes = [math.prod(map(int, m.split(","))) for m in re.findall(
+        r"= f32\[([\d,]+)\]\S* all-gather\(", rows.lower(sharded).compile().as_text()
+    )]  # fmt: skip
+    assert max(sizes, default=0) < classes.size  # the drawn rows at most
 
 
 def test_what_it_asks_for_and_refuses():
@@ -81,6 +110,7 @@ def test_what_it_asks_for_and_refuses():
         ({"num_classes": 1}, r"mlcd\.num_classes=1 must be a whole number of at least 2"),
         ({"num_classes": 2**25}, r"mlcd\.num_classes=33554432 must be at most 16777216"),
         ({"scale": -1}, r"mlcd\.scale=-1"),
+        ({"shards": 3}, r"mlcd\.shards=3 does not divide mlcd\.num_classes=1000000"),
     ):
         with pytest.raises(ValueError, match=message):
             MLCD(**options)

@@ -49,10 +49,11 @@ def test_a_negative_that_could_not_be_made_is_no_column(implementation):
     loss, metrics, _ = g.value(NegCLIP(2, implementation=implementation), rows)
     assert float(loss) == pytest.approx(0.3580037, abs=1e-6)
     _, expected, _ = g.value(NegCLIP(), outputs(g.N[:, None]))
+    assert float(metrics.pop("negatives")) == 0.5 and float(expected.pop("negatives")) == 1
     assert metrics == expected
     none = g.with_negatives(g.I, g.T, g.N[:, None], [[False]] * 3)
-    loss, _, _ = g.value(NegCLIP(implementation=implementation), none)
-    assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
+    loss, metrics, _ = g.value(NegCLIP(implementation=implementation), none)
+    assert float(loss) == pytest.approx(0.1081597, rel=1e-5) and metrics["negatives"] == 0
 
 
 def test_it_asks_for_the_negatives_of_a_record():

@@ -90,9 +90,11 @@ def test_no_gradient_goes_to_the_teacher():
 
 
 def test_a_teacher_that_does_not_follow_is_refused():
-    objective, params, _ = setting()
-    with pytest.raises(ValueError, match=r"silc needs a teacher that follows the run"):
-        g.compiled(objective, outputs(), params=params, state=objective.init_state(SIZES))
+    SILC().check_run(8, "ema")
+    for kind in ("none", "frozen", "stored"):
+        message = rf"silc needs a teacher that follows the run.*kind='{kind}'; set .*='ema'"
+        with pytest.raises(ValueError, match=message):
+            SILC().check_run(8, kind)
 
 
 def test_crops_that_patches_do_not_fill_are_refused():

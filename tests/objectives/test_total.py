@@ -108,6 +108,13 @@ class Wants(objectives.Objective):
         return jnp.mean(outputs["view1/image"]), {}, state
 
 
+def test_the_name_of_a_term_is_as_or_that_of_its_method():
+    terms = ["dcl", {"name": "dcl", "as": "other", "weight": 0.5}, f"{__name__}:Wants"]
+    assert [term.name for term in objectives.listed(terms)] == ["dcl", "other", "Wants"]
+    assert objectives.listed([]) == ()
+    assert objectives.listed({"name": "dcl"})[0].name == "dcl"
+
+
 def test_a_users_own_objective_is_found_by_its_import_path():
     total = build("contrastive", f"{__name__}:Wants")
     assert [term.name for term in total.terms] == ["contrastive", "Wants"]

@@ -81,15 +81,15 @@ def test_apply_updates_gives_what_was_decided_and_other_dtypes_are_passed_by(wra
 
 def test_rounding_at_random_has_no_bias_and_only_neighbours() -> None:
     value = jnp.full((200_000,), 1.0 + 0.3 * 2**-7, jnp.float32)
-    found = np.asarray(_bfloat16.round_at_random(value, jax.random.key(3)))
+    found = np.asarray(_bfloat16.round_at_random(value, jnp.uint32(3)))
     assert set(np.unique(found)) == {1.0, 1.0 + 2**-7}
     share = np.mean(found > 1.0)
     assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / value.size)
     for sign in (1.0, -1.0):
         exact = jnp.asarray([sign * x for x in (0.0, 0.5, 1.5, 3e38, np.inf)], jnp.float32)
         exact = exact.astype(jnp.bfloat16).astype(jnp.float32)
-        np.testing.assert_array_equal(_bfloat16.round_at_random(exact, jax.random.key(0)), exact)
-    assert np.isnan(_bfloat16.round_at_random(jnp.asarray([jnp.nan]), jax.random.key(0))).all()
+        np.testing.assert_array_equal(_bfloat16.round_at_random(exact, jnp.uint32(0)), exact)
+    assert np.isnan(_bfloat16.round_at_random(jnp.asarray([jnp.nan]), jnp.uint32(0))).all()
 
 
 def test_random_numbers_follow_seed_step_and_tensor() -> None:
@@ -105,6 +105,25 @@ def test_random_numbers_follow_seed_step_and_tensor() -> None:
     jax.tree.map(np.testing.assert_array_equal, first, again)
     for a, b in ((first["a"], first["b"]), (first["a"], second["a"]), (first["a"], other["a"])):
         assert np.any(np.asarray(a) != np.asarray(b))
+
+
+def test_random_numbers_of_tensors_and_steps_have_nothing_to_do_with_each_other() -> None:
+    """Rounded up with probability 0.3 each; both by chance as often as chance has it."""
+    size = 100_000
+    value = jnp.full((size,), 1.0 + 0.3 * 2**-7, jnp.float32)
+    seeds = [_bfloat16.seeds(0, jnp.int32(count), 3) for count in range(3)]
+    seeds += [_bfloat16.seeds(1, jnp.int32(0), 3), _bfloat16.seeds(2**32, jnp.int32(0), 3)]
+    each = jnp.concatenate(seeds)
+    assert len(set(each.tolist())) == 15
+    up = np.asarray(jax.vmap(_bfloat16.round_at_random, (None, 0))(value, each)) > 1.0
+    both = up.astype(np.float64) @ up.T / size
+    np.testing.assert_allclose(np.diag(both), 0.3, atol=5 * np.sqrt(0.21 / size))
+    off = both[~np.eye(15, dtype=bool)]
+    np.testing.assert_allclose(off, 0.09, atol=5 * np.sqrt(0.09 * 0.91 / size))
+    # Nor have neighbours.
+    for shift in (1, 2, 64):
+        share = np.mean(up[:, :-shift] & up[:, shift:], axis=1)
+        np.testing.assert_allclose(share, 0.09, atol=6 * np.sqrt(0.09 * 0.91 / size))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

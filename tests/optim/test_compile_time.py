@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxclip import optim
-from jaxclip.optim import _moments, _norms, _stacks, _unpack
+from jaxclip.optim import _moments, _norms, _stacks, _unpack, _where
 
 TRANSFORMATIONS = {
     "adaclip": optim.adaclip(),
@@ -26,6 +26,8 @@ TRANSFORMATIONS = {
     "spam": optim.spam(1e-3),
     "stable_adamw": optim.stable_adamw(1e-3, weight_decay=0.1),
     "stable_spam": optim.stable_spam(1e-3),
+    "cautious": optim.cautious(optax.adamw(1e-3)),
+    "stochastic_rounding": optim.stochastic_rounding(optax.sgd(1e-3)),
 }
 
 
@@ -47,12 +49,44 @@ def kernels(program: str) -> set[str]:
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
     """Four times the tensors, and not one kernel more."""
+    dtype = jnp.bfloat16 if name == "stochastic_rounding" else jnp.float32
     few, many = (
-        len(kernels(compiled(TRANSFORMATIONS[name], tensors).as_text())) for tensors in (9, 36)
+        len(kernels(compiled(TRANSFORMATIONS[name], tensors, dtype).as_text()))
+        for tensors in (9, 36)
     )
     # One for each kind of work on the shape, and few for all numbers of all tensors.
     assert few <= 16
     assert many <= few + 3  # vectors of all tensors are cut up another way
+
+
+def test_matrices_with_one_shorter_side_share_a_loop() -> None:
+    params = [jnp.zeros(shape) for shape in ((4, 6), (6, 4), (4, 4), (2, 4, 5), (3, 5), (7,))]
+    tx = optim.spectra_clip(1.0)
+    program = jax.jit(tx.update).lower(params, tx.init(params)).as_text()
+    # One for each side, and that of the norms.
+    assert program.count("stablehlo.while") == 3
+
+
+def test_no_array_of_agreement_is_held() -> None:
+    """One for the direction, and none of its signs beside it."""
+    program = compiled(TRANSFORMATIONS["cautious"], 1)
+    assert program.memory_analysis().temp_size_in_bytes < 1.1 * 4 * math.prod(SHAPE)
+
+
+def test_a_choice_is_that_of_numpy() -> None:
+    condition, yes, no = jnp.asarray([True, False]), jnp.asarray([1.5, 2.5]), jnp.float32(7)
+    for arguments in (
+        (condition, yes, -yes),
+        (condition, yes, 0.0),
+        (condition, jnp.nan, yes),
+        (condition[0], yes, 1),
+        (condition, yes, no),  # of two shapes
+        (condition[1], yes, jnp.asarray([1, 2])),  # of two dtypes
+        (condition[:, None], yes, 0.0),
+    ):
+        found, wanted = _where.where(*arguments), jnp.where(*arguments)
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -251,6 +251,15 @@ def test_what_is_taken_is_put_back_in_place(length: int) -> None:
     np.testing.assert_array_equal(np.sort(taken[taken != 0]), np.sort(back[back != 0]))
 
 
+def test_taken_elements_come_with_flags_of_their_groups() -> None:
+    sampling, shape = Sampling.of(0.5), (2, 7)  # pairs, the last one of which is cut short
+    tensor = jnp.arange(14.0).reshape(shape).at[1, 2].set(jnp.nan).at[0, 6].set(jnp.inf)
+    chosen = sampling.draw(jnp.uint32(5), shape)
+    taken, flags = jax.jit(sampling.take_and_flag)(tensor, chosen)
+    np.testing.assert_array_equal(taken, sampling.take(tensor, chosen))
+    np.testing.assert_array_equal(flags, [[False, False, False, True], [False, True, False, False]])
+
+
 def test_density_sees_a_nan_in_what_it_leaves_out() -> None:
     tx = optim.scale_by_spam(density=0.25)
     gradient = jnp.ones((1, 4))

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclip.train import checkpoint, metrics, setup
+from jaxclip.train import checkpoint, loop, metrics, setup
 
-STEPS = 60
+STEPS = 40
 OVERRIDES = (
     f"total_steps={STEPS}",
     "checkpoint.every_steps=7",
@@ -73,9 +73,11 @@ def runner(tiny_config_file, cache_dir):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(runner, tmp_path_factory):
+def uninterrupted(tiny_config, compilation_cache, tmp_path_factory):
+    """The same run in this process, whose compiled programs the others find."""
     workdir = tmp_path_factory.mktemp("whole")
-    runner.finish(workdir)
+    with compilation_cache():
+        assert loop.train(tiny_config(*OVERRIDES), workdir).finished
     return workdir
 
 
@@ -89,10 +91,8 @@ def newest_step(file):
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def final_state(workdir):
+def final_state(workdir, experiment):
     """All arrays of the newest checkpoint."""
-    config = json.loads((workdir / "config.json").read_text())
-    experiment = setup.build(config)
     with checkpoint.Checkpointer(workdir / "checkpoints", writable=False) as checkpointer:
         restored = checkpointer.restore_latest(experiment.abstract_state)
     assert restored.step == STEPS and not restored.skipped
@@ -100,7 +100,9 @@ def final_state(workdir):
 
 
 def check_same(workdir, uninterrupted):
-    jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(uninterrupted))
+    experiment = setup.build(json.loads((workdir / "config.json").read_text()))
+    found, wanted = (final_state(folder, experiment) for folder in (workdir, uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
     curves, expected = (
         metrics.curves(metrics.read_metrics(folder)) for folder in (workdir, uninterrupted)
     )
@@ -122,8 +124,8 @@ def kill_and_finish(runner, workdir, kills, seed):
     runner.finish(workdir)
 
 
-def test_killed_twice_ends_with_the_same_bits(runner, uninterrupted, tmp_path):
-    kill_and_finish(runner, tmp_path, 2, seed=0)
+def test_killed_once_ends_with_the_same_bits(runner, uninterrupted, tmp_path):
+    kill_and_finish(runner, tmp_path, 1, seed=0)
     check_same(tmp_path, uninterrupted)
 
 

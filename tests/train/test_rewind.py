@@ -297,3 +297,18 @@ def test_batch_of_and_join_ranges():
     left = [n for n in range(40) if not any(a <= n <= b for a, b in passed)]
     assert [order.batch_of(step, passed) for step in range(len(left))] == left
     assert order.batch_of(7, []) == 7
+
+
+def test_what_is_passed_over(tiny_config):
+    """Back from step 13 to step 8: batches 8 to 12, fewer, or more, by the policy."""
+    for policy, expected in (
+        ("on_spike.rewind_batches=0", [8, 12]),
+        ("on_spike.rewind_batches=2", [11, 12]),
+        ("on_spike.rewind_beyond=5", [12, 17]),  # `REWIND` has rewind_batches=1
+    ):
+        rewinds = rewind.Rewinds(tiny_config(*OVERRIDES, *REWIND, policy))
+        rewinds.note(13, 8)
+        assert rewinds.passed_over == [expected], policy
+        assert [rewinds.batch(expected[0] + 1 + n) for n in (0, 1)] == [
+            expected[1] + 1, expected[1] + 2,
+        ]  # fmt: skip

@@ -34,6 +34,43 @@ FREEZE = "optim.freeze=['^image/']"
 GROUP = "optim.groups=[{'pattern': '^image/', 'frozen': True}]"
 
 
+@pytest.mark.parametrize(
+    ("term", "teacher", "message"),
+    [
+        ("{'name': 'm2_encoder', 'num_groups': 3}", "none", r"num_groups=3 does not .* use 2, or"),
+        ("{'name': 'm2_encoder', 'num_groups': 16}", "none", "one row to a group: there is no wr"),
+        ("{'name': 'protoclip', 'num_clusters': 2, 'episode_size': 8}", "none", "batch of 16"),
+        *(
+            (f"{{'name': {name!r}}}", "none", rf"^{name} needs a teacher .* teacher\.kind='ema'$")
+            for name in ("silc", "tips", "a_clip", "byolip")
+        ),
+        ("{'name': 'silc'}", "stored", r"but teacher\.kind='stored'; set teacher\.kind='ema'$"),
+    ],
+)
+def test_batches_and_teachers_that_can_not_work_are_refused_when_it_is_built(
+    tiny_config, term, teacher, message
+):
+    config = tiny_config(f"objective=[{term}]", f"teacher.kind={teacher!r}", "teacher.size=16")
+    with pytest.raises(ValueError, match=message) as caught:
+        setup.build(config, devices=jax.devices()[:1])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_teacher_that_is_not_finite_changes_nothing_and_is_counted(build):
+    term = {"name": "affinity", "teacher_scale": 50.0}
+    experiment, state, batch = build(f"objective=[{term}]", "teacher.kind='ema'")
+    before = by_path(state.params)
+    good, metrics = experiment.train_step(jax.tree.map(jax.numpy.copy, state), batch)
+    assert int(metrics["nonfinite_count"]) == 0 and int(good.step) == 1
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(np.nan), state.ema_teacher["image"])
+    state = state._replace(ema_teacher={**state.ema_teacher, "image": broken})
+    after, metrics = experiment.train_step(state, batch)
+    assert int(metrics["nonfinite_count"]) == 1
+    for key, value in by_path(after.params).items():
+        np.testing.assert_array_equal(value, before[key])
+
+
 def test_a_frozen_tower_costs_nothing(tiny_config):
     flops = []
     for overrides in ([], [FREEZE], [GROUP]):

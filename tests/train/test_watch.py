@@ -244,3 +244,18 @@ def test_the_report_shows_a_spike_and_a_rewind(tmp_path):
     assert "a &lt;b&gt; &amp; c" in found and "<b> &" not in found and "-0.93" in found
     (tmp_path / "spikes" / "step_00000020.json").write_text("{torn")
     assert report_spikes.events(tmp_path) == found
+
+
+def test_without_a_gradient_the_rms_is_zero():
+    params, tx = {"w": jnp.linspace(0.1, 1.0, 7)}, optax.adamw(0.0, b2=0.999)
+
+    @jax.jit
+    def one(state, grads):
+        new = tx.update(grads, state, params)[1]
+        return new, watch.second_moment_rms(state, new, 0.999, 1e-8)["w"]
+
+    state, first = one(tx.init(params), params)
+    assert float(first) == pytest.approx(1.0, rel=1e-3)
+    for _ in range(3):
+        state, found = one(state, {"w": jnp.zeros(7)})
+        assert 0.0 <= float(found) < 0.02  # a rounding of v: sqrt(1e-7 / (1 - b2))

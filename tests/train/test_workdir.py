@@ -58,6 +58,20 @@ def test_every_command_takes_a_relative_path(copy, tiny_config_file, capsys):
     assert (copy.parent / "plan" / "plan.json").exists() and any((copy.parent / "cache").iterdir())
 
 
+@pytest.mark.parametrize("command", ["train", "eval", "report"])
+def test_an_address_is_no_workdir(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, "--workdir", "gs://bucket/run"]) != 0
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "Mount the bucket (`gcsfuse`" in error
+    with (
+        pytest.raises(ValueError, match="workdir 's3://bucket/run' is an address"),
+        workdir.hold("s3://bucket/run"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_home_folder_is_filled_in(copy, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(copy.parent))
     assert cli.main(["report", "--workdir=~/run"]) == 0

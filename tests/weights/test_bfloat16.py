@@ -7,6 +7,7 @@ import pytest
 
 import jaxclip
 from jaxclip import models
+from jaxclip.models.products import rules
 from jaxclip.weights.checkpoint import open_checkpoint
 from tests.weights.adamw_step import GOLDEN
 
@@ -66,3 +67,6 @@ def test_a_model_that_is_loaded_in_bfloat16_has_it():
     towers = model.towers.model
     assert towers.image.dtype == jnp.bfloat16 and towers.text.outer_dtype == jnp.float32
     assert jaxclip.load(GOLDEN / "hf_clip").towers.model.image.residual_dtype is None
+    split = jaxclip.load(GOLDEN / "hf_clip", dtype="bfloat16x2").towers
+    assert split.products == rules.from_config({"name": "split_bfloat16", "terms": 2})
+    assert split.model.image.dtype == jnp.float32 and split.dtype == "float32"

@@ -63,6 +63,8 @@ FULL = {
         "vit_b32", "vit_l14", "vit_h14", "vit_g14", "vit_bigg14", "clipa_l14", "clipa_h14_336",
         "clipa_bigg14",
     ),
+    "hf_clip_flax": ("vit_b32_quickgelu",),
+    "alpha_clip": ("alphaclip_b16",),
     "hf_siglip": ("siglip_b16",),
     "hf_siglip2": ("siglip2_b16_naflex", "siglip2_so400m_16_naflex"),
     "open_clip_siglip": ("siglip_b16", "siglip_so400m_14"),

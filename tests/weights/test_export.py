@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from jaxclip import models
+from jaxclip.inference import convert
 from jaxclip.models import presets
 from jaxclip.train import state_io
 from jaxclip.weights import export
 from jaxclip.weights.checkpoint import open_checkpoint
+from jaxclip.weights.families import open_clip_roberta
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-WRITTEN = ["hf_clip", "hf_siglip", "hf_siglip2", "open_clip"]
+WRITTEN = ["hf_clip", "hf_siglip", "hf_siglip2", "open_clip", "open_clip_coca"]
 
 
 def small(preset, **image):
@@ -61,6 +63,62 @@ def test_what_is_exported_is_read_as_the_same_bits(name, tmp_path):
     changed = {"logit_scale_init": opened.sizes.logit_scale_init}
     assert dataclasses.replace(again.sizes, **changed) == opened.sizes
     assert_same(again.read(), params)
+
+
+def test_a_roberta_is_exported_by_the_name_that_open_clip_makes_it_of(tmp_path, monkeypatch):
+    opened = open_checkpoint(GOLDEN / "open_clip_roberta")
+    params, text = opened.read(), opened.sizes.text
+    args = (params, opened.sizes, "open_clip_roberta", tmp_path / "to", opened.preprocess)
+    with pytest.raises(
+        ValueError, match=r"model\.text \(vocab_size, .* by a name of transformers'"
+    ):
+        export.export_checkpoint(*args)
+    shape = (text.vocab_size, text.num_positions, text.width, text.depth, text.mlp_dim)
+    monkeypatch.setitem(open_clip_roberta._PUBLISHED, shape, "roberta-tiny")
+    export.export_checkpoint(*args)
+    config = json.loads((tmp_path / "to" / "open_clip_config.json").read_text())["model_cfg"]
+    assert config["text_cfg"]["hf_model_name"] == "roberta-tiny"
+    again = open_checkpoint(tmp_path / "to")
+    assert (again.family, again.sizes) == ("open_clip_roberta", opened.sizes)
+    assert_same(again.read(), params)
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"),
+    [("roberta_vit_b32", "roberta-base"), ("xlm_roberta_base_vit_b32", "xlm-roberta-base"),
+     ("xlm_roberta_large_vit_h14", "xlm-roberta-large")],
+)  # fmt: skip
+def test_published_robertas_have_their_names(preset, name):
+    sizes = presets.get(preset)
+    assert export.family_of(sizes, "open_clip") == "open_clip_roberta"
+    files = export.FAMILIES.get("open_clip_roberta").config_files(
+        sizes, preprocess_of("open_clip_roberta"), export.tokenizer_files.SpecialIds(0, 2, 1)
+    )
+    text = files["open_clip_config.json"]["model_cfg"]["text_cfg"]
+    assert text["hf_model_name"] == name and text["hf_proj_type"] == sizes.text.projection
+    assert not text["hf_model_pretrained"] and text["context_length"] == sizes.text.context_length
+
+
+def test_coca_without_its_decoder_is_refused(tmp_path):
+    opened = open_checkpoint(GOLDEN / "open_clip_coca")
+    assert export.family_of(opened.sizes, "open_clip") == "open_clip_coca"
+    params = {key: value for key, value in opened.read().items() if key != "objective"}
+    args = (opened.sizes, "open_clip_coca", tmp_path / "to", opened.preprocess)
+    with pytest.raises(ValueError, match=r"no parameters of objective 'coca', .* text decoder"):
+        export.export_checkpoint(params, *args)
+    text = dataclasses.replace(opened.sizes.text, mlp_dim=24)
+    changed = dataclasses.replace(opened.sizes, text=text)
+    with pytest.raises(ValueError, match=r"model\.text\.mlp_dim=24 .* decoder of captions has 48"):
+        export.export_checkpoint(opened.read(), changed, *args[1:])
+
+
+@pytest.mark.slow
+def test_the_decoder_of_an_imported_coca_is_exported(tmp_path):
+    """A workdir keeps it apart from the towers."""
+    convert.import_weights(GOLDEN / "open_clip_coca", tmp_path / "run")
+    convert.export_weights(tmp_path / "run", tmp_path / "to", form="open_clip", tokenizer_path="")
+    again, opened = open_checkpoint(tmp_path / "to"), open_checkpoint(GOLDEN / "open_clip_coca")
+    assert_same(again.read(), opened.read())
 
 
 def test_siglip_of_a_size_in_timm_is_exported_to_open_clip():
@@ -181,7 +239,25 @@ def test_our_own_tokenizer_ends_texts_with_2_which_transformers_misreads(tmp_pat
 def test_the_family_of_an_architecture():
     assert export.family_of(small("vit_b32"), "hf") == "hf_clip"
     assert export.family_of(small("siglip_b16"), "open_clip") == "open_clip_siglip"
-    with pytest.raises(ValueError, match="format 'onnx' is unknown; use hf or open_clip"):
+    assert export.family_of(presets.get("eva02_b16"), "original") == "eva_clip"
+    assert export.family_of(presets.get("alphaclip_b16"), "original") == "alpha_clip"
+    with pytest.raises(
+        ValueError, match="original is for Alpha-CLIP's and EVA-CLIP's image towers"
+    ):
+        export.family_of(small("vit_b32"), "original")
+    for preset in ("coca_vit_b32", "roberta_vit_b32"):
+        with pytest.raises(
+            ValueError, match=r"transformers has no class .* use --format open_clip"
+        ):
+            export.family_of(presets.get(preset), "hf")
+    for preset, field in (("eva_8b", "norm='rms'"), ("alphaclip_b16", "alpha=True")):
+        with pytest.raises(
+            ValueError, match=rf"image\.{field} can't .* --format original writes it"
+        ):
+            export.family_of(presets.get(preset), "open_clip")
+    with pytest.raises(
+        ValueError, match="format 'onnx' is unknown; use hf or open_clip or original"
+    ):
         export.family_of(small("vit_b32"), "onnx")
 
 

@@ -195,7 +195,7 @@ def alpha_tensors():
 def test_alpha_clips_image_tower(tmp_path):
     tensors = alpha_tensors()
     opened = open_checkpoint(save(tensors, tmp_path / "alpha"))
-    assert opened.family == "open_clip" and opened.parts == ("image",)
+    assert opened.family == "alpha_clip" and opened.parts == ("image",)
     assert opened.sizes.image.alpha and opened.sizes.image.activation == "quick_gelu"
     params = opened.read()
     assert set(params) == {"image"}
@@ -211,6 +211,72 @@ def test_alpha_clips_image_tower(tmp_path):
         export.export_checkpoint(
             whole.read(), whole.sizes, "open_clip", tmp_path / "to", whole.preprocess
         )
+    files = export.export_checkpoint(
+        whole.read(), whole.sizes, "alpha_clip", tmp_path / "to", whole.preprocess
+    )
+    # OpenAI's names, of which its authors' code makes linear layers; and no configuration.
+    assert "model.safetensors" in files and not any("config" in file for file in files)
+    again = open_checkpoint(tmp_path / "to")
+    assert "visual.transformer.resblocks.0.attn.in_proj_weight" in again.tensors
+    assert again.sizes == whole.sizes
+    jax.tree.map(np.testing.assert_array_equal, again.read(), whole.read())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_ops": "resize"}, r"data\.eval_image_ops='resize' can't be expressed by eva_clip"),
+        ({"image_mean": (0.5, 0.5, 0.5)}, r"data\.image_mean=\(0\.5, .* whose is CLIP's"),
+        ({"tokenizer": {"kind": "emoji_bpe", "context_length": 8}}, r"end of text has id 2, but"),
+    ],
+)
+def test_code_with_clips_pixels_and_texts_takes_no_others(change, message):
+    sizes = presets.get("eva02_b16")
+    preprocess = open_checkpoint(GOLDEN / "eva02").preprocess._replace(**change)
+    ids = SpecialIds(1, 2) if "tokenizer" in change else SpecialIds(49_406, 49_407)
+    with pytest.raises(ValueError, match=message):
+        FAMILIES.get("eva_clip").config_files(sizes, preprocess, ids)
+
+
+# From the model_configs of baaivision/EVA.
+EVA_18B = {
+    "image_size": 224, "layers": 48, "width": 5120, "head_width": 128, "mlp_ratio": 5,
+    "patch_size": 14, "drop_path_rate": 0, "qkv_bias": False, "postnorm": True,
+    "use_rms_norm": True,
+}  # fmt: skip
+EVA02_L = {
+    "image_size": 336, "layers": 24, "width": 1024, "head_width": 64, "patch_size": 14,
+    "rope": True, "pt_hw_seq_len": 16, "intp_freq": True, "naiveswiglu": True, "subln": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("eva_18b", EVA_18B), ("eva02_l14_336", EVA02_L)])
+def test_evas_configurations_are_its_authors(preset, expected):
+    sizes = presets.get(preset)
+    preprocess = open_checkpoint(GOLDEN / "eva02").preprocess
+    files = FAMILIES.get("eva_clip").config_files(sizes, preprocess, SpecialIds(49_406, 49_407))
+    config = files["config.json"]
+    assert config["vision_cfg"].items() >= expected.items()
+    assert int(sizes.image.width * config["vision_cfg"]["mlp_ratio"]) == sizes.image.mlp_dim
+    assert config["embed_dim"] == sizes.embed_dim
+    assert config["text_cfg"]["layers"] == sizes.text.depth
+
+
+def test_eva_is_exported_by_its_authors_names_as_the_same_bits(tmp_path):
+    sizes = presets.get("eva02_b16")
+    image = dataclasses.replace(sizes.image, depth=1, image_size=32, mlp_dim=64)
+    text = dataclasses.replace(sizes.text, depth=1, vocab_size=64, width=64, num_heads=1)
+    text = dataclasses.replace(text, mlp_dim=256, context_length=8)
+    sizes = dataclasses.replace(sizes, image=image, text=text)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    params = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
+    preprocess = open_checkpoint(GOLDEN / "eva02").preprocess
+    export.export_checkpoint(params, sizes, "eva_clip", tmp_path / "to", preprocess)
+    again = open_checkpoint(tmp_path / "to")
+    assert again.family == "eva_clip" and "visual.blocks.0.mlp.w3.weight" in again.tensors
+    assert (again.sizes.image, again.sizes.text) == (image, text)
+    jax.tree.map(np.testing.assert_array_equal, again.read(), params)
 
 
 # One tower alone.

@@ -110,12 +110,12 @@ def rows(
     """The file and the other values of each row of a table, read from its beginning."""
     for _ in range(layout.skipped):
         text.readline()
-    number = 1 if layout.header and layout.skipped else 0
+    number = layout.skipped
     try:
         for cells, line in _cells(text, layout):
             number += 1
-            if isinstance(cells, csv.Error):
-                yield BadRecord("bad_row", f"row {number}: {cells}")
+            if isinstance(cells, str):
+                yield BadRecord("bad_row", cells)
             elif cells:  # else a blank line
                 yield _row(cells, line, layout, number)
     except UnicodeError as error:
@@ -172,40 +172,61 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
 
 
 class _Lines:
-    """Lines of a text, and those that were taken for the row at hand."""
+    """Lines of a text.
+
+    Attributes:
+      taken: those that were taken for the row at hand.
+      ended: whether one more was asked for than there are.
+    """
 
     def __init__(self, text: io.TextIOWrapper):
         self._text = text
         self.taken: list[str] = []
+        self.ended = False
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._text)
+        try:
+            line = next(self._text)
+        except StopIteration:
+            self.ended = True
+            raise
         self.taken.append(line)
         return line
 
 
-def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] | csv.Error, str]]:
-    """The cells of each row, and its text."""
+def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] | str, str]]:
+    """The cells of each row, or what is wrong with a line, and its text."""
     lines = _Lines(text)
     reader = _reader(lines, layout.delimiter)
+    before = layout.skipped
     while True:
         lines.taken.clear()
-        found: list[str] | csv.Error
+        found: list[str] = []
+        problem = ""
         try:
             found = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            found = error
-        if any(_is_row(line, layout) for line in lines.taken[1:]):
+            problem = f"line {before + 1}: {error}"
+        if lines.ended and not problem:
+            # The reader asked for more: it is within a quote.
+            first = before + len(lines.taken) - len(found[-1].splitlines()) + 1
+            problem = f"line {first} opens a quote that never closes: all from there on is lost"
+        if any(_is_row(line, layout) for line in lines.taken[0 if problem else 1 :]):
             # A quote that nobody closed has run over whole rows.
             for line in list(lines.taken):
                 yield next(_reader(iter([line]), layout.delimiter), []), line
+        elif problem:
+            yield problem, ""
+            for number in range(before + 2, before + len(lines.taken) + 1):
+                yield f"line {number} is lost with line {before + 1}", ""
         else:
             yield found, "".join(lines.taken)
+        before += len(lines.taken)
 
 
 def _is_row(line: str, layout: Layout) -> bool:

@@ -110,7 +110,7 @@ class TarReader:
                 for member in tar_index.members(archive):
                     name = tar_index.sample_name(member.name) if member.isreg() else None
                     if name is None or tar_index.part_of(name.extension) is None:
-                        unused.add(member, name)
+                        unused.add(member)
                         others = dict([*others.items(), *_remark(member)][-2:])
                         continue
                     if parts and name.key != key:
@@ -206,10 +206,10 @@ def _item(key: str, parts: Mapping[str, bytes | None], remark: str) -> Item | Ba
     image = parts[found[0]]
     if image is None:
         return BadRecord("absurd_size", f"more than {MAX_IMAGE_BYTES} bytes", key)
-    text = next((ext for ext in tar_index.TEXT_EXTENSIONS if ext in parts), None)
     fields: Any = {}
-    texts = parts[text] if text is not None else None
-    has_text = is_filled(texts)
+    files = [parts.get(ext) or b"" for ext in tar_index.TEXT_EXTENSIONS]
+    texts = [text for text in files if is_filled(text)]
+    has_text = bool(texts)
     if tar_index.JSON_EXTENSION in parts:
         data = parts[tar_index.JSON_EXTENSION] or b""
         try:

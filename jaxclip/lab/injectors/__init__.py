@@ -13,6 +13,7 @@ from typing import Any
 from jaxclip.lab.injectors._plan import Place as Place
 from jaxclip.lab.injectors._plan import Plan as Plan
 from jaxclip.lab.injectors._plan import empty_plan as empty_plan
+from jaxclip.lab.injectors._plan import extend as extend
 from jaxclip.registry import Registry, check_numbers
 
 INJECTORS = Registry("injector", __name__)

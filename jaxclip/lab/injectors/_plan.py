@@ -19,6 +19,8 @@ class Plan(NamedTuple):
       noise: float32[T], above 0: the batch's pictures are noise.
       gradient: float32[T, N], factor of each tensor's gradient.
       direction: float32[T], k in g + k ‖g‖ u with u random of unit length.
+      tail: float32[T], k in g + k ‖g‖ / √n z with z of Student's t.
+      df: float32[T], its degrees of freedom.
       weight: float32[T, N], factor of one element of each tensor of parameters before the step.
       rate: float32[T], factor of the learning rate.
       logit_scale: float32[T], what it is set to before the step; NaN leaves it.
@@ -30,6 +32,8 @@ class Plan(NamedTuple):
     noise: np.ndarray
     gradient: np.ndarray
     direction: np.ndarray
+    tail: np.ndarray
+    df: np.ndarray
     weight: np.ndarray
     rate: np.ndarray
     logit_scale: np.ndarray
@@ -64,10 +68,25 @@ def empty_plan(place: Place) -> Plan:
         noise=np.zeros(t, np.float32),
         gradient=np.ones((t, n), np.float32),
         direction=np.zeros(t, np.float32),
+        tail=np.zeros(t, np.float32),
+        df=np.ones(t, np.float32),
         weight=np.ones((t, n), np.float32),
         rate=np.ones(t, np.float32),
         logit_scale=np.full(t, np.nan, np.float32),
         active=np.zeros(t, bool),
+    )
+
+
+def extend(plan: Plan, place: Place, more: int) -> Plan:
+    """A plan with so many steps behind it, in which nothing is injected."""
+    if not more:
+        return plan
+    longer = empty_plan(place._replace(steps=place.steps + more))
+    return Plan(
+        *(
+            np.concatenate([own, rest[place.steps :]])
+            for own, rest in zip(plan, longer, strict=True)
+        )
     )
 
 

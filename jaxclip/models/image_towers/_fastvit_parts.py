@@ -29,7 +29,7 @@ class MobileOne(nn.Module):
       squeeze_ratio: hidden channels of squeeze-and-excitation over ``features``; 0 for none.
       folded: one convolution with bias in place of the branches.
       dtype: compute dtype.
-      flat: see :func:`jaxclip.models.layers.dense`.
+      flat: see :func:`jaxclip.models.linear.dense`.
     """
 
     features: int

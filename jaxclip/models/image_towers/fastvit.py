@@ -225,7 +225,7 @@ class Block(nn.Module):
       attention_norm: ``"batch"`` or ``"layer"`` where it attends; ``"none"`` for a convolution.
       folded: see :class:`FastViTConfig`.
       dtype: compute dtype.
-      flat: see :func:`jaxclip.models.layers.dense`.
+      flat: see :func:`jaxclip.models.linear.dense`.
     """
 
     width: int

@@ -164,7 +164,7 @@ class Bottleneck(nn.Module):
       stride: of the block.
       shortcut: whether the shortcut has a convolution of its own.
       dtype: compute dtype.
-      flat: see :func:`jaxclip.models.layers.dense`.
+      flat: see :func:`jaxclip.models.linear.dense`.
     """
 
     width: int

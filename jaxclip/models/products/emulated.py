@@ -43,9 +43,15 @@ class Emulated(Product):
             )
 
     def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return self._rounded(x, 1) @ self._rounded(kernel, 0)
+        return self.rounded(x, 1) @ self.rounded(kernel, 0)
 
-    def _rounded(self, x: jax.Array, axis: int) -> jax.Array:
+    def rounded(self, x: jax.Array, axis: int) -> jax.Array:
+        """x rounded to the format, with the gradient that rounding is taken to have.
+
+        Args:
+          x: float32[...].
+          axis: the contracted one.
+        """
         quantize = formats.lookup(self.format)
         if quantize is None:
             return x

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from jaxclip.models import presets
 from jaxclip.models.presets import CLIPConfig
 from jaxclip.registry import Registry
 from jaxclip.weights.files import Tensor
@@ -14,6 +16,8 @@ from jaxclip.weights.mapping import Entry, MappingError
 
 TOWERS = ("image", "text")
 FAMILIES = Registry("family of checkpoints", "jaxclip.weights.families")
+# Share of a family's names from which on it is named as the nearest.
+_NEAR = 0.3
 
 
 class Checkpoint(NamedTuple):
@@ -63,7 +67,13 @@ class SpecialIds(NamedTuple):
 
 
 class Family:
-    """One way to name and lay out the tensors of a CLIP model."""
+    """One way to name and lay out the tensors of a CLIP model.
+
+    Attributes:
+      example: a preset that it can hold, whose names tell how near a checkpoint is to it.
+    """
+
+    example: str
 
     @staticmethod
     def canonical(name: str) -> str | None:
@@ -161,9 +171,32 @@ def detect(checkpoint: Checkpoint) -> tuple[str, type[Family]]:
             return name, family
     _refuse_known(checkpoint)
     shown = ", ".join(list(checkpoint.shapes)[:4]) or "nothing"
+    kind = checkpoint.config.get("model_type")
+    told = f", and its configuration says model_type {str(kind)[:40]!r}" if kind else ""
     raise MappingError(
         f"{checkpoint.path} is of no known family ({', '.join(FAMILIES.names())}); it holds "
-        f"{len(checkpoint.shapes)} tensors: {shown}, …"
+        f"{len(checkpoint.shapes)} tensors: {shown}, …{told}{_nearest(checkpoint)}"
+    )
+
+
+def _nearest(checkpoint: Checkpoint) -> str:
+    """The family that has most of its names here, and what it expects besides; empty for none."""
+
+    def plain(names: Iterable[str]) -> set[str]:
+        return {re.sub(r"\d+", "#", name) for name in names}
+
+    best: tuple[float, str, list[str]] = (0.0, "", [])
+    for name in FAMILIES.names():
+        family = FAMILIES.get(name)
+        wanted = plain(entry.theirs for entry in family.entries(presets.get(family.example)))
+        lacks = wanted - plain(renamed(checkpoint, family).shapes)
+        best = max(best, (1 - len(lacks) / len(wanted), name, sorted(lacks)))
+    share, name, lacks_most = best
+    if share < _NEAR:
+        return ""
+    return (
+        f"; the nearest is {name}, of whose names {share:.0%} are there, but not "
+        f"{', '.join(lacks_most[:3])}{', …' if len(lacks_most) > 3 else ''}"
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from jaxclip.models import mup
 from jaxclip.models.presets import CLIPConfig
-from jaxclip.weights.families._base import Preprocess
+from jaxclip.weights.families._base import Preprocess, SpecialIds
+from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD
 
 # Fields that a family fixes, and whether its models have a logit_bias. What is not here is in its
 # tensors' shapes or its configuration.
@@ -241,6 +242,30 @@ def open_clip_preprocess(preprocess: Preprocess, image_size: int) -> dict[str, A
         "interpolation": method,
         "resize_mode": mode,
     }
+
+
+def check_clip_preprocess(
+    preprocess: Preprocess, sizes: CLIPConfig, ids: SpecialIds, family: str
+) -> None:
+    """Refuse all but CLIP's own pixels and end of texts, for code that has these fixed.
+
+    Raises:
+      ValueError: names what differs.
+    """
+    if resizing(preprocess) != ("shortest", "bicubic"):
+        raise ValueError(
+            f"data.eval_image_ops={preprocess.image_ops!r} can't be expressed by {family}, which "
+            "has 'resize_small|center_crop'"
+        )
+    for name, wanted in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        given = tuple(float(x) for x in getattr(preprocess, name))
+        if any(abs(x - y) > 1e-6 for x, y in zip(given, wanted, strict=True)):
+            raise ValueError(f"data.{name}={given} can't be expressed by {family}, whose is CLIP's")
+    if ids.end != sizes.text.vocab_size - 1:
+        raise ValueError(
+            f"the tokenizer's end of text has id {ids.end}, but {family} reads a text at its "
+            f"largest id, {sizes.text.vocab_size - 1}"
+        )
 
 
 def ratio(hidden: int, width: int) -> float:

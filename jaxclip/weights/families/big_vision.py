@@ -32,6 +32,8 @@ class BigVision(Family):
     leading axis of layers), in each tower.
     """
 
+    example = "siglip_b16"
+
     @staticmethod
     def canonical(name: str) -> str | None:
         for root in _ROOTS:

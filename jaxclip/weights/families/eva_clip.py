@@ -8,7 +8,8 @@ from typing import Any
 
 from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.models.variants import EVA_RMS_TOWERS, TIMM_TOWERS
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import TIMM_LAYOUT, check_clip_preprocess, ratio
 from jaxclip.weights.families._open_clip_text import model_config, read_text, text_entries
 from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD, count_blocks, square_grid
 from jaxclip.weights.families.open_clip import read_preprocess
@@ -40,10 +41,12 @@ _TOWERS: Mapping[int, Mapping[str, Any]] = {
 
 
 class EVACLIP(Family):
-    """EVA-CLIP (Sun et al., 2023, arXiv:2303.15389; 2024, arXiv:2402.04252); read only.
+    """EVA-CLIP (Sun et al., 2023, arXiv:2303.15389; 2024, arXiv:2402.04252).
 
     What the tensors do not tell (norm on the branch, rotary positions) is told by the width.
     """
+
+    example = "eva02_b16"
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
@@ -105,9 +108,64 @@ class EVACLIP(Family):
             Entry("logit_scale", ("logit_scale",), SCALAR),
         ]
 
+    layout: Mapping[str, Any] = {
+        **TIMM_LAYOUT,
+        "logit_bias": False,
+        "image.pool": "cls",
+        "text.causal": True,
+        "text.pool": "last",
+        "text.projection": "linear",
+        "text.activation": "gelu",
+        "text.norm_eps": 1e-5,
+    }
+    weights_file = "model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        check_clip_preprocess(preprocess, sizes, ids, "eva_clip")
+        text = sizes.text
+        if text.mlp_dim != 4 * text.width:
+            raise ValueError(
+                f"model.text.mlp_dim={text.mlp_dim} can't be expressed by eva_clip, which has four "
+                f"times the width, {4 * text.width}"
+            )
+        text_cfg = {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.num_heads,
+            "layers": text.depth,
+        }
+        model = {"embed_dim": sizes.embed_dim, "vision_cfg": _vision_cfg(sizes.image)}
+        return {"config.json": {**model, "text_cfg": text_cfg}}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         return read_preprocess(checkpoint.config, CLIP_MEAN, CLIP_STD, sizes, {"kind": "clip"})
+
+
+def _vision_cfg(image: ImageConfig) -> dict[str, Any]:
+    """Of its authors' ``eva_clip``, without xformers and apex, which compute the same faster."""
+    return {
+        "image_size": image.image_size,
+        "layers": image.depth,
+        "width": image.width,
+        "head_width": image.width // image.num_heads,
+        "mlp_ratio": ratio(image.mlp_dim, image.width),
+        "patch_size": image.patch_size,
+        "eva_model_name": f"eva-clip-{image.width}-{image.patch_size}",
+        "drop_path_rate": 0.0,
+        "qkv_bias": image.qkv_bias == "qv",
+        "postnorm": image.norm_place == "post",
+        "rope": image.rope != "none",
+        "pt_hw_seq_len": image.rope_grid,
+        "intp_freq": True,
+        "naiveswiglu": image.mlp == "gated",
+        "subln": image.sub_norm,
+        "use_rms_norm": image.norm == "rms",
+    }
 
 
 def _block(image: ImageConfig, at: str, to: str) -> Iterator[Entry]:

@@ -28,6 +28,8 @@ _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out
 class HFCLIP(Family):
     """``transformers.CLIPModel`` (Radford et al. 2021, arXiv:2103.00020)."""
 
+    example = "vit_b32_quickgelu"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = checkpoint.shapes

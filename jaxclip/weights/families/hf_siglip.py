@@ -35,6 +35,8 @@ class HFSigLIP(Family):
     """``transformers.SiglipModel`` (Zhai et al. 2023, arXiv:2303.15343), and SigLIP 2's models of
     fixed resolution, which are stored as such."""
 
+    example = "siglip_b16"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         shapes, parts = checkpoint.shapes, hf_parts(checkpoint)

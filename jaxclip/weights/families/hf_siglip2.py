@@ -24,6 +24,8 @@ class HFSigLIP2(HFSigLIP):
     """``transformers.Siglip2Model`` (Tschannen et al. 2025, arXiv:2502.14786): SigLIP's tensors,
     but for a linear patch embedding, which takes patches [p, p, 3] flattened as ours does."""
 
+    example = "siglip2_b16_naflex"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         shapes = checkpoint.shapes

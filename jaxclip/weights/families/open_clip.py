@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.models.presets import CLIPConfig, ImageConfig, TextConfig
-from jaxclip.weights.families._base import TOWERS, Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.models.presets import CLIPConfig, ImageConfig
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
 from jaxclip.weights.families._layouts import (
     OPEN_CLIP_LAYOUT,
     open_clip_preprocess,
     ratio,
     resize_ops,
 )
+from jaxclip.weights.families._open_clip_model import OPENAI_NUMBERS
 from jaxclip.weights.families._open_clip_text import (
     arithmetic,
     blocks,
@@ -38,8 +39,6 @@ from jaxclip.weights.families._parts import (
 from jaxclip.weights.files import Tensor
 from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, norm
 
-# OpenAI's files tell these as numbers beside the weights; its models use quick-GELU.
-_OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 # Long-CLIP's second table of positions, and the rows that the first one keeps.
 _LONG, KEEP = "positional_embedding_res", 20
 # open_clip's heads are 64 wide but in its largest image towers (its model configurations).
@@ -52,25 +51,20 @@ class OpenCLIP(Family):
     2023, arXiv:2212.07143). MetaCLIP, DFN, DataComp and LAION weights have these shapes, too.
     """
 
+    example = "vit_b32"
+
     @staticmethod
     def canonical(name: str) -> str | None:
-        # Alpha-CLIP's attention keeps a linear layer where the others have two parameters.
-        return flat_name(name).replace(".attn.in_proj.", ".attn.in_proj_")
+        return flat_name(name)
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = set(checkpoint.shapes)
-        image = {"visual.class_embedding", "visual.proj", "visual.conv1.weight"} <= names
-        text = "token_embedding.weight" in names
-        alpha_alone = "visual.conv1_alpha.weight" in names and not any(
-            name.startswith("text.") for name in names
-        )
-        coca = "visual.attn_pool.query" in names or "text.cls_emb" in names
-        return image and (text or alpha_alone) and not coca
-
-    @staticmethod
-    def parts(checkpoint: Checkpoint) -> tuple[str, ...]:
-        return TOWERS if "token_embedding.weight" in checkpoint.shapes else ("image",)
+        wanted = {"visual.class_embedding", "visual.proj", "visual.conv1.weight"}
+        wanted.add("token_embedding.weight")
+        # Alpha-CLIP's and CoCa's.
+        others = {"visual.conv1_alpha.weight", "visual.attn_pool.query", "text.cls_emb"}
+        return wanted <= names and not others & names
 
     @staticmethod
     def joined(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -89,21 +83,18 @@ class OpenCLIP(Family):
 
     @staticmethod
     def ignore(name: str) -> bool:
-        return name in _OPENAI_NUMBERS or name == "attn_mask"
+        return name in OPENAI_NUMBERS or name == "attn_mask"
 
     @staticmethod
     def sizes(checkpoint: Checkpoint) -> CLIPConfig:
         shapes, config = checkpoint.shapes, model_config(checkpoint.config)
         vision, text = dict(config.get("vision_cfg") or {}), dict(config.get("text_cfg") or {})
-        openai = all(name in shapes for name in _OPENAI_NUMBERS)
-        openai |= _LONG in shapes or "visual.conv1_alpha.weight" in shapes
+        openai = all(name in shapes for name in OPENAI_NUMBERS) or _LONG in shapes
         quick = bool(config.get("quick_gelu", openai))
         image = read_image(shapes, vision, quick)
         return CLIPConfig(
             image=image,
-            text=TextConfig()
-            if "token_embedding.weight" not in shapes
-            else read_text(shapes, text, quick=quick, clipa=not image.pre_norm),
+            text=read_text(shapes, text, quick=quick, clipa=not image.pre_norm),
             embed_dim=shapes["visual.proj"][1],
             logit_scale_init=math.log(1 / 0.07),
             logit_bias_init=-10.0 if "logit_bias" in shapes else None,
@@ -130,25 +121,10 @@ class OpenCLIP(Family):
             raise ValueError(
                 "model.image.class_token=False can't be expressed by open_clip, which has one"
             )
-        vision_cfg: dict[str, Any] = {
-            "image_size": image.image_size,
-            "layers": image.depth,
-            "width": image.width,
-            "head_width": image.width // image.num_heads,
-            "patch_size": image.patch_size,
-            "mlp_ratio": ratio(image.mlp_dim, image.width),
-            **arithmetic(image),
-        }
-        if not image.pre_norm:
-            vision_cfg["no_ln_pre"] = True
-        if image.pool == "mean":
-            vision_cfg |= {"pool_type": "avg", "final_ln_after_pool": image.norm_after_pool}
-        if image.layer_scale is not None:
-            vision_cfg["ls_init_value"] = image.layer_scale
         model_cfg = {
             "embed_dim": sizes.embed_dim,
             "quick_gelu": image.activation == "quick_gelu",
-            "vision_cfg": vision_cfg,
+            "vision_cfg": vision_cfg(image),
             "text_cfg": text_cfg(sizes.text, ids),
         }
         if sizes.logit_bias_init is not None:
@@ -194,21 +170,34 @@ def read_image(
         class_token=pool == "avg",
         norm_after_pool=pool == "avg" and bool(vision.get("final_ln_after_pool", not vision)),
         layer_scale=float(vision.get("ls_init_value") or 1e-4) if scaled else None,
-        alpha="visual.conv1_alpha.weight" in shapes,
     )
+
+
+def vision_cfg(image: ImageConfig) -> dict[str, Any]:
+    """``vision_cfg`` of a tower."""
+    found: dict[str, Any] = {
+        "image_size": image.image_size,
+        "layers": image.depth,
+        "width": image.width,
+        "head_width": image.width // image.num_heads,
+        "patch_size": image.patch_size,
+        "mlp_ratio": ratio(image.mlp_dim, image.width),
+        **arithmetic(image),
+    }
+    if not image.pre_norm:
+        found["no_ln_pre"] = True
+    if image.pool == "mean":
+        found |= {"pool_type": "avg", "final_ln_after_pool": image.norm_after_pool}
+    if image.layer_scale is not None:
+        found["ls_init_value"] = image.layer_scale
+    return found
 
 
 def image_entries(image: ImageConfig) -> list[Entry]:
     """The table of an image tower."""
     patches = convolution(image.patch_size)
     blocks_of = "visual.transformer.resblocks"
-    alpha = Entry(
-        "visual.conv1_alpha.weight",
-        ("image/alpha_embedding/kernel",),
-        convolution(image.patch_size, channels=1),
-    )
     return [
-        *([alpha] if image.alpha else []),
         Entry("visual.class_embedding", ("image/class_token",), SAME),
         Entry("visual.positional_embedding", ("image/positions",), SAME),
         Entry("visual.conv1.weight", ("image/patch_embedding/kernel",), patches),

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 
 from jaxclip.models import heads
 from jaxclip.models.presets import CLIPConfig, ImageConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import OPEN_CLIP_LAYOUT, open_clip_preprocess
 from jaxclip.weights.families._open_clip_text import (
     blocks,
     model_config,
     read_text,
+    text_cfg,
     text_entries,
 )
 from jaxclip.weights.families._parts import read_number
-from jaxclip.weights.families.open_clip import OpenCLIP, image_entries, read_image
+from jaxclip.weights.families.open_clip import OpenCLIP, image_entries, read_image, vision_cfg
 from jaxclip.weights.mapping import SAME, SCALAR, TRANSPOSED, Entry, dense, fused_attention, norm
 
 _POOLER = "visual.attn_pool"
@@ -31,6 +33,8 @@ _HEADS = 8
 
 class OpenCLIPCoCa(Family):
     """``coca_*`` of open_clip (Yu et al. 2022, arXiv:2205.01917)."""
+
+    example = "coca_vit_b32"
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
@@ -66,27 +70,25 @@ class OpenCLIPCoCa(Family):
             logit_scale_init=math.log(1 / 0.07),
         )
 
-    @staticmethod
-    def entries(sizes: CLIPConfig) -> list[Entry]:
-        pooler = list(_pooler(fused=False)) if sizes.image.pool == "queries" else []
-        class_token = Entry("text.cls_emb", ("text/class_token",), SAME)
-        return [
-            *image_entries(sizes.image),
-            *pooler,
-            *text_entries(sizes, "text."),
-            class_token,
-            *_decoder(sizes),
-            Entry("logit_scale", ("logit_scale",), SCALAR),
-        ]
+    @classmethod
+    def entries(cls, sizes: CLIPConfig) -> list[Entry]:
+        # Where both widths are equal, torch keeps query, key and value in one.
+        return cls._table(sizes, fused=sizes.embed_dim == sizes.image.width)
 
     @classmethod
     def entries_of(cls, checkpoint: Checkpoint, sizes: CLIPConfig) -> list[Entry]:
-        entries = cls.entries(sizes)
-        if f"{_POOLER}.attn.in_proj_weight" not in checkpoint.shapes:
-            return entries
-        # Where both widths are equal, torch keeps the three in one.
-        others = [entry for entry in entries if not entry.theirs.startswith(_POOLER)]
-        return [*others, *_pooler(fused=True)]
+        return cls._table(sizes, fused=f"{_POOLER}.attn.in_proj_weight" in checkpoint.shapes)
+
+    @staticmethod
+    def _table(sizes: CLIPConfig, *, fused: bool) -> list[Entry]:
+        return [
+            *image_entries(sizes.image),
+            *(_pooler(fused=fused) if sizes.image.pool == "queries" else ()),
+            *text_entries(sizes, "text."),
+            Entry("text.cls_emb", ("text/class_token",), SAME),
+            *_decoder(sizes),
+            Entry("logit_scale", ("logit_scale",), SCALAR),
+        ]
 
     @staticmethod
     def terms(sizes: CLIPConfig) -> list[dict[str, Any]]:
@@ -98,6 +100,53 @@ class OpenCLIPCoCa(Family):
         image = jnp.zeros((1, 2, sizes.token_width))
         decoder = heads.caption_decoder(sizes, self_mlp=True)
         return {"coca": {"decoder": decoder.init(rng, text, image)["params"]}}
+
+    layout = {
+        key: value for key, value in OPEN_CLIP_LAYOUT.items() if key != "image.pool_heads"
+    } | {
+        "logit_bias": False,
+        "text.pool": "cls",
+        "text.norm_eps": 1e-5,  # the decoder's can't be told
+    }
+    weights_file = "open_clip_model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        image, text = sizes.image, sizes.text
+        fixed = {"activation": ("gelu", "quick_gelu"), "mlp_dim": (4 * text.width,)}
+        for name, known in fixed.items():
+            if (value := getattr(text, name)) not in known:
+                raise ValueError(
+                    f"model.text.{name}={value!r} can't be expressed by open_clip, whose decoder "
+                    f"of captions has {' or '.join(map(repr, known))}"
+                )
+        if ids.pad != 0:
+            raise ValueError(
+                f"the tokenizer fills texts with id {ids.pad}, but CoCa's class token in open_clip "
+                "looks past id 0"
+            )
+        vision = {**vision_cfg(image), "output_tokens": True}
+        if image.pool == "queries":
+            vision |= {
+                "attentional_pool": True,
+                "attn_pooler_queries": image.num_queries,
+                "attn_pooler_heads": image.pool_heads,
+            }
+        decoder = text_cfg(
+            dataclasses.replace(text, pool="last"), SpecialIds(None, text.vocab_size - 1)
+        )
+        model_cfg = {
+            "embed_dim": sizes.embed_dim,
+            "quick_gelu": text.activation == "quick_gelu",
+            "custom_text": True,
+            "vision_cfg": vision,
+            "text_cfg": {**decoder, "embed_cls": True, "output_tokens": True},
+            "multimodal_cfg": {**decoder, "attn_pooler_heads": _HEADS},
+        }
+        cfg = open_clip_preprocess(preprocess, image.image_size)
+        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
 
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:

@@ -32,6 +32,8 @@ _XXLARGE = "convnext_xxlarge"
 class OpenCLIPConvNeXt(OtherTower):
     """``convnext_*`` of open_clip (Cherti et al. 2023; Liu et al. 2022, arXiv:2201.03545)."""
 
+    example = "convnext_base_w"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         return {f"{_TRUNK}.stages.0.blocks.0.conv_dw.weight", "text_projection"} <= set(

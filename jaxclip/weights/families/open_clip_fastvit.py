@@ -43,6 +43,8 @@ _LAYER_NORMS = ("fastvit_mci3", "fastvit_mci4")
 class OpenCLIPFastViT(OtherTower):
     """``MobileCLIP-S*``, ``MobileCLIP2-S*`` (Vasu et al. 2024, arXiv:2311.17049; 2508.20691)."""
 
+    example = "mobileclip2_s0"
+
     text_prefix = "text."
 
     @staticmethod

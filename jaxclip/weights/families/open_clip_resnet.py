@@ -28,6 +28,8 @@ _HEAD_WIDTH = 64
 class OpenCLIPResNet(OtherTower):
     """RN50, RN101, RN50x4, RN50x16 and RN50x64 (Radford et al. 2021, arXiv:2103.00020)."""
 
+    example = "rn50"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         wanted = {f"{_POOL}.positional_embedding", "visual.layer1.0.conv1.weight"}

@@ -8,10 +8,16 @@ from typing import Any
 
 from jaxclip.data.roberta_tokens import PAD_ID
 from jaxclip.models.presets import CLIPConfig, TextConfig
-from jaxclip.weights.families._base import Checkpoint, Family, Preprocess
+from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
+from jaxclip.weights.families._layouts import OPEN_CLIP_LAYOUT, open_clip_preprocess
 from jaxclip.weights.families._open_clip_text import model_config
 from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD, count_blocks, read_number
-from jaxclip.weights.families.open_clip import image_entries, read_image, read_preprocess
+from jaxclip.weights.families.open_clip import (
+    image_entries,
+    read_image,
+    read_preprocess,
+    vision_cfg,
+)
 from jaxclip.weights.mapping import SAME, SCALAR, TRANSPOSED, Entry, dense, norm
 
 _TEXT = "text.transformer"
@@ -20,11 +26,20 @@ _LAYERS = f"{_TEXT}.encoder.layer."
 _BUFFERS = (".position_ids", ".token_type_ids")
 # Vocabularies of RoBERTa and XLM-RoBERTa; BERT's tensors have the same names.
 _VOCABULARIES = (50_265, 250_002)
+# What transformers' hub has under a name: vocabulary, positions, width, depth, MLP.
+_PUBLISHED = {
+    (50_265, 514, 768, 12, 3072): "roberta-base",
+    (50_265, 514, 1024, 24, 4096): "roberta-large",
+    (250_002, 514, 768, 12, 3072): "xlm-roberta-base",
+    (250_002, 514, 1024, 24, 4096): "xlm-roberta-large",
+}
 
 
 class OpenCLIPRoberta(Family):
     """``roberta-ViT-B-32``, ``xlm-roberta-base-ViT-B-32`` and ``xlm-roberta-large-ViT-H-14`` of
     open_clip (LAION): mean of the tokens, two linear layers to the joint space."""
+
+    example = "roberta_vit_b32"
 
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
@@ -71,10 +86,57 @@ class OpenCLIPRoberta(Family):
         scale = Entry("logit_scale", ("logit_scale",), SCALAR)
         return [*image_entries(sizes.image), *_text(sizes.text), scale]
 
+    layout = {key: value for key, value in OPEN_CLIP_LAYOUT.items() if "text." not in key} | {
+        "logit_bias": False,
+        "text.kind": "roberta",
+        "text.pool": "mean",
+        "text.activation": "gelu",
+        "text.norm_eps": 1e-5,
+    }
+    weights_file = "open_clip_model.safetensors"
+
+    @staticmethod
+    def config_files(
+        sizes: CLIPConfig, preprocess: Preprocess, ids: SpecialIds
+    ) -> dict[str, Mapping[str, Any]]:
+        name = _published(sizes.text)
+        model_cfg = {
+            "embed_dim": sizes.embed_dim,
+            "quick_gelu": sizes.image.activation == "quick_gelu",
+            "vision_cfg": vision_cfg(sizes.image),
+            "text_cfg": {
+                "context_length": sizes.text.context_length,
+                "hf_model_name": name,
+                "hf_tokenizer_name": name,
+                # The weights are beside, so that the name's own need not be fetched.
+                "hf_model_pretrained": False,
+                "hf_pooler_type": "mean_pooler",
+                "hf_proj_type": sizes.text.projection,
+            },
+        }
+        cfg = open_clip_preprocess(preprocess, sizes.image.image_size)
+        return {"open_clip_config.json": {"model_cfg": model_cfg, "preprocess_cfg": cfg}}
+
     @staticmethod
     def preprocess(checkpoint: Checkpoint, sizes: CLIPConfig) -> Preprocess:
         tokenizer = {"kind": "roberta"}
         return read_preprocess(checkpoint.config, CLIP_MEAN, CLIP_STD, sizes, tokenizer)
+
+
+def _published(text: TextConfig) -> str:
+    """The name of a text tower on transformers' hub, by which open_clip makes it.
+
+    Raises:
+      ValueError: there is none.
+    """
+    shape = (text.vocab_size, text.num_positions, text.width, text.depth, text.mlp_dim)
+    if shape not in _PUBLISHED:
+        what = "vocab_size, num_positions, width, depth, mlp_dim"
+        raise ValueError(
+            f"model.text ({what}) = {shape} can't be expressed by open_clip, which makes the tower "
+            f"by a name of transformers' hub: {', '.join(_PUBLISHED.values())}"
+        )
+    return _PUBLISHED[shape]
 
 
 def _refuse_others(text: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:

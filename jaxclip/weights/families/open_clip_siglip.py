@@ -54,6 +54,8 @@ _SIGLIP2_VOCABULARY = 256_000
 class OpenCLIPSigLIP(Family):
     """``ViT-*-SigLIP`` of open_clip (Zhai et al. 2023, arXiv:2303.15343)."""
 
+    example = "siglip_b16"
+
     @staticmethod
     def matches(checkpoint: Checkpoint) -> bool:
         names = checkpoint.shapes

@@ -44,6 +44,8 @@ class OpenCLIPTimm(Family):
     (Sun et al., 2023, arXiv:2303.15389), PE-Core (Bolya et al., 2025, arXiv:2504.13181).
     """
 
+    example = "eva02_b16"
+
     @staticmethod
     def canonical(name: str) -> str | None:
         return custom_name(name)

@@ -41,6 +41,8 @@ class OpenCLIPTimmViT(OtherTower):
     Vision Transformers with a class token, and a bias in the projection.
     """
 
+    example = "mobileclip_b"
+
     text_prefix = "text."
 
     @staticmethod

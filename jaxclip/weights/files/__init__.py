@@ -1,4 +1,4 @@
-"""Files of tensors, read one tensor at a time: safetensors, torch's archives, NumPy's.
+"""Files of tensors, read one tensor at a time: safetensors, torch's archives, NumPy's, Flax's.
 
 A file from a stranger is data, never code: nothing of it is executed, and no size that it claims is
 believed before it is checked against the file's own.
@@ -12,7 +12,9 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from jaxclip.weights.files import _others
 from jaxclip.weights.files._base import FileError, Tensor, Tensors
+from jaxclip.weights.files.msgpack import open_msgpack
 from jaxclip.weights.files.npz import open_npz
 from jaxclip.weights.files.safetensors import open_safetensors
 from jaxclip.weights.files.torch_archive import open_torch
@@ -25,6 +27,8 @@ _OPENERS: dict[str, Callable[[pathlib.Path], Tensors]] = {
     ".pt": open_torch,
     ".pth": open_torch,
     ".bin": open_torch,
+    ".ckpt": open_torch,  # Lightning's
+    ".msgpack": open_msgpack,
 }
 # Of several files in one folder, the first of these that is there.
 _NAMES = (
@@ -40,7 +44,7 @@ _LARGEST_JSON = 8 * 2**20
 
 
 def open_file(path: str | os.PathLike[str]) -> Tensors:
-    """Open a file of tensors by its ending.
+    """Open a file of tensors by its ending, or by what it begins with where that says otherwise.
 
     Raises:
       FileError: not of a known kind, or damaged.
@@ -49,10 +53,15 @@ def open_file(path: str | os.PathLike[str]) -> Tensors:
     if file.name.endswith(".index.json"):
         return _open_index(file)
     if file.suffix not in _OPENERS:
-        raise FileError(f"{file}: no known kind of file; known: {', '.join(_OPENERS)}")
+        known = f"no known kind of file; known: {', '.join(_OPENERS)}"
+        raise FileError(f"{file}: {_others.KINDS.get(file.suffix, known)}")
     if not file.is_file():
         raise FileError(f"{file} does not exist")
-    return _OPENERS[file.suffix](file)
+    _others.refuse(file)
+    opener = _OPENERS[file.suffix]
+    if opener is open_torch and _others.is_safetensors(file):
+        opener = open_safetensors  # renamed
+    return opener(file)
 
 
 def open_folder(path: str | os.PathLike[str]) -> Tensors:
@@ -65,12 +74,15 @@ def open_folder(path: str | os.PathLike[str]) -> Tensors:
     for name in _NAMES:
         if (folder / name).is_file():
             return open_file(folder / name)
-    found = sorted(file for file in folder.iterdir() if file.suffix in _OPENERS)
+    files = sorted(file for file in folder.iterdir() if file.suffix in _OPENERS)
+    # The hub has Flax's beside others that hold the same.
+    found = [file for file in files if file.suffix != ".msgpack"] or files
     if len(found) == 1:
         return open_file(found[0])
     if not found:
         there = ", ".join(sorted(f.name for f in folder.iterdir())[:6]) or "nothing"
-        raise FileError(f"{folder} holds no weights ({', '.join(_OPENERS)}), but {there}")
+        more = _others.hint(folder, [*_NAMES, *(f"*{end}" for end in _OPENERS)])
+        raise FileError(f"{folder} holds no weights ({', '.join(_OPENERS)}), but {there}{more}")
     raise FileError(
         f"{folder} holds several files of weights: {', '.join(f.name for f in found[:6])}; name one"
     )

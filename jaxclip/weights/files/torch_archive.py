@@ -5,6 +5,8 @@ Both are zip archives of a pickle and raw numbers (:mod:`jaxclip.weights.files.t
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import mmap
 import pathlib
@@ -22,6 +24,13 @@ _DEEPEST = 64
 # Entries of a state dict, over all its levels.
 _MOST = 200_000
 _LONGEST_NAME = 4096
+# Where trainers keep moving averages.
+_AVERAGES = (
+    "ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema_params", "shadow",
+    "shadow_params", "averaged_model",
+)  # fmt: skip
+
+logger = logging.getLogger("jaxclip")
 
 
 def open_torch(path: pathlib.Path) -> Tensors:
@@ -54,7 +63,7 @@ def open_torch(path: pathlib.Path) -> Tensors:
         ) from error
     except Exception as error:  # whatever a broken pickle makes of itself
         raise FileError(f"{path}: its data.pkl can't be read: {error}") from error
-    described = dict(_flatten(_state_of(content), "", [0]))
+    described = dict(_flatten(_state_of(content, path), "", [0]))
     if not described:
         raise FileError(f"{path} holds no tensors")
     return Tensors(
@@ -63,13 +72,30 @@ def open_torch(path: pathlib.Path) -> Tensors:
     )
 
 
-def _state_of(content: Any) -> Any:
+def _state_of(content: Any, path: pathlib.Path) -> Any:
     """The state dict, where it is wrapped as trainers do."""
     for key in ("state_dict", "model", "module"):
         inner = content.get(key) if isinstance(content, dict) else None
         if isinstance(inner, dict) and inner:
+            averages = [other for other in content if other in _AVERAGES]
+            if averages:
+                _say_once(str(path), key, str(averages[0]))
             content = inner
+    holders = [
+        key
+        for key, inner in (content.items() if isinstance(content, dict) else ())
+        if isinstance(inner, Described)
+        or (isinstance(inner, dict) and any(isinstance(x, Described) for x in inner.values()))
+    ]
+    if len(holders) == 1 and holders[0] in _AVERAGES:
+        return content[holders[0]]
     return content
+
+
+@functools.lru_cache(maxsize=64)
+def _say_once(path: str, key: str, averages: str) -> None:
+    said = "%s: the weights of %r are taken; it holds averages, too, as %r"
+    logger.warning(said, path, key, averages)
 
 
 def _flatten(

@@ -77,6 +77,13 @@ class Dict(OrderedDict):
             self[key] = value
 
 
+class Inert:
+    """What a trainer keeps beside the tensors (its options, their path): never looked at."""
+
+    def __init__(self, *arguments: Any):
+        del arguments
+
+
 def load(data: bytes, path: str) -> Any:
     """Run a program.
 
@@ -145,13 +152,15 @@ class _Machine(_Unpickler):
 
     def new_object(self) -> None:
         arguments, kind = self.stack.pop(), self.stack[-1]
-        if kind not in (Module, Dict) or arguments != ():
+        if kind is Inert:
+            arguments = ()
+        if kind not in (Module, Dict, Inert) or arguments != ():
             raise FileError(f"{self._path}: its data.pkl makes an object that is no module")
         self.stack[-1] = kind()
 
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Dict):  # torch hangs _metadata on it
+        if isinstance(target, (Dict, Inert)):  # torch hangs _metadata on the dict
             return
         if not isinstance(target, Module) or not isinstance(state, dict):
             raise FileError(f"{self._path}: its data.pkl fills an object that is no module")
@@ -188,6 +197,19 @@ _Machine.dispatch |= {
 }
 
 
+# Options and states of trainers, by module and name; of the last ones whatever is in the package.
+_BESIDE = {
+    ("argparse", "Namespace"), ("types", "SimpleNamespace"), ("collections", "defaultdict"),
+    ("builtins", "set"), ("__builtin__", "set"), ("builtins", "frozenset"),
+    ("__builtin__", "frozenset"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"), ("_codecs", "encode"), ("torch", "device"),
+    ("torch", "float32"), ("torch", "float16"), ("torch", "bfloat16"), ("typing", "Any"),
+    *((module, name) for module in ("pathlib", "pathlib._local")
+      for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+}  # fmt: skip
+_BESIDE_OF = ("omegaconf.", "ml_collections.", "lightning_fabric.", "pytorch_lightning.")
+
+
 def _named(module: str, name: str) -> Any:
     """What stands for a name of the program; None for all that is not in the table."""
     if module == "torch" and name in _STORAGES:
@@ -204,6 +226,8 @@ def _named(module: str, name: str) -> Any:
         return Module
     if module == "torch.jit._pickle" and name.startswith("build_"):
         return _first
+    if (module, name) in _BESIDE or module.startswith(_BESIDE_OF):
+        return Inert
     return None
 
 
@@ -222,6 +246,8 @@ def _first(value: Any, *rest: Any) -> Any:
 
 
 def _set(target: Any, key: Any, value: Any) -> None:
+    if isinstance(target, Inert):
+        return
     if not isinstance(target, dict):
         raise FileError(f"a pickle sets an item of a {type(target).__name__}")
     _check_key(key)

@@ -206,6 +206,29 @@ def test_a_table_of_something_else_is_no_table(folder, run):
     assert summary.classes == 2 and summary.splits == {"train": 4}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quote_that_never_closes_is_said_and_what_it_swallows_counted(folder, run, end):
+    source = folder()
+    lines = ["file,caption", "p0.png,x", '"p1.png","one', 'two"', 'p2.png,"y', "p2.png,z", ""]
+    (source / "captions.csv").write_bytes(end.join(lines).encode())
+    found, summary = run(source)
+    assert found["train"] == {"p0.png": ("x",), "p1.png": ("one two",), "p2.png": ("y", "z")}
+    assert not summary.skipped
+    # Names without an ending can't be told from captions.
+    lines[4:6] = ['p2,"y', "p2,z"]
+    (source / "captions.csv").write_bytes(end.join(lines).encode())
+    found, summary = run(source)
+    assert found == {"train": {"p0.png": ("x",), "p1.png": ("one two",)}}
+    assert summary.skipped == {"bad_row": 2}
+    skipped = (source.parent / "out" / "skipped.jsonl").read_text()
+    assert "line 5 opens a quote that never closes" in skipped
+    # A longer file.
+    lines += ["p0,w"] * 20000
+    (source / "captions.csv").write_bytes(end.join(lines).encode())
+    found, summary = run(source)
+    assert found["train"]["p0.png"] and summary.skipped["bad_row"] > 20000
+
+
 def test_another_encoding_wants_its_name(folder, run):
     source = folder()
     (source / "captions.csv").write_bytes(rows(",").encode("cp1252"))

@@ -11,6 +11,7 @@ from jaxclip.models.products import PRODUCTS, one_bit, rules
 from jaxclip.models.products._base import Product
 from jaxclip.models.products.emulated import Emulated
 from jaxclip.models.products.one_bit import OneBit
+from jaxclip.models.products.split_bfloat16 import SplitBfloat16
 from jaxclip.models.products.switchback import SwitchBack
 
 RNG = np.random.default_rng(0)
@@ -31,6 +32,31 @@ def rounded(x, axis, top=127):
     x = np.asarray(x, np.float64)
     scale = np.abs(x).max(axis=axis, keepdims=True) / top
     return np.minimum(np.round(x / scale), np.floor(top)) * scale
+
+
+@pytest.mark.parametrize(("terms", "least", "most"), [(2, 3e-4, 5e-3), (3, 0, 3e-5)])
+def test_split_bfloat16_is_its_sum_in_float64(terms, least, most):
+    """Two terms lose the activations' remainders alone, three next to nothing."""
+    x, w, g = (np.asarray(each, np.float32) for each in (X, W, G))
+
+    def parts(a):
+        high = a.astype(jnp.bfloat16).astype(np.float64)
+        return high, (a - high).astype(jnp.bfloat16).astype(np.float64)
+
+    def product(a, b):
+        (a1, a2), (b1, b2) = parts(a), parts(b)
+        return a1 @ (b1 + b2) + (a2 @ b1 if terms == 3 else 0)
+
+    found = jax.jit(lambda x, w, g: both_passes(SplitBfloat16(terms), x, w, g))(x, w, g)
+    exact = (x @ w, g @ w.T, x.T @ g)
+    for each, expected, true in zip(
+        found, (product(x, w), product(g, w.T), product(x.T, g)), exact, strict=True
+    ):
+        scale = np.abs(true).max()
+        np.testing.assert_allclose(each, expected, atol=2e-6 * scale)
+        assert least * scale < np.abs(each - true).max() < most * scale
+    with pytest.raises(ValueError, match=r"terms=1 of split_bfloat16 must be 2 or 3"):
+        rules.from_config({"name": "split_bfloat16", "terms": 1})
 
 
 def test_switchback_is_its_rule_written_out():

@@ -1,0 +1,66 @@
+"""File systems that fsspec knows and TensorStore does not (``az://``, ``hf://``, ``memory://``)."""
+
+from __future__ import annotations
+
+import hashlib
+from types import SimpleNamespace
+from typing import Any
+
+
+class FsspecStore:
+    """A file system, asked as :mod:`.remote` asks TensorStore's key-value stores.
+
+    Args:
+      root: the address that keys are below, with its scheme.
+
+    Raises:
+      ImportError: fsspec, or what it needs for the scheme, is not installed.
+      Exception: whatever the file system has against it.
+    """
+
+    def __init__(self, root: str):
+        import fsspec
+
+        self._files, base = fsspec.core.url_to_fs(root)
+        self._base = f"{base.rstrip('/')}/" if base else ""
+
+    def read(self, key: str, byte_range: slice | None = None) -> _Now:
+        """Bytes of a file, as ``KvStore.read``; a range that is empty says whether there is one."""
+        path = self._base + key
+        try:
+            about = self._files.info(path)
+            if about["type"] != "file":
+                raise FileNotFoundError(path)
+            value = b"" if byte_range == slice(0, 0) else self._content(path, byte_range)
+        except FileNotFoundError:
+            return _Now(SimpleNamespace(state="missing", value=b""))
+        # What is said of a file changes with it; its own key for that is made of the same.
+        stamp = hashlib.sha256(repr(sorted(about.items())).encode()).digest()
+        return _Now(
+            SimpleNamespace(state="value", value=value, stamp=SimpleNamespace(generation=stamp))
+        )
+
+    def _content(self, path: str, byte_range: slice | None) -> bytes:
+        if byte_range is None:
+            return self._files.cat_file(path)
+        first, last = byte_range.start or 0, byte_range.stop
+        if first < 0 or last is None:  # not all systems count from the end
+            size = self._files.size(path)
+            first, last = (first if first >= 0 else max(0, size + first)), last or size
+        return self._files.cat_file(path, start=first, end=last)
+
+    def names(self, folder: str) -> list[str]:
+        """Keys of all files below a folder, which ends with a slash or is empty."""
+        found = self._files.find(self._base + folder)
+        return [path.removeprefix(self._base) for path in found]
+
+
+class _Now:
+    """A result that is there already."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value."""
+        return self._value
