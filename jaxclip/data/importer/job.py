@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import json
@@ -101,10 +102,24 @@ def import_records(
         if not store.state.shards:
             shutil.rmtree(unfinished)  # nothing of it would be of use once the source is mended
         raise
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full(error):
+            raise
+        raise OSError(
+            f"no room for {unfinished} ({error}); make some, and the same command goes on where it "
+            "stopped"
+        ) from error
     finally:
         store.close()
     _move(unfinished, target)
     return summary
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether an error says that a disk, a quota or a limit is used up."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "full" in str(error)
 
 
 def _run(
