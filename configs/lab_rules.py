@@ -61,7 +61,7 @@ def get_config(arg=""):
         "title": "Rules over learning rates and under spikes",
         "train": {"total_steps": 400, "optim": {"b2": 0.999}},
         "rules": rules[arg],
-        "rates": [1e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2] if arg == "zclip" else RATES,
+        "rates": RATES[:3] if arg == "zclip" else RATES,
         "injectors": {
             "scale": {"name": "scale", **at},
             "direction": {"name": "direction", **at},

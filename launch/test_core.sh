@@ -57,7 +57,8 @@ left_out=(
   tests/losses/test_{self_critical,soft_targets,sweeps}.py
   tests/models/{products,sparsity}
   tests/models/test_{against_transformers,attention_logits,cures,dropout,experts,flat_products}.py
-  tests/models/test_{patch_choice,presets,prompts_and_attend,reductions,sparse_activation,tract}.py
+  tests/models/test_{every_preset,patch_choice,presets,prompts_and_attend,reductions}.py
+  tests/models/test_{sparse_activation,tract,variants}.py
 )
 deselected=(tests/optim/test_battery.py::test_documentation_is_complete_and_its_example_runs)
 run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=20 \

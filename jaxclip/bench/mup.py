@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def coordinate_check(
 def sweep(
     widths: Sequence[int], rates: Sequence[float], steps: int, batch_size: int, seeds: int
 ) -> dict[tuple[str, int], list[float]]:
-    """Losses by way and width, one of each rate, means over seeds."""
+    """Losses by way and width, one of each rate, means over seeds; each is told when it is done."""
     found = {}
     for way, base in (("usual", 0), ("muP", widths[0])):
         for width in widths:
@@ -160,6 +161,8 @@ def sweep(
                 float(np.mean([trainer.train(r, steps, batch_size, seed) for seed in range(seeds)]))
                 for r in rates
             ]
+            shown = " ".join(f"{loss:.3f}" for loss in found[way, width])
+            print(f"{way}, width {width}: {shown}", file=sys.stderr, flush=True)
     return found
 
 

@@ -44,7 +44,7 @@ def write(config: Config, results: Results, path: pathlib.Path) -> bool:
     shown = {**(curves["rules"] if curves else {}), **rates}
     lines = [(Line2D([], [], color=colors[rule]), rule) for rule in colors if rule in shown]
     figure.legend(
-        *zip(*lines, strict=True), loc="outside lower center", ncols=min(len(lines), 6),
+        *zip(*lines, strict=True), loc="outside lower center", ncols=3 * len(drawn),
         frameon=False, fontsize=8.5,
     )  # fmt: skip
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -43,9 +43,9 @@ def seeds(seed: int, count: jax.Array, number: int) -> jax.Array:
       count: int32, number of updates before this one.
       number: of tensors.
     """
-    mixed = np.uint32(_ODD)
-    for part in (np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32 & 0xFFFFFFFF), count):
-        mixed = scrambled(mixed + jnp.asarray(part).astype(jnp.uint32))
+    mixed = jnp.asarray(_ODD, jnp.uint32)
+    for part in (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, count):
+        mixed = scrambled(mixed + jnp.asarray(part, jnp.uint32))
     # Not a number of the same kind, or tensors and steps could change places.
     return scrambled(scrambled(jnp.arange(number, dtype=jnp.uint32) * np.uint32(_ODD)) ^ mixed)
 

@@ -71,6 +71,8 @@ def spectra_clip(
     Matrix products are done in float32. State: the report. Cost: 3 ``steps`` products of square
     matrices of each matrix's shorter side, and two of the matrix with its transpose or such a
     square: cheap where batches are large, as with Muon. Sharded matrices exchange those squares.
+    Squares of one size are held together, in groups of up to 16 MB (or one tensor's). Compiles in
+    three to four times ``optax.clip_by_global_norm``'s time on CPUs.
 
     Args:
       threshold: c, in units of the gradient (or update).

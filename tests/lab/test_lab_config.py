@@ -186,7 +186,7 @@ def test_list(tmp_path, capsys):
     [
         ("lab_rules.py", 126),
         ("lab_rules.py:clippers", 105),
-        ("lab_rules.py:zclip", 90),
+        ("lab_rules.py:zclip", 54),
         ("lab_rules.py:percentiles", 63),
         ("lab_stale_v.py", 57),
         ("lab_policies.py", 120),

@@ -56,3 +56,19 @@ def test_refuses_what_makes_no_sense() -> None:
         optim.autoclip(history_size=0)
     with pytest.raises(TypeError, match="static_args='history_size'"):
         jax.jit(lambda size: optim.autoclip(history_size=size).init(jnp.zeros(1)))(5)
+
+
+def test_the_hundredth_percentile_leaves_every_gradient_as_it_is() -> None:
+    """To the bit: the largest norm of the history is at least that of this step."""
+    tx = optim.autoclip(100.0, history_size=16)
+    gradients = np.random.default_rng(1).lognormal(sigma=2.0, size=(40, 9)).astype(np.float32)
+
+    def step(state, gradient):
+        updates, state = tx.update(gradient, state)
+        return state, (updates, state.clipped)
+
+    _, (updates, clipped) = jax.jit(
+        lambda g: jax.lax.scan(step, tx.init(jnp.zeros(9, jnp.float32)), g)
+    )(gradients)
+    np.testing.assert_array_equal(updates, gradients)
+    assert not np.any(clipped)
