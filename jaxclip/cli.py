@@ -6,11 +6,14 @@ import argparse
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from jaxclip.registry import hint
 
 _TRAIN = """\
 Train a model, or go on training it.
@@ -137,11 +140,24 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names what was meant where a command is misspelt; the parsers of commands are of it, too."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        stray = re.search(r"unrecognized arguments: -{0,2}(config\.\S+)", message)
+        if choice:
+            message += hint(choice[1], re.findall(r"[\w-]+", choice[2]))
+        elif stray:
+            message += f"; write --{stray[1]}"
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The argument parser with all subcommands."""
     from jaxclip import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jaxclip",
         description="Train, adapt and evaluate CLIP models that do not blow up.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -260,3 +260,18 @@ def test_dry_run_needs_no_data_and_no_workdir(tiny_config_file, capsys, compilat
         assert part in out
     assert jax.device_count() == 8 and "'data': 8" in out
     assert "evaluation is not checked: " in out and "/no/such/place" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "way"),
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["data", "inport"], "did you mean 'import'?"),
+        (["report", "--workdir", "w", "-config.seed=1"], "write --config.seed=1"),
+        (["report", "--workdir", "w", "config.seed=1"], "write --config.seed=1"),
+    ],
+)
+def test_what_argparse_does_not_know(argv, way, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2 and capsys.readouterr().err.rstrip().endswith(way)

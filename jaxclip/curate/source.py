@@ -15,7 +15,7 @@ from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, read_image
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.record import REASONS as _REASONS
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 
 # Why a record can't be read, in a fixed order: verdicts are numbers into it.
 REASONS = tuple(_REASONS)
@@ -67,7 +67,7 @@ class _FolderSource(RecordSource):
         image = read_image(item.image)
         if isinstance(image, BadRecord):
             return BadRecord(image.reason, image.detail, item.key)
-        texts, bad = decode_texts(item.texts)
+        texts, bad = decode_foreign_texts(item.texts)
         if not texts and isinstance(item.label, str):
             texts = (item.label,)
         if not texts:

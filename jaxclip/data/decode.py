@@ -85,7 +85,9 @@ def _formats() -> tuple[str, ...]:
 
 # How files begin that are met in the place of pictures, and what to do about them.
 _OTHERS = {
-    b"<svg": "an SVG drawing; make a PNG of it first",
+    b"<error": "an error of a store, not the picture: the download failed",
+    b"{": "JSON, perhaps an error of a server: the download failed",
+    b"404": "an error of a server, not the picture: the download failed",
     b"<html": "a page of the web, not the picture: the download failed",
     b"<!doctype html": "a page of the web, not the picture: the download failed",
     b"<?xml": "XML; if it is an SVG drawing, make a PNG of it first",
@@ -94,6 +96,16 @@ _OTHERS = {
     b"\x00\x00\x00\x0cjxl": "JPEG XL",
     b"8bps": "a Photoshop file",
     b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript drawing",
+    b"\x1ae\xdf\xa3": "a film (WebM or Matroska)",
+    b"\x93numpy": "an array of NumPy",
+    b"\x89hdf": "an HDF5 file",
+    b"v/1\x01": "OpenEXR",
+    b"\x00\x05\x16\x07": "what macOS leaves beside a file (._NAME), not the picture",
+    b"rar!": "a RAR archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"/9j/": "a JPEG written as base64; decode it first",
+    b"ivborw0kgg": "a PNG written as base64; decode it first",
     b"dds ": "a DirectDraw surface",
     b"\x1f\x8b": "gzip-compressed",
     b"pk\x03\x04": "a ZIP archive",
@@ -103,9 +115,16 @@ _OTHERS = {
 
 def kind_of(data: bytes) -> str:
     """What bytes seem to be that are no picture we read, for a message."""
-    begin = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if begin[4:8] == b"ftyp" and begin[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return "HEIC; convert it to JPEG first"
+    begin = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if data and not begin.strip(b"\0"):
+        return "nothing but zeros where it should begin: the copy was cut off"
+    if begin[4:8] == b"ftyp":
+        is_heic = begin[8:11] in (b"hei", b"hev", b"mif", b"msf")
+        return (
+            "HEIC; convert it to JPEG first" if is_heic else "a film (MP4, QuickTime) or raw data"
+        )
+    if begin.startswith(b"<") and b"<svg" in begin:
+        return "an SVG drawing; make a PNG of it first"
     for magic, kind in _OTHERS.items():
         if begin.startswith(magic):
             return kind

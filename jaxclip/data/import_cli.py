@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoding",
         default="utf-8",
-        help="of tables that are not JSON, such as cp1252 (UTF-16 and 32 are known by their start)",
+        help="of tables that are not JSON, and of .txt files, such as cp1252 (UTF-16 and 32 are "
+        "known by their start)",
     )
     parser.add_argument(
         "--val-fraction",

@@ -14,13 +14,14 @@ from typing import Any
 
 FILE_FIELDS = (
     "file", "filepath", "file_path", "file_name", "filename", "image", "image_path", "img",
-    "img_path", "path", "image_name", "image_file",
+    "img_path", "path", "image_name", "image_file", "images",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
     "description", "sentences", "sentence", "comment",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
+LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url")
 LABEL_FIELDS = ("label", "class", "cls")
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
@@ -29,10 +30,22 @@ CAPTION_TAGS, HARD_NEGATIVES, BOXES = "caption_tags", "hard_negatives", "boxes"
 REGION_TEXTS = "region_texts"
 
 
+# Texts that programs write for a value that is missing.
+_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>"))
+# Characters that show nothing, at the ends of a text.
+_UNSEEN = "\ufeff\u200b\u200e\u200f\u2060\u00ad"
+
+
+def said(text: str) -> str:
+    """A text without what shows nothing at its ends; empty if it says nothing."""
+    text = text.replace("\0", " ").strip().strip(_UNSEEN).strip()
+    return "" if text in _MISSING else text
+
+
 def is_filled(value: Any) -> bool:
     """Whether a value says anything: no None, NaN, blank text, or list of nothing but those."""
     if isinstance(value, str | bytes):
-        return bool(value.strip())
+        return bool(said(value if isinstance(value, str) else value.decode("utf-8", "replace")))
     if isinstance(value, Sequence):
         return any(is_filled(each) for each in value)
     return value is not None and value == value  # what tables have for nothing is NaN
@@ -51,6 +64,15 @@ def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
     """The first known name that has a value; else the first that occurs at all; else None."""
     found = find(values, known)
     return next((name for name in found if is_filled(values[name])), found[0] if found else None)
+
+
+# Folders that systems leave among people's files, and what is in them.
+_LEFTOVERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's: hidden, or left by a system."""
+    return name.startswith(".") or name in _LEFTOVERS
 
 
 # Names of folders that are splits.

@@ -6,12 +6,15 @@ are described here to the ``protobuf`` library, whose C parser then does the wor
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from jaxclip.data.naming import said
 
 # Why a record cannot be used; the vocabulary of every count and summary about skipped records.
 REASONS = {
@@ -135,6 +138,9 @@ def serialize_record(record: Record) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     """Decode captions, leaving out what is blank or not UTF-8.
 
@@ -144,11 +150,25 @@ def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
     Returns:
       The usable captions, stripped, and how many were not valid UTF-8.
     """
+    return _decode(raw, str.strip)
+
+
+def decode_foreign_texts(raw: Any) -> tuple[tuple[str, ...], int]:
+    """Decode captions as other people's programs write them; as :func:`decode_texts`.
+
+    Blank, too, are characters that show nothing, and the words that programs write for a value that
+    is missing (``nan``, ``None``, …). UTF-16 is read where its byte order mark stands before it.
+    """
+    return _decode(raw, said)
+
+
+def _decode(raw: Any, strip: Callable[[str], str]) -> tuple[tuple[str, ...], int]:
     texts: list[str] = []
     bad = 0
     for item in raw:
         try:
-            text = item.decode("utf-8").strip()
+            is_wide = strip is said and item.startswith(_UTF_16)
+            text = strip(item.decode("utf-16" if is_wide else "utf-8"))
         except UnicodeDecodeError:
             bad += 1
             continue

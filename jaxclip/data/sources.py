@@ -57,6 +57,12 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     if remote.is_remote(text):
         return open_directory(text)
     path = pathlib.Path(text)
+    if path.is_file():
+        in_place = {".tar": "webdataset", ".parquet": "parquet"}.get(path.suffix.lower())
+        way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
+        if in_place:
+            way = f"it is read in place as {in_place}:{text}"
+        raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
     if not path.is_dir():
         beside = data_sets_beside(path)
         known = [*beside, *BUILT_IN] if "/" not in text else beside

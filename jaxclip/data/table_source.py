@@ -28,8 +28,8 @@ from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
-from jaxclip.data.naming import SPLITS, split_of
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.naming import SPLITS, is_hidden, split_of
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
 from jaxclip.data.webdataset import expand
 from jaxclip.registry import hint
@@ -67,12 +67,15 @@ def open_parquet(pattern: str) -> DataSet:
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
         ending = ".parquet" if remote.is_remote(pattern) else "*.parquet"
-        files = sorted(folder.rglob(ending))
-        if not files:
-            raise FileNotFoundError(f"{folder} holds no *.parquet")
-        for file in files:
+        for file in sorted(folder.rglob(ending)):
             inner = str(file).removeprefix(str(folder)).lstrip("/")
+            if any(is_hidden(part) for part in inner.split("/")):
+                continue
             splits.setdefault(_split_of(pathlib.PurePosixPath(inner)), []).append(file)
+        if not splits:
+            saved = not remote.is_remote(pattern) and any(folder.rglob("*.arrow"))
+            more = f"; what save_to_disk of `datasets` wrote is arrow:{folder}" if saved else ""
+            raise FileNotFoundError(f"{folder} holds no *.parquet{more}")
     else:
         splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
     groups = {
@@ -266,7 +269,7 @@ class TableSource(RecordSource):
         return item if isinstance(item, BadRecord) else self._record(item)
 
     def _record(self, item: Item) -> Record | BadRecord:
-        texts, bad = decode_texts(item.texts)
+        texts, bad = decode_foreign_texts(item.texts)
         if isinstance(item.label, str):
             label = self._label_of.get(item.label, -1)
         else:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 BLOCK = 512
+# Bytes behind the end of a tar that are looked at; most tools write at most 10 KiB of zeros.
+PADDING = 64 << 10
 _NAME = slice(0, 100)
 _SIZE_AT, _KIND_AT, _SUM_AT, _PREFIX_AT = 124, 156, 148, 345
 _FILES, _FOLDER, _MORE = (0, ord("0")), ord("5"), ord("x")
@@ -68,8 +70,9 @@ def _walk(data: bytes | mmap.mmap) -> tuple[list[int], list[int], list[int]] | N
         try:
             size = int(field.rstrip(b"\0 "), 8)
         except ValueError:
-            whole = data[position : position + BLOCK]
-            return (positions, sizes, kinds) if positions and not any(whole) else None
+            # Another tar may stand behind the end of this one.
+            rest = data[position : position + PADDING].strip(b"\0")
+            return (positions, sizes, kinds) if positions and not rest else None
         if size < 0:  # back to where it came from, for ever
             return None
         if kind == _MORE:

@@ -12,7 +12,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import remote, tar_headers
+from jaxclip.data import decode, remote, tar_headers
 from jaxclip.data.tfrecord import bytes_of, load_sidecar, save_sidecar, stamp_and_sidecar
 
 _LOG = logging.getLogger(__name__)
@@ -28,7 +28,16 @@ LABEL_EXTENSION = "cls"
 PARTS = ("image", JSON_EXTENSION, "label", *TEXT_EXTENSIONS)
 NONE = -1
 # Change when an index holds something else than before.
-_INDEX_VERSION = 3
+_INDEX_VERSION = 4
+
+# Bytes that tell what a file is; those behind the end of a tar among which another one would begin;
+# endings of files that are named in an error.
+_BEGIN, _PADDING, _NAMED_ENDINGS = 1024, tar_headers.PADDING, 6
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+GOES_ON = (
+    "another tar stands behind its end, which is left out; unpack each on its own, or join tars "
+    "with `tar -A`"
+)
 
 
 class SampleName(NamedTuple):
@@ -128,7 +137,7 @@ class _Found(NamedTuple):
       columns: int[n], which of :data:`PARTS` they are.
       offsets: int64[n].
       sizes: int64[n].
-      dotted: counts others.
+      others: those that no sample has a use for.
       problem: why there are no more.
     """
 
@@ -136,7 +145,7 @@ class _Found(NamedTuple):
     columns: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
-    dotted: Dotted
+    others: Others
     problem: str = ""
 
 
@@ -148,11 +157,7 @@ def _scan(path: str | os.PathLike[str]) -> TarIndex:
     apart = _apart(keys.tolist(), table)
     if apart:
         raise ValueError(not_adjacent(path, apart))
-    problem, dotted = found.problem, found.dotted
-    if problem:
-        problem = f"it is damaged after {len(keys)} samples: {problem}"
-    elif dotted.count or (dotted.total and not len(keys)):
-        problem = dotted.problem()
+    problem = found.problem or found.others.problem(len(keys) > 0)
     used = (table != NONE).any(axis=0)
     small = np.uint32 if sizes.max(initial=0) < 2**32 else np.int64
     return TarIndex(
@@ -201,76 +206,107 @@ def _at_once(files: tar_headers.Files) -> _Found:
         extension = number.tobytes().rstrip(b"\0").decode("ascii").lower()
         columns[numbers == number] = _column_of(extension)
     columns[~named | (endings[:, 8] != 0)] = -1
-    dotted = Dotted()
+    others = Others()
     for name in files.names[columns < 0]:
-        dotted.add(sample_name(name.tobytes().rstrip(b"\0").decode("ascii")))
+        others.add_file(name.tobytes().rstrip(b"\0").decode("ascii"))
     used = columns >= 0
     keys = np.ascontiguousarray(files.names[used] * (places < dot[used, None])).view(f"S{width}")
     # As narrow as they can be: an index is kept in memory.
     keys = keys[:, 0].astype(f"S{max(1, int(dot[used].max(initial=1)))}")
-    return _Found(keys, columns[used], files.offsets[used], files.sizes[used], dotted)
+    return _Found(keys, columns[used], files.offsets[used], files.sizes[used], others)
 
 
 def _one_by_one(path: str | os.PathLike[str]) -> _Found:
     keys: list[bytes] = []
     rows: list[tuple[int, int, int]] = []
     problem = ""
-    dotted = Dotted()
+    others = Others()
     try:
         with _opened(path) as file, _tar(file) as (tar, size):
             for member in members(tar):
                 name = sample_name(member.name) if member.isreg() else None
                 column = _column_of(name.extension) if name else -1
                 if name is None or column < 0:
-                    dotted.add(name)
+                    others.add(member)
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} ends beyond the end of the file")
                 keys.append(name.key.encode("utf-8", "replace"))
                 rows.append((column, member.offset_data, member.size))
+            if goes_on(file, tar.offset):
+                problem = GOES_ON
     except tarfile.TarError as error:
-        if not keys and _is_compressed(path):
+        with _opened(path) as file:
+            begin = file.read(_BEGIN)
+        if not keys and begin.startswith(_COMPRESSED):
             raise ValueError(
                 f"{path} is compressed, which cannot be read in place; unpack it, or use "
                 "`jaxclip data import`"
             ) from error
-        problem = str(error)
+        count = len(dict.fromkeys(keys))
+        problem = f"it is damaged after {count} samples: {error}" if keys else no_tar(begin)
     columns, offsets, sizes = np.array(rows, np.int64).reshape(-1, 3).T
-    return _Found(np.array(keys, np.bytes_), columns, offsets, sizes, dotted, problem)
+    return _Found(np.array(keys, np.bytes_), columns, offsets, sizes, others, problem)
 
 
-class Dotted:
-    """Counts pictures that belong to no sample for the dots in their names.
+class Others:
+    """What is wrong with the files in a tar that none of the samples has a use for.
 
-    Attributes:
-      count: pictures like ``img_1.5.png``.
-      total: those and pictures like ``0001.mask.png``, which may well be there on purpose.
+    Pictures like ``img_1.5.png`` belong to no sample for the dots in their names; those like
+    ``0001.mask.png`` may well be there on purpose.
     """
 
     def __init__(self) -> None:
-        self.count = self.total = 0
+        self._count = self._total = self._links = 0
         self._first: SampleName | None = None
+        self._link = ""
+        self._endings: dict[str, None] = {}
 
-    def add(self, name: SampleName | None) -> None:
-        """Note a file that none of the samples has a use for."""
-        end = name.extension.rpartition(".")[2] if name else ""
-        if name is None or end == name.extension or end not in IMAGE_EXTENSIONS:
+    def add(self, member: tarfile.TarInfo) -> None:
+        """Note a file, link or folder."""
+        if member.isreg():
+            self.add_file(member.name)
+        elif member.issym() or member.islnk():
+            name = sample_name(member.name)
+            if name is not None and part_of(name.extension) == "image":
+                self._links, self._link = self._links + 1, self._link or member.name
+
+    def add_file(self, path: str) -> None:
+        """Note a file by its path in the tar."""
+        name = sample_name(path)
+        if name is None:
+            return
+        if len(self._endings) < _NAMED_ENDINGS:
+            self._endings[name.extension] = None
+        end = name.extension.rpartition(".")[2]
+        if end == name.extension or end not in IMAGE_EXTENSIONS:
             return
         meant = name.extension.partition(".")[0].isalpha()
-        if self._first is None or (self.count == 0 and not meant):
+        if self._first is None or (self._count == 0 and not meant):
             self._first = name
-        self.total += 1
-        self.count += not meant
+        self._total += 1
+        self._count += not meant
 
-    def problem(self) -> str:
-        """What is wrong, in one line."""
-        assert self._first is not None
-        key, extension = self._first
-        return (
-            f"{self.count or self.total} pictures are left out: a sample's name ends at its first "
-            f"dot, so {key}.{extension} is file {extension!r} of sample {key!r} and has no "
-            "partner; rename the files without dots inside"
-        )
+    def problem(self, has_samples: bool) -> str:
+        """What is wrong, in one line; empty if nothing is."""
+        if self._links:
+            return (
+                f"{self._links} pictures are links to other files ({self._link}), which are left "
+                "out; make the tar with `tar --dereference --hard-dereference`"
+            )
+        if self._first is not None and (self._count or not has_samples):
+            key, extension = self._first
+            return (
+                f"{self._count or self._total} pictures are left out: a sample's name ends at its "
+                f"first dot, so {key}.{extension} is file {extension!r} of sample {key!r} and has "
+                "no partner; rename the files without dots inside"
+            )
+        if self._endings and not has_samples:
+            return (
+                f"its files end in .{', .'.join(self._endings)}; a sample has a picture "
+                f"(.{', .'.join(IMAGE_EXTENSIONS)}) and a .txt or .json"
+            )
+        return ""
 
 
 def not_adjacent(path: str | os.PathLike[str], key: str) -> str:
@@ -301,6 +337,18 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members = []  # type: ignore[attr-defined]
 
 
-def _is_compressed(path: str | os.PathLike[str]) -> bool:
-    with _opened(path) as file:
-        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+def goes_on(file: IO[bytes], end: int) -> bool:
+    """Whether another tar stands soon behind the end of one, as ``cat a.tar b.tar`` makes it.
+
+    Args:
+      file: the tar.
+      end: where it ends; where the file is if that can't be moved.
+    """
+    if file.tell() != end:
+        file.seek(end)
+    return bool(file.read(_PADDING).strip(b"\0"))
+
+
+def no_tar(begin: bytes) -> str:
+    """What a file is that is no tar, in one line, by its first bytes."""
+    return f"it is no tar, but {decode.kind_of(begin)}" if begin else "it is empty"

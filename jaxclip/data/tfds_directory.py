@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import types
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -271,6 +272,19 @@ def _is_text_sequence(feature: Mapping[str, Any]) -> bool:
     return inner.get("pythonClassName", "").endswith(".Text")
 
 
+def _other_kind(directory: Any) -> str:
+    """How to name a folder of files that are read in place; empty if it is none."""
+    if not isinstance(directory, pathlib.Path):
+        return ""
+    for pattern, kind in (
+        ("dataset_dict.json", "arrow"), ("state.json", "arrow"), ("*.tar", "webdataset"),
+        ("*.parquet", "parquet"), ("*/*.tar", "webdataset"), ("*/*.parquet", "parquet"),
+    ):  # fmt: skip
+        if next(directory.glob(pattern), None) is not None:
+            return f"; read what it holds in place as {kind}:{directory}"
+    return ""
+
+
 def data_sets_beside(directory: Any) -> list[str]:
     """Names of the folders beside one that hold a data set, in themselves or in a version's."""
     parent = directory.parent
@@ -294,6 +308,7 @@ def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
     if not path.is_file():
         nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))
         near = f"; did you mean {str(nested[0].parent)!r}?" if nested else ""
+        near = _other_kind(directory) or near
         raise ValueError(
             f"{str(directory)!r} is not a TFDS data set: it has no {file}{near} "
             "(`jaxclip data import --from ... --to DIR` makes one)"

@@ -28,14 +28,15 @@ import numpy as np
 
 from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, splits_of_files
-from jaxclip.data.record import BadRecord, Record, decode_texts, meta_object
+from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, is_hidden, splits_of_files
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache
 
 _LOG = logging.getLogger(__name__)
 
 SIZES_FILE = "sizes.json"
+NUMBER_FILE = "nshards.txt"
 CLASS_NAMES_FILE = "classnames.txt"
 
 
@@ -95,7 +96,8 @@ def class_names(folder: Any) -> list[str] | None:
 def expand(pattern: str) -> list[str]:
     """File names that a pattern stands for.
 
-    Braces are expanded whether or not the files exist, ``*`` and ``?`` match existing files.
+    Braces are expanded whether or not the files exist, ``*`` and ``?`` match existing files. ``::``
+    may stand between patterns, as WebDataset has it.
 
     Args:
       pattern: see :func:`open_pattern`.
@@ -105,10 +107,15 @@ def expand(pattern: str) -> list[str]:
 
     Raises:
       FileNotFoundError: a name that does not exist, or a wildcard without a match.
+      ValueError: a ``pipe:`` command.
     """
+    if pattern.startswith("pipe:"):
+        raise ValueError(
+            f"{pattern!r}: commands are not run; name files, or gs://, s3:// or https:// addresses"
+        )
     names: list[str] = []
     listed: dict[str, set[str]] = {}
-    for name in _braces(pattern):
+    for name in (name for part in pattern.split("::") for name in _braces(part)):
         if remote.is_remote(name):
             found = _remote_names(name, listed)
         else:
@@ -148,11 +155,11 @@ def _braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     before, inside, after = pattern[: match.start()], match[1], pattern[match.end() :]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", inside)
     if numbers:
         first, last = int(numbers[1]), int(numbers[2])
         width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        choices = [f"{i:0{width}d}" for i in range(first, last + 1)]
+        choices = [f"{i:0{width}d}" for i in range(first, last + 1, int(numbers[3] or 1) or 1)]
     else:
         choices = inside.split(",")
     # What follows is expanded before the next choice, so the last braces run fastest.
@@ -165,16 +172,16 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     if not _is_folder(pattern):
         return {"train": expand(pattern)}
     folder = remote.path_of(pattern)
-    here = sorted(map(str, folder.glob("*.tar")))
+    here = _tars_in(folder)
     if here:
         splits: dict[str, list[str]] = {}
         for path, split in zip(here, splits_of_files(here), strict=True):
             splits.setdefault(split or "train", []).append(path)
         return splits
     below = {
-        each.name: sorted(map(str, each.glob("*.tar")))
+        each.name: _tars_in(each)
         for each in sorted(folder.iterdir())
-        if each.is_dir()
+        if not is_hidden(each.name) and each.is_dir()
     }
     below = {name: paths for name, paths in below.items() if paths}
     if not below:
@@ -186,6 +193,10 @@ def _splits(pattern: str) -> dict[str, list[str]]:
             )
         raise FileNotFoundError(f"{pattern!r}: no .tar in this folder, nor in the folders in it")
     return below
+
+
+def _tars_in(folder: Any) -> list[str]:
+    return sorted(str(path) for path in folder.glob("*.tar") if not is_hidden(path.name))
 
 
 def _counts(paths: Sequence[str]) -> list[int]:
@@ -202,7 +213,8 @@ def _counts(paths: Sequence[str]) -> list[int]:
 
 
 def check_complete(paths: Sequence[str]) -> None:
-    """Raise FileNotFoundError if ``sizes.json`` beside tars names others that are not there."""
+    """Raise FileNotFoundError if ``sizes.json`` beside tars names others that are not there, or
+    ``nshards.txt`` says that there are more."""
     for folder in sorted({os.path.dirname(path) for path in paths}):
         there = {os.path.basename(path) for path in paths if os.path.dirname(path) == folder}
         named = _sizes(remote.path_of(folder) / SIZES_FILE)
@@ -213,6 +225,20 @@ def check_complete(paths: Sequence[str]) -> None:
                 f"{os.path.join(folder, missing[0])}{more} is not there, but {SIZES_FILE} names "
                 f"it; bring it back, or name those that you have: {os.path.join(folder, '*.tar')}"
             )
+        count = _noted_number(remote.path_of(folder) / NUMBER_FILE)
+        if count > len(there):
+            raise FileNotFoundError(
+                f"{folder} holds {len(there)} tars, but {NUMBER_FILE} says {count}; bring them "
+                f"back, or name those that you have: {os.path.join(folder, '*.tar')}"
+            )
+
+
+def _noted_number(path: Any) -> int:
+    """The number of tars that CLIP_benchmark notes beside them; 0 if it does not."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def _sizes(path: Any) -> Mapping[str, Any]:
@@ -305,12 +331,15 @@ class TarSource(RecordSource):
             return Record(image, (), -1, key)
         data = content("json") or b""
         meta = data.decode("utf-8", "replace")
-        label = label_of(content("label"))
+        cls = content("label")
+        label = label_of(cls)
         files = map(content, TEXT_EXTENSIONS)
-        texts, bad = decode_texts(each for each in files if each is not None)
+        texts, bad = decode_foreign_texts(each for each in files if each is not None)
         if not texts:
-            texts, bad_in_json = decode_texts(caption_bytes(json_object(data, meta)))
+            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(data, meta)))
             bad += bad_in_json
+        if not texts and label < 0 and cls:
+            texts, _ = decode_foreign_texts((cls,))  # the name of a class
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
         return Record(image, texts, label, key, meta)
@@ -331,7 +360,7 @@ class TarSource(RecordSource):
 
 
 def json_object(data: bytes, text: str) -> Mapping[str, Any]:
-    """The object in a sample's JSON file, empty if it is none.
+    """The object in a sample's JSON file, empty if it is none; captions alone become one.
 
     Bytes that are no UTF-8 stay what they are, for the caller to find.
 
@@ -341,7 +370,9 @@ def json_object(data: bytes, text: str) -> Mapping[str, Any]:
     """
     if "\ufffd" in text:
         text = data.decode("utf-8", "surrogateescape")
-    return meta_object(text)
+    text = text.removeprefix("\ufeff").lstrip()
+    # A text or a list of them as the only member of an object.
+    return meta_object(f'{{"{TEXT_FIELDS[0]}": {text}}}' if text[:1] in ('"', "[") else text)
 
 
 def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclip.data import sources, tar_index
+from jaxclip.data.naming import is_hidden
 from jaxclip.data.record import BadRecord, Record
 
 ENDINGS = tuple(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
@@ -62,7 +63,9 @@ def _of_folder(name: str, folder: pathlib.Path) -> Pictures:
     files = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS and path.is_file()
+        if path.suffix.lower() in ENDINGS
+        and not any(is_hidden(part) for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
     if not files:
         tars = next(iter(sorted(folder.glob("*.tar"))), None)

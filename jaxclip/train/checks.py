@@ -86,17 +86,29 @@ def check_data(
       ValueError: a missing or empty split, an unknown image op or language, a field that the data
         set can't have, or as :func:`jaxclip.evaluate.runner.check`.
     """
-    from jaxclip.data import image_ops, pipeline
+    from jaxclip.data import pipeline
     from jaxclip.evaluate import runner
 
+    check_ops(config)
     data = pipeline.complete(config["data"])
-    for ops in (data["image_ops"], data["eval_image_ops"]):
-        image_ops.build(ops, data["image_size"])
     data_set = pipeline.training_data(data)
     data_set.source(data["train_split"])
     data_set.texts_of(data["languages"])
     pipeline.check_spec(config["data"], spec, owners=owners)
     runner.check(config)
+
+
+def check_ops(config: Config) -> None:
+    """Refuse image ops that do not exist or have other options; needs no data.
+
+    Raises:
+      ValueError: names the op and the nearest one.
+    """
+    from jaxclip.data import image_ops, pipeline
+
+    data = pipeline.complete(config["data"])
+    for ops in (data["image_ops"], data["eval_image_ops"]):
+        image_ops.build(ops, data["image_size"])
 
 
 def check_start(config: Config, checkpoints: str | os.PathLike[str] | None = None) -> None:

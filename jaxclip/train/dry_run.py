@@ -75,11 +75,12 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
 
 
 def _check_what_comes_later(config: Config) -> None:
-    """Writers and evaluation, as the run itself checks them before its first step."""
+    """Image ops, writers and evaluation, as the run itself checks them before its first step."""
     from jaxclip.evaluate import runner  # both need more than a made-up batch does
     from jaxclip.train import writers
 
     checks.check_start(config)
+    checks.check_ops(config)
     writers.from_config(config["writers"])
     try:
         runner.check(config)

@@ -212,3 +212,17 @@ def test_describe_from_the_command_line(capsys):
     assert "1906 class names" in capsys.readouterr().out
     assert cli.main(["data", "info", "emojis"]) == 2
     assert "did you mean 'emoji'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("a.tar", "read in place as webdataset:"),
+        ("a.parquet", "read in place as parquet:"),
+        ("captions.csv", "`jaxclip data import --from "),
+    ],
+)
+def test_a_file_is_no_folder(tmp_path, name, way):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"is a file, not a folder; .*{way}"):
+        sources.open(tmp_path / name)

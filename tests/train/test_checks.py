@@ -185,3 +185,9 @@ def test_the_step_is_traced_once(tiny_config):
     finally:
         experiment.model.__class__.encode_image = encode
     assert count > 0 and len(traced) == before
+
+
+def test_a_dry_run_knows_image_ops_without_any_data(tiny_config):
+    config = tiny_config("data.name=/nowhere", "data.image_ops=rezise")
+    with pytest.raises(ValueError, match=r"'rezise'; did you mean 'resize'"):
+        dry_run.dry_run(config)

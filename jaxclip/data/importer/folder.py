@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -10,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxclip.data import tar_index
-from jaxclip.data.importer.items import Cursor, Item, from_fields, printable
+from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, split_of
+from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord
 
 # Endings of files with captions; that of the picture may stand before them (1.jpg.txt).
@@ -28,11 +29,15 @@ class TreeReader:
     (``train/cats/1.jpg``). Links to folders are followed, but not out to a folder around this one.
 
     Args:
-      folder: searched with all folders in it, in alphabetical order.
+      folder: searched with all folders in it, in alphabetical order, but for hidden ones.
+      encoding: of the files with captions.
+      advice: what to do about pictures without any, for the log of skipped records.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, encoding: str = "utf-8", advice: str = ""):
         self._folder = folder
+        self._encoding = encoding
+        self._advice = advice
         self._classes: bool | None = None
 
     def has_images(self) -> bool:
@@ -60,9 +65,9 @@ class TreeReader:
         if self._classes:
             folders = key.split("/")[:-1]
             return Item(key, file, (), folders[1 if split else 0], split=split)
-        texts, fields = _beside(file)
+        texts, fields = _beside(file, self._encoding)
         if texts is None and fields is None:
-            return BadRecord("empty_caption", f"no {file.stem}.txt beside it", key)
+            return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
         fields = fields or {}
         if texts is None or not any(line.strip() for line in texts):
             return from_fields(fields, key=key, image=file, split=split)
@@ -71,28 +76,29 @@ class TreeReader:
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
     def _has_classes(self) -> bool:
-        """Whether the folders are classes."""
+        """Whether the folders are classes: one alone (``images/``) says nothing."""
+        names = set()
         for file in self._images():
             parts = file.relative_to(self._folder).parts[:-1]
-            if len(parts) <= bool(parts and parts[0].lower() in SPLITS):
+            in_split = bool(parts and parts[0].lower() in SPLITS)
+            if len(parts) <= in_split or _beside(file, self._encoding) != (None, None):
                 return False
-            if _beside(file) != (None, None):
-                return False
-        return True
+            names.add(parts[in_split])
+        return len(names) > 1
 
     def _images(self) -> Iterator[pathlib.Path]:
         around = pathlib.Path(os.path.realpath(self._folder)).parents
         yield from _images(self._folder, frozenset(map(str, around)))
 
 
-def _beside(file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
+def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict[str, Any] | None]:
     """Captions and named values in the files beside a picture; None where there is no such file."""
     texts: list[bytes] | None = None
     for stem in (file.with_suffix(""), file):
         for suffix in _TEXT_SUFFIXES:
             data = _read(stem, suffix)
             if data is not None and not (texts and b"".join(texts).strip()):
-                texts = data.splitlines()
+                texts = _utf8(data, encoding).splitlines()
     data = _read(file.with_suffix(""), ".json")
     try:
         fields = None if data is None else json.loads(data)
@@ -104,12 +110,23 @@ def _beside(file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | No
 
 
 def _read(stem: pathlib.Path, suffix: str) -> bytes | None:
-    for ending in (suffix, suffix.upper()):
-        try:
-            return pathlib.Path(f"{stem}{ending}").read_bytes()
-        except OSError:
-            continue
+    for ending in (suffix, suffix.upper(), f".{suffix[1:].title()}"):
+        data = read_image(pathlib.Path(f"{stem}{ending}"))
+        if isinstance(data, bytes):
+            return data
     return None
+
+
+def _utf8(data: bytes, encoding: str) -> bytes:
+    """Captions in UTF-8; unchanged what is none in the encoding it should have."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    if codecs.lookup(encoding).name == "utf-8":
+        return data
+    try:
+        return data.decode(encoding).encode("utf-8")
+    except UnicodeError:
+        return data
 
 
 def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Path]:
@@ -121,8 +138,11 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
+    entries = [entry for entry in entries if not is_hidden(entry.name)]
     for entry in entries:
-        if not entry.is_dir() and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+        is_picture = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+        # A link to nowhere is missed later. What is neither is a pipe, say, which has no end.
+        if is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir())):
             yield pathlib.Path(entry.path)
     for entry in entries:
         if entry.is_dir():

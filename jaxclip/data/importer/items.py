@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +37,8 @@ class Item:
       label: class index, class name, or None.
       meta: whatever else the source says, JSON values by name.
       split: the split that the source puts it into; empty for none.
+      alias: its key where another record has that one, from another file, say; empty for none.
+      has_own_key: whether the source itself names the record.
     """
 
     key: str
@@ -44,6 +47,8 @@ class Item:
     label: int | str | None = None
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     split: str = ""
+    alias: str = ""
+    has_own_key: bool = False
 
 
 class SourceError(ValueError):
@@ -67,8 +72,9 @@ def files_stamp(files: Iterable[pathlib.Path]) -> str:
     """A digest of names, sizes and times of change."""
     digest = hashlib.sha256()
     for file in files:
-        stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="replace"))
+        status = file.stat()
+        stamp = f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(stamp.encode(errors="replace"))
     return digest.hexdigest()
 
 
@@ -127,9 +133,11 @@ def from_fields(
     if texts is None:
         captioned = text_column or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(captioned, None) if captioned else None
-    key = printable(str(own_keys[0]) if own_keys and own_keys[0] not in (None, "") else key)
+    has_own_key = bool(own_keys) and own_keys[0] not in (None, "")
+    key = printable(str(own_keys[0]) if has_own_key else key)
     try:
-        return Item(key, image, text_bytes(texts), label, _jsonable(rest), split)
+        captions = text_bytes(texts)
+        return Item(key, image, captions, label, _jsonable(rest), split, has_own_key=has_own_key)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
 
@@ -158,7 +166,11 @@ def read_image(image: bytes | os.PathLike[str]) -> bytes | BadRecord:
     if isinstance(image, bytes):
         return image
     try:
-        size = os.stat(image).st_size
+        status = os.stat(image)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            # Reading a pipe would wait for ever.
+            return BadRecord("missing_image", f"{os.fspath(image)} is no file")
+        size = status.st_size
         if size > MAX_IMAGE_BYTES:
             return BadRecord("absurd_size", f"{size} bytes")
         return pathlib.Path(image).read_bytes()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import json
@@ -33,7 +34,7 @@ from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
 from jaxclip.data.loader import num_cpus
 from jaxclip.data.naming import CAPTION_TAGS
-from jaxclip.data.record import BadRecord, Record, decode_texts
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 
 SUMMARY_FILE = "import.json"
 _UNFINISHED, _REPLACED = ".importing", ".replaced"
@@ -101,10 +102,24 @@ def import_records(
         if not store.state.shards:
             shutil.rmtree(unfinished)  # nothing of it would be of use once the source is mended
         raise
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full(error):
+            raise
+        raise OSError(
+            f"no room for {unfinished} ({error}); make some, and the same command goes on where it "
+            "stopped"
+        ) from error
     finally:
         store.close()
     _move(unfinished, target)
     return summary
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether an error says that a disk, a quota or a limit is used up."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "full" in str(error)
 
 
 def _run(
@@ -179,7 +194,7 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     if isinstance(outcome, BadRecord):
         store.skip(outcome.reason, outcome.detail, outcome.key)
         return
-    texts, bad = decode_texts(outcome.texts)
+    texts, bad = decode_foreign_texts(outcome.texts)
     texts = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
     # A picture of a class needs no caption; the name of the class, if it has one, is one.
     is_named = isinstance(outcome.label, str)
@@ -198,7 +213,10 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
             detail = f"label {outcome.label!r} is a {kinds[1]}, those before were {kinds[0]}s"
             store.skip("bad_row", detail, outcome.key)
             return
-    if not store.is_new_key(outcome.key):
+    key = next(
+        (each for each in (outcome.key, outcome.alias) if each and store.is_new_key(each)), ""
+    )
+    if not key:
         store.skip("duplicate_key", "", outcome.key)
         return
     if isinstance(outcome.label, str):
@@ -209,8 +227,8 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     assert isinstance(outcome.image, bytes)
     values = _with_tags(outcome, texts)
     meta = json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
-    record = Record(outcome.image, texts, label, outcome.key, meta)
-    store.write(outcome.split or _split_of(outcome.key, options.val_fraction), record)
+    record = Record(outcome.image, texts, label, key, meta)
+    store.write(outcome.split or _split_of(key, options.val_fraction), record)
 
 
 def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -220,7 +238,7 @@ def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(tags, list) and len(tags) == len(item.texts):
         kept: dict[str, Any] = {}
         for raw, tag in zip(item.texts, tags, strict=True):
-            for text in decode_texts((raw,))[0]:
+            for text in decode_foreign_texts((raw,))[0]:
                 kept.setdefault(" ".join(text.split()), tag)
         values[CAPTION_TAGS] = [kept.get(text) for text in texts]
     return values

@@ -9,13 +9,23 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxclip.data import decode
+from jaxclip.data.importer import annotations as layouts
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
-from jaxclip.data.naming import FILE_FIELDS, LABEL_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.naming import (
+    FILE_FIELDS,
+    LABEL_FIELDS,
+    LINK_FIELDS,
+    TEXT_FIELDS,
+    find,
+    first_filled,
+    is_filled,
+)
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
 
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
-LINK_COLUMNS = ("url", "image_url", "urls", "link", "image_link")
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "images", "img")
+_TEXT_COLUMNS = (*TEXT_FIELDS, *layouts.CONVERSATIONS)
 # Text that is longer is no file's name.
 _LONGEST_NAME = 255
 # Rows decoded at once.
@@ -26,8 +36,9 @@ class ParquetReader:
     """Rows of Parquet files.
 
     The image column holds bytes, or structs with a member ``bytes`` (as Hugging Face ``datasets``
-    writes them), or text: the bytes as base64, or names of files beside the table. Captions are
-    strings or lists of strings. Other columns with plain values become meta.
+    writes them), or text: the bytes as base64, or names of files beside the table; or lists of one
+    of these. Captions are strings, lists of strings, or conversations and the like, as
+    :mod:`annotations` has them. Other columns with plain values become meta.
 
     Without captions there may be class labels; their names are those that Hugging Face
     ``datasets`` notes in the file.
@@ -89,7 +100,7 @@ class ParquetReader:
                         for item in items_of(batch, file, columns, row):
                             row += 1
                             if row > first:
-                                yield row, item
+                                yield row, _with_alias(item, file, row - 1)
                 except (OSError, ValueError) as error:
                     lost = self._lost(opened, group, row)
                     detail = f"{file} is damaged in row group {group}, {lost - row} rows: {error}"
@@ -99,6 +110,14 @@ class ParquetReader:
     def _lost(self, opened: Any, group: int, row: int) -> int:
         """Number of the row after a damaged row group."""
         return sum(opened.metadata.row_group(g).num_rows for g in range(group + 1))
+
+
+def _with_alias(item: Item | BadRecord, file: pathlib.Path, row: int) -> Item | BadRecord:
+    """An item with another key than its picture's path, which many rows may have, or its file's
+    name, which files of other folders may have; a key that the table gives stays its only one."""
+    if isinstance(item, BadRecord) or item.has_own_key:
+        return item
+    return dataclasses.replace(item, alias=f"{file.parent.name}/{file.stem}/{row}")
 
 
 def open_file(file: pathlib.Path) -> Any:
@@ -117,7 +136,16 @@ def open_file(file: pathlib.Path) -> Any:
     except (pyarrow.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{file} is no Parquet file or is damaged: {error}") from error
+        raise ValueError(f"{file} {_instead(file) or f'is damaged: {error}'}") from error
+
+
+def _instead(file: pathlib.Path) -> str:
+    """What a file is that is no Parquet file; empty if it seems to be one."""
+    with open(file, "rb") as raw:
+        begin = raw.read(1024)
+    if begin.startswith(b"PAR1"):
+        return ""
+    return f"is no Parquet file, but {decode.kind_of(begin)}" if begin else "is empty"
 
 
 class Columns(NamedTuple):
@@ -149,18 +177,25 @@ def columns_of(
     """
     import pyarrow
 
-    types = {name: schema.field(name).type for name in schema.names}
+    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{file} has several columns {twice[0]!r}; give them different names")
+    types = {name: _plain_type(schema.field(name).type) for name in schema.names}
     listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
     for name, which in zip(wanted, ("image", "text"), strict=True):
         if name and name not in types:
             raise ValueError(f"{file} has no column {name!r} (--{which}-column){hint(name, types)}")
 
     def has_bytes(kind: Any) -> bool:
+        if _is_list(kind):
+            kind = kind.value_type
         if pyarrow.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
     def is_text(kind: Any) -> bool:
+        if _is_list(kind):
+            kind = kind.value_type
         return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
     images = [name for name in find(types, IMAGE_COLUMNS) if has_bytes(types[name])]
@@ -168,30 +203,58 @@ def columns_of(
     # Text that may be base64 or the name of a file.
     images += [name for name in find(types, (*IMAGE_COLUMNS, *FILE_FIELDS)) if is_text(types[name])]
     image = wanted[0] or next(iter(images), "")
-    text = wanted[1] or next((n for n in find(types, TEXT_FIELDS) if n != image), "")
-    label = next(iter(find(types, LABEL_FIELDS)), "")
+    texts = find(types, _TEXT_COLUMNS)
+    text = wanted[1] or next((n for n in texts if n != image and _may_be_text(types[n])), "")
+    noted = _noted(schema.metadata or {})
+    labels = find(types, LABEL_FIELDS) or [n for n in types if n in noted and not text]
+    label = next(iter(labels), "")
+    if text and not _may_be_text(types[text]):
+        raise ValueError(f"{file}: column {text!r} holds {types[text]}, which is no text")
     if not image or not (text or label):
         what, names, which = (
             ("captions", TEXT_FIELDS, "text") if image else ("images", IMAGE_COLUMNS, "image")
         )
-        links = find(types, LINK_COLUMNS) if not image else ()
+        links = find(types, LINK_FIELDS) if not image else ()
         way = (
             f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
             if links
             else f"{option.format(which)}, or name it {' or '.join(names)}"
         )
         raise ValueError(f"{file} has no column with {what} (it has {listing}); {way}")
-    return Columns(image, text, label, _class_names(schema.metadata or {}, label))
+    return Columns(image, text, label, noted.get(label, []))
 
 
-def _class_names(metadata: Mapping[bytes, bytes], label: str) -> list[str]:
-    """Names of the classes as Hugging Face ``datasets`` notes them; none if it does not."""
+def _plain_type(kind: Any) -> Any:
+    """A type of Arrow, of a dictionary that of its values."""
+    import pyarrow
+
+    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+
+
+def _may_be_text(kind: Any) -> bool:
+    """Whether values of a type can be captions: no numbers, times or truth values."""
+    import pyarrow
+
+    kind = _plain_type(kind)
+    return not (pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind))
+
+
+def _noted(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of the classes by column, as Hugging Face ``datasets`` notes them."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, ValueError, TypeError):
-        return []
-    return [str(name) for name in names] if isinstance(names, list) else []
+        found = {name: feature.get("names") for name, feature in features.items()
+                 if isinstance(feature, dict)}  # fmt: skip
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {n: [str(each) for each in names] for n, names in found.items()
+            if isinstance(names, list)}  # fmt: skip
 
 
 def items_of(
@@ -199,7 +262,7 @@ def items_of(
 ) -> Iterator[Item | BadRecord]:
     """The rows of a batch of Arrow as items; the first is number ``row`` of the file."""
     images = batch.column(columns.image)
-    captions = _as_binary(batch.column(columns.text)) if columns.text else None
+    captions = _captions(batch.column(columns.text)) if columns.text else None
     others = {
         name: batch.column(name)
         for name in batch.schema.names
@@ -210,9 +273,16 @@ def items_of(
         fields = {name: _plain(column[i]) for name, column in others.items()}
         label = parse_label(fields.get(columns.label))
         if isinstance(label, int) and 0 <= label < len(columns.class_names):
-            fields[columns.label] = columns.class_names[label]
+            label = columns.class_names[label]
+        if columns.label:
+            value = fields.pop(columns.label)
+            fields[LABEL_FIELDS[0]] = value if label is None else label
         key = path or f"{file.stem}/{row + i}"
-        texts = captions[i].as_py() if captions is not None else None
+        texts = captions[i] if captions is not None else None
+        if captions is not None and not is_filled(texts):
+            # The first that is not empty, as in other sources.
+            other = first_filled(fields, TEXT_FIELDS)
+            texts = fields.pop(other) if other and is_filled(fields[other]) else texts
         if isinstance(picture, BadRecord):
             yield dataclasses.replace(picture, key=key)
         else:
@@ -222,6 +292,10 @@ def items_of(
 def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Path | BadRecord]:
     """What a cell of the image column holds: its name, if it has one, and the picture."""
     path = ""
+    if isinstance(value, list):
+        if len(value) != 1:
+            return path, BadRecord("bad_row", f"{len(value)} pictures in place of one")
+        value = value[0]
     if isinstance(value, dict):
         path = value.get("path") or ""
         value = value.get("bytes") or path
@@ -235,21 +309,25 @@ def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Pat
     if is_data or len(value) > _LONGEST_NAME:
         encoded = value.partition(";base64,")[2] if is_data else value
         try:
-            # It may be wrapped into lines.
-            return path, base64.b64decode("".join(encoded.split()), validate=True)
+            # It may be wrapped into lines, or in the letters for addresses.
+            plain = "".join(encoded.split()).replace("-", "+").replace("_", "/")
+            return path, base64.b64decode(plain, validate=True)
         except ValueError:
-            pass
+            return path, BadRecord("undecodable", f"text that is no base64: {value[:20]!r}...")
     return value, folder / value
 
 
-def _as_binary(column: Any) -> Any:
-    """Strings as bytes, since not all that claims to be UTF-8 is."""
+def _captions(column: Any) -> list[Any]:
+    """Captions of each row: strings as bytes, since not all that claims to be UTF-8 is."""
     import pyarrow
 
-    kind = column.type
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        return column.cast(pyarrow.large_list(pyarrow.large_binary()))
-    return column.cast(pyarrow.large_binary())
+    kind = _plain_type(column.type)
+    is_list = _is_list(kind)
+    inner = _plain_type(kind.value_type) if is_list else kind
+    if pyarrow.types.is_nested(inner):
+        return [layouts.captions_of(_plain(value)) for value in column]
+    binary = pyarrow.large_binary()
+    return column.cast(pyarrow.large_list(binary) if is_list else binary).to_pylist()
 
 
 def _plain(value: Any) -> Any:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
-from collections.abc import Iterable
+import unicodedata
+import urllib.parse
+from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
 
 IMAGE_SUFFIXES = frozenset(
     f".{ending}" for ending in (*tar_index.IMAGE_EXTENSIONS, "jpe", "pgm", "pnm")
 )
-# Folders beside a table that are looked into, and names that decide which of them it is.
-_MAX_FOLDERS, _MAX_NAMES = 64, 32
+# Folders beside a table that are looked into, and names that decide which of them it is; fewer
+# where the names have to be guessed at.
+_MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
 
 
 class Pictures:
     """Files by the names in a table.
 
     Names are relative to the table's folder, or, where nothing is there, to one of the folders in
-    it (``Images/``), or beside it if it is called ``annotations`` as COCO's. A name without an
-    ending is completed by that of the file.
+    it (``Images/``), or beside it if it is called ``annotations`` as COCO's. Where nothing is there
+    either, the beginning that all names have in common is taken to be the place of the pictures on
+    another machine (``/home/me/photos/1.jpg``, ``C:\\photos\\1.jpg``), and left out as far as that
+    helps. A name is understood as :func:`_spellings` has it; one without an ending, or with another
+    one, is completed by that of the file.
 
     Args:
       table: the table.
@@ -29,19 +36,40 @@ class Pictures:
 
     def __init__(self, table: pathlib.Path, names: Iterable[str] = ()):
         self._folder = table.parent
+        self._elsewhere = ""
         first = [name for name, _ in zip(names, range(_MAX_NAMES), strict=False)]
-        counts = [(self._count(folder, first), folder) for folder in _folders(table)]
+        folders = _folders(table)
+        counts = [(self._count(folder, first), folder) for folder in folders]
         best = max((count for count, _ in counts), default=0)
-        self.has_some = best > 0
+        self.has_some = best > 0 or self._find_elsewhere(folders, first)
         if best:
             self._folder = next(folder for count, folder in counts if count == best)
 
     def find(self, name: str) -> pathlib.Path:
         """The file of that name; where it would be if there is none."""
-        return _file(self._folder, name) or self._folder / name
+        own = self.relative(name)
+        return _file(self._folder, own) or self._folder / own
+
+    def relative(self, name: str) -> str:
+        """A name without what is only so on another machine."""
+        plain = name.replace("\\", "/") if self._elsewhere else name
+        return plain.removeprefix(self._elsewhere) if self._elsewhere else name
 
     def _count(self, folder: pathlib.Path, names: list[str]) -> int:
         return sum(_file(folder, name) is not None for name in names)
+
+    def _find_elsewhere(self, folders: list[pathlib.Path], names: list[str]) -> bool:
+        plain = [name.replace("\\", "/") for name in names]
+        parts = zip(*(name.split("/")[:-1] for name in plain), strict=False)
+        common = list(itertools.takewhile(lambda each: len(set(each)) == 1, parts))
+        for cut in range(1, len(common) + 1):
+            prefix = "".join(f"{each[0]}/" for each in common[:cut])
+            rest = [name.removeprefix(prefix) for name in plain[:_MAX_GUESSED]]
+            for folder in folders:
+                if self._count(folder, rest):
+                    self._elsewhere, self._folder = prefix, folder
+                    return True
+        return False
 
 
 def _folders(table: pathlib.Path) -> list[pathlib.Path]:
@@ -59,21 +87,44 @@ def _folders(table: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-    names = [name]
-    if "\\" in name:
-        names.append(name.replace("\\", "/"))  # written on Windows
     try:
-        for each in names:
+        file = folder / name
+        if file.is_file():
+            return file
+        tried = list(_spellings(name))
+        for each in tried:
+            if (folder / each).is_file():
+                return folder / each
+        for each in [name, *tried]:
             file = folder / each
-            if file.is_file():
-                return file
-            if file.suffix.lower() not in IMAGE_SUFFIXES:
-                endings = [f"{file.name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
-                found = next(
-                    (file.with_name(e) for e in endings if file.with_name(e).is_file()), None
-                )
-                if found:
-                    return found
+            stem = file.stem if file.suffix.lower() in IMAGE_SUFFIXES else file.name
+            for suffix in sorted(IMAGE_SUFFIXES):
+                for ending in (suffix, suffix.upper()):
+                    if file.with_name(f"{stem}{ending}").is_file():
+                        return file.with_name(f"{stem}{ending}")
     except (OSError, ValueError):  # a name with a null byte, or longer than a name can be
         return None
     return None
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Other ways to write a name, from tables of other systems than the pictures'.
+
+    ``file:`` before it, backslashes (Windows), percent signs (a link), letters with accents in one
+    piece or two (macOS), and endings in the other letter case.
+    """
+    names = [name]
+    if name.startswith("file:"):
+        names.append(urllib.parse.unquote(name.removeprefix("file:").removeprefix("//")))
+    if "\\" in name:
+        names.append(name.replace("\\", "/"))
+    if "%" in name:
+        names.append(urllib.parse.unquote(name))
+    if not name.isascii() or "%" in name:
+        names += [unicodedata.normalize(form, each) for each in names for form in ("NFC", "NFD")]
+    for each in list(names):
+        stem, ending = os.path.splitext(each)
+        names += [stem + ending.lower(), stem + ending.upper()]
+        folder, last = os.path.split(each)
+        names += [os.path.join(folder, last.lower()), os.path.join(folder, last.upper())]
+    yield from (each for each in dict.fromkeys(names) if each != name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jaxclip.data import webdataset
 from jaxclip.data.importer import table_rows
@@ -14,10 +14,12 @@ from jaxclip.data.importer.parquet import ParquetReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
-from jaxclip.data.naming import SPLITS, splits_of_files
+from jaxclip.data.naming import SPLITS, is_hidden, splits_of_files
 
 FORMATS = ("folder", "webdataset", "parquet")
-_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_TAR_ENDINGS = (
+    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
+)  # fmt: skip
 _ENDINGS = {"webdataset": _TAR_ENDINGS, "parquet": (".parquet",)}
 
 # Tables that are taken for one whatever is in them.
@@ -25,6 +27,9 @@ TABLES = (
     *(f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "jsonl")),
     "captions.json",
 )
+# How many folders below one are looked into for tables, tars and Parquet files.
+_DEEPEST = 3
+_PACKED = (".zip", ".7z", ".rar", ".lz4", ".z")
 # Others are looked into. A folder with more of them keeps something else in them.
 _MAX_TABLES = 16
 
@@ -59,11 +64,15 @@ def open_reader(
         raise FileNotFoundError("the source is empty; name a folder, a file, or a pattern of files")
     path = pathlib.Path(text)
     if path.is_dir():
-        files = sorted(str(file) for file in path.iterdir() if file.is_file())
+        files = sorted(
+            str(file) for file in path.iterdir() if file.is_file() and not is_hidden(file.name)
+        )
         files = files + _in_folders(path, files)
     else:
         files = webdataset.expand(text)
     if format == "auto":
+        if path.is_dir() and _is_saved(path):
+            raise ValueError(f"{text!r} was saved by `datasets`{_what_instead(path)}")
         format = _guess(path, files)
     if format == "folder":
         return _folder(path, (image_column, text_column), encoding)
@@ -80,23 +89,46 @@ def open_reader(
     return ParquetReader(fitting, image_column, text_column, splits_of_files(fitting, path))
 
 
-def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
-    """Tars or Parquet files one folder below, if there is nothing of the kind in the folder.
+def _is_saved(path: pathlib.Path) -> bool:
+    """Whether a folder is one that ``save_to_disk`` of ``datasets`` wrote."""
+    if (path / "dataset_dict.json").is_file():
+        return True
+    return (path / "state.json").is_file() and any(path.glob("*.arrow"))
 
-    So do CLIP_benchmark (``test/0.tar``) and the Hugging Face hub (``data/train-….parquet``) keep
-    them.
+
+def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
+    """Tars or Parquet files some folders below, if there is nothing of the kind in the folder.
+
+    So do CLIP_benchmark (``test/0.tar``) and the Hugging Face hub (``data/train-….parquet``,
+    ``default/train/0000.parquet``) keep them.
     """
     endings = (*_TAR_ENDINGS, ".parquet")
     pictures = any(os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES for file in files)
     if pictures or any(file.lower().endswith(endings) for file in files):
         return []
     return sorted(
-        str(file)
-        for folder in path.iterdir()
-        if folder.is_dir()
-        for file in folder.iterdir()
-        if file.name.lower().endswith(endings) and file.is_file()
+        os.path.join(folder, name)
+        for folder, names in _walk(path, _DEEPEST)
+        for name in names
+        if name.lower().endswith(endings) and os.path.isfile(os.path.join(folder, name))
     )
+
+
+def _walk(path: pathlib.Path, depth: int) -> Iterator[tuple[str, list[str]]]:
+    """Folders below one, none of them hidden, with the names in them. Links are followed once."""
+    seen = set()
+    for folder, below, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        level = len(pathlib.PurePath(folder).parts) - len(path.parts)
+        below[:] = [
+            name
+            for name in sorted(below)
+            if level < depth
+            and not is_hidden(name)
+            and os.path.realpath(os.path.join(folder, name)) not in seen
+        ]
+        if level:
+            yield folder, [name for name in names if not is_hidden(name)]
 
 
 def _guess(path: pathlib.Path, files: list[str]) -> str:
@@ -109,6 +141,8 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
     }
     if kinds == {"webdataset", "parquet"} and _is_img2dataset(files):
         return "webdataset"
+    if kinds == {"parquet"} and _is_img2dataset_of_files(files):
+        return "folder"
     if len(kinds) == 1:
         return kinds.pop()
     if len(kinds) > 1:
@@ -121,8 +155,8 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
     raise ValueError(
         f"{str(path)!r} is neither a folder nor a table ({', '.join(table_rows.SUFFIXES)}), nor do "
         "its names end "
-        f"in {', '.join(ending for endings in _ENDINGS.values() for ending in endings)}; say what "
-        "it is with --format"
+        f"in {', '.join(ending for endings in _ENDINGS.values() for ending in endings)}"
+        + ((path.is_file() and _what_instead(path)) or "; say what it is with --format")
     )
 
 
@@ -131,6 +165,12 @@ def _is_img2dataset(files: list[str]) -> bool:
     names = [os.path.basename(file).lower() for file in files]
     tars = {name.partition(".")[0] for name in names if name.endswith(_TAR_ENDINGS)}
     return all(name.partition(".")[0] in tars for name in names if name.endswith(".parquet"))
+
+
+def _is_img2dataset_of_files(files: list[str]) -> bool:
+    """Whether each Parquet file only says what is in a folder of its name (``00000/``)."""
+    tables = [file for file in files if file.lower().endswith(".parquet")]
+    return all(os.path.isdir(file[: -len(".parquet")]) for file in tables)
 
 
 def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
@@ -143,25 +183,51 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
     table = _table(path)
     if table is not None:
         return TableReader(table, *columns, encoding=encoding)
-    below = {
-        folder.name: inner
-        for folder in sorted(path.iterdir())
-        if folder.is_dir() and folder.name.lower() in SPLITS and (inner := _table(folder))
-    }
-    if below:
-        return SplitReader(
-            [TableReader(t, *columns, split=name, encoding=encoding) for name, t in below.items()]
+    below = [
+        TableReader(
+            table,
+            *columns,
+            split=_split_in(path, folder),
+            encoding=encoding,
+            prefix=f"{pathlib.PurePath(folder).relative_to(path).as_posix()}/",
         )
+        for folder, _ in _walk(path, _DEEPEST)
+        if (table := _table(pathlib.Path(folder)))
+    ]
+    if below:
+        return SplitReader(below)
     others = _other_tables(path, columns, encoding)
     if others:
         return others
-    reader = TreeReader(path)
+    reader = TreeReader(path, encoding, _what_instead(path))
     if not reader.has_images():
         raise FileNotFoundError(
             f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
-            f"images beside it (say {TABLES[0]})"
+            f"images beside it (say {TABLES[0]}){_what_instead(path)}"
         )
     return reader
+
+
+def _split_in(path: pathlib.Path, folder: str) -> str:
+    """The split that a folder below another one is, or is in; empty for none."""
+    parts = pathlib.PurePath(folder).relative_to(path).parts
+    return next((part for part in parts if part.lower() in SPLITS), "")
+
+
+def _what_instead(path: pathlib.Path) -> str:
+    """What to do with a folder, or file, that is nothing we import, for an error."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    for file in files:
+        suffix = file.suffix.lower()
+        if suffix in _PACKED:
+            return f"; unpack {file.name} first"
+        if suffix in table_rows.SPREADSHEETS:
+            return f"; {file.name} is a spreadsheet: save it as CSV"
+        if suffix == ".arrow" or file.name == "dataset_dict.json":
+            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{file.parent}"
+        if ".tfrecord" in file.name or ".array_record" in file.name:
+            return f"; it is a data set already: data.name={str(path)!r}"
+    return ""
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:

@@ -8,6 +8,7 @@ cut off when it goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -119,7 +120,8 @@ class Store:
     def close(self) -> None:
         """Let go of all files; what was not committed is lost."""
         for file in (*self._files.values(), self._skipped):
-            file.close()
+            with contextlib.suppress(OSError):  # a full disk, on which it tries to write the rest
+                file.close()
         self._files.clear()
         self._db.close()
 

@@ -28,6 +28,7 @@ class TableReader:
       image_column: name of the column with file names; empty to find it.
       text_column: name of the column with captions; empty to find it.
       split: the split of all rows; empty to tell by their folders.
+      prefix: stands before all keys, where several tables may have the same.
       encoding: of a table that is not JSON.
 
     Raises:
@@ -41,10 +42,12 @@ class TableReader:
         text_column: str = "",
         split: str = "",
         encoding: str = "utf-8",
+        prefix: str = "",
     ):
         self._table = table
         self._columns = Columns(image_column, text_column)
         self._split = split
+        self._prefix = prefix or (f"{split}/" if split else "")
         self._encoding = encoding
         self._size = max(1, table.stat().st_size)
         self._raw: Any = None
@@ -101,7 +104,7 @@ class TableReader:
         if name.startswith(("http://", "https://")):
             detail = "a link, not a file; download the pictures first, with img2dataset for one"
             return BadRecord("missing_image", detail, name)
-        split = self._split or split_of(name)
+        split = self._split or split_of(self._found().relative(name))
         own = values.get("split")
         if not self._split and isinstance(own, str) and own.strip().lower() in SPLITS:
             split = values.pop("split").strip().lower()
@@ -112,12 +115,11 @@ class TableReader:
             text_column=self._columns.text,
             split=split,
         )
-        # Each split may count from 0.
-        return dataclasses.replace(item, key=f"{self._split}/{item.key}") if self._split else item
+        return dataclasses.replace(item, key=self._prefix + item.key)
 
 
 class SplitReader:
-    """Tables that are one split each: ``train/metadata.jsonl``, ``test/…``.
+    """Several tables, one after the other: of splits (``train/metadata.jsonl``) or other folders.
 
     Args:
       readers: one for each, in order.

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclip.data import tar_index
+from jaxclip.data.importer import packed
 from jaxclip.data.importer.items import (
     MAX_IMAGE_BYTES,
     Cursor,
@@ -22,7 +23,7 @@ from jaxclip.data.importer.items import (
     from_fields,
     parse_label,
 )
-from jaxclip.data.naming import TEXT_FIELDS, find
+from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
 from jaxclip.data.record import BadRecord
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
@@ -63,62 +64,111 @@ class TarReader:
             done = start.item if number == start.file else 0
             with open(self._tars[number], "rb") as raw:
                 self._current = (number, raw)
+                seen: set[str] = set()
                 # The last item of a tar moves on to the next one, so that a run that stopped there
                 # does not read through this tar again.
                 waiting: tuple[int, Item | BadRecord] | None = None
                 for count, item in enumerate(self._samples(self._tars[number], raw, done), 1):
                     if waiting is not None:
-                        yield Cursor(number, waiting[0]), self._placed(waiting[1], number)
+                        yield Cursor(number, waiting[0]), waiting[1]
+                    item = self._placed(item, number, seen)
                     waiting = (count, item) if count > done else None
                 if waiting is not None:
-                    yield Cursor(number + 1, 0), self._placed(waiting[1], number)
+                    yield Cursor(number + 1, 0), waiting[1]
             self._current = None
 
-    def _placed(self, item: Item | BadRecord, tar: int) -> Item | BadRecord:
-        """The item with its split and the name of its class."""
+    def _placed(self, item: Item | BadRecord, tar: int, seen: set[str]) -> Item | BadRecord:
+        """The item with its split, the name of its class, and a key of this tar's own.
+
+        Args:
+          item: the item.
+          tar: number of the tar.
+          seen: keys of the items before it in this tar; the item's is added.
+        """
         if isinstance(item, BadRecord):
             return item
+        # Within a tar it is the same sample again; another tar may have counted from 0, too.
+        is_new = item.key not in seen
+        seen.add(item.key)
+        alias = f"{self._tars[tar].name.partition('.')[0]}/{item.key}" if is_new and tar else ""
         split, label = self._splits[tar], item.label
         if isinstance(label, int) and 0 <= label < len(self._class_names):
             label = self._class_names[label]
         # Tars of two splits often count from 0, both of them.
         key = f"{split}/{item.key}" if split else item.key
-        return dataclasses.replace(item, key=key, split=split, label=label)
+        return dataclasses.replace(item, key=key, split=split, label=label, alias=alias)
 
     def _samples(self, tar: pathlib.Path, raw: Any, skipped: int) -> Iterator[Item | BadRecord]:
         """All samples of a tar; of the first ``skipped`` ones nothing is read but the headers."""
         key, parts, count = "", {}, 0  # type: str, dict[str, bytes | None], int
-        other = ("", "")  # the last file that nothing here has a use for, and the sample it is of
-        apart, dotted = _Apart(tar), tar_index.Dotted()
+        # What to say of the last two files that nothing here has a use for, by their samples.
+        others: dict[str, str] = {}
+        apart, unused = _Apart(tar), tar_index.Others()
+        goes_on = False
         try:
-            with tarfile.open(fileobj=raw, mode="r:*") as archive:
+            with _opened(raw) as archive:
                 for member in tar_index.members(archive):
                     name = tar_index.sample_name(member.name) if member.isreg() else None
                     if name is None or tar_index.part_of(name.extension) is None:
-                        dotted.add(name)
-                        if name is not None:
-                            other = (name.key, member.name)
+                        unused.add(member)
+                        others = dict([*others.items(), *_remark(member)][-2:])
                         continue
                     if parts and name.key != key:
                         apart.check(key, parts)
-                        yield _item(key, parts, other)
+                        yield _item(key, parts, others.get(key, ""))
                         parts, count = {}, count + 1
                     key = name.key
                     parts.setdefault(
                         name.extension,
                         b"" if count < skipped else _read(archive, member),
                     )
+                file: Any = archive.fileobj
+                can_move = getattr(file, "seekable", lambda: False)()
+                goes_on = tar_index.goes_on(file, archive.offset if can_move else file.tell())
         except SourceError:
             raise
+        except _NoTarError as error:
+            yield BadRecord("corrupted", f"{tar}: {error}")
+            return
         except _DAMAGE as error:
             # What came of the sample at hand is not to be trusted, and nothing follows.
             yield BadRecord("corrupted", f"{tar} is damaged: {error}", key if parts else "")
             return
+        problem = unused.problem(bool(parts))
         if parts:
             apart.check(key, parts)
-            yield _item(key, parts, other)
-        elif dotted.total:
-            raise SourceError(f"{tar} holds no samples: {dotted.problem()}")
+            yield _item(key, parts, others.get(key, ""))
+        elif problem:
+            raise SourceError(f"{tar} holds no samples: {problem}")
+        if goes_on:
+            yield BadRecord("corrupted", f"{tar}: {tar_index.GOES_ON}")
+
+
+class _NoTarError(tarfile.ReadError):
+    """A file is no tar at all; what it is instead is in the message."""
+
+
+def _opened(raw: Any) -> tarfile.TarFile:
+    """A tar, compressed or not; its members must be read in order."""
+    begin = raw.read(1024)
+    raw.seek(0)
+    try:
+        if packed.is_zstandard(raw):
+            return tarfile.open(fileobj=packed.unpacked(raw), mode="r|")
+        return tarfile.open(fileobj=raw, mode="r:*")
+    except tarfile.ReadError as error:
+        raise _NoTarError(tar_index.no_tar(begin)) from error
+
+
+def _remark(member: tarfile.TarInfo) -> list[tuple[str, str]]:
+    """The sample that a file is of, and why it is no part of it; nothing if it is of none."""
+    name = tar_index.sample_name(member.name)
+    if name is None or member.isdir():
+        return []
+    if member.issym() or member.islnk():
+        way = "make the tar with `tar --dereference --hard-dereference`"
+        return [(name.key, f"{member.name} is a link to {member.linkname}: {way}")]
+    return [(name.key, f"{member.name} beside it is no picture by its ending")]
 
 
 class _Apart:
@@ -148,27 +198,29 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     return data
 
 
-def _item(key: str, parts: Mapping[str, bytes | None], other: tuple[str, str]) -> Item | BadRecord:
+def _item(key: str, parts: Mapping[str, bytes | None], remark: str) -> Item | BadRecord:
     found = [ext for ext in parts if tar_index.part_of(ext) == "image"]
     if not found:
-        more = f"; {other[1]} beside it is no picture by its ending" if other[0] == key else ""
+        more = f"; {remark}" if remark else ""
         return BadRecord("missing_image", f"the sample has only {', '.join(parts)}{more}", key)
     image = parts[found[0]]
     if image is None:
         return BadRecord("absurd_size", f"more than {MAX_IMAGE_BYTES} bytes", key)
     fields: Any = {}
     files = [parts.get(ext) or b"" for ext in tar_index.TEXT_EXTENSIONS]
-    texts = [text for text in files if text.strip()]
+    texts = [text for text in files if is_filled(text)]
     has_text = bool(texts)
     if tar_index.JSON_EXTENSION in parts:
         data = parts[tar_index.JSON_EXTENSION] or b""
         try:
-            fields = json.loads(data.decode("utf-8"))
+            fields = json.loads(data.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             # Without a text file, the captions were to be in here.
             if not has_text:
                 bad = isinstance(error, UnicodeDecodeError)
                 return BadRecord("bad_utf8" if bad else "bad_row", str(error), key)
+        if isinstance(fields, (str, list)):  # captions alone
+            fields = {TEXT_FIELDS[0]: fields}
         fields = fields if isinstance(fields, dict) else {}
         fields = {name: value for name, value in fields.items() if name != "key"}
     if has_text:
@@ -176,4 +228,7 @@ def _item(key: str, parts: Mapping[str, bytes | None], other: tuple[str, str]) -
             fields.pop(name)
     if "cls" in parts and parse_label(fields.get("label")) is None:
         fields["label"] = (parts["cls"] or b"").decode("utf-8", "replace")
-    return from_fields(fields, key=key, image=image, texts=texts if has_text else None)
+    item = from_fields(fields, key=key, image=image, texts=texts if has_text else None)
+    if isinstance(item, Item) and not item.texts and item.label is None:
+        return BadRecord("empty_caption", f"the sample has only {', '.join(parts)}", key)
+    return item

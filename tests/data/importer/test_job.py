@@ -1,10 +1,12 @@
 """Imports that are killed, run again, or asked to replace something."""
 
 import dataclasses
+import errno
 import hashlib
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -208,4 +210,20 @@ def test_two_at_once_are_refused(tmp_path, toys, monkeypatch):
         taken(*arguments)
 
     monkeypatch.setattr(job, "_take", take)
+    assert import_records(source, tmp_path / "out").splits == {"train": 6}
+
+
+@pytest.mark.parametrize(
+    "full", [OSError(errno.ENOSPC, "No space left"), sqlite3.OperationalError("disk is full")]
+)
+def test_a_full_disk_is_said_and_the_import_goes_on(tmp_path, toys, monkeypatch, full):
+    source = toys.photo_folder(tmp_path / "in")
+
+    def flush(self):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job.Store, "flush", flush)
+        with pytest.raises(OSError, match=r"no room for .*out.importing.*the same command goes on"):
+            import_records(source, tmp_path / "out")
     assert import_records(source, tmp_path / "out").splits == {"train": 6}

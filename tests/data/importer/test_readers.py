@@ -25,8 +25,12 @@ from jaxclip.data.record import REASONS, BadRecord
 
 valid = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
 words = st.text(valid, max_size=12)
-# Names of files: not blank, and no white space at the ends, which tables are full of.
-names = st.text(valid, min_size=1, max_size=8).map(str.strip).filter(bool)
+# Names of files: not blank, no white space at the ends, which tables are full of, and no links.
+names = (
+    st.text(valid, min_size=1, max_size=8)
+    .map(str.strip)
+    .filter(lambda name: name and not name.startswith(("http:", "https:")))
+)
 
 
 def read(reader, start=None):

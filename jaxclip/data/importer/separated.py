@@ -1,0 +1,264 @@
+"""Tables whose cells are separated by commas, tabs, ``;`` or ``|``, as people really write them.
+
+Beyond what the ``csv`` module reads: a table without a line of names, lines above that line, a
+caption with commas that nobody quoted, and a quote that is never closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
+from jaxclip.data.naming import FILE_FIELDS, LABEL_FIELDS, LINK_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.record import BadRecord
+from jaxclip.registry import hint
+
+_DELIMITERS = ",\t;|"
+# Cells that are longer are no text; what Python's module allows is less than some captions.
+_LONGEST_CELL = 16 << 20
+# What spreadsheets write above a table to say how it is separated.
+_SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
+
+
+class Wanted(Protocol):
+    """Names of the columns with files and with captions; empty to find them by usual names."""
+
+    @property
+    def image(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+
+
+class Layout(NamedTuple):
+    """How a table is to be read.
+
+    Attributes:
+      delimiter: between cells.
+      header: names of the columns, in small letters but for that of the captions.
+      skipped: number of lines above the first row.
+      image: the column with files.
+      text: the column with captions if the user names it; else empty.
+    """
+
+    delimiter: str
+    header: tuple[str, ...]
+    skipped: int
+    image: str
+    text: str
+
+
+def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wanted) -> Layout:
+    """Look at the first lines of a table.
+
+    Args:
+      table: its name, for errors.
+      text: of the file, at its beginning.
+      is_tsv: tabs are tried first.
+      wanted: the columns as the user names them.
+
+    Raises:
+      ValueError: no delimiter makes the first line name the columns; the message says what it is.
+    """
+    usual = "\t" if is_tsv else ","
+    delimiters = [usual, *(each for each in _DELIMITERS if each != usual)]
+    line, skipped = "", 0
+    try:
+        for line in text:
+            said = _SEPARATOR.match(line)
+            if said:
+                delimiters = [said[1]]
+            elif line.strip():
+                break
+            skipped += 1
+        headers: list[tuple[str, list[str]]] = [
+            (each, next(_reader(iter([line]), each), [])) for each in delimiters
+        ]
+    except (csv.Error, UnicodeError) as error:
+        raise ValueError(f"{table}: its first line cannot be read: {error}") from error
+    problems = []
+    for delimiter, cells in headers:
+        names = [name.strip().lower() for name in cells]
+        problem = _lacks(names, wanted)
+        if not problem:
+            # Other columns are found without regard to letter case.
+            spelled = wanted.text.lower()
+            header = tuple(wanted.text if spelled and name == spelled else name for name in names)
+            image = wanted.image.lower() or find(names, FILE_FIELDS)[0]
+            return Layout(delimiter, header, skipped + 1, image, wanted.text)
+        problems.append((len(cells), problem, cells))
+    for delimiter, cells in headers:
+        nameless = _nameless(cells) if not (wanted.image or wanted.text) else ()
+        if nameless:
+            return Layout(delimiter, nameless, skipped, "file", "")
+    # The one that takes the line apart most is what was meant.
+    count, problem, cells = max(problems, key=lambda each: each[0])
+    tried = "" if count > 1 else " (separated by comma, tab, ; or |)"
+    first = [cell if len(cell) <= 100 else f"{cell[:97]}..." for cell in cells[:20]]
+    raise ValueError(f"{table} has {problem}: its first line is {first}{tried}")
+
+
+def rows(
+    text: io.TextIOWrapper, layout: Layout
+) -> Iterator[tuple[str, dict[str, Any]] | BadRecord]:
+    """The file and the other values of each row of a table, read from its beginning."""
+    for _ in range(layout.skipped):
+        text.readline()
+    number = layout.skipped
+    try:
+        for cells, line in _cells(text, layout):
+            number += 1
+            if isinstance(cells, str):
+                yield BadRecord("bad_row", cells)
+            elif cells:  # else a blank line
+                yield _row(cells, line, layout, number)
+    except UnicodeError as error:
+        # Nothing after it can be told apart.
+        yield BadRecord("bad_utf8", f"row {number + 1}: {error} (--encoding)")
+
+
+def _reader(lines: Iterator[str], delimiter: str, *, strip: bool = True) -> Any:
+    # A blank before a quote is common after a comma; Flickr's captions begin with quotes after |.
+    strip = strip and delimiter in ",;"
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=strip)
+
+
+def _lacks(names: Sequence[str], wanted: Wanted) -> str:
+    """What a line of columns' names lacks; empty if nothing."""
+    for what, option, own, known in (
+        ("the image file", "image", wanted.image, FILE_FIELDS),
+        ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS)),
+    ):
+        if own and own.lower() not in names:
+            return f"no column {own!r} (--{option}-column){hint(own.lower(), names)}"
+        if own or find(names, known):
+            continue
+        links = find(names, LINK_FIELDS) or [n for n in names if n.startswith(("http:", "https:"))]
+        if option == "image" and links:
+            return (
+                f"links ({links[0]!r}) in place of files; download the pictures, say with "
+                "img2dataset, and import what that leaves"
+            )
+        return (
+            f"no column with {what}; say which it is with --{option}-column, or name it "
+            f"one of {', '.join(known)}"
+        )
+    return ""
+
+
+def _is_picture(cell: str) -> bool:
+    """Whether a cell names a picture file."""
+    name = cell.strip()
+    links = ("http://", "https://")
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(links)
+
+
+def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
+    """Names of the columns of a table that has none; empty if it can't be told what is what."""
+    pictures = [_is_picture(cell) for cell in cells]
+    if len(cells) != 2 or sum(pictures) != 1:
+        return ()
+    other = cells[pictures.index(False)].strip()
+    return tuple(
+        "file" if is_file else "label" if other.isdecimal() else "caption" for is_file in pictures
+    )
+
+
+class _Lines:
+    """Lines of a text.
+
+    Attributes:
+      taken: those that were taken for the row at hand.
+      ended: whether one more was asked for than there are.
+    """
+
+    def __init__(self, text: io.TextIOWrapper):
+        self._text = text
+        self.taken: list[str] = []
+        self.ended = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = next(self._text)
+        except StopIteration:
+            self.ended = True
+            raise
+        self.taken.append(line)
+        return line
+
+
+def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] | str, str]]:
+    """The cells of each row, or what is wrong with a line, and its text."""
+    lines = _Lines(text)
+    reader = _reader(lines, layout.delimiter)
+    before = layout.skipped
+    while True:
+        lines.taken.clear()
+        found: list[str] = []
+        problem = ""
+        try:
+            found = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"line {before + 1}: {error}"
+        if lines.ended and not problem:
+            # The reader asked for more: it is within a quote.
+            first = before + len(lines.taken) - len(found[-1].splitlines()) + 1
+            problem = f"line {first} opens a quote that never closes: all from there on is lost"
+        if any(_is_row(line, layout) for line in lines.taken[0 if problem else 1 :]):
+            # A quote that nobody closed has run over whole rows.
+            for line in list(lines.taken):
+                yield next(_reader(iter([line]), layout.delimiter), []), line
+        elif problem:
+            yield problem, ""
+            for number in range(before + 2, before + len(lines.taken) + 1):
+                yield f"line {number} is lost with line {before + 1}", ""
+        else:
+            yield found, "".join(lines.taken)
+        before += len(lines.taken)
+
+
+def _is_row(line: str, layout: Layout) -> bool:
+    cells: list[str] = next(_reader(iter([line]), layout.delimiter), [])
+    place = layout.header.index(layout.image)
+    return len(cells) == len(layout.header) and _is_picture(cells[place])
+
+
+def _row(
+    cells: list[str], line: str, layout: Layout, number: int
+) -> tuple[str, dict[str, Any]] | BadRecord:
+    header = layout.header
+    if len(cells) > len(header) and (header[-1] in TEXT_FIELDS or header[-1] == layout.text):
+        # Commas of a caption that nobody quoted.
+        with contextlib.suppress(csv.Error):
+            cells = next(
+                _reader(iter(line.splitlines(keepends=True)), layout.delimiter, strip=False)
+            )
+        last = len(header) - 1
+        cells = [*cells[:last], layout.delimiter.join(cells[last:])]
+    values: dict[str, Any] = {}
+    for name, cell in zip(header, cells, strict=False):
+        if name not in values:
+            values[name] = cell
+        elif name in TEXT_FIELDS or name == layout.text:
+            before = values[name]  # more captions, under the same name
+            values[name] = [*(before if isinstance(before, list) else [before]), cell]
+        elif not values[name].strip():
+            values[name] = cell
+    name = values.pop(layout.image, "").strip()
+    if len(cells) != len(header) or not name:
+        return BadRecord("bad_row", f"row {number} has {len(cells)} fields of {len(header)}", name)
+    # pandas writes its index into a column without a name.
+    kept = {n: v for n, v in values.items() if n and not n.startswith("unnamed: ")}
+    return name, kept

@@ -1,0 +1,71 @@
+"""Commands, options and configuration keys that README, docs/ and launch/ write are there."""
+
+import argparse
+import pathlib
+import re
+
+import pytest
+
+from jaxclip import cli
+from jaxclip import config as config_lib
+from jaxclip.config_file import flatten
+from jaxclip.curate.step import STEPS
+from jaxclip.models import sizes
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(path for path in (ROOT / "launch").rglob("*") if path.suffix in (".sh", ".yaml")),
+]
+# In a sentence or a comment, what follows the name is no command.
+_COMMAND = re.compile(r"(?:^    |`|^\$ )(?:[A-Z_]+=\S+ )*jaxclip ([a-z][^`#\n]*)", re.MULTILINE)
+
+
+def text_of(page):
+    """The page, lines that go on in the next one joined."""
+    return re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+
+
+def parsers(parser, names=()):
+    """Every parser by the words of its command."""
+    yield names, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                yield from parsers(inner, (*names, name))
+
+
+PARSERS = dict(parsers(cli.build_parser()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options(page):
+    for found in _COMMAND.findall(text_of(page)):
+        found = found.partition(" -- ")[0]  # what follows is Beam's
+        words = found.rstrip("\\").split()
+        names = tuple(words[:2]) if tuple(words[:2]) in PARSERS else tuple(words[:1])
+        assert names in PARSERS, f"{page.name}: jaxclip {found}"
+        known = {option for action in PARSERS[names]._actions for option in action.option_strings}
+        for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", found):
+            is_override = option.startswith("--config.") and PARSERS[names].get_default(
+                "takes_overrides"
+            )
+            assert option in known or is_override, f"{page.name}: {option} of jaxclip {found}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_of_the_configuration(page):
+    known = {key for key, _ in flatten(config_lib.resolve({}))}
+    for kind in sizes.TOWERS.names():
+        known |= {f"model.image.{name}" for name in sizes.image_class(kind).__annotations__}
+    known |= {key.rpartition(".")[0] for key in known}
+    for key in re.findall(r"--config\.([a-z_]+(?:\.[a-z_0-9]+)*)", text_of(page)):
+        is_step = page.name == "curation.md" and key.partition(".")[0] in STEPS.names()
+        assert key in known or is_step or config_lib._is_open(key), f"{page.name}: config.{key}"
+
+
+def test_all_of_them_are_looked_at():
+    """The expressions above find what there is to find."""
+    everything = "".join(map(text_of, PAGES))
+    assert len(_COMMAND.findall(everything)) > 80 and everything.count("--config.") > 40
