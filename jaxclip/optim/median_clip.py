@@ -101,9 +101,12 @@ def median_clip(
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
 
-        dtypes = _moments.update_dtypes(
-            None if now.params is None else now.treedef.flatten_up_to(now.params), leaves
-        )
+        params = None
+        if now.params is not None:
+            # A hole in the parameters where there is one in the gradients.
+            found = zip(now.treedef.flatten_up_to(now.params), leaves, strict=True)
+            params = [leaf if param is None else param for param, leaf in found]
+        dtypes = _moments.update_dtypes(params, leaves)
 
         def decide(norm: jax.Array, state: MedianClipState) -> _clipper.Decision:
             del state
