@@ -47,7 +47,11 @@ def write(tmp_path_factory, name, data):
     return path
 
 
-@hypothesis.given(rows=st.lists(st.tuples(names, words), max_size=8), tabs=st.booleans())
+# Blanks behind a comma are taken for the table's, not for the caption's.
+cells = words.map(lambda text: text.lstrip(" "))
+
+
+@hypothesis.given(rows=st.lists(st.tuples(names, cells), max_size=8), tabs=st.booleans())
 def test_csv_comes_back(rows, tabs, tmp_path_factory):
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, delimiter="\t" if tabs else ",")
