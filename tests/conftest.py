@@ -34,6 +34,9 @@ _JAX = importlib.metadata.version("jax")
 if _JAX.startswith("0.10."):
     _FLAGS["xla_cpu_use_fusion_emitters"] = "false"
     _FLAGS["xla_cpu_parallel_codegen_split_count"] = "1"  # the other cores have tests of their own
+    # Else two collectives of a program may run at once, each with half of the devices' threads, and
+    # wait for each other until XLA gives up after 40 seconds.
+    _FLAGS["xla_cpu_enable_concurrency_optimized_scheduler"] = "false"
 for _name, _value in _FLAGS.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_name}={_value}".strip()
