@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.data.fsspec_store import FsspecStore
+
 # Seconds that one attempt may take, and how many there are.
 _TIMEOUT, _ATTEMPTS = 60.0, 3
 _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
@@ -117,8 +119,6 @@ def _open(root: str) -> Any:
 
 
 def _open_fsspec(root: str) -> Any:
-    from jaxclip.data.fsspec_store import FsspecStore
-
     try:
         return FsspecStore(root)
     except Exception as error:  # file systems raise anything
@@ -249,7 +249,7 @@ class RemotePath(os.PathLike[str]):
 
 def _names(store: Any, prefix: str) -> list[str]:
     """Keys that begin with a prefix, which ends with a slash."""
-    if hasattr(store, "names"):
+    if isinstance(store, FsspecStore):
         return store.names(prefix)
     import tensorstore
 

@@ -19,6 +19,10 @@ class SplitBfloat16(Product):
     both. Use it with ``precision.compute_dtype="float32"``: what is bfloat16 already has no
     remainder. The backward pass multiplies in the same way.
 
+    XLA has the product of three terms itself (``jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3``) on
+    accelerators; CPUs take float32 for it, so that what it loses could not be seen there. There is
+    none of two terms.
+
     Attributes:
       terms: 2 or 3.
     """
