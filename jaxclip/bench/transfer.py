@@ -1,6 +1,6 @@
 """Do pictures made to fool one model fool another? Surrogates from flat and sharp minima.
 
-    python -m jaxclip.bench transfer                      # two CPU minutes
+    python -m jaxclip.bench transfer
     python -m jaxclip.bench transfer --steps 1200 --seeds 5 --radius 4
 
 Trains the lab's tiny CLIPs (:mod:`jaxclip.lab.config`): surrogates with AdamW, stopped early, and
