@@ -236,7 +236,7 @@ class Model:
         if name not in self.params.get("objective", {}):
             if name not in self._terms:
                 found: Mapping[str, Any] = {}
-                if pathlib.Path(self.path).expanduser().exists():
+                if init_from.exists(self.path):
                     found = init_from.open_source(self.path, "the path").read_own([name])
                 if name not in found:
                     raise ValueError(f"{self.path} has no trained parameters of objective {name!r}")
@@ -301,13 +301,13 @@ class Model:
         _ = self._tokenizer
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
-        path = pathlib.Path(self.path)
+        published = init_from.exists(self.path) and not init_from.is_run(self.path)
         tokenizer_check.fit(
             tokenizer,
             self.config["tokenizer"]["kind"],
             self.sizes.text,
             self.path,
-            published=path.exists() and not init_from.is_run(path),
+            published=published,
         )
 
 
@@ -324,9 +324,9 @@ def load(
     """Open a model.
 
     Args:
-      source: a workdir (its averaged parameters, where it keeps them), published weights (a file or
-        folder of any family of :mod:`jaxclip.weights.families`), or the name of a preset, whose
-        parameters are random.
+      source: a workdir, also at an address (its averaged parameters, where it keeps them),
+        published weights (a file or folder of any family of :mod:`jaxclip.weights.families`), or
+        the name of a preset, whose parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
       dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
         and behind the blocks, and embeddings are float32. ``"bfloat16x2"`` and ``"bfloat16x3"``
@@ -339,7 +339,7 @@ def load(
       ValueError: nothing of that name; the message names the nearest preset.
     """
     path = os.fspath(source)
-    exists = pathlib.Path(path).expanduser().exists()
+    exists = init_from.exists(path)
     if exists:
         found = init_from.open_source(path, "the path")
         config, params = found.config, jax.tree.map(jnp.asarray, found.read(None))
