@@ -127,7 +127,7 @@ class Fast:
         return Picture(pixels, size, shrink)
 
     def _plain_size(self, data: bytes, header: jpeg_header.Header | None) -> Size | None:
-        """(width, height) of a grey or YCbCr JPEG within the limits that is not to be turned."""
+        """(width, height) of a grey or YCbCr JPEG within the limits that is as it is to be."""
         if data[:3] != b"\xff\xd8\xff":
             return None
         try:
@@ -137,7 +137,7 @@ class Fast:
         if colours not in ("YCbCr", "Gray") or not decode_lib.is_sane(width, height):
             return None
         end = _LONGEST_HEADER if header is None else header.scan_at
-        return None if decode_lib.is_turned(data, end) else (width, height)
+        return None if decode_lib.is_changed(data, end) else (width, height)
 
     def is_whole(self, size: Size, largest: int) -> bool:
         return min(size) < 2 * largest

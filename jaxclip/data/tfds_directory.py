@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from jaxclip.data import array_record_file, remote, tfrecord
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
-from jaxclip.registry import check_options, hint
+from jaxclip.registry import check_options, hint, nearest
 
 
 def open_directory(
@@ -285,25 +285,32 @@ def _other_kind(directory: Any) -> str:
     return ""
 
 
-def data_sets_beside(directory: Any) -> list[str]:
-    """Names of the folders beside one that hold a data set, in themselves or in a version's."""
+def hint_beside(directory: Any, others: Iterable[str] = ()) -> str:
+    """The end of an error about a folder that is not there: the data set beside it that is meant.
+
+    Args:
+      directory: the folder that is not there.
+      others: names of further data sets.
+    """
     parent = directory.parent
     if not parent.is_dir():
-        return []
+        return ""
     info = "dataset_info.json"
     files = (info, f"*/{info}", f"*/*/{info}")
-    return [
-        each.name
+    known = {
+        each.name: str(each)
         for each in sorted(parent.iterdir())
         if each.is_dir() and any(next(iter(each.glob(file)), None) for file in files)
-    ]
+    } | {name: name for name in others}
+    near = nearest(directory.name, known)
+    if near:
+        return f"; did you mean {known[near]!r}?"
+    return hint(directory.name, known) if known else ""
 
 
 def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
     if not directory.is_dir():
-        beside = data_sets_beside(directory)
-        near = hint(directory.name, beside) if beside else ""
-        raise FileNotFoundError(f"data set {name!r}: no such directory{near}")
+        raise FileNotFoundError(f"data set {name!r}: no such directory{hint_beside(directory)}")
     path = directory / file
     if not path.is_file():
         nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.data import decode
+from jaxclip.data import file_kinds
 from jaxclip.data.importer import annotations as layouts
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.naming import (
@@ -145,7 +145,7 @@ def _instead(file: pathlib.Path) -> str:
         begin = raw.read(1024)
     if begin.startswith(b"PAR1"):
         return ""
-    return f"is no Parquet file, but {decode.kind_of(begin)}" if begin else "is empty"
+    return f"is no Parquet file, but {file_kinds.kind_of(begin)}" if begin else "is empty"
 
 
 class Columns(NamedTuple):

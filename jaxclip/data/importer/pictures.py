@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
 
-IMAGE_SUFFIXES = frozenset(
-    f".{ending}" for ending in (*tar_index.IMAGE_EXTENSIONS, "jpe", "pgm", "pnm")
-)
+IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
 # Folders beside a table that are looked into, and names that decide which of them it is; fewer
 # where the names have to be guessed at.
 _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
