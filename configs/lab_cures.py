@@ -31,7 +31,8 @@ def get_config(arg=""):
         "z_loss": {"plain": {}},
     }
     if arg not in models:
-        raise ValueError(f"configs/lab_cures.py has no variant {arg!r}; there are 'towers', 'z_loss'")
+        known = ", ".join(repr(name) for name in models if name)
+        raise ValueError(f"configs/lab_cures.py has no variant {arg!r}; there is {known}")
     grid = [{"rules": ["adamw"], "precisions": ["float32"]}]
     if not arg:
         grid.append({"rules": ["adamw_no_warmup"], "models": ["plain"], "precisions": ["float32"]})
