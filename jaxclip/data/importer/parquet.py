@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import pathlib
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jaxclip.data import file_kinds
 from jaxclip.data.importer import annotations as layouts
+from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.naming import (
     FILE_FIELDS,
@@ -26,8 +26,6 @@ from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "images", "img")
 _TEXT_COLUMNS = (*TEXT_FIELDS, *layouts.CONVERSATIONS)
-# Text that is longer is no file's name.
-_LONGEST_NAME = 255
 # Rows decoded at once.
 _BATCH_ROWS = 32
 
@@ -305,15 +303,8 @@ def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Pat
         return value, BadRecord("missing_image", "a link; download the pictures first")
     if not value:
         return path, b""
-    is_data = value.startswith("data:")
-    if is_data or len(value) > _LONGEST_NAME:
-        encoded = value.partition(";base64,")[2] if is_data else value
-        try:
-            # It may be wrapped into lines, or in the letters for addresses.
-            plain = "".join(encoded.split()).replace("-", "+").replace("_", "/")
-            return path, base64.b64decode(plain, validate=True)
-        except ValueError:
-            return path, BadRecord("undecodable", f"text that is no base64: {value[:20]!r}...")
+    if is_inline(value):
+        return path, picture_in(value)
     return value, folder / value
 
 
@@ -325,7 +316,7 @@ def _captions(column: Any) -> list[Any]:
     is_list = _is_list(kind)
     inner = _plain_type(kind.value_type) if is_list else kind
     if pyarrow.types.is_nested(inner):
-        return [layouts.captions_of(_plain(value)) for value in column]
+        return [_plain(value) for value in column]
     binary = pyarrow.large_binary()
     return column.cast(pyarrow.large_list(binary) if is_list else binary).to_pylist()
 
