@@ -145,11 +145,10 @@ def from_fields(
     has_own_key = bool(own_keys) and own_keys[0] not in (None, "")
     key = printable(str(own_keys[0]) if has_own_key else key)
     try:
-        said = said_in(texts)
-        languages = [each.language for each in said]
+        captions = text_bytes(texts)
+        languages = [each.language for each in said_in(texts)]
         if any(languages) and CAPTION_TAGS not in rest:
             rest[CAPTION_TAGS] = languages
-        captions = tuple(_encoded(each.text) for each in said)
         return Item(key, image, captions, label, _jsonable(rest), split, has_own_key=has_own_key)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from jaxclip.data import file_kinds, webdataset
+from jaxclip.data import file_kinds, patterns, webdataset
 from jaxclip.data.importer import table_rows
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Reader
@@ -71,7 +71,7 @@ def open_reader(
         )
         files = files + _in_folders(path, files)
     else:
-        files = webdataset.expand(text)
+        files = patterns.expand(text)
     if format == "auto":
         if path.is_dir() and _is_saved(path):
             raise ValueError(f"{text!r} was saved by `datasets`{_what_instead(path)}")
@@ -236,8 +236,9 @@ def _what_instead(path: pathlib.Path) -> str:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
             return f"; {file.name} is a spreadsheet: save it as CSV"
-        if suffix == ".arrow" or file.name == "dataset_dict.json":
-            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{file.parent}"
+        if suffix in (".arrow", ".feather") or file.name == "dataset_dict.json":
+            place = path if path.is_file() else file.parent
+            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if path.is_file() and not (kind := file_kinds.kind_of(_begin(file))).startswith(_VAGUE):
             return f"; it is {kind}"
         if ".tfrecord" in file.name or ".array_record" in file.name:
