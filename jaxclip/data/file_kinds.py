@@ -61,7 +61,7 @@ _EXACT = {b"\n\x05\x01": "PCX; convert it to PNG first"}
 # How pictures begin whose format is read, though not each of its kinds.
 _READ = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF",
-    b"BM": "BMP", b"\0\0\1\0": "ICO", b"RIFF": "WEBP",
+    b"BM": "BMP", b"\0\0\1\0": "ICO",
 }  # fmt: skip
 # Markers of JPEGs that hardly any program reads.
 _PROCESSES = {
@@ -94,6 +94,8 @@ def kind_of(data: bytes) -> str:
         return "TGA; convert it to PNG first"
     if data[40:44] == b" EMF":
         return "a Windows metafile"
+    if begin.startswith(b"riff") and begin[8:12] != b"webp":
+        return "sound or a film (WAV, AVI)"
     for magic, format in _READ.items():
         if data.startswith(magic):
             return f"{format} that is damaged or of a kind that is not read{_refused(format, data)}"

@@ -58,7 +58,9 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         return open_directory(text)
     path = pathlib.Path(text)
     if path.is_file():
-        in_place = {".tar": "webdataset", ".parquet": "parquet"}.get(path.suffix.lower())
+        in_place = {
+            ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
+        }.get(path.suffix.lower())  # fmt: skip
         way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
         if in_place:
             way = f"it is read in place as {in_place}:{text}"

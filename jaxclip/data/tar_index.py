@@ -23,7 +23,7 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 TEXT_EXTENSIONS = ("txt", "text", "caption")
 JSON_EXTENSION = "json"
-LABEL_EXTENSION = "cls"
+LABEL_EXTENSIONS = ("cls", "class", "label")
 
 # Which files of a sample an index knows: its picture, JSON file, label, and texts by their endings.
 PARTS = ("image", JSON_EXTENSION, "label", *TEXT_EXTENSIONS)
@@ -67,7 +67,7 @@ def part_of(extension: str) -> str | None:
         return "image"
     if extension in TEXT_EXTENSIONS:
         return "text"
-    return {JSON_EXTENSION: "json", LABEL_EXTENSION: "label"}.get(extension)
+    return "label" if extension in LABEL_EXTENSIONS else {JSON_EXTENSION: "json"}.get(extension)
 
 
 class TarIndex(NamedTuple):
