@@ -27,8 +27,9 @@ import numpy as np
 
 from jaxclip.data import wire
 from jaxclip.data.ahead import Closed
+from jaxclip.data.decoded_cache import Loaded
 from jaxclip.data.dispatcher import Dispatcher, Job, Task
-from jaxclip.data.loader import Loaded, Replacement, num_cpus
+from jaxclip.data.loader import Replacement, num_cpus
 from jaxclip.data.record import BadRecord
 from jaxclip.data.record_stats import MAX_ATTEMPTS, RecordStats
 from jaxclip.data.shared_memory import Layout, empty_pictures
