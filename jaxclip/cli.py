@@ -370,6 +370,7 @@ def _report(args: argparse.Namespace) -> int:
     def wanted(name: str) -> bool:
         return not name.startswith(("tensorboard/", "profile/"))
 
+    workdir_lib.read_config(args.workdir)  # refuses what is none, by its own name
     with workdir_lib.lent(args.workdir, wanted) as (folder, _):
         path = report.write_report(folder, args.workdir)
     print(f"{args.workdir.rstrip('/')}/{path.name}")

@@ -13,8 +13,8 @@ from typing import Any
 
 from jaxclip.data import remote
 
-# Seconds for one request; a piece of a checkpoint may be large.
-_TIMEOUT = 600.0
+# Seconds for one request, and bytes that are written in another one at least.
+_TIMEOUT, _SLOWEST = 120.0, 500_000.0
 # TensorStore itself tries so often, with its own back-off, before it says that it failed: some
 # seconds in all, for who calls has a patience of its own.
 _RETRIES = {"max_retries": 4, "initial_delay": "500ms", "max_delay": "4s"}
@@ -65,7 +65,9 @@ class Bucket:
         """Write a file, whole or not at all."""
         self._try(
             f"{self / name} can't be written",
-            lambda: self._store.write(self._prefix + name, content).result(timeout=_TIMEOUT),
+            lambda: self._store.write(self._prefix + name, content).result(
+                timeout=_TIMEOUT / 4 + len(content) / _SLOWEST
+            ),
         )
 
     def remove(self, name: str) -> None:
@@ -93,7 +95,7 @@ class Bucket:
             f"{self / name} can't be written",
             lambda: self._store.write(
                 self._prefix + name, content, if_equal=found.stamp.generation
-            ).result(timeout=_TIMEOUT),
+            ).result(timeout=_TIMEOUT / 4),
         )
         return bool(stamp.generation)  # none where the condition did not hold
 
@@ -130,12 +132,12 @@ def _reason(error: BaseException) -> str:
     """Why a store failed and what helps, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     low = text.lower()
-    if "nosuchbucket" in low or "bucket does not exist" in low or "bucket not found" in low:
+    if low.startswith("not_found") or "nosuchbucket" in low or "bucket does not exist" in low:
         return f"there is no such bucket; create it, or mend the address ({text[:160]})"
-    if any(word in low for word in ("permission_denied", "forbidden", "403", "access denied")):
-        return f"permission denied; give this account the right to write there ({text[:160]})"
-    if any(word in low for word in ("unauthenticated", "credential", "401")):
+    if any(word in low for word in ("unauthenticated", "credential", "'401'")):
         return f"no valid credentials; log in, or set those of this machine ({text[:160]})"
+    if any(word in low for word in ("permission_denied", "forbidden", "'403'", "access denied")):
+        return f"permission denied; give this account the right to write there ({text[:160]})"
     return text[:300]
 
 

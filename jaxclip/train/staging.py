@@ -150,6 +150,12 @@ class Borrowed(Copy):
         """Remove the folder."""
         self._temporary.cleanup()
 
+    def __enter__(self) -> Borrowed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def stamps(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     """``{name: (size, time of change in ns)}`` of the files of a workdir that are uploaded."""

@@ -89,6 +89,11 @@ def hold(
     try:
         check_writable(path)
         if jax.process_index() == 0:
+            if bucket and jax.process_count() > 1:
+                raise WorkdirError(
+                    f"workdir {name}: several processes need a folder that all of them see; mount "
+                    "the bucket (`--mount` of launch/) and name the folder"
+                )
             if bucket:
                 bucket_lib.probe(bucket)
             place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
@@ -157,7 +162,7 @@ def lent(
     if storage.is_local(place):
         yield pathlib.Path(place), None
         return
-    with contextlib.closing(staging.Borrowed(place, wanted)) as copy:
+    with staging.Borrowed(place, wanted) as copy:
         yield copy.folder, copy
         copy.push()
 
