@@ -164,7 +164,8 @@ def open_arrow(name: str) -> DataSet:
         raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
     if (folder / "dataset_dict.json").is_file():
         names = _json(folder / "dataset_dict.json").get("splits")
-        splits = {str(split): folder / str(split) for split in names or ()}
+        listed = names if isinstance(names, list) else []
+        splits = {str(split): folder / str(split) for split in listed}
     else:
         splits = {"train": folder}
     groups = {split: _arrow_groups(place) for split, place in splits.items()}
@@ -173,7 +174,9 @@ def open_arrow(name: str) -> DataSet:
 
 def _arrow_groups(folder: pathlib.Path) -> list[Group]:
     state = _json(folder / "state.json")
-    names = [entry.get("filename") for entry in state.get("_data_files") or ()]
+    files = state.get("_data_files")
+    entries = files if isinstance(files, list) else []
+    names = [each.get("filename") if isinstance(each, dict) else None for each in entries]
     if not names or not all(isinstance(each, str) for each in names):
         raise ValueError(
             f"{folder} is no data set of Dataset.save_to_disk (state.json names no files); "
