@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,20 @@ Replacement = Callable[[int, int], int]
 Examine = Callable[[int, Record], dict[str, Any] | BadRecord]
 # (number of the record, numbers that its row draws) -> the numbers of its image ops.
 Numbers = Callable[[int, np.ndarray], np.ndarray]
+
+
+class _Read(NamedTuple):
+    """A record that can be used if its picture can.
+
+    Attributes:
+      image: encoded bytes.
+      record: the record, without image bytes and meta.
+      extras: what fields keep of it.
+    """
+
+    image: bytes
+    record: Record
+    extras: Mapping[str, Any]
 
 
 class RecordLoader:
@@ -106,7 +120,7 @@ class RecordLoader:
         self,
         index: int,
         draws: Mapping[str, np.ndarray],
-        record: Record | BadRecord | None = None,
+        read: _Read | BadRecord | None = None,
     ) -> Loaded | BadRecord:
         """Read and decode one record; bad ones are counted.
 
@@ -114,25 +128,22 @@ class RecordLoader:
           index: number of the record.
           draws: the random numbers of its views, float32[num_draws] each: a backend may decode no
             more of it than they will show.
-          record: the record, if it has been read.
+          read: what :meth:`_read` has made of it, if it has.
         """
         cached = self._cache.get(index)
         if cached is not None:
             return cached
         loaded: Loaded | BadRecord | None = self.stats.known(index)
         if loaded is None:
-            loaded = self._load(index, draws, self._read(index) if record is None else record)
+            loaded = self._load(index, draws, self._read(index) if read is None else read)
         if isinstance(loaded, BadRecord):
             self.stats.add(index, loaded)
         return loaded
 
-    def _read(self, index: int) -> Record | BadRecord:
+    def _read(self, index: int) -> _Read | BadRecord:
+        """A record and all of it but the picture, or why it can't be used."""
         self.board.note(READING, index)
-        return self._source[index]
-
-    def _load(
-        self, index: int, draws: Mapping[str, np.ndarray], record: Record | BadRecord
-    ) -> Loaded | BadRecord:
+        record = self._source[index]
         if isinstance(record, BadRecord):
             return record
         texts = self._texts_of(record)
@@ -141,7 +152,14 @@ class RecordLoader:
         extras = self._examine(index, record) if self._examine is not None else {}
         if isinstance(extras, BadRecord):
             return extras
-        small = Record(b"", texts, record.label, record.key)
+        return _Read(record.image, Record(b"", texts, record.label, record.key), extras)
+
+    def _load(
+        self, index: int, draws: Mapping[str, np.ndarray], read: _Read | BadRecord
+    ) -> Loaded | BadRecord:
+        if isinstance(read, BadRecord):
+            return read
+        image, small, extras = read
         if not self._views and not self._need_pixels:
             return self._cache.put(Loaded(index, small, None, (0, 0), extras))
         self.board.note(DECODING, index)
@@ -154,9 +172,9 @@ class RecordLoader:
             own = {key: self._numbers(key, index, u) for key, u in draws.items()}
             return [] if keep or self._need_pixels else self._cuts(size, own)
 
-        picture = self._backend.decode(record.image, cuts)
+        picture = self._backend.decode(image, cuts)
         if isinstance(picture, BadRecord):
-            return dataclasses.replace(picture, key=record.key)
+            return dataclasses.replace(picture, key=small.key)
         loaded = Loaded(index, small, picture.pixels, picture.size, extras, picture.shrink)
         return self._cache.put(loaded) if keep else loaded
 
@@ -268,7 +286,7 @@ class RecordLoader:
         draws: Mapping[str, np.ndarray],
         replacement: Replacement | None,
         views: Mapping[str, np.ndarray],
-        read: Mapping[int, Record | BadRecord],
+        read: Mapping[int, _Read | BadRecord],
     ) -> list[Loaded | BadRecord]:
         chosen: list[int] = []
         numbers: list[int] = []
@@ -321,7 +339,7 @@ class RecordLoader:
         row: int,
         draws: Mapping[str, np.ndarray],
         replacement: Replacement | None,
-        read: Mapping[int, Record | BadRecord],
+        read: Mapping[int, _Read | BadRecord],
     ) -> Loaded | BadRecord:
         loaded = self.load(index, draws, read.get(index))
         for attempt in range(MAX_ATTEMPTS):

@@ -37,7 +37,7 @@ from jaxclip.data.stages import Board
 from jaxclip.fields import BatchSpec
 
 # A task's rows are few enough for work to be spread evenly, and enough to be worth a message.
-_SLOT_BYTES, _MAX_ROWS = 1 << 20, 32
+_SLOT_BYTES, _MAX_ROWS = 1 << 21, 32
 # Seconds between looks at whether the rows are still wanted.
 _PATIENCE = 0.2
 
