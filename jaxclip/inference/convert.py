@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxclip import config as config_lib
 from jaxclip.config import Config
-from jaxclip.inference.model import preprocess_of
+from jaxclip.inference.inputs import preprocess_of
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
