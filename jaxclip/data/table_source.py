@@ -198,8 +198,9 @@ def _arrow_groups(folder: pathlib.Path) -> list[Group]:
     state = _json(folder / "state.json")
     files = state.get("_data_files")
     entries = files if isinstance(files, list) else []
-    names = [each.get("filename") if isinstance(each, dict) else None for each in entries]
-    if not names or not all(isinstance(each, str) for each in names):
+    named = [each.get("filename") if isinstance(each, dict) else None for each in entries]
+    names = [each for each in named if isinstance(each, str)]
+    if not names or len(names) < len(named):
         raise ValueError(
             f"{folder} is no data set of Dataset.save_to_disk (state.json names no files); "
             "for *.parquet use parquet:FOLDER"

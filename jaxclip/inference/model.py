@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
