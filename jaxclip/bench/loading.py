@@ -283,7 +283,7 @@ def _under_the_lock(photos: pathlib.Path, size: str) -> str:
     places = np.arange(count)
     draws = {"image": order.uniforms(0, places, chain.num_draws)}
     views = {"image": np.empty((count, SIDE, SIDE, 3), np.uint8)}
-    backend = image_backend.Fast()
+    backend: Any = image_backend.Fast()
     made = loader.RecordLoader(source, {"image": chain}, num_threads=1, backend=backend)
     made.outcomes(places, draws, views)  # which also makes this thread's resizer
     backend._jpeg = decoder = _Timed(backend._jpeg, "decode_jpeg")
