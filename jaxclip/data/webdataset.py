@@ -139,7 +139,11 @@ def _splits(pattern: str) -> dict[str, list[str]]:
 
 def _tars_in(folder: Any) -> list[str]:
     ending = "*.tar" if remote.is_remote(folder) else "*.[tT][aA][rR]"
-    return sorted(str(path) for path in folder.glob(ending) if not is_hidden(path.name))
+    return sorted(
+        str(path)
+        for path in folder.glob(ending)
+        if not is_hidden(path.name) and (remote.is_remote(folder) or path.is_file())
+    )
 
 
 def _counts(paths: Sequence[str]) -> list[int]:
