@@ -63,7 +63,7 @@ def _near(name: str) -> str:
     """What is beside a name that is not there, for an error; empty if nothing is like it."""
     if remote.is_remote(name) or set(name) & set("*?["):
         return ""
-    folder, last = os.path.split(name)
+    folder, last = os.path.split(name.rstrip("/"))
     try:
         near = nearest(last, os.listdir(folder or "."), cutoff=0.6)
     except OSError:

@@ -133,7 +133,10 @@ def _splits(pattern: str) -> dict[str, list[str]]:
                 f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
                 "`jaxclip data import`"
             )
-        raise FileNotFoundError(f"{pattern!r}: no .tar in this folder, nor in the folders in it")
+        raise FileNotFoundError(
+            f"{pattern!r}: no .tar in this folder, nor in the folders in it; pictures and tables "
+            f"are imported: `jaxclip data import --from {pattern} --to DIR`"
+        )
     return below
 
 

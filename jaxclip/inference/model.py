@@ -23,7 +23,7 @@ from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
 from jaxclip.models import presets, reductions
 from jaxclip.models.products import rules
-from jaxclip.registry import hint
+from jaxclip.registry import hint, nearest
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
 
@@ -349,8 +349,7 @@ def load(
         params = towers.build_model(config).init(jax.random.key(0))
     else:
         raise ValueError(
-            f"{path!r} is neither a workdir, published weights nor a preset"
-            f"{hint(path, presets.names())}"
+            f"{path!r} is neither a workdir, published weights nor a preset{_hint_of_weights(path)}"
         )
     if tokenizer:
         trained, chosen = config["tokenizer"], {**config["tokenizer"], **tokenizer}
@@ -401,6 +400,16 @@ def to_pixels(image: Picture) -> np.ndarray:
         raise ValueError(f"{name or 'the picture'} can't be decoded: {decoded.reason} "
                          f"{decoded.detail}".rstrip())  # fmt: skip
     return np.asarray(decoded)
+
+
+def _hint_of_weights(path: str) -> str:
+    """The end of an error about weights that are not there: what is beside them, or a preset."""
+    folder, name = os.path.split(path.rstrip("/"))
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = nearest(name, beside, cutoff=0.6)
+    if near and not nearest(path, presets.names()):
+        return f"; did you mean {os.path.join(folder, near)!r}?"
+    return hint(path, presets.names()) if not folder else ""
 
 
 def _sized(sizes: models.CLIPConfig) -> dict[str, Any]:

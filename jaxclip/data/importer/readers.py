@@ -94,7 +94,10 @@ def open_reader(
     if not path.is_dir() and len(fitting) < len(files):
         fitting = [pathlib.Path(file) for file in files]  # named outright, whatever they are called
     if not fitting:
-        raise FileNotFoundError(f"{text!r} holds no file that ends in {_ENDINGS[format]}")
+        raise FileNotFoundError(
+            f"{text!r} holds no file that ends in {', '.join(_ENDINGS[format])}; without "
+            "--format what is there is found out"
+        )
     if format == "webdataset":
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
