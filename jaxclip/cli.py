@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -90,7 +89,7 @@ def _complete_paths(args: argparse.Namespace) -> None:
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
             setattr(args, name, storage.absolute(getattr(args, name)))
-    if args.command not in ("curate", "data") and getattr(args, "workdir", None):
+    if args.command == "lab" and getattr(args, "workdir", None):
         storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
@@ -219,7 +218,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--config", help="config file (path.py or path.py:arg); default: the workdir's own"
     )
-    parser.add_argument("--workdir", help="folder for checkpoints, metrics and the report")
+    parser.add_argument(
+        "--workdir", help="folder, or gs://… or s3://…, for checkpoints, metrics and the report"
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -338,7 +339,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.config:
         return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
     if args.workdir:
-        known = workdir_lib.find_config(pathlib.Path(args.workdir))
+        known = workdir_lib.find_config(args.workdir)
         if known is not None:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
@@ -364,8 +365,15 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from jaxclip.train import report
+    from jaxclip.train import workdir as workdir_lib
 
-    print(report.write_report(args.workdir))
+    def wanted(name: str) -> bool:
+        return not name.startswith(("tensorboard/", "profile/"))
+
+    workdir_lib.read_config(args.workdir)  # refuses what is none, by its own name
+    with workdir_lib.lent(args.workdir, wanted) as (folder, _):
+        path = report.write_report(folder, args.workdir)
+    print(f"{args.workdir.rstrip('/')}/{path.name}")
     return 0
 
 

@@ -1,4 +1,8 @@
-"""``bench data --workers``: ours by number of workers, beside webdataset and tf.data."""
+"""``bench data --workers``: ours by number of workers, beside webdataset and tf.data.
+
+With ``--pin`` so many workers get as many CPUs, which the training process shares with them: so two
+workers beside one say what a second core brings.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +69,8 @@ def run(args: argparse.Namespace, make_photos: Callable[..., pathlib.Path], plai
                 )
             costs = _costs(loaders, args)
             rows += [[text, *each] for each in _lines(costs)]
+            for line in _scaling(costs):
+                print(f"{text}: {line}")
             print(_under_the_lock(photos, text), flush=True)
     print("\n" + table(rows))
     return 0
@@ -93,9 +99,29 @@ def _costs(
         for name, start in loaders.items():
             for workers in args.workers:
                 if workers or name.startswith("jaxclip"):
-                    cost = _cost(start, workers, args)
+                    with _on_cpus(max(1, workers) if args.pin else 0):
+                        cost = _cost(start, workers, args)
                     costs.setdefault((name, workers), []).append(cost)
     return costs
+
+
+@contextlib.contextmanager
+def _on_cpus(count: int) -> Iterator[None]:
+    """This process, and those that it starts meanwhile, on the first so many CPUs; 0 = on all."""
+    before = os.sched_getaffinity(0) if count else set()
+    if count > len(before):
+        raise ValueError(f"--pin: {count} workers, but this process may use {len(before)} CPUs")
+    _pin(set(sorted(before)[:count]))
+    try:
+        yield
+    finally:
+        _pin(before)
+
+
+def _pin(cpus: set[int]) -> None:
+    for thread in pathlib.Path("/proc/self/task").iterdir() if cpus else ():
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(int(thread.name), cpus)
 
 
 def _cost(start: Start, workers: int, args: argparse.Namespace) -> Cost:
@@ -115,6 +141,25 @@ def _lines(costs: dict[tuple[str, int], list[Cost]]) -> Iterator[list[str]]:
     for (name, workers), found in costs.items():
         rate, cpu, own = (statistics.median(each) for each in zip(*found, strict=True))
         yield [name, str(workers), f"{rate:,.0f}", f"{1e3 * cpu:.2f}", f"{1e3 * own:.2f}"]
+
+
+def _scaling(costs: dict[tuple[str, int], list[Cost]]) -> Iterator[str]:
+    """What more workers bring than one, in words."""
+    for (name, workers), found in costs.items():
+        if workers < 2 or (name, 1) not in costs:
+            continue
+        one = costs[name, 1]
+        # Rounds in turn: what else the machine did met both alike.
+        clock = statistics.median(
+            many.rate / single.rate for many, single in zip(found, one, strict=True)
+        )
+        cpu = statistics.median(
+            workers * single.cpu / many.cpu for many, single in zip(found, one, strict=True)
+        )
+        yield (
+            f"{name}, {workers} workers make {clock:.2f} times the images a second of 1; with a "
+            f"core each, by CPU time, {cpu:.2f} times"
+        )
 
 
 def cpu_seconds() -> float:
@@ -239,8 +284,8 @@ def _under_the_lock(photos: pathlib.Path, size: str) -> str:
     pixels = np.zeros((int(height), int(width), 3), np.uint8)
     idle, whole = image_backend.Fast(), image_backend.Fast()
     idle._jpeg = _Idle(idle._jpeg, decode_jpeg=lambda *_, **__: pixels)
-    resizer = idle._resizer()
-    idle._local.resizer = _Idle(resizer, resize=lambda *_: None)
+    idle._options("bicubic")
+    idle._local.resizer = _Idle(idle._local.resizer, resize=lambda *_: None)
     rest, all_of_it = seconds(idle), seconds(whole)
     return (
         f"{size}: at most {1e6 * rest:.0f} of {1e6 * all_of_it:.0f} us an image under the lock "

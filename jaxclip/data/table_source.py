@@ -14,7 +14,6 @@ is read for one of them, so make ``data.shuffle_window`` a few groups long, or i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -170,7 +169,8 @@ def open_arrow(name: str) -> DataSet:
         raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
     if (folder / "dataset_dict.json").is_file():
         names = _json(folder / "dataset_dict.json").get("splits")
-        splits = {str(split): folder / str(split) for split in names or ()}
+        listed = names if isinstance(names, list) else []
+        splits = {str(split): folder / str(split) for split in listed}
     else:
         splits = {"train": folder}
     loose = _loose(folder)
@@ -196,8 +196,11 @@ def _loose(folder: pathlib.Path) -> list[tuple[str, list[pathlib.Path]]]:
 
 def _arrow_groups(folder: pathlib.Path) -> list[Group]:
     state = _json(folder / "state.json")
-    names = [entry.get("filename") for entry in state.get("_data_files") or ()]
-    if not names or not all(isinstance(each, str) for each in names):
+    files = state.get("_data_files")
+    entries = files if isinstance(files, list) else []
+    named = [each.get("filename") if isinstance(each, dict) else None for each in entries]
+    names = [each for each in named if isinstance(each, str)]
+    if not names or len(names) < len(named):
         raise ValueError(
             f"{folder} is no data set of Dataset.save_to_disk (state.json names no files); "
             "for *.parquet use parquet:FOLDER"
@@ -232,14 +235,49 @@ def _batches(file: pathlib.Path) -> list[Group]:
     columns = parquet.columns_of(file, schema, _OPTION)
     firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     return [
-        Group(file, columns, int(first), batch.num_rows, functools.partial(_same, batch))
+        Group(file, columns, int(first), batch.num_rows, _Mapped(batch).read)
         for first, batch in zip(firsts, batches, strict=False)
         if batch.num_rows
     ]
 
 
-def _same(batch: Any) -> Any:
-    return batch
+class _Mapped:
+    """Rows that lie in memory as they stand in a file, so that what is damaged may lead anywhere.
+
+    Args:
+      batch: a ``pyarrow.RecordBatch``.
+    """
+
+    def __init__(self, batch: Any):
+        self._batch = batch
+        self._is_sound = False
+
+    def read(self) -> Any:
+        """The rows; raises ValueError if they are damaged, which is looked for at first."""
+        if not self._is_sound:
+            for column in self._batch.columns:
+                # That a text is UTF-8 is asked of each by itself.
+                column.view(_with_bytes(column.type)).validate(full=True)
+            self._is_sound = True
+        return self._batch
+
+
+def _with_bytes(kind: Any) -> Any:
+    """A type of Arrow with bytes in the place of texts."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_list(kind):
+        return pyarrow.list_(_with_bytes(kind.value_type))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(_with_bytes(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([(field.name, _with_bytes(field.type)) for field in kind])
+    return kind
 
 
 def _json(path: pathlib.Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxclip import config as config_lib
 from jaxclip.config import Config
-from jaxclip.inference.model import preprocess_of
+from jaxclip.inference.inputs import preprocess_of
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -30,9 +30,8 @@ def describe(path: str | os.PathLike[str]) -> str:
     Raises:
       ValueError: neither published weights nor a workdir.
     """
-    folder = pathlib.Path(path).expanduser()
-    if init_from.is_run(folder):
-        source = init_from.open_source(folder, "the path")
+    if init_from.is_run(path):
+        source = init_from.open_source(path, "the path")
         shapes = jax.eval_shape(towers.build_model(source.config).init, jax.random.key(0))
         leaves = jax.tree.leaves(shapes)
         family, sizes = "workdir of a run", towers.model_sizes(source.config)
@@ -41,7 +40,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         total = sum(leaf.size for leaf in leaves)
         parts: tuple[str, ...] = ("image", "text")
     else:
-        opened = open_checkpoint(folder)
+        opened = open_checkpoint(pathlib.Path(path).expanduser())
         family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess
         parts = opened.parts
         used = [opened.tensors[entry.theirs] for entry in opened.entries]
@@ -84,7 +83,7 @@ def import_weights(
       ValueError: they are no published weights, or the folder holds something.
     """
     target = export.check_free(to)
-    if init_from.is_run(pathlib.Path(source)):
+    if init_from.is_run(source):
         raise ValueError(f"--from {os.fspath(source)} is a workdir already")
     parts = open_checkpoint(source).parts
     if len(parts) == 1:

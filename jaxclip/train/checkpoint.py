@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from jaxclip import storage
 from jaxclip.errors import RunError
 from jaxclip.parallel import distributed
-from jaxclip.train import manifest, multihost, state_io
+from jaxclip.train import manifest, multihost, staging, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder, Retention
 
 logger = logging.getLogger("jaxclip")
@@ -86,23 +86,28 @@ class Checkpointer:
         *,
         writable: bool = True,
         one_by_one: bool = False,
+        copy: staging.Copy | None = None,
         **retention: Any,
     ):
         """Open (and, if ``writable``, create and probe) the folder.
 
         Args:
-          directory: folder of the checkpoints; ``gs://…`` works where its file system is installed.
+          directory: folder of the checkpoints; of an address (``gs://…/checkpoints``) a reader has
+            a temporary copy.
           writable: False for readers, such as an evaluation beside a run: nothing is ever changed.
           one_by_one: whether what is saved are NumPy and lazy arrays
             (:mod:`jaxclip.train.lazy_arrays`), written one after the other.
+          copy: what the folder is a copy of (:mod:`jaxclip.train.staging`).
           **retention: which checkpoints stay, as :class:`.checkpoint_folder.Retention` has it.
 
         Raises:
-          ValueError: an option out of range.
+          ValueError: an option out of range, or an address that is not only read.
           CheckpointError: the folder can't be written.
         """
         self._retention = Retention(**retention)
-        self._folder = CheckpointFolder(directory)
+        if writable and not storage.is_local(directory):
+            raise ValueError(f"{directory}: a run at an address saves in its staging folder")
+        self._folder = CheckpointFolder(directory, copy)
         self.directory = self._folder.directory
         self._writable = writable
         self._one_by_one = one_by_one
@@ -233,6 +238,7 @@ class Checkpointer:
             for other in self._folder.on_disk():
                 if other > step:
                     self._folder.remove(other)
+            self._folder.changed()
         self._known = {other for other in self._known if other <= step}
 
     def close(self) -> None:
@@ -243,6 +249,7 @@ class Checkpointer:
             if self._orbax is not None:
                 self._orbax.close()
                 self._orbax = None
+            self._folder.close()
 
     def _commit(self, step: int, content: dict[str, Any]) -> None:
         """In the background: finish the arrays, write the manifest, drop old checkpoints."""
@@ -252,6 +259,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 manifest.write(self._folder.path(step), content)
                 self._known.difference_update(self._folder.prune(self._retention))
+                self._folder.changed()
         except BaseException as error:  # handed to the main thread by wait()
             self._error = (step, error)
             self._known.discard(step)
@@ -262,6 +270,7 @@ class Checkpointer:
         content = manifest.read(self._folder.path(step))
         content["metrics"] = {**content["metrics"], **storage.encode_floats(metrics)}
         manifest.put(self._folder.path(step), content)
+        self._folder.changed()
 
     def _explain(self, step: int, error: BaseException) -> CheckpointError:
         """The error for a failed save, with the way out."""
@@ -332,6 +341,7 @@ class Checkpointer:
         search = _Search()
         while (step := self._choose(only, search)) >= 0:
             path = self._folder.path(step)
+            self._folder.fetch(step)
             content = manifest.read(path)
             # Not a matter of damage: an older checkpoint of the same run would not fit either.
             saved, wanted = content["tree"], abstract_state
@@ -370,6 +380,7 @@ class Checkpointer:
             for step in reversed(self._folder.on_disk()):
                 if step in search.passed or (only is not None and step != only):
                     continue
+                self._folder.fetch(step)
                 try:
                     manifest.verify(self._folder.path(step))
                 except manifest.ManifestError as error:

@@ -152,9 +152,13 @@ def check_start(config: Config, checkpoints: str | os.PathLike[str] | None = Non
       ValueError: as :func:`jaxclip.train.init_from.open_source`, or the tokenizer can't be the one
         of the weights.
     """
-    begun = checkpoints is not None and CheckpointFolder(checkpoints).steps()
-    if config["init_from"] and not begun:
-        tokenizer_check.check_start(init_from.open_source(config["init_from"]), config)
+    if not config["init_from"]:
+        return
+    if checkpoints is not None:
+        with contextlib.closing(CheckpointFolder(checkpoints)) as folder:
+            if folder.steps():
+                return
+    tokenizer_check.check_start(init_from.open_source(config["init_from"]), config)
 
 
 def trace(experiment: setup.Experiment) -> None:
