@@ -387,8 +387,7 @@ def load(
 def _hint_of_weights(path: str) -> str:
     """The end of an error about weights that are not there: what is beside them, or a preset."""
     folder, name = os.path.split(path.rstrip("/"))
-    place = folder or "."
-    near = nearest(name, os.listdir(place) if os.path.isdir(place) else (), cutoff=0.6)
+    near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
     if near and not nearest(path, presets.names()):
         return f"; did you mean {os.path.join(folder, near)!r}?"
     return hint(path, presets.names()) if not folder else ""
