@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet and sys.stderr.isatty(),
     )
     print(summary.as_text())
+    if args.val_fraction and "val" not in summary.splits:
+        print(f"no record fell into 'val' by --val-fraction {args.val_fraction}: use a larger one")
     return 0
 
 

@@ -72,7 +72,9 @@ def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
 
 
 # Folders that systems leave among people's files, and what is in them.
-_LEFTOVERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"))
+_LEFTOVERS = frozenset((
+    "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "#recycle", "lost+found",
+))  # fmt: skip
 
 
 def is_hidden(name: str) -> bool:

@@ -36,7 +36,7 @@ def expand(pattern: str) -> list[str]:
         return [pattern]  # with braces in its name, perhaps
     names: list[str] = []
     listed: dict[str, set[str]] = {}
-    for name in (_local(name) for part in pattern.split("::") for name in braces(part)):
+    for name in (local_path(name) for part in pattern.split("::") for name in braces(part)):
         if name.startswith("pipe:"):
             raise ValueError(
                 f"{name!r}: commands are not run; name files, or gs://, s3:// or https:// addresses"
@@ -52,10 +52,10 @@ def expand(pattern: str) -> list[str]:
     return names
 
 
-def _local(name: str) -> str:
-    """A ``file:`` address as a path."""
+def local_path(name: str) -> str:
+    """A ``file:`` address, or a path from somebody's home, as a path."""
     if not name.startswith("file:"):
-        return name
+        return os.path.expanduser(name)
     return urllib.parse.unquote(name.removeprefix("file:").removeprefix("//"))
 
 
@@ -63,7 +63,7 @@ def _near(name: str) -> str:
     """What is beside a name that is not there, for an error; empty if nothing is like it."""
     if remote.is_remote(name) or set(name) & set("*?["):
         return ""
-    folder, last = os.path.split(name)
+    folder, last = os.path.split(name.rstrip("/"))
     try:
         near = nearest(last, os.listdir(folder or "."), cutoff=0.6)
     except OSError:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.tfds_directory import field_names, hint_beside, open_directory
-from jaxclip.registry import Registry
+from jaxclip.registry import Registry, nearest
 
 __all__ = [
     "BUILT_IN", "KINDS", "OWN_LANGUAGE", "DataSet", "RecordSource", "field_names", "open",
@@ -67,9 +67,11 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
     if not path.is_dir():
         built_in = BUILT_IN if "/" not in text else ()
+        meant = nearest(kind, KINDS.names(), cutoff=0.6) if colon else ""
+        near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
-            f"of KIND:FILES ({', '.join(KINDS.names())}){hint_beside(path, built_in)}"
+            f"of KIND:FILES ({', '.join(KINDS.names())}){near}"
         )
     return open_directory(text)
 

@@ -340,7 +340,7 @@ def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
         near = _other_kind(directory) or near
         raise ValueError(
             f"{str(directory)!r} is not a TFDS data set: it has no {file}{near} "
-            "(`jaxclip data import --from ... --to DIR` makes one)"
+            f"(`jaxclip data import --from {directory} --to DIR` makes one)"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -133,13 +133,20 @@ def _splits(pattern: str) -> dict[str, list[str]]:
                 f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
                 "`jaxclip data import`"
             )
-        raise FileNotFoundError(f"{pattern!r}: no .tar in this folder, nor in the folders in it")
+        raise FileNotFoundError(
+            f"{pattern!r}: no .tar in this folder, nor in the folders in it; pictures and tables "
+            f"are imported: `jaxclip data import --from {pattern} --to DIR`"
+        )
     return below
 
 
 def _tars_in(folder: Any) -> list[str]:
     ending = "*.tar" if remote.is_remote(folder) else "*.[tT][aA][rR]"
-    return sorted(str(path) for path in folder.glob(ending) if not is_hidden(path.name))
+    return sorted(
+        str(path)
+        for path in folder.glob(ending)
+        if not is_hidden(path.name) and (remote.is_remote(folder) or path.is_file())
+    )
 
 
 def _counts(paths: Sequence[str]) -> list[int]:

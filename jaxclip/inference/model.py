@@ -23,7 +23,7 @@ from jaxclip.inference import caption, generate
 from jaxclip.inference.inputs import Picture, as_numbers, as_strings, preprocess_of, to_pixels
 from jaxclip.models import presets, reductions
 from jaxclip.models.products import rules
-from jaxclip.registry import hint
+from jaxclip.registry import hint, nearest
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
 
@@ -367,8 +367,7 @@ def load(
         params = towers.build_model(config).init(jax.random.key(0))
     else:
         raise ValueError(
-            f"{path!r} is neither a workdir, published weights nor a preset"
-            f"{hint(path, presets.names())}"
+            f"{path!r} is neither a workdir, published weights nor a preset{_hint_of_weights(path)}"
         )
     if tokenizer:
         trained, chosen = config["tokenizer"], {**config["tokenizer"], **tokenizer}
@@ -383,6 +382,15 @@ def load(
     own = towers.from_config(config, towers.build_model(config), products=products)
     reduction = reductions.from_config(token_reduction)
     return Model(path, params, config, dataclasses.replace(own, reduction=reduction))
+
+
+def _hint_of_weights(path: str) -> str:
+    """The end of an error about weights that are not there: what is beside them, or a preset."""
+    folder, name = os.path.split(path.rstrip("/"))
+    near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
+    if near and not nearest(path, presets.names()):
+        return f"; did you mean {os.path.join(folder, near)!r}?"
+    return hint(path, presets.names()) if not folder else ""
 
 
 def _sized(sizes: models.CLIPConfig) -> dict[str, Any]:

@@ -127,6 +127,10 @@ def test_mistakes_are_named(tmp_path, toys):
     (tmp_path / "toyz2").mkdir()
     with pytest.raises(FileNotFoundError, match=r"did you mean '.*/toys'"):
         sources.open(tmp_path / "toyz")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'parquet:x/\*'"):
+        sources.open("parqet:x/*")
+    with pytest.raises(ValueError, match=r"no split 'val'.*with --val-fraction"):
+        sources.open(folder).source("val")
     with pytest.raises(FileNotFoundError, match=r"known: toys$"):
         sources.open(tmp_path / "quite_other")
     with pytest.raises(ValueError, match=r"has no dataset_info.json; did you mean .*toys'"):

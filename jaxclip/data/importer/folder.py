@@ -119,6 +119,8 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
         fields = None if data is None else json.loads(data)
     except (ValueError, RecursionError):
         fields = None
+    if isinstance(fields, (str, list)):  # captions alone
+        fields = {TEXT_FIELDS[0]: fields}
     if not isinstance(fields, dict):
         return texts, None
     return texts, {str(name): value for name, value in fields.items() if name != "key"}

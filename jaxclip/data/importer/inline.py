@@ -17,9 +17,10 @@ _BEGINNINGS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR")
 def is_inline(text: str) -> bool:
     """Whether a text is a picture rather than the name of its file."""
     text = text.lstrip()
-    if text.startswith("data:") or len(text) > _LONGEST_NAME:
+    if text.startswith("data:"):
         return True
-    return text.startswith(_BEGINNINGS) and "." not in text
+    has_ending = "." in text[-6:].rstrip()
+    return not has_ending and (len(text) > _LONGEST_NAME or text.startswith(_BEGINNINGS))
 
 
 def picture_in(text: str) -> bytes | BadRecord:

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from jaxclip.data import file_kinds, patterns, webdataset
+from jaxclip.data import file_kinds, patterns, remote, webdataset
 from jaxclip.data.importer import table_rows
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Reader
@@ -64,7 +64,19 @@ def open_reader(
     text = os.fspath(source)
     if not text:  # would be this very folder
         raise FileNotFoundError("the source is empty; name a folder, a file, or a pattern of files")
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _ENDINGS and format in ("auto", kind):
+        text, format = rest, kind  # as it is named where it is read in place
+    text = patterns.local_path(text)
+    if remote.is_remote(text):
+        raise ValueError(
+            f"{text!r} is elsewhere, and imports are of files of this machine: copy them, or read "
+            f"tars and Parquet in place, by data.name='webdataset:{text}' or "
+            f"'parquet:{text}'"
+        )
     path = pathlib.Path(text)
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise ValueError(f"{text!r} is a pipe, socket or device, not a file")
     if path.is_dir():
         files = sorted(
             str(file) for file in path.iterdir() if file.is_file() and not is_hidden(file.name)
@@ -82,7 +94,10 @@ def open_reader(
     if not path.is_dir() and len(fitting) < len(files):
         fitting = [pathlib.Path(file) for file in files]  # named outright, whatever they are called
     if not fitting:
-        raise FileNotFoundError(f"{text!r} holds no file that ends in {_ENDINGS[format]}")
+        raise FileNotFoundError(
+            f"{text!r} holds no file that ends in {', '.join(_ENDINGS[format])}; without "
+            "--format what is there is found out"
+        )
     if format == "webdataset":
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
@@ -232,6 +247,8 @@ def _what_instead(path: pathlib.Path) -> str:
     files = [path] if path.is_file() else sorted(path.iterdir())
     for file in files:
         suffix = file.suffix.lower()
+        if path.is_file() and suffix in IMAGE_SUFFIXES:
+            return "; it is one picture: name the folder that it is in"
         if suffix in _PACKED:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
@@ -239,10 +256,13 @@ def _what_instead(path: pathlib.Path) -> str:
         if suffix in (".arrow", ".feather") or file.name == "dataset_dict.json":
             place = path if path.is_file() else file.parent
             return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
-        if path.is_file() and not (kind := file_kinds.kind_of(_begin(file))).startswith(_VAGUE):
-            return f"; it is {kind}"
         if ".tfrecord" in file.name or ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
+    for file in files[:_MAX_TABLES]:
+        is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
+        kind = _VAGUE[0] if is_own else file_kinds.kind_of(_begin(file))
+        if not kind.startswith(_VAGUE):
+            return f"; {file.name} is {kind}"
     return ""
 
 

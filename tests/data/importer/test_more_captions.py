@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 
 import pytest
 
@@ -196,5 +197,40 @@ def test_a_folder_with_nothing_but_a_table_says_what_is_wrong_with_it(fill, name
 
 
 def test_a_file_of_another_kind_is_called_what_it_is(fill):
-    with pytest.raises(ValueError, match=r"it is an array of NumPy"):
+    with pytest.raises(ValueError, match=r"subset.npy is an array of NumPy"):
         found(fill({"subset.npy": b"\x93NUMPY\x01\0"}) / "subset.npy")
+    with pytest.raises(ValueError, match="it is one picture: name the folder"):
+        found(fill({"a.jpg": b"\xff\xd8\xff"}) / "a.jpg")
+    folder = fill({"h/a.heic": b"\0\0\0\x18ftypheic", "h/a.txt": "x"})
+    with pytest.raises(FileNotFoundError, match=r"a\.heic is HEIC; convert it to JPEG first"):
+        found(folder / "h")
+
+
+def test_how_a_source_may_be_named(fill, monkeypatch):
+    folder = fill({**PICTURES, "captions.csv": "file,caption\na.jpg,x\n"})
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for source in ("~/in", f"file://{folder}", f"file:{folder}/captions.csv"):
+        assert found(source) == [(A, ("x",))]
+    with pytest.raises(ValueError, match="is elsewhere, and imports are of files of this machine"):
+        found("https://example.com/captions.csv")
+    with pytest.raises(FileNotFoundError, match=r"did you mean '.*captions\.csv'"):
+        found(folder / "caption.csv")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        found("webdataset:nowhere.tar")
+
+
+def test_what_is_no_file_and_what_is_left_by_systems(fill):
+    folder = fill({
+        "a.jpg": A, "a.json": '["x", "y"]', "#recycle/b.jpg": B, "0.tar/b.jpg": B,
+        "0.tar/b.json": '"z"',
+    })  # fmt: skip
+    assert found(folder) == [(A, ("x", "y")), (B, ("z",))]
+    with pytest.raises(FileNotFoundError, match=r"no \.tar in this folder"):
+        sources.open(f"webdataset:{folder}")
+    os.mkfifo(folder / "x.csv")
+    with pytest.raises(ValueError, match="is a pipe, socket or device"):
+        found(folder / "x.csv")
+    name = f"{'n' * 300}.jpg"
+    fill({"captions.csv": f"file,caption\n{name},x\n"})
+    ((_, item),) = open_reader(folder).items(Cursor())
+    assert item.key == name  # long, but no picture
