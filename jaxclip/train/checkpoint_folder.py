@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from jaxclip import storage
-from jaxclip.train import manifest, staging
+from jaxclip.train import manifest, parts, staging
 
 logger = logging.getLogger("jaxclip")
 
@@ -97,6 +97,8 @@ class CheckpointFolder:
         """
         if self._copy is not None:
             self._copy.fetch(self.path(step).name)
+        if self._copy is not None or jax.process_index() == 0:
+            parts.join(self.path(step) / "state")
 
     def changed(self) -> None:
         """To be called when a checkpoint was committed or removed."""

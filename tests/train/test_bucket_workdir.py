@@ -1,5 +1,6 @@
 """A run in a bucket: what comes to the address, going on from it, what is refused, what is lost."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -16,7 +17,18 @@ import jaxclip
 from jaxclip import cli, lock
 from jaxclip.data.bucket import Bucket, BucketError
 from jaxclip.lock import LockedError, LostLockError
-from jaxclip.train import checkpoint, loop, manifest, metrics, mirror, setup, staging, workdir
+from jaxclip.train import (
+    checkpoint,
+    loop,
+    manifest,
+    metrics,
+    mirror,
+    parts,
+    setup,
+    staging,
+    workdir,
+)
+from tests.google import serve
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +73,7 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.fixture
-def stopped_run(address, tiny_config, monkeypatch):
+def stopped(address, config, monkeypatch):
     """A run at the address that SIGTERM has stopped after step 13."""
     from jaxclip.train import signals
 
@@ -75,12 +86,50 @@ def stopped_run(address, tiny_config, monkeypatch):
             return asked(self, at)
 
         patch.setattr(signals.StopSignals, "requested", requested)
-        assert loop.train(tiny_config(), address).step == 13
-    return address
+        assert loop.train(config, address).step == 13
 
 
-def test_a_run_stopped_goes_on_elsewhere_to_the_bit(stopped_run, trained, tiny_config, capsys):
-    address, folder = stopped_run, folder_of(stopped_run)
+@pytest.fixture
+def amazon(monkeypatch):
+    """``s3://runs`` on this machine: a server that tests of Amazon's own clients use."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
+        Bucket="runs"
+    )
+    yield
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_a_run_in_a_store_is_stopped_and_goes_on_to_the_bit(
+    store, request, trained, tiny_config, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with contextlib.ExitStack() as stack:
+        if store == "gs":
+            stack.enter_context(serve(monkeypatch))
+        else:
+            request.getfixturevalue("amazon")
+        stopped(f"{store}://runs/a run", tiny_config(), monkeypatch)
+        goes_on_elsewhere(f"{store}://runs/a run", trained, tiny_config(), capsys)
+
+
+def test_a_run_stopped_goes_on_elsewhere_to_the_bit(
+    address, trained, tiny_config, monkeypatch, capsys
+):
+    stopped(address, tiny_config(), monkeypatch)
+    goes_on_elsewhere(address, trained, tiny_config(), capsys)
+
+
+def goes_on_elsewhere(address, trained, config, capsys):
+    folder = folder_of(address)
     capsys.readouterr()
     found = names(address)
     assert {"config.json", "metrics.jsonl", "report.html", "environment.json"} <= set(found)
@@ -92,7 +141,7 @@ def test_a_run_stopped_goes_on_elsewhere_to_the_bit(stopped_run, trained, tiny_c
     shutil.rmtree(folder)  # another machine
     assert cli.main(["train", "--workdir", address]) == 0
     assert f"workdir {address}: going on after step 13" in capsys.readouterr().out
-    assert_equal(final_state(tiny_config(), address), final_state(tiny_config(), trained))
+    assert_equal(final_state(config, address), final_state(config, trained))
     with workdir.lent(address) as (copy, _):
         steps, _ = metrics.curves(metrics.read_metrics(copy))["loss"]
         assert steps.tolist() == list(range(1, 21))
@@ -179,7 +228,7 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
                 shutil.rmtree(held.path / "checkpoints" / "step_00000002")
                 save(held.path, 2, "saved again", keep=2)
                 save(held.path, 3, keep=2)
-                held.mirror.sync()
+                held.copy.sync()
                 raise AssertionError("done")
         found = whole(address)
         assert found and found[0] in (1, 2), number
@@ -200,12 +249,12 @@ def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(addr
         (held.path / "tensorboard").mkdir()
         for name in ("metrics.jsonl", "tensorboard/one", "half.tmp", ".hidden", "lock.json"):
             (held.path / name).write_text(name)
-        held.mirror.sync()
+        held.copy.sync()
         assert names(address) == ["lock.json", "metrics.jsonl", staging.MARK, "tensorboard/one"]
         assert b"token" in Bucket(address).read("lock.json")
         (held.path / "tensorboard/one").unlink()
         Bucket(address).write("metrics.jsonl", b"not looked at")
-        held.mirror.sync()
+        held.copy.sync()
         assert names(address) == ["lock.json", "metrics.jsonl", staging.MARK]
         assert Bucket(address).read("metrics.jsonl") == b"not looked at"
 
@@ -213,11 +262,11 @@ def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(addr
 def test_new_metrics_of_a_checkpoint_send_its_manifest_alone(address, still):
     with workdir.hold(address) as held:
         save(held.path, 1)
-        held.mirror.sync()
+        held.copy.sync()
         path = epath.Path(held.path) / "checkpoints" / "step_00000001"
         manifest.put(path, {**manifest.read(path), "metrics": {"top1": 0.5}})
         Bucket(address).write("checkpoints/step_00000001/a", b"not looked at")
-        held.mirror.sync()
+        held.copy.sync()
     content = json.loads(Bucket(address).read("checkpoints/step_00000001/manifest.json"))
     assert content["metrics"] == {"top1": 0.5}
     assert Bucket(address).read("checkpoints/step_00000001/a") == b"not looked at"
@@ -291,7 +340,7 @@ def test_a_folder_that_was_overtaken_starts_anew_and_loses_nothing(
 ):
     with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
         save(held.path, 1)
-        held.mirror.sync()
+        held.copy.sync()
         save(held.path, 2, "never seen")
         network(False)
     network(True)
@@ -360,6 +409,17 @@ def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(address, trained,
     damaged = next(name for name in names(address) if "00000020/state/d/" in name)
     Bucket(address).write(damaged, b"x")
     assert int(final_state(tiny_config(), address).step) == 10
+
+
+def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config, tmp_path):
+    """As of several processes, whose index is not made when they save."""
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    state = epath.Path(tmp_path / "checkpoints" / "step_00000020" / "state")
+    parts.forget_index(state)
+    assert not (state / "d").exists() and (state / "ocdbt.process_0").exists()
+    path = state.parent
+    manifest.write(path, {k: v for k, v in manifest.read(path).items() if k != "files"})
+    assert_equal(final_state(tiny_config(), tmp_path), final_state(tiny_config(), trained))
 
 
 def test_a_run_starts_from_weights_at_an_address(address, trained, tiny_config, tmp_path):
