@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,7 +108,10 @@ def page(run: Run) -> str:
         heading(run),
         tiles(run, found),
         section("Training", report_charts.training(run.curves, found)),
-        section("Spikes", spike_table(found) + report_spikes.events(run.workdir)),
+        section(
+            "Spikes",
+            spike_table(found, run.config.get("watch", {})) + report_spikes.events(run.workdir),
+        ),
         section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
         section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
         section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),
@@ -206,7 +209,7 @@ def spikes_of(run: Run) -> dict[str, spikes.Spikes]:
     return found
 
 
-def spike_table(found: dict[str, spikes.Spikes]) -> str:
+def spike_table(found: dict[str, spikes.Spikes], watch: Mapping[str, Any]) -> str:
     """How many spikes, how high, and what they cost."""
     if not found:
         return ""
@@ -225,8 +228,12 @@ def spike_table(found: dict[str, spikes.Spikes]) -> str:
     note = (
         f'<p class="soft">A spike lies more than {spikes.THRESHOLD:g} standard deviations above '
         f"the mean of the {spikes.WINDOW} steps before it; the score is the share of such steps. "
-        "Steps lost: until the loss was back where it was.</p>"
+        "Steps lost: until the loss was back where it was."
     )
+    own = watch.get("threshold", spikes.THRESHOLD), watch.get("window", spikes.WINDOW)
+    if watch.get("enabled") and own != (spikes.THRESHOLD, spikes.WINDOW):
+        note += f" The run's own watch went by {own[0]:g} deviations and {own[1]} steps."
+    note += "</p>"
     return table(header, rows) + note
 
 
