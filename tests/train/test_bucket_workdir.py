@@ -121,11 +121,16 @@ def test_a_run_in_a_store_is_stopped_and_goes_on_to_the_bit(
         goes_on_elsewhere(f"{store}://runs/a run", trained, tiny_config(), capsys)
 
 
-def test_a_run_stopped_goes_on_elsewhere_to_the_bit(
-    address, trained, tiny_config, monkeypatch, capsys
-):
-    stopped(address, tiny_config(), monkeypatch)
-    goes_on_elsewhere(address, trained, tiny_config(), capsys)
+def test_a_run_killed_goes_on_elsewhere_to_the_bit(address, trained, tiny_config):
+    """As a kill left it that came when step 20 was uploaded but for its manifest."""
+    upload(trained, address)
+    Bucket(address).remove("checkpoints/step_00000020/manifest.json")
+    assert loop.train(tiny_config(), address).finished
+    assert_equal(final_state(tiny_config(), address), final_state(tiny_config(), trained))
+    assert {"config.json", "metrics.jsonl", "report.html", "eval.json"} <= set(names(address))
+    for name in names(address):
+        if name != staging.MARK:
+            assert (folder_of(address) / name).read_bytes() == Bucket(address).read(name), name
 
 
 def goes_on_elsewhere(address, trained, config, capsys):
@@ -422,6 +427,7 @@ def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config,
     assert_equal(final_state(tiny_config(), tmp_path), final_state(tiny_config(), trained))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_at_an_address(address, trained, tiny_config, tmp_path):
     upload(trained, address)
     experiment = setup.build(tiny_config(f"init_from={address}"))
