@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxclip.registry import hint
+from jaxclip.registry import hint, nearest
 
 _TRAIN = """\
 Train a model, or go on training it.
@@ -149,7 +149,20 @@ class _Parser(argparse.ArgumentParser):
             message += hint(choice[1], re.findall(r"[\w-]+", choice[2]))
         elif stray:
             message += f"; write --{stray[1]}"
+        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            near = nearest(unknown[1], _options(self), cutoff=0.6)
+            message += f"; did you mean {near}?" if near else ""
         super().error(message)
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser and of the commands below it that the command line names."""
+    found = {option for option in parser._option_string_actions if option.startswith("--")}
+    for action in parser._actions:
+        choices = action.choices if isinstance(action.choices, dict) else {}
+        for name in choices.keys() & set(sys.argv):
+            found |= _options(choices[name])
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -272,6 +285,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.print_config:
         import json
 
+        from jaxclip.train import checks
+
+        checks.check_names(config)
         print(json.dumps(config, indent=2))
         return 0
     from jaxclip.train import allocator

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 
 from jaxclip import config as config_lib
 from jaxclip.config import Config
-from jaxclip.inference.model import preprocess_of
+from jaxclip.inference.inputs import preprocess_of
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -176,13 +178,31 @@ def export_weights(
 
         files = onnx_files.write_onnx(found.config, found.read(None), to, preprocess)
         return f"{os.fspath(to)}: both towers for ONNX ({', '.join(files)})"
-    family = export.family_of(sizes, form)
-    params = found.read(None)
-    if names := export.terms_of(family, sizes):
-        own = {**found.read_own(names), **params.get("objective", {})}
-        params = {**params, "objective": own}
-    files = export.export_checkpoint(params, sizes, family, to, preprocess)
+    with _naming_the_way_out():
+        family = export.family_of(sizes, form)
+        params = found.read(None)
+        if names := export.terms_of(family, sizes):
+            own = {**found.read_own(names), **params.get("objective", {})}
+            params = {**params, "objective": own}
+        files = export.export_checkpoint(params, sizes, family, to, preprocess)
     return f"{os.fspath(to)}: {family} ({', '.join(files)})"
+
+
+# How errors begin to say that other people's code has no such model.
+_NOWHERE = ("can't be expressed", "transformers has no class")
+
+
+@contextlib.contextmanager
+def _naming_the_way_out() -> Iterator[None]:
+    """A model that other people's code lacks can always be written as programs."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if any(each in text for each in _NOWHERE) and "--format" not in text:
+            text = f"{text}; --format stablehlo writes any model, as programs that need JAX alone"
+            raise ValueError(text) from error
+        raise
 
 
 def _numbers(values: Any) -> str:

@@ -192,7 +192,11 @@ def _model_row(row: Row, plan: Plan, lighter: Plan | None) -> tuple[str, ...]:
 
 
 def weak_table(plans: Iterable[Plan]) -> str:
-    """Bytes sent by a chip, from 16 to 256 chips at one batch a chip."""
+    """Bytes sent by a chip, from 16 to 256 chips at one batch a chip.
+
+    Raises:
+      ValueError: a plan that does not fit.
+    """
     rows = [
         (
             "slice",
