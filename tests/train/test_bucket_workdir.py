@@ -249,6 +249,18 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
     assert 12 < number < 40, "any request was once the last one"
 
 
+def test_what_is_not_of_a_run_is_left_alone(address, still):
+    others = ["data/000.tar", "data/notes.json", "model.pt", "checkpoints/mine/a"]
+    for name in others:
+        Bucket(address).write(name, b"not a run's")
+    for _ in range(2):
+        with workdir.hold(address) as held:
+            (held.path / "config.json").write_text("{}")
+            held.copy.sync()
+            assert not [name for name in others if (held.path / name).exists()]
+    assert set(others) < set(names(address))
+
+
 def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(address, still):
     with workdir.hold(address) as held:
         (held.path / "tensorboard").mkdir()
