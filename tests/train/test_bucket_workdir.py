@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import signal
+import threading
 import time
 
 import fsspec
@@ -397,6 +398,69 @@ def test_a_network_that_is_gone_at_the_start_is_one_line(address, network, capsy
     assert "no route to host" in error and error.count("\n") == 1
     with pytest.raises(BucketError), workdir.hold(address):
         pass
+
+
+# Several processes, of which this one is 0 and the other is made up.
+
+
+def part(held, step, monkeypatch):
+    """What orbax leaves of process 0's part, and what commits it: ``(parts, folder, number)``."""
+    monkeypatch.setattr(parts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
+    mine = parts.Parts(held.copy)
+    folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
+    number = mine.begin(folder)
+    for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
+        (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "state" / name).write_text(name)
+    return mine, folder, number
+
+
+def other_part(address, step, number, tmp_path):
+    folder = epath.Path(tmp_path / "other" / "state" / "ocdbt.process_1")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "b").write_text("b")
+    table = manifest.table_of(folder.parent.parent)
+    base = f"checkpoints/step_{step:08d}"
+    Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
+    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+
+
+def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        (held.path / "metrics.jsonl").write_text("4")
+        other_part(address, 4, "of another save", tmp_path)
+        thread = threading.Thread(target=mine.commit, args=(folder, {"step": 4}, number))
+        thread.start()
+        wait_for(lambda: Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json"))
+        time.sleep(0.1)
+        assert thread.is_alive() and not whole(address)
+        other_part(address, 4, number, tmp_path)
+        thread.join()
+        assert whole(address) == [4] and Bucket(address).read("metrics.jsonl") == b"4"
+        held.copy.sync()
+    files = manifest.read(folder)["files"]
+    assert set(files) == {f"state/{n}" for n in ("_METADATA", "ocdbt.process_0/d/a",
+                                                 "ocdbt.process_1/b")}  # fmt: skip
+    assert whole(address) == [4], "the mirror has nothing to add"
+
+
+def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, monkeypatch, network):
+    monkeypatch.setattr(parts, "_PATIENCE", 0.1)
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.hurry.set()
+        with pytest.raises(OSError, match="the part of process 1 did not come to"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+        mine, folder, number = part(held, 6, monkeypatch)
+        mine.hurry.set()
+        network(False)
+        with pytest.raises(BucketError, match="no route"):
+            mine.commit(folder, {"step": 6}, number)
+        network(True)
+        assert not folder.exists()
 
 
 # Readers.
