@@ -29,7 +29,7 @@ from jaxclip.train import (
     staging,
     workdir,
 )
-from tests.google import serve
+from tests.google_store import serve
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from jaxclip import config as config_lib
 from jaxclip import lock
 from jaxclip.data.bucket import Bucket
 from jaxclip.train import checkpoint, loop, metrics, setup, staging
-from tests.google import serve
+from tests.google_store import serve
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 HEARTBEAT = 20  # seconds; the machine that runs the tests may be busy
