@@ -83,6 +83,18 @@ def write_report(workdir: str | os.PathLike[str], name: str = "") -> pathlib.Pat
     return path
 
 
+def write_report_at(workdir: str) -> str:
+    """:func:`write_report` of a folder or an address; returns where the report is."""
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(("tensorboard/", "profile/"))
+
+    workdir_lib.read_config(workdir)  # refuses what is none, by its own name
+    with workdir_lib.lent(workdir, wanted) as (folder, _):
+        path = write_report(folder, workdir)
+    return f"{workdir.rstrip('/')}/{path.name}"
+
+
 def read(workdir: str | os.PathLike[str]) -> Run:
     """Read what is needed from a workdir.
 
