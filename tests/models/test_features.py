@@ -33,13 +33,6 @@ CONFIGS = {
 PREFIX = {"clip": 1, "siglip": 0, "mean_conv": 0, "map_registers": 2}
 
 
-@pytest.fixture(scope="module")
-def clip():
-    """Model, parameters, images and tokens of the small CLIP."""
-    model = models.build(small.CLIP)
-    return model, small.params_for(model), *small.batch(small.CLIP)
-
-
 def close(got, expected, atol=3e-6):
     np.testing.assert_allclose(got, expected, atol=atol)
 
