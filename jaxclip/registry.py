@@ -169,6 +169,8 @@ class Registry:
         Raises:
           ValueError: no name, an unknown name or an unknown option.
         """
+        if not isinstance(config, (str, Mapping)):
+            raise ValueError(f"{self.kind} {config!r} is neither a name nor a dict with a 'name'")
         options = {"name": config} if isinstance(config, str) else dict(config)
         if "name" not in options:
             raise ValueError(f"{self.kind} without a 'name'; known: {', '.join(self.names())}")

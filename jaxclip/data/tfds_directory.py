@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from jaxclip.data import array_record_file, remote, tfrecord
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.record import BadRecord, FieldNames, Record, parse_example
-from jaxclip.registry import check_options, hint
+from jaxclip.registry import check_options, hint, nearest
 
 
 def open_directory(
@@ -35,16 +36,16 @@ def open_directory(
     name = name or os.fspath(directory)
     info = _load_json(path, "dataset_info.json", name)
     features = _load_json(path, "features.json", name)
-    names = field_names(features, name, fields or {})
+    with _sound(path / "features.json"):
+        names = field_names(features, name, fields or {})
     class_names = _class_names(path, names.label)
-    splits = {split["name"]: split for split in info.get("splits", [])}
-    lengths = {
-        split: [int(length) for length in entry.get("shardLengths", [])]
-        for split, entry in splits.items()
-    }
+    with _sound(path / "dataset_info.json"):
+        splits = {str(split["name"]): split for split in info.get("splits", [])}
+        lengths = {split: _lengths(entry) for split, entry in splits.items()}
 
     def open_split(split: str) -> RecordSource:
-        paths = _shard_paths(path, info, splits[split], len(lengths[split]))
+        with _sound(path / "dataset_info.json"):
+            paths = _shard_paths(path, info, splits[split], len(lengths[split]))
         missing = _missing(path, paths)
         if missing:
             raise FileNotFoundError(
@@ -60,6 +61,24 @@ def open_directory(
     return DataSet(name, counts, open_split, class_names, bool(names.texts), local)
 
 
+@contextlib.contextmanager
+def _sound(file: Any) -> Iterator[None]:
+    """What has no such values as are looked for in a file of JSON is the file's fault."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _lengths(split: Mapping[str, Any]) -> list[int]:
+    """Numbers of records of a split's shards."""
+    lengths = [str(length) for length in split.get("shardLengths", [])]
+    for length in lengths:
+        if not length.isdecimal() or int(length) > _MAX_LENGTH:
+            raise IndexError(f"a shard of {length} records")
+    return [int(length) for length in lengths]
+
+
 def _missing(directory: Any, paths: list[str]) -> list[str]:
     """Shards that are not there; a remote folder is listed once for all."""
     if not remote.is_remote(directory):
@@ -70,6 +89,9 @@ def _missing(directory: Any, paths: list[str]) -> list[str]:
 
 # Of what an index of an ArrayRecord file holds.
 _INDEX_VERSION = 1
+
+# Records of a shard; more of them are no number but damage.
+_MAX_LENGTH = 10**8
 
 # Text features that may name a record.
 _KEYS = ("key", "id", "file_name", "filename", "image/filename")
@@ -285,25 +307,32 @@ def _other_kind(directory: Any) -> str:
     return ""
 
 
-def data_sets_beside(directory: Any) -> list[str]:
-    """Names of the folders beside one that hold a data set, in themselves or in a version's."""
+def hint_beside(directory: Any, others: Iterable[str] = ()) -> str:
+    """The end of an error about a folder that is not there: the data set beside it that is meant.
+
+    Args:
+      directory: the folder that is not there.
+      others: names of further data sets.
+    """
     parent = directory.parent
     if not parent.is_dir():
-        return []
+        return ""
     info = "dataset_info.json"
     files = (info, f"*/{info}", f"*/*/{info}")
-    return [
-        each.name
+    known = {
+        each.name: str(each)
         for each in sorted(parent.iterdir())
         if each.is_dir() and any(next(iter(each.glob(file)), None) for file in files)
-    ]
+    } | {name: name for name in others}
+    near = nearest(directory.name, known)
+    if near:
+        return f"; did you mean {known[near]!r}?"
+    return hint(directory.name, known) if known else ""
 
 
 def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
     if not directory.is_dir():
-        beside = data_sets_beside(directory)
-        near = hint(directory.name, beside) if beside else ""
-        raise FileNotFoundError(f"data set {name!r}: no such directory{near}")
+        raise FileNotFoundError(f"data set {name!r}: no such directory{hint_beside(directory)}")
     path = directory / file
     if not path.is_file():
         nested = sorted(directory.glob(f"*/{file}")) + sorted(directory.glob(f"*/*/{file}"))
@@ -311,7 +340,7 @@ def _load_json(directory: Any, file: str, name: str) -> dict[str, Any]:
         near = _other_kind(directory) or near
         raise ValueError(
             f"{str(directory)!r} is not a TFDS data set: it has no {file}{near} "
-            "(`jaxclip data import --from ... --to DIR` makes one)"
+            f"(`jaxclip data import --from {directory} --to DIR` makes one)"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -330,17 +359,18 @@ def _shard_paths(
     directory: Any, info: Mapping[str, Any], split: Mapping[str, Any], num_shards: int
 ) -> list[str]:
     template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    return [
-        str(
-            directory
-            / template.format(
-                DATASET=info["name"],
-                SPLIT=split["name"],
-                FILEFORMAT=info.get("fileFormat", "tfrecord"),
-                SHARD_INDEX=f"{shard:05d}",
-                NUM_SHARDS=f"{num_shards:05d}",
-                SHARD_X_OF_Y=f"{shard:05d}-of-{num_shards:05d}",
-            )
+
+    def name_of(shard: int) -> str:
+        return str(template).format(
+            DATASET=info["name"],
+            SPLIT=split["name"],
+            FILEFORMAT=info.get("fileFormat", "tfrecord"),
+            SHARD_INDEX=f"{shard:05d}",
+            NUM_SHARDS=f"{num_shards:05d}",
+            SHARD_X_OF_Y=f"{shard:05d}-of-{num_shards:05d}",
         )
-        for shard in range(num_shards)
-    ]
+
+    try:
+        return [str(directory / name_of(shard)) for shard in range(num_shards)]
+    except ValueError as error:
+        raise KeyError(f"no name of a file: {template}") from error

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from jaxclip.inference import caption, generate
 from jaxclip.inference.inputs import Picture, as_numbers, as_strings, preprocess_of, to_pixels
 from jaxclip.models import presets, reductions
 from jaxclip.models.products import rules
-from jaxclip.registry import hint
+from jaxclip.registry import hint, nearest
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
 
@@ -251,7 +250,7 @@ class Model:
         if name not in self.params.get("objective", {}):
             if name not in self._terms:
                 found: Mapping[str, Any] = {}
-                if pathlib.Path(self.path).expanduser().exists():
+                if init_from.exists(self.path):
                     found = init_from.open_source(self.path, "the path").read_own([name])
                 if name not in found:
                     raise ValueError(f"{self.path} has no trained parameters of objective {name!r}")
@@ -316,13 +315,13 @@ class Model:
         _ = self._tokenizer
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
-        path = pathlib.Path(self.path)
+        published = init_from.exists(self.path) and not init_from.is_run(self.path)
         tokenizer_check.fit(
             tokenizer,
             self.config["tokenizer"]["kind"],
             self.sizes.text,
             self.path,
-            published=path.exists() and not init_from.is_run(path),
+            published=published,
         )
 
 
@@ -340,9 +339,9 @@ def load(
     """Open a model.
 
     Args:
-      source: a workdir (its averaged parameters, where it keeps them), published weights (a file or
-        folder of any family of :mod:`jaxclip.weights.families`), or the name of a preset, whose
-        parameters are random.
+      source: a workdir, also at an address (its averaged parameters, where it keeps them),
+        published weights (a file or folder of any family of :mod:`jaxclip.weights.families`), or
+        the name of a preset, whose parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
       dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
         and behind the blocks, and embeddings are float32. ``"bfloat16x2"`` and ``"bfloat16x3"``
@@ -358,7 +357,7 @@ def load(
     if dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r}; use {', '.join(map(repr, _DTYPES))}")
     path = os.fspath(source)
-    exists = pathlib.Path(path).expanduser().exists()
+    exists = init_from.exists(path)
     if exists:
         found = init_from.open_source(path, "the path")
         config, params = found.config, jax.tree.map(jnp.asarray, found.read(None))
@@ -368,8 +367,7 @@ def load(
         params = towers.build_model(config).init(jax.random.key(0))
     else:
         raise ValueError(
-            f"{path!r} is neither a workdir, published weights nor a preset"
-            f"{hint(path, presets.names())}"
+            f"{path!r} is neither a workdir, published weights nor a preset{_hint_of_weights(path)}"
         )
     if tokenizer:
         trained, chosen = config["tokenizer"], {**config["tokenizer"], **tokenizer}
@@ -384,6 +382,15 @@ def load(
     own = towers.from_config(config, towers.build_model(config), products=products)
     reduction = reductions.from_config(token_reduction)
     return Model(path, params, config, dataclasses.replace(own, reduction=reduction))
+
+
+def _hint_of_weights(path: str) -> str:
+    """The end of an error about weights that are not there: what is beside them, or a preset."""
+    folder, name = os.path.split(path.rstrip("/"))
+    near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
+    if near and not nearest(path, presets.names()):
+        return f"; did you mean {os.path.join(folder, near)!r}?"
+    return hint(path, presets.names()) if not folder else ""
 
 
 def _sized(sizes: models.CLIPConfig) -> dict[str, Any]:

@@ -239,3 +239,11 @@ def test_imported_weights_are_evaluated(tmp_path, tiny_dataset, capsys, caplog):
         Image.fromarray(noise(16, 16)).save(file, "PNG")
         images = loaded.preprocess(file.getvalue())
     assert loaded.logits(images, loaded.tokenize(["a", "b"])).shape == (1, 2)
+
+
+def test_weights_that_are_not_there_are_looked_for_beside(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=r"neither a workdir.*did you mean '.*/photos'\?"):
+        jaxclip.load(tmp_path / "photo")
+    with pytest.raises(ValueError, match=r"neither a workdir.*did you mean 'vit_b16'"):
+        jaxclip.load("vit-b16")
