@@ -3,8 +3,33 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Container, Iterable
 
 from PIL import Image
+
+# Endings of pictures that are not read. In a folder they count as undecodable, unless the same
+# picture is beside them in a format that is read.
+UNREAD_ENDINGS = (
+    ".heic", ".heif", ".hif", ".jxl", ".jp2", ".j2k", ".svg", ".tga", ".psd", ".qoi", ".pcx",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".exr", ".hdr",
+)  # fmt: skip
+
+
+def pictures_among(names: Iterable[str], read: Container[str]) -> set[str]:
+    """Those of the names of a folder's files that are pictures by their endings.
+
+    Args:
+      names: of files.
+      read: endings of pictures that are read, in small letters.
+    """
+    taken = [(name, *os.path.splitext(name)) for name in names]
+    found = {name for name, _, ending in taken if ending.lower() in read}
+    stems = {stem for name, stem, _ in taken if name in found}
+    return found | {
+        name for name, stem, end in taken if end.lower() in UNREAD_ENDINGS and stem not in stems
+    }
+
 
 # How files begin that are met in the place of pictures, in small letters, and what to do.
 _OTHERS = {

@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
-from jaxclip.data.tfds_directory import field_names, hint_beside, open_directory
+from jaxclip.data.tfds_directory import hint_beside, open_directory
+from jaxclip.data.tfds_features import field_names
 from jaxclip.registry import Registry, nearest
 
 __all__ = [

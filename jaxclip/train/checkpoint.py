@@ -33,6 +33,10 @@ __all__ = ["CheckpointError", "Checkpointer", "Restored"]
 logger = logging.getLogger("jaxclip")
 
 
+# Bytes of a file that is to be uploaded.
+_LARGEST_FILE = 2**28
+
+
 class Checkpointer:
     """Saves and restores training states in a folder.
 
@@ -72,6 +76,8 @@ class Checkpointer:
         self.directory = self._folder.directory
         self._writable = writable
         self._one_by_one = one_by_one
+        # Files are uploaded one by one, each from memory.
+        self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}
         apart = writable and copy is not None and jax.process_count() > 1
         self._parts = parts.Parts(copy) if apart and copy is not None else None
         # The step that several processes gave up uploading, and why.
@@ -160,7 +166,7 @@ class Checkpointer:
                     timeout_secs=3600,
                     **options,
                 )
-            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree))
+            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
         except Exception as error:
             self._folder.remove(step)
             raise self._explain(step, error) from error
@@ -277,8 +283,9 @@ class Checkpointer:
         """The error for a failed save, with the way out."""
         before = [other for other in self.steps() if other != step]
         safe = f"step {before[-1]} is the newest intact one" if before else "none is on disk yet"
+        where = self.directory if self._parts is None else self._folder.place
         return CheckpointError(
-            f"checkpoint of step {step} was not written to {self.directory}: "
+            f"checkpoint of step {step} was not written to {where}: "
             f"{storage.reason(error, self.directory)}; {safe}"
         )
 
@@ -331,7 +338,7 @@ class Checkpointer:
         if restored is None:
             have = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
-                f"no usable checkpoint of step {step} in {self.directory}; there are: {have}"
+                f"no usable checkpoint of step {step} in {self._folder.place}; there are: {have}"
             )
         return restored
 
@@ -341,5 +348,7 @@ class Checkpointer:
         self.wait()
         found = restore(self._folder, abstract_state, only=only, partial=partial, optional=optional)
         if found is not None:
+            if self._parts is not None:
+                self._parts.release(self._folder.path(found.step))
             self._known = multihost.broadcast_steps(self._folder.steps())
         return found

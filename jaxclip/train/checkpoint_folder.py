@@ -81,6 +81,8 @@ class CheckpointFolder:
             copy = self._borrowed = staging.Borrowed(address)
             place = os.fspath(copy.folder / name)
         self.directory = epath.Path(place)
+        # What people call it.
+        self.place = f"{copy.bucket.address}/{staging.CHECKPOINTS}" if copy is not None else place
         self._copy = copy
         self.damaged: set[int] = set()
 

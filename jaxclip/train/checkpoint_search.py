@@ -104,9 +104,9 @@ def restore(
         _pass_over(folder, search, step, f"its checksums are right, but {reason}")
     if int(multihost.broadcast(np.asarray(search.damaged))) and only is None:
         if search.unread:
-            what = f"no checkpoint in {folder.directory} can be read, but not all are damaged"
+            what = f"no checkpoint in {folder.place} can be read, but not all are damaged"
         else:
-            what = f"every checkpoint in {folder.directory} is damaged"
+            what = f"every checkpoint in {folder.place} is damaged"
         raise CheckpointError(
             f"{what}:\n  "
             + "\n  ".join(search.lines)
@@ -138,5 +138,7 @@ def _choose(folder: CheckpointFolder, only: int | None, search: _Search) -> int:
 def _pass_over(folder: CheckpointFolder, search: _Search, step: int, reason: str) -> None:
     search.passed.append(step)
     folder.damaged.add(step)
-    search.lines.append(f"checkpoint {folder.path(step)} can't be used: {reason}")
+    search.lines.append(
+        f"checkpoint {folder.place}/{folder.path(step).name} can't be used: {reason}"
+    )
     logger.warning("%s; trying the one before it", search.lines[-1])

@@ -78,7 +78,7 @@ class Mirror(staging.Copy):
         self._files = {name: here.get(name) for name in names if staging.is_uploaded(name)}
         for name in names:
             folder, _, rest = name.partition("/")
-            if folder == staging.CHECKPOINTS and "/" in rest:
+            if folder == staging.CHECKPOINTS and rest.startswith("step_") and "/" in rest:
                 step, _, file = rest.partition("/")
                 self._checkpoints.setdefault(step, None)
                 if file == manifest.NAME:

@@ -69,8 +69,15 @@ class Parts:
         number = np.random.default_rng().integers(2**31, size=2, dtype=np.int32)
         return "".join(f"{int(each):08x}" for each in multihost.broadcast(number))
 
+    def release(self, folder: epath.Path) -> None:
+        """Remove a checkpoint that was read; process 0's is the one that is mirrored, and stays."""
+        if not isinstance(self._copy, Mirror):
+            shutil.rmtree(os.fspath(folder), ignore_errors=True)
+
     def commit(self, folder: epath.Path, content: dict[str, Any], number: str) -> None:
         """Upload this process's part; process 0 commits. In the background of each process.
+
+        Only what process 0 has of a checkpoint that came to be stays on this machine.
 
         Args:
           folder: of the checkpoint, this process's part saved.
@@ -80,6 +87,17 @@ class Parts:
         Raises:
           OSError: the address could not be reached for too long; there is no such checkpoint.
         """
+        committed = False
+        try:
+            self._upload(folder, number)
+            if isinstance(self._copy, Mirror):
+                self._finish(self._copy, folder, content, number)
+                committed = True
+        finally:
+            if not committed:
+                shutil.rmtree(os.fspath(folder), ignore_errors=True)
+
+    def _upload(self, folder: epath.Path, number: str) -> None:
         base, process = f"{staging.CHECKPOINTS}/{folder.name}", jax.process_index()
         forget_index(folder / "state")
         table = {name: row for name, row in manifest.table_of(folder).items() if _is_mine(name)}
@@ -95,12 +113,13 @@ class Parts:
             self._copy.bucket.write(mark, json.dumps(table).encode())
 
         self._patiently(upload_all)
-        if not isinstance(self._copy, Mirror):
-            shutil.rmtree(os.fspath(folder))  # it is at the address, where it is read from
-            return
+
+    def _finish(
+        self, mirror: Mirror, folder: epath.Path, content: dict[str, Any], number: str
+    ) -> None:
+        base = f"{staging.CHECKPOINTS}/{folder.name}"
         whole = {**content, "format": manifest.FORMAT, "files": self._tables(base, number)}
         text = manifest.text_of(whole).encode()
-        mirror = self._copy
         self._patiently(lambda: mirror.finish(folder.name, text))
         manifest.put(folder, whole)
 
@@ -123,14 +142,16 @@ class Parts:
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask again, with pauses, until it succeeds or somebody waits."""
-        pause = 1.0
+        pause, told = 1.0, False
         while True:
             try:
                 return ask()
             except OSError as error:
                 if self.hurry.wait(pause):
                     raise
-                logger.warning("%s; trying again", error)
+                if not told:
+                    logger.warning("%s; training goes on, and this is tried again", error)
+                told = True
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
 

@@ -18,7 +18,7 @@ from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import language
 from jaxclip.data import pipeline, sampling, sources
-from tests.google import serve
+from tests.google_store import serve
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
 

@@ -10,7 +10,7 @@ from jaxclip import lock as lock_lib
 from jaxclip.data import bucket as bucket_lib
 from jaxclip.data.bucket import Bucket, BucketError, LockFile
 from jaxclip.lock import Holder, Lock, LockedError, LostLockError
-from tests.google import serve
+from tests.google_store import serve
 
 pytest.importorskip("tensorstore")
 

@@ -262,3 +262,69 @@ def lengths(info, given):
 
 def template(info, given):
     return {**info, "splits": [{**info["splits"][0], "filepathTemplate": given}]}
+
+
+def feature(kind):
+    module = {"Sequence": "sequence_feature", "FeaturesDict": "features_dict"}.get(kind, "x")
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{module}.{kind}"}
+
+
+def many(inner):
+    return {**feature("Sequence"), "sequence": {"feature": inner}}
+
+
+def members(**inner):
+    return {**feature("FeaturesDict"), "featuresDict": {"features": inner}}
+
+
+IMAGE, TEXT, CLASS = feature("Image"), feature("Text"), feature("ClassLabel")
+FEATURES = {
+    "letter case": ({"image": IMAGE, "TEXT": TEXT}, "image", "TEXT", ""),
+    "another usual name": ({"image": IMAGE, "description": TEXT}, "image", "description", ""),
+    "sentences": ({"image": IMAGE, "sentences": many(TEXT)}, "image", "sentences", ""),
+    "members": ({"data": members(image=IMAGE, caption=TEXT)}, "data/image", "data/caption", ""),
+    "objects": ({"image": IMAGE, "captions": many(members(text=TEXT, id=feature("Scalar")))},
+                "image", "captions/text", ""),
+    "lists of lists": ({"image": IMAGE, "captions": many(many(TEXT))},
+                       "image", "captions/ragged_flat_values", ""),
+    "a list of pictures": ({"images": many(IMAGE), "text": TEXT}, "images", "text", ""),
+    "one of two pictures": ({"depth": IMAGE, "image": IMAGE, "text": TEXT}, "image", "text", ""),
+    "another class": ({"image": IMAGE, "fine_label": CLASS}, "image", "", "fine_label"),
+    "a class and a title": ({"image": IMAGE, "label": CLASS, "title": TEXT}, "image", "", "label"),
+    "texts of parts": ({"image": IMAGE, "label": CLASS, "objects": many(members(name=TEXT))},
+                       "image", "", "label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_features_of_tfds_data_sets(kind):
+    content, *expected = FEATURES[kind]
+    names = sources.field_names(members(**content), "name")
+    assert [names.image, names.texts, names.label] == expected
+
+
+def test_features_that_must_be_named():
+    content = members(data=members(photo=IMAGE, words=TEXT))
+    with pytest.raises(ValueError, match=r"neither captions.*tfds:DIR\?image=NAME&texts=NAME"):
+        sources.field_names(content, "name")
+    names = sources.field_names(content, "name", {"texts": "data/words"})
+    assert (names.image, names.texts) == ("data/photo", "data/words")
+    with pytest.raises(ValueError, match="has no feature 'data/word'; did you mean 'data/words'"):
+        sources.field_names(content, "name", {"texts": "data/word"})
+
+
+def test_nested_features_and_other_formats_on_disk(tmp_path, toys):
+    """The names in a record are those of features.json with slashes."""
+    folder = toys.write_data_set(tmp_path / "toys", {"train": toys.records(1)}, features={
+        "image": IMAGE, "texts": many(TEXT), "label": feature("Scalar"),
+    })  # fmt: skip
+    assert sources.open(folder).source("train")[0].texts == ("thing 0", "item 0")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    for change, said in (
+        ({"fileFormat": "riegeli"}, "is stored as 'riegeli'; jaxclip reads 'tfrecord' and"),
+        ({"splits": [{"name": "train", "statistics": {"numExamples": "1"}}]},
+         "does not say how many records each shard of split 'train' has"),
+    ):  # fmt: skip
+        (folder / "dataset_info.json").write_text(json.dumps({**info, **change}))
+        with pytest.raises(ValueError, match=said):
+            sources.open(folder)

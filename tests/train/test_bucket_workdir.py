@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import signal
+import threading
 import time
 
 import fsspec
@@ -28,7 +29,7 @@ from jaxclip.train import (
     staging,
     workdir,
 )
-from tests.google import serve
+from tests.google_store import serve
 
 
 @pytest.fixture(autouse=True)
@@ -121,11 +122,16 @@ def test_a_run_in_a_store_is_stopped_and_goes_on_to_the_bit(
         goes_on_elsewhere(f"{store}://runs/a run", trained, tiny_config(), capsys)
 
 
-def test_a_run_stopped_goes_on_elsewhere_to_the_bit(
-    address, trained, tiny_config, monkeypatch, capsys
-):
-    stopped(address, tiny_config(), monkeypatch)
-    goes_on_elsewhere(address, trained, tiny_config(), capsys)
+def test_a_run_killed_goes_on_elsewhere_to_the_bit(address, trained, tiny_config):
+    """As a kill left it that came when step 20 was uploaded but for its manifest."""
+    upload(trained, address)
+    Bucket(address).remove("checkpoints/step_00000020/manifest.json")
+    assert loop.train(tiny_config(), address).finished
+    assert_equal(final_state(tiny_config(), address), final_state(tiny_config(), trained))
+    assert {"config.json", "metrics.jsonl", "report.html", "eval.json"} <= set(names(address))
+    for name in names(address):
+        if name != staging.MARK:
+            assert (folder_of(address) / name).read_bytes() == Bucket(address).read(name), name
 
 
 def goes_on_elsewhere(address, trained, config, capsys):
@@ -242,6 +248,18 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
         assert whole(address) == [2, 3]
         assert Bucket(address).read("checkpoints/step_00000002/a") == b"a of 2 saved again"
     assert 12 < number < 40, "any request was once the last one"
+
+
+def test_what_is_not_of_a_run_is_left_alone(address, still):
+    others = ["data/000.tar", "data/notes.json", "model.pt", "checkpoints/mine/a"]
+    for name in others:
+        Bucket(address).write(name, b"not a run's")
+    for _ in range(2):
+        with workdir.hold(address) as held:
+            (held.path / "config.json").write_text("{}")
+            held.copy.sync()
+            assert not [name for name in others if (held.path / name).exists()]
+    assert set(others) < set(names(address))
 
 
 def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(address, still):
@@ -382,6 +400,69 @@ def test_a_network_that_is_gone_at_the_start_is_one_line(address, network, capsy
         pass
 
 
+# Several processes, of which this one is 0 and the other is made up.
+
+
+def part(held, step, monkeypatch):
+    """What orbax leaves of process 0's part, and what commits it: ``(parts, folder, number)``."""
+    monkeypatch.setattr(parts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
+    mine = parts.Parts(held.copy)
+    folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
+    number = mine.begin(folder)
+    for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
+        (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "state" / name).write_text(name)
+    return mine, folder, number
+
+
+def other_part(address, step, number, tmp_path):
+    folder = epath.Path(tmp_path / "other" / "state" / "ocdbt.process_1")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "b").write_text("b")
+    table = manifest.table_of(folder.parent.parent)
+    base = f"checkpoints/step_{step:08d}"
+    Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
+    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+
+
+def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        (held.path / "metrics.jsonl").write_text("4")
+        other_part(address, 4, "of another save", tmp_path)
+        thread = threading.Thread(target=mine.commit, args=(folder, {"step": 4}, number))
+        thread.start()
+        wait_for(lambda: Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json"))
+        time.sleep(0.1)
+        assert thread.is_alive() and not whole(address)
+        other_part(address, 4, number, tmp_path)
+        thread.join()
+        assert whole(address) == [4] and Bucket(address).read("metrics.jsonl") == b"4"
+        held.copy.sync()
+    files = manifest.read(folder)["files"]
+    assert set(files) == {f"state/{n}" for n in ("_METADATA", "ocdbt.process_0/d/a",
+                                                 "ocdbt.process_1/b")}  # fmt: skip
+    assert whole(address) == [4], "the mirror has nothing to add"
+
+
+def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, monkeypatch, network):
+    monkeypatch.setattr(parts, "_PATIENCE", 0.1)
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.hurry.set()
+        with pytest.raises(OSError, match="the part of process 1 did not come to"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+        mine, folder, number = part(held, 6, monkeypatch)
+        mine.hurry.set()
+        network(False)
+        with pytest.raises(BucketError, match="no route"):
+            mine.commit(folder, {"step": 6}, number)
+        network(True)
+        assert not folder.exists()
+
+
 # Readers.
 
 
@@ -422,6 +503,7 @@ def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config,
     assert_equal(final_state(tiny_config(), tmp_path), final_state(tiny_config(), trained))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_at_an_address(address, trained, tiny_config, tmp_path):
     upload(trained, address)
     experiment = setup.build(tiny_config(f"init_from={address}"))

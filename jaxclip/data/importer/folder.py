@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxclip.data import tar_index
+from jaxclip.data import file_kinds, tar_index
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
@@ -156,8 +156,9 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
     except OSError:
         return
     entries = [entry for entry in entries if not is_hidden(entry.name)]
+    pictures = file_kinds.pictures_among((entry.name for entry in entries), IMAGE_SUFFIXES)
     for entry in entries:
-        is_picture = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+        is_picture = entry.name in pictures
         # A link to nowhere is missed later. What is neither is a pipe, say, which has no end.
         if is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir())):
             yield pathlib.Path(entry.path)

@@ -11,6 +11,7 @@ from jaxclip.data.importer import Options, import_records
 from jaxclip.data.importer.items import Cursor, Item, read_image
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.record import decode_foreign_texts
+from jaxclip.inference.pictures import open_pictures
 
 PICTURES = {"a.jpg": b"first picture" * 40, "b.jpg": b"second picture" * 40}
 A, B = PICTURES.values()
@@ -201,9 +202,17 @@ def test_a_file_of_another_kind_is_called_what_it_is(fill):
         found(fill({"subset.npy": b"\x93NUMPY\x01\0"}) / "subset.npy")
     with pytest.raises(ValueError, match="it is one picture: name the folder"):
         found(fill({"a.jpg": b"\xff\xd8\xff"}) / "a.jpg")
-    folder = fill({"h/a.heic": b"\0\0\0\x18ftypheic", "h/a.txt": "x"})
-    with pytest.raises(FileNotFoundError, match=r"a\.heic is HEIC; convert it to JPEG first"):
+    folder = fill({"h/a.mp4": b"\0\0\0\x20ftypisom", "h/a.txt": "x"})
+    with pytest.raises(FileNotFoundError, match=r"a\.mp4 is a film"):
         found(folder / "h")
+
+
+def test_pictures_that_are_not_read_are_counted(fill):
+    """Unless the same picture is beside them in a format that is read."""
+    heic = b"\0\0\0\x18ftypheic"
+    folder = fill({"a.heic": heic, "a.txt": "x", "b.jpg": B, "b.svg": "<svg/>", "b.txt": "y"})
+    assert found(folder) == [(heic, ("x",)), (B, ("y",))]
+    assert open_pictures(folder).total == 2
 
 
 def test_how_a_source_may_be_named(fill, monkeypatch):
