@@ -146,7 +146,12 @@ class _Parser(argparse.ArgumentParser):
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         stray = re.search(r"unrecognized arguments: -{0,2}(config\.\S+)", message)
         if choice:
-            message += hint(choice[1], re.findall(r"[\w-]+", choice[2]))
+            below = _commands_below(self, choice[1])
+            message += (
+                f"; did you mean {below!r}?"
+                if below
+                else hint(choice[1], re.findall(r"[\w-]+", choice[2]))
+            )
         elif stray:
             message += f"; write --{stray[1]}"
         elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
@@ -155,13 +160,28 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
+def _commands_below(parser: argparse.ArgumentParser, name: str) -> str:
+    """The command that has a command of this name in it, and that; empty if none has."""
+    for command, inner in _choices(parser).items():
+        if name in _choices(inner):
+            return f"{command} {name}"
+    return ""
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser by name."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        found |= action.choices if isinstance(action.choices, dict) else {}
+    return found
+
+
 def _options(parser: argparse.ArgumentParser) -> set[str]:
     """The long options of a parser and of the commands below it that the command line names."""
     found = {option for option in parser._option_string_actions if option.startswith("--")}
-    for action in parser._actions:
-        choices = action.choices if isinstance(action.choices, dict) else {}
-        for name in choices.keys() & set(sys.argv):
-            found |= _options(choices[name])
+    choices = _choices(parser)
+    for name in choices.keys() & set(sys.argv):
+        found |= _options(choices[name])
     return found
 
 
