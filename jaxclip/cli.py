@@ -385,15 +385,8 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from jaxclip.train import report
-    from jaxclip.train import workdir as workdir_lib
 
-    def wanted(name: str) -> bool:
-        return not name.startswith(("tensorboard/", "profile/"))
-
-    workdir_lib.read_config(args.workdir)  # refuses what is none, by its own name
-    with workdir_lib.lent(args.workdir, wanted) as (folder, _):
-        path = report.write_report(folder, args.workdir)
-    print(f"{args.workdir.rstrip('/')}/{path.name}")
+    print(report.write_report_at(args.workdir))
     return 0
 
 

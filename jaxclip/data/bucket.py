@@ -54,7 +54,8 @@ class Bucket:
             f"{self / folder} can't be listed",
             lambda: remote._names(self._store, self._prefix + folder),
         )
-        return sorted(name.removeprefix(self._prefix) for name in found)
+        below = (name for name in found if name.startswith(self._prefix))
+        return sorted(name.removeprefix(self._prefix) for name in below)
 
     def read(self, name: str) -> bytes | None:
         """All bytes of a file; None if there is none."""

@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from jaxclip import storage
-from jaxclip.train import manifest, staging
+from jaxclip.train import manifest, parts, staging
 
 logger = logging.getLogger("jaxclip")
 
@@ -81,6 +81,8 @@ class CheckpointFolder:
             copy = self._borrowed = staging.Borrowed(address)
             place = os.fspath(copy.folder / name)
         self.directory = epath.Path(place)
+        # What people call it.
+        self.place = f"{copy.bucket.address}/{staging.CHECKPOINTS}" if copy is not None else place
         self._copy = copy
         self.damaged: set[int] = set()
 
@@ -97,6 +99,8 @@ class CheckpointFolder:
         """
         if self._copy is not None:
             self._copy.fetch(self.path(step).name)
+        if self._copy is not None or jax.process_index() == 0:
+            parts.join(self.path(step) / "state")
 
     def changed(self) -> None:
         """To be called when a checkpoint was committed or removed."""

@@ -39,7 +39,7 @@ def describe(
         f"workdir {workdir.name}: "
         + (f"going on after step {start}" if start else "a new run")
         + f" of {config['total_steps']} steps"
-        + (f", staged in {workdir.path}" if workdir.mirror else ""),
+        + (f", staged in {workdir.path}" if workdir.copy else ""),
         flush=True,
     )
     for key, (before, now) in changes.items():

@@ -119,7 +119,7 @@ def _train(
         workdir / workdir_lib.CHECKPOINTS,
         **{k: value for k, value in config["checkpoint"].items() if k != "every_steps"},
         keep_every=rewinds.keep_every(),
-        copy=held.mirror,
+        copy=held.copy,
     )
     with checkpointer:
         state, evaluation, rewinds.done = first_state(experiment, checkpointer)

@@ -54,6 +54,7 @@ class Mirror(staging.Copy):
         # What is at the address: files with their stamps here, checkpoints with their manifests.
         self._files: dict[str, tuple[int, int] | None] = {}
         self._checkpoints: dict[str, bytes | None] = {}
+        self._busy = threading.RLock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="workdir_mirror", daemon=True)
         self._id = ""
@@ -77,11 +78,13 @@ class Mirror(staging.Copy):
         self._files = {name: here.get(name) for name in names if staging.is_uploaded(name)}
         for name in names:
             folder, _, rest = name.partition("/")
-            if folder == staging.CHECKPOINTS and "/" in rest:
+            if folder == staging.CHECKPOINTS and rest.startswith("step_") and "/" in rest:
                 step, _, file = rest.partition("/")
                 self._checkpoints.setdefault(step, None)
                 if file == manifest.NAME:
                     self._checkpoints[step] = self.bucket.read(name)
+        for step in [step for step, content in self._checkpoints.items() if content is None]:
+            self._remove_checkpoint(step)  # a kill left it
         # The folder first: one that the address names without its knowing would start anew.
         self._note(whole=False)
         mark = {"id": self._id, "host": self._lock.holder.host, "folder": str(self.folder)}
@@ -129,6 +132,33 @@ class Mirror(staging.Copy):
           OSError: the address can't be reached; what was uploaded stays, the next pass goes on.
           lock.LostLockError: another run has the address now.
         """
+        with self._busy:
+            self._pass()
+
+    def clear(self, step: str) -> None:
+        """Remove what the address has of a checkpoint ``step_…`` that is to be saved anew.
+
+        Raises:
+          OSError: the address can't be reached.
+        """
+        with self._busy:
+            if step in self._checkpoints:
+                self._remove_checkpoint(step)
+
+    def finish(self, step: str, content: bytes) -> None:
+        """Commit a checkpoint whose files are at the address already, by its manifest.
+
+        Raises:
+          OSError: the address can't be reached.
+          lock.LostLockError: another run has the address now.
+        """
+        with self._busy:
+            self._pass()  # the files of the run are not to be behind it
+            self._lock.look()
+            self.bucket.write(f"{staging.CHECKPOINTS}/{step}/{manifest.NAME}", content)
+            self._checkpoints[step] = content
+
+    def _pass(self) -> None:
         self._lock.check()
         here = self._committed()
         files = staging.stamps(self.folder)

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +83,18 @@ def write_report(workdir: str | os.PathLike[str], name: str = "") -> pathlib.Pat
     return path
 
 
+def write_report_at(workdir: str) -> str:
+    """:func:`write_report` of a folder or an address; returns where the report is."""
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(("tensorboard/", "profile/"))
+
+    workdir_lib.read_config(workdir)  # refuses what is none, by its own name
+    with workdir_lib.lent(workdir, wanted) as (folder, _):
+        path = write_report(folder, workdir)
+    return f"{workdir.rstrip('/')}/{path.name}"
+
+
 def read(workdir: str | os.PathLike[str]) -> Run:
     """Read what is needed from a workdir.
 
@@ -108,7 +120,10 @@ def page(run: Run) -> str:
         heading(run),
         tiles(run, found),
         section("Training", report_charts.training(run.curves, found)),
-        section("Spikes", spike_table(found) + report_spikes.events(run.workdir)),
+        section(
+            "Spikes",
+            spike_table(found, run.config.get("watch", {})) + report_spikes.events(run.workdir),
+        ),
         section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
         section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
         section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),
@@ -206,7 +221,7 @@ def spikes_of(run: Run) -> dict[str, spikes.Spikes]:
     return found
 
 
-def spike_table(found: dict[str, spikes.Spikes]) -> str:
+def spike_table(found: dict[str, spikes.Spikes], watch: Mapping[str, Any]) -> str:
     """How many spikes, how high, and what they cost."""
     if not found:
         return ""
@@ -225,8 +240,12 @@ def spike_table(found: dict[str, spikes.Spikes]) -> str:
     note = (
         f'<p class="soft">A spike lies more than {spikes.THRESHOLD:g} standard deviations above '
         f"the mean of the {spikes.WINDOW} steps before it; the score is the share of such steps. "
-        "Steps lost: until the loss was back where it was.</p>"
+        "Steps lost: until the loss was back where it was."
     )
+    own = watch.get("threshold", spikes.THRESHOLD), watch.get("window", spikes.WINDOW)
+    if watch.get("enabled") and own != (spikes.THRESHOLD, spikes.WINDOW):
+        note += f" The run's own watch went by {own[0]:g} deviations and {own[1]} steps."
+    note += "</p>"
     return table(header, rows) + note
 
 

@@ -26,6 +26,7 @@ from jaxclip.train import manifest
 CHECKPOINTS = "checkpoints"
 # At the address: which staging folder wrote there last.
 MARK = "staging.json"
+_FOLDERS = ("tensorboard/", "spikes/", "profile/")
 # Requests at a time. A piece of a checkpoint is read whole, so this bounds memory, too.
 _THREADS = 4
 
@@ -48,9 +49,14 @@ def folder_of(address: str, process: int = 0) -> pathlib.Path:
 
 
 def is_uploaded(name: str) -> bool:
-    """Whether a file of a workdir belongs at the address; checkpoints go there another way."""
-    own = name.startswith((f"{CHECKPOINTS}/", f"{lock.FILE_NAME}", ".")) or name == MARK
-    return not own and not name.endswith((".tmp", ".part"))
+    """Whether a file is one that a run writes; checkpoints go another way.
+
+    What else lies at an address, such as data, is neither downloaded nor removed.
+    """
+    if name.startswith(_FOLDERS):
+        return not name.endswith((".tmp", ".part"))
+    own = name in (MARK, lock.FILE_NAME) or name.startswith(".") or "/" in name
+    return not own and name.endswith((".json", ".jsonl", ".html"))
 
 
 class Copy:
@@ -176,7 +182,12 @@ def stamps(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 def is_manifest(name: str) -> bool:
     """Whether a file is what commits a checkpoint."""
     parts = name.split("/")
-    return len(parts) == 3 and parts[0] == CHECKPOINTS and parts[2] == manifest.NAME
+    return (
+        len(parts) == 3
+        and parts[0] == CHECKPOINTS
+        and parts[1].startswith("step_")
+        and parts[2] == manifest.NAME
+    )
 
 
 def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import shutil
 import socket
 import time
 import uuid
@@ -45,13 +46,13 @@ class Workdir(NamedTuple):
       path: the absolute path; of one at an address, the staging folder.
       lock: the lock on it; None in processes other than 0.
       name: of the workdir, for people: the path, or the address.
-      mirror: what uploads the staging folder of one at an address.
+      copy: of one at an address, the staging folder; process 0's is what uploads it.
     """
 
     path: pathlib.Path
     lock: Lock | None
     name: str
-    mirror: Mirror | None = None
+    copy: staging.Copy | None = None
 
     def check(self) -> None:
         """Raise :class:`jaxclip.lock.LostLockError` if another run took it over."""
@@ -87,13 +88,10 @@ def hold(
     mirror: Mirror | None = None
     problem: Exception | None = None
     try:
+        if bucket and jax.process_index():
+            shutil.rmtree(path, ignore_errors=True)  # parts of checkpoints, as the address has them
         check_writable(path)
         if jax.process_index() == 0:
-            if bucket and jax.process_count() > 1:
-                raise WorkdirError(
-                    f"workdir {name}: several processes need a folder that all of them see; mount "
-                    "the bucket (`--mount` of launch/) and name the folder"
-                )
             if bucket:
                 bucket_lib.probe(bucket)
             place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
@@ -114,12 +112,16 @@ def hold(
             raise problem
         if not everywhere:
             raise WorkdirError(
-                f"another process of this run could not take workdir {path}; its log says why"
+                f"another process of this run could not take workdir {name}; its log says why"
             )
-        if not bucket:
+        copy: staging.Copy | None = mirror
+        if bucket is None:
             check_shared(path)
+        elif mirror is None:
+            copy = staging.Copy(bucket, path)
+            copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
         with _uploaded(mirror):
-            yield Workdir(path, lock, name, mirror)
+            yield Workdir(path, lock, name, copy)
     finally:
         if lock is not None:
             lock.release()

@@ -1,9 +1,11 @@
 """A run in a bucket: what comes to the address, going on from it, what is refused, what is lost."""
 
+import contextlib
 import json
 import logging
 import shutil
 import signal
+import threading
 import time
 
 import fsspec
@@ -16,7 +18,18 @@ import jaxclip
 from jaxclip import cli, lock
 from jaxclip.data.bucket import Bucket, BucketError
 from jaxclip.lock import LockedError, LostLockError
-from jaxclip.train import checkpoint, loop, manifest, metrics, mirror, setup, staging, workdir
+from jaxclip.train import (
+    checkpoint,
+    loop,
+    manifest,
+    metrics,
+    mirror,
+    parts,
+    setup,
+    staging,
+    workdir,
+)
+from tests.google_store import serve
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +74,7 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.fixture
-def stopped_run(address, tiny_config, monkeypatch):
+def stopped(address, config, monkeypatch):
     """A run at the address that SIGTERM has stopped after step 13."""
     from jaxclip.train import signals
 
@@ -75,12 +87,55 @@ def stopped_run(address, tiny_config, monkeypatch):
             return asked(self, at)
 
         patch.setattr(signals.StopSignals, "requested", requested)
-        assert loop.train(tiny_config(), address).step == 13
-    return address
+        assert loop.train(config, address).step == 13
 
 
-def test_a_run_stopped_goes_on_elsewhere_to_the_bit(stopped_run, trained, tiny_config, capsys):
-    address, folder = stopped_run, folder_of(stopped_run)
+@pytest.fixture
+def amazon(monkeypatch):
+    """``s3://runs`` on this machine: a server that tests of Amazon's own clients use."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
+        Bucket="runs"
+    )
+    yield
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_a_run_in_a_store_is_stopped_and_goes_on_to_the_bit(
+    store, request, trained, tiny_config, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with contextlib.ExitStack() as stack:
+        if store == "gs":
+            stack.enter_context(serve(monkeypatch))
+        else:
+            request.getfixturevalue("amazon")
+        stopped(f"{store}://runs/a run", tiny_config(), monkeypatch)
+        goes_on_elsewhere(f"{store}://runs/a run", trained, tiny_config(), capsys)
+
+
+def test_a_run_killed_goes_on_elsewhere_to_the_bit(address, trained, tiny_config):
+    """As a kill left it that came when step 20 was uploaded but for its manifest."""
+    upload(trained, address)
+    Bucket(address).remove("checkpoints/step_00000020/manifest.json")
+    assert loop.train(tiny_config(), address).finished
+    assert_equal(final_state(tiny_config(), address), final_state(tiny_config(), trained))
+    assert {"config.json", "metrics.jsonl", "report.html", "eval.json"} <= set(names(address))
+    for name in names(address):
+        if name != staging.MARK:
+            assert (folder_of(address) / name).read_bytes() == Bucket(address).read(name), name
+
+
+def goes_on_elsewhere(address, trained, config, capsys):
+    folder = folder_of(address)
     capsys.readouterr()
     found = names(address)
     assert {"config.json", "metrics.jsonl", "report.html", "environment.json"} <= set(found)
@@ -92,7 +147,7 @@ def test_a_run_stopped_goes_on_elsewhere_to_the_bit(stopped_run, trained, tiny_c
     shutil.rmtree(folder)  # another machine
     assert cli.main(["train", "--workdir", address]) == 0
     assert f"workdir {address}: going on after step 13" in capsys.readouterr().out
-    assert_equal(final_state(tiny_config(), address), final_state(tiny_config(), trained))
+    assert_equal(final_state(config, address), final_state(config, trained))
     with workdir.lent(address) as (copy, _):
         steps, _ = metrics.curves(metrics.read_metrics(copy))["loss"]
         assert steps.tolist() == list(range(1, 21))
@@ -179,7 +234,7 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
                 shutil.rmtree(held.path / "checkpoints" / "step_00000002")
                 save(held.path, 2, "saved again", keep=2)
                 save(held.path, 3, keep=2)
-                held.mirror.sync()
+                held.copy.sync()
                 raise AssertionError("done")
         found = whole(address)
         assert found and found[0] in (1, 2), number
@@ -195,17 +250,29 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
     assert 12 < number < 40, "any request was once the last one"
 
 
+def test_what_is_not_of_a_run_is_left_alone(address, still):
+    others = ["data/000.tar", "data/notes.json", "model.pt", "checkpoints/mine/a"]
+    for name in others:
+        Bucket(address).write(name, b"not a run's")
+    for _ in range(2):
+        with workdir.hold(address) as held:
+            (held.path / "config.json").write_text("{}")
+            held.copy.sync()
+            assert not [name for name in others if (held.path / name).exists()]
+    assert set(others) < set(names(address))
+
+
 def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(address, still):
     with workdir.hold(address) as held:
         (held.path / "tensorboard").mkdir()
         for name in ("metrics.jsonl", "tensorboard/one", "half.tmp", ".hidden", "lock.json"):
             (held.path / name).write_text(name)
-        held.mirror.sync()
+        held.copy.sync()
         assert names(address) == ["lock.json", "metrics.jsonl", staging.MARK, "tensorboard/one"]
         assert b"token" in Bucket(address).read("lock.json")
         (held.path / "tensorboard/one").unlink()
         Bucket(address).write("metrics.jsonl", b"not looked at")
-        held.mirror.sync()
+        held.copy.sync()
         assert names(address) == ["lock.json", "metrics.jsonl", staging.MARK]
         assert Bucket(address).read("metrics.jsonl") == b"not looked at"
 
@@ -213,11 +280,11 @@ def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(addr
 def test_new_metrics_of_a_checkpoint_send_its_manifest_alone(address, still):
     with workdir.hold(address) as held:
         save(held.path, 1)
-        held.mirror.sync()
+        held.copy.sync()
         path = epath.Path(held.path) / "checkpoints" / "step_00000001"
         manifest.put(path, {**manifest.read(path), "metrics": {"top1": 0.5}})
         Bucket(address).write("checkpoints/step_00000001/a", b"not looked at")
-        held.mirror.sync()
+        held.copy.sync()
     content = json.loads(Bucket(address).read("checkpoints/step_00000001/manifest.json"))
     assert content["metrics"] == {"top1": 0.5}
     assert Bucket(address).read("checkpoints/step_00000001/a") == b"not looked at"
@@ -291,7 +358,7 @@ def test_a_folder_that_was_overtaken_starts_anew_and_loses_nothing(
 ):
     with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
         save(held.path, 1)
-        held.mirror.sync()
+        held.copy.sync()
         save(held.path, 2, "never seen")
         network(False)
     network(True)
@@ -333,6 +400,69 @@ def test_a_network_that_is_gone_at_the_start_is_one_line(address, network, capsy
         pass
 
 
+# Several processes, of which this one is 0 and the other is made up.
+
+
+def part(held, step, monkeypatch):
+    """What orbax leaves of process 0's part, and what commits it: ``(parts, folder, number)``."""
+    monkeypatch.setattr(parts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
+    mine = parts.Parts(held.copy)
+    folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
+    number = mine.begin(folder)
+    for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
+        (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "state" / name).write_text(name)
+    return mine, folder, number
+
+
+def other_part(address, step, number, tmp_path):
+    folder = epath.Path(tmp_path / "other" / "state" / "ocdbt.process_1")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "b").write_text("b")
+    table = manifest.table_of(folder.parent.parent)
+    base = f"checkpoints/step_{step:08d}"
+    Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
+    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+
+
+def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        (held.path / "metrics.jsonl").write_text("4")
+        other_part(address, 4, "of another save", tmp_path)
+        thread = threading.Thread(target=mine.commit, args=(folder, {"step": 4}, number))
+        thread.start()
+        wait_for(lambda: Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json"))
+        time.sleep(0.1)
+        assert thread.is_alive() and not whole(address)
+        other_part(address, 4, number, tmp_path)
+        thread.join()
+        assert whole(address) == [4] and Bucket(address).read("metrics.jsonl") == b"4"
+        held.copy.sync()
+    files = manifest.read(folder)["files"]
+    assert set(files) == {f"state/{n}" for n in ("_METADATA", "ocdbt.process_0/d/a",
+                                                 "ocdbt.process_1/b")}  # fmt: skip
+    assert whole(address) == [4], "the mirror has nothing to add"
+
+
+def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, monkeypatch, network):
+    monkeypatch.setattr(parts, "_PATIENCE", 0.1)
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.hurry.set()
+        with pytest.raises(OSError, match="the part of process 1 did not come to"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+        mine, folder, number = part(held, 6, monkeypatch)
+        mine.hurry.set()
+        network(False)
+        with pytest.raises(BucketError, match="no route"):
+            mine.commit(folder, {"step": 6}, number)
+        network(True)
+        assert not folder.exists()
+
+
 # Readers.
 
 
@@ -362,6 +492,18 @@ def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(address, trained,
     assert int(final_state(tiny_config(), address).step) == 10
 
 
+def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config, tmp_path):
+    """As of several processes, whose index is not made when they save."""
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    state = epath.Path(tmp_path / "checkpoints" / "step_00000020" / "state")
+    parts.forget_index(state)
+    assert not (state / "d").exists() and (state / "ocdbt.process_0").exists()
+    path = state.parent
+    manifest.write(path, {k: v for k, v in manifest.read(path).items() if k != "files"})
+    assert_equal(final_state(tiny_config(), tmp_path), final_state(tiny_config(), trained))
+
+
+@pytest.mark.slow
 def test_a_run_starts_from_weights_at_an_address(address, trained, tiny_config, tmp_path):
     upload(trained, address)
     experiment = setup.build(tiny_config(f"init_from={address}"))
