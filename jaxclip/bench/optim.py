@@ -37,6 +37,7 @@ import optax
 
 from jaxclip import models, optim
 from jaxclip.bench import compile_time, timing
+from jaxclip.markdown import table
 from jaxclip.models import presets
 from jaxclip.registry import hint
 from jaxclip.train import allocator
@@ -359,7 +360,7 @@ def as_table(results: Sequence[Result]) -> str:
         )
         for r in results
     ]
-    return timing.table(rows)
+    return table(rows)
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def test_single_steps_are_seen_where_they_matter():
 
 def test_a_count_of_nothing_has_no_heights_below_zero():
     svg = charts.chart([charts.Line(np.arange(9), np.zeros(9))], title="x")
-    assert "−" not in svg and "0.2" in svg
+    assert "\u2212" not in svg and "0.2" in svg
 
 
 def test_the_gallery_marks_right_and_wrong(full):
