@@ -156,6 +156,7 @@ class Result(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print the table; returns the exit status."""
     parser = argparse.ArgumentParser("python -m jaxclip.bench optim", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--preset", default="vit_b16", help="whose parameters (default: vit_b16)")
     parser.add_argument(
         "--blocks", type=int, help="only the image tower's first so many blocks (default: all)"
