@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pathlib
 import re
 import signal
 import sys
@@ -13,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from jaxclip.registry import hint
+from jaxclip.registry import hint, nearest
 
 _TRAIN = """\
 Train a model, or go on training it.
@@ -90,7 +89,7 @@ def _complete_paths(args: argparse.Namespace) -> None:
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
             setattr(args, name, storage.absolute(getattr(args, name)))
-    if args.command not in ("curate", "data") and getattr(args, "workdir", None):
+    if args.command == "lab" and getattr(args, "workdir", None):
         storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
@@ -150,7 +149,20 @@ class _Parser(argparse.ArgumentParser):
             message += hint(choice[1], re.findall(r"[\w-]+", choice[2]))
         elif stray:
             message += f"; write --{stray[1]}"
+        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            near = nearest(unknown[1], _options(self), cutoff=0.6)
+            message += f"; did you mean {near}?" if near else ""
         super().error(message)
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser and of the commands below it that the command line names."""
+    found = {option for option in parser._option_string_actions if option.startswith("--")}
+    for action in parser._actions:
+        choices = action.choices if isinstance(action.choices, dict) else {}
+        for name in choices.keys() & set(sys.argv):
+            found |= _options(choices[name])
+    return found
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -206,7 +218,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--config", help="config file (path.py or path.py:arg); default: the workdir's own"
     )
-    parser.add_argument("--workdir", help="folder for checkpoints, metrics and the report")
+    parser.add_argument(
+        "--workdir", help="folder, or gs://… or s3://…, for checkpoints, metrics and the report"
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -271,6 +285,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.print_config:
         import json
 
+        from jaxclip.train import checks
+
+        checks.check_names(config)
         print(json.dumps(config, indent=2))
         return 0
     from jaxclip.train import allocator
@@ -322,7 +339,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.config:
         return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
     if args.workdir:
-        known = workdir_lib.find_config(pathlib.Path(args.workdir))
+        known = workdir_lib.find_config(args.workdir)
         if known is not None:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
@@ -349,7 +366,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from jaxclip.train import report
 
-    print(report.write_report(args.workdir))
+    print(report.write_report_at(args.workdir))
     return 0
 
 

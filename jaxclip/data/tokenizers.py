@@ -176,6 +176,12 @@ def train_bpe(
     return BPETokenizer(to, 32)
 
 
+def check_kind(kind: Any) -> None:
+    """Raise ValueError if there is no such kind of tokenizer."""
+    if kind not in _KINDS:
+        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint(str(kind), _KINDS)}")
+
+
 def load(config: Mapping[str, Any]) -> Tokenizer:
     """Make the tokenizer that a configuration describes.
 
@@ -194,8 +200,7 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
     """
     options = dict(config)
     kind, path = options.pop("kind", "emoji_bpe"), os.fspath(options.pop("path", "") or "")
-    if kind not in _KINDS:
-        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint(str(kind), _KINDS)}")
+    check_kind(kind)
     context_length = options.pop("context_length", defaults.context_length(kind))
     known = _OPTIONS.get(kind, ())
     for key in options:

@@ -184,7 +184,7 @@ def _unpacked(numbers: Sequence[jax.Array]) -> list[Any]:
     """Scalars as they are, and of vectors ``[num_tensors]`` one list of scalars each."""
     if len(numbers) < 2 or not numbers[0].ndim:
         return [_unpack.unpack(number) if number.ndim else number for number in numbers]
-    rows = _unpack.unpack(jnp.stack(numbers, axis=1))
+    rows = _unpack.unpack_columns(numbers)
     return [[row[i] for row in rows] for i in range(len(numbers))]
 
 

@@ -228,16 +228,16 @@ def report(
 
 
 def each(
-    step: Callable[..., Step], found: Tensors, state: Any, *numbers: jax.Array
+    step: Callable[..., Step], found: Tensors, state: Any, numbers: Sequence[jax.Array] = ()
 ) -> tuple[Any, dict[str, Any], list[jax.Array]]:
     """The same step for every tensor; for all small ones of a type at once.
 
     Args:
-      step: of gradient, moments, parameter (or ``None``) and the tensor's entry of each vector of
-        numbers; its argument ``dtype`` is the update's.
+      step: of gradient, moments, parameter (or ``None``) and the tensor's numbers as a vector, if
+        there are any; its argument ``dtype`` is the update's.
       found: the tensors.
       state: the old state.
-      *numbers: vectors ``[num_tensors, ...]``.
+      numbers: vectors ``[num_tensors]`` of one dtype.
 
     Returns:
       The tree of updates; ``mu`` and ``nu`` by name, as trees; and what the steps have seen, as
@@ -245,13 +245,13 @@ def each(
     """
     if not found.leaves:
         return found.treedef.unflatten([]), {"mu": state.mu, "nu": state.nu}, [state.norm] * 2
-    tensors, seen = each_in_lists(step, found, state.count, *numbers)
+    tensors, seen = each_in_lists(step, found, state.count, numbers)
     update, mu, nu = map(found.treedef.unflatten, tensors)
     return update, {"mu": mu, "nu": nu}, seen
 
 
 def each_in_lists(
-    step: Callable[..., Step], found: Tensors, count: jax.Array, *numbers: jax.Array
+    step: Callable[..., Step], found: Tensors, count: jax.Array, numbers: Sequence[jax.Array]
 ) -> tuple[list[list[jax.Array]], list[jax.Array]]:
     """As :func:`each`, for at least one tensor.
 
@@ -267,7 +267,7 @@ def each_in_lists(
     steps = stacks.each(
         step,
         *map(stacks.arrays, columns),
-        *map(stacks.numbers, numbers),
+        numbers=stacks.numbers(numbers) if numbers else None,
         static={"dtype": found.dtypes},
     )
     *results, seen = zip(*steps, strict=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxclip.optim._stacks import LARGEST, Stacks
+from jaxclip.optim._stacks import LARGEST, LEAST, Stacks
 from jaxclip.optim._where import where
 
 # Squares of float32 fit float32 for magnitudes between about 2^-63 and 2^63. Norms that are out of
@@ -47,7 +47,7 @@ def tensor_norms(
     """
     if not leaves:
         return jnp.zeros((0,), dtype)
-    stacks = Stacks(leaves, least=2 if together else len(leaves) + 1)
+    stacks = Stacks(leaves, least=LEAST if together else len(leaves) + 1)
     return _look_until_in_range(leaves, minus, stacks, dtype, exact_small, together).norms
 
 
@@ -177,16 +177,21 @@ def _square_sum(leaf: jax.Array, dtype: Any) -> jax.Array:
     return jnp.sum(lax.square(leaf.astype(dtype)))
 
 
-def short_axes(leaf: jax.Array) -> jax.Array:
+def short_axes(leaf: jax.Array, kept: int = 0) -> jax.Array:
     """A small tensor with its axes cut into ones of at most 32, as a reduction shall see it.
 
     Along longer axes XLA on CPUs reduces pieces of 32 first, in three kernels: the terms, the
     pieces, and the whole. Short axes take one kernel. (Sums add up in another order.) Each axis is
     cut by itself, so that a device that holds a piece of it need not ask the others.
+
+    Args:
+      leaf: tensor.
+      kept: so many axes in front, along which nothing is reduced, stay as they are.
     """
     if leaf.size > LARGEST:
         return leaf
-    shape = [piece for length in leaf.shape for piece in _pieces(length)]
+    pieces = (piece for length in leaf.shape[kept:] for piece in _pieces(length))
+    shape = [*leaf.shape[:kept], *pieces]
     # Else XLA would know that all axes are reduced, and take the reshaping back.
     return lax.optimization_barrier(leaf.reshape(shape)) if len(shape) > leaf.ndim else leaf
 

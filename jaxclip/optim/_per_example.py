@@ -92,7 +92,7 @@ def normal_like(leaves: Sequence[jax.Array], seed: Any, count: jax.Array) -> lis
     is_key = isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
     key = jax.random.fold_in(seed if is_key else jax.random.key(seed), count)
     keys = jax.random.split(key, max(1, len(leaves)))
-    rows = _base.unpack(jax.random.key_data(keys))
+    rows = _base.unpack_columns(list(jax.random.key_data(keys).T))
     implementation = str(jax.random.key_impl(keys))
     return [
         _normal(row, leaf.shape[1:], jnp.promote_types(leaf.dtype, jnp.float32), implementation)

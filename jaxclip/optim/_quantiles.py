@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxclip.optim import _norms
+from jaxclip.optim import _norms, _unpack
 from jaxclip.optim._stacks import Stacks
 
 _DIGIT_BITS = 2
@@ -96,8 +96,9 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         shift = jnp.maximum(passes - 1 - index, 0) * _DIGIT_BITS + lowest
         shift = shift.astype(integer)
         # Worked out for all tensors at once: in their kernels it would be, anew, for each element.
-        table = [search.prefix + _step(i, shift) for i in range(_CANDIDATES + 1)]
-        looks = stacks.each(_look, arrays, stacks.numbers(jnp.stack(table, axis=1)))
+        steps = jnp.arange(_CANDIDATES + 1, dtype=integer) << shift
+        table = _unpack.computed_once(search.prefix + steps[:, None])
+        looks = stacks.each(_look, arrays, numbers=stacks.numbers_of(table))
         seen = stacks.matrix(list(zip(*looks, strict=True)))
         digit = jnp.zeros_like(search.prefix)
         for i in range(_CANDIDATES):

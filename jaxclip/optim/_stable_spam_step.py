@@ -70,7 +70,7 @@ class _Clipping(NamedTuple):
 
 def numbers_of(
     leaves: list[jax.Array], before: Averages, shared: Shared, interval: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
     """What the steps of a part of the tensors need, for all of them at once.
 
     In a tensor's kernels it would be worked out, and compiled, once for every kernel that needs it.
@@ -82,7 +82,7 @@ def numbers_of(
       interval: number of updates between resets.
 
     Returns:
-      The numbers of :func:`step`, ``[num_tensors, 6]``; and s, M̂, M, a and b, one a tensor.
+      The six numbers of :func:`step`, ``[num_tensors]`` each; and s, M̂, M, a and b, one a tensor.
     """
     shape = before.maximum.shape
     largest = _base.tensor_maxima(leaves, before.maximum.dtype)
@@ -90,7 +90,7 @@ def numbers_of(
     sums = _square_sums(leaves, clip)
     rest = functools.partial(_rest, shared=shared, interval=interval)
     columns, first, second = together(rest, (sums, largest, clip, before), shape)
-    return jnp.stack(columns, axis=1), (largest, clip.bound, clip.maximum, first, second)
+    return columns, (largest, clip.bound, clip.maximum, first, second)
 
 
 def _clipping(inputs: tuple[jax.Array, Averages], *, shared: Shared) -> _Clipping:
@@ -131,9 +131,10 @@ def _square_sums(leaves: list[jax.Array], clip: _Clipping) -> jax.Array:
     Taking that out of the squares keeps them in range, and unlike a second look at tensors whose
     squares overflowed it needs no copy of the scaled tensors in memory.
     """
-    numbers = jnp.stack([clip.shrink * clip.inverse, clip.inverse, clip.bound], axis=1)
+    columns = [clip.shrink * clip.inverse, clip.inverse, clip.bound]
     stacks = Stacks(leaves)
-    return stacks.vector(stacks.each(_square_sum, stacks.arrays(leaves), stacks.numbers(numbers)))
+    numbers = stacks.numbers(columns)
+    return stacks.vector(stacks.each(_square_sum, stacks.arrays(leaves), numbers=numbers))
 
 
 @jax.jit

@@ -24,6 +24,11 @@ from jaxclip.optim import _unpack
 # Elements up to which a tensor is small: the widest layers' biases, but no matrices.
 LARGEST = 2**13
 
+# From so many on they are put together. XLA merges a concatenation of up to eight arrays with what
+# they are made from, in a kernel that asks at every element which of them it is from: that takes
+# five times as long to compile as another. Of more arrays it is a plain copy.
+LEAST = 9
+
 # From so many on it pays to do the whole step together, which has to be taken apart again.
 ENOUGH = 32
 
@@ -36,7 +41,7 @@ class Stacks:
         leaves: Sequence[jax.Array],
         kinds: Sequence[Hashable] | None = None,
         *,
-        least: int = 2,
+        least: int = LEAST,
     ) -> None:
         """Look at the tensors.
 
@@ -71,13 +76,19 @@ class Stacks:
             for group in self._groups
         ]
 
-    def numbers(self, vector: jax.Array) -> list[jax.Array]:
-        """Of a vector ``[num_tensors, ...]`` each array's part: ``[...]`` or ``[k, ...]``."""
-        sorted_vector = _take(vector, self.order)
+    def numbers(self, columns: Sequence[jax.Array]) -> list[jax.Array]:
+        """Of ``c`` vectors ``[num_tensors]`` each array's: ``[c]``, or of several ``[c, k]``."""
+        return self.numbers_of(_unpack.side_by_side(columns))
+
+    def numbers_of(self, table: jax.Array) -> list[jax.Array]:
+        """As :meth:`numbers`, of ``[c, num_tensors]``."""
+        number = self.order.size
+        if not np.array_equal(self.order, np.arange(number)):
+            table = table.at[:, self.order].get(mode="promise_in_bounds")
         alone = sum(len(group) == 1 for group in self._groups)
-        found: list[jax.Array] = _unpack.unpack(sorted_vector[:alone])
+        found: list[jax.Array] = _unpack.unpack_table(table[:, :alone])
         for group in self._groups[alone:]:
-            found.append(sorted_vector[alone : alone + len(group)])
+            found.append(table[:, alone : alone + len(group)])
             alone += len(group)
         return found
 
@@ -85,20 +96,27 @@ class Stacks:
         self,
         function: Callable[..., Any],
         *columns: Sequence[Any],
+        numbers: Sequence[jax.Array] | None = None,
         static: Mapping[str, Sequence[Any]] | None = None,
     ) -> list[Any]:
         """A function of one tensor on each array, mapped over those of several.
 
         Args:
-          function: of one element of each column.
-          *columns: from :meth:`arrays` and :meth:`numbers`.
+          function: of one element of each column, and the tensor's numbers if there are any.
+          *columns: from :meth:`arrays`.
+          numbers: from :meth:`numbers`.
           static: keyword arguments, a value for each tensor, the same for all of a kind.
         """
         found = []
+        axes = [0] * len(columns)
+        if numbers is not None:
+            columns, axes = (*columns, numbers), [*axes, 1]
         for group, *of_one in zip(self._groups, *columns, strict=True):
             own = {name: values[group[0]] for name, values in (static or {}).items()}
             of_tensor = functools.partial(function, **own)
-            found.append((jax.vmap(of_tensor) if len(group) > 1 else of_tensor)(*of_one))
+            if len(group) > 1:
+                of_tensor = jax.vmap(of_tensor, in_axes=axes)
+            found.append(of_tensor(*of_one))
         return found
 
     def vector(self, results: Sequence[jax.Array]) -> jax.Array:

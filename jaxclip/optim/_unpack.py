@@ -33,18 +33,18 @@ def table_of(number: int, longest: int = LONGEST_AXIS) -> tuple[int, int]:
     return -(-number // columns), columns
 
 
-def computed_once(scalar: jax.Array) -> jax.Array:
-    """The same number, for kernels that shall take it and not compute it.
+def computed_once(values: jax.Array) -> jax.Array:
+    """The same numbers, for kernels that shall take them and not compute them.
 
     XLA would merge the few operations that it takes into the kernels of all tensors, and compile
     them there anew. On CPUs it is a sum in which nothing else counts, which is never merged.
 
     Args:
-      scalar: of any number type, or bool.
+      values: of any number type, or bool; a scalar or a small array.
     """
-    if scalar.dtype == jnp.bool_:
-        return computed_once(scalar.astype(jnp.int32)) > 0
-    return lax.platform_dependent(scalar, cpu=_by_sum, default=lambda value: value)
+    if values.dtype == jnp.bool_:
+        return computed_once(values.astype(jnp.int32)) > 0
+    return lax.platform_dependent(values, cpu=_by_sum, default=lambda value: value)
 
 
 def _by_sum(array: jax.Array) -> jax.Array:
@@ -64,72 +64,94 @@ def unpack(vector: jax.Array) -> list[jax.Array]:
     time).
 
     Args:
-      vector: [num_tensors] or [num_tensors, k], of any number type.
-
-    Returns:
-      Scalars, or vectors [k].
+      vector: ``[num_tensors]``, of any number type.
     """
-    number = vector.shape[0]
-    if number < 2:
-        return [vector[i] for i in range(number)]
-    return list(
-        lax.platform_dependent(
-            vector, cpu=_by_sums, default=lambda v: [v[i] for i in range(number)]
-        )
-    )
+    return [column[0] for column in unpack_columns([vector])]
 
 
 def unpack_columns(columns: Sequence[jax.Array]) -> list[jax.Array]:
     """Each tensor's numbers from vectors ``[num_tensors]``, as vectors ``[len(columns)]``.
 
     Args:
+      columns: as for :func:`side_by_side`.
+    """
+    return unpack_table(side_by_side(columns))
+
+
+def unpack_table(table: jax.Array) -> list[jax.Array]:
+    """The columns of ``[k, num_tensors]``, each as an array of its own; see :func:`unpack`."""
+    number = table.shape[1]
+    if number < 2:
+        return [table[:, i] for i in range(number)]
+    return list(
+        lax.platform_dependent(
+            table, cpu=_by_sums, default=lambda given: [given[:, i] for i in range(number)]
+        )
+    )
+
+
+def side_by_side(columns: Sequence[jax.Array]) -> jax.Array:
+    """Vectors ``[n]`` as ``[len(columns), n]``.
+
+    By one concatenation along the only axis, which XLA on CPUs copies. ``jnp.stack`` would be a
+    kernel that asks at every element which vector it is from: six take 65 ms to compile.
+
+    Args:
       columns: at least one of the dtype that the result shall have; the others must fit into it
         (bools become 0 and 1).
     """
     dtype = jnp.result_type(*columns)
-    return unpack(jnp.stack([column.astype(dtype) for column in columns], axis=1))
+    joined = [column.astype(dtype) for column in columns]
+    return jnp.concatenate(joined).reshape(len(columns), columns[0].shape[0])
 
 
-def _by_sums(vector: jax.Array) -> list[jax.Array]:
-    """As :func:`unpack`, where all elements come from equal kernels."""
-    number = vector.shape[0]
+def _by_sums(table: jax.Array) -> list[jax.Array]:
+    """The columns of ``[k, n]``, all from equal kernels."""
+    rows, number = table.shape
     if number <= _AT_ONCE:
-        return _one_by_one(vector)
+        return _one_by_one(table)
     height, width = table_of(number, longest=math.isqrt(number - 1) + 3)
-    zero = jnp.zeros((), vector.dtype)
-    rest = vector.shape[1:]
-    padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
-    table = lax.pad(vector, zero, padding).reshape(height, width, *rest)
-    # Arrays, not comparisons with an index: that would be a constant of the kernel.
-    rows, columns = np.eye(height, dtype=bool), np.eye(width, dtype=bool)
+    cube = _padded(table, width * height).reshape(rows, height, width)
     result: list[jax.Array] = []
-    for row in rows:
-        chosen = np.broadcast_to(row.reshape(-1, *[1] * (table.ndim - 1)), table.shape)
-        values = lax.reduce(lax.select(chosen, table, lax.full_like(table, 0)), zero, lax.add, (0,))
-        blank = lax.full_like(values, 0)
-        for column in columns[: number - len(result)]:
-            chosen = np.broadcast_to(column.reshape(-1, *[1] * len(rest)), values.shape)
-            result.append(lax.reduce(lax.select(chosen, values, blank), zero, lax.add, (0,)))
+    for line in np.eye(height, dtype=bool):
+        # Arrays, not comparisons with an index: that would be a constant of the kernel.
+        values = _sum_where(line[:, None], cube, (1,))
+        for place in np.eye(width, dtype=bool)[: number - len(result)]:
+            result.append(_sum_where(place, values, (1,)))
     return result
 
 
-def _one_by_one(vector: jax.Array) -> list[jax.Array]:
-    """As :func:`_by_sums`, each element by one sum over all.
+def _one_by_one(table: jax.Array) -> list[jax.Array]:
+    """As :func:`_by_sums`, each column by one sum over all.
 
     Over two short axes, for along a long one a sum takes two kernels.
     """
-    number, rest = vector.shape[0], vector.shape[1:]
+    rows, number = table.shape
     height, width = table_of(number)
-    zero = jnp.zeros((), vector.dtype)
-    padding = [(0, width * height - number, 0), *[(0, 0, 0)] * len(rest)]
-    # Else XLA would know that this is a vector, and sum along its one long axis.
-    table = lax.optimization_barrier(lax.pad(vector, zero, padding).reshape(height, width, *rest))
-    result = []
-    for place in np.eye(width * height, dtype=bool)[:number]:
-        chosen = np.broadcast_to(place.reshape(height, width, *[1] * len(rest)), table.shape)
-        terms = lax.select(chosen, table, lax.full_like(table, 0))
-        result.append(lax.reduce(terms, zero, lax.add, (0, 1)))
-    return result
+    # Else XLA would know that this is a matrix, and sum along its long axis.
+    cube = lax.optimization_barrier(_padded(table, width * height).reshape(rows, height, width))
+    places = np.eye(width * height, dtype=bool)[:number].reshape(number, height, width)
+    return [_sum_where(place, cube, (1, 2)) for place in places]
+
+
+def _padded(table: jax.Array, length: int) -> jax.Array:
+    """``[k, n]`` with zeros behind, ``[k, length]``."""
+    padding = [(0, 0, 0), (0, length - table.shape[1], 0)]
+    return lax.pad(table, jnp.zeros((), table.dtype), padding)
+
+
+def _sum_where(chosen: np.ndarray, table: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """A sum over some axes in which only the chosen numbers count.
+
+    Args:
+      chosen: bool, of the shape of the table's last axes.
+      table: of any number type.
+      axes: along which to sum.
+    """
+    # Whole, for of a view JAX would make a constant and its broadcast.
+    mask = np.ascontiguousarray(np.broadcast_to(chosen, table.shape))
+    terms = lax.select(mask, table, lax.full_like(table, 0))
+    return lax.reduce(terms, jnp.zeros((), table.dtype), lax.add, axes)
 
 
 def unstack(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:

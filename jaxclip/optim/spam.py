@@ -299,7 +299,7 @@ def _spam(
         clips, columns = together(numbers_of, state.nonfinite_count, state.norm.shape)
         pairs = zip(found.leaves, found.mu, strict=True)
         sampled = any(leaf.shape != mu.shape for leaf, mu in pairs)
-        numbers = jnp.stack(columns if sampled else columns[:3], axis=1)
+        numbers = columns if sampled else columns[:3]
         step = functools.partial(
             _spam_step.step,
             shared=shared,

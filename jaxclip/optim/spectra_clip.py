@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from jaxclip.optim import _base, _clipper
+from jaxclip.optim._norms import short_axes
 from jaxclip.optim._together import together
 
 # Elements of the matrices whose roots are found together: 16 of 256 x 256. Products of larger ones
@@ -145,8 +146,11 @@ def _factors(
     starts = np.zeros(len(leaves))
     for places, at in zip(groups, members, strict=True):
         starts[places] = np.searchsorted(at, places)
-    columns = [_vector_factors(sizes, bound), 1 / units, jnp.asarray(starts, sizes.dtype)]
-    rows = _base.unpack_columns(columns)
+    factors_of = functools.partial(_vector_factors, bound=bound)
+    columns = together(
+        lambda given: (factors_of(given[0]), 1 / given[1]), (sizes, units), sizes.shape
+    )
+    rows = _base.unpack_columns([*columns, jnp.asarray(starts, sizes.dtype)])
     factors, norms = [row[0] for row in rows], []
     for places, at in zip(groups, members, strict=True):
         grams = jnp.concatenate([_gram(leaves[i], rows[i][1]) for i in places])
@@ -220,7 +224,8 @@ def _inverse_roots(
       Matrices ``[k, m, m]`` and their factors ``[k]``, which together are the roots; and bounds on
       the singular values of U, ``[k]``.
     """
-    rows = jnp.max(jnp.sum(jnp.abs(grams), axis=-1), axis=-1)
+    sums = short_axes(jnp.sum(jnp.abs(grams), axis=-1), kept=1)
+    rows = jnp.max(sums, axis=range(1, sums.ndim))
     squares = jnp.sum(jnp.square(grams), axis=(-2, -1))
     settle = functools.partial(_settle, bound=bound)
     ones, weights, scales, largest = together(settle, (units, rows, squares), units.shape)

@@ -193,8 +193,8 @@ def _stable_adam(
         # Not as a constant in the kernels, which would then be others for every size.
         share = jnp.asarray([1 / max(leaf.size, 1) for leaf in found.leaves], dtype)
         step = functools.partial(_step, eps=small, rate=rate, positive=_moments.known_positive(eps))
-        table = jnp.stack([*weights, share], axis=1)
-        out, moments, seen = _moments.each(step, found, state, table)
+        numbers = [*weights, share]
+        out, moments, seen = _moments.each(step, found, state, numbers)
         new_state = StableAdamState(
             count=optax.safe_increment(count),
             **moments,

@@ -259,7 +259,7 @@ def _stable_spam(
         for at, part in _moments.parts(found):
             if len(at) == 1 < len(found.leaves):
                 # A single tensor's as scalars: all such have the same kernels.
-                rows = rows or _base.unpack(jnp.stack(before, axis=1))
+                rows = rows or _base.unpack_columns(before)
                 values = list(rows[at[0]].reshape(-1, 1))
             else:
                 values = before if len(at) == len(found.leaves) else [x[at] for x in before]

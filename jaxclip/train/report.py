@@ -38,6 +38,7 @@ class Run(NamedTuple):
 
     Attributes:
       workdir: the folder.
+      name: what the run is called.
       config: the resolved configuration.
       curves: ``{name: (steps, values)}`` of ``metrics.jsonl``.
       results: ``eval.json``: newest evaluation of each kind of weights.
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     """
 
     workdir: pathlib.Path
+    name: str
     config: Config
     curves: Curves
     results: dict[str, dict[str, Any]]
@@ -59,11 +61,12 @@ class Run(NamedTuple):
         return int(steps[-1]) if len(steps) else 0
 
 
-def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike[str], name: str = "") -> pathlib.Path:
     """Write ``report.html`` of a run, finished or not.
 
     Args:
       workdir: the run's folder.
+      name: of the workdir, where the folder is a copy of it.
 
     Returns:
       Path of the report.
@@ -73,9 +76,23 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
       OSError: the report can't be written.
     """
     run = read(workdir)
+    if name:
+        run = run._replace(name=pathlib.PurePath(name).name)
     path = run.workdir / FILE_NAME
     storage.write_text(path, page(run))
     return path
+
+
+def write_report_at(workdir: str) -> str:
+    """:func:`write_report` of a folder or an address; returns where the report is."""
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(("tensorboard/", "profile/"))
+
+    workdir_lib.read_config(workdir)  # refuses what is none, by its own name
+    with workdir_lib.lent(workdir, wanted) as (folder, _):
+        path = write_report(folder, workdir)
+    return f"{workdir.rstrip('/')}/{path.name}"
 
 
 def read(workdir: str | os.PathLike[str]) -> Run:
@@ -87,6 +104,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     folder = pathlib.Path(storage.absolute(workdir))
     return Run(
         workdir=folder,
+        name=folder.name,
         config=workdir_lib.read_config(folder),
         curves=metrics.curves(metrics.read_metrics(folder)),
         results=runner.read_results(folder),
@@ -116,7 +134,7 @@ def page(run: Run) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.workdir.name)} · jaxclip</title>\n<style>\n{css.strip()}\n</style>\n"
+        f"<title>{escape(run.name)} · jaxclip</title>\n<style>\n{css.strip()}\n</style>\n"
         "</head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
     )
 
@@ -146,7 +164,7 @@ def heading(run: Run) -> str:
         state = f"step {run.step} of {total}: not finished when this was written"
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return (
-        f"<header>\n<h1>{escape(run.workdir.name)}</h1>\n<p>{escape(what)}</p>\n"
+        f"<header>\n<h1>{escape(run.name)}</h1>\n<p>{escape(what)}</p>\n"
         f'<p class="soft">{escape(state)} · report of {written}</p>\n</header>'
     )
 

@@ -196,9 +196,11 @@ def test_list(tmp_path, capsys):
         ("lab_stale_v.py", 57),
         ("lab_policies.py", 120),
         ("lab_heavy_tails.py", 84),
-        ("lab_low_bit.py", 108),
+        ("lab_rules.py:agc", 108),
+        ("lab_low_bit.py", 153),
         ("lab_low_bit.py:octav", 39),
         ("lab_cures.py", 84),
+        ("lab_cures.py:z_loss", 12),
         pytest.param(
             "lab_cures.py:towers",
             48,

@@ -103,8 +103,11 @@ def test_unpack_is_exact() -> None:
         parts = jax.jit(_unpack.unpack)(jnp.asarray(vector))
         assert len(parts) == number and all(part.shape == () for part in parts)
         np.testing.assert_array_equal(np.asarray(parts, np.float32), vector)
-    rows = np.arange(21.0).reshape(7, 3)
-    np.testing.assert_array_equal(np.stack(_unpack.unpack(jnp.asarray(rows))), rows)
+    for number in (1, 7, 300):
+        rows = np.arange(3.0 * number).reshape(number, 3)
+        np.testing.assert_array_equal(
+            np.stack(_unpack.unpack_columns(list(jnp.asarray(rows).T))), rows
+        )
     columns = [jnp.arange(7) * 1.5, jnp.arange(7) % 2 == 0]
     for i, found in enumerate(_unpack.unpack_columns(columns)):
         np.testing.assert_array_equal(found, [1.5 * i, i % 2 == 0])
@@ -190,7 +193,9 @@ def test_stacks_put_back_what_they_took() -> None:
         jax.tree.map(np.testing.assert_array_equal, back, leaves)
         largest = stacks.each(jnp.max, arrays)
         np.testing.assert_array_equal(stacks.vector(largest), np.arange(7.0))
-        doubled = stacks.each(lambda x, y: jnp.max(x) + y, arrays, stacks.numbers(jnp.arange(7.0)))
+        doubled = stacks.each(
+            lambda x, y: jnp.max(x) + y[0], arrays, numbers=stacks.numbers([jnp.arange(7.0)])
+        )
         np.testing.assert_array_equal(stacks.vector(doubled), 2 * np.arange(7.0))
 
 
