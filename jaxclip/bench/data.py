@@ -38,7 +38,8 @@ import numpy as np
 
 from jaxclip import fields
 from jaxclip.bench import loading, start
-from jaxclip.bench.timing import table, take_turns
+from jaxclip.bench.timing import take_turns
+from jaxclip.markdown import table
 
 _EMOJI_OPS = (
     "affine(degrees=15, translate=0.08, scale_min=0.75, scale_max=1.25)|background(0.5)"

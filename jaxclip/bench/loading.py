@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.bench.timing import table
+from jaxclip.markdown import table
 
 # Starts a loader with so many processes (or threads): a context that yields an iterator of batches.
 Start = Callable[[int], contextlib.AbstractContextManager[Iterator[Any]]]
