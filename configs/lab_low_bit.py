@@ -44,7 +44,6 @@ def get_config(arg=""):
         "precisions": ["float32", "int4", "mxfp4"],
         "grid": [
             {"rules": ["adamw", "adamw_clip1", "stable_spam"], "precisions": ["float32"]},
-            {"precisions": ["int4"]},
-            {"rules": ["adamw", "stable_spam"], "precisions": ["mxfp4"]},
+            {"precisions": ["int4", "mxfp4"]},
         ],
     }

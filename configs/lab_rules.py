@@ -4,12 +4,14 @@
     jaxclip lab --config configs/lab_rules.py:clippers --workdir workdir/lab_clippers
     jaxclip lab --config configs/lab_rules.py:zclip --workdir workdir/lab_zclip
     jaxclip lab --config configs/lab_rules.py:percentiles --workdir workdir/lab_percentiles
+    jaxclip lab --config configs/lab_rules.py:agc --workdir workdir/lab_agc
 
 Tiny CLIPs on the built-in emoji; what came out is in docs/stability_lab.md.
 """
 
 RATES = [1e-3, 4e-3, 1.6e-2, 6.4e-2]
 PERCENTILES = (1, 10, 25, 50, 90, 100)
+AGC = (0.0025, 0.01, 0.04, 0.16, 0.64)
 
 
 def clipped(name, **options):
@@ -18,7 +20,7 @@ def clipped(name, **options):
 
 
 def get_config(arg=""):
-    """The experiment; ``arg`` is empty, ``"clippers"``, ``"zclip"`` or ``"percentiles"``."""
+    """The experiment; ``arg`` is empty or a variant that the module's docstring names."""
     rules = {
         "": {
             "adamw": {},
@@ -48,6 +50,10 @@ def get_config(arg=""):
             "adamw": {},
             **{f"autoclip{q}": clipped("autoclip", percentile=float(q)) for q in PERCENTILES},
         },
+        "agc": {
+            "adamw": {},
+            **{f"agc{value}": clipped("agc", clipping=value) for value in AGC},
+        },
     }
     if arg not in rules:
         raise ValueError(
@@ -70,5 +76,6 @@ def get_config(arg=""):
         "grid": {
             "zclip": [{"injectors": ["none"]}],
             "percentiles": [spiked],
+            "agc": [spiked, {"injectors": ["none"]}],
         }.get(arg, [spiked, {"injectors": ["none"]}, one_tensor]),
     }

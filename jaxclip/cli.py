@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pathlib
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from jaxclip.registry import hint
+from jaxclip.cli_parser import Parser
 
 _TRAIN = """\
 Train a model, or go on training it.
@@ -90,7 +88,7 @@ def _complete_paths(args: argparse.Namespace) -> None:
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
             setattr(args, name, storage.absolute(getattr(args, name)))
-    if args.command not in ("curate", "data") and getattr(args, "workdir", None):
+    if args.command == "lab" and getattr(args, "workdir", None):
         storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
@@ -140,24 +138,11 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names what was meant where a command is misspelt; the parsers of commands are of it, too."""
-
-    def error(self, message: str) -> NoReturn:
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        stray = re.search(r"unrecognized arguments: -{0,2}(config\.\S+)", message)
-        if choice:
-            message += hint(choice[1], re.findall(r"[\w-]+", choice[2]))
-        elif stray:
-            message += f"; write --{stray[1]}"
-        super().error(message)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The argument parser with all subcommands."""
     from jaxclip import __version__
 
-    parser = _Parser(
+    parser = Parser(
         prog="jaxclip",
         description="Train, adapt and evaluate CLIP models that do not blow up.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -206,7 +191,9 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--config", help="config file (path.py or path.py:arg); default: the workdir's own"
     )
-    parser.add_argument("--workdir", help="folder for checkpoints, metrics and the report")
+    parser.add_argument(
+        "--workdir", help="folder, or gs://… or s3://…, for checkpoints, metrics and the report"
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -271,6 +258,9 @@ def _train(args: argparse.Namespace) -> int:
     if args.print_config:
         import json
 
+        from jaxclip.train import checks
+
+        checks.check_names(config)
         print(json.dumps(config, indent=2))
         return 0
     from jaxclip.train import allocator
@@ -322,7 +312,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.config:
         return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
     if args.workdir:
-        known = workdir_lib.find_config(pathlib.Path(args.workdir))
+        known = workdir_lib.find_config(args.workdir)
         if known is not None:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
@@ -349,7 +339,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from jaxclip.train import report
 
-    print(report.write_report(args.workdir))
+    print(report.write_report_at(args.workdir))
     return 0
 
 

@@ -96,7 +96,11 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split ``key.path=value``; the value is a Python literal where it parses as one."""
+    """Split ``key.path=value``; the value is a Python literal where it parses as one.
+
+    Raises:
+      ValueError: it has no ``=`` or no key.
+    """
     key, equals, raw = text.partition("=")
     if not equals or not key:
         raise ValueError(f"override {text!r} is not of the form key.path=value")

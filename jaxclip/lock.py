@@ -1,9 +1,12 @@
-"""One run in a workdir at a time: a lock file that needs nothing but files.
+"""One run in a workdir at a time: a lock that needs nothing but files.
 
 ``lock.json`` says who holds the workdir: host, machine (its boot), process and when that started.
 It is made by an exclusive create, which file systems without ``flock`` have, too. A holder on this
 machine is dead if its process is; of one elsewhere nothing is known but the file's counter, which a
 living one raises every few seconds. It is watched for change, so no two clocks are compared.
+
+Where the file lies is a :class:`Place`: a folder (:class:`FolderPlace`), or an address
+(:class:`jaxclip.data.bucket.LockFile`), whose store writes on a condition.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxclip.errors import RunError
 
@@ -88,12 +91,38 @@ class Holder(NamedTuple):
         return self.started == _started(self.pid)
 
 
+class Place(Protocol):
+    """Where the file of a lock is kept. Every method raises OSError if it can't be reached.
+
+    Attributes:
+      workdir: what the lock is for, for messages.
+    """
+
+    workdir: str
+
+    def create(self, content: bytes) -> bool:
+        """Make the file; False if there is one. One of many at once succeeds."""
+        ...
+
+    def read(self) -> bytes | None:
+        """Its content; None if there is none."""
+        ...
+
+    def write(self, before: bytes, after: bytes) -> bool:
+        """Replace the content by one of the same size; False if it is not ``before`` any more."""
+        ...
+
+    def remove(self, before: bytes) -> bool:
+        """Remove the file if it has this content; False if it has not. Exact, as ``create``."""
+        ...
+
+
 class Lock:
     """The lock of one workdir, held from construction to :meth:`release`."""
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: str | os.PathLike[str] | Place,
         *,
         force: bool = False,
         stopped: Callable[[], bool] = lambda: False,
@@ -101,39 +130,57 @@ class Lock:
         """Take the lock, from a dead holder if need be.
 
         Args:
-          workdir: an existing folder.
+          workdir: an existing folder, or another place.
           force: take it from a holder that may be alive.
           stopped: asked while waiting; True gives up.
 
         Raises:
           LockedError: another run holds it.
-          OSError: the folder can't be written.
+          OSError: the place can't be written.
         """
-        self.path = pathlib.Path(workdir) / FILE_NAME
+        folder = isinstance(workdir, (str, os.PathLike))
+        self.place: Place = FolderPlace(workdir) if folder else workdir  # type: ignore[arg-type, assignment]
         self.holder = Holder.this_process()
+        self._content = _encode(self.holder)
         self._lost = False
         self._released = threading.Event()
-        while not _create(self.path, self.holder):
-            other = _read(self.path)
+        while not self.place.create(self._content):
+            content = self.place.read()
+            if content is None:
+                continue
             if not force:
-                self._refuse_if_alive(other, stopped)
-            _discard(self.path, other)
+                self._refuse_if_alive(_decode(content), stopped)
+            self.place.remove(content)
         self._thread = threading.Thread(target=self._keep_beating, name="workdir_lock", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Make sure that it is still ours.
+        """Make sure that it is still ours, as far as the last beat knows.
 
         Raises:
           LostLockError: it was taken over.
         """
         if self._lost:
-            other = _read(self.path)
+            content = self.place.read()
+            other = _decode(content) if content else None
             who = f"process {other.pid} on host {other.host}" if other else "somebody"
             raise LostLockError(
-                f"workdir {self.path.parent} was taken over by {who} (--break_lock), or its "
+                f"workdir {self.place.workdir} was taken over by {who} (--break_lock), or its "
                 f"{FILE_NAME} was removed; this run stops, so that the two do not mix"
             )
+
+    def look(self) -> None:
+        """As :meth:`check`, but look at the file now.
+
+        Raises:
+          LostLockError: it was taken over.
+          OSError: the place can't be reached.
+        """
+        content = self.place.read()
+        other = _decode(content) if content else None
+        if content is None or (other is not None and other.token != self.holder.token):
+            self._lost = True
+        self.check()
 
     def release(self) -> None:
         """Let go; may be called again."""
@@ -141,10 +188,11 @@ class Lock:
             return
         self._released.set()
         self._thread.join()
-        held = _read(self.path)
-        if held is not None and held.token == self.holder.token:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+        with contextlib.suppress(OSError):
+            content = self.place.read()
+            held = _decode(content) if content else None
+            if content and held is not None and held.token == self.holder.token:
+                self.place.remove(content)
 
     def _refuse_if_alive(self, other: Holder | None, stopped: Callable[[], bool]) -> None:
         if other is not None and other.is_here():
@@ -154,50 +202,108 @@ class Lock:
         who = f"process {other.pid} on host {other.host}" if other else "an unreadable lock file"
         logger.info(
             "workdir %s is held by %s; looking for up to %.0f s whether it is alive",
-            self.path.parent,
+            self.place.workdir,
             who,
             WATCH_SECONDS,
         )
         deadline = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < deadline and self.path.exists():
-            if stopped():
-                raise LockedError(f"stopped while waiting for workdir {self.path.parent}")
-            time.sleep(min(1.0, WATCH_SECONDS / 10))
-            now = _read(self.path)
+        while time.monotonic() < deadline and (content := self.place.read()) is not None:
+            now = _decode(content)
             if now is not None and now != other:
                 raise LockedError(self._in_use(now))
+            if stopped():
+                raise LockedError(f"stopped while waiting for workdir {self.place.workdir}")
+            time.sleep(min(1.0, WATCH_SECONDS / 10))
 
     def _in_use(self, other: Holder) -> str:
         way = f"stop it (kill {other.pid})"
         if not other.is_here():
             way += ", or if it is gone take the workdir over with --break_lock,"
         return (
-            f"workdir {self.path.parent} is in use by process {other.pid} on host {other.host}; "
+            f"workdir {self.place.workdir} is in use by process {other.pid} on host {other.host}; "
             f"wait for it, {way} or use another --workdir"
         )
 
     def _keep_beating(self) -> None:
         while not self._released.wait(BEAT_SECONDS):
-            held = _read(self.path)
-            if held is not None and held.token != self.holder.token:
-                self._lost = True
-                return
-            if held is None and not self.path.exists():
-                self._lost = True
-                return
-            self.holder = self.holder._replace(beat=self.holder.beat + 1)
             try:
-                with self.path.open("r+b") as file:
-                    file.write(_encode(self.holder))
+                content = self.place.read()
+                held = _decode(content) if content else None
+                if content is None or (held is not None and held.token != self.holder.token):
+                    self._lost = True
+                    return
+                self.holder = self.holder._replace(beat=self.holder.beat + 1)
+                self.place.write(content, _encode(self.holder))
             except OSError as error:
-                logger.debug("no beat in %s: %s", self.path, error)
+                logger.debug("no beat in %s: %s", self.place.workdir, error)
+
+
+class FolderPlace:
+    """The file of a lock in a folder of a file system."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.workdir = os.fspath(folder)
+        self._path = pathlib.Path(folder) / FILE_NAME
+
+    def create(self, content: bytes) -> bool:
+        """Make the file; False if there is one."""
+        return _create(self._path, content)
+
+    def read(self) -> bytes | None:
+        """Its content; None if there is none."""
+        for _ in range(3):  # a file that is being written may read as half of one
+            try:
+                content = self._path.read_bytes()
+            except FileNotFoundError:
+                return None
+            except OSError:
+                content = b""
+            if _decode(content) is not None:
+                return content
+            time.sleep(0.05)
+        return content
+
+    def write(self, before: bytes, after: bytes) -> bool:
+        """Overwrite it in place."""
+        with self._path.open("r+b") as file:
+            file.write(after)
+        return True
+
+    def remove(self, before: bytes) -> bool:
+        """Remove it if it has this content.
+
+        Only one process at a time looks and removes: between another's look and its removal the
+        lock could become a living one.
+        """
+        guard = self._path.with_name(FILE_NAME + ".taking")
+        deadline = time.monotonic() + _GUARD_SECONDS
+        while not _create(guard, b"x" * _SIZE):
+            if time.monotonic() > deadline:  # whoever made it was killed within these few lines
+                guard.unlink(missing_ok=True)
+            time.sleep(0.01)
+        try:
+            if self.read() != before:
+                return False
+            self._path.unlink(missing_ok=True)
+            return True
+        finally:
+            guard.unlink(missing_ok=True)
 
 
 def _encode(holder: Holder) -> bytes:
     return json.dumps(holder._asdict()).encode().ljust(_SIZE - 1) + b"\n"
 
 
-def _create(path: pathlib.Path, holder: Holder) -> bool:
+def _decode(content: bytes) -> Holder | None:
+    """Who holds the lock; None if that can't be read."""
+    try:
+        found: dict[str, Any] = json.loads(content)
+        return Holder(**found)
+    except (ValueError, TypeError):
+        return None
+
+
+def _create(path: pathlib.Path, content: bytes) -> bool:
     """Make the file; False if there is one."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -205,45 +311,12 @@ def _create(path: pathlib.Path, holder: Holder) -> bool:
         return False
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_encode(holder))
+            file.write(content)
     except OSError:
         with contextlib.suppress(OSError):
             path.unlink()
         raise
     return True
-
-
-def _read(path: pathlib.Path) -> Holder | None:
-    """Who holds the lock; None if there is no lock, or none that can be read."""
-    for _ in range(3):  # a file that is being written may read as half of one
-        try:
-            content: dict[str, Any] = json.loads(path.read_bytes())
-            return Holder(**content)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError):
-            time.sleep(0.05)
-    return None
-
-
-def _discard(path: pathlib.Path, dead: Holder | None) -> None:
-    """Remove a dead holder's lock, unless another process did so and has a new one there.
-
-    Only one process at a time looks and removes: between another's look and its removal the lock
-    could become a living one.
-    """
-    guard = path.with_name(path.name + ".taking")
-    deadline = time.monotonic() + _GUARD_SECONDS
-    while not _create(guard, Holder.this_process()):
-        if time.monotonic() > deadline:  # whoever made it was killed within these few lines
-            guard.unlink(missing_ok=True)
-        time.sleep(0.01)
-    try:
-        held = _read(path)
-        if (held and held.token) == (dead and dead.token):
-            path.unlink(missing_ok=True)
-    finally:
-        guard.unlink(missing_ok=True)
 
 
 def _machine() -> str:

@@ -31,14 +31,13 @@ def absolute(path: os.PathLike[str] | str) -> str:
 
 
 def check_workdir(path: os.PathLike[str] | str) -> None:
-    """Raise ValueError for a workdir of a run that no file system of this machine holds."""
+    """Raise ValueError for a folder of a command that works in file systems alone."""
     text = os.fspath(path)
     if not is_local(text):
         tool = {"gs": "gcsfuse", "s3": "mount-s3"}.get(text.partition("://")[0], "rclone mount")
         raise ValueError(
-            f"workdir {text!r} is an address: a run appends to its files and locks them, which "
-            f"object stores do not know. Mount the bucket (`{tool}`, or `--mount` of launch/) and "
-            "name the folder; data and curation take addresses as they are"
+            f"workdir {text!r} is an address, which this command does not take: mount the bucket "
+            f"(`{tool}`, or `--mount` of launch/) and name the folder"
         )
 
 

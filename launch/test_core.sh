@@ -46,12 +46,14 @@ if ((workers > 1)); then
   # The file during which a process died is run once more, not eight times.
   parallel=(--numprocesses "$workers" --dist loadfile --max-worker-restart 1)
 fi
-# Left out: closed forms of one rule or layer, which launch/test.sh asks on the JAX of Python 3.11.
+# Left out: closed forms of one rule or layer, which launch/test.sh asks on the JAX of Python 3.11, how
+# long rules compile, and whether the towers are to the bit what they were before.
 # What a newer JAX could break (jit, scan, vmap, sharding, donation, dtypes, checkpoints) the battery
 # asks of every rule, and the files that stay of every loss and tower.
 left_out=(
   tests/optim/test_{acclip,adaclip,adagc,adagn,aggc,asam,autoclip,cautious,clip_by_coordinate}.py
-  tests/optim/test_{clip_radagrad_d,clippers,convergence,dicesgd,docs,gradient_stabilizer}.py
+  tests/optim/test_{clip_radagrad_d,clippers,compile_time,convergence,dicesgd,docs}.py
+  tests/optim/test_gradient_stabilizer.py
   tests/optim/test_{median_clip,other_trainers,private_mean_by_group,pytorch_optimizer}.py
   tests/optim/test_{spam,spectra_clip,stable_adamw,stable_spam,track_clipping_quantile,zclip}.py
   tests/losses/test_{self_critical,soft_targets,sweeps}.py
@@ -60,6 +62,9 @@ left_out=(
   tests/models/test_{every_preset,patch_choice,presets,prompts_and_attend,reductions}.py
   tests/models/test_{sparse_activation,tract,variants}.py
 )
-deselected=(tests/optim/test_battery.py::test_documentation_is_complete_and_its_example_runs)
+deselected=(
+  tests/optim/test_battery.py::test_documentation_is_complete_and_its_example_runs
+  tests/models/test_features.py::test_embeddings_are_those_of_before_to_the_bit_and_so_are_draws
+)
 run "$python" -m pytest ${parallel[@]+"${parallel[@]}"} --durations=20 \
   "${left_out[@]/#/--ignore=}" "${deselected[@]/#/--deselect=}" tests/optim tests/losses tests/models

@@ -151,9 +151,7 @@ need_config() {
   [[ "$config" != /* && -f "$root/$config" ]] ||
     die "no such config in the checkout: $config (its path is taken from $root, because that is what goes to the TPU)"
   case " ${train[*]:1} " in
-    *" --workdir gs://"* | *" --workdir=gs://"*)
-      die "a workdir is a folder: mount the bucket (--mount gs://BUCKET) and name /mnt/jaxclip/DIR"
-      ;;
+    *" --workdir gs://"* | *" --workdir=gs://"*) ;;
     *" --workdir /mnt/jaxclip/"* | *" --workdir=/mnt/jaxclip/"*)
       [[ -n "$mount" ]] || die "--workdir is in /mnt/jaxclip, but no --mount says what that is"
       ;;

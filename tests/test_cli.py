@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -275,3 +276,40 @@ def test_what_argparse_does_not_know(argv, way, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     assert stop.value.code == 2 and capsys.readouterr().err.rstrip().endswith(way)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lerning_rate=1", "optim.lerning_rate: .* did you mean 'learning_rate'"),
+        ("optim.name=adamww", "did you mean 'adamw'"),
+        ("optim.clip={'name': 'zclip', 'alfa': 1}", "optim.clip.alfa: .* did you mean 'alpha'"),
+        ("optim.schedule.warmup=3", "optim.schedule.warmup: .* did you mean 'warmup_steps'"),
+        ("objective=[{'name': 'slp'}]", "unknown objective 'slp'; did you mean 'slip'"),
+        ("loss.implementaton=plain", "did you mean 'implementation'"),
+        ("tokenizer.kind=clipp", "tokenizer.kind='clipp' is unknown; did you mean 'clip'"),
+        ("data.image_backend=fst", "unknown image backend 'fst'; did you mean 'fast'"),
+        ("data.image_ops=resiz", "unknown image op 'resiz'; did you mean 'resize'"),
+        ("writers=['jsonll']", "did you mean 'jsonl'"),
+        ("evaluate.tasks=[{'name': 'zero_shott'}]", "did you mean 'zero_shot'"),
+    ],
+)
+def test_print_config_refuses_what_a_run_would_refuse(tiny_config_file, capsys, override, message):
+    argv = ["train", "--config", str(tiny_config_file), "--print_config", f"--config.{override}"]
+    assert cli.main(argv) == 2
+    said = capsys.readouterr()
+    assert re.search(message, said.err) and not said.out
+
+
+def test_a_misspelt_flag_names_the_right_one(capsys, monkeypatch):
+    for argv, near in (
+        (["train", "--print_cnfig"], "--print_config"),
+        (["data", "import", "--from", "x", "--to", "y", "--overwrit3"], "--overwrite"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["jaxclip", *argv])
+        with pytest.raises(SystemExit):
+            cli.main(argv)
+        assert f"did you mean {near}?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["import", "--from", "x", "--to", "y"])
+    assert "did you mean 'data import'?" in capsys.readouterr().err

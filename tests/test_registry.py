@@ -40,6 +40,7 @@ def test_registered_and_imported_things():
         ("zzz", "unknown thing 'zzz'; known: one"),
         ({"name": "one", "sise": 3}, "unknown option 'sise' of thing 'one'; did you mean 'size'"),
         ({"size": 3}, "thing without a 'name'; known: one"),
+        (3, "thing 3 is neither a name nor a dict with a 'name'"),
         ({"name": 3}, "a name of thing is a string, got 3"),
         ("fractions:Fractal", "thing 'fractions:Fractal' can't be imported"),
         ("no.such.module:X", "can't be imported: No module named 'no'"),

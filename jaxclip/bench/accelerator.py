@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxclip.bench import timing
+from jaxclip.markdown import table
 from jaxclip.registry import hint
 
 SECONDS = 480.0
@@ -163,7 +163,7 @@ def as_markdown(result: dict[str, Any]) -> str:
             title += f"\n\n{section['status']}"
         columns = list(dict.fromkeys(key for row in section["rows"] for key in row))
         rows = [columns, *([_cell(row.get(key)) for key in columns] for row in section["rows"])]
-        parts.append(title + ("\n\n" + timing.table(rows) if columns else ""))
+        parts.append(title + ("\n\n" + table(rows) if columns else ""))
     return "\n\n".join(parts)
 
 

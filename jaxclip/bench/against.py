@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxclip.bench.timing import table
+from jaxclip.markdown import table
 
 _HERE = pathlib.Path(__file__).resolve().parents[2]
 _IMPORTS = """

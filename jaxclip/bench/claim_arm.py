@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.bench.claim_list import HALF, JUDGE, SMALL, TRAIN, Arm
+from jaxclip.bench.stepper import stepper
 from jaxclip.bench.timing import take_turns
 
 BATCH = 128
@@ -138,28 +139,7 @@ class Runs:
 
     def stepper(self, seed: int, stack: contextlib.ExitStack) -> Callable[[], Any]:
         """A function that does the next step of a run and returns its state."""
-        from jaxclip import parallel
-        from jaxclip.data import pipeline
-
-        experiment = self.experiment
-        batches = pipeline.train_iterator(
-            self.config["data"],
-            tokenizer=self.tokenizer,
-            global_batch_size=BATCH,
-            seed=seed,
-            spec=experiment.batch_spec,
-        )
-        stack.callback(batches.close)
-        state = experiment._replace(config={**self.config, "seed": seed}).init_state()
-
-        def step() -> Any:
-            nonlocal state
-            batch = parallel.to_global(next(batches), experiment.mesh)
-            state, metrics = experiment.train_step(state, batch)
-            metrics["loss"].block_until_ready()
-            return state
-
-        return step
+        return stepper(self.experiment, self.tokenizer, stack, seed)
 
     def run(
         self, seed: int, stops: Sequence[int], judge: Judge

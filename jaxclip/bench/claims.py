@@ -27,7 +27,7 @@ from typing import Any
 
 from jaxclip.bench import claim_arm
 from jaxclip.bench.claim_list import ARMS, CLAIMS, Claim
-from jaxclip.bench.timing import table
+from jaxclip.markdown import table
 from jaxclip.registry import hint
 
 REFERENCE = "contrastive"

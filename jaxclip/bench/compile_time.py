@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.bench import timing
+from jaxclip.markdown import table
 
 # Of a transformer's block of width 256: as many shapes as in a real one, small for quick constants.
 SHAPES = (
@@ -135,4 +135,4 @@ def as_table(results: Sequence[Result]) -> str:
         found = {r.tensors: r for r in results if r.name == name}
         cells = (f"{found[n].seconds:.2f}, {found[n].ratio:.1f}" for n in numbers)
         rows.append((name, next(iter(found.values())).reference, *cells))
-    return timing.table(rows)
+    return table(rows)

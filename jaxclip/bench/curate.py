@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.bench.timing import table
+from jaxclip.markdown import table
 
 _VOCABULARY, _WIDTH, _CLUSTERS = 20_000, 512, 64
 _PAIRS = 1e9

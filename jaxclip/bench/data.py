@@ -16,7 +16,7 @@ record numbers beside the plain pair.
 the training process), with both image backends, beside tf.data with as many threads and, where it
 is installed, webdataset with PIL and torchvision and as many processes, as open_clip loads: images
 a second, CPU time of all processes and of the training process, and for how long the interpreter's
-lock can be held.
+lock can be held. With ``--pin`` one worker and its training process share one CPU, two workers two.
 
 ``--start`` measures how long the first batch takes with ``--shards`` shards of ``--samples``
 records, at once and on resume, each in a process of its own, and with ``--memory_records`` the
@@ -38,7 +38,8 @@ import numpy as np
 
 from jaxclip import fields
 from jaxclip.bench import loading, start
-from jaxclip.bench.timing import table, take_turns
+from jaxclip.bench.timing import take_turns
+from jaxclip.markdown import table
 
 _EMOJI_OPS = (
     "affine(degrees=15, translate=0.08, scale_min=0.75, scale_max=1.25)|background(0.5)"
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--memory_steps", type=int, default=0)
     parser.add_argument("--views", action="store_true", help="what views and other fields cost")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of workers to compare")
+    parser.add_argument("--pin", action="store_true", help="as many CPUs as workers")
     parser.add_argument("--sizes", nargs="+", default=["500x375", "1024x768"])
     parser.add_argument("--start", action="store_true", help="time to the first batch, and memory")
     parser.add_argument("--shards", type=int, default=10_000)

@@ -23,7 +23,8 @@ import numpy as np
 
 from jaxclip.bench.data import make_photos
 from jaxclip.bench.loading import OPS, SIDE, import_reference, torch_transform
-from jaxclip.bench.timing import table, take_turns
+from jaxclip.bench.timing import take_turns
+from jaxclip.markdown import table
 
 _BATCH = 32
 _REFERENCE = "webdataset, PIL, torchvision"

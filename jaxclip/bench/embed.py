@@ -32,7 +32,7 @@ from jaxclip.bench import timing
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="jaxclip.bench embed",
+        prog="python -m jaxclip.bench embed",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

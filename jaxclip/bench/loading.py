@@ -1,4 +1,8 @@
-"""``bench data --workers``: ours by number of workers, beside webdataset and tf.data."""
+"""``bench data --workers``: ours by number of workers, beside webdataset and tf.data.
+
+With ``--pin`` so many workers get as many CPUs, which the training process shares with them: so two
+workers beside one say what a second core brings.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.bench.timing import table
+from jaxclip.markdown import table
 
 # Starts a loader with so many processes (or threads): a context that yields an iterator of batches.
 Start = Callable[[int], contextlib.AbstractContextManager[Iterator[Any]]]
@@ -65,6 +69,8 @@ def run(args: argparse.Namespace, make_photos: Callable[..., pathlib.Path], plai
                 )
             costs = _costs(loaders, args)
             rows += [[text, *each] for each in _lines(costs)]
+            for line in _scaling(costs):
+                print(f"{text}: {line}")
             print(_under_the_lock(photos, text), flush=True)
     print("\n" + table(rows))
     return 0
@@ -93,9 +99,29 @@ def _costs(
         for name, start in loaders.items():
             for workers in args.workers:
                 if workers or name.startswith("jaxclip"):
-                    cost = _cost(start, workers, args)
+                    with _on_cpus(max(1, workers) if args.pin else 0):
+                        cost = _cost(start, workers, args)
                     costs.setdefault((name, workers), []).append(cost)
     return costs
+
+
+@contextlib.contextmanager
+def _on_cpus(count: int) -> Iterator[None]:
+    """This process, and those that it starts meanwhile, on the first so many CPUs; 0 = on all."""
+    before = os.sched_getaffinity(0) if count else set()
+    if count > len(before):
+        raise ValueError(f"--pin: {count} workers, but this process may use {len(before)} CPUs")
+    _pin(set(sorted(before)[:count]))
+    try:
+        yield
+    finally:
+        _pin(before)
+
+
+def _pin(cpus: set[int]) -> None:
+    for thread in pathlib.Path("/proc/self/task").iterdir() if cpus else ():
+        with contextlib.suppress(OSError):  # it has ended
+            os.sched_setaffinity(int(thread.name), cpus)
 
 
 def _cost(start: Start, workers: int, args: argparse.Namespace) -> Cost:
@@ -115,6 +141,25 @@ def _lines(costs: dict[tuple[str, int], list[Cost]]) -> Iterator[list[str]]:
     for (name, workers), found in costs.items():
         rate, cpu, own = (statistics.median(each) for each in zip(*found, strict=True))
         yield [name, str(workers), f"{rate:,.0f}", f"{1e3 * cpu:.2f}", f"{1e3 * own:.2f}"]
+
+
+def _scaling(costs: dict[tuple[str, int], list[Cost]]) -> Iterator[str]:
+    """What more workers bring than one, in words."""
+    for (name, workers), found in costs.items():
+        if workers < 2 or (name, 1) not in costs:
+            continue
+        one = costs[name, 1]
+        # Rounds in turn: what else the machine did met both alike.
+        clock = statistics.median(
+            many.rate / single.rate for many, single in zip(found, one, strict=True)
+        )
+        cpu = statistics.median(
+            workers * single.cpu / many.cpu for many, single in zip(found, one, strict=True)
+        )
+        yield (
+            f"{name}, {workers} workers make {clock:.2f} times the images a second of 1; with a "
+            f"core each, by CPU time, {cpu:.2f} times"
+        )
 
 
 def cpu_seconds() -> float:
@@ -200,22 +245,35 @@ def torch_transform() -> Any:
     )
 
 
-class _Idle:
-    """Stands for a library whose work on pixels is left out."""
+class _Timed:
+    """Stands for a library whose calls of one name are timed.
 
-    def __init__(self, library: Any, **instead: Any):
-        self._library = library
-        self.__dict__.update(instead)
+    Attributes:
+      spent: seconds of this thread's CPU time in them.
+    """
+
+    def __init__(self, library: Any, name: str):
+        self._library, self.spent = library, 0.0
+        called = getattr(library, name)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return called(*args, **options)
+            finally:
+                self.spent += time.thread_time() - began
+
+        setattr(self, name, timed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._library, name)
 
 
 def _under_the_lock(photos: pathlib.Path, size: str) -> str:
-    """How long an image can hold the interpreter's lock: what is left without the work on pixels.
+    """How long an image can hold the interpreter's lock: all but its decoding and resizing.
 
-    Decoding and resizing run without the lock. Of the rest some does, too (reading files, copying
-    large arrays), so this is a bound from above.
+    These run without the lock, but for some microseconds. Of the rest some does, too (reading
+    files, copying large arrays), so this is a bound from above.
     """
     from jaxclip.data import image_backend, image_ops, loader, order, sources
 
@@ -225,24 +283,20 @@ def _under_the_lock(photos: pathlib.Path, size: str) -> str:
     places = np.arange(count)
     draws = {"image": order.uniforms(0, places, chain.num_draws)}
     views = {"image": np.empty((count, SIDE, SIDE, 3), np.uint8)}
-
-    def seconds(backend: Any) -> float:
-        made = loader.RecordLoader(source, {"image": chain}, num_threads=1, backend=backend)
-        best = float("inf")
-        for _ in range(7):
-            began = time.thread_time()
-            made.outcomes(places, draws, views)
-            best = min(best, time.thread_time() - began)
-        return best / count
-
-    width, _, height = size.partition("x")
-    pixels = np.zeros((int(height), int(width), 3), np.uint8)
-    idle, whole = image_backend.Fast(), image_backend.Fast()
-    idle._jpeg = _Idle(idle._jpeg, decode_jpeg=lambda *_, **__: pixels)
-    resizer = idle._resizer()
-    idle._local.resizer = _Idle(resizer, resize=lambda *_: None)
-    rest, all_of_it = seconds(idle), seconds(whole)
+    backend: Any = image_backend.Fast()
+    made = loader.RecordLoader(source, {"image": chain}, num_threads=1, backend=backend)
+    made.outcomes(places, draws, views)  # which also makes this thread's resizer
+    backend._jpeg = decoder = _Timed(backend._jpeg, "decode_jpeg")
+    backend._local.resizer = resizer = _Timed(backend._local.resizer, "resize")
+    found = []
+    for _ in range(7):
+        decoder.spent = resizer.spent = 0.0
+        began = time.thread_time()
+        made.outcomes(places, draws, views)
+        spent = time.thread_time() - began
+        found.append((spent, spent - decoder.spent - resizer.spent))
+    whole, rest = (1e6 * each / count for each in min(found))
     return (
-        f"{size}: at most {1e6 * rest:.0f} of {1e6 * all_of_it:.0f} us an image under the lock "
-        f"({100 * rest / all_of_it:.1f}%)"
+        f"{size}: at most {rest:.0f} of {whole:.0f} us an image under the lock "
+        f"({100 * rest / whole:.1f}%)"
     )

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from jaxclip import losses, parallel
 from jaxclip.bench import timing
+from jaxclip.markdown import table
 
 _NAMES = ("softmax", "sigmoid")
 
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.what == "memory":
         print(f"batch of a device {options.rows}, width {options.width}, float32\n")
-        print(timing.table(memory_by_devices(options.rows, options.width, options.tile_size)))
+        print(table(memory_by_devices(options.rows, options.width, options.tile_size)))
         return 0
     try:
         sizes = [int(size) for size in options.sizes.split(",")]
@@ -166,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
         rounds=options.rounds,
         clock=time.process_time if options.cpu_time else time.perf_counter,
     )
-    print(timing.table(rows))
+    print(table(rows))
     return 0
 
 

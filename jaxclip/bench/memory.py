@@ -97,7 +97,8 @@ def own_mib() -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="jaxclip.bench memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.bench memory", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):

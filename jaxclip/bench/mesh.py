@@ -24,6 +24,7 @@ import jax
 from jaxclip.bench import step as step_bench
 from jaxclip.bench import timing
 from jaxclip.config import Config
+from jaxclip.markdown import table
 from jaxclip.parallel import AXES
 
 Shape = tuple[int, int, int]
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{jax.devices()[0].device_kind}; medians of {options.rounds} steps in turn"
         f"{', CPU time' if options.cpu_time else ''}\n"
     )
-    print(timing.table(rows))
+    print(table(rows))
     return 0
 
 

@@ -22,7 +22,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.bench.timing import table, take_turns
+from jaxclip.bench.timing import take_turns
+from jaxclip.markdown import table
 
 REFERENCE = "contrastive"
 BATCH = 32

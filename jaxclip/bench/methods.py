@@ -29,7 +29,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxclip.bench.timing import table, take_turns
+from jaxclip.bench.stepper import stepper
+from jaxclip.bench.timing import take_turns
+from jaxclip.markdown import table
 
 METHODS = ("contrastive", "dcl", "unicl", "slip", "coca", "flip", "mobileclip")
 TRAIN, TWICE, JUDGE = "noto", "noto_twice", "twemoji"
@@ -199,38 +201,16 @@ class Study:
             path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         return known
 
-    def _stepper(self, name: str, stack: contextlib.ExitStack) -> Callable[[], None]:
+    def _stepper(self, name: str, stack: contextlib.ExitStack) -> Callable[[], Any]:
         """A callable that does the next step of a run of this method, until ``stack`` is closed."""
         from jaxclip import config as config_lib
-        from jaxclip import parallel
-        from jaxclip.data import pipeline
         from jaxclip.train import checks, setup
 
         config = config_lib.resolve(
             config_lib.load_file(f"{self.configs / 'methods.py'}:{name}"),
             _as_overrides(self.overrides(name, self.steps, 0)),
         )
-        experiment = setup.build(config)
-        batches = pipeline.train_iterator(
-            config["data"],
-            tokenizer=checks.load_tokenizer(config),
-            global_batch_size=config["global_batch_size"],
-            seed=config["seed"],
-            start_step=0,
-            process_index=0,
-            process_count=1,
-            spec=experiment.batch_spec,
-        )
-        stack.callback(batches.close)
-        state = experiment.init_state()
-
-        def step() -> None:
-            nonlocal state
-            batch = parallel.to_global(next(batches), experiment.mesh)
-            state, metrics = experiment.train_step(state, batch)
-            metrics["loss"].block_until_ready()
-
-        return step
+        return stepper(setup.build(config), checks.load_tokenizer(config), stack)
 
 
 def _as_overrides(values: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from jaxclip import losses, models, optim
-from jaxclip.bench import timing
+from jaxclip.markdown import table
 from jaxclip.models import mup, presets
 
 ATTRIBUTES, SIDE, PATCH, LENGTH = 16, 16, 4, 4
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
         for way, by_width in found.items():
             for name in by_width[0]:
                 rows.append([f"{way}: {name}", *(f"{each[name]:.3f}" for each in by_width)])
-        print(timing.table(rows))
+        print(table(rows))
         return 0
     rates = [1e-3 * 2.0**power for power in options.rates]
     losses_of = sweep(options.widths, rates, options.steps, options.batch_size, options.seeds)
@@ -199,5 +199,5 @@ def main(arguments: Sequence[str]) -> int:
     for (way, width), values in losses_of.items():
         best = rates[int(np.nanargmin(values))]
         rows.append([way, str(width), *(f"{value:.3f}" for value in values), f"{best:.2g}"])
-    print(timing.table(rows))
+    print(table(rows))
     return 0

@@ -37,6 +37,7 @@ import optax
 
 from jaxclip import models, optim
 from jaxclip.bench import compile_time, timing
+from jaxclip.markdown import table
 from jaxclip.models import presets
 from jaxclip.registry import hint
 from jaxclip.train import allocator
@@ -155,6 +156,7 @@ class Result(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print the table; returns the exit status."""
     parser = argparse.ArgumentParser("python -m jaxclip.bench optim", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--preset", default="vit_b16", help="whose parameters (default: vit_b16)")
     parser.add_argument(
         "--blocks", type=int, help="only the image tower's first so many blocks (default: all)"
@@ -359,7 +361,7 @@ def as_table(results: Sequence[Result]) -> str:
         )
         for r in results
     ]
-    return timing.table(rows)
+    return table(rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tempfile
 
 import numpy as np
 
-from jaxclip.bench.timing import table
+from jaxclip.markdown import table
 
 _RESUME_STEP = 10**6
 # Of a shard where memory is measured.

@@ -30,6 +30,7 @@ from jaxclip import config as config_lib
 from jaxclip import parallel
 from jaxclip.bench import timing
 from jaxclip.config import Config
+from jaxclip.markdown import table
 from jaxclip.train import allocator
 
 # Matrix FLOP/s of one device by `device_kind`, bfloat16 inputs, no sparsity; vendors' data sheets.
@@ -265,7 +266,7 @@ def against_torch(config: Config, rounds: int) -> dict[str, timing.Timing]:
         f"{count / 1e6:.2f} M parameters, batch {config['global_batch_size']}, float32, "
         f"{len(os.sched_getaffinity(0))} CPUs, {rounds} rounds in turn; one matrix product runs at "
         f"{peak / 1e9:.0f} GFLOP/s, at which the step's {trainer.flops / 1e9:.0f} GFLOP would take "
-        f"{1e3 * trainer.flops / peak:.0f} ms\n\n{timing.table(rows)}"
+        f"{1e3 * trainer.flops / peak:.0f} ms\n\n{table(rows)}"
     )
     return timings
 

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from jaxclip.markdown import table as table  # what every benchmark prints
-
 
 class Timing(NamedTuple):
     """Seconds a call of one candidate over the rounds.

@@ -25,11 +25,11 @@ import optax
 
 from jaxclip import config as config_lib
 from jaxclip import objectives, optim
-from jaxclip.bench import timing
 from jaxclip.evaluate import attack
 from jaxclip.lab import config as lab_config
 from jaxclip.lab import data, injectors, measures
 from jaxclip.lab.data import Pairs
+from jaxclip.markdown import table
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
 from jaxclip.train import towers
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, by_victim in found.items():
         own = _percent(right[name]) if name in right else ""
         rows.append([name, own, *(_percent(by_victim[victim]) for victim in VICTIMS)])
-    print(timing.table(rows))
+    print(table(rows))
     for name, shares in right.items():
         if name.startswith("victim"):
             print(f"{name}: {_percent(shares)} right of the pictures as they are")

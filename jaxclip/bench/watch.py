@@ -24,6 +24,7 @@ from jaxclip import parallel
 from jaxclip.bench import timing
 from jaxclip.bench.step import Trainer, make_trainer, resolve_preset
 from jaxclip.config import Config
+from jaxclip.markdown import table
 from jaxclip.train import allocator
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -135,7 +136,7 @@ def report(costs: Costs) -> None:
         row += ["" if name == "plain" else _percent(costs.flops[name])]
         row += ["" if name == "plain" else _percent(costs.bytes_accessed[name])]
         rows.append(row)
-    print(timing.table(rows))
+    print(table(rows))
     judge = _CPU if _CPU in clocks else _CLOCK
     if _PROBE in costs.timings[judge]:
         ratio = costs.timings[judge][_PROBE].ratio

@@ -46,7 +46,7 @@ _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="jaxclip.bench weights",
+        prog="python -m jaxclip.bench weights",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

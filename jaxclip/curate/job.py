@@ -20,7 +20,8 @@ from jaxclip.curate.runners import Runner
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.step import Step
 from jaxclip.curate.store import VERDICT, View
-from jaxclip.lock import Lock
+from jaxclip.data.bucket import Bucket, LockFile
+from jaxclip.lock import FILE_NAME, Lock
 
 STORE_DIR = "store"
 REPORT_FILE = "report.json"
@@ -132,14 +133,12 @@ def _conclude(
 
 @contextlib.contextmanager
 def _locked(place: str, break_lock: bool) -> Iterator[None]:
-    """Hold the folder; an object store has no locks that hold."""
+    """Hold the folder, or the address."""
     problem = storage.probe(epath.Path(place))
     if problem:
         raise ValueError(problem)
-    if not storage.is_local(place):
-        yield
-        return
-    lock = Lock(place, force=break_lock)
+    at: str | LockFile = place if storage.is_local(place) else LockFile(Bucket(place), FILE_NAME)
+    lock = Lock(at, force=break_lock)
     try:
         yield
     finally:

@@ -75,6 +75,9 @@ def masks(most: int, least_bits: int = 28) -> tuple[int, ...]:
     Args:
       most: bits, at most 8.
       least_bits: of each mask; fewer would bring together too many that are not alike.
+
+    Raises:
+      ValueError: ``most`` is too large for 64 bits.
     """
     for extra in range(1, 9):
         blocks = np.array_split(np.arange(64), most + extra)

@@ -10,7 +10,7 @@ import pathlib
 
 from PIL import Image
 
-from jaxclip.data import decode, remote, sources, webdataset
+from jaxclip.data import decode, patterns, remote, sources
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, read_image
 from jaxclip.data.importer.readers import open_reader
@@ -142,7 +142,7 @@ def stamp(name: str) -> list[str]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
     else:
-        files = [pathlib.Path(each) for each in webdataset.expand(str(path))]
+        files = [pathlib.Path(each) for each in patterns.expand(str(path))]
     return [name, files_stamp(files)]
 
 

@@ -43,7 +43,11 @@ def write_bytes(path: os.PathLike[str] | str, data: bytes) -> None:
 
 
 def write_arrays(path: os.PathLike[str] | str, columns: Mapping[str, Any]) -> None:
-    """Write columns as an ``npz`` file; a :class:`Ragged` is two arrays of it."""
+    """Write columns as an ``npz`` file; a :class:`Ragged` is two arrays of it.
+
+    Raises:
+      TypeError: a column holds neither numbers nor text.
+    """
     arrays: Arrays = {}
     for name, value in columns.items():
         if isinstance(value, Ragged):

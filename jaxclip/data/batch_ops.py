@@ -77,12 +77,7 @@ def flip(p: float = 0.5) -> Either:
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if u[0] < p else image
 
     def pixels(array: np.ndarray, u: np.ndarray) -> np.ndarray:
-        if u[0] >= p:
-            return array
-        mirrored = np.empty_like(array)
-        for channel in range(3):  # three times as fast as one copy
-            mirrored[..., channel] = array[:, ::-1, channel]
-        return mirrored
+        return array[:, ::-1] if u[0] < p else array  # who copies it next can do it then
 
     def where(size: Size, u: np.ndarray) -> tuple[Size, np.ndarray]:
         sign, start = (-1.0, size[0]) if u[0] < p else (1.0, 0.0)

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxclip.data import order
 from jaxclip.data.dataset import DataSet
-from jaxclip.data.loader import Loaded
+from jaxclip.data.decoded_cache import Loaded
 from jaxclip.data.record import REASONS, BadRecord, Record, meta_object
 from jaxclip.fields import BatchSpec, Field
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxclip import fields
 from jaxclip.data import embedded, loader, mixture, order, reading, sampling
 from jaxclip.data.column import IMAGE, TEXT, Candidate, Column, Context, Rows, TextColumn
+from jaxclip.data.decoded_cache import Loaded
 from jaxclip.data.image_chain import Chain
 from jaxclip.data.patch_columns import GridColumn, PatchesColumn
 from jaxclip.data.record import BadRecord, Record
@@ -185,7 +186,7 @@ class BatchMaker:
         board.clear()
         return {key: arrays[key] for key in self.columns}
 
-    def _load(self, places: np.ndarray) -> tuple[dict[str, np.ndarray], list[loader.Loaded]]:
+    def _load(self, places: np.ndarray) -> tuple[dict[str, np.ndarray], list[Loaded]]:
         """Views and records of places."""
         return self.reader.load(
             places,
@@ -193,9 +194,7 @@ class BatchMaker:
             lambda row, attempt: self.order.replacement(int(places[row]), attempt),
         )
 
-    def examples(
-        self, batch: int, rows: Sequence[int]
-    ) -> list[tuple[loader.Loaded, str, np.ndarray]]:
+    def examples(self, batch: int, rows: Sequence[int]) -> list[tuple[Loaded, str, np.ndarray]]:
         """Some rows of a batch as training sees them: record, caption and image.
 
         Args:

@@ -146,4 +146,6 @@ class DataSet:
             near = hint(split, self.splits)
             if "did you mean" in near:
                 near += f" (it has: {', '.join(self.splits)})"
+            if split == "val":
+                near += "; an import makes one with --val-fraction"
             raise ValueError(f"data set {self.name!r} has no split {split!r}{near}")

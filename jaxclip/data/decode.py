@@ -1,7 +1,8 @@
 """Encoded image bytes to pixels, with the reason where that is impossible.
 
-Pillow does the decoding: it knows palettes, transparency, CMYK, 16-bit grey, EXIF orientation and
-WebP, releases the interpreter lock while it works, and is as fast as TensorFlow's decoders.
+Pillow does the decoding: it knows palettes, transparency, CMYK, 16-bit grey and WebP, releases the
+interpreter lock while it works, and is as fast as TensorFlow's decoders. Where browsers show
+something else than Pillow, they are right.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from jaxclip.data import colour, mending
+from jaxclip.data.file_kinds import jpeg_process, kind_of
 from jaxclip.data.record import BadRecord
 
 # Formats that may stand in a data set. Pillow knows many more, which have no business there and
@@ -20,6 +24,20 @@ from jaxclip.data.record import BadRecord
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
 
 _ORIENTATION = 0x0112
+# What is to be done by the orientation in EXIF data; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Grey PNGs of fewer bits: Pillow scales the samples to 8 bits, but not the transparent one.
+_SCALES = {"L;2": 85, "L;4": 17}
+# TIFF's tag that says what the samples mean, and its value for "0 is white".
+_PHOTOMETRIC, _WHITE_IS_0 = 262, 0
 
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_ASPECT = 50.0
@@ -53,27 +71,140 @@ def decode(
       An image of mode "RGB", fully loaded; a :class:`BadRecord` with reason
       ``zero_bytes``, ``undecodable``, ``truncated`` or ``absurd_size``.
     """
+    found = decode_mended(
+        data, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
+    )
+    return found if isinstance(found, BadRecord) else found.image
+
+
+class Decoded(NamedTuple):
+    """A picture and what it was decoded from.
+
+    Attributes:
+      image: of mode "RGB".
+      data: the encoded bytes; where those given are damaged in a way that browsers don't mind,
+        sound ones of the same picture.
+    """
+
+    image: Image.Image
+    data: bytes
+
+
+def decode_mended(
+    data: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    max_aspect: float = DEFAULT_MAX_ASPECT,
+    min_side: int = 1,
+    draft: int = 0,
+) -> Decoded | BadRecord:
+    """As :func:`decode`, and the bytes that other readers decode to the same picture."""
     if not data:
         return BadRecord("zero_bytes")
+    data = mending.cursor_as_icon(data)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        image, data = _opened(data)
     except Image.DecompressionBombError as error:
         return BadRecord("absurd_size", str(error))
-    except UnidentifiedImageError:
-        return BadRecord("undecodable", f"{kind_of(data)}; read are {', '.join(_formats())}")
     except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
-        return BadRecord("undecodable", f"{type(error).__name__}: {error}")
+        return _no_picture(data, error)
     width, height = image.size
     if not is_sane(width, height, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{width}x{height} pixels")
     try:
         if draft:
             image.draft(image.mode, (draft, draft))
-        image.load()
-        image = ImageOps.exif_transpose(image) if image.format != "PNG" else image
-        return to_rgb(image)
+        return Decoded(_loaded(image), data)
     except Exception as error:
-        return BadRecord(_load_failure(error), f"{type(error).__name__}: {error}")
+        reason = _load_failure(error, data)
+        whole = mending.jpeg_with_end(data) if reason == "truncated" else None
+        if whole is not None:
+            return decode_mended(
+                whole, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
+            )
+        return BadRecord(reason, f"{jpeg_process(data)}{type(error).__name__}: {error}")
+
+
+def _opened(data: bytes) -> tuple[Image.Image, bytes]:
+    """The picture, not yet loaded, and the bytes it is in."""
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats()), data
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        sound = mending.png_without_extras(data)
+        if sound is None:
+            raise
+    return Image.open(io.BytesIO(sound), formats=_formats()), sound
+
+
+def _no_picture(data: bytes, error: Exception) -> BadRecord:
+    if data.startswith(b"\x89PNG") and b"\0\0\0\0" in (data[16:20], data[20:24]):
+        return BadRecord("absurd_size", "no pixels: its width or height is 0")
+    if isinstance(error, UnidentifiedImageError):
+        return BadRecord("undecodable", f"{kind_of(data)}; read are {', '.join(_formats())}")
+    return BadRecord(_load_failure(error, data), f"{type(error).__name__}: {error}")
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """All of a picture that was opened, upright, in RGB."""
+    kind, tiles = image.format, list(getattr(image, "tile", ()))
+    if kind == "PNG" and tiles and "transparency" in image.info:
+        scale = _SCALES.get(str(tiles[0][3]))
+        if scale is not None:
+            image.info["transparency"] *= scale
+    if kind == "TIFF":
+        _read_planes_of_16_bits(image)
+    image.load()
+    if kind == "TIFF" and image.mode.startswith("I;16") and _is_white_0(image):
+        image = Image.fromarray(65535 - np.asarray(image))
+    turn = _TURNS.get(orientation(image))
+    image = colour.to_srgb(image)
+    image = to_rgb(image if turn is None else image.transpose(turn))
+    if kind == "GIF" and tiles:
+        image = _on_white(image, tiles[0][1])
+    return image
+
+
+def _read_planes_of_16_bits(image: Image.Image) -> None:
+    """Tell Pillow that the samples of separate planes have 16 bits; it takes them for 8."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    info: Any = getattr(image, "tag_v2", {})
+    modes = [tile[3][0] for tile in tiles if isinstance(tile[3], tuple) and tile[0] == "raw"]
+    if set(modes) == {"R", "G", "B"} and set(info.get(258, ())) == {16}:
+        end = "B" if info.prefix == b"MM" else "L"
+        image.tile = [  # type: ignore[attr-defined]
+            tile._replace(args=(f"{tile[3][0]};16{end}", *tile[3][1:])) for tile in tiles
+        ]
+
+
+def _is_white_0(image: Image.Image) -> bool:
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_0
+
+
+def orientation(image: Image.Image) -> int:
+    """The orientation that a picture's EXIF data say, 1 to 8.
+
+    Browsers take no notice of what XMP says, or text chunks of a PNG. Pillow itself turns TIFF.
+    """
+    data = image.info.get("exif") if image.format != "TIFF" else None
+    if not data:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        return int(exif.get(_ORIENTATION, 1))
+    except Exception:  # no EXIF data at all
+        return 1
+
+
+def _on_white(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """The first frame of a GIF, which need not cover all of the picture: around it is nothing."""
+    if box == (0, 0, *image.size):
+        return image
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image.crop(box), box[:2])
+    return canvas
 
 
 @functools.cache
@@ -81,54 +212,6 @@ def _formats() -> tuple[str, ...]:
     """Those of :data:`FORMATS` that this Pillow was built with; AVIF is not in each."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-# How files begin that are met in the place of pictures, and what to do about them.
-_OTHERS = {
-    b"<error": "an error of a store, not the picture: the download failed",
-    b"{": "JSON, perhaps an error of a server: the download failed",
-    b"404": "an error of a server, not the picture: the download failed",
-    b"<html": "a page of the web, not the picture: the download failed",
-    b"<!doctype html": "a page of the web, not the picture: the download failed",
-    b"<?xml": "XML; if it is an SVG drawing, make a PNG of it first",
-    b"\x00\x00\x00\x0cjp": "JPEG 2000",
-    b"\xff\x0a": "JPEG XL",
-    b"\x00\x00\x00\x0cjxl": "JPEG XL",
-    b"8bps": "a Photoshop file",
-    b"%pdf": "a PDF document",
-    b"%!ps": "a PostScript drawing",
-    b"\x1ae\xdf\xa3": "a film (WebM or Matroska)",
-    b"\x93numpy": "an array of NumPy",
-    b"\x89hdf": "an HDF5 file",
-    b"v/1\x01": "OpenEXR",
-    b"\x00\x05\x16\x07": "what macOS leaves beside a file (._NAME), not the picture",
-    b"rar!": "a RAR archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"/9j/": "a JPEG written as base64; decode it first",
-    b"ivborw0kgg": "a PNG written as base64; decode it first",
-    b"dds ": "a DirectDraw surface",
-    b"\x1f\x8b": "gzip-compressed",
-    b"pk\x03\x04": "a ZIP archive",
-    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
-}
-
-
-def kind_of(data: bytes) -> str:
-    """What bytes seem to be that are no picture we read, for a message."""
-    begin = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if data and not begin.strip(b"\0"):
-        return "nothing but zeros where it should begin: the copy was cut off"
-    if begin[4:8] == b"ftyp":
-        is_heic = begin[8:11] in (b"hei", b"hev", b"mif", b"msf")
-        return (
-            "HEIC; convert it to JPEG first" if is_heic else "a film (MP4, QuickTime) or raw data"
-        )
-    if begin.startswith(b"<") and b"<svg" in begin:
-        return "an SVG drawing; make a PNG of it first"
-    for magic, kind in _OTHERS.items():
-        if begin.startswith(magic):
-            return kind
-    return f"no known kind of picture (it begins with {data[:12]!r})"
 
 
 def is_sane(
@@ -143,25 +226,30 @@ def is_sane(
     return width * height <= max_pixels and small >= min_side and large <= max_aspect * small
 
 
-def is_turned(data: bytes, end: int) -> bool:
-    """Whether the EXIF data of a JPEG say that it is to be turned or mirrored, or are damaged.
+def is_changed(data: bytes, end: int) -> bool:
+    """Whether a JPEG is to be turned or mirrored, or has other colours than sRGB, or its header is
+    damaged.
 
     Args:
       data: of the file.
-      end: EXIF data are looked for among so many bytes.
+      end: EXIF data and a colour profile are looked for among so many bytes.
     """
-    if data.find(b"Exif\x00\x00", 0, end) < 0:
+    if data.find(b"Exif\x00\x00", 0, end) < 0 and data.find(b"ICC_PROFILE\x00", 0, end) < 0:
         return False
     try:
-        return Image.open(io.BytesIO(data), formats=("JPEG",)).getexif().get(_ORIENTATION, 1) != 1
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        return orientation(image) != 1 or not colour.is_srgb(
+            image.info.get("icc_profile"), image.mode
+        )
     except Exception:  # as in decode
         return True
 
 
-def _load_failure(error: Exception) -> str:
+def _load_failure(error: Exception, data: bytes) -> str:
     text = str(error).lower()
     endings = ("truncated", "unexpected end", "not enough image data", "buffer is not large enough")
-    return "truncated" if any(ending in text for ending in endings) else "undecodable"
+    is_short = any(ending in text for ending in endings) or mending.is_cut_webp(data)
+    return "truncated" if is_short else "undecodable"
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -171,22 +259,22 @@ def _has_alpha(image: Image.Image) -> bool:
 def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_16_bits(image)
     if _has_alpha(image):
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return _depth8(image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _depth8(image: Image.Image) -> Image.Image:
+def _from_16_bits(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits; Pillow's own conversion would clip at 255."""
-    if image.mode == "F" or (image.mode == "I" and not _is_16_bit(image)):
+    samples = np.asarray(image)
+    is_16_bit = image.mode != "F" and samples.min() >= 0 and samples.max() <= 65535
+    if not image.mode.startswith("I;16") and not is_16_bit:
         # Nothing says which value is white: any choice would be a guess.
         raise ValueError("samples of 32 bits without a known range; make 8 or 16 bits of them")
-    if image.mode.startswith("I"):
-        return image.point(lambda value: value * (1 / 257)).convert("L")
-    return image
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    samples = np.asarray(image)
-    return bool(samples.min() >= 0 and samples.max() <= 65535)
+    grey = (samples // 257).astype(np.uint8)
+    if isinstance(seen_through := image.info.get("transparency"), int):
+        grey = np.where(samples == seen_through, np.uint8(255), grey)
+    return Image.fromarray(grey).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from types import SimpleNamespace
 from typing import Any
@@ -12,16 +13,18 @@ class FsspecStore:
 
     Args:
       root: the address that keys are below, with its scheme.
+      fresh: ask the file system each time, for others write there, too.
 
     Raises:
       ImportError: fsspec, or what it needs for the scheme, is not installed.
       Exception: whatever the file system has against it.
     """
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, *, fresh: bool = False):
         import fsspec
 
-        self._files, base = fsspec.core.url_to_fs(root)
+        options = {"use_listings_cache": False} if fresh else {}
+        self._files, base = fsspec.core.url_to_fs(root, **options)
         self._base = f"{base.rstrip('/')}/" if base else ""
 
     def read(self, key: str, byte_range: slice | None = None) -> _Now:
@@ -33,7 +36,8 @@ class FsspecStore:
                 raise FileNotFoundError(path)
             value = b"" if byte_range == slice(0, 0) else self._content(path, byte_range)
         except FileNotFoundError:
-            return _Now(SimpleNamespace(state="missing", value=b""))
+            nothing = SimpleNamespace(generation=b"")
+            return _Now(SimpleNamespace(state="missing", value=b"", stamp=nothing))
         # What is said of a file changes with it; its own key for that is made of the same.
         stamp = hashlib.sha256(repr(sorted(about.items())).encode()).digest()
         return _Now(
@@ -53,6 +57,38 @@ class FsspecStore:
         """Keys of all files below a folder, which ends with a slash or is empty."""
         found = self._files.find(self._base + folder)
         return [path.removeprefix(self._base) for path in found]
+
+    def write(self, key: str, value: bytes | None, if_equal: bytes | None = None) -> _Now:
+        """Write or remove (None) a file, as ``KvStore.write``.
+
+        Args:
+          key: its key.
+          value: its content; None removes it.
+          if_equal: the generation that it must have, which is ``b""`` for no file. Exact for no
+            file where the file system creates exclusively; else it is looked at just before.
+
+        Returns:
+          A result with an empty ``generation`` where the condition does not hold.
+        """
+        path, held = self._base + key, SimpleNamespace(generation=b"held")
+        failed = _Now(SimpleNamespace(generation=b""))
+        if (
+            if_equal is not None
+            and self.read(key, slice(0, 0)).result().stamp.generation != if_equal
+        ):
+            return failed
+        if value is None:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(path)
+            return _Now(held)
+        parent = path.rpartition("/")[0]
+        if parent:
+            self._files.makedirs(parent, exist_ok=True)
+        try:
+            self._files.pipe_file(path, value, mode="overwrite" if if_equal != b"" else "create")
+        except FileExistsError:
+            return failed
+        return _Now(held)
 
 
 class _Now:

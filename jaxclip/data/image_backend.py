@@ -31,6 +31,8 @@ Cuts = Callable[[Size], Sequence[Cut]]
 
 # Bytes that are searched for EXIF data in a file with a header of a strange kind.
 _LONGEST_HEADER = 1 << 16
+# Rows of a picture that two rows of its colours stand for, at most.
+_COLOUR_ROWS = 8
 # A shortened file must save more than it takes to make it.
 _WORTHWHILE = 0.95
 # Pixels on each side that the widest interpolation looks at, in units of the larger pixel.
@@ -41,7 +43,7 @@ class Picture(NamedTuple):
     """A decoded picture.
 
     Attributes:
-      pixels: uint8[H, W, 3]; the last rows may be left out.
+      pixels: uint8[H, W, 3]; the last rows may be left out. Not to be written to.
       size: (width, height) of the picture as it is stored.
       shrink: how many times larger than ``pixels`` that is: 1, 2, 4 or 8.
     """
@@ -127,7 +129,7 @@ class Fast:
         return Picture(pixels, size, shrink)
 
     def _plain_size(self, data: bytes, header: jpeg_header.Header | None) -> Size | None:
-        """(width, height) of a grey or YCbCr JPEG within the limits that is not to be turned."""
+        """(width, height) of a grey or YCbCr JPEG within the limits that is as it is to be."""
         if data[:3] != b"\xff\xd8\xff":
             return None
         try:
@@ -137,7 +139,7 @@ class Fast:
         if colours not in ("YCbCr", "Gray") or not decode_lib.is_sane(width, height):
             return None
         end = _LONGEST_HEADER if header is None else header.scan_at
-        return None if decode_lib.is_turned(data, end) else (width, height)
+        return None if decode_lib.is_changed(data, end) else (width, height)
 
     def is_whole(self, size: Size, largest: int) -> bool:
         return min(size) < 2 * largest
@@ -155,19 +157,23 @@ class Fast:
         # Pixels are copied on their way in: only the rows of the box, and what its edges see.
         first, last = _rows_seen(box, cut)
         rows = picture.pixels[first:last]
-        options = resizing.ResizeOptions(_algorithm(cut.method))
+        options = self._options(cut.method)
         options.crop_box = resizing.CropBox(box[0], box[1] - first, *box[2:])
         kind = resizing.PixelType.U8x3
         source = resizing.ImageData(width, len(rows), kind, rows.tobytes())
         result = resizing.ImageData(*cut.size, kind)
-        self._resizer().resize(source, result, options)
+        self._local.resizer.resize(source, result, options)
         pixels = np.frombuffer(result.get_buffer(), np.uint8)
         return pixels.reshape(cut.size[1], cut.size[0], 3)
 
-    def _resizer(self) -> Any:
-        if not hasattr(self._local, "resizer"):
-            self._local.resizer = self._resizing.Resizer()
-        return self._local.resizer
+    def _options(self, method: str) -> Any:
+        """Options of this thread, which has a resizer then."""
+        local = self._local
+        if not hasattr(local, "options"):
+            local.options, local.resizer = {}, self._resizing.Resizer()
+        if method not in local.options:
+            local.options[method] = self._resizing.ResizeOptions(_algorithm(method))
+        return local.options[method]
 
 
 def _scaled_box(
@@ -190,8 +196,8 @@ def _height_seen(size: Size, shrink: int, cuts: Sequence[Cut]) -> int:
     if not cuts:
         return size[1]
     last = max(_rows_seen(_scaled_box(size, shrink, cut.box), cut)[1] for cut in cuts)
-    # Colours have half the rows, and interpolating them looks at one more; rows come in sixteens.
-    return min(size[1], -(-(last * shrink + 16) // 16) * 16)
+    # Colours have half the rows or a quarter, and interpolating them looks at one more.
+    return min(size[1], -(-(last * shrink + _COLOUR_ROWS) // _COLOUR_ROWS) * _COLOUR_ROWS)
 
 
 def _shrink(size: Size, cuts: Sequence[Cut]) -> int:

@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "known by their start)",
     )
     parser.add_argument(
+        "--languages",
+        default="",
+        metavar="CODES",
+        help="of captions by language ({'en': …, 'de': …}), those to keep, as en,de (default: all)",
+    )
+    parser.add_argument(
         "--val-fraction",
         type=float,
         default=0.0,
@@ -92,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         image_column=args.image_column,
         text_column=args.text_column,
         encoding=args.encoding,
+        languages=args.languages,
         val_fraction=args.val_fraction,
         max_side=args.max_side,
         min_side=args.min_side,
@@ -108,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet and sys.stderr.isatty(),
     )
     print(summary.as_text())
+    if args.val_fraction and "val" not in summary.splits:
+        print(f"no record fell into 'val' by --val-fraction {args.val_fraction}: use a larger one")
     return 0
 
 

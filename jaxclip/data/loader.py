@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxclip.data.ahead import Closed, interpreter_ends
 from jaxclip.data.dataset import RecordSource
+from jaxclip.data.decoded_cache import DecodedCache, Loaded
 from jaxclip.data.image_backend import Backend, Picture, Pillow
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.image_ops import Chain
@@ -22,8 +22,11 @@ from jaxclip.data.shared_memory import empty_pictures, keep_freed_memory
 from jaxclip.data.stages import DECODING, IMAGE_OPS, READING, Board
 
 _PIECE_BYTES = 1 << 20
-_RECORD_OVERHEAD = 400  # bytes of Python objects around a cached record
+_READ_TOGETHER = 8
 
+
+# In the place of pixels that are not needed any more.
+_MADE = np.empty((0, 0, 3), np.uint8)
 
 # (row, attempt) -> number of the record that stands in for one that can't be used.
 Replacement = Callable[[int, int], int]
@@ -34,25 +37,18 @@ Examine = Callable[[int, Record], dict[str, Any] | BadRecord]
 Numbers = Callable[[int, np.ndarray], np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Loaded:
-    """A record that can be used.
+class _Read(NamedTuple):
+    """A record that can be used if its picture can.
 
     Attributes:
-      index: its number.
+      image: encoded bytes.
       record: the record, without image bytes and meta.
-      pixels: the decoded image, uint8[H, W, 3]; None if no view wants it.
-      size: (width, height) of the image as it is stored.
       extras: what fields keep of it.
-      shrink: how many times larger than ``pixels`` that is.
     """
 
-    index: int
+    image: bytes
     record: Record
-    pixels: np.ndarray | None
-    size: Size
     extras: Mapping[str, Any]
-    shrink: int = 1
 
 
 class RecordLoader:
@@ -102,10 +98,13 @@ class RecordLoader:
         self._views = dict(views)
         sizes = {chain.image_size for chain in views.values()}
         self._largest = max(sizes, default=0)
+        # Rows handled together: few enough for their planes to stay in a CPU's own cache, as each
+        # op goes through all of them.
+        self._in_cache = max(1, _PIECE_BYTES // (4 * 3 * max(1, self._largest**2)))
         # With several sizes, no image has the final shape of all views.
         block_side = self._largest if len(sizes) == 1 else 0
         self._keeps_square = bool(block_side) and all(c.keeps_square for c in views.values())
-        self._cache = _Cache(len(source), block_side, int(cache_decoded_mb * 2**20))
+        self._cache = DecodedCache(len(source), block_side, int(cache_decoded_mb * 2**20))
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
         self._examine = examine
@@ -117,24 +116,32 @@ class RecordLoader:
         self.stats = RecordStats(what)
         self.board = Board(self._num_threads + 8) if board is None else board
 
-    def load(self, index: int, draws: Mapping[str, np.ndarray]) -> Loaded | BadRecord:
+    def load(
+        self,
+        index: int,
+        draws: Mapping[str, np.ndarray],
+        read: _Read | BadRecord | None = None,
+    ) -> Loaded | BadRecord:
         """Read and decode one record; bad ones are counted.
 
         Args:
           index: number of the record.
           draws: the random numbers of its views, float32[num_draws] each: a backend may decode no
             more of it than they will show.
+          read: what :meth:`_read` has made of it, if it has.
         """
         cached = self._cache.get(index)
         if cached is not None:
             return cached
-        bad = self.stats.known(index)
-        loaded = bad if bad is not None else self._load(index, draws)
+        loaded: Loaded | BadRecord | None = self.stats.known(index)
+        if loaded is None:
+            loaded = self._load(index, draws, self._read(index) if read is None else read)
         if isinstance(loaded, BadRecord):
             self.stats.add(index, loaded)
         return loaded
 
-    def _load(self, index: int, draws: Mapping[str, np.ndarray]) -> Loaded | BadRecord:
+    def _read(self, index: int) -> _Read | BadRecord:
+        """A record and all of it but the picture, or why it can't be used."""
         self.board.note(READING, index)
         record = self._source[index]
         if isinstance(record, BadRecord):
@@ -145,7 +152,14 @@ class RecordLoader:
         extras = self._examine(index, record) if self._examine is not None else {}
         if isinstance(extras, BadRecord):
             return extras
-        small = Record(b"", texts, record.label, record.key)
+        return _Read(record.image, Record(b"", texts, record.label, record.key), extras)
+
+    def _load(
+        self, index: int, draws: Mapping[str, np.ndarray], read: _Read | BadRecord
+    ) -> Loaded | BadRecord:
+        if isinstance(read, BadRecord):
+            return read
+        image, small, extras = read
         if not self._views and not self._need_pixels:
             return self._cache.put(Loaded(index, small, None, (0, 0), extras))
         self.board.note(DECODING, index)
@@ -158,9 +172,9 @@ class RecordLoader:
             own = {key: self._numbers(key, index, u) for key, u in draws.items()}
             return [] if keep or self._need_pixels else self._cuts(size, own)
 
-        picture = self._backend.decode(record.image, cuts)
+        picture = self._backend.decode(image, cuts)
         if isinstance(picture, BadRecord):
-            return dataclasses.replace(picture, key=record.key)
+            return dataclasses.replace(picture, key=small.key)
         loaded = Loaded(index, small, picture.pixels, picture.size, extras, picture.shrink)
         return self._cache.put(loaded) if keep else loaded
 
@@ -211,7 +225,7 @@ class RecordLoader:
                 raise Closed("reading was given up")
             return self._fill(rows, indices, draws, replacement, views)
 
-        pieces = self._pieces(len(indices))
+        pieces = self._pieces(len(indices), max(self._in_cache, _READ_TOGETHER))
         if self._num_threads == 1 or len(pieces) == 1:
             filled = [fill(rows) for rows in pieces]
         else:
@@ -239,7 +253,8 @@ class RecordLoader:
           singly: finish with each record before the next is begun.
         """
         count = len(indices)
-        pieces = [range(row, row + 1) for row in range(count)] if singly else self._pieces(count)
+        size = 1 if singly else max(self._in_cache, _READ_TOGETHER)
+        pieces = _cut_up(range(count), size)
         found = [self._fill(rows, indices, draws, None, views) for rows in pieces]
         return [each for piece in found for each in piece]
 
@@ -251,13 +266,35 @@ class RecordLoader:
         replacement: Replacement | None,
         views: Mapping[str, np.ndarray],
     ) -> list[Loaded | BadRecord]:
+        # Decoding drives all else out of a CPU's own cache, and then the little that is done for a
+        # record takes several times as long. So it is done for some records at once.
+        read = {}
+        for index in indices[rows.start : rows.stop].tolist() if len(rows) > 1 else ():
+            if self._cache.get(index) is None and self.stats.known(index) is None:
+                read[index] = self._read(index)
+        found = [
+            self._fill_piece(piece, indices, draws, replacement, views, read)
+            for piece in _cut_up(rows, self._in_cache)
+        ]
+        self.board.clear()
+        return [each for piece in found for each in piece]
+
+    def _fill_piece(
+        self,
+        rows: range,
+        indices: np.ndarray,
+        draws: Mapping[str, np.ndarray],
+        replacement: Replacement | None,
+        views: Mapping[str, np.ndarray],
+        read: Mapping[int, _Read | BadRecord],
+    ) -> list[Loaded | BadRecord]:
         chosen: list[int] = []
         numbers: list[int] = []
         pictures: list[Picture] = []
         outcomes: list[Loaded | BadRecord] = []
         for row in rows:
             own = {key: u[row] for key, u in draws.items()}
-            loaded = self._usable(int(indices[row]), row, own, replacement)
+            loaded = self._usable(int(indices[row]), row, own, replacement, read)
             outcomes.append(loaded)
             if isinstance(loaded, Loaded) and loaded.pixels is not None:
                 chosen.append(row)
@@ -273,25 +310,28 @@ class RecordLoader:
                     u = np.stack(
                         [self._numbers(key, *pair) for pair in zip(numbers, u, strict=True)]
                     )
-                views[key][rows_of] = self._view(key, pictures, u)
-        self.board.clear()
+                if isinstance(rows_of, slice):
+                    self._view(key, pictures, u, views[key][rows_of])
+                else:
+                    views[key][rows_of] = self._view(key, pictures, u)
+        if not self._need_pixels:  # a batch of pictures would be kept for nothing
+            outcomes = [_without_pixels(each) for each in outcomes]
         return outcomes
 
-    def _pieces(self, count: int) -> list[range]:
-        """Rows handled together: few enough for their planes to stay in a CPU's own cache (for each
-        op goes through all of them), and for all threads to have work to the end."""
-        in_cache = _PIECE_BYTES // (4 * 3 * max(1, self._largest**2))
-        size = max(1, min(in_cache, -(-count // (2 * self._num_threads))))
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    def _pieces(self, count: int, size: int) -> list[range]:
+        """Rows of so many at once, and fewer for all threads to have work to the end."""
+        return _cut_up(range(count), min(size, -(-count // (2 * self._num_threads))))
 
-    def _view(self, key: str, pictures: list[Picture], u: np.ndarray) -> np.ndarray:
-        """uint8[n, S, S, 3] of a view of pictures."""
+    def _view(
+        self, key: str, pictures: list[Picture], u: np.ndarray, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """uint8[n, S, S, 3] of a view of pictures, in ``out`` if that is given."""
         chain, cut = self._views[key], self._backend.cut
         cuts = [chain.first_cut(p.size, row) for p, row in zip(pictures, u, strict=True)]
         if cut is None or None in cuts:
-            return chain([picture.pixels for picture in pictures], u)
+            return chain([picture.pixels for picture in pictures], u, out=out)
         cut_out = [cut(p, c) for p, c in zip(pictures, cuts, strict=True) if c is not None]
-        return chain(cut_out, u, first_done=True)
+        return chain(cut_out, u, first_done=True, out=out)
 
     def _usable(
         self,
@@ -299,8 +339,9 @@ class RecordLoader:
         row: int,
         draws: Mapping[str, np.ndarray],
         replacement: Replacement | None,
+        read: Mapping[int, _Read | BadRecord],
     ) -> Loaded | BadRecord:
-        loaded = self.load(index, draws)
+        loaded = self.load(index, draws, read.get(index))
         for attempt in range(MAX_ATTEMPTS):
             if not isinstance(loaded, BadRecord) or replacement is None:
                 return loaded
@@ -320,61 +361,18 @@ class RecordLoader:
             self._pool = None
 
 
-class _Cache:
-    """Decoded records within a memory limit; those that come first stay.
-
-    Images that already have the final shape, ``side`` x ``side``, lie in one array, if that fits
-    for the whole split, so that a batch of them is one indexing operation.
-    """
-
-    def __init__(self, num_records: int, side: int, limit: int):
-        self._left = limit
-        self._shape = (side, side, 3)
-        self._loaded: dict[int, Loaded] = {}
-        self._lock = threading.Lock()
-        fits = 0 < num_records * int(np.prod(self._shape)) <= limit
-        # Memory that is never written takes no space: np.empty only reserves it.
-        self._block = np.empty((num_records, *self._shape), np.uint8) if fits else None
-        self._in_block = np.zeros(num_records if fits else 0, bool)
-
-    def has_room(self, size: Size) -> bool:
-        """Whether a picture of (width, height) may be kept."""
-        return 3 * size[0] * size[1] < self._left
-
-    def get(self, index: int) -> Loaded | None:
-        return self._loaded.get(index)
-
-    def images(self, indices: np.ndarray) -> np.ndarray | None:
-        """uint8[n, H, W, 3] if all of them are in the block."""
-        if self._block is None or not self._in_block[indices].all():
-            return None
-        return self._block[indices]
-
-    def put(self, loaded: Loaded) -> Loaded:
-        """Keep a record if there is room; returns it, with its pixels where they are kept."""
-        pixels = loaded.pixels
-        size = _RECORD_OVERHEAD + (0 if pixels is None else pixels.nbytes)
-        size += sum(len(text) + 60 for text in loaded.record.texts)
-        size += sum(_size_of(value) for value in loaded.extras.values())
-        with self._lock:
-            if size > self._left or loaded.index in self._loaded:
-                return loaded
-            self._left -= size
-            if self._block is not None and pixels is not None and pixels.shape == self._shape:
-                self._block[loaded.index] = pixels
-                loaded = dataclasses.replace(loaded, pixels=self._block[loaded.index])
-                self._loaded[loaded.index] = loaded
-                self._in_block[loaded.index] = True
-            else:
-                self._loaded[loaded.index] = loaded
-        return loaded
+def _cut_up(rows: range, size: int) -> list[range]:
+    """Rows in pieces of a size; the last may be smaller."""
+    size = max(1, size)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _size_of(extra: Any) -> int:
-    """About the bytes of what a field keeps."""
-    if isinstance(extra, np.ndarray):
-        return extra.nbytes + 200
-    return 100 + (sum(len(text) + 60 for text in extra) if isinstance(extra, tuple) else 0)
+def _without_pixels(outcome: Loaded | BadRecord) -> Loaded | BadRecord:
+    """A record whose views are made; that it had pixels is still to be seen."""
+    if isinstance(outcome, BadRecord) or outcome.pixels is None:
+        return outcome
+    o = outcome  # dataclasses.replace takes three times as long
+    return Loaded(o.index, o.record, _MADE, o.size, o.extras, o.shrink)
 
 
 def num_cpus() -> int:

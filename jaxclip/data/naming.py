@@ -14,14 +14,19 @@ from typing import Any
 
 FILE_FIELDS = (
     "file", "filepath", "file_path", "file_name", "filename", "image", "image_path", "img",
-    "img_path", "path", "image_name", "image_file", "images",
+    "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
+    "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
+    "img_b64", "base64", "image_data",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
-    "description", "sentences", "sentence", "comment",
+    "description", "sentences", "sentence", "comment", "raw", "reference_strs", "image_caption",
+    "alttext",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
-LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url")
+# Names pictures only where nothing else does, and then without their ending.
+ID_FIELD = "image_id"
+LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url", "image_urls")
 LABEL_FIELDS = ("label", "class", "cls")
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
@@ -67,7 +72,9 @@ def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
 
 
 # Folders that systems leave among people's files, and what is in them.
-_LEFTOVERS = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"))
+_LEFTOVERS = frozenset((
+    "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "#recycle", "lost+found",
+))  # fmt: skip
 
 
 def is_hidden(name: str) -> bool:

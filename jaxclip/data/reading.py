@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from jaxclip.data.column import draws
-from jaxclip.data.loader import Loaded, RecordLoader, Replacement
+from jaxclip.data.decoded_cache import Loaded
+from jaxclip.data.loader import RecordLoader, Replacement
 from jaxclip.data.record import BadRecord
 from jaxclip.data.record_stats import RecordStats
 from jaxclip.data.stages import Board

@@ -118,9 +118,9 @@ def _open(root: str) -> Any:
         raise ValueError(f"{root} can't be opened: {str(error)[:300]}") from error
 
 
-def _open_fsspec(root: str) -> Any:
+def _open_fsspec(root: str, *, fresh: bool = False) -> Any:
     try:
-        return FsspecStore(root)
+        return FsspecStore(root, fresh=fresh)
     except Exception as error:  # file systems raise anything
         raise ValueError(
             f"{root} can't be opened: {str(error)[:300]}; known are {', '.join(_OF_TENSORSTORE)} "

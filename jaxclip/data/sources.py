@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Callable
 
 from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
-from jaxclip.data.tfds_directory import data_sets_beside, field_names, open_directory
-from jaxclip.registry import Registry, hint
+from jaxclip.data.tfds_directory import hint_beside, open_directory
+from jaxclip.data.tfds_features import field_names
+from jaxclip.registry import Registry, nearest
 
 __all__ = [
     "BUILT_IN", "KINDS", "OWN_LANGUAGE", "DataSet", "RecordSource", "field_names", "open",
@@ -58,17 +60,24 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         return open_directory(text)
     path = pathlib.Path(text)
     if path.is_file():
-        in_place = {".tar": "webdataset", ".parquet": "parquet"}.get(path.suffix.lower())
+        in_place = {
+            ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
+        }.get(path.suffix.lower())  # fmt: skip
         way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
         if in_place:
             way = f"it is read in place as {in_place}:{text}"
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
     if not path.is_dir():
-        beside = data_sets_beside(path)
-        known = [*beside, *BUILT_IN] if "/" not in text else beside
+        built_in = BUILT_IN if "/" not in text else ()
+        meant = nearest(kind, KINDS.names(), cutoff=0.6) if colon else ""
+        near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
+        if colon and kind in BUILT_IN:
+            near = f"; did you mean {kind!r}? A split is no part of the name"
+        elif re.fullmatch(r"\w+:/[^/].*", text):
+            near = f"; an address has two slashes, '{kind}://{rest.lstrip('/')}'"
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
-            f"of KIND:FILES ({', '.join(KINDS.names())}){hint(path.name, known) if known else ''}"
+            f"of KIND:FILES ({', '.join(KINDS.names())}){near}"
         )
     return open_directory(text)
 

@@ -3,7 +3,8 @@
 ``parquet:PATTERN`` are files (``{000..009}``, ``*`` and ``?``), all of them one split, ``train``;
 or a folder, whose files are put into splits by the folder they are in or by how their names begin
 (``train-00000-of-00005.parquet``), as on the Hugging Face hub. ``arrow:FOLDER`` is what
-``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote. Columns are found by their usual
+``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote, or has in its cache, or one file of
+Arrow's or Feather's. Columns are found by their usual
 names, as in ``jaxclip data import``; nothing is copied, and ``datasets`` need not be installed.
 
 Arrow files are mapped into memory: any row costs the same. Of a Parquet file a whole group of rows
@@ -13,7 +14,6 @@ is read for one of them, so make ``data.shuffle_window`` a few groups long, or i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -28,14 +28,16 @@ from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
-from jaxclip.data.naming import SPLITS, is_hidden, split_of
+from jaxclip.data.naming import SPLITS, is_hidden, split_of, splits_of_files
+from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
-from jaxclip.data.webdataset import expand
 from jaxclip.registry import hint
 
 # Groups of rows that are kept decoded; the least recently used one goes first.
 _KEPT_GROUPS = 16
+_ARROW_FILE = b"ARROW1"
+_ANY_PARQUET = "*.[pP][aA][rR][qQ][uU][eE][tT]"
 
 
 class Group(NamedTuple):
@@ -66,7 +68,7 @@ def open_parquet(pattern: str) -> DataSet:
     folder = remote.path_of(pattern)
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
-        ending = ".parquet" if remote.is_remote(pattern) else "*.parquet"
+        ending = ".parquet" if remote.is_remote(pattern) else _ANY_PARQUET
         for file in sorted(folder.rglob(ending)):
             inner = str(file).removeprefix(str(folder)).lstrip("/")
             if any(is_hidden(part) for part in inner.split("/")):
@@ -160,22 +162,45 @@ def open_arrow(name: str) -> DataSet:
             "bucket, copy it, or save it as Parquet, which is read in place"
         )
     folder = pathlib.Path(name)
+    if folder.is_file():
+        return _data_set(f"arrow:{name}", {"train": _batches(folder)})
     if not folder.is_dir():
         siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
         raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
     if (folder / "dataset_dict.json").is_file():
         names = _json(folder / "dataset_dict.json").get("splits")
-        splits = {str(split): folder / str(split) for split in names or ()}
+        listed = names if isinstance(names, list) else []
+        splits = {str(split): folder / str(split) for split in listed}
     else:
         splits = {"train": folder}
-    groups = {split: _arrow_groups(place) for split, place in splits.items()}
+    loose = _loose(folder)
+    if loose:
+        groups = {split: [g for file in files for g in _batches(file)] for split, files in loose}
+    else:
+        groups = {split: _arrow_groups(place) for split, place in splits.items()}
     return _data_set(f"arrow:{name}", groups)
+
+
+def _loose(folder: pathlib.Path) -> list[tuple[str, list[pathlib.Path]]]:
+    """Splits and their files in a folder that only has files, as the cache of ``datasets``."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return []
+    files = sorted(each for each in folder.glob("*.arrow") if not is_hidden(each.name))
+    # What map and filter left there.
+    files = [each for each in files if not each.name.startswith(("cache-", "tmp"))]
+    found: dict[str, list[pathlib.Path]] = {}
+    for file, split in zip(files, splits_of_files(files), strict=True):
+        found.setdefault(split or "train", []).append(file)
+    return list(found.items())
 
 
 def _arrow_groups(folder: pathlib.Path) -> list[Group]:
     state = _json(folder / "state.json")
-    names = [entry.get("filename") for entry in state.get("_data_files") or ()]
-    if not names or not all(isinstance(each, str) for each in names):
+    files = state.get("_data_files")
+    entries = files if isinstance(files, list) else []
+    named = [each.get("filename") if isinstance(each, dict) else None for each in entries]
+    names = [each for each in named if isinstance(each, str)]
+    if not names or len(names) < len(named):
         raise ValueError(
             f"{folder} is no data set of Dataset.save_to_disk (state.json names no files); "
             "for *.parquet use parquet:FOLDER"
@@ -193,22 +218,66 @@ def _batches(file: pathlib.Path) -> list[Group]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist, but state.json beside it names it")
     try:
-        with pyarrow.memory_map(os.fspath(file)) as mapped, pyarrow.ipc.open_stream(mapped) as rows:
-            batches = list(rows)
-            schema = rows.schema
+        with pyarrow.memory_map(os.fspath(file)) as mapped:
+            is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
+            mapped.seek(0)
+            if is_file:  # with an index at its end, as Feather's
+                opened = pyarrow.ipc.open_file(mapped)
+                batches = [opened.get_batch(i) for i in range(opened.num_record_batches)]
+                schema = opened.schema
+            else:
+                with pyarrow.ipc.open_stream(mapped) as rows:
+                    batches, schema = list(rows), rows.schema
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{file} is no Arrow stream or is damaged: {error}") from error
+        raise ValueError(
+            f"{file} is no Arrow stream, nor a file of Arrow's, or is damaged: {error}"
+        ) from error
     columns = parquet.columns_of(file, schema, _OPTION)
     firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     return [
-        Group(file, columns, int(first), batch.num_rows, functools.partial(_same, batch))
+        Group(file, columns, int(first), batch.num_rows, _Mapped(batch).read)
         for first, batch in zip(firsts, batches, strict=False)
         if batch.num_rows
     ]
 
 
-def _same(batch: Any) -> Any:
-    return batch
+class _Mapped:
+    """Rows that lie in memory as they stand in a file, so that what is damaged may lead anywhere.
+
+    Args:
+      batch: a ``pyarrow.RecordBatch``.
+    """
+
+    def __init__(self, batch: Any):
+        self._batch = batch
+        self._is_sound = False
+
+    def read(self) -> Any:
+        """The rows; raises ValueError if they are damaged, which is looked for at first."""
+        if not self._is_sound:
+            for column in self._batch.columns:
+                # That a text is UTF-8 is asked of each by itself.
+                column.view(_with_bytes(column.type)).validate(full=True)
+            self._is_sound = True
+        return self._batch
+
+
+def _with_bytes(kind: Any) -> Any:
+    """A type of Arrow with bytes in the place of texts."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_list(kind):
+        return pyarrow.list_(_with_bytes(kind.value_type))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(_with_bytes(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([(field.name, _with_bytes(field.type)) for field in kind])
+    return kind
 
 
 def _json(path: pathlib.Path) -> Mapping[str, Any]:
@@ -248,6 +317,7 @@ class TableSource(RecordSource):
     def __init__(self, groups: Sequence[Group], class_names: Sequence[str]):
         self._groups = list(groups)
         self._starts = np.cumsum([0, *(group.rows for group in groups)])
+        self._class_names = list(class_names)
         self._label_of = {name: number for number, name in enumerate(class_names)}
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -274,6 +344,10 @@ class TableSource(RecordSource):
             label = self._label_of.get(item.label, -1)
         else:
             label = -1 if item.label is None else item.label
+        if not item.texts and isinstance(item.label, str):
+            texts = (item.label,)  # the name of a class is a caption
+        elif not item.texts and 0 <= label < len(self._class_names):
+            texts = (self._class_names[label],)
         image = read_image(item.image)
         if isinstance(image, BadRecord):
             return dataclasses.replace(image, key=item.key)

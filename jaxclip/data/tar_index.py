@@ -12,23 +12,24 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import decode, remote, tar_headers
+from jaxclip.data import file_kinds, remote, tar_headers
 from jaxclip.data.tfrecord import bytes_of, load_sidecar, save_sidecar, stamp_and_sidecar
 
 _LOG = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (
-    "jpg", "jpeg", "jfif", "png", "apng", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm", "ico",
+    "jpg", "jpeg", "jpe", "jfif", "pjpeg", "pjp", "png", "apng", "webp", "avif", "gif", "bmp",
+    "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "ico", "cur",
 )  # fmt: skip
 TEXT_EXTENSIONS = ("txt", "text", "caption")
 JSON_EXTENSION = "json"
-LABEL_EXTENSION = "cls"
+LABEL_EXTENSIONS = ("cls", "class", "label")
 
 # Which files of a sample an index knows: its picture, JSON file, label, and texts by their endings.
 PARTS = ("image", JSON_EXTENSION, "label", *TEXT_EXTENSIONS)
 NONE = -1
 # Change when an index holds something else than before.
-_INDEX_VERSION = 4
+_INDEX_VERSION = 5
 
 # Bytes that tell what a file is; those behind the end of a tar among which another one would begin;
 # endings of files that are named in an error.
@@ -66,7 +67,7 @@ def part_of(extension: str) -> str | None:
         return "image"
     if extension in TEXT_EXTENSIONS:
         return "text"
-    return {JSON_EXTENSION: "json", LABEL_EXTENSION: "label"}.get(extension)
+    return "label" if extension in LABEL_EXTENSIONS else {JSON_EXTENSION: "json"}.get(extension)
 
 
 class TarIndex(NamedTuple):
@@ -351,4 +352,4 @@ def goes_on(file: IO[bytes], end: int) -> bool:
 
 def no_tar(begin: bytes) -> str:
     """What a file is that is no tar, in one line, by its first bytes."""
-    return f"it is no tar, but {decode.kind_of(begin)}" if begin else "it is empty"
+    return f"it is no tar, but {file_kinds.kind_of(begin)}" if begin else "it is empty"

@@ -176,6 +176,12 @@ def train_bpe(
     return BPETokenizer(to, 32)
 
 
+def check_kind(kind: Any) -> None:
+    """Raise ValueError if there is no such kind of tokenizer."""
+    if kind not in _KINDS:
+        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint(str(kind), _KINDS)}")
+
+
 def load(config: Mapping[str, Any]) -> Tokenizer:
     """Make the tokenizer that a configuration describes.
 
@@ -194,8 +200,7 @@ def load(config: Mapping[str, Any]) -> Tokenizer:
     """
     options = dict(config)
     kind, path = options.pop("kind", "emoji_bpe"), os.fspath(options.pop("path", "") or "")
-    if kind not in _KINDS:
-        raise ValueError(f"tokenizer.kind={kind!r} is unknown{hint(str(kind), _KINDS)}")
+    check_kind(kind)
     context_length = options.pop("context_length", defaults.context_length(kind))
     known = _OPTIONS.get(kind, ())
     for key in options:
@@ -255,12 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep_case", action="store_true", help="do not put texts in lower case")
     parser.add_argument("--to", required=True, help="JSON file to write")
     args = parser.parse_args(argv)
-    tokenizer = train_bpe(
-        _captions(args.data, args.split),
-        args.to,
-        vocab_size=args.vocab_size,
-        lowercase=not args.keep_case,
-    )
+    try:
+        tokenizer = train_bpe(
+            _captions(args.data, args.split),
+            args.to,
+            vocab_size=args.vocab_size,
+            lowercase=not args.keep_case,
+        )
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
     print(f"{args.to}: {tokenizer.vocab_size} tokens")
     return 0
 

@@ -12,23 +12,22 @@ Compressed tars have no random access; ``jaxclip data import`` reads them.
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import json
 import logging
 import os
-import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from jaxclip.data import remote
+from jaxclip.data.caption_shapes import said_in
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, is_hidden, splits_of_files
+from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache
@@ -63,11 +62,12 @@ def open_pattern(pattern: str) -> DataSet:
         if not sum(counts[name]):
             problem = bytes(index_tar(paths[0]).problem.item()).decode("utf-8")
             raise ValueError(f"{paths[0]} holds no samples" + (f": {problem}" if problem else ""))
+    names = class_names(remote.path_of(pattern)) if _is_folder(pattern) else None
     return DataSet(
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
-        lambda name: TarSource(splits[name], counts[name]),
-        class_names=class_names(remote.path_of(pattern)) if _is_folder(pattern) else None,
+        lambda name: TarSource(splits[name], counts[name], class_names=names or ()),
+        class_names=names,
     )
 
 
@@ -93,79 +93,21 @@ def class_names(folder: Any) -> list[str] | None:
     return [line.strip() for line in lines if line.strip()] or None
 
 
-def expand(pattern: str) -> list[str]:
-    """File names that a pattern stands for.
-
-    Braces are expanded whether or not the files exist, ``*`` and ``?`` match existing files. ``::``
-    may stand between patterns, as WebDataset has it.
-
-    Args:
-      pattern: see :func:`open_pattern`.
-
-    Returns:
-      Names, in the order of the braces and sorted within wildcards.
-
-    Raises:
-      FileNotFoundError: a name that does not exist, or a wildcard without a match.
-      ValueError: a ``pipe:`` command.
-    """
-    if pattern.startswith("pipe:"):
-        raise ValueError(
-            f"{pattern!r}: commands are not run; name files, or gs://, s3:// or https:// addresses"
-        )
-    names: list[str] = []
-    listed: dict[str, set[str]] = {}
-    for name in (name for part in pattern.split("::") for name in _braces(part)):
-        if remote.is_remote(name):
-            found = _remote_names(name, listed)
-        else:
-            found = [name] if os.path.isfile(name) else sorted(glob.glob(name))
-        if not found:
-            raise FileNotFoundError(
-                f"{name!r}: no such file" + (f" (of {pattern!r})" if name != pattern else "")
-            )
-        names.extend(found)
-    return names
-
-
-def _remote_names(name: str, listed: dict[str, set[str]]) -> list[str]:
-    """Addresses that a name or wildcard stands for; a folder is listed once for all of its names.
-
-    A web server lists nothing: what is named there is taken to be there.
-    """
-    folder = remote.RemotePath(name).parent
-    if name.startswith(("http://", "https://")):
-        return [name]
-    if str(folder) not in listed:
-        listed[str(folder)] = {each.name for each in folder.iterdir()}
-    last = name.rpartition("/")[2]
-    there = sorted(listed[str(folder)])
-    return [f"{folder}/{each}" for each in there if fnmatch.fnmatchcase(each, last)]
+def captions_by_line(paths: Sequence[Any]) -> list[bool]:
+    """Whether each line of a ``.txt`` in each of some tars is a caption of its own, as
+    CLIP_benchmark writes it, which leaves ``nshards.txt`` beside them."""
+    noted: dict[str, bool] = {}
+    for path in paths:
+        folder = os.path.dirname(path)
+        if folder not in noted:
+            noted[folder] = _noted_number(remote.path_of(folder or ".") / NUMBER_FILE) > 0
+    return [noted[os.path.dirname(path)] for path in paths]
 
 
 def _is_folder(pattern: str) -> bool:
     if remote.is_remote(pattern):
         return not pattern.endswith(".tar") and not set(pattern) & set("*?{")
     return os.path.isdir(pattern)
-
-
-def _braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        yield pattern
-        return
-    before, inside, after = pattern[: match.start()], match[1], pattern[match.end() :]
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", inside)
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        choices = [f"{i:0{width}d}" for i in range(first, last + 1, int(numbers[3] or 1) or 1)]
-    else:
-        choices = inside.split(",")
-    # What follows is expanded before the next choice, so the last braces run fastest.
-    for choice in choices:
-        for rest in _braces(after):
-            yield before + choice + rest
 
 
 def _splits(pattern: str) -> dict[str, list[str]]:
@@ -191,12 +133,20 @@ def _splits(pattern: str) -> dict[str, list[str]]:
                 f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
                 "`jaxclip data import`"
             )
-        raise FileNotFoundError(f"{pattern!r}: no .tar in this folder, nor in the folders in it")
+        raise FileNotFoundError(
+            f"{pattern!r}: no .tar in this folder, nor in the folders in it; pictures and tables "
+            f"are imported: `jaxclip data import --from {pattern} --to DIR`"
+        )
     return below
 
 
 def _tars_in(folder: Any) -> list[str]:
-    return sorted(str(path) for path in folder.glob("*.tar") if not is_hidden(path.name))
+    ending = "*.tar" if remote.is_remote(folder) else "*.[tT][aA][rR]"
+    return sorted(
+        str(path)
+        for path in folder.glob(ending)
+        if not is_hidden(path.name) and (remote.is_remote(folder) or path.is_file())
+    )
 
 
 def _counts(paths: Sequence[str]) -> list[int]:
@@ -275,10 +225,19 @@ class TarSource(RecordSource):
       counts: number of samples of each. Where a tar holds fewer, the missing ones are bad records.
       max_indices: how many tars' indices are kept in memory (about 50 bytes a sample). A window of
         the shuffled order has records of a thousand places.
+      class_names: of the labels; they stand in for captions.
     """
 
-    def __init__(self, paths: Sequence[str], counts: Sequence[int], max_indices: int = 1200):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        counts: Sequence[int],
+        max_indices: int = 1200,
+        class_names: Sequence[str] = (),
+    ):
         self._paths = list(paths)
+        self._class_names = list(class_names)
+        self._by_line = captions_by_line(paths)
         self._starts = np.concatenate([[0], np.cumsum(list(counts), dtype=np.int64)])
         self._files = FileCache()
         self._indices: OrderedDict[int, TarIndex] = OrderedDict()
@@ -333,12 +292,16 @@ class TarSource(RecordSource):
         meta = data.decode("utf-8", "replace")
         cls = content("label")
         label = label_of(cls)
-        files = map(content, TEXT_EXTENSIONS)
-        texts, bad = decode_foreign_texts(each for each in files if each is not None)
+        files = [each for each in map(content, TEXT_EXTENSIONS) if each is not None]
+        if self._by_line[tar]:
+            files = [line for each in files for line in each.splitlines()]
+        texts, bad = decode_foreign_texts(files)
         if not texts:
             texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(data, meta)))
             bad += bad_in_json
-        if not texts and label < 0 and cls:
+        if not texts and 0 <= label < len(self._class_names):
+            texts = (self._class_names[label],)
+        elif not texts and label < 0 and cls and not is_number(cls):
             texts, _ = decode_foreign_texts((cls,))  # the name of a class
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
@@ -352,6 +315,13 @@ class TarSource(RecordSource):
                     self._indices.move_to_end(tar)
                     return index
             index = index_tar(self._paths[tar])
+            noted = int(self._starts[tar + 1] - self._starts[tar])
+            if len(index.keys) > noted:
+                _LOG.warning(
+                    "%s holds %d samples, but %d by what is noted beside it: the others are left "
+                    "out; correct or remove %s or its _stats.json",
+                    self._paths[tar], len(index.keys), noted, SIZES_FILE,
+                )  # fmt: skip
             with self._lock:
                 self._indices[tar] = index
                 if len(self._indices) > self._max_indices:
@@ -381,11 +351,13 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
     They are those of the first usual name that has any.
     """
     for name in find(values, TEXT_FIELDS):
-        found = [values[name]] if isinstance(values[name], str) else values[name]
-        if isinstance(found, list) and is_filled(found):
-            return tuple(
-                text.encode("utf-8", "surrogateescape") for text in found if isinstance(text, str)
-            )
+        try:
+            said = said_in(values[name]) if is_filled(values[name]) else []
+        except TypeError:  # no text: another field may have one
+            continue
+        if said:
+            texts = (each.text for each in said if isinstance(each.text, str))
+            return tuple(text.encode("utf-8", "surrogateescape") for text in texts)
     return ()
 
 
@@ -393,3 +365,8 @@ def label_of(data: bytes | None) -> int:
     """The class in a ``.cls`` file, -1 if it is no whole number."""
     text = (data or b"").strip()
     return int(text) if text.isdigit() and len(text) < 18 else -1
+
+
+def is_number(data: bytes) -> bool:
+    """Whether a ``.cls`` file has a number in it, be it that of no class."""
+    return data.strip().removeprefix(b"-").isdigit()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data.loader import Loaded
+from jaxclip.data.decoded_cache import Loaded
 from jaxclip.data.record import BadRecord, Record
 
 _SIZES = struct.Struct("<II")

@@ -27,8 +27,9 @@ import numpy as np
 
 from jaxclip.data import wire
 from jaxclip.data.ahead import Closed
+from jaxclip.data.decoded_cache import Loaded
 from jaxclip.data.dispatcher import Dispatcher, Job, Task
-from jaxclip.data.loader import Loaded, Replacement, num_cpus
+from jaxclip.data.loader import Replacement, num_cpus
 from jaxclip.data.record import BadRecord
 from jaxclip.data.record_stats import MAX_ATTEMPTS, RecordStats
 from jaxclip.data.shared_memory import Layout, empty_pictures
@@ -36,7 +37,7 @@ from jaxclip.data.stages import Board
 from jaxclip.fields import BatchSpec
 
 # A task's rows are few enough for work to be spread evenly, and enough to be worth a message.
-_SLOT_BYTES, _MAX_ROWS = 1 << 20, 32
+_SLOT_BYTES, _MAX_ROWS = 1 << 21, 32
 # Seconds between looks at whether the rows are still wanted.
 _PATIENCE = 0.2
 

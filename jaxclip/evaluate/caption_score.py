@@ -73,6 +73,9 @@ def clip_score(images: np.ndarray, captions: np.ndarray, scale: float = 2.5) -> 
       images: float[N, D], unit rows.
       captions: float[N, D], unit rows.
       scale: of the cosines.
+
+    Raises:
+      ValueError: shapes that differ.
     """
     if images.shape != captions.shape:
         raise ValueError(f"{list(images.shape)} images for {list(captions.shape)} captions")

@@ -215,7 +215,11 @@ def fetch(array: jax.Array) -> np.ndarray:
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """Append copies of the last row (zeros if there is none) up to ``rows`` rows."""
+    """Append copies of the last row (zeros if there is none) up to ``rows`` rows.
+
+    Raises:
+      ValueError: there are more than ``rows`` already.
+    """
     if len(array) > rows:
         raise ValueError(f"a batch has {len(array)} rows, more than the {rows} it may have")
     if not len(array):

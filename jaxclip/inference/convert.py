@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pathlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 
 from jaxclip import config as config_lib
 from jaxclip.config import Config
-from jaxclip.inference.model import preprocess_of
+from jaxclip.inference.inputs import preprocess_of
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
@@ -28,9 +30,8 @@ def describe(path: str | os.PathLike[str]) -> str:
     Raises:
       ValueError: neither published weights nor a workdir.
     """
-    folder = pathlib.Path(path).expanduser()
-    if init_from.is_run(folder):
-        source = init_from.open_source(folder, "the path")
+    if init_from.is_run(path):
+        source = init_from.open_source(path, "the path")
         shapes = jax.eval_shape(towers.build_model(source.config).init, jax.random.key(0))
         leaves = jax.tree.leaves(shapes)
         family, sizes = "workdir of a run", towers.model_sizes(source.config)
@@ -39,7 +40,7 @@ def describe(path: str | os.PathLike[str]) -> str:
         total = sum(leaf.size for leaf in leaves)
         parts: tuple[str, ...] = ("image", "text")
     else:
-        opened = open_checkpoint(folder)
+        opened = open_checkpoint(pathlib.Path(path).expanduser())
         family, sizes, preprocess = opened.family, opened.sizes, opened.preprocess
         parts = opened.parts
         used = [opened.tensors[entry.theirs] for entry in opened.entries]
@@ -82,7 +83,7 @@ def import_weights(
       ValueError: they are no published weights, or the folder holds something.
     """
     target = export.check_free(to)
-    if init_from.is_run(pathlib.Path(source)):
+    if init_from.is_run(source):
         raise ValueError(f"--from {os.fspath(source)} is a workdir already")
     parts = open_checkpoint(source).parts
     if len(parts) == 1:
@@ -177,13 +178,31 @@ def export_weights(
 
         files = onnx_files.write_onnx(found.config, found.read(None), to, preprocess)
         return f"{os.fspath(to)}: both towers for ONNX ({', '.join(files)})"
-    family = export.family_of(sizes, form)
-    params = found.read(None)
-    if names := export.terms_of(family, sizes):
-        own = {**found.read_own(names), **params.get("objective", {})}
-        params = {**params, "objective": own}
-    files = export.export_checkpoint(params, sizes, family, to, preprocess)
+    with _naming_the_way_out():
+        family = export.family_of(sizes, form)
+        params = found.read(None)
+        if names := export.terms_of(family, sizes):
+            own = {**found.read_own(names), **params.get("objective", {})}
+            params = {**params, "objective": own}
+        files = export.export_checkpoint(params, sizes, family, to, preprocess)
     return f"{os.fspath(to)}: {family} ({', '.join(files)})"
+
+
+# How errors begin to say that other people's code has no such model.
+_NOWHERE = ("can't be expressed", "transformers has no class")
+
+
+@contextlib.contextmanager
+def _naming_the_way_out() -> Iterator[None]:
+    """A model that other people's code lacks can always be written as programs."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if any(each in text for each in _NOWHERE) and "--format" not in text:
+            text = f"{text}; --format stablehlo writes any model, as programs that need JAX alone"
+            raise ValueError(text) from error
+        raise
 
 
 def _numbers(values: Any) -> str:

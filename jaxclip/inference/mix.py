@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -170,7 +169,7 @@ def _read(paths: Sequence[PathLike]) -> tuple[list[init_from.Source], list[Param
     Raises:
       ValueError: they differ; names the first difference.
     """
-    sources = [init_from.open_source(pathlib.Path(path), "--from") for path in paths]
+    sources = [init_from.open_source(path, "--from") for path in paths]
     first = towers.model_sizes(sources[0].config)
     for source in sources[1:]:
         sizes = towers.model_sizes(source.config)

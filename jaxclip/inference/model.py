@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,16 +20,16 @@ from jaxclip.config import Config
 from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
+from jaxclip.inference.inputs import Picture, as_numbers, as_strings, preprocess_of, to_pixels
 from jaxclip.models import presets, reductions
 from jaxclip.models.products import rules
-from jaxclip.registry import hint
+from jaxclip.registry import hint, nearest
 from jaxclip.train import init_from, tokenizer_check, towers
 from jaxclip.weights.families._base import Preprocess
 
 logger = logging.getLogger("jaxclip")
 
 Params = Any
-Picture = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -136,22 +135,37 @@ class Model:
         """int32[B, L], the tokens of texts.
 
         Raises:
-          ValueError: the weights came without their tokenizer; the message says what to give.
+          ValueError: no text, or the weights came without their tokenizer; the message says what
+            to give.
         """
-        return np.asarray(self._tokenizer([texts] if isinstance(texts, str) else list(texts)))
+        strings = as_strings(texts)
+        return np.asarray(self._tokenizer(strings))
 
     def encode_image(self, images: Any, *, params: Params = None) -> jax.Array:
-        """float32[B, D] of unit length, of uint8[B, S, S, 3] or what :meth:`preprocess` gave."""
+        """float32[B, D] of unit length, of uint8[B, S, S, 3] or what :meth:`preprocess` gave.
+
+        Raises:
+          ValueError: another shape, no numbers, or weights without an image tower.
+        """
         if isinstance(images, models.PatchSequence):
             images = models.PatchSequence(*map(jnp.asarray, images))
         else:
-            images = jnp.asarray(images)
+            images = as_numbers(
+                images,
+                "pictures uint8[B, S, S, 3]",
+                "model.preprocess makes them of paths and files",
+            )
         return self._image(self._holding("image", params), images)
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
-        """float32[B, D] of unit length, of int32[B, L]."""
+        """float32[B, D] of unit length, of int32[B, L].
+
+        Raises:
+          ValueError: rows that are too long, no numbers, or weights without a text tower.
+        """
         params = self._holding("text", params)
-        return self._text(params, jnp.asarray(tokens))
+        tokens = as_numbers(tokens, "tokens int32[B, L]", "model.tokenize makes them of texts")
+        return self._text(params, tokens)
 
     def logits(self, images: Any, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, M]: every image against every text, scaled as in training.
@@ -236,7 +250,7 @@ class Model:
         if name not in self.params.get("objective", {}):
             if name not in self._terms:
                 found: Mapping[str, Any] = {}
-                if pathlib.Path(self.path).expanduser().exists():
+                if init_from.exists(self.path):
                     found = init_from.open_source(self.path, "the path").read_own([name])
                 if name not in found:
                     raise ValueError(f"{self.path} has no trained parameters of objective {name!r}")
@@ -301,17 +315,18 @@ class Model:
         _ = self._tokenizer
 
     def _check_tokenizer(self, tokenizer: Any) -> None:
-        path = pathlib.Path(self.path)
+        published = init_from.exists(self.path) and not init_from.is_run(self.path)
         tokenizer_check.fit(
             tokenizer,
             self.config["tokenizer"]["kind"],
             self.sizes.text,
             self.path,
-            published=path.exists() and not init_from.is_run(path),
+            published=published,
         )
 
 
 _SPLIT = {f"bfloat16x{terms}": {"name": "split_bfloat16", "terms": terms} for terms in (2, 3)}
+_DTYPES = ("float32", "bfloat16", "float16", *_SPLIT)
 
 
 def load(
@@ -324,9 +339,9 @@ def load(
     """Open a model.
 
     Args:
-      source: a workdir (its averaged parameters, where it keeps them), published weights (a file or
-        folder of any family of :mod:`jaxclip.weights.families`), or the name of a preset, whose
-        parameters are random.
+      source: a workdir, also at an address (its averaged parameters, where it keeps them),
+        published weights (a file or folder of any family of :mod:`jaxclip.weights.families`), or
+        the name of a preset, whose parameters are random.
       tokenizer: laid over the section ``tokenizer`` of its configuration.
       dtype: compute dtype of the encoders' blocks; parameters, the residual stream, what is before
         and behind the blocks, and embeddings are float32. ``"bfloat16x2"`` and ``"bfloat16x3"``
@@ -336,10 +351,13 @@ def load(
         (:mod:`jaxclip.models.reductions`); None for all.
 
     Raises:
-      ValueError: nothing of that name; the message names the nearest preset.
+      ValueError: nothing of that name (the message names the nearest preset), or an unknown dtype,
+        reduction or option.
     """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r}; use {', '.join(map(repr, _DTYPES))}")
     path = os.fspath(source)
-    exists = pathlib.Path(path).expanduser().exists()
+    exists = init_from.exists(path)
     if exists:
         found = init_from.open_source(path, "the path")
         config, params = found.config, jax.tree.map(jnp.asarray, found.read(None))
@@ -349,8 +367,7 @@ def load(
         params = towers.build_model(config).init(jax.random.key(0))
     else:
         raise ValueError(
-            f"{path!r} is neither a workdir, published weights nor a preset"
-            f"{hint(path, presets.names())}"
+            f"{path!r} is neither a workdir, published weights nor a preset{_hint_of_weights(path)}"
         )
     if tokenizer:
         trained, chosen = config["tokenizer"], {**config["tokenizer"], **tokenizer}
@@ -367,40 +384,13 @@ def load(
     return Model(path, params, config, dataclasses.replace(own, reduction=reduction))
 
 
-def preprocess_of(config: Config) -> Preprocess:
-    """How the inputs of a configuration's model are made."""
-    data = config["data"]
-    ops = data["eval_image_ops"]
-    chain = ops if isinstance(ops, str) else "|".join(map(str, ops))
-    return Preprocess(data["image_mean"], data["image_std"], chain, config["tokenizer"])
-
-
-def to_pixels(image: Picture) -> np.ndarray:
-    """uint8[H, W, 3] of a path, encoded bytes, a ``PIL.Image`` or an array.
-
-    Raises:
-      ValueError: it is no picture; FileNotFoundError: no such file.
-    """
-    if isinstance(image, (np.ndarray, jax.Array)):
-        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an array of a picture is uint8[H, W, 3], not {image.dtype}"
-                             f"{list(image.shape)}")  # fmt: skip
-        return np.asarray(image)
-    name = ""
-    if isinstance(image, (str, os.PathLike)):
-        name, image = os.fspath(image), pathlib.Path(image).expanduser().read_bytes()
-    if isinstance(image, bytes):
-        decoded = decode.decode(image)
-    elif hasattr(image, "convert") and hasattr(image, "size"):
-        decoded = decode.to_rgb(image)
-    else:
-        raise ValueError(
-            f"{type(image).__name__} is no picture: give a path, a PIL image, an array"
-        )
-    if isinstance(decoded, BadRecord):
-        raise ValueError(f"{name or 'the picture'} can't be decoded: {decoded.reason} "
-                         f"{decoded.detail}".rstrip())  # fmt: skip
-    return np.asarray(decoded)
+def _hint_of_weights(path: str) -> str:
+    """The end of an error about weights that are not there: what is beside them, or a preset."""
+    folder, name = os.path.split(path.rstrip("/"))
+    near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
+    if near and not nearest(path, presets.names()):
+        return f"; did you mean {os.path.join(folder, near)!r}?"
+    return hint(path, presets.names()) if not folder else ""
 
 
 def _sized(sizes: models.CLIPConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxclip.data import sources, tar_index
+from jaxclip.data import file_kinds, sources, tar_index
 from jaxclip.data.naming import is_hidden
 from jaxclip.data.record import BadRecord, Record
 
@@ -60,13 +60,10 @@ def open_pictures(name: str | os.PathLike[str]) -> Pictures:
 
 
 def _of_folder(name: str, folder: pathlib.Path) -> Pictures:
-    files = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in ENDINGS
-        and not any(is_hidden(part) for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    seen = [name for name in names if not any(is_hidden(part) for part in name.split("/"))]
+    pictures = file_kinds.pictures_among(seen, ENDINGS)
+    files = sorted(name for name in pictures if (folder / name).is_file())
     if not files:
         tars = next(iter(sorted(folder.glob("*.tar"))), None)
         more = f"; for its tars write --images '{folder}/*.tar'" if tars else ""

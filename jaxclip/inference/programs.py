@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from jaxclip import models, storage
 from jaxclip.config import Config
@@ -58,7 +59,7 @@ def towers_of(config: Config, params: Any) -> list[Tower]:
     rows = {"image": ((side, side, 3), jnp.uint8), "text": ((length,), jnp.int32)}
 
     def encoder(name: str) -> Callable[[Any, jax.Array], jax.Array]:
-        return lambda flat, inputs: both.encode({name: _tree(flat)}, name, inputs)
+        return lambda flat, inputs: both.encode({name: _nested(flat)}, name, inputs)
 
     return [
         Tower(name, encoder(name), _flat(params[name]), *rows[name]) for name in ("image", "text")
@@ -147,12 +148,6 @@ def _flat(tree: Any) -> Arrays:
     }
 
 
-def _tree(flat: Arrays) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *folders, last = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
+def _nested(flat: Arrays) -> dict[str, Any]:
+    tree: dict[str, Any] = traverse_util.unflatten_dict(flat, sep="/")
     return tree

@@ -36,6 +36,9 @@ def rank(query: np.ndarray, embeddings: np.ndarray, top: int) -> list[tuple[int,
 
     Returns:
       ``(row, cosine)``, best first; of equals the earlier row is first.
+
+    Raises:
+      ValueError: ``top`` is below 1.
     """
     if top < 1:
         raise ValueError(f"--top {top} must be at least 1")

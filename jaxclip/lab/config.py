@@ -123,6 +123,10 @@ def resolve(given: Mapping[str, Any]) -> Config:
         if key not in TRAIN_KEYS:
             raise ValueError(f"train.{key} has no meaning in the lab{hint(key, TRAIN_KEYS)}")
     config["train"] = _over(TRAIN, config["train"])
+    for key in ("total_steps", "model", "optim"):
+        value = config["train"][key]
+        if type(value) is not type(TRAIN[key]):
+            raise ValueError(f"train.{key} wants {type(TRAIN[key]).__name__}, got {value!r}")
     for key in ("rules", "rates", "seeds", "precisions", "models"):
         if not config[key]:
             raise ValueError(f"lab config key {key!r} is empty; name at least one")
@@ -144,7 +148,10 @@ def training(config: Config, model: str, rule: str) -> Config:
       ValueError: what ``jaxclip train`` refuses, or an option that has no meaning in the lab.
     """
     given = copy.deepcopy(config["train"])
-    given["model"] = _over(given["model"], config["models"][model])
+    options = config["models"][model]
+    if not isinstance(options, Mapping):
+        raise ValueError(f"models.{model}={options!r} must be a mapping with keys of model")
+    given["model"] = _over(given["model"], options)
     own = config["rules"][rule]
     if not isinstance(own, Mapping):
         raise ValueError(f"rules.{rule}={own!r} must be a mapping with keys of optim")
@@ -257,6 +264,8 @@ def _check_values(config: Config) -> None:
         if type(seed) is not int or not 0 <= seed < 2**32:
             raise ValueError(f"seeds: {seed!r} must be an integer >= 0")
     for name in config["precisions"]:
+        if not isinstance(name, str):
+            raise ValueError(f"precisions: {name!r} must be the name of a number format")
         precision.lookup(name)
     for name, section in config["injectors"].items():
         try:

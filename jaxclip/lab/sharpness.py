@@ -187,9 +187,7 @@ def run(args: argparse.Namespace) -> int:
     if other is not None:
         _check_alike(params, other, args)
     if not args.to and not pathlib.Path(args.workdir).is_dir():
-        raise ValueError(
-            f"--to is missing: {args.workdir} is a file, name a folder for the results"
-        )
+        raise ValueError(f"--to is missing: {args.workdir} is no folder, name one for the results")
     folder = pathlib.Path(args.to or pathlib.Path(args.workdir) / FOLDER)
     batches = fixed_batches(
         source.config, args.split, args.batches, args.batch_size, seed=args.seed

@@ -43,15 +43,9 @@ def target_means(
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def _sweep(static: Static, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    def local(
-        images: Any,
-        texts: Any,
-        scale: Any,
-        their_images: Any,
-        their_texts: Any,
-        row: Any,
-        column: Any,
-    ) -> tuple[jax.Array, ...]:
+    def local(images: Any, texts: Any, scale: Any, *teacher: Any) -> tuple[jax.Array, ...]:
+        their_images, their_texts, row, column = teacher
+
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
             logits = static.dot(rows[0], columns[0].T)
             p, q = _targets(static, rows[1:], columns[1:], pairs)
@@ -73,17 +67,9 @@ def _forward(
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def _gradients(static: Static, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    def local(
-        images: Any,
-        texts: Any,
-        scale: Any,
-        their_images: Any,
-        their_texts: Any,
-        row: Any,
-        column: Any,
-        row_weight: Any,
-        column_weight: Any,
-    ) -> tuple[jax.Array, ...]:
+    def local(images: Any, texts: Any, scale: Any, *others: Any) -> tuple[jax.Array, ...]:
+        their_images, their_texts, row, column, row_weight, column_weight = others
+
         def tile(rows: Any, columns: Any, state: Any, pairs: ring.Pairs) -> tuple[Any, Any]:
             (image, *theirs, weight), (text, *theirs_c, weight_c) = rows, columns
             p, q = _targets(static, theirs, theirs_c, pairs)

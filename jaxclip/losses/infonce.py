@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -94,9 +94,15 @@ def infonce(
     return jnp.mean(each if weights is None else weights * each), metrics
 
 
-def logsumexp_by(implementation: str, precision: str, tile_size: int, mesh: Mesh | None):  # type: ignore[no-untyped-def]
+def logsumexp_by(
+    implementation: str, precision: str, tile_size: int, mesh: Mesh | None
+) -> Callable[..., tuple[jax.Array, ...]]:
     """``(images, texts, scale) -> (rows', columns' log-sum-exp, rows', columns' maximum)`` of the
-    logits off the diagonal, each [B]; the maxima carry no gradient."""
+    logits off the diagonal, each [B]; the maxima carry no gradient.
+
+    Raises:
+      ValueError: an unknown implementation.
+    """
 
     def plain(
         images: jax.Array, texts: jax.Array, scale: jax.Array, left_out: jax.Array | None = None
@@ -185,4 +191,5 @@ def off_diagonal_logsumexp(
     """
     a, b = as_float(a, b)
     lse = logsumexp_by(implementation, precision, tile_size, mesh)
-    return lse(a, b, jnp.asarray(scale, a.dtype), left_out)[:2]
+    rows, columns, *_ = lse(a, b, jnp.asarray(scale, a.dtype), left_out)
+    return rows, columns

@@ -91,6 +91,9 @@ def plan(size: int, tile_size: int, mesh: Mesh | None) -> Layout:
 
     All axes of the mesh are used, those that the rows are not sharded over too: a tensor axis
     shares the work instead of repeating it.
+
+    Raises:
+      ValueError: ``tile_size`` is below 1.
     """
     if tile_size < 1:
         raise ValueError(f"tile_size={tile_size} must be at least 1")

@@ -96,6 +96,7 @@ def own_weights(
     bias: jax.Array | None,
     soft_cap: float = 0.0,
 ) -> jax.Array:
+    """:func:`softmax_weights` with the signature of :class:`Attend`'s function."""
     del value
     return softmax_weights(query, key, bias, soft_cap)
 

@@ -63,6 +63,9 @@ class CLIP:
 
         Returns:
           float32[B, embed_dim] of unit length.
+
+        Raises:
+          ValueError: images of another shape.
         """
         size = self.config.image.image_size
         if isinstance(images, PatchSequence) or self.config.image.max_patches:

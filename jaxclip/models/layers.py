@@ -179,7 +179,11 @@ class Attention(nn.Module):
         causal: bool,
         how: How,
     ) -> tuple[jax.Array, jax.Array]:
-        """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K]."""
+        """Attention by its weights: [B, Q, C] before the output layer, float32[B, H, Q, K].
+
+        Raises:
+          ValueError: weights of an attention function that don't broadcast to [B, H, L, L].
+        """
         bias = score_bias(how.bias, mask, causal, (query.shape[1], key.shape[1]))
         query, key, value = (split_heads(x, self.num_heads) for x in (query, key, value))
         own = functools.partial(own_weights, soft_cap=self.variant.attention_soft_cap)

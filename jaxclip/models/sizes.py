@@ -87,6 +87,11 @@ class ImageConfig:
         arXiv:2103.17239), 0 among them; None for no gains.
       mup_base_width: width at which muP is no change (:mod:`jaxclip.models.mup`); 0 for no muP.
       mup_base_heads: heads at that width; 0 where the size of a head is the same.
+      num_experts: MLPs of which a token takes some (:mod:`jaxclip.models.experts`); 0 for one MLP.
+      expert_blocks: how many of the last blocks have them; 0 for all.
+      experts_per_token: how many a token takes.
+      expert_capacity: c, an expert takes at most ceil(c k L / E) of a row's L tokens, of E experts
+        and k per token; 0 for any number.
     """
 
     image_size: int = 224
@@ -198,8 +203,8 @@ class TextConfig:
       projection: ``"linear"`` (no bias, CLIP), ``"linear_bias"`` (SigLIP), ``"mlp"`` (two layers
         with a GELU between, no biases: open_clip's towers of transformers), or ``"none"`` if
         ``width`` is the size of the joint space.
-      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads, head_dim:
-        as in :class:`ImageConfig`.
+      dropout, qk_norm, attention_soft_cap, layer_scale, mup_base_width, mup_base_heads, head_dim,
+      num_experts, expert_blocks, experts_per_token, expert_capacity: as in :class:`ImageConfig`.
     """
 
     vocab_size: int = 49_408

@@ -76,6 +76,9 @@ class TextTransformer(Tower):
           keep: int32[B, K], ascending, the places to run; None for all.
           insert: tokens put in at layer 0.
           keys: not used: nothing is random here.
+
+        Raises:
+          ValueError: texts longer than ``context_length``.
         """
         del keys
         c = self.config

@@ -65,12 +65,15 @@ class TowerOptions:
 class TowerParts(TowerOptions):
     """The modules of a Transformer of these sizes."""
 
+    # What the blocks are, with the fields of a plain one.
+    block_class: ClassVar[type[layers.Block]] = layers.Block
+
     # The pieces, as unbound modules; `apply` gives them their parameters.
 
     @property
     def block(self) -> layers.Block:
         c = self.config
-        return layers.Block(
+        return self.block_class(
             num_heads=c.num_heads,
             mlp_dim=c.mlp_dim,
             activation=c.activation,

@@ -147,7 +147,11 @@ class VisionTransformer(Tower):
         return tokens
 
     def rotary(self, grid: Grid | None, keep: jax.Array | None = None) -> jax.Array | None:
-        """Rotary angles of the patches of a grid, or of those of them that run; None for none."""
+        """Rotary angles of the patches of a grid, or of those of them that run; None for none.
+
+        Raises:
+          ValueError: patch sequences (no grid) with rotary positions.
+        """
         c = self.config
         if c.rope == "none":
             return None

@@ -210,6 +210,9 @@ def listed(terms: Sequence[Mapping[str, Any] | str]) -> tuple[Term, ...]:
     """The terms that ``config.objective`` lists, none where it is empty; see :func:`from_config`.
 
     A term's name, under which its parameters are kept, is made here and nowhere else.
+
+    Raises:
+      ValueError: as :func:`from_config`.
     """
     if isinstance(terms, (str, Mapping)):  # one term, not in a list
         terms = [terms]

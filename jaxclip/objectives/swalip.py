@@ -26,6 +26,7 @@ class SwALIP(_rocket.Rocket):
     Other options are those of :class:`jaxclip.objectives._rocket.Rocket`.
 
     Attributes:
+      label_smoothing: 0, as the targets are soft.
       swap_weight: of the added part.
       epsilon: temperature of the transport plan.
       iterations: of Sinkhorn's algorithm.

@@ -29,6 +29,7 @@ def matrix_flops(scope: Computation, instruction: Instruction) -> int:
 
 
 def declared_flops(instruction: Instruction) -> int | None:
+    """FLOPs that a kernel of Pallas declares; None where it says nothing."""
     match = re.search(r'"cost_estimate":\{"flops":"?(\d+)"?', instruction.attributes)
     return int(match.group(1)) if match else None
 

@@ -191,7 +191,11 @@ _SEPARATOR = re.compile(r"(?:\s|,|/\*[^*]*\*/)*")
 
 
 def parse_instruction(line: str) -> tuple[bool, Instruction]:
-    """Parse one line; returns whether it is the root, and the instruction."""
+    """Parse one line; returns whether it is the root, and the instruction.
+
+    Raises:
+      ValueError: the line is no instruction.
+    """
     head = _NAME.match(line)
     if head is None:
         raise ValueError(f"not an HLO instruction: {line.strip()[:120]!r}")
@@ -218,6 +222,9 @@ def parse_shape(text: str, start: int = 0) -> tuple[Shape, int]:
 
     Returns:
       ``(shape, end)``: an :class:`Array`, or a tuple of shapes, and where the text goes on.
+
+    Raises:
+      ValueError: there is no shape.
     """
     if text[start] == "(":
         items: list[Shape] = []

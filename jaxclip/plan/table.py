@@ -12,6 +12,7 @@ import functools
 import math
 import pathlib
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -192,7 +193,11 @@ def _model_row(row: Row, plan: Plan, lighter: Plan | None) -> tuple[str, ...]:
 
 
 def weak_table(plans: Iterable[Plan]) -> str:
-    """Bytes sent by a chip, from 16 to 256 chips at one batch a chip."""
+    """Bytes sent by a chip, from 16 to 256 chips at one batch a chip.
+
+    Raises:
+      ValueError: a plan that does not fit.
+    """
     rows = [
         (
             "slice",
@@ -230,15 +235,16 @@ def weak_table(plans: Iterable[Plan]) -> str:
 
 
 def loss_line(plan: Plan) -> str:
-    """One sentence about the loss on a million pairs."""
+    """A few lines about the loss on a million pairs."""
     assert plan.memory and plan.roofline and plan.chip.hbm_bytes
-    return (
+    return textwrap.fill(
         f"The blockwise loss of {LOSS_PAIRS:,} pairs x {LOSS_WIDTH}, value and gradient, on "
         f"{plan.topology}: peak {plan.memory.peak / 2**20:,.0f} MiB of a chip's "
         f"{plan.chip.hbm_bytes / 2**30:.2f} GiB, of which {plan.memory.arguments / 2**20:,.0f} MiB "
         f"are the embeddings; modelled time {plan.roofline.worst * 1e3:,.0f} to "
         f"{plan.roofline.best * 1e3:,.0f} ms. (The matrix of logits would be "
-        f"{4 * LOSS_PAIRS**2 / 2**40:,.0f} TiB.)"
+        f"{4 * LOSS_PAIRS**2 / 2**40:,.0f} TiB.)",
+        width=100,
     )
 
 

@@ -30,6 +30,7 @@ class Line(NamedTuple):
       color: CSS colour.
       dots: draw every point as a dot (for the few points of evaluations).
       dashed: draw dashed.
+      smooth: draw a moving average over it; not where single steps are what one looks for.
     """
 
     steps: np.ndarray
@@ -38,6 +39,7 @@ class Line(NamedTuple):
     color: str = COLORS[0]
     dots: bool = False
     dashed: bool = False
+    smooth: bool = True
 
 
 class Marks(NamedTuple):
@@ -96,7 +98,9 @@ def chart(
             _draw(axes, line)
         everything = np.concatenate([line.values for line in lines])
         low, high = everything.min(), everything.max()
-        if log and low > 0 and high > 20 * low:
+        if low == high == 0:
+            axes.set_ylim(0, 1)  # a count or a share of nothing: no heights below zero
+        elif log and low > 0 and high > 20 * low:
             axes.set_yscale("log")
         elif from_zero and low >= 0:
             axes.set_ylim(bottom=0)
@@ -199,7 +203,7 @@ def _draw(axes: Any, line: Line) -> None:
         axes.plot(steps, mean, color=line.color, alpha=0.3, linewidth=0.9)
     axes.plot(
         steps,
-        smoothed(mean, 1 if line.dashed else len(mean) // 25 + 1),
+        smoothed(mean, len(mean) // 25 + 1) if line.smooth and not line.dashed else mean,
         linestyle="--" if line.dashed else "-",
         **style,
     )

@@ -12,64 +12,29 @@ other programs, and later versions of the same optimizer, can read parts of it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxclip import storage
-from jaxclip.errors import RunError
 from jaxclip.parallel import distributed
-from jaxclip.train import manifest, multihost, state_io
+from jaxclip.train import manifest, mirror, multihost, parts, staging, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder, Retention
+from jaxclip.train.checkpoint_search import CheckpointError, Restored, restore
+
+__all__ = ["CheckpointError", "Checkpointer", "Restored"]
 
 logger = logging.getLogger("jaxclip")
 
 
-class CheckpointError(RunError):
-    """A checkpoint can't be written or read; the message names the path and the way out."""
-
-
-class Restored(NamedTuple):
-    """What a checkpoint held.
-
-    Attributes:
-      state: the state, in the structure, dtypes and shardings that were asked for.
-      step: the step it was saved at.
-      extra: what was given to :meth:`Checkpointer.save` as ``extra``.
-      metrics: what was given as ``metrics``.
-      skipped: one line for each newer checkpoint that could not be used, newest first.
-    """
-
-    state: Any
-    step: int
-    extra: dict[str, Any]
-    metrics: dict[str, float]
-    skipped: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass
-class _Search:
-    """The search for a usable checkpoint.
-
-    Attributes:
-      passed: steps passed over.
-      lines: why.
-      damaged: how many of them were finished once.
-      unread: how many of these have the right checksums, but could not be read.
-    """
-
-    passed: list[int] = dataclasses.field(default_factory=list)
-    lines: list[str] = dataclasses.field(default_factory=list)
-    damaged: int = 0
-    unread: int = 0
+# Bytes of a file that is to be uploaded.
+_LARGEST_FILE = 2**28
 
 
 class Checkpointer:
@@ -86,26 +51,37 @@ class Checkpointer:
         *,
         writable: bool = True,
         one_by_one: bool = False,
+        copy: staging.Copy | None = None,
         **retention: Any,
     ):
         """Open (and, if ``writable``, create and probe) the folder.
 
         Args:
-          directory: folder of the checkpoints; ``gs://…`` works where its file system is installed.
+          directory: folder of the checkpoints; of an address (``gs://…/checkpoints``) a reader has
+            a temporary copy.
           writable: False for readers, such as an evaluation beside a run: nothing is ever changed.
           one_by_one: whether what is saved are NumPy and lazy arrays
             (:mod:`jaxclip.train.lazy_arrays`), written one after the other.
+          copy: what the folder is a copy of (:mod:`jaxclip.train.staging`).
           **retention: which checkpoints stay, as :class:`.checkpoint_folder.Retention` has it.
 
         Raises:
-          ValueError: an option out of range.
+          ValueError: an option out of range, or an address that is not only read.
           CheckpointError: the folder can't be written.
         """
         self._retention = Retention(**retention)
-        self._folder = CheckpointFolder(directory)
+        if writable and not storage.is_local(directory):
+            raise ValueError(f"{directory}: a run at an address saves in its staging folder")
+        self._folder = CheckpointFolder(directory, copy)
         self.directory = self._folder.directory
         self._writable = writable
         self._one_by_one = one_by_one
+        # Files are uploaded one by one, each from memory.
+        self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}
+        apart = writable and copy is not None and jax.process_count() > 1
+        self._parts = parts.Parts(copy) if apart and copy is not None else None
+        # The step that several processes gave up uploading, and why.
+        self._given_up: tuple[int, BaseException] | None = None
         # Steps that all processes know to be on disk or on their way there.
         self._known: set[int] = set()
         self._thread: threading.Thread | None = None
@@ -171,24 +147,32 @@ class Checkpointer:
             "extra": dict(extra or {}),
             "tree": state_io.describe(state),
         }
-        target = self._folder.path(step)
+        target, number = self._folder.path(step), ""
         try:
             if jax.process_index() == 0:
                 self._folder.remove_unfinished()
                 self._folder.remove(step)
                 self._folder.damaged.discard(step)
                 target.mkdir(parents=True, exist_ok=True)
+            if self._parts is not None:
+                number = self._parts.begin(target)
             if self._orbax is None:
+                options = {} if self._parts is None else {"multiprocessing_options": parts.OPTIONS}
                 self._orbax = ocp.AsyncCheckpointer(
-                    state_io.handler(one_by_one=self._one_by_one), timeout_secs=3600
+                    state_io.handler(
+                        one_by_one=self._one_by_one,
+                        processes=options.get("multiprocessing_options"),
+                    ),
+                    timeout_secs=3600,
+                    **options,
                 )
-            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree))
+            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
         except Exception as error:
             self._folder.remove(step)
             raise self._explain(step, error) from error
         self._known.add(step)
         self._thread = threading.Thread(
-            target=self._commit, args=(step, content), name="checkpoint_commit"
+            target=self._commit, args=(step, content, number), name="checkpoint_commit"
         )
         self._thread.start()
         return True
@@ -199,7 +183,16 @@ class Checkpointer:
         Raises:
           CheckpointError: it failed; the checkpoints before it are untouched.
         """
+        self._join()
+        if self._parts is not None:
+            self._known = multihost.broadcast_steps(self._folder.steps())
+
+    def _join(self, patience: float = 0.0) -> None:
+        """:meth:`wait`, for this process alone; a failing upload is given up after ``patience``."""
         if self._thread is not None:
+            if self._parts is not None:
+                self._thread.join(patience)
+                self._parts.hurry.set()
             self._thread.join()
             self._thread = None
         if self._error is not None:
@@ -233,42 +226,66 @@ class Checkpointer:
             for other in self._folder.on_disk():
                 if other > step:
                     self._folder.remove(other)
+            self._folder.changed()
         self._known = {other for other in self._known if other <= step}
 
     def close(self) -> None:
         """Wait for the last save and let go of orbax's threads."""
         try:
-            self.wait()
+            self._join(mirror.FINAL_SECONDS)
+            if self._given_up is not None:
+                raise self._explain(*self._given_up) from self._given_up[1]
         finally:
             if self._orbax is not None:
                 self._orbax.close()
                 self._orbax = None
+            self._folder.close()
 
-    def _commit(self, step: int, content: dict[str, Any]) -> None:
+    def _commit(self, step: int, content: dict[str, Any], number: str) -> None:
         """In the background: finish the arrays, write the manifest, drop old checkpoints."""
         try:
             assert self._orbax is not None
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if self._parts is not None:
+                self._upload_part(step, content, number)
+            elif jax.process_index() == 0:
                 manifest.write(self._folder.path(step), content)
+            if jax.process_index() == 0:
                 self._known.difference_update(self._folder.prune(self._retention))
+                self._folder.changed()
         except BaseException as error:  # handed to the main thread by wait()
             self._error = (step, error)
             self._known.discard(step)
             if jax.process_index() == 0:
                 self._folder.remove(step)
 
+    def _upload_part(self, step: int, content: dict[str, Any], number: str) -> None:
+        assert self._parts is not None
+        self._given_up = None
+        try:
+            self._parts.commit(self._folder.path(step), content, number)
+        except OSError as error:
+            self._given_up = (step, error)
+            self._folder.remove(step)
+            logger.warning(
+                "there is no checkpoint of step %d: %s; training goes on, those before it stay",
+                step,
+                error,
+            )
+
     def _update_metrics(self, step: int, metrics: dict[str, float]) -> None:
         content = manifest.read(self._folder.path(step))
         content["metrics"] = {**content["metrics"], **storage.encode_floats(metrics)}
         manifest.put(self._folder.path(step), content)
+        self._folder.changed()
 
     def _explain(self, step: int, error: BaseException) -> CheckpointError:
         """The error for a failed save, with the way out."""
         before = [other for other in self.steps() if other != step]
         safe = f"step {before[-1]} is the newest intact one" if before else "none is on disk yet"
+        where = self.directory if self._parts is None else self._folder.place
         return CheckpointError(
-            f"checkpoint of step {step} was not written to {self.directory}: "
+            f"checkpoint of step {step} was not written to {where}: "
             f"{storage.reason(error, self.directory)}; {safe}"
         )
 
@@ -279,7 +296,7 @@ class Checkpointer:
 
         Only manifests are read here; files are verified on restoring.
         """
-        return self._folder.steps()
+        return self._folder.steps() if self._parts is None else sorted(self._known)
 
     def best_step(self) -> int | None:
         """The step with the best ``best_metric``, or None if none has been measured."""
@@ -321,7 +338,7 @@ class Checkpointer:
         if restored is None:
             have = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
-                f"no usable checkpoint of step {step} in {self.directory}; there are: {have}"
+                f"no usable checkpoint of step {step} in {self._folder.place}; there are: {have}"
             )
         return restored
 
@@ -329,60 +346,9 @@ class Checkpointer:
         self, only: int | None, abstract_state: Any, partial: bool, optional: str
     ) -> Restored | None:
         self.wait()
-        search = _Search()
-        while (step := self._choose(only, search)) >= 0:
-            path = self._folder.path(step)
-            content = manifest.read(path)
-            # Not a matter of damage: an older checkpoint of the same run would not fit either.
-            saved, wanted = content["tree"], abstract_state
-            if optional:
-                saved, wanted = state_io.leave_out_unfit(saved, wanted, optional)
-            state_io.check_tree(saved, wanted, path, partial=partial)
-            failure = ""
-            try:
-                state = state_io.restore(path / "state", wanted)
-            except Exception as error:
-                failure = f"{type(error).__name__}: {error}"
-            if multihost.all_agree(not failure):
-                self._known = multihost.broadcast_steps(self.steps())
-                metrics = storage.decode_floats(content["metrics"])
-                return Restored(state, step, content["extra"], metrics, tuple(search.lines))
-            search.damaged += 1
-            search.unread += 1
-            reason = failure or "another process could not read it"
-            self._pass_over(search, step, f"its checksums are right, but {reason}")
-        if int(multihost.broadcast(np.asarray(search.damaged))) and only is None:
-            if search.unread:
-                what = f"no checkpoint in {self.directory} can be read, but not all are damaged"
-            else:
-                what = f"every checkpoint in {self.directory} is damaged"
-            raise CheckpointError(
-                f"{what}:\n  "
-                + "\n  ".join(search.lines)
-                + "\nnothing was changed; bring back a copy, or start anew in another workdir"
-            )
-        return None
-
-    def _choose(self, only: int | None, search: _Search) -> int:
-        """The newest whole step not yet passed over, or -1; process 0's choice for all."""
-        chosen = -1
-        if jax.process_index() == 0:
-            for step in reversed(self._folder.on_disk()):
-                if step in search.passed or (only is not None and step != only):
-                    continue
-                try:
-                    manifest.verify(self._folder.path(step))
-                except manifest.ManifestError as error:
-                    # One that was never finished is the trace of a kill, not of damage.
-                    search.damaged += not isinstance(error, manifest.MissingManifestError)
-                    self._pass_over(search, step, str(error))
-                    continue
-                chosen = step
-                break
-        return int(multihost.broadcast(np.asarray(chosen)))
-
-    def _pass_over(self, search: _Search, step: int, reason: str) -> None:
-        search.passed.append(step)
-        self._folder.damaged.add(step)
-        search.lines.append(f"checkpoint {self._folder.path(step)} can't be used: {reason}")
-        logger.warning("%s; trying the one before it", search.lines[-1])
+        found = restore(self._folder, abstract_state, only=only, partial=partial, optional=optional)
+        if found is not None:
+            if self._parts is not None:
+                self._parts.release(self._folder.path(found.step))
+            self._known = multihost.broadcast_steps(self._folder.steps())
+        return found

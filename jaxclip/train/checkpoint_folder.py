@@ -13,7 +13,7 @@ import jax
 from etils import epath
 
 from jaxclip import storage
-from jaxclip.train import manifest
+from jaxclip.train import manifest, parts, staging
 
 logger = logging.getLogger("jaxclip")
 
@@ -58,16 +58,54 @@ class Retention:
 class CheckpointFolder:
     """The checkpoints of a folder, as this process sees them; process 0 alone removes.
 
+    Args:
+      directory: of all checkpoints; of an address, which is only read then, a temporary copy.
+      copy: what the folder is a copy of, with checkpoints that are yet to be fetched.
+
     Attributes:
       directory: of all checkpoints.
       damaged: steps whose files turned out to be damaged. They stay, for a look, until a newer
         checkpoint is committed.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
+    def __init__(self, directory: str | os.PathLike[str], copy: staging.Copy | None = None):
         # Tensorstore reads and writes absolute paths only.
-        self.directory = epath.Path(storage.absolute(directory))
+        place = storage.absolute(directory)
+        self._borrowed: staging.Borrowed | None = None
+        if not storage.is_local(place):
+            address, _, name = place.rstrip("/").rpartition("/")
+            if name != staging.CHECKPOINTS:
+                raise ValueError(
+                    f"{place}: the folder of checkpoints at an address is …/checkpoints"
+                )
+            copy = self._borrowed = staging.Borrowed(address)
+            place = os.fspath(copy.folder / name)
+        self.directory = epath.Path(place)
+        # What people call it.
+        self.place = f"{copy.bucket.address}/{staging.CHECKPOINTS}" if copy is not None else place
+        self._copy = copy
         self.damaged: set[int] = set()
+
+    def close(self) -> None:
+        """Let go of a temporary copy."""
+        if self._borrowed is not None:
+            self._borrowed.close()
+
+    def fetch(self, step: int) -> None:
+        """Make sure that all of a checkpoint is in the folder, as far as there is all of it.
+
+        Raises:
+          OSError: an address can't be read.
+        """
+        if self._copy is not None:
+            self._copy.fetch(self.path(step).name)
+        if self._copy is not None or jax.process_index() == 0:
+            parts.join(self.path(step) / "state")
+
+    def changed(self) -> None:
+        """To be called when a checkpoint was committed or removed."""
+        if self._copy is not None:
+            self._copy.committed()
 
     def path(self, step: int) -> epath.Path:
         """Folder of a checkpoint."""

@@ -29,6 +29,8 @@ logger = logging.getLogger("jaxclip")
 # Mistakes that say what they are.
 _PLAIN = (ValueError, OSError, RunError, ModuleNotFoundError)
 _SCALE = "logit_scale"
+# Longer than any schedule.
+_MANY_STEPS = 2**40
 
 
 def build(config: Config) -> setup.Experiment:
@@ -98,6 +100,34 @@ def check_data(
     runner.check(config)
 
 
+def check_names(config: Config) -> None:
+    """Refuse methods, and options of them, that do not exist; needs no data and no device.
+
+    Whether values fit together is for the run itself to see: here it may be a matter of printing
+    them.
+
+    Raises:
+      ValueError: names the thing and the nearest one.
+    """
+    from jaxclip import losses, objectives, optim
+    from jaxclip.data import tokenizers
+    from jaxclip.data.image_backend import BACKENDS
+    from jaxclip.evaluate import tasks
+    from jaxclip.models.sparsity import rules as sparsity
+    from jaxclip.train import writers
+
+    losses.from_config(config["loss"])
+    objectives.from_config(config["objective"], config["loss"])
+    optim.from_config(config["optim"], _MANY_STEPS)
+    sparsity.from_config(config["sparsity"], _MANY_STEPS)
+    tokenizers.check_kind(config["tokenizer"]["kind"])
+    BACKENDS.get(config["data"]["image_backend"])
+    check_ops(config)
+    writers.from_config(config["writers"])
+    with contextlib.suppress(FileNotFoundError):  # names and templates may be elsewhere
+        tasks.from_config(config)
+
+
 def check_ops(config: Config) -> None:
     """Refuse image ops that do not exist or have other options; needs no data.
 
@@ -122,9 +152,13 @@ def check_start(config: Config, checkpoints: str | os.PathLike[str] | None = Non
       ValueError: as :func:`jaxclip.train.init_from.open_source`, or the tokenizer can't be the one
         of the weights.
     """
-    begun = checkpoints is not None and CheckpointFolder(checkpoints).steps()
-    if config["init_from"] and not begun:
-        tokenizer_check.check_start(init_from.open_source(config["init_from"]), config)
+    if not config["init_from"]:
+        return
+    if checkpoints is not None:
+        with contextlib.closing(CheckpointFolder(checkpoints)) as folder:
+            if folder.steps():
+                return
+    tokenizer_check.check_start(init_from.open_source(config["init_from"]), config)
 
 
 def trace(experiment: setup.Experiment) -> None:

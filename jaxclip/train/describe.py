@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from jaxclip.train import metric_names, setup
+from jaxclip.train import workdir as workdir_lib
 
 logger = logging.getLogger("jaxclip")
 
 
 def describe(
     experiment: setup.Experiment,
-    workdir: pathlib.Path,
+    workdir: workdir_lib.Workdir,
     start: int,
     changes: Mapping[str, tuple[Any, Any]],
 ) -> None:
@@ -36,9 +36,10 @@ def describe(
         f"batch {config['global_batch_size']} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
         f"{f' ({axes})' if axes else ''}, {jax.process_count()} process(es)\n"
         f"objective {objective}, optimizer {config['optim']['name']}, clip {clip}\n"
-        f"workdir {workdir}: "
+        f"workdir {workdir.name}: "
         + (f"going on after step {start}" if start else "a new run")
-        + f" of {config['total_steps']} steps",
+        + f" of {config['total_steps']} steps"
+        + (f", staged in {workdir.path}" if workdir.copy else ""),
         flush=True,
     )
     for key, (before, now) in changes.items():

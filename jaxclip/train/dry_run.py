@@ -75,13 +75,11 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
 
 
 def _check_what_comes_later(config: Config) -> None:
-    """Image ops, writers and evaluation, as the run itself checks them before its first step."""
-    from jaxclip.evaluate import runner  # both need more than a made-up batch does
-    from jaxclip.train import writers
+    """All names and evaluation, as the run itself checks them before its first step."""
+    from jaxclip.evaluate import runner  # needs more than a made-up batch does
 
     checks.check_start(config)
-    checks.check_ops(config)
-    writers.from_config(config["writers"])
+    checks.check_names(config)
     try:
         runner.check(config)
     except FileNotFoundError as error:  # data may be elsewhere: the run itself insists on them

@@ -14,6 +14,7 @@ from etils import epath
 
 from jaxclip import config as config_lib
 from jaxclip import storage
+from jaxclip.data.bucket import BucketError
 from jaxclip.evaluate import runner
 from jaxclip.evaluate import tasks as tasks_lib
 from jaxclip.train import checks, multihost, setup, tokenizer_check
@@ -103,10 +104,10 @@ def evaluate_workdir(
       FileNotFoundError: likewise.
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
-    folder = pathlib.Path(storage.absolute(workdir))
-    saved = workdir_lib.read_config(folder)
+    place = storage.absolute(workdir)
+    saved = workdir_lib.read_config(place)
     config = config_lib.resolve(saved, overrides)
-    tokenizer_check.warn(config_lib.resolve(saved)["tokenizer"], config["tokenizer"], str(folder))
+    tokenizer_check.warn(config_lib.resolve(saved)["tokenizer"], config["tokenizer"], place)
     if tasks:
         config["evaluate"] |= {"tasks": list(tasks), **{key: [] for key in _SPLIT_KEYS}}
     # No checkpoint is chosen here: the best of a run goes by what the run itself evaluates.
@@ -121,30 +122,38 @@ def evaluate_workdir(
         "step": experiment.abstract_state.step,
         name: getattr(experiment.abstract_state, name),
     }
-    with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
+    checkpoints = f"{place}/{workdir_lib.CHECKPOINTS}"
+    with Checkpointer(checkpoints, writable=False) as checkpointer:
         restored = (
             checkpointer.restore_latest(wanted, partial=True)
             if step is None
             else checkpointer.restore(step, wanted, partial=True)
         )
     if restored is None:
-        raise workdir_lib.WorkdirError(f"{folder / 'checkpoints'} holds no usable checkpoint")
+        raise workdir_lib.WorkdirError(f"{checkpoints} holds no usable checkpoint")
     restored_step = int(restored.state["step"])
-    problem = storage.probe(epath.Path(folder)) if jax.process_index() == 0 else ""
-    if problem:
-        logger.warning("%s; the results are printed, but not kept", problem)
-    metrics = runner.evaluate(
-        experiment.encode_image,
-        experiment.encode_text,
-        restored.state[name],
-        config,
-        tokenizer=tokenizer,
-        mesh=experiment.mesh,
-        workdir=None if not multihost.all_agree(not problem) else folder,
-        step=restored_step,
-        weights="model" if name == "params" else "ema",
-        encode_tokens=experiment.encode_tokens,
-    )
+    metrics: dict[str, float] | None = None
+    try:
+        with workdir_lib.lent(place, lambda name: name == runner.RESULTS_FILE) as (folder, _):
+            problem = storage.probe(epath.Path(folder)) if jax.process_index() == 0 else ""
+            if problem:
+                logger.warning("%s; the results are printed, but not kept", problem)
+            metrics = runner.evaluate(
+                experiment.encode_image,
+                experiment.encode_text,
+                restored.state[name],
+                config,
+                tokenizer=tokenizer,
+                mesh=experiment.mesh,
+                workdir=None if not multihost.all_agree(not problem) else folder,
+                step=restored_step,
+                weights="model" if name == "params" else "ema",
+                encode_tokens=experiment.encode_tokens,
+            )
+    except BucketError as error:
+        if metrics is None:
+            raise
+        logger.warning("%s; the results are printed, but not kept", error)
     if jax.process_index() == 0:
         print(f"checkpoint of step {restored_step}")
         for metric, value in metrics.items():

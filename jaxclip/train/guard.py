@@ -63,6 +63,20 @@ class Judgement(NamedTuple):
     limit: jax.Array
 
 
+class Ruling(NamedTuple):
+    """What is done in a step.
+
+    Attributes:
+      judged: what is said of it.
+      clip: float32[], what the gradient is multiplied by.
+      rate: float32[], what the updates are multiplied by.
+    """
+
+    judged: Judgement
+    clip: jax.Array
+    rate: jax.Array
+
+
 @dataclasses.dataclass(frozen=True)
 class Guard:
     """The rule and the policies of a configuration.
@@ -123,17 +137,29 @@ class Guard:
             lowered_until=until if "lower_rate" in self.actions else state.lowered_until,
         )
 
+    def rule(self, state: GuardState, step: jax.Array, loss: jax.Array, norm: jax.Array) -> Ruling:
+        """Judge a step, and say what its policies come to; ``step`` as for :meth:`remember`."""
+        judged = self.judge(state, loss, norm)
+        return Ruling(
+            judged, self.clip_factor(judged, norm), self.rate_factor_of(state, judged, step)
+        )
+
     # Policies; each changes nothing unless it is among the actions.
 
     def skips(self, judged: Judgement) -> jax.Array:
         """bool[]: whether the step is to be left out."""
         return judged.spike & ("skip" in self.actions)
 
-    def clip(self, judged: Judgement, grads: Any, norm: jax.Array) -> Any:
-        """The gradient, of a spike brought down to the mean norm of the history."""
+    def clip_factor(self, judged: Judgement, norm: jax.Array) -> jax.Array:
+        """float32[]: what the gradient is multiplied by; a spike's norm comes to the mean's."""
+        if "clip" not in self.actions:
+            return jnp.ones((), jnp.float32)
+        return jnp.where(judged.spike, jnp.minimum(1.0, judged.mean[1] / norm), 1.0)
+
+    def clip(self, factor: jax.Array, grads: Any) -> Any:
+        """The gradient times the factor of :meth:`clip_factor`."""
         if "clip" not in self.actions:
             return grads
-        factor = jnp.where(judged.spike, jnp.minimum(1.0, judged.mean[1] / norm), 1.0)
         return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads)
 
     def rate_factor_of(self, state: GuardState, judged: Judgement, step: jax.Array) -> jax.Array:
@@ -149,13 +175,19 @@ class Guard:
             return updates
         return jax.tree.map(lambda u: (u * factor).astype(u.dtype), updates)
 
-    def reset(self, judged: Judgement, opt_state: Any, fresh: Callable[[], Any]) -> Any:
-        """The optimizer's state, whose moments begin anew after a spike."""
+    def reset(self, spike: jax.Array, opt_state: Any, fresh: Callable[[], Any]) -> Any:
+        """The optimizer's state, whose moments begin anew after a spike.
+
+        A loop of one turn or none, as XLA keeps what goes around a loop in its place, but copies
+        what goes through ``lax.cond``. Nobody may read the state of before it.
+        """
         if "reset_moments" not in self.actions:
             return opt_state
-        return jax.lax.cond(
-            judged.spike, lambda: fresh_moments(opt_state, fresh()), lambda: opt_state
-        )
+        return jax.lax.while_loop(
+            lambda carry: carry[0],
+            lambda carry: (jnp.zeros_like(carry[0]), fresh_moments(carry[1], fresh())),
+            (spike, opt_state),
+        )[1]
 
     def metrics(self, state: GuardState, judged: Judgement, factor: jax.Array) -> dict[str, Any]:
         """What is recorded of a step; ``state`` is that after it.

@@ -80,20 +80,22 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     """Find weights.
 
     Args:
-      path: workdir of a run, of which the averaged parameters are taken where it keeps them; or
-        published weights (:func:`jaxclip.weights.checkpoint.open_checkpoint`).
+      path: workdir of a run (a folder, or an address), of which the averaged parameters are taken
+        where it keeps them; or published weights
+        (:func:`jaxclip.weights.checkpoint.open_checkpoint`).
       what: the configuration key, for errors.
 
     Raises:
       ValueError: there is no such folder or file, or it holds neither.
     """
-    folder = pathlib.Path(path).expanduser().absolute()
-    if not folder.exists():
+    place = storage.absolute(path)
+    folder = pathlib.Path(place)
+    if not exists(place):
         raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder or file ({folder})")
-    if not is_run(folder):
+    if not is_run(place):
         return _published(folder, os.fspath(path), what)
     try:
-        config = config_lib.resolve(workdir_lib.read_config(folder))
+        config = config_lib.resolve(workdir_lib.read_config(place))
     except ValueError as error:
         raise ValueError(
             f"{what}={os.fspath(path)!r} is not the workdir of a run: {error}"
@@ -101,7 +103,7 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
 
     def restored(wanted: Any) -> Params:
         name = "ema_params" if config["ema_decay"] > 0 else "params"
-        with Checkpointer(folder / "checkpoints", writable=False) as checkpointer:
+        with Checkpointer(f"{place}/{workdir_lib.CHECKPOINTS}", writable=False) as checkpointer:
             found = checkpointer.restore_latest({name: wanted}, partial=True)
         if found is None:
             raise ValueError(f"{what}={os.fspath(path)!r}: the run has no checkpoint yet")
@@ -162,10 +164,22 @@ def _own_shapes(config: Config, names: set[str]) -> Params:
     return jax.eval_shape(lambda: total.init_params(jax.random.key(0), sizes))
 
 
-def is_run(folder: pathlib.Path) -> bool:
-    """Whether a folder's config.json is that of a run, which names its batch."""
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file or folder, or the path is an address, which may be one."""
+    place = storage.absolute(path)
+    return not storage.is_local(place) or os.path.exists(place)
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder's config.json is that of a run, which names its batch.
+
+    An address is taken for one: published weights are read from this machine's disks only.
+    """
+    place = storage.absolute(path)
+    if not storage.is_local(place):
+        return True
     try:
-        return "global_batch_size" in storage.read_json(folder / workdir_lib.CONFIG_FILE, {})
+        return "global_batch_size" in storage.read_json(f"{place}/{workdir_lib.CONFIG_FILE}", {})
     except (OSError, ValueError):
         return False
 

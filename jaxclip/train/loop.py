@@ -69,9 +69,8 @@ def train(
 
     Args:
       config: resolved configuration.
-      workdir: folder for checkpoints, ``config.json``, ``metrics.jsonl``, TensorBoard events,
-        ``eval.json`` and ``report.html``; created if missing. It belongs to this configuration
-        once a first step is done.
+      workdir: folder or address (``gs://…``) for checkpoints, metrics and the report; created if
+        missing. It belongs to this configuration once a first step is done.
       extend: the run in the workdir goes on with another value of what
         :data:`jaxclip.config.EXTENDABLE_KEYS` names, such as more steps or another rate.
       break_lock: take the workdir from a run that seems to be alive.
@@ -86,11 +85,10 @@ def train(
       NonFiniteError: ``max_consecutive_nonfinite`` steps in a row were not finite.
       ValueError: a configuration that can't be built.
     """
-    # Whatever is wrong shall be found before anything is written.
     experiment = checks.build(config)
     tokenizer = checks.load_tokenizer(config)
     checks.check_data(config, experiment.batch_spec, experiment.total.owners())
-    checks.check_start(config, pathlib.Path(workdir) / workdir_lib.CHECKPOINTS)
+    checks.check_start(config, f"{workdir}/{workdir_lib.CHECKPOINTS}")
     writers.from_config(config["writers"])
     checks.trace(experiment)
     with (
@@ -102,7 +100,8 @@ def train(
         changes = workdir_lib.check_config(config, held.path, extend=extend)
         result = _train(experiment, tokenizer, held, stop, changes)
         if jax.process_index() == 0:
-            print(f"report: {report_lib.write_report(held.path)}", flush=True)
+            written = report_lib.write_report(held.path, held.name)
+            print(f"report: {held.name}/{written.name}", flush=True)
     return result
 
 
@@ -120,6 +119,7 @@ def _train(
         workdir / workdir_lib.CHECKPOINTS,
         **{k: value for k, value in config["checkpoint"].items() if k != "every_steps"},
         keep_every=rewinds.keep_every(),
+        copy=held.copy,
     )
     with checkpointer:
         state, evaluation, rewinds.done = first_state(experiment, checkpointer)
@@ -130,7 +130,7 @@ def _train(
                 f"total_steps={config['total_steps']}, but {start} steps are done already; give "
                 "--extend more of them"
             )
-        describe.describe(experiment, workdir, start, changes)
+        describe.describe(experiment, held, start, changes)
         checks.warn_of_frozen_scale(config, state.params)
         environment.write(workdir, parameters=setup.parameter_count(state.params))
         with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
@@ -226,7 +226,7 @@ class _Run:
                 last = stopping or step == total
                 evaluates = is_due(config["evaluate"]["every_steps"], step) and not stopping
                 saves = last or is_due(config["checkpoint"]["every_steps"], step)
-                if last or step % config["log_every_steps"] == 0:
+                if saves or step % config["log_every_steps"] == 0:
                     self.metrics.flush(records.stats())
                     self.faults.note(records.bad_records())
                     self.faults.check(records.stats()["uses"], records.drawn)

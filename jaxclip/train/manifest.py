@@ -39,22 +39,30 @@ def write(directory: epath.Path, content: dict[str, Any]) -> None:
       content: JSON-serialisable description; must not have the keys ``format``, ``files``,
         ``digest``.
     """
+    put(directory, {**content, "format": FORMAT, "files": table_of(directory)})
+
+
+def table_of(directory: epath.Path) -> dict[str, list[Any]]:
+    """``{name: [size, SHA-256]}`` of the files below a folder, each forced onto the disk."""
     files = list_files(directory)
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
         digests = pool.map(lambda name: file_digest(directory / name, flush=True), files)
-        table = {
+        return {
             name: [size, digest]
             for (name, size), digest in zip(files.items(), digests, strict=True)
         }
-    put(directory, {**content, "format": FORMAT, "files": table})
+
+
+def text_of(content: dict[str, Any]) -> str:
+    """A manifest with this content, as it is written."""
+    body = {key: value for key, value in content.items() if key != "digest"}
+    return json.dumps({**body, "digest": json_digest(body)}, sort_keys=True) + "\n"
 
 
 def put(directory: epath.Path, content: dict[str, Any]) -> None:
     """Write ``content`` as the manifest, atomically."""
-    body = {key: value for key, value in content.items() if key != "digest"}
-    text = json.dumps({**body, "digest": json_digest(body)}, sort_keys=True)
     temporary = directory / f"{NAME}.tmp"
-    temporary.write_text(text + "\n")
+    temporary.write_text(text_of(content))
     if is_local(directory):
         flush_to_disk(temporary)
     temporary.replace(directory / NAME)

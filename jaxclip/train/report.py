@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ class Run(NamedTuple):
 
     Attributes:
       workdir: the folder.
+      name: what the run is called.
       config: the resolved configuration.
       curves: ``{name: (steps, values)}`` of ``metrics.jsonl``.
       results: ``eval.json``: newest evaluation of each kind of weights.
@@ -46,6 +47,7 @@ class Run(NamedTuple):
     """
 
     workdir: pathlib.Path
+    name: str
     config: Config
     curves: Curves
     results: dict[str, dict[str, Any]]
@@ -59,11 +61,12 @@ class Run(NamedTuple):
         return int(steps[-1]) if len(steps) else 0
 
 
-def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike[str], name: str = "") -> pathlib.Path:
     """Write ``report.html`` of a run, finished or not.
 
     Args:
       workdir: the run's folder.
+      name: of the workdir, where the folder is a copy of it.
 
     Returns:
       Path of the report.
@@ -73,9 +76,23 @@ def write_report(workdir: str | os.PathLike[str]) -> pathlib.Path:
       OSError: the report can't be written.
     """
     run = read(workdir)
+    if name:
+        run = run._replace(name=pathlib.PurePath(name).name)
     path = run.workdir / FILE_NAME
     storage.write_text(path, page(run))
     return path
+
+
+def write_report_at(workdir: str) -> str:
+    """:func:`write_report` of a folder or an address; returns where the report is."""
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(("tensorboard/", "profile/"))
+
+    workdir_lib.read_config(workdir)  # refuses what is none, by its own name
+    with workdir_lib.lent(workdir, wanted) as (folder, _):
+        path = write_report(folder, workdir)
+    return f"{workdir.rstrip('/')}/{path.name}"
 
 
 def read(workdir: str | os.PathLike[str]) -> Run:
@@ -87,6 +104,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     folder = pathlib.Path(storage.absolute(workdir))
     return Run(
         workdir=folder,
+        name=folder.name,
         config=workdir_lib.read_config(folder),
         curves=metrics.curves(metrics.read_metrics(folder)),
         results=runner.read_results(folder),
@@ -102,7 +120,10 @@ def page(run: Run) -> str:
         heading(run),
         tiles(run, found),
         section("Training", report_charts.training(run.curves, found)),
-        section("Spikes", spike_table(found) + report_spikes.events(run.workdir)),
+        section(
+            "Spikes",
+            spike_table(found, run.config.get("watch", {})) + report_spikes.events(run.workdir),
+        ),
         section("Evaluation", results_table(run) + report_charts.evaluation(run.curves)),
         section("Retrieved for a caption", text_to_image(run.gallery), gallery_note(run)),
         section("Retrieved for a picture", image_to_text(run.gallery), gallery_note(run)),
@@ -113,7 +134,7 @@ def page(run: Run) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.workdir.name)} · jaxclip</title>\n<style>\n{css.strip()}\n</style>\n"
+        f"<title>{escape(run.name)} · jaxclip</title>\n<style>\n{css.strip()}\n</style>\n"
         "</head>\n<body>\n" + "\n".join(filter(None, sections)) + "\n</body>\n</html>\n"
     )
 
@@ -143,7 +164,7 @@ def heading(run: Run) -> str:
         state = f"step {run.step} of {total}: not finished when this was written"
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return (
-        f"<header>\n<h1>{escape(run.workdir.name)}</h1>\n<p>{escape(what)}</p>\n"
+        f"<header>\n<h1>{escape(run.name)}</h1>\n<p>{escape(what)}</p>\n"
         f'<p class="soft">{escape(state)} · report of {written}</p>\n</header>'
     )
 
@@ -200,7 +221,7 @@ def spikes_of(run: Run) -> dict[str, spikes.Spikes]:
     return found
 
 
-def spike_table(found: dict[str, spikes.Spikes]) -> str:
+def spike_table(found: dict[str, spikes.Spikes], watch: Mapping[str, Any]) -> str:
     """How many spikes, how high, and what they cost."""
     if not found:
         return ""
@@ -219,8 +240,12 @@ def spike_table(found: dict[str, spikes.Spikes]) -> str:
     note = (
         f'<p class="soft">A spike lies more than {spikes.THRESHOLD:g} standard deviations above '
         f"the mean of the {spikes.WINDOW} steps before it; the score is the share of such steps. "
-        "Steps lost: until the loss was back where it was.</p>"
+        "Steps lost: until the loss was back where it was."
     )
+    own = watch.get("threshold", spikes.THRESHOLD), watch.get("window", spikes.WINDOW)
+    if watch.get("enabled") and own != (spikes.THRESHOLD, spikes.WINDOW):
+        note += f" The run's own watch went by {own[0]:g} deviations and {own[1]} steps."
+    note += "</p>"
     return table(header, rows) + note
 
 

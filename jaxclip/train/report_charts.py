@@ -56,7 +56,11 @@ def watched(curves: Curves) -> list[str]:
         ("RMS of gradient over second moment", ("rms_max", "rms_first_layer"), "about 1 is usual"),
         ("Update over parameters", ("update_ratio",), "ratio of lengths"),
         ("Largest attention logit", ("attention_logit_image", "attention_logit_text"), ""),
-        ("Length of embeddings", ("embedding_norm_image", "embedding_norm_text"), "before unit"),
+        (
+            "Length of embeddings",
+            ("embedding_norm_image", "embedding_norm_text"),
+            "before they are made unit",
+        ),
         (
             "Cosine of different pairs",
             ("embedding_cosine_image", "embedding_cosine_text"),
@@ -208,7 +212,8 @@ def simple(curves: Curves, name: str, *, from_zero: bool = False) -> str:
     """One curve as it is."""
     if name not in curves:
         return ""
-    return charts.chart([charts.Line(*curves[name])], title=title(name), from_zero=from_zero)
+    line = charts.Line(*curves[name], smooth=False)
+    return charts.chart([line], title=title(name), from_zero=from_zero)
 
 
 def several(curves: Curves, group: list[str]) -> str:

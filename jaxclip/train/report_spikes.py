@@ -55,8 +55,8 @@ def _curves(content: Mapping[str, Any]) -> str:
         if name not in metrics or len(steps) < 2:
             continue
         values = np.array([np.nan if v is None else v for v in metrics[name]], np.float64)
-        svg = charts.chart([charts.Line(steps, values)], title=title, log=log)
-        figures.append(f"<figure><h3>{_text(title.capitalize())}</h3>{svg}</figure>")
+        svg = charts.chart([charts.Line(steps, values, smooth=False)], title=title, log=log)
+        figures.append(f"<figure><h3>{_text(title[0].upper() + title[1:])}</h3>{svg}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 

@@ -16,13 +16,20 @@ from jaxclip.train import lazy_arrays
 _SHOWN = 5
 
 
-def handler(*, one_by_one: bool = False) -> ocp.PyTreeCheckpointHandler:
+def handler(
+    *, one_by_one: bool = False, processes: ocp.options.MultiprocessingOptions | None = None
+) -> ocp.PyTreeCheckpointHandler:
     """How arrays are laid out on disk (zarr 3 chunks in OCDBT files, zstd).
 
     Args:
+      processes: who writes where; default: all into one folder that they share.
       one_by_one: for writing trees of lazy and NumPy arrays (:mod:`jaxclip.train.lazy_arrays`).
     """
-    options = {"type_handler_registry": lazy_arrays.registry()} if one_by_one else {}
+    options: dict[str, Any] = (
+        {"type_handler_registry": lazy_arrays.registry()} if one_by_one else {}
+    )
+    if processes is not None:
+        options["multiprocessing_options"] = processes
     return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, **options)
 
 

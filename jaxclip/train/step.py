@@ -161,7 +161,7 @@ def make_train_step(
     extra_args: Sequence[str] = ("value",),
     qk_clip: float | None = None,
     guard: Guard | None = None,
-    watch: Callable[[TrainState, TrainState, Params], Metrics] | None = None,
+    watch: Callable[[TrainState, TrainState, Params, Any], Metrics] | None = None,
     state_shardings: Any = None,
     batch_shardings: Any = None,
 ) -> jax.stages.Wrapped:
@@ -184,8 +184,8 @@ def make_train_step(
       qk_clip: bound of the attention logits, by :func:`jaxclip.optim.qk_clip` after the update of
         the towers whose largest logits the gradient tells; None for none.
       guard: what judges spikes and acts on them; it needs ``state.guard``. None for nothing.
-      watch: ``(state before, state after, gradient) ->`` more metrics, vectors among them
-        (:func:`jaxclip.train.watch.make_tensor_numbers`), or None.
+      watch: ``(state before, state after, gradient, what the guard multiplied it by) ->`` more
+        metrics, vectors among them (:func:`jaxclip.train.watch.make_tensor_numbers`), or None.
       state_shardings: tree of shardings for the state, or None; an optimizer state in host memory
         (:func:`jaxclip.parallel.on_host`) is brought to the device for the update.
       batch_shardings: tree (or one) of shardings for the batch, or None.
@@ -210,13 +210,13 @@ def make_train_step(
         ruled: Any,
         logits: Mapping[str, jax.Array],
     ) -> TrainState:
+        if guard is not None:
+            grads = guard.clip(ruled.clip, grads)
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, **{name: extra[name] for name in extra_args}
         )
         if guard is not None:
-            judged, factor = ruled
-            updates = guard.lower(factor, updates)
-            opt_state = guard.reset(judged, opt_state, lambda: tx.init(state.params))
+            updates = guard.lower(ruled.rate, updates)
         params = optax.apply_updates(state.params, updates)
         if qk_clip is not None:
             for tower, largest in logits.items():
@@ -265,12 +265,15 @@ def make_train_step(
             if name.startswith(LARGEST_LOGITS)
         }
         if guard is not None:
-            judged = guard.judge(state.guard, loss, grad_norm)
-            ruled = judged, guard.rate_factor_of(state.guard, judged, state.step)
-            grads, done = guard.clip(judged, grads, grad_norm), finite & ~guard.skips(judged)
+            ruled = guard.rule(state.guard, state.step, loss, grad_norm)
+            done = finite & ~guard.skips(ruled.judged)
         new_state = jax.lax.cond(
             done, lambda: apply(varying, grads, objective, extra, ruled, logits), lambda: varying
         )
+        if guard is not None:
+            reset = done & ruled.judged.spike
+            opt_state = guard.reset(reset, new_state.opt_state, lambda: tx.init(state.params))
+            new_state = new_state._replace(opt_state=opt_state)
         bad = 1 - finite.astype(jnp.int32)
         new_state = new_state._replace(
             step=state.step + 1,
@@ -285,19 +288,17 @@ def make_train_step(
         if qk_clip is not None and logits:
             above = [jnp.ravel(value > qk_clip) for value in logits.values()]
             watched["qk_clip/clipped"] = jnp.mean(jnp.concatenate(above), dtype=jnp.float32)
-        factor: Any = None
         if guard is not None:
             updates -= state.guard.skipped
-            judged, factor = ruled
-            kept = guard.remember(state.guard, judged, state.step, loss, grad_norm)
+            kept = guard.remember(state.guard, ruled.judged, state.step, loss, grad_norm)
             new_state = new_state._replace(guard=kept)
-            watched |= guard.metrics(kept, judged, factor)
+            watched |= guard.metrics(kept, ruled.judged, ruled.rate)
         if watch is not None:
-            watched |= watch(state, new_state, grads)
+            watched |= watch(state, new_state, grads, 1.0 if guard is None else ruled.clip)
         updates -= skipped_steps(state.opt_state)
         rates = {} if learning_rate is None else {"learning_rate": learning_rate(updates)}
         if rates and "watch/rate_factor" in watched:
-            rates = {"learning_rate": rates["learning_rate"] * factor}
+            rates = {"learning_rate": rates["learning_rate"] * ruled.rate}
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,

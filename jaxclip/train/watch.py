@@ -44,21 +44,24 @@ _FIRST_LAYERS = ("image/patch_embedding/kernel", "image/stem_0_reduce/kernel")
 
 
 def make_tensor_numbers(config: Config) -> Callable[..., dict[str, jax.Array]]:
-    """Build ``(before, after, grads) -> metrics``, to be called in the step.
+    """Build ``(before, after, grads, clip) -> metrics``, to be called in the step.
 
     Args:
       config: resolved configuration; of it the optimizer's section is read.
 
     Returns:
-      The function of two training states and the gradient. It gives float32 [num_tensors], in the
-      order of :func:`jaxclip.optim.tensor_names`: :data:`TENSORS` + ``gradient_norm``,
-      ``update_norm``, ``parameter_norm`` and ``rms`` (NaN where the optimizer keeps no second
-      moment, and for scalars, whose RMS is that of one number), and scalars ``watch/update_ratio``
-      (of the whole tree), ``watch/rms_max`` and ``watch/rms_first_layer``, as far as there are any.
+      The function of two training states, the gradient, and what it was multiplied by before the
+      optimizer saw it. It gives float32 [num_tensors], in the order of
+      :func:`jaxclip.optim.tensor_names`: :data:`TENSORS` + ``gradient_norm``, ``update_norm``,
+      ``parameter_norm`` and ``rms`` (NaN where the optimizer keeps no second moment, and for
+      scalars, whose RMS is that of one number), and scalars ``watch/update_ratio`` (of the whole
+      tree), ``watch/rms_max`` and ``watch/rms_first_layer``, as far as there are any.
     """
     b2, eps = _decay(config["optim"])
 
-    def numbers(before: TrainState, after: TrainState, grads: Params) -> dict[str, jax.Array]:
+    def numbers(
+        before: TrainState, after: TrainState, grads: Params, clip: jax.Array | float = 1.0
+    ) -> dict[str, jax.Array]:
         names = optim.tensor_names(before.params)
         old, new = (jax.tree.leaves(state.params) for state in (before, after))
         squares = {
@@ -67,6 +70,8 @@ def make_tensor_numbers(config: Config) -> Callable[..., dict[str, jax.Array]]:
             "parameter_norm": jnp.stack([_square(a) for a in old]),
         }
         found = {TENSORS + name: jnp.sqrt(value) for name, value in squares.items()}
+        # Not of the product: the squares of the gradient itself are there for its norm.
+        found[TENSORS + "gradient_norm"] *= clip
         sums = {name: jnp.sum(value) for name, value in squares.items()}
         ratio = jnp.sqrt(sums["update_norm"] / jnp.maximum(sums["parameter_norm"], 1e-30))
         found["watch/update_ratio"] = ratio

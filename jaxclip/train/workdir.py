@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import shutil
 import socket
 import time
 import uuid
@@ -19,14 +20,16 @@ from etils import epath
 from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
-from jaxclip.lock import Lock
-from jaxclip.train import manifest, multihost
+from jaxclip.data import bucket as bucket_lib
+from jaxclip.lock import FILE_NAME, Lock
+from jaxclip.train import manifest, multihost, staging
+from jaxclip.train.mirror import Mirror
 
 logger = logging.getLogger("jaxclip")
 
 CONFIG_FILE = "config.json"
 HISTORY_FILE = "config_history.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = staging.CHECKPOINTS
 
 # How long a network file system may take to show one host what another has written.
 _SHARING_SECONDS = 60.0
@@ -40,12 +43,16 @@ class Workdir(NamedTuple):
     """A workdir that this run holds.
 
     Attributes:
-      path: the absolute path.
+      path: the absolute path; of one at an address, the staging folder.
       lock: the lock on it; None in processes other than 0.
+      name: of the workdir, for people: the path, or the address.
+      copy: of one at an address, the staging folder; process 0's is what uploads it.
     """
 
     path: pathlib.Path
     lock: Lock | None
+    name: str
+    copy: staging.Copy | None = None
 
     def check(self) -> None:
         """Raise :class:`jaxclip.lock.LostLockError` if another run took it over."""
@@ -63,23 +70,37 @@ def hold(
     """Create the workdir if need be and keep other runs out of it; called by all processes.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or an address.
       break_lock: take it from a run that may be alive.
       stopped: asked while it is not clear yet whether another run is alive; True gives up.
 
     Raises:
       lock.LockedError: another run uses it.
       WorkdirError: not writable, or the processes do not see the same folder.
-      ValueError: it is an address, not a folder.
+      bucket.BucketError: an address that can't be reached or written.
+      mirror.MirrorError: at the end, what is in the staging folder could not be uploaded.
+      ValueError: an address of a kind that can't be written to.
     """
-    storage.check_workdir(workdir)
-    path = pathlib.Path(storage.absolute(workdir))
+    name = storage.absolute(workdir)
+    bucket = None if storage.is_local(name) else bucket_lib.Bucket(name)
+    path = staging.folder_of(name, jax.process_index()) if bucket else pathlib.Path(name)
     lock: Lock | None = None
+    mirror: Mirror | None = None
     problem: Exception | None = None
     try:
+        if bucket and jax.process_index():
+            shutil.rmtree(path, ignore_errors=True)  # parts of checkpoints, as the address has them
         check_writable(path)
         if jax.process_index() == 0:
-            lock = Lock(path, force=break_lock, stopped=stopped)
+            if bucket:
+                bucket_lib.probe(bucket)
+            place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
+            lock = Lock(place, force=break_lock, stopped=stopped)
+            if bucket:
+                mirror = Mirror(bucket, path, lock)
+                mirror.begin()
+    except bucket_lib.BucketError as error:
+        problem = error
     except OSError as error:
         problem = _unwritable(path, error)
     except ValueError as error:
@@ -91,13 +112,61 @@ def hold(
             raise problem
         if not everywhere:
             raise WorkdirError(
-                f"another process of this run could not take workdir {path}; its log says why"
+                f"another process of this run could not take workdir {name}; its log says why"
             )
-        check_shared(path)
-        yield Workdir(path, lock)
+        copy: staging.Copy | None = mirror
+        if bucket is None:
+            check_shared(path)
+        elif mirror is None:
+            copy = staging.Copy(bucket, path)
+            copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
+        with _uploaded(mirror):
+            yield Workdir(path, lock, name, copy)
     finally:
         if lock is not None:
             lock.release()
+
+
+@contextlib.contextmanager
+def _uploaded(mirror: Mirror | None) -> Iterator[None]:
+    """Upload the rest at the end, however that comes."""
+    if mirror is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        try:
+            mirror.close()
+        except Exception as second:  # never hide the first error behind this one
+            logger.error("%s", second)
+        raise
+    mirror.close()
+
+
+@contextlib.contextmanager
+def lent(
+    workdir: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[pathlib.Path, staging.Copy | None]]:
+    """A workdir to look at, without its lock; of an address a temporary copy.
+
+    Args:
+      workdir: folder of a run, or an address.
+      wanted: of an address, the names of files that are needed, beside checkpoints.
+
+    Yields:
+      The folder, and what it is a copy of. What is written into a copy is uploaded at the end.
+
+    Raises:
+      OSError: the address can't be read, or what was written there could not be uploaded.
+    """
+    place = storage.absolute(workdir)
+    if storage.is_local(place):
+        yield pathlib.Path(place), None
+        return
+    with staging.Borrowed(place, wanted) as copy:
+        yield copy.folder, copy
+        copy.push()
 
 
 def check_config(
@@ -231,24 +300,33 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     Raises:
       WorkdirError: there is none, or it can't be read.
     """
-    path = pathlib.Path(storage.absolute(workdir))
-    config = find_config(path)
+    config = find_config(workdir)
     if config is None:
         raise WorkdirError(
-            f"{path / CONFIG_FILE} does not exist: {workdir} is not the workdir of a run"
+            f"{storage.absolute(workdir)}/{CONFIG_FILE} does not exist: {workdir} is not the "
+            "workdir of a run"
         )
     return config
 
 
-def find_config(path: pathlib.Path) -> Config | None:
+def find_config(workdir: str | os.PathLike[str]) -> Config | None:
     """The configuration in ``config.json`` or, where that is lost, of the newest checkpoint.
+
+    Args:
+      workdir: folder of a run, or an address.
 
     Returns:
       None where there is no run yet.
 
     Raises:
       WorkdirError: ``config.json`` can't be read, and no checkpoint has a copy.
+      OSError: an address can't be read.
     """
+    with lent(workdir, lambda name: name == CONFIG_FILE) as (path, _):
+        return _config_in(path)
+
+
+def _config_in(path: pathlib.Path) -> Config | None:
     file = path / CONFIG_FILE
     problem = ""
     if file.is_file():

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from jaxclip import models
 from jaxclip.models.presets import CLIPConfig
@@ -239,13 +240,7 @@ def _prefixed(tensors: Mapping[str, files.Tensor]) -> dict[str, files.Tensor]:
 
 
 def _nested(leaves: Iterable[tuple[str, Any]]) -> Params:
-    params: Params = {}
-    for path, value in leaves:
-        *folders, last = path.split("/")
-        node = params
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = value
+    params: Params = traverse_util.unflatten_dict(dict(leaves), sep="/")
     return params
 
 

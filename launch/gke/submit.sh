@@ -88,7 +88,8 @@ check_run() {
     die "give one of --bucket and --claim: what the hosts share, mounted at /mnt/jaxclip"
   case " ${train[*]:1} " in
     *" --workdir /mnt/jaxclip/"* | *" --workdir=/mnt/jaxclip/"*) ;;
-    *) die "the workdir must be on what the hosts share: --workdir /mnt/jaxclip/DIR after the config" ;;
+    *" --workdir gs://"* | *" --workdir=gs://"*) ;;
+    *) die "the workdir must be on what the hosts share: --workdir /mnt/jaxclip/DIR or gs://BUCKET/DIR after the config" ;;
   esac
   need_number --max_restarts "$max_restarts"
   need_number --port "$port"

@@ -1,8 +1,13 @@
 """``python -m jaxclip.bench`` finds its benchmarks."""
 
+import ast
+import pathlib
+
 import pytest
 
 from jaxclip.bench import __main__ as bench
+
+FOLDER = pathlib.Path(bench.__file__).parent
 
 
 def test_a_file_with_a_main_is_a_benchmark(tmp_path):
@@ -29,9 +34,21 @@ def test_an_unknown_one_is_refused_with_the_nearest(capsys):
     assert error == "jaxclip.bench: error: no benchmark 'dat'; did you mean 'data'?\n"
 
 
-@pytest.mark.parametrize("name", ["loss", "step", "optim"])
-def test_it_hands_the_options_on(name, capsys):
+@pytest.mark.parametrize("name", sorted(bench.benchmarks()))
+def test_its_help_is_what_its_file_says(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         bench.main([name, "--help"])
     assert stopped.value.code == 0
-    assert "usage" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: python -m jaxclip.bench {name} [-h]")
+    said = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()))
+    assert said.strip() in printed, "line by line, not as one paragraph"
+
+
+@pytest.mark.parametrize("name", ["loss", "memory", "watch"])
+def test_a_wrong_option_is_told(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main([name, "--ronds=3"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == f"python -m jaxclip.bench {name}: error: unrecognized arguments: --ronds=3"

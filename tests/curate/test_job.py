@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from jaxclip import cli, lock
-from jaxclip.curate import Step, curate, source, store
+from jaxclip.curate import Step, curate, job, source, store
 from jaxclip.curate.rows import Rows
 from jaxclip.curate.runners.local import Local
 from jaxclip.curate.steps import language
 from jaxclip.data import pipeline, sampling, sources
+from tests.google_store import serve
 
 WORDS = ["dog", "cat", "bird", "fish", "tree"]
 
@@ -303,6 +304,19 @@ def test_a_mistake_is_one_line(pool, tmp_path, capsys, arguments, said):
     error = capsys.readouterr().err
     assert error.startswith("jaxclip: error: ") and said in error
     assert error.count("\n") == 1 and not (tmp_path / "run" / "store").exists()
+
+
+def test_a_workdir_in_a_bucket_is_locked_as_well(monkeypatch):
+    monkeypatch.setattr(job.storage, "probe", lambda folder: "")
+    with serve(monkeypatch) as google:
+        with job._locked("gs://runs/w", False):
+            assert list(google.files) == ["w/lock.json"]
+            with (
+                pytest.raises(lock.LockedError, match="gs://runs/w is in use"),
+                job._locked("gs://runs/w", False),
+            ):
+                pass
+        assert not google.files
 
 
 def test_the_command_writes_what_it_says(pool, tmp_path, capsys):

@@ -180,6 +180,68 @@ def test_threads_caches_and_batches_change_no_pixel(ops):
         np.testing.assert_array_equal(run(threads, cache, sizes), expected)
 
 
+class Watched(Source):
+    """Notes what is done with which record."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log, self.cut = log, None
+
+    def __getitem__(self, index):
+        self.log.append(("read", index))
+        return super().__getitem__(index)
+
+    def decode(self, data, cuts):
+        self.log.append(("decode", self.data.index(data)))
+        return Pillow().decode(data, cuts)
+
+    def is_whole(self, size, largest):
+        return True
+
+
+@pytest.mark.parametrize("singly", [False, True])
+def test_some_records_are_read_before_the_first_is_decoded_but_not_with_care(singly):
+    log = []
+    watched, chain = Watched(log), image_ops.build("resize", 224)
+    loader = RecordLoader(watched, {"image": chain}, num_threads=1, backend=watched)
+    views = {"image": np.empty((6, 224, 224, 3), np.uint8)}
+    draws = {"image": np.empty((6, 0), np.float32)}
+    found = loader.outcomes(np.arange(6), draws, views, singly=singly)
+    assert [isinstance(each, BadRecord) for each in found] == [True] + [False] * 4 + [True]
+    steps = [("read", n) for n in range(6)] + [("decode", n) for n in range(6)]
+    assert log == (sorted(steps, key=lambda step: step[1]) if singly else steps)
+    log.clear()  # what is known to be bad is not read again
+    loader.outcomes(np.array([0, 1, 5]), {"image": draws["image"][:3]}, views)
+    assert log == [("read", 1), ("decode", 1)]
+
+
+@pytest.mark.parametrize("backend", [Fast, Pillow])
+def test_pictures_are_kept_no_longer_than_views_need_them(backend):
+    chain = image_ops.build("resize", 16)
+    numbers, draws = np.arange(1, 5), {"image": np.empty((4, 0), np.float32)}
+    for need, rows in ((False, [0] * 4), (True, [150, 90, 300, 50])):
+        loader = RecordLoader(Source(), {"image": chain}, backend=backend(), need_pixels=need)
+        views, loaded = loader.batch(numbers, draws, None)
+        loader.close()
+        assert [len(each.pixels) for each in loaded] == rows
+        assert [each.size for each in loaded] == [(200, 150), (90, 90), (400, 300), (70, 50)]
+        assert views["image"].std(axis=(1, 2, 3)).min() > 1
+
+
+@pytest.mark.parametrize("ops", ["flip", "flip(p=1.0)|resize", "resize|flip|color_jitter"])
+def test_a_chain_writes_the_same_to_memory_that_it_is_given(ops):
+    chain = image_ops.build(ops, 24)
+    pixels = [np.asarray(photograph(*size)) for size in ((24, 24), (40, 30), (24, 24), (20, 24))]
+    u = order.uniforms(1, np.arange(4), chain.num_draws)
+    expected = chain(pixels, u)
+    memory = np.full((6, 24, 24, 3), 7, np.uint8)
+    assert chain(pixels, u, out=memory[1:5]).base is memory
+    np.testing.assert_array_equal(memory[1:5], expected)
+    assert (memory[[0, 5]] == 7).all()
+    singles = [chain([each], row[None])[0] for each, row in zip(pixels, u, strict=True)]
+    np.testing.assert_array_equal(np.stack(singles), expected)
+
+
 def test_the_name_is_checked_and_the_libraries_are_named(monkeypatch):
     with pytest.raises(ValueError, match="unknown image backend 'fats'; did you mean 'fast'"):
         pipeline.check_spec({"image_backend": "fats"}, {})

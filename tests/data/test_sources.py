@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -120,12 +121,21 @@ def test_captions_in_a_sequence_of_dicts(toys, tmp_path):
 
 def test_mistakes_are_named(tmp_path, toys):
     folder = toys.write_data_set(tmp_path / "toys", {"train": toys.records(3), "none": []})
-    with pytest.raises(FileNotFoundError, match=r"no such directory.*did you mean 'toys'"):
+    with pytest.raises(FileNotFoundError, match=r"no such directory.*did you mean '.*/toys'"):
         sources.open(tmp_path / "toyz")
     (tmp_path / "toyz.txt").touch()  # what is no data set is not offered
     (tmp_path / "toyz2").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'toys'"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean '.*/toys'"):
         sources.open(tmp_path / "toyz")
+    for name, said in (
+        ("parqet:x/*", r"did you mean 'parquet:x/\*'"),
+        ("emoji:train", "did you mean 'emoji'. A split is no part of the name"),
+        ("gs:/bucket/x", "an address has two slashes, 'gs://bucket/x'"),
+    ):
+        with pytest.raises(FileNotFoundError, match=said):
+            sources.open(name)
+    with pytest.raises(ValueError, match=r"no split 'val'.*with --val-fraction"):
+        sources.open(folder).source("val")
     with pytest.raises(FileNotFoundError, match=r"known: toys$"):
         sources.open(tmp_path / "quite_other")
     with pytest.raises(ValueError, match=r"has no dataset_info.json; did you mean .*toys'"):
@@ -226,3 +236,100 @@ def test_a_file_is_no_folder(tmp_path, name, way):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=f"is a file, not a folder; .*{way}"):
         sources.open(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("dataset_info.json", lambda info: [], "'list' object has no attribute 'get'"),
+        ("dataset_info.json", lambda info: {**info, "splits": 3}, "'int' object is not iterable"),
+        ("dataset_info.json", lambda info: {**info, "splits": [{}]}, "KeyError: 'name'"),
+        ("dataset_info.json", lambda info: lengths(info, ["-6"]), "a shard of -6 records"),
+        ("dataset_info.json", lambda info: lengths(info, ["6x"]), "a shard of 6x records"),
+        ("dataset_info.json", lambda info: lengths(info, ["9" * 30]), "a shard of 9999"),
+        ("dataset_info.json", lambda info: template(info, "{FIDEFORMAT}"), "'FIDEFORMAT'"),
+        ("dataset_info.json", lambda info: template(info, "{SPLIT"), "no name of a file: {SPLIT"),
+        ("features.json", lambda features: 7, "'int' object has no attribute 'get'"),
+        ("features.json", lambda features: {"featuresDict": []}, "has no attribute 'get'"),
+    ],
+)
+def test_damaged_metadata_are_told_in_one_line(tmp_path, toys, file, change, told):
+    toys.write_data_set(tmp_path, {"train": toys.records(6)})
+    content = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(change(content)))
+    with pytest.raises(ValueError, match=rf"{file} is damaged: [^\n]*{re.escape(told)}"):
+        sources.open(tmp_path).source("train")
+
+
+def lengths(info, given):
+    return {**info, "splits": [{**info["splits"][0], "shardLengths": given}]}
+
+
+def template(info, given):
+    return {**info, "splits": [{**info["splits"][0], "filepathTemplate": given}]}
+
+
+def feature(kind):
+    module = {"Sequence": "sequence_feature", "FeaturesDict": "features_dict"}.get(kind, "x")
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{module}.{kind}"}
+
+
+def many(inner):
+    return {**feature("Sequence"), "sequence": {"feature": inner}}
+
+
+def members(**inner):
+    return {**feature("FeaturesDict"), "featuresDict": {"features": inner}}
+
+
+IMAGE, TEXT, CLASS = feature("Image"), feature("Text"), feature("ClassLabel")
+FEATURES = {
+    "letter case": ({"image": IMAGE, "TEXT": TEXT}, "image", "TEXT", ""),
+    "another usual name": ({"image": IMAGE, "description": TEXT}, "image", "description", ""),
+    "sentences": ({"image": IMAGE, "sentences": many(TEXT)}, "image", "sentences", ""),
+    "members": ({"data": members(image=IMAGE, caption=TEXT)}, "data/image", "data/caption", ""),
+    "objects": ({"image": IMAGE, "captions": many(members(text=TEXT, id=feature("Scalar")))},
+                "image", "captions/text", ""),
+    "lists of lists": ({"image": IMAGE, "captions": many(many(TEXT))},
+                       "image", "captions/ragged_flat_values", ""),
+    "a list of pictures": ({"images": many(IMAGE), "text": TEXT}, "images", "text", ""),
+    "one of two pictures": ({"depth": IMAGE, "image": IMAGE, "text": TEXT}, "image", "text", ""),
+    "another class": ({"image": IMAGE, "fine_label": CLASS}, "image", "", "fine_label"),
+    "a class and a title": ({"image": IMAGE, "label": CLASS, "title": TEXT}, "image", "", "label"),
+    "texts of parts": ({"image": IMAGE, "label": CLASS, "objects": many(members(name=TEXT))},
+                       "image", "", "label"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_features_of_tfds_data_sets(kind):
+    content, *expected = FEATURES[kind]
+    names = sources.field_names(members(**content), "name")
+    assert [names.image, names.texts, names.label] == expected
+
+
+def test_features_that_must_be_named():
+    content = members(data=members(photo=IMAGE, words=TEXT))
+    with pytest.raises(ValueError, match=r"neither captions.*tfds:DIR\?image=NAME&texts=NAME"):
+        sources.field_names(content, "name")
+    names = sources.field_names(content, "name", {"texts": "data/words"})
+    assert (names.image, names.texts) == ("data/photo", "data/words")
+    with pytest.raises(ValueError, match="has no feature 'data/word'; did you mean 'data/words'"):
+        sources.field_names(content, "name", {"texts": "data/word"})
+
+
+def test_nested_features_and_other_formats_on_disk(tmp_path, toys):
+    """The names in a record are those of features.json with slashes."""
+    folder = toys.write_data_set(tmp_path / "toys", {"train": toys.records(1)}, features={
+        "image": IMAGE, "texts": many(TEXT), "label": feature("Scalar"),
+    })  # fmt: skip
+    assert sources.open(folder).source("train")[0].texts == ("thing 0", "item 0")
+    info = json.loads((folder / "dataset_info.json").read_text())
+    for change, said in (
+        ({"fileFormat": "riegeli"}, "is stored as 'riegeli'; jaxclip reads 'tfrecord' and"),
+        ({"splits": [{"name": "train", "statistics": {"numExamples": "1"}}]},
+         "does not say how many records each shard of split 'train' has"),
+    ):  # fmt: skip
+        (folder / "dataset_info.json").write_text(json.dumps({**info, **change}))
+        with pytest.raises(ValueError, match=said):
+            sources.open(folder)

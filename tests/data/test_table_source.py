@@ -182,3 +182,49 @@ def test_threads_share_what_is_read(parquet_folder, toys):
     with ThreadPoolExecutor(4) as pool:
         keys = list(pool.map(lambda index: source[int(index)].key, wanted))
     assert keys == [f"{index}.png" for index in wanted]
+
+
+def saved(folder, table):
+    """What ``save_to_disk`` of ``datasets`` writes."""
+    folder.mkdir()
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    with pyarrow.ipc.new_stream(str(folder / "data.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    return folder / "data.arrow"
+
+
+@pytest.mark.parametrize("captions", ["text", "texts"])
+def test_rows_of_a_damaged_arrow_file_are_corrupted_not_the_end_of_the_process(
+    tmp_path, toys, captions
+):
+    rows = [
+        {"image": toys.picture(n), captions: f"item {n}" if captions == "text" else [f"item {n}"]}
+        for n in range(6)
+    ]
+    file = saved(tmp_path / "saved", pyarrow.Table.from_pylist(rows))
+    data = file.read_bytes()
+    # Where the captions of the second batch begin and end: made to point far away.
+    ends = np.cumsum([0, 6, 6, 6]).astype("<i4").tobytes()
+    place = data.rindex(ends)
+    far = np.array([0, 2**30, 2**30, 18], "<i4").tobytes()
+    file.write_bytes(data[:place] + far + data[place + len(ends) :])
+    source = sources.open(f"arrow:{tmp_path}/saved").source("train")
+    found = [source[n] for n in range(6)]
+    assert [each.texts for each in found[:3]] == [("item 0",), ("item 1",), ("item 2",)]
+    assert {each.reason for each in found[3:]} == {"corrupted"}
+
+
+def test_captions_that_are_no_utf_8_are_not_damage(tmp_path, toys):
+    texts = pyarrow.array([b"item 0", b"\xff\xfe caf\xe9", b"item 2"]).view(pyarrow.string())
+    pictures = pyarrow.array([toys.picture(n) for n in range(3)])
+    saved(tmp_path / "saved", pyarrow.table({"image": pictures, "text": texts}))
+    source = sources.open(f"arrow:{tmp_path}/saved").source("train")
+    assert source[0].texts == ("item 0",) and source[2].texts == ("item 2",)
+    assert isinstance(source[1], BadRecord) and source[1].reason == "bad_utf8"
+
+
+@pytest.mark.parametrize("files", [3, [3], [[]], [{}], {"filename": "data.arrow"}])
+def test_a_strange_list_of_files_names_none(tmp_path, files):
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": files}))
+    with pytest.raises(ValueError, match=r"state\.json names no files"):
+        sources.open(f"arrow:{tmp_path}")

@@ -6,6 +6,7 @@ import json
 import os
 import string
 import tarfile
+import urllib.parse
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from jaxclip import fields
-from jaxclip.data import pipeline, sources, tar_headers, tar_index, tfrecord, webdataset
+from jaxclip.data import patterns, pipeline, sources, tar_headers, tar_index, tfrecord, webdataset
 from jaxclip.data import record as record_lib
+from jaxclip.data.importer.items import Cursor
+from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.record import BadRecord, Record
 
 
@@ -417,22 +420,100 @@ numbers = st.integers(0, 120)
 
 @hypothesis.given(first=numbers, last=numbers, width=st.integers(1, 4))
 def test_ranges(first, last, width):
-    pattern = f"x{{{first:0{width}d}..{last}}}.tar"
-    names = list(webdataset._braces(pattern))
-    padded = len(f"{first:0{width}d}") if f"{first:0{width}d}".startswith("0") else 0
-    assert names == [f"x{i:0{padded}d}.tar" for i in range(first, last + 1)]
+    begin, step = f"{first:0{width}d}", 1 if first <= last else -1
+    names = list(patterns.braces(f"x{{{begin}..{last}}}.tar"))
+    # As Bash and WebDataset's braceexpand: all as wide as the widest where one begins with 0.
+    padded = max(len(begin), len(str(last))) if len(begin) > 1 and begin[0] == "0" else 0
+    assert names == [f"x{i:0{padded}d}.tar" for i in range(first, last + step, step)]
 
 
 @hypothesis.given(st.text(string.ascii_lowercase + "{},.0*", max_size=20))
 def test_braces_of_any_pattern_end(pattern):
-    names = list(webdataset._braces(pattern))
+    names = list(patterns.braces(pattern))
     assert names or ".." in pattern
     if "{" not in pattern:
         assert names == [pattern]
 
 
 def test_braces_multiply_with_the_last_fastest():
-    assert list(webdataset._braces("{a,b}-{0..1}")) == ["a-0", "a-1", "b-0", "b-1"]
+    assert list(patterns.braces("{a,b}-{0..1}")) == ["a-0", "a-1", "b-0", "b-1"]
+
+
+def test_braces_within_braces_and_of_letters():
+    assert list(patterns.braces("{a/{0..1},b}.tar")) == ["a/0.tar", "a/1.tar", "b.tar"]
+    assert list(patterns.braces("{a..c}{2..0..2}")) == [f"{a}{i}" for a in "abc" for i in (2, 0)]
+    assert list(patterns.braces("{0..1.tar")) == ["{0..1.tar"]
+
+
+def test_names_that_are_not_there_and_those_that_are_strange(tmp_path, toys):
+    folder = tmp_path / "{x} [y]" / "a b#c%20"
+    folder.mkdir(parents=True)
+    files = [("a.jpg", b"picture"), ("a.txt", b"a cat")]
+    for name in ("00000.tar", "B.TAR"):
+        toys.make_tar(folder / name, files)
+    tar = str(folder / "00000.tar")
+    quoted = urllib.parse.quote(tar)
+    for pattern in (tar, folder, f"file://{quoted}", f"file:{quoted}"):
+        assert sources.open(f"webdataset:{pattern}").source("train")[0].texts == ("a cat",)
+    assert sources.open(f"webdataset:{folder}").splits == {"train": 2}
+    assert patterns.expand(f"{tmp_path}/**/*.TAR") == [str(folder / "B.TAR")]
+    toys.make_tar(tmp_path / "00000.tar", files)
+    folder, tar = tmp_path, tmp_path / "00000.tar"
+    for pattern, said in (
+        (f"{folder}/0000.tar", "did you mean '.*00000.tar'"),
+        (f"{tar},{folder}/B.TAR", "put several into braces"),
+        (f"{folder}/{{0..1.tar", "a brace is never closed"),
+        (f"{tar}::pipe:cat x", "commands are not run"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=said):
+            patterns.expand(pattern)
+
+
+def test_each_line_of_clip_benchmarks_texts_is_a_caption(tmp_path, toys):
+    """Its tars have nshards.txt beside them; other people's texts may have several lines."""
+    files = [("a.jpg", b"picture"), ("a.txt", b"one\ntwo"), ("b.jpg", b"other"), ("b.cls", b"1")]
+    for name, texts in (("plain", ("one\ntwo",)), ("test", ("one", "two"))):
+        (tmp_path / name).mkdir()
+        toys.make_tar(tmp_path / name / "0.tar", files)
+        if name == "test":
+            (tmp_path / name / "nshards.txt").write_text("1")
+            (tmp_path / name / "classnames.txt").write_text("cat\ndog\n")
+        first, second = sources.open(f"webdataset:{tmp_path / name}").source("train").read(range(2))
+        assert first.texts == texts
+        # The name of the class stands in for a caption.
+        assert (second.label, second.texts) == (1, ("dog",) if name == "test" else ())
+        ((_, item), _) = open_reader(tmp_path / name).items(Cursor())
+        assert item.texts == tuple(text.encode() for text in texts)
+
+
+def test_captions_in_json_are_the_same_in_place_and_imported(tmp_path, toys):
+    values = [
+        {"caption": {"en": "a cat", "de": "eine Katze"}},
+        {"captions": [{"text": "a cat", "lang": "en"}]},
+        {"captions": ["a cat", ["a kitten"]]},
+        {"caption": {"width": 3}, "title": "a cat"},
+    ]
+    files = [
+        (f"{i}.{ending}", data)
+        for i, value in enumerate(values)
+        for ending, data in (("jpg", b"picture"), ("json", json.dumps(value).encode()))
+    ]
+    toys.make_tar(tmp_path / "0.tar", [*files, ("9.jpg", b"picture"), ("9.cls", b"-1")])
+    found = sources.open(f"webdataset:{tmp_path}/0.tar").source("train").read(range(5))
+    expected = [("a cat", "eine Katze"), ("a cat",), ("a cat", "a kitten"), ("a cat",)]
+    assert [record.texts for record in found[:4]] == expected
+    assert found[4].reason == "empty_caption"  # -1 is no name of a class
+    items = [item for _, item in open_reader(tmp_path / "0.tar").items(Cursor())]
+    imported = [item.texts for item in items[:3]]
+    assert imported == [tuple(text.encode() for text in texts) for texts in expected[:3]]
+
+
+def test_a_sidecar_that_counts_too_few_is_said(tmp_path, toys, caplog):
+    toys.make_tar(tmp_path / "0.tar", [(f"{i}.{e}", b"x") for i in "ab" for e in ("jpg", "txt")])
+    (tmp_path / "sizes.json").write_text('{"0.tar": 1}')
+    source = sources.open(f"webdataset:{tmp_path}").source("train")
+    assert len(source) == 1 and source[0].key == "a"
+    assert "holds 2 samples, but 1 by what is noted" in caplog.text
 
 
 def test_a_folder_of_compressed_tars_says_the_way(tmp_path):

@@ -118,7 +118,7 @@ def test_workers_make_the_same_batches_and_end_when_they_are_closed(workers, exp
     for step in (0, 1, 2, 3, 4, 5):
         assert_same(workers(step), batches[step])
     assert workers.reader.stats.as_dict() == counts
-    assert {"undecodable", "bad_vector"} <= set(counts["records"])
+    assert {"truncated", "bad_vector"} <= set(counts["records"])
     assert workers.reader.stats.drawn == drawn
     running = processes(workers)
     workers.reader.close()

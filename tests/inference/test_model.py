@@ -109,6 +109,20 @@ def test_unknown_sources_and_missing_tokenizers(model, tmp_path):
         model.tokenize("a cat")
 
 
+def test_what_a_model_is_given_by_mistake(model):
+    with pytest.raises(
+        ValueError, match=r"dtype='float33'; use 'float32', 'bfloat16', 'float16', "
+    ):
+        jaxclip.load(GOLDEN / "hf_clip", dtype="float33")
+    with pytest.raises(ValueError, match=r"str is not tokens int32\[B, L\]; model.tokenize makes"):
+        model.encode_text("a cat")
+    with pytest.raises(ValueError, match=r"str is not pictures uint8\[B, S, S, 3\]; model.prep"):
+        model.encode_image("cat.jpg")
+    for texts in (None, [1], ["a", 2]):
+        with pytest.raises(ValueError, match="is no text; tokenize takes a string or a list of"):
+            model.tokenize(texts)
+
+
 def test_a_preset_has_random_parameters_and_our_tokenizer(caplog):
     model = jaxclip.load("tiny", dtype="bfloat16")
     assert "its parameters are random" in caplog.text
@@ -225,3 +239,11 @@ def test_imported_weights_are_evaluated(tmp_path, tiny_dataset, capsys, caplog):
         Image.fromarray(noise(16, 16)).save(file, "PNG")
         images = loaded.preprocess(file.getvalue())
     assert loaded.logits(images, loaded.tokenize(["a", "b"])).shape == (1, 2)
+
+
+def test_weights_that_are_not_there_are_looked_for_beside(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(ValueError, match=r"neither a workdir.*did you mean '.*/photos'\?"):
+        jaxclip.load(tmp_path / "photo")
+    with pytest.raises(ValueError, match=r"neither a workdir.*did you mean 'vit_b16'"):
+        jaxclip.load("vit-b16")

@@ -152,3 +152,13 @@ def test_what_jax2onnx_lacks_or_gets_wrong_is_refused(tmp_path, capsys, monkeypa
     with pytest.raises(ValueError, match=r"image.onnx .* differs from the model by .*e-0[678]"):
         onnx_files.write_onnx(model.config, model.params, tmp_path / "mine", inputs)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_other_people_have_no_class_for_names_this_way_out(tmp_path, capsys):
+    """A ResNet in transformers, say; where another format has the model, that is named."""
+    assert export(GOLDEN / "open_clip_resnet", tmp_path / "to", "hf") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"can't be expressed by hf_clip.*; --format stablehlo writes any model", said)
+    assert export(GOLDEN / "open_clip_coca", tmp_path / "to", "hf") == 2
+    assert "use --format open_clip" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()

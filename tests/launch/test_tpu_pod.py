@@ -150,7 +150,6 @@ def test_names_may_come_from_the_environment(cloud):
         (["run", *PLACE, "configs/nope.py"], "no such config in the checkout: configs/nope.py"),
         (["run", *PLACE, "/etc/passwd"], "no such config in the checkout: /etc/passwd"),
         (["run", *OPTIONS, TRAIN[0]], "no --workdir given after the config"),
-        (["run", *OPTIONS, TRAIN[0], "--workdir", "gs://b/x"], "a workdir is a folder"),
         (["run", *PLACE, *TRAIN], "no --mount says what that is"),
         (["run", *PLACE, "--mount", "disk", *TRAIN], "neither gs://BUCKET nor HOST:/SHARE"),
         (["watch", *OPTIONS, "--poll", "soon", *TRAIN], "--poll=soon is not a whole number"),

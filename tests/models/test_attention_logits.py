@@ -29,11 +29,16 @@ def tower_of(config, name):
 def test_are_those_that_the_attention_weights_were_made_of(config, name):
     tower, params, inputs = tower_of(config, name)
     depth = tower.config.depth
-    largest = largest_attention_logits(tower, params, inputs)
-    features = tower.features(params, inputs, attention=range(depth), hidden=range(depth))
-    for block in range(depth):
+
+    @jax.jit
+    def run(params):
+        features = tower.features(params, inputs, attention=range(depth), hidden=range(depth))
+        parts = [tower.qkv(params, features.hidden[block], block) for block in range(depth)]
+        return largest_attention_logits(tower, params, inputs), features, parts
+
+    largest, features, parts = run(params)
+    for block, (query, key, _) in enumerate(parts):
         weights = np.asarray(features.attention[block], np.float64)
-        query, key, _ = tower.qkv(params, features.hidden[block], block)
         scores = np.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(query.shape[-1])
         seen = np.where(weights > 0, scores, -np.inf)
         np.testing.assert_allclose(largest[block], seen.max(axis=(0, 2, 3)), rtol=1e-4)

@@ -130,6 +130,8 @@ def test_other_models_become_experts(plain):
         surgery.upcycle(params, sizes, 3, jax.random.key(0))
     with pytest.raises(ValueError, match="3 models make no 2 experts"):
         surgery.upcycle(plain, architecture(), 2, jax.random.key(0), others=[other, other])
+    with pytest.raises(ValueError, match=r"image\.kind='convnext' has no blocks that take experts"):
+        surgery.upcycle(plain, presets.get("convnext_base_w"), 2, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,6 @@ from jaxclip.models import vit
 from tests.models import small
 
 
-@pytest.fixture(scope="module")
-def clip():
-    """Model, parameters, images and tokens of the small CLIP."""
-    model = models.build(small.CLIP)
-    return model, small.params_for(model), *small.batch(small.CLIP)
-
-
 def close(got, expected, atol=3e-6):
     np.testing.assert_allclose(got, expected, atol=atol)
 

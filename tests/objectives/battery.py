@@ -151,13 +151,20 @@ def experiment_of(names, devices=1, **given):
         return setup.build(configuration(names, **given), devices=jax.devices()[:devices])
 
 
+def first_state(experiment):
+    """The state before the first step, made op by op: these programs serve all groups, where one
+    that draws all parameters of a group takes seconds to compile."""
+    with mock.patch.object(parallel, "init_sharded", lambda init, rng, shardings: init(rng)):
+        return experiment.init_state()
+
+
 class Run:
     """Two steps of objectives; ``start`` is the state before them, made if it is None."""
 
     def __init__(self, names, devices, num_micro_batches, start=None):
         self.experiment = experiment_of(names, devices, num_micro_batches=num_micro_batches)
         self.states, self.metrics = [], []
-        state = self.experiment.init_state() if start is None else start
+        state = first_state(self.experiment) if start is None else start
         state = jax.tree.map(np.asarray, state)
         if start is None and state.ema_teacher is not None:
             # What it teaches would be what the towers know, and nothing could be learned of it.

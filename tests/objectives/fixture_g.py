@@ -1,5 +1,7 @@
 """Unit vectors in the plane on which published losses have known values, and a context."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,12 @@ def with_negatives(image, text, negatives, valid=None):
     return {"image": image, "text": text, "negatives/text": negatives, "negatives/text_input": ids}
 
 
+def with_teacher(image, text, teacher_image, teacher_text):
+    """Outputs of a batch with a teacher's."""
+    theirs = {"teacher/image": teacher_image, "teacher/text": teacher_text}
+    return {"image": image, "text": text, **theirs}
+
+
 def context(scale=10.0, *, size=3, step=0, **options):
     """A context of one device whose logit scale is ``ln scale``."""
     return objectives.Context(
@@ -37,18 +45,37 @@ def context(scale=10.0, *, size=3, step=0, **options):
 
 
 def value(objective, outputs, ctx=None, params=None, state=None):
-    """``(loss, metrics, state)`` of a term on outputs given by hand, its rows included."""
+    """``(loss, metrics, state)`` of a term on outputs given by hand, its rows included.
+
+    It runs as one program, kept for the next call: to compile many small ones takes ten times as
+    long.
+    """
     ctx = context() if ctx is None else ctx
-    params, state = params or {}, state or {}
-    by_row = objective.rows(params, {k: outputs[k] for k in objective.row_needs}, ctx)
-    seen = {k: outputs[k] for k in objective.needs} | by_row
-    return objective.loss(params, state, seen, ctx)
+    arrays = {f.name: getattr(ctx, f.name) for f in dataclasses.fields(ctx) if f.name not in STATIC}
+    static = tuple(getattr(ctx, name) for name in STATIC)
+    return _program(objective, *static)(outputs, arrays, params or {}, state or {})
 
 
-def compiled(objective, outputs, ctx=None, params=None, state=None):
-    """As :func:`value`, as one program: to compile many small ones takes ten times as long."""
-    run = jax.jit(lambda *given: value(objective, given[0], ctx, *given[1:]))
-    return run(outputs, params or {}, state or {})
+STATIC = ("mesh", "sizes")  # what no program can take as an argument
+_PROGRAMS = {}
+
+
+def _program(objective, *static):
+    key = (type(objective), repr(objective), *static)  # options may be lists, which have no hash
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = _compiled(objective, static)
+    return _PROGRAMS[key]
+
+
+def _compiled(objective, static):
+    @jax.jit
+    def run(outputs, arrays, params, state):
+        ctx = objectives.Context(**arrays, **dict(zip(STATIC, static, strict=True)))
+        by_row = objective.rows(params, {k: outputs[k] for k in objective.row_needs}, ctx)
+        seen = {k: outputs[k] for k in objective.needs} | by_row
+        return objective.loss(params, state, seen, ctx)
+
+    return run
 
 
 def drawn(make, seed=0, scale=0.3):
@@ -59,6 +86,11 @@ def drawn(make, seed=0, scale=0.3):
         lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype),
         jax.eval_shape(make, jax.random.key(0)),
     )
+
+
+def own_params(objective, sizes, seed=0):
+    """:func:`drawn` parameters of a term."""
+    return drawn(lambda key: objective.init_params(key, sizes), seed)
 
 
 def random_rows(*names, size=6, dim=5, seed=0):

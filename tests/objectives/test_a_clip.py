@@ -1,6 +1,5 @@
 """Views of which only the patches run that a moving average attends to."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ SMALL = {"width": 5, "features": 4}
 
 def setting(**options):
     objective = ACLIP(**SMALL, **options)
-    own, teacher = (objective.init_params(jax.random.key(k), SIZES) for k in (0, 1))
+    own, teacher = (g.own_params(objective, SIZES, k) for k in (0, 1))
     rng = np.random.default_rng(0)
     made = {
         name: jnp.asarray(rng.normal(size=(3, 6)), jnp.float32) for name in sorted(objective.needs)

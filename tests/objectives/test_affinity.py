@@ -9,25 +9,16 @@ from jaxclip.objectives.affinity import Affinity
 from tests.objectives import fixture_g as g
 
 
-def outputs(image, text, teacher_image, teacher_text):
-    return {
-        "image": image,
-        "text": text,
-        "teacher/image": teacher_image,
-        "teacher/text": teacher_text,
-    }
-
-
 def test_published_value_of_two_matrices_of_logits():
     # The rows of the identity as images make the texts' transpose the matrix of logits.
     student, teacher = jnp.array([[2.0, 1], [0, 1]]), jnp.array([[3.0, 0], [1, 2]])
-    rows = outputs(jnp.eye(2), student, jnp.eye(2), teacher)
+    rows = g.with_teacher(jnp.eye(2), student, jnp.eye(2), teacher)
     loss, _, _ = g.value(Affinity(scale=1.0, teacher_scale=1.0), rows, g.context(size=2))
     assert float(loss) == pytest.approx(0.500343, abs=1e-6)
 
 
 def test_its_share_goes_from_clip_to_mimicking():
-    rows = outputs(g.I, g.T, g.I, g.U)
+    rows = g.with_teacher(g.I, g.T, g.I, g.U)
     loss, metrics, _ = g.value(Affinity(alpha=0.0, scale=10.0), rows)
     assert float(loss) == float(metrics["clip"]) == pytest.approx(0.1081597, rel=1e-5)
     half, metrics, _ = g.value(Affinity(alpha=0.5, scale=None), rows)
@@ -36,7 +27,7 @@ def test_its_share_goes_from_clip_to_mimicking():
 
 
 def test_none_is_the_models_own_scale():
-    rows = outputs(g.I, g.T, g.I, g.U)
+    rows = g.with_teacher(g.I, g.T, g.I, g.U)
     own = Affinity(scale=None, teacher_scale=None)
     loss, _, _ = g.value(own, rows, g.context(20.0, teacher_logit_scale=jnp.log(30.0)))
     expected, _, _ = g.value(Affinity(scale=20.0, teacher_scale=30.0), rows)

@@ -44,12 +44,12 @@ def test_rows_without_a_region_are_whole():
 
 def test_the_loss_is_clip_with_smoothing():
     made = {"image": g.I, "text": g.T, "boxes": BOXES}
-    loss, metrics, _ = g.compiled(AlphaCLIP(whole=0.0, label_smoothing=0.0), made)
+    loss, metrics, _ = g.value(AlphaCLIP(whole=0.0, label_smoothing=0.0), made)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
     assert float(metrics["regions"]) == pytest.approx(2 / 3)
     logits = np.array([[2.0, 0.0], [1.0, 1.0]])  # 0.411650 with smoothing 0.1
     made = {"image": jnp.asarray(logits, jnp.float32), "text": jnp.eye(2), "boxes": BOXES[:2]}
-    loss, _, _ = g.compiled(AlphaCLIP(), made, g.context(1.0, size=2))
+    loss, _, _ = g.value(AlphaCLIP(), made, g.context(1.0, size=2))
     assert float(loss) == pytest.approx(0.411650, rel=1e-5)
 
 

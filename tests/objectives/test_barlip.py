@@ -1,6 +1,5 @@
 """Features of image and text that correlate one to one."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ def test_the_number_of_the_specification():
 
 def test_it_is_added_for_one_weak_and_four_strong_pairs():
     objective = barlip.BarLIP(**SMALL)
-    params = objective.init_params(jax.random.key(0), SIZES)
+    params = g.own_params(objective, SIZES)
     rng = np.random.default_rng(0)
     names = sorted(objective.needs - {"image", "text"})
     made = {name: jnp.asarray(rng.normal(size=(3, 6)), jnp.float32) for name in names}

@@ -53,7 +53,7 @@ def test_blockwise_is_plain(name):
     outputs = {key: rows_of(key, plain, rng) for key in sorted(plain.needs)}
     ids = {key: outputs.pop(key) for key in list(outputs) if key.endswith("_input")}
     sizes = dataclasses.replace(ctx.sizes, embed_dim=16)
-    params, state = plain.init_params(jax.random.key(0), sizes), plain.init_state(sizes)
+    params, state = g.own_params(plain, sizes), plain.init_state(sizes)
 
     def run(objective, mesh):
         def value(outputs, log_scale):

@@ -17,7 +17,7 @@ SMALL = {"width": 5, "features": 4, "predict_width": 5, "predict_features": 3}
 
 def setting(**options):
     objective = BYOLIP(**SMALL, **options)
-    own, teacher = (objective.init_params(jax.random.key(k), SIZES) for k in (0, 1))
+    own, teacher = (g.own_params(objective, SIZES, k) for k in (0, 1))
     rng = np.random.default_rng(0)
     names = sorted(objective.needs - {"image", "text"})
     pooled = {name: jnp.asarray(rng.normal(size=(3, 6)), jnp.float32) for name in names}

@@ -9,7 +9,7 @@ from tests.objectives import fixture_g as g
 
 
 def test_the_loss_is_clip():
-    assert float(g.compiled(CLIPA(), {"image": g.I, "text": g.T})[0]) == pytest.approx(
+    assert float(g.value(CLIPA(), {"image": g.I, "text": g.T})[0]) == pytest.approx(
         0.1081597, rel=1e-5
     )
 

@@ -14,7 +14,7 @@ def made(*labels):
 
 @pytest.mark.parametrize("implementation", ["plain", "blockwise"])
 def test_on_fixture_g(implementation):
-    loss, metrics, _ = g.compiled(CLIPPINGS(implementation=implementation), made(0, 0, 1))
+    loss, metrics, _ = g.value(CLIPPINGS(implementation=implementation), made(0, 0, 1))
     # A difference of float32 near 8; in float64 below.
     assert float(loss) == pytest.approx(7.7446e-6, abs=2e-6)
     assert float(metrics["anchors"]) == pytest.approx(2 / 3)
@@ -47,7 +47,7 @@ def test_value_and_gradient(share):
 
 def test_without_a_partner_there_is_no_anchor():
     for labels in ((0, 1, 2), (-1, -1, -1)):
-        loss, metrics, _ = g.compiled(CLIPPINGS(), made(*labels))
+        loss, metrics, _ = g.value(CLIPPINGS(), made(*labels))
         assert float(loss) == 0.0 == float(metrics["anchors"])
 
 

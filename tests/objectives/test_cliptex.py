@@ -31,8 +31,8 @@ MADE = {
 
 
 def test_value_in_float64_and_places_that_do_not_count():
-    params = g.drawn(lambda key: OBJECTIVE.init_params(key, SIZES))
-    loss, metrics, _ = g.compiled(OBJECTIVE, MADE, params=params)
+    params = g.own_params(OBJECTIVE, SIZES)
+    loss, metrics, _ = g.value(OBJECTIVE, MADE, params=params)
     made = {key: np.asarray(x, np.float64) for key, x in MADE.items()}
 
     def told(key):

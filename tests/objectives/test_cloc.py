@@ -49,7 +49,7 @@ def outputs():
 
 @pytest.fixture(scope="module")
 def params():
-    return CLOC().init_params(jax.random.key(0), SIZES)
+    return g.own_params(CLOC(), SIZES)
 
 
 def test_without_its_weight_it_is_clip(params):

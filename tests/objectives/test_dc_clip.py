@@ -32,15 +32,15 @@ SAME = {
 
 def test_equal_tokens_cost_nothing():
     made = {**MADE} | {f"teacher/{k}": MADE[k] for k in ("image_tokens", "text_tokens")}
-    loss, _, _ = g.compiled(DCCLIP(), made, g.context(sizes=SIZES), SAME)
+    loss, _, _ = g.value(DCCLIP(), made, g.context(sizes=SIZES), SAME)
     assert float(loss) == 0.0
-    loss, _, _ = g.compiled(DCCLIP(contrastive=1.0), made, g.context(sizes=SIZES), SAME)
+    loss, _, _ = g.value(DCCLIP(contrastive=1.0), made, g.context(sizes=SIZES), SAME)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 
 def test_real_tokens_alone_count():
     ctx = g.context(sizes=SIZES)
-    loss, metrics, _ = g.compiled(DCCLIP(image_weight=0.5, text_weight=2.0), MADE, ctx, SAME)
+    loss, metrics, _ = g.value(DCCLIP(image_weight=0.5, text_weight=2.0), MADE, ctx, SAME)
     means = {}
     for tower in ("image", "text"):
         d = np.abs(np.asarray(MADE[f"{tower}_tokens"] - MADE[f"teacher/{tower}_tokens"], float))

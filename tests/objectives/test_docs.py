@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import sys
 
 import jax
 import pytest
@@ -51,6 +52,13 @@ def test_the_method_of_the_page_trains(tmp_path, monkeypatch):
     expected = metrics["contrastive/loss"] + 0.5 * metrics["Closer/loss"]
     assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
     assert 0 < float(metrics["Closer/loss"]) < float(metrics["Closer/distance"])
+    assert "arXiv" in sys.modules["a_package_for_closer"].Closer.__doc__  # as the battery wants it
+    monkeypatch.setitem(
+        sys.modules, "jaxclip.objectives.closer", sys.modules["a_package_for_closer"]
+    )
+    test = {}
+    exec(block("def test_value_and_gradient"), test)
+    test["test_value_and_gradient"]()
 
 
 def test_the_table_names_every_method():

@@ -22,7 +22,7 @@ MADE = {
 
 def test_value_and_gradient():
     objective = EVA(mask_ratio=0.5, teacher_width=5)
-    params = g.drawn(lambda key: objective.init_params(key, SIZES))
+    params = g.own_params(objective, SIZES)
     ctx = g.context(sizes=SIZES, own=params)
     at = np.asarray(objective._places(ctx))
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["head"]["out"])
@@ -58,7 +58,7 @@ def test_value_and_gradient():
 def test_a_student_that_is_its_teacher_has_no_loss():
     params = {"head": {"out": {"kernel": jnp.eye(6), "bias": jnp.zeros(6)}}}
     made = {**MADE, "teacher/masked/image_tokens": 2.0 * MADE["masked/image_tokens"]}
-    loss, _, _ = g.compiled(EVA(), made, g.context(sizes=SIZES), params)
+    loss, _, _ = g.value(EVA(), made, g.context(sizes=SIZES), params)
     assert float(loss) == pytest.approx(0.0, abs=1e-6)
 
 

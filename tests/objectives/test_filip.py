@@ -83,7 +83,7 @@ def test_one_token_each_is_clip():
 
 def test_the_kept_tokens_are_those_that_fit_their_pair_and_no_padding():
     objective = FILIP(features=3, keep_tokens=2)
-    params = objective.init_params(jax.random.key(0), SIZES)
+    params = g.own_params(objective, SIZES)
     rng = np.random.default_rng(0)
     mask = jnp.array([[True, True, True], [True, False, False]])
     made = {

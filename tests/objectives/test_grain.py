@@ -2,7 +2,6 @@
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ OBJECTIVE = GRAIN(**GRAIN.small)
 
 @pytest.fixture(scope="module")
 def params():
-    return OBJECTIVE.init_params(jax.random.key(0), SIZES)
+    return g.own_params(OBJECTIVE, SIZES)
 
 
 def test_every_box_gets_the_query_that_makes_the_sum_least():

@@ -28,7 +28,7 @@ def logits(pooled):
 
 
 def test_value_in_float64():
-    loss, metrics, _ = g.compiled(Grammar(grammar_weight=0.5), MADE, params=PARAMS)
+    loss, metrics, _ = g.value(Grammar(grammar_weight=0.5), MADE, params=PARAMS)
     every = [logits(np.asarray(MADE[key], float)) for key in ("text_pooled", "broken/text_pooled")]
     nll = [(g.lse(x) - x[:, label]).mean() for x, label in zip(every, (1, 0), strict=True)]
     assert float(metrics["grammar"]) == pytest.approx(np.mean(nll), rel=1e-5)
@@ -41,7 +41,7 @@ def test_value_in_float64():
 
 
 def test_weight_0_is_clip_and_bad_options_are_refused():
-    loss, _, _ = g.compiled(Grammar(grammar_weight=0.0), MADE, params=PARAMS)
+    loss, _, _ = g.value(Grammar(grammar_weight=0.0), MADE, params=PARAMS)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
     assert Grammar(ops="swap_words").fields["broken/text"].ops == "swap_words"
     with pytest.raises(ValueError, match=r"grammar\.width=0"):

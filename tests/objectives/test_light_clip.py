@@ -30,14 +30,14 @@ ALONE = {"matching": 0.0, "masked_words": 0.0}
 @functools.cache
 def setting(**options):
     objective = LightCLIP(features=5, depth=1, mask_ratio=0.5, **options)
-    return objective, g.drawn(lambda key: objective.init_params(key, SIZES))
+    return objective, g.own_params(objective, SIZES)
 
 
 def test_softness_0_is_clip():
-    loss, _, _ = g.compiled(LightCLIP(softness=0.0, **ALONE), MADE)
+    loss, _, _ = g.value(LightCLIP(softness=0.0, **ALONE), MADE)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
     ramp = LightCLIP(softness=[[0, 0.0], [10, 0.5]], **ALONE)
-    _, metrics, _ = g.compiled(ramp, MADE, g.context(step=5))
+    _, metrics, _ = g.value(ramp, MADE, g.context(step=5))
     assert float(metrics["softness"]) == pytest.approx(0.25)
 
 
@@ -65,7 +65,7 @@ def test_value_and_gradient():
 
 def test_words_find_their_patches_as_in_filip():
     objective, params = setting(softness=0.0, masked_words=0.0)
-    _, metrics, _ = g.compiled(objective, MADE, g.context(sizes=SIZES), params)
+    _, metrics, _ = g.value(objective, MADE, g.context(sizes=SIZES), params)
     maps = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def mapped(tower):
@@ -84,7 +84,7 @@ def test_masked_words():
     objective, params = setting(softness=0.0, matching=0.0)
     ctx = g.context(sizes=SIZES)
     zero = {**params["decoder"], "logits": {"kernel": jnp.zeros((16, 11))}}
-    loss, metrics, _ = g.compiled(objective, MADE, ctx, {**params, "decoder": zero})
+    loss, metrics, _ = g.value(objective, MADE, ctx, {**params, "decoder": zero})
     assert float(metrics["masked_words"]) == pytest.approx(math.log(11), rel=1e-5)
     assert float(loss) == pytest.approx(0.1081597 + math.log(11), rel=1e-5)
     rows = jax.jit(lambda made: objective.rows(params, made, ctx))

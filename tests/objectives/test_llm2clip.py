@@ -20,11 +20,11 @@ VECTORS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6)), jnp.float32)
 
 
 def test_one_vector_is_clip_two_are_the_mean():
-    assert float(g.compiled(LLM2CLIP(), {"image": g.I, "text": g.T})[0]) == pytest.approx(
+    assert float(g.value(LLM2CLIP(), {"image": g.I, "text": g.T})[0]) == pytest.approx(
         0.1081597, rel=1e-5
     )
     made = {"image": g.I, "text": g.T, "texts1/text": g.U}
-    loss, metrics, _ = g.compiled(LLM2CLIP(keys=["short", "long"], size=6), made)
+    loss, metrics, _ = g.value(LLM2CLIP(keys=["short", "long"], size=6), made)
     both = [g.clip(np.asarray(g.I, float), np.asarray(t, float), 10) for t in (g.T, g.U)]
     assert float(loss) == pytest.approx(np.mean(both), rel=1e-5)
     assert float(metrics["clip_1"]) == pytest.approx(both[1], rel=1e-5)

@@ -28,7 +28,7 @@ def outputs(texts=TEXTS, image=IMAGE):
 @functools.cache
 def setting(**options):
     objective = LocCa(zero_start=False, **options)
-    params = g.drawn(lambda key: objective.init_params(key, SIZES))
+    params = g.own_params(objective, SIZES)
     run = jax.jit(lambda made, at_once: objective.logits(params, made, at_once, SIZES))
     return objective, params, run
 
@@ -36,7 +36,7 @@ def setting(**options):
 def test_the_untrained_output_layer_costs_ln_v_a_token():
     objective, params, _ = setting()
     params = {**params, "logits": jnp.zeros_like(params["logits"])}
-    loss, metrics, _ = g.compiled(objective, outputs(), g.context(sizes=SIZES), params)
+    loss, metrics, _ = g.value(objective, outputs(), g.context(sizes=SIZES), params)
     assert float(metrics["caption"]) == pytest.approx(math.log(11), rel=1e-5)
     assert float(loss) == pytest.approx(0.1081597 + math.log(11), rel=1e-5)
     start = jax.jit(lambda key: LocCa().init_params(key, SIZES)["logits"])(jax.random.key(0))
@@ -68,7 +68,7 @@ def test_all_at_once_the_words_are_not_seen():
 def test_rows_are_drawn_and_counted_apart():
     objective, params, run = setting()
     ctx, made = g.context(sizes=SIZES), outputs()
-    loss, metrics, _ = g.compiled(objective, made, ctx, params)
+    loss, metrics, _ = g.value(objective, made, ctx, params)
     chosen = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5))(ctx.row_keys())
     logits = np.asarray(run(made, chosen), np.float64)
     nll = g.lse(logits) - np.take_along_axis(logits, np.asarray(TEXTS)[:, :, None], 2)[:, :, 0]
@@ -82,7 +82,7 @@ def test_rows_are_drawn_and_counted_apart():
 def test_weight_0_is_clip():
     _, params, _ = setting()
     made, ctx = outputs(), g.context(sizes=SIZES)
-    loss, _, _ = g.compiled(LocCa(caption_weight=0.0), made, ctx, params)
+    loss, _, _ = g.value(LocCa(caption_weight=0.0), made, ctx, params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 

@@ -24,7 +24,7 @@ MADE = {
 @functools.cache
 def setting(**options):
     objective = MacCap(**options)
-    return objective, g.drawn(lambda key: objective.init_params(key, SIZES))
+    return objective, g.own_params(objective, SIZES)
 
 
 def test_noise():
@@ -41,10 +41,10 @@ def test_untrained_it_costs_ln_v_and_the_texts_alone_are_seen():
     objective, params = setting()
     zero = {**params, "decoder": {**params["decoder"], "logits": {"kernel": jnp.zeros((16, 11))}}}
     ctx = g.context(sizes=SIZES)
-    loss, metrics, _ = g.compiled(objective, MADE, ctx, zero)
+    loss, metrics, _ = g.value(objective, MADE, ctx, zero)
     assert float(loss) == float(metrics["caption"]) == pytest.approx(math.log(11), rel=1e-5)
     assert not objective.needs and "image" not in objective.row_needs
-    both, _, _ = g.compiled(MacCap(contrastive=1.0), MADE, ctx, zero)
+    both, _, _ = g.value(MacCap(contrastive=1.0), MADE, ctx, zero)
     assert float(both) == pytest.approx(math.log(11) + 0.1081597, rel=1e-5)
 
 

@@ -62,7 +62,7 @@ def test_value_and_gradient():
     g.check_gradient(
         objective, made, lambda a, _: reference(a["image"]), ctx, wrt=["image"], params=params
     )
-    _, metrics, _ = g.compiled(objective, made, ctx, params)
+    _, metrics, _ = g.value(objective, made, ctx, params)
     assert float(metrics["labelled"]) == pytest.approx(5 / 6)
 
 
@@ -72,7 +72,7 @@ def test_negatives_are_drawn_for_the_whole_batch():
     ctx = g.context(size=6)
     [drawn] = np.asarray(objective._drawn(ctx)).tolist()
     assert len(set(drawn)) == 3
-    loss, _, _ = g.compiled(objective, made, ctx, {"classes": W})
+    loss, _, _ = g.value(objective, made, ctx, {"classes": W})
     images = np.asarray(made["image"], np.float64)
     assert float(loss) == pytest.approx(reference(images, drawn=drawn), rel=1e-5)
 

@@ -7,30 +7,21 @@ from jaxclip.objectives.mod_x import ModX
 from tests.objectives import fixture_g as g
 
 
-def outputs(image, text, teacher_image, teacher_text):
-    return {
-        "image": image,
-        "text": text,
-        "teacher/image": teacher_image,
-        "teacher/text": teacher_text,
-    }
-
-
 def test_values_on_fixture_g():
     only = ModX(alpha=1.0, contrastive=0.0)
-    loss, metrics, _ = g.value(only, outputs(g.I, g.U, g.I, g.T))
+    loss, metrics, _ = g.value(only, g.with_teacher(g.I, g.U, g.I, g.T))
     assert float(loss) == float(metrics["divergence"]) == pytest.approx(0.0111114, abs=1e-6)
     assert float(metrics["kept_rows"]) == 1.0
     # This teacher matches images 1 and 2 to each other's text: only row 3 counts.
-    loss, metrics, _ = g.value(only, outputs(g.I, g.T, g.I, g.unit_vectors(65, 5, 170)))
+    loss, metrics, _ = g.value(only, g.with_teacher(g.I, g.T, g.I, g.unit_vectors(65, 5, 170)))
     assert float(loss) == pytest.approx(0.0341169, abs=1e-6)
     assert float(metrics["kept_rows"]) == pytest.approx(1 / 3)
 
 
 def test_a_student_that_is_the_teacher_is_trained_by_clip():
-    loss, _, _ = g.value(ModX(), outputs(g.I, g.T, g.I, g.T))
+    loss, _, _ = g.value(ModX(), g.with_teacher(g.I, g.T, g.I, g.T))
     assert float(loss) == pytest.approx(0.1081597, rel=1e-4)
-    loss, _, _ = g.value(ModX(alpha=0.0), outputs(g.I, g.T, g.I, g.U))
+    loss, _, _ = g.value(ModX(alpha=0.0), g.with_teacher(g.I, g.T, g.I, g.U))
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 

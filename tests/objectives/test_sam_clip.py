@@ -30,7 +30,7 @@ def test_smooth_l1():
 
 def test_both_teachers_in_float64_and_a_record_that_one_of_them_has_not():
     objective = SAMCLIP(teachers=TEACHERS)
-    params = g.drawn(lambda key: objective.init_params(key, SIZES))
+    params = g.own_params(objective, SIZES)
 
     def reference(arrays, base):
         total = 0.0
@@ -48,7 +48,7 @@ def test_both_teachers_in_float64_and_a_record_that_one_of_them_has_not():
         return total
 
     made = {"image_tokens_raw": MADE["image_tokens"]}
-    loss, metrics, _ = g.compiled(objective, MADE, params=params)
+    loss, metrics, _ = g.value(objective, MADE, params=params)
     base = {key: np.asarray(x, np.float64) for key, x in MADE.items()}
     assert float(loss) == pytest.approx(reference(base, base), rel=1e-5)
     assert float(metrics["b_share"]) == pytest.approx(2 / 3) and float(metrics["a_share"]) == 1.0
@@ -66,7 +66,7 @@ def test_a_student_that_is_its_teacher_has_no_loss():
     objective = SAMCLIP(teachers=[{"key": "a", "size": 6}], contrastive=1.0)
     params = {"a": {"out": {"kernel": jnp.eye(6), "bias": jnp.zeros(6)}}}
     made = {**MADE, "stored/a": 3.0 * jnp.max(MADE["image_tokens"], axis=1)}
-    loss, _, _ = g.compiled(objective, made, params=params)
+    loss, _, _ = g.value(objective, made, params=params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-4)
     dense = objective.dense(params, "a", MADE["image_tokens"])
     np.testing.assert_allclose(np.linalg.norm(dense, axis=-1), 1.0, rtol=1e-5)

@@ -17,7 +17,7 @@ SMALL = {"width": 5, "features": 4, "predict_width": 5, "predict_features": 3}
 
 def test_it_is_byolip_with_itself_as_the_teacher():
     objective = SiamLIP(**SMALL)
-    params = objective.init_params(jax.random.key(0), SIZES)
+    params = g.own_params(objective, SIZES)
     rng = np.random.default_rng(0)
     names = sorted(objective.needs - {"image", "text"})
     made = {name: jnp.asarray(rng.normal(size=(3, 6)), jnp.float32) for name in names}

@@ -19,7 +19,7 @@ SMALL = {"num_local": 2, "local_size": 32, "prototypes": 5, "width": 4, "feature
 @functools.cache
 def setting(**options):
     objective = SILC(**SMALL, **options)
-    own, theirs = (g.drawn(lambda key: objective.init_params(key, SIZES), seed) for seed in (0, 1))
+    own, theirs = (g.own_params(objective, SIZES, seed) for seed in (0, 1))
     return objective, own, theirs
 
 
@@ -60,7 +60,7 @@ def test_the_loss_in_float64_and_the_centre():
     objective, params, theirs = setting(distill=0.5)
     state = {"centre": jnp.linspace(-0.3, 0.3, 5)}
     ctx, made = g.context(teacher_own=theirs), outputs()
-    loss, metrics, after = g.compiled(objective, made, ctx, params, state)
+    loss, metrics, after = g.value(objective, made, ctx, params, state)
     centre = np.asarray(state["centre"], np.float64)
     teacher = head(theirs["head"], np.asarray(made["teacher/image_pooled"], np.float64))
     target = g.softmax_rows((teacher - centre) / 0.04)

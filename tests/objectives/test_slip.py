@@ -50,16 +50,16 @@ def test_simclr_without_its_matrices_on_eight_devices():
 
 def test_weight_0_is_clip():
     objective = SLIP(ssl_weight=0.0, **SMALL)
-    params = objective.init_params(jax.random.key(0), SIZES)
+    params = g.own_params(objective, SIZES)
     loss, metrics, _ = g.value(objective, outputs(), params=params)
     expected, _, _ = g.value(Contrastive(), outputs())
-    assert float(loss) == float(expected) == pytest.approx(0.1081597, rel=1e-6)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     assert metrics["simclr"] > 0
 
 
 def test_the_head_in_float64_and_the_sum():
     objective = SLIP(ssl_weight=0.5, temperature=0.2, **SMALL)
-    params = objective.init_params(jax.random.key(0), SIZES)
+    params = g.own_params(objective, SIZES)
     loss, _, _ = g.value(objective, outputs(), params=params)
     head = jax.tree.map(lambda x: np.asarray(x, np.float64), params["head"])
 

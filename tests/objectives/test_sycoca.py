@@ -31,7 +31,7 @@ OPTIONS = {"num_queries": 0, "from_embeddings": True, "depth": 1}
 @functools.cache
 def setting(**options):
     objective = SyCoCa(**OPTIONS, rebuild_depth=1, **options)
-    params = g.drawn(lambda key: objective.init_params(key, SIZES))
+    params = g.own_params(objective, SIZES)
     rows = jax.jit(lambda params, made: objective.rows(params, made, g.context(sizes=SIZES)))
     return objective, params, rows
 
@@ -39,8 +39,8 @@ def setting(**options):
 def test_without_its_parts_it_is_coca():
     objective, params, _ = setting(attend_share=1.0, mask_share=0.0)
     ctx = g.context(sizes=SIZES)
-    loss, metrics, _ = g.compiled(objective, MADE, ctx, params)
-    expected, _, _ = g.compiled(CoCa(**OPTIONS), MADE, ctx, params)
+    loss, metrics, _ = g.value(objective, MADE, ctx, params)
+    expected, _, _ = g.value(CoCa(**OPTIONS), MADE, ctx, params)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     assert float(metrics["rebuilt"]) == 0.0
 

@@ -65,11 +65,11 @@ def test_the_expected_share_is_that_of_the_weights():
 
 def test_the_loss_is_affinitys_and_a_penalty_whose_factors_grow():
     objective = TinyCLIP(alpha=0.0, scale=None, target=[[0, 0.0], [10, 0.5]])
-    own, state = objective.init_params(jax.random.key(0), SIZES), objective.init_state(SIZES)
+    own, state = g.own_params(objective, SIZES), objective.init_state(SIZES)
     made = {"image": g.I, "text": g.T, **TEACHER}
-    loss, _, same = g.compiled(objective, made, g.context(sizes=SIZES), own, state)
+    loss, _, same = g.value(objective, made, g.context(sizes=SIZES), own, state)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5) and same == state
-    loss, metrics, after = g.compiled(objective, made, g.context(sizes=SIZES, step=10), own, state)
+    loss, metrics, after = g.value(objective, made, g.context(sizes=SIZES, step=10), own, state)
     gap = 0.5 - float(metrics["sparsity"])
     assert float(loss) == pytest.approx(0.1081597 + 10 * gap + 10 * gap**2, rel=1e-5)
     assert float(after["l1"]) == float(after["l2"]) == pytest.approx(10 + 0.02 * gap)
@@ -89,7 +89,7 @@ def test_masks_of_one_change_nothing_and_zero_takes_a_part_out():
 def test_towers_run_masked_alike_for_any_part_of_the_batch():
     _, params = setting()
     objective = TinyCLIP(start=0.0)
-    own = objective.init_params(jax.random.key(0), SIZES)
+    own = g.own_params(objective, SIZES)
     ctx = g.context(sizes=SIZES, own=own)
     part = dataclasses.replace(ctx, row=jnp.asarray([1], jnp.int32))
     first, other = jax.jit(lambda: [objective.tower_params(params, c) for c in (ctx, part)])()

@@ -20,7 +20,7 @@ TIP = {**SMALL, "local_size": 4, "patch_prototypes": 4}
 @functools.cache
 def setting(**options):
     objective = TIPS(**TIP, **options)
-    own, theirs = (g.drawn(lambda key: objective.init_params(key, SIZES), seed) for seed in (0, 1))
+    own, theirs = (g.own_params(objective, SIZES, seed) for seed in (0, 1))
     return objective, own, theirs
 
 
@@ -41,7 +41,7 @@ def outputs(seed=0):
 def run(objective, params, theirs, made, state=None):
     state = objective.init_state(SIZES) if state is None else state
     ctx = g.context(sizes=SIZES, teacher_own=theirs, own=params, state=state)
-    return ctx, g.compiled(objective, made, ctx, params, state)
+    return ctx, g.value(objective, made, ctx, params, state)
 
 
 def test_masked_patches_in_float64_and_their_centre():

@@ -32,7 +32,7 @@ MADE = {
 @functools.cache
 def setting(**options):
     objective = UniPT(**LAYERS, reduction=1, **options)
-    params = g.drawn(lambda key: objective.init_params(key, SIZES))
+    params = g.own_params(objective, SIZES)
     if objective.zero_start:
         for own in params.values():
             own["up"] *= 0.0
@@ -50,7 +50,7 @@ def test_it_starts_as_clip():
     objective, params = setting()
     start = jax.jit(lambda key: objective.init_params(key, SIZES)["text"]["up"])(jax.random.key(0))
     assert not start.any()
-    loss, _, _ = g.compiled(objective, MADE, g.context(sizes=SIZES), params)
+    loss, _, _ = g.value(objective, MADE, g.context(sizes=SIZES), params)
     assert float(loss) == pytest.approx(0.1081597, rel=1e-5)
 
 

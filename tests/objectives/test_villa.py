@@ -19,7 +19,7 @@ CONTEXT = g.context(sizes=SIZES)
 
 @pytest.fixture(scope="module")
 def params():
-    return ViLLA().init_params(jax.random.key(0), SIZES)
+    return g.own_params(ViLLA(), SIZES)
 
 
 def test_the_example_of_two_pictures():

@@ -12,6 +12,7 @@ from jaxclip.train import guard as guard_lib
 from jaxclip.train import spikes
 from jaxclip.train import state as state_lib
 from jaxclip.train import step as step_lib
+from jaxclip.train import watch as watch_lib
 
 OPTIONS = {"window": 16, "threshold": 4.0, "min_history": 8}
 
@@ -170,6 +171,41 @@ def test_clip_brings_the_gradient_to_the_mean_norm_of_before():
     moved = np.linalg.norm(states[20].params["w"] - states[19].params["w"])
     before = np.mean([m["grad_norm"] for m in metrics[4:20]])
     assert moved == pytest.approx(0.01 * before, rel=1e-4)
+
+
+def test_a_watch_is_told_of_the_clipped_gradient():
+    tx = optax.sgd(0.01)
+    guard = guard_lib.Guard(**OPTIONS, actions=("clip",))
+    numbers = watch_lib.make_tensor_numbers({"optim": {"name": "sgd"}})
+    step = step_lib.make_train_step(gradient, tx, guard=guard, watch=numbers)
+    state = state_lib.create_state(init, tx, jax.random.key(0), guard_state=guard.init)
+    for batch in batches(21):
+        state, metrics = step(state, batch)
+    gradient_norm, moved = (
+        metrics[watch_lib.TENSORS + name][1] for name in ("gradient_norm", "update_norm")
+    )
+    assert float(gradient_norm) == pytest.approx(100 * float(moved), rel=1e-4)
+    assert float(metrics["grad_norm"]) > 100 * float(gradient_norm)
+
+
+def test_policies_hold_no_copies_of_gradients_or_moments():
+    size, tx = 100_000, optax.adamw(0.01)
+    batch = {"g": {"w": jnp.zeros(size), "logit_scale": jnp.zeros(())}, "loss": jnp.ones(())}
+
+    def held(actions):
+        guard = guard_lib.Guard(**OPTIONS, actions=actions)
+        state = state_lib.create_state(
+            lambda rng: jax.tree.map(jnp.zeros_like, batch["g"]),
+            tx,
+            jax.random.key(0),
+            guard_state=guard.init,
+        )
+        step = step_lib.make_train_step(
+            lambda params, state, batch: ((batch["loss"], ({}, {})), batch["g"]), tx, guard=guard
+        )
+        return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(("clip", "lower_rate", "reset_moments")) < held(()) + 4 * size / 2
 
 
 def test_the_rate_is_lower_for_so_many_steps(plain):

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,9 @@ import pytest
 
 from jaxclip import config as config_lib
 from jaxclip import lock
-from jaxclip.train import checkpoint, loop, metrics, setup
+from jaxclip.data.bucket import Bucket
+from jaxclip.train import checkpoint, loop, metrics, setup, staging
+from tests.google_store import serve
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 HEARTBEAT = 20  # seconds; the machine that runs the tests may be busy
@@ -419,3 +422,27 @@ def test_two_processes_go_back_from_spikes_as_one_does(
     spikes = sorted(path.name for path in (workdir / "spikes").iterdir())
     assert spikes == sorted(path.name for path in (reference / "spikes").iterdir())
     assert spikes == ["rewinds.json"]
+
+
+@pytest.mark.slow
+def test_processes_that_share_nothing_but_an_address(
+    tmp_path, processes, config_file, train_here, monkeypatch
+):
+    """Each holds half of every large tensor, and its files come to the address from it alone."""
+    file, address = config_file("mesh={'data': 1, 'fsdp': 2}", "sharding=fsdp"), "gs://runs/apart"
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with serve(monkeypatch) as google:
+        with processes(tmp_path / "once", 2, file, [address], harm=(1, "SIGKILL", 5)) as run:
+            run.wait()
+        assert any("ocdbt.process_1/d/" in name for name in google.files), run.log(0) + run.log(1)
+        shutil.rmtree(tmp_path / "staging")  # other machines
+        with processes(tmp_path / "again", 2, file, [address]) as run:
+            assert run.wait() == [0, 0], run.log(0) + run.log(1)
+            assert re.search(r"going on after step [24] of", run.log(0)), run.log(0)
+        copy = staging.Copy(Bucket(address), tmp_path / "copy")
+        names = copy.pull()
+        for step in {name.split("/")[1] for name in names if name.startswith("checkpoints/")}:
+            copy.fetch(step)
+    assert "config.json" in names and lock.FILE_NAME not in names
+    assert not list((tmp_path / "staging").glob("*-1/checkpoints/*/state")), "no need of the disk"
+    assert_same_run(tmp_path / "copy", train_here(file, tmp_path / "here", 2))

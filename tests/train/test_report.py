@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -184,6 +185,34 @@ def test_the_spike_is_found_and_marked(full):
     row = full.texts.index("gradient norm")
     assert full.texts[row + 1 : row + 4] == ["0.25%", "1", "0"]
     assert any("1 spike(s)" in text for text in full.texts)
+
+
+def test_the_rule_of_the_runs_own_watch_is_told(make):
+    usual = make([2.0, 1.0], [1.0, 1.0], overrides=["watch.enabled=True"])
+    assert "own watch" not in usual.source
+    own = ["watch.enabled=True", "watch.threshold=3.5", "watch.window=200"]
+    page = make([2.0, 1.0], [1.0, 1.0], overrides=own).source
+    assert "The run's own watch went by 3.5 deviations and 200 steps." in page
+
+
+def test_single_steps_are_seen_where_they_matter():
+    steps, values = np.arange(50), np.zeros(50)
+    values[25] = 1.0
+    smooth, plain = (
+        charts.chart([charts.Line(steps, values, smooth=each)], title="x") for each in (True, False)
+    )
+
+    def highest(svg):
+        """Top of the line that is drawn last, in SVG's heights, which grow downwards."""
+        path = re.findall(r'<path d="([^"]*)" clip-path', svg)[-1]
+        return min(float(y) for y in re.findall(r"[ML] \S+ (\S+)", path))
+
+    assert highest(plain) < highest(smooth) - 50
+
+
+def test_a_count_of_nothing_has_no_heights_below_zero():
+    svg = charts.chart([charts.Line(np.arange(9), np.zeros(9))], title="x")
+    assert "\u2212" not in svg and "0.2" in svg
 
 
 def test_the_gallery_marks_right_and_wrong(full):

@@ -26,19 +26,22 @@ def leaves(tree):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "family"),
     [
-        "hf_clip",
-        "hf_siglip",
-        "open_clip",
-        "open_clip_coca",
-        "open_clip_roberta",
-        "open_clip_siglip",
+        ("clipa", "open_clip"),
+        ("eva02", "open_clip_timm"),
+        ("hf_clip", "hf_clip"),
+        ("hf_siglip", "hf_siglip"),
+        ("open_clip", "open_clip"),
+        ("open_clip_coca", "open_clip_coca"),
+        ("open_clip_roberta", "open_clip_roberta"),
+        ("open_clip_siglip", "open_clip_siglip"),
+        ("pe_core", "open_clip_timm"),
     ],
 )
-def test_embeddings_are_those_of_the_code_that_made_the_file(name):
+def test_embeddings_are_those_of_the_code_that_made_the_file(name, family):
     opened = open_checkpoint(GOLDEN / name)
-    assert opened.family == name
+    assert opened.family == family and opened.parts == ("image", "text")
     params, model = opened.read(), models.build(opened.sizes)
     expected = np.load(GOLDEN / name / "expected.npz")
     image = jax.jit(model.encode_image)(params, expected["images"])

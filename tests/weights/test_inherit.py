@@ -94,3 +94,20 @@ def test_what_adds_nothing_may_go():
 def test_what_is_not_smaller_is_refused(large, changes, message):
     with pytest.raises(ValueError, match=message):
         inherit(large, architecture(), architecture(**changes))
+
+
+def test_a_convolutional_tower_stays_as_it_is():
+    sizes = presets.get("convnext_base_w").to_dict()
+    sizes["image"] |= {"depths": [1, 1, 1, 1], "widths": [4, 6, 8, 10], "image_size": 32}
+    sizes["text"] |= {**TOWER, "vocab_size": 32, "context_length": 6}
+    sizes = presets.CLIPConfig.from_dict({**sizes, "embed_dim": 16})
+    given = drawn(sizes)
+    found = inherit(
+        given, sizes, dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, depth=6))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found["image"], given["image"])
+    last = found["text"]["blocks_5"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(last, given["text"]["blocks_10"]["mlp"]["up"]["kernel"])
+    fewer = dataclasses.replace(sizes, image=dataclasses.replace(sizes.image, depths=(2, 1, 1, 1)))
+    with pytest.raises(ValueError, match=r"image.depths=\(1, 1, 1, 1\) can't inherit from \(2, 1"):
+        inherit(given, fewer, sizes)

@@ -37,21 +37,6 @@ def save(tensors, folder, config=None, name="model.safetensors"):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [("eva02", "open_clip_timm"), ("pe_core", "open_clip_timm"), ("clipa", "open_clip")],
-)
-def test_embeddings_are_those_of_open_clip(name, family):
-    opened = open_checkpoint(GOLDEN / name)
-    assert opened.family == family and opened.parts == ("image", "text")
-    params, model = opened.read(), models.build(opened.sizes)
-    expected = np.load(GOLDEN / name / "expected.npz")
-    image = jax.jit(model.encode_image)(params, expected["images"])
-    text = jax.jit(model.encode_text)(params, expected["tokens"])
-    np.testing.assert_allclose(image, expected["image"], atol=2e-6)
-    np.testing.assert_allclose(text, expected["text"], atol=2e-6)
-
-
 def test_without_a_configuration_clipa_is_told_by_its_tensors(tmp_path):
     told = open_checkpoint(GOLDEN / "clipa").sizes
     shutil.copy(GOLDEN / "clipa" / "open_clip_model.safetensors", tmp_path)

@@ -79,7 +79,11 @@ class PromptScore(Step):
         return {"vectors": vectors.unit(embed(model, self.texts(), 128))}
 
     def scores(self, stored: Stored, rows: Rows) -> dict[str, Any]:
-        """The largest cosine of each record, and to which prompt."""
+        """The largest cosine of each record, and to which prompt.
+
+        Raises:
+          ValueError: the prompts' vectors have another length.
+        """
         prompts, value = stored.arrays()["vectors"], rows[self.on]
         own = value.value if isinstance(value, Ragged) else value
         if own.shape[1] != prompts.shape[1]:

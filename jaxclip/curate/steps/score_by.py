@@ -61,7 +61,11 @@ class ScoreBy(Step):
         flow.columns("scores", self.scores, here=self.here)
 
     def scores(self, rows: Rows) -> dict[str, Any]:
-        """The columns."""
+        """The columns.
+
+        Raises:
+          ValueError: the function left out a column, or made another number of values.
+        """
         function = _imported(self.function)
         pictures = iter(rows.pictures()) if self.pictures else None
         found: dict[str, list[Any]] = {name: [] for name in self.columns}

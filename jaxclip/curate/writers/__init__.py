@@ -91,7 +91,11 @@ def write(outcome: Outcome, to: str | os.PathLike[str], name: str, *, runner: Ru
 
 
 def records_of(view: View, shard: int) -> Iterator[Record]:
-    """The kept records of a shard, each with the captions that are left of it."""
+    """The kept records of a shard, each with the captions that are left of it.
+
+    Raises:
+      OSError: a record of the source can't be read any more.
+    """
     rows = view.rows(shard)
     for index, key, texts in zip(rows.index.tolist(), rows.keys, rows.texts, strict=True):
         record = source.record(view.source, view.split, index)

@@ -8,12 +8,14 @@ name.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
+from jaxclip.data.caption_shapes import answer, said_in
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import FILE_FIELDS, TEXT_FIELDS, find, first_filled
+from jaxclip.data.naming import FILE_FIELDS, ID_FIELD, LINK_FIELDS, TEXT_FIELDS, find, first_filled
 
 EXPECTED = (
     "names no picture files: expected is a list of objects such as "
@@ -71,25 +73,88 @@ def row(entry: Any, image: str = "") -> Found | None:
     if not isinstance(entry, Mapping):
         return None
     values = {str(name): value for name, value in entry.items()}
+    turns = first_filled(values, CONVERSATIONS)
     column = image if image in values else first_filled(values, FILE_FIELDS)
-    name = values.pop(column, None) if column else None
-    if isinstance(name, list) and len(name) == 1:
-        name = name[0]
-    if not isinstance(name, str) or not name.strip():
+    name = _name(values.pop(column, None)) if column else _picture_within(values, turns)
+    if not name and not image:
+        name = _name_by_id(values)
+    if not name:
         return None
-    name = name.strip()
     if column == "filepath" and isinstance(values.get("filename"), str):
         name = f"{name}/{values.pop('filename')}"  # Karpathy's: a folder and a name in it
-    turns = first_filled(values, CONVERSATIONS)
     if turns and not find(values, TEXT_FIELDS) and isinstance(values[turns], list):
         values["caption"] = answer(values.pop(turns))
     for field in find(values, TEXT_FIELDS):
         if _are_objects(values[field]):
-            values[field] = captions_of(values[field])
-    split = values.get("split")
+            with contextlib.suppress(TypeError):  # said of the row later
+                said = said_in(values[field])
+                if not any(each.language for each in said):
+                    values[field] = [each.text for each in said]
+    split = values.get("split", values.get("set_name"))
     if isinstance(split, str):
         values["split"] = _SPLITS.get(split, split)
     return name, values
+
+
+def lacks(entry: Any) -> str:
+    """Why an object is no row, for the log of skipped records."""
+    if isinstance(entry, Mapping):
+        for name in find(entry, FILE_FIELDS):
+            if isinstance(entry[name], list) and len(entry[name]) > 1:
+                return f"{name!r} names {len(entry[name])} pictures in place of one"
+        links = find(entry, LINK_FIELDS)
+        if links:
+            return f"names no image file; {links[0]!r} is a link: download the pictures first"
+    return "names no image file"
+
+
+def _name(value: Any) -> str:
+    """A file's name, or a picture as text, out of what stands for one; empty if it is neither."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):  # as Hugging Face `datasets` writes a picture, and chats
+        known = (value.get(member) for member in ("bytes", "base64", "data", "url", "path"))
+        value = next((each for each in known if isinstance(each, str) and each.strip()), "")
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _name_by_id(values: Mapping[str, Any]) -> str:
+    """A file's name without its ending by its id, as COCO and RedCaps have them."""
+    given = values.get(ID_FIELD)
+    if isinstance(given, bool) or not isinstance(given, int | str) or not find(values, TEXT_FIELDS):
+        return ""
+    folder = values.get("subreddit")
+    return f"{folder}/{given}" if isinstance(folder, str) and folder else str(given)
+
+
+def _picture_within(values: Mapping[str, Any], turns: str | None) -> str:
+    """The first picture in the turns of a chat; empty if there is none."""
+    for turn in values[turns] if turns and isinstance(values[turns], list) else ():
+        parts = turn.get("content") if isinstance(turn, Mapping) else None
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, Mapping):
+                name = _name(part.get("image_url")) or _name(part.get("image"))
+                if name:
+                    return name
+    return ""
+
+
+def without_captions(document: Any) -> str:
+    """What annotations of COCO's layout hold if they are no captions; empty if they are."""
+    notes = document.get("annotations") if isinstance(document, Mapping) else None
+    if not _are_objects(notes) or not _are_objects(document.get("images")):
+        return ""
+    if any("caption" in note for note in notes):
+        return ""
+    return ", ".join(sorted({str(name) for note in notes[:100] for name in note}))
+
+
+def links_in(document: Any) -> str:
+    """The name under which a document has links in place of files; empty if it names files."""
+    entry = document[0] if _are_objects(document) else document
+    if not isinstance(entry, Mapping) or find(entry, (*FILE_FIELDS, ID_FIELD)):
+        return ""
+    return next(iter(find(entry, LINK_FIELDS)), "")
 
 
 def _coco(images: Iterable[Any], notes: Iterable[Any]) -> Iterable[Found | None]:
@@ -115,33 +180,6 @@ def _columns(document: Mapping[str, Any], image: str) -> list[dict[str, Any]] | 
     if isinstance(files, Mapping):
         objects = {n: v for n, v in document.items() if isinstance(v, Mapping)}
         return [{name: column.get(i) for name, column in objects.items()} for i in files]
-    return None
-
-
-def captions_of(value: Any) -> Any:
-    """Captions in lists of objects (``[{"raw": "a cat"}]``) or a conversation; else the value."""
-    if isinstance(value, Mapping):
-        name = first_filled(value, (*TEXT_FIELDS, "raw"))
-        return captions_of(value[name]) if name else value
-    if isinstance(value, list):
-        said = answer(value)
-        return said if said is not None else [captions_of(each) for each in value]
-    return value
-
-
-def answer(turns: Sequence[Any]) -> Any:
-    """What the assistant first says in a conversation."""
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            continue
-        if turn.get("from", turn.get("role")) in ("gpt", "assistant", "model"):
-            said = turn.get("value", turn.get("content"))
-            if isinstance(said, list):  # of parts, some of which are pictures
-                parts = [part.get("text") for part in said if isinstance(part, Mapping)]
-                said = " ".join(part for part in parts if isinstance(part, str))
-            return said
-        if "assistant" in turn:  # {"user": …, "assistant": …}
-            return turn["assistant"]
     return None
 
 

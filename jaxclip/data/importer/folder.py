@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxclip.data import tar_index
+from jaxclip.data import file_kinds, tar_index
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
@@ -26,7 +27,8 @@ class TreeReader:
     That is ``1.txt``, ``1.caption`` or ``1.jpg.txt``, of which every line is a caption, or
     ``1.json`` with named values, as img2dataset writes it. If there is no such file at all, and all
     images are in subfolders, these are classes (``cats/1.jpg``), or splits with classes in them
-    (``train/cats/1.jpg``). Links to folders are followed, but not out to a folder around this one.
+    (``train/cats/1.jpg``), perhaps in folders around all of them (``images/cats/1.jpg``).
+    Links to folders are followed, but not out to a folder around this one.
 
     Args:
       folder: searched with all folders in it, in alphabetical order, but for hidden ones.
@@ -38,7 +40,7 @@ class TreeReader:
         self._folder = folder
         self._encoding = encoding
         self._advice = advice
-        self._classes: bool | None = None
+        self._classes: int | None = None
 
     def has_images(self) -> bool:
         """Whether there is any image at all."""
@@ -54,7 +56,7 @@ class TreeReader:
         return None
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
-        self._classes = self._has_classes()
+        self._classes = self._above_classes()
         for number, file in enumerate(self._images(), start=1):
             if number > start.item:
                 yield Cursor(0, number), self._item(file)
@@ -62,8 +64,9 @@ class TreeReader:
     def _item(self, file: pathlib.Path) -> Item | BadRecord:
         key = printable(file.relative_to(self._folder).as_posix())
         split = split_of(key)
-        if self._classes:
-            folders = key.split("/")[:-1]
+        if self._classes is not None:
+            folders = key.split("/")[self._classes :]
+            split = split_of("/".join(folders))
             return Item(key, file, (), folders[1 if split else 0], split=split)
         texts, fields = _beside(file, self._encoding)
         if texts is None and fields is None:
@@ -75,16 +78,28 @@ class TreeReader:
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
-    def _has_classes(self) -> bool:
-        """Whether the folders are classes: one alone (``images/``) says nothing."""
-        names = set()
+    def _above_classes(self) -> int | None:
+        """How many folders stand above those that are classes (``images/cats/1.jpg``); None if
+        none are: one alone (``images/``) says nothing."""
+        places = []
         for file in self._images():
-            parts = file.relative_to(self._folder).parts[:-1]
-            in_split = bool(parts and parts[0].lower() in SPLITS)
-            if len(parts) <= in_split or _beside(file, self._encoding) != (None, None):
-                return False
-            names.add(parts[in_split])
-        return len(names) > 1
+            if _beside(file, self._encoding) != (None, None):
+                return None
+            places.append(file.relative_to(self._folder).parts[:-1])
+        same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
+        above = [each[0] for each in same]
+        if any(len(place) == len(above) for place in places):
+            return None  # pictures beside folders
+        if above and above[-1].lower() in SPLITS:
+            above.pop()
+        names = set()
+        for place in places:
+            within = place[len(above) :]
+            in_split = within[0].lower() in SPLITS
+            if len(within) <= in_split:
+                return None
+            names.add(within[in_split])
+        return len(above) if len(names) > 1 else None
 
     def _images(self) -> Iterator[pathlib.Path]:
         around = pathlib.Path(os.path.realpath(self._folder)).parents
@@ -104,6 +119,8 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
         fields = None if data is None else json.loads(data)
     except (ValueError, RecursionError):
         fields = None
+    if isinstance(fields, (str, list)):  # captions alone
+        fields = {TEXT_FIELDS[0]: fields}
     if not isinstance(fields, dict):
         return texts, None
     return texts, {str(name): value for name, value in fields.items() if name != "key"}
@@ -139,8 +156,9 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
     except OSError:
         return
     entries = [entry for entry in entries if not is_hidden(entry.name)]
+    pictures = file_kinds.pictures_among((entry.name for entry in entries), IMAGE_SUFFIXES)
     for entry in entries:
-        is_picture = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+        is_picture = entry.name in pictures
         # A link to nowhere is missed later. What is neither is a pipe, say, which has no end.
         if is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir())):
             yield pathlib.Path(entry.path)

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from jaxclip.data.decode import decode
+from jaxclip.data.decode import decode_mended
 from jaxclip.data.record import BadRecord
 
 JPEG_QUALITY = 95
@@ -31,9 +31,10 @@ def prepare(
     Returns:
       Encoded bytes, or why they cannot be used.
     """
-    image = decode(data, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side)
-    if isinstance(image, BadRecord):
-        return image
+    found = decode_mended(data, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side)
+    if isinstance(found, BadRecord):
+        return found
+    image, data = found
     # Only the header is read here; decode() has seen that it is sound.
     with Image.open(io.BytesIO(data)) as header:
         kind, mode, info = header.format, header.mode, header.info

@@ -9,10 +9,18 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from jaxclip.data.naming import KEY_FIELDS, LABEL_FIELDS, TEXT_FIELDS, find, first_filled
+from jaxclip.data.caption_shapes import said_in
+from jaxclip.data.naming import (
+    CAPTION_TAGS,
+    KEY_FIELDS,
+    LABEL_FIELDS,
+    TEXT_FIELDS,
+    find,
+    first_filled,
+)
 from jaxclip.data.record import BadRecord
 
 # Files with more bytes than this are not read: no picture that can be trained on is so large.
@@ -79,32 +87,33 @@ def files_stamp(files: Iterable[pathlib.Path]) -> str:
 
 
 def text_bytes(value: Any) -> tuple[bytes, ...]:
-    """Captions as bytes out of a string, bytes, a list of them, or None.
+    """Captions as bytes out of whatever :mod:`jaxclip.data.caption_shapes` understands.
 
     Strings read with ``errors="surrogateescape"`` become the bytes they were read from.
     """
-    if value is None or value != value:  # NaN: nothing, in a table of pandas
-        return ()
-    if isinstance(value, str):
-        # "surrogatepass" for half surrogates that JSON can spell: no valid UTF-8 either.
-        try:
-            return (value.encode("utf-8", "surrogateescape"),)
-        except UnicodeEncodeError:
-            return (value.encode("utf-8", "surrogatepass"),)
-    if isinstance(value, bytes):
-        return (value,)
-    if isinstance(value, Sequence):
-        return tuple(text for each in value for text in text_bytes(each))
-    raise TypeError(f"{type(value).__name__} is no caption")
+    return tuple(_encoded(each.text) for each in said_in(value))
+
+
+def _encoded(text: str | bytes) -> bytes:
+    if isinstance(text, bytes):
+        return text
+    # "surrogatepass" for half surrogates that JSON can spell: no valid UTF-8 either.
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def parse_label(value: Any) -> int | str | None:
     """A class index if it is a whole number, a class name if it is another text, else None."""
+    if isinstance(value, float) and value.is_integer():  # of a column with gaps, in pandas
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     text = " ".join(printable(str(value)).split())
     # What does not fit into 64 bits is an identifier rather than an index.
-    return int(text) if re.fullmatch(r"-1|[0-9]{1,18}", text) else text or None
+    number = re.fullmatch(r"(-1|[0-9]{1,18})(\.0)?", text)
+    return int(number[1]) if number else text or None
 
 
 def from_fields(
@@ -137,6 +146,9 @@ def from_fields(
     key = printable(str(own_keys[0]) if has_own_key else key)
     try:
         captions = text_bytes(texts)
+        languages = [each.language for each in said_in(texts)]
+        if any(languages) and CAPTION_TAGS not in rest:
+            rest[CAPTION_TAGS] = languages
         return Item(key, image, captions, label, _jsonable(rest), split, has_own_key=has_own_key)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)

@@ -26,14 +26,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from jaxclip.data import schema
-from jaxclip.data.importer import images
+from jaxclip.data.importer import images, tags
 from jaxclip.data.importer.items import Cursor, Item, Reader, SourceError, read_image
 from jaxclip.data.importer.options import Options, Summary
 from jaxclip.data.importer.progress import Progress
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
 from jaxclip.data.loader import num_cpus
-from jaxclip.data.naming import CAPTION_TAGS
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 
 SUMMARY_FILE = "import.json"
@@ -194,6 +193,13 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     if isinstance(outcome, BadRecord):
         store.skip(outcome.reason, outcome.detail, outcome.key)
         return
+    if options.languages:
+        others = [tag for tag in tags.tags_of(outcome) if isinstance(tag, str)]
+        outcome = tags.in_languages(outcome, options.languages.lower().split(","))
+        if others and not outcome.texts:
+            detail = f"no caption in {options.languages}, but in {', '.join(dict.fromkeys(others))}"
+            store.skip("empty_caption", detail, outcome.key)
+            return
     texts, bad = decode_foreign_texts(outcome.texts)
     texts = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
     # A picture of a class needs no caption; the name of the class, if it has one, is one.
@@ -225,23 +231,10 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
         label = outcome.label
     store.state.lost_captions += len([text for text in outcome.texts if not text.strip()]) + bad
     assert isinstance(outcome.image, bytes)
-    values = _with_tags(outcome, texts)
+    values = tags.meta_of(outcome, texts)
     meta = json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
     record = Record(outcome.image, texts, label, key, meta)
     store.write(outcome.split or _split_of(key, options.val_fraction), record)
-
-
-def _with_tags(item: Item, texts: tuple[str, ...]) -> dict[str, Any]:
-    """The item's meta, its tags of captions brought in line with the captions that are kept."""
-    values = dict(item.meta)
-    tags = values.get(CAPTION_TAGS)
-    if isinstance(tags, list) and len(tags) == len(item.texts):
-        kept: dict[str, Any] = {}
-        for raw, tag in zip(item.texts, tags, strict=True):
-            for text in decode_foreign_texts((raw,))[0]:
-                kept.setdefault(" ".join(text.split()), tag)
-        values[CAPTION_TAGS] = [kept.get(text) for text in texts]
-    return values
 
 
 def _split_of(key: str, val_fraction: float) -> str:

@@ -19,6 +19,7 @@ class Options:
       image_column: in tables and Parquet, the column with images; "" to find it by its name.
       text_column: in tables and Parquet, the column with captions; "" to find it by its name.
       encoding: of tables that are not JSON; a byte order mark goes before it.
+      languages: of captions that say which they are in, those to keep, as "en,de"; "" for all.
       val_fraction: share of the records that becomes a split ``val``, chosen by a hash of the key.
       max_side: scale larger pictures down to this longer side in pixels; 0 = never.
       min_side: skip pictures whose shorter side is below this.
@@ -35,6 +36,7 @@ class Options:
     image_column: str = ""
     text_column: str = ""
     encoding: str = "utf-8"
+    languages: str = ""
     val_fraction: float = 0.0
     max_side: int = 0
     min_side: int = 8
@@ -56,6 +58,8 @@ class Options:
             raise ValueError(
                 f"encoding={self.encoding!r} is not known; utf-8, cp1252, gb18030, shift_jis, …"
             ) from None
+        if not re.fullmatch(r"[A-Za-z_-]*(,[A-Za-z_-]+)*", self.languages):
+            raise ValueError(f"languages={self.languages!r} must be codes with commas, as 'en,de'")
         if self.name and not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise ValueError(
                 f"name={self.name!r} must be lower-case letters, digits and _, a letter first, as "

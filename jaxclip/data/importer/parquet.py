@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.data import decode
+from jaxclip.data import file_kinds
 from jaxclip.data.importer import annotations as layouts
+from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.naming import (
     FILE_FIELDS,
@@ -26,8 +26,8 @@ from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "images", "img")
 _TEXT_COLUMNS = (*TEXT_FIELDS, *layouts.CONVERSATIONS)
-# Text that is longer is no file's name.
-_LONGEST_NAME = 255
+# Folders of a picture's name that may be beside its table.
+_DEEPEST = 4
 # Rows decoded at once.
 _BATCH_ROWS = 32
 
@@ -145,7 +145,7 @@ def _instead(file: pathlib.Path) -> str:
         begin = raw.read(1024)
     if begin.startswith(b"PAR1"):
         return ""
-    return f"is no Parquet file, but {decode.kind_of(begin)}" if begin else "is empty"
+    return f"is no Parquet file, but {file_kinds.kind_of(begin)}" if begin else "is empty"
 
 
 class Columns(NamedTuple):
@@ -215,8 +215,11 @@ def columns_of(
             ("captions", TEXT_FIELDS, "text") if image else ("images", IMAGE_COLUMNS, "image")
         )
         links = find(types, LINK_FIELDS) if not image else ()
+        numbers = find(types, IMAGE_COLUMNS) if not image else ()
         way = (
-            f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
+            f"{numbers[0]!r} holds numbers; store pictures as the bytes of a PNG or JPEG"
+            if numbers and not links
+            else f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
             if links
             else f"{option.format(which)}, or name it {' or '.join(names)}"
         )
@@ -225,16 +228,23 @@ def columns_of(
 
 
 def _plain_type(kind: Any) -> Any:
-    """A type of Arrow, of a dictionary that of its values."""
+    """A type of Arrow, of a dictionary that of its values, of a view that of what it shows."""
     import pyarrow
 
-    return kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if pyarrow.types.is_binary_view(kind):
+        return pyarrow.large_binary()
+    return pyarrow.large_string() if pyarrow.types.is_string_view(kind) else kind
 
 
 def _is_list(kind: Any) -> bool:
     import pyarrow
 
-    return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+    return (
+        pyarrow.types.is_list(kind)
+        or pyarrow.types.is_large_list(kind)
+        or pyarrow.types.is_fixed_size_list(kind)
+    )
 
 
 def _may_be_text(kind: Any) -> bool:
@@ -305,16 +315,19 @@ def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Pat
         return value, BadRecord("missing_image", "a link; download the pictures first")
     if not value:
         return path, b""
-    is_data = value.startswith("data:")
-    if is_data or len(value) > _LONGEST_NAME:
-        encoded = value.partition(";base64,")[2] if is_data else value
-        try:
-            # It may be wrapped into lines, or in the letters for addresses.
-            plain = "".join(encoded.split()).replace("-", "+").replace("_", "/")
-            return path, base64.b64decode(plain, validate=True)
-        except ValueError:
-            return path, BadRecord("undecodable", f"text that is no base64: {value[:20]!r}...")
-    return value, folder / value
+    if is_inline(value):
+        return path, picture_in(value)
+    return value, _beside(folder, value)
+
+
+def _beside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A file by its name, beside a table also without the folders that another machine had."""
+    parts = pathlib.PurePath(name.replace("\\", "/")).parts
+    for first in range(max(0, len(parts) - _DEEPEST), len(parts)):
+        file = folder.joinpath(*parts[first:])
+        if (first or len(parts) <= _DEEPEST) and file.is_file():
+            return file
+    return folder / name
 
 
 def _captions(column: Any) -> list[Any]:
@@ -325,7 +338,9 @@ def _captions(column: Any) -> list[Any]:
     is_list = _is_list(kind)
     inner = _plain_type(kind.value_type) if is_list else kind
     if pyarrow.types.is_nested(inner):
-        return [layouts.captions_of(_plain(value)) for value in column]
+        return [_plain(value) for value in column]
+    if kind is not column.type and not pyarrow.types.is_dictionary(column.type):
+        column = column.cast(kind)  # views have no way to bytes but by strings
     binary = pyarrow.large_binary()
     return column.cast(pyarrow.large_list(binary) if is_list else binary).to_pylist()
 

@@ -10,13 +10,14 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
+from jaxclip.data.importer.inline import is_inline
 
-IMAGE_SUFFIXES = frozenset(
-    f".{ending}" for ending in (*tar_index.IMAGE_EXTENSIONS, "jpe", "pgm", "pnm")
-)
+IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
 # Folders beside a table that are looked into, and names that decide which of them it is; fewer
 # where the names have to be guessed at.
 _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
+# COCO's pictures are called by their ids.
+_ID_DIGITS = 12
 
 
 class Pictures:
@@ -38,10 +39,10 @@ class Pictures:
         self._folder = table.parent
         self._elsewhere = ""
         first = [name for name, _ in zip(names, range(_MAX_NAMES), strict=False)]
-        folders = _folders(table)
+        folders = [] if first and all(map(is_inline, first)) else _folders(table)
         counts = [(self._count(folder, first), folder) for folder in folders]
         best = max((count for count, _ in counts), default=0)
-        self.has_some = best > 0 or self._find_elsewhere(folders, first)
+        self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
             self._folder = next(folder for count, folder in counts if count == best)
 
@@ -114,6 +115,8 @@ def _spellings(name: str) -> Iterator[str]:
     piece or two (macOS), and endings in the other letter case.
     """
     names = [name]
+    if name.isdecimal():
+        names.append(name.zfill(_ID_DIGITS))
     if name.startswith("file:"):
         names.append(urllib.parse.unquote(name.removeprefix("file:").removeprefix("//")))
     if "\\" in name:

@@ -6,7 +6,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from jaxclip.data import webdataset
+from jaxclip.data import file_kinds, patterns, remote, webdataset
 from jaxclip.data.importer import table_rows
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Reader
@@ -32,6 +32,8 @@ _DEEPEST = 3
 _PACKED = (".zip", ".7z", ".rar", ".lz4", ".z")
 # Others are looked into. A folder with more of them keeps something else in them.
 _MAX_TABLES = 16
+# How file_kinds says that it knows nothing.
+_VAGUE = ("no known kind", "text (")
 
 
 def open_reader(
@@ -62,14 +64,26 @@ def open_reader(
     text = os.fspath(source)
     if not text:  # would be this very folder
         raise FileNotFoundError("the source is empty; name a folder, a file, or a pattern of files")
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _ENDINGS and format in ("auto", kind):
+        text, format = rest, kind  # as it is named where it is read in place
+    text = patterns.local_path(text)
+    if remote.is_remote(text):
+        raise ValueError(
+            f"{text!r} is elsewhere, and imports are of files of this machine: copy them, or read "
+            f"tars and Parquet in place, by data.name='webdataset:{text}' or "
+            f"'parquet:{text}'"
+        )
     path = pathlib.Path(text)
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise ValueError(f"{text!r} is a pipe, socket or device, not a file")
     if path.is_dir():
         files = sorted(
             str(file) for file in path.iterdir() if file.is_file() and not is_hidden(file.name)
         )
         files = files + _in_folders(path, files)
     else:
-        files = webdataset.expand(text)
+        files = patterns.expand(text)
     if format == "auto":
         if path.is_dir() and _is_saved(path):
             raise ValueError(f"{text!r} was saved by `datasets`{_what_instead(path)}")
@@ -80,7 +94,10 @@ def open_reader(
     if not path.is_dir() and len(fitting) < len(files):
         fitting = [pathlib.Path(file) for file in files]  # named outright, whatever they are called
     if not fitting:
-        raise FileNotFoundError(f"{text!r} holds no file that ends in {_ENDINGS[format]}")
+        raise FileNotFoundError(
+            f"{text!r} holds no file that ends in {', '.join(_ENDINGS[format])}; without "
+            "--format what is there is found out"
+        )
     if format == "webdataset":
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
@@ -203,9 +220,20 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
     if not reader.has_images():
         raise FileNotFoundError(
             f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
-            f"images beside it (say {TABLES[0]}){_what_instead(path)}"
+            f"images beside it (say {TABLES[0]}){_what_instead(path) or _no_table(path, encoding)}"
         )
     return reader
+
+
+def _no_table(path: pathlib.Path, encoding: str) -> str:
+    """Why the first table in a folder is not one of pictures and captions, for an error."""
+    for table in _candidates(path):
+        try:
+            TableReader(table, encoding=encoding)
+        except (OSError, ValueError) as error:
+            return f"; {error}"
+        return f"; none of the first pictures that {table.name} names is here"
+    return ""
 
 
 def _split_in(path: pathlib.Path, folder: str) -> str:
@@ -219,15 +247,28 @@ def _what_instead(path: pathlib.Path) -> str:
     files = [path] if path.is_file() else sorted(path.iterdir())
     for file in files:
         suffix = file.suffix.lower()
+        if path.is_file() and suffix in IMAGE_SUFFIXES:
+            return "; it is one picture: name the folder that it is in"
         if suffix in _PACKED:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
             return f"; {file.name} is a spreadsheet: save it as CSV"
-        if suffix == ".arrow" or file.name == "dataset_dict.json":
-            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{file.parent}"
+        if suffix in (".arrow", ".feather") or file.name == "dataset_dict.json":
+            place = path if path.is_file() else file.parent
+            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if ".tfrecord" in file.name or ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
+    for file in files[:_MAX_TABLES]:
+        is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
+        kind = _VAGUE[0] if is_own else file_kinds.kind_of(_begin(file))
+        if not kind.startswith(_VAGUE):
+            return f"; {file.name} is {kind}"
     return ""
+
+
+def _begin(file: pathlib.Path) -> bytes:
+    with open(file, "rb") as raw:
+        return raw.read(1024)
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:
@@ -295,8 +336,10 @@ def _candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         for name in ("annotations", "annotation")
         if (folder / name).is_dir()
         for file in (folder / name).iterdir()
-        if "caption" in file.name.lower() and table_rows.suffix(file) in table_rows.SUFFIXES
+        if table_rows.suffix(file) in table_rows.SUFFIXES
     ]
+    # COCO's annotations are of many kinds, and large.
+    inner = [file for file in inner if "caption" in file.name.lower()] or inner[:_MAX_TABLES]
     return sorted(found) + sorted(inner)
 
 

@@ -6,23 +6,27 @@ caption with commas that nobody quoted, and a quote that is never closed.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import csv
 import io
+import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import FILE_FIELDS, LABEL_FIELDS, LINK_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.naming import FILE_FIELDS, ID_FIELD, LABEL_FIELDS, LINK_FIELDS, TEXT_FIELDS, find
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
 
 _DELIMITERS = ",\t;|"
 # Cells that are longer are no text; what Python's module allows is less than some captions.
 _LONGEST_CELL = 16 << 20
+_WORD = re.compile(r"[^\W\d]{2}")
 # What spreadsheets write above a table to say how it is separated.
 _SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
 
@@ -90,7 +94,7 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
             # Other columns are found without regard to letter case.
             spelled = wanted.text.lower()
             header = tuple(wanted.text if spelled and name == spelled else name for name in names)
-            image = wanted.image.lower() or find(names, FILE_FIELDS)[0]
+            image = wanted.image.lower() or _files_in(names)[0]
             return Layout(delimiter, header, skipped + 1, image, wanted.text)
         problems.append((len(cells), problem, cells))
     for delimiter, cells in headers:
@@ -133,12 +137,12 @@ def _reader(lines: Iterator[str], delimiter: str, *, strip: bool = True) -> Any:
 def _lacks(names: Sequence[str], wanted: Wanted) -> str:
     """What a line of columns' names lacks; empty if nothing."""
     for what, option, own, known in (
-        ("the image file", "image", wanted.image, FILE_FIELDS),
+        ("the image file", "image", wanted.image, (*FILE_FIELDS, ID_FIELD)),
         ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS)),
     ):
         if own and own.lower() not in names:
             return f"no column {own!r} (--{option}-column){hint(own.lower(), names)}"
-        if own or find(names, known):
+        if own or (_files_in(names) if option == "image" else find(names, known)):
             continue
         links = find(names, LINK_FIELDS) or [n for n in names if n.startswith(("http:", "https:"))]
         if option == "image" and links:
@@ -153,9 +157,16 @@ def _lacks(names: Sequence[str], wanted: Wanted) -> str:
     return ""
 
 
+def _files_in(names: Sequence[str]) -> list[str]:
+    """Columns that name picture files; where there are no links, one of ids will do."""
+    return find(names, FILE_FIELDS if find(names, LINK_FIELDS) else (*FILE_FIELDS, ID_FIELD))
+
+
 def _is_picture(cell: str) -> bool:
-    """Whether a cell names a picture file."""
+    """Whether a cell names a picture file, or is a picture."""
     name = cell.strip()
+    if is_inline(name):
+        return True
     links = ("http://", "https://")
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(links)
 
@@ -163,12 +174,26 @@ def _is_picture(cell: str) -> bool:
 def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
     """Names of the columns of a table that has none; empty if it can't be told what is what."""
     pictures = [_is_picture(cell) for cell in cells]
+    if len(cells) > 2 and sum(map(is_inline, cells)) == 1:
+        return _around_picture(cells)
     if len(cells) != 2 or sum(pictures) != 1:
         return ()
     other = cells[pictures.index(False)].strip()
+    if other.isdecimal() and any(map(is_inline, cells)):
+        return ()  # more likely the picture's number, as Chinese-CLIP has it, than its class
     return tuple(
         "file" if is_file else "label" if other.isdecimal() else "caption" for is_file in pictures
     )
+
+
+def _around_picture(cells: Sequence[str]) -> tuple[str, ...]:
+    """Names of the columns of a table of pictures in base64, as OFA's ``vision_language.tsv``."""
+    words = [i for i, cell in enumerate(cells) if not is_inline(cell) and _WORD.search(cell)]
+    if not words:
+        return ()
+    names = ["file" if is_inline(cell) else f"column {i}" for i, cell in enumerate(cells)]
+    names[words[0]] = "caption"
+    return tuple(names)
 
 
 class _Lines:
@@ -239,6 +264,11 @@ def _row(
     cells: list[str], line: str, layout: Layout, number: int
 ) -> tuple[str, dict[str, Any]] | BadRecord:
     header = layout.header
+    for i, cell in enumerate(cells[:-1]):
+        if cell.startswith("data:") and cell.endswith(";base64"):
+            # The comma of a picture's address that nobody quoted.
+            cells = [*cells[:i], f"{cell},{cells[i + 1]}", *cells[i + 2 :]]
+            break
     if len(cells) > len(header) and (header[-1] in TEXT_FIELDS or header[-1] == layout.text):
         # Commas of a caption that nobody quoted.
         with contextlib.suppress(csv.Error):
@@ -261,4 +291,20 @@ def _row(
         return BadRecord("bad_row", f"row {number} has {len(cells)} fields of {len(header)}", name)
     # pandas writes its index into a column without a name.
     kept = {n: v for n, v in values.items() if n and not n.startswith("unnamed: ")}
+    for column in (*find(kept, TEXT_FIELDS), layout.text):
+        if isinstance(kept.get(column), str):
+            kept[column] = _listed(kept[column])
     return name, kept
+
+
+def _listed(cell: str) -> str | list[str]:
+    """The captions in a cell that holds a list as JSON or Python write it; else the cell."""
+    text = cell.strip()
+    if not (text.startswith("[") and text.endswith("]") and text[1:2] in ("'", '"')):
+        return cell
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found = read(text)
+            if isinstance(found, list) and all(isinstance(each, str) for each in found):
+                return found
+    return cell

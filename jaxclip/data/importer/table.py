@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxclip.data.importer import table_rows
+from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
 from jaxclip.data.importer.pictures import Pictures
 from jaxclip.data.importer.table_rows import Columns, Row
@@ -86,13 +87,13 @@ class TableReader:
         def file(row: Row | BadRecord) -> str | None:
             return row.file if isinstance(row, Row) else None
 
-        for name, group in itertools.groupby(rows, key=file):
+        for number, (name, group) in enumerate(itertools.groupby(rows, key=file)):
             if name is None:
                 yield from (row for row in group if isinstance(row, BadRecord))
                 continue
-            yield self._item(name, [row.values for row in group if isinstance(row, Row)])
+            yield self._item(name, [row.values for row in group if isinstance(row, Row)], number)
 
-    def _item(self, name: str, rows: list[dict[str, Any]]) -> Item | BadRecord:
+    def _item(self, name: str, rows: list[dict[str, Any]], number: int) -> Item | BadRecord:
         values = dict(rows[0])
         if len(rows) > 1:
             captions: list[Any] = []
@@ -104,14 +105,19 @@ class TableReader:
         if name.startswith(("http://", "https://")):
             detail = "a link, not a file; download the pictures first, with img2dataset for one"
             return BadRecord("missing_image", detail, name)
-        split = self._split or split_of(self._found().relative(name))
+        key, picture = name, None
+        if is_inline(name):
+            key, picture = f"{self._table.name.partition('.')[0]}/{number}", picture_in(name)
+        split = self._split or split_of(self._found().relative(key))
         own = values.get("split")
         if not self._split and isinstance(own, str) and own.strip().lower() in SPLITS:
             split = values.pop("split").strip().lower()
+        if isinstance(picture, BadRecord):
+            return dataclasses.replace(picture, key=self._prefix + key)
         item = from_fields(
             values,
-            key=name,
-            image=self._found().find(name),
+            key=key,
+            image=self._found().find(name) if picture is None else picture,
             text_column=self._columns.text,
             split=split,
         )

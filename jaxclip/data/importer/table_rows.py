@@ -197,7 +197,9 @@ def _json_rows(lines: Any, columns: Columns) -> Iterator[Row | BadRecord]:
             continue
         row = layouts.row(values, columns.image)
         yield (
-            BadRecord("bad_row", f"line {number} names no image file") if row is None else Row(*row)
+            BadRecord("bad_row", f"line {number} {layouts.lacks(values)}")
+            if row is None
+            else Row(*row)
         )
 
 
@@ -214,6 +216,17 @@ def _document(table: pathlib.Path, data: Any, columns: Columns) -> Iterator[Row 
         if "Extra data" in str(error) or suffix(table) in LINES:
             return _json_rows(io.BytesIO(content), columns)
         raise ValueError(f"{table} is no JSON: {error}") from error
+    others = layouts.without_captions(document)
+    if others:
+        raise ValueError(
+            f"{table} has no captions: its annotations hold {others}; import captions_*.json"
+        )
+    links = layouts.links_in(document)
+    if links:
+        raise ValueError(
+            f"{table} has links ({links!r}) in place of files; download the pictures, say with "
+            "img2dataset, and import what that leaves"
+        )
     found = layouts.rows(document, columns.image)
     if found is None and suffix(table) in LINES:
         return _json_rows(io.BytesIO(content), columns)

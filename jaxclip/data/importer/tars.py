@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxclip.data import tar_index
+from jaxclip.data import tar_index, webdataset
 from jaxclip.data.importer import packed
 from jaxclip.data.importer.items import (
     MAX_IMAGE_BYTES,
@@ -47,6 +47,7 @@ class TarReader:
         self._tars = list(tars)
         self._splits = list(splits) or [""] * len(self._tars)
         self._class_names = list(class_names)
+        self._by_line = webdataset.captions_by_line(self._tars)
         self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
         self._current: tuple[int, Any] | None = None
 
@@ -92,6 +93,9 @@ class TarReader:
         seen.add(item.key)
         alias = f"{self._tars[tar].name.partition('.')[0]}/{item.key}" if is_new and tar else ""
         split, label = self._splits[tar], item.label
+        if self._by_line[tar]:
+            lines = tuple(line for text in item.texts for line in text.splitlines())
+            item = dataclasses.replace(item, texts=lines)
         if isinstance(label, int) and 0 <= label < len(self._class_names):
             label = self._class_names[label]
         # Tars of two splits often count from 0, both of them.
@@ -226,8 +230,9 @@ def _item(key: str, parts: Mapping[str, bytes | None], remark: str) -> Item | Ba
     if has_text:
         for name in find(fields, TEXT_FIELDS):
             fields.pop(name)
-    if "cls" in parts and parse_label(fields.get("label")) is None:
-        fields["label"] = (parts["cls"] or b"").decode("utf-8", "replace")
+    cls = next((parts[each] for each in tar_index.LABEL_EXTENSIONS if each in parts), None)
+    if cls is not None and parse_label(fields.get("label")) is None:
+        fields["label"] = cls.decode("utf-8", "replace")
     item = from_fields(fields, key=key, image=image, texts=texts if has_text else None)
     if isinstance(item, Item) and not item.texts and item.label is None:
         return BadRecord("empty_caption", f"the sample has only {', '.join(parts)}", key)

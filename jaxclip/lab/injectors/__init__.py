@@ -30,7 +30,7 @@ def build(section: Mapping[str, Any] | str | Sequence[Any] | None) -> tuple[Any,
     """
     if section is None or section == "none" or section == {"name": "none"}:
         return ()
-    if not isinstance(section, (str, Mapping)):
+    if isinstance(section, Sequence) and not isinstance(section, str):
         return tuple(one for part in section for one in build(part))
     injector = INJECTORS.build(section)
     name = section if isinstance(section, str) else section["name"]

@@ -4,7 +4,7 @@ arXiv:1911.02116), as open_clip puts them behind ``hf_model_name``."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -17,12 +17,53 @@ from jaxclip.models.text import TextTransformer
 from jaxclip.models.tower_parts import Params
 
 
+class PostNormBlock(layers.Block):
+    """norm(x + attention(x)), then norm(x + mlp(x)) (Vaswani et al., 2017)."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        how: attend.How = attend.UNCHANGED,
+        keys: jax.Array | None = None,
+        turns: jax.Array | None = None,
+    ) -> tuple[jax.Array, attend.Taken]:
+        """As :meth:`jaxclip.models.layers.Block.__call__`."""
+        attention = layers.Attention(
+            self.num_heads,
+            self.dtype,
+            self.implementation,
+            self.flat,
+            result_dtype=self.result_dtype,
+            name="attention",
+        )
+        y, taken = attention(x, x, mask=mask, causal=self.causal, how=how, turns=turns)
+        y = self.drop(y, keys, 0)
+        y = x + y if how.attend.residual else y
+        x = layers.norm(self.norm_eps, x.dtype, "attention_norm")(y)
+        if how.attend.mlp:
+            mlp = layers.MLP(
+                self.mlp_dim,
+                self.activation,
+                self.dtype,
+                self.flat,
+                result_dtype=self.result_dtype,
+                name="mlp",
+            )
+            y = mlp(x)
+            x = layers.norm(self.norm_eps, x.dtype, "mlp_norm")(x + self.drop(y, keys, 1))
+        return x, taken
+
+
 @dataclasses.dataclass(frozen=True)
 class Roberta(TextTransformer):
     """Tokens int32[B, L] -> features. Norms stand behind attention and MLP, the last one among
     them, so that there is no other at the end. Tokens that are ``pad_id`` are hidden and have no
     position of their own; places are counted from ``pad_id + 1`` over the others.
     """
+
+    block_class: ClassVar[type[layers.Block]] = PostNormBlock
 
     def __post_init__(self) -> None:
         c = self.config
@@ -40,13 +81,6 @@ class Roberta(TextTransformer):
     @property
     def embedding(self) -> Any:
         return Embed(self.config, self.outer_dtype, parent=None)
-
-    @property
-    def block(self) -> layers.Block:
-        plain = super().block
-        return PostNormBlock(
-            **{field: getattr(plain, field) for field in _BLOCK_FIELDS}, parent=None
-        )
 
     def head_parts(self, x: jax.Array) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
         return {name: part for name, part in super().head_parts(x).items() if name != "norm_post"}
@@ -102,50 +136,6 @@ class Embed(nn.Module):
         places = jnp.cumsum(real, axis=1) * real + c.pad_id
         x = x + kind.astype(self.dtype) + jnp.take(table, places, axis=0).astype(self.dtype)
         return layers.norm(c.norm_eps, self.dtype, "norm_embed")(x)
-
-
-class PostNormBlock(layers.Block):
-    """norm(x + attention(x)), then norm(x + mlp(x)) (Vaswani et al., 2017)."""
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        mask: jax.Array | None,
-        how: attend.How = attend.UNCHANGED,
-        keys: jax.Array | None = None,
-        turns: jax.Array | None = None,
-    ) -> tuple[jax.Array, attend.Taken]:
-        """As :meth:`jaxclip.models.layers.Block.__call__`."""
-        attention = layers.Attention(
-            self.num_heads,
-            self.dtype,
-            self.implementation,
-            self.flat,
-            result_dtype=self.result_dtype,
-            name="attention",
-        )
-        y, taken = attention(x, x, mask=mask, causal=self.causal, how=how, turns=turns)
-        y = self.drop(y, keys, 0)
-        y = x + y if how.attend.residual else y
-        x = layers.norm(self.norm_eps, x.dtype, "attention_norm")(y)
-        if how.attend.mlp:
-            mlp = layers.MLP(
-                self.mlp_dim,
-                self.activation,
-                self.dtype,
-                self.flat,
-                result_dtype=self.result_dtype,
-                name="mlp",
-            )
-            y = mlp(x)
-            x = layers.norm(self.norm_eps, x.dtype, "mlp_norm")(x + self.drop(y, keys, 1))
-        return x, taken
-
-
-_BLOCK_FIELDS = tuple(
-    field.name for field in dataclasses.fields(layers.Block) if field.name not in ("parent", "name")
-)
 
 
 def rows(config: TextConfig) -> int:

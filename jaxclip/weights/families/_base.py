@@ -71,6 +71,9 @@ class Family:
 
     Attributes:
       example: a preset that it can hold, whose names tell how near a checkpoint is to it.
+      layout: fields of an architecture that the format fixes, such as ``{"image.pool": "cls"}``;
+        None for a family that is only read.
+      weights_file: name of the file of tensors that is written.
     """
 
     example: str

@@ -51,6 +51,13 @@ _NO_SCALE: dict[str, Any] = {
 }
 # Of models with CLIP's text tower, causal or not, behind another image tower.
 TEXT_LAYOUT: Mapping[str, Any] = {"text.pool": "last", "text.projection": "linear"}
+# Of formats that have no words for a bias of the logits, nor for how a text tower's MLPs and norms
+# compute.
+TEXT_WITHOUT_OPTIONS: Mapping[str, Any] = {
+    "logit_bias": False,
+    "text.activation": "gelu",
+    "text.norm_eps": 1e-5,
+}
 OPEN_CLIP_LAYOUT: Mapping[str, Any] = (
     _COMMON
     | _PLAIN

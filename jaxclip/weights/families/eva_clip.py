@@ -9,7 +9,13 @@ from typing import Any
 from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.models.variants import EVA_RMS_TOWERS, TIMM_TOWERS
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import TIMM_LAYOUT, check_clip_preprocess, ratio
+from jaxclip.weights.families._layouts import (
+    TEXT_LAYOUT,
+    TEXT_WITHOUT_OPTIONS,
+    TIMM_LAYOUT,
+    check_clip_preprocess,
+    ratio,
+)
 from jaxclip.weights.families._open_clip_text import model_config, read_text, text_entries
 from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD, count_blocks, square_grid
 from jaxclip.weights.families.open_clip import read_preprocess
@@ -110,13 +116,10 @@ class EVACLIP(Family):
 
     layout: Mapping[str, Any] = {
         **TIMM_LAYOUT,
-        "logit_bias": False,
+        **TEXT_LAYOUT,
+        **TEXT_WITHOUT_OPTIONS,
         "image.pool": "cls",
         "text.causal": True,
-        "text.pool": "last",
-        "text.projection": "linear",
-        "text.activation": "gelu",
-        "text.norm_eps": 1e-5,
     }
     weights_file = "model.safetensors"
 

@@ -9,7 +9,11 @@ from typing import Any
 from jaxclip.data.roberta_tokens import PAD_ID
 from jaxclip.models.presets import CLIPConfig, TextConfig
 from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, SpecialIds
-from jaxclip.weights.families._layouts import OPEN_CLIP_LAYOUT, open_clip_preprocess
+from jaxclip.weights.families._layouts import (
+    OPEN_CLIP_LAYOUT,
+    TEXT_WITHOUT_OPTIONS,
+    open_clip_preprocess,
+)
 from jaxclip.weights.families._open_clip_text import model_config
 from jaxclip.weights.families._parts import CLIP_MEAN, CLIP_STD, count_blocks, read_number
 from jaxclip.weights.families.open_clip import (
@@ -86,12 +90,11 @@ class OpenCLIPRoberta(Family):
         scale = Entry("logit_scale", ("logit_scale",), SCALAR)
         return [*image_entries(sizes.image), *_text(sizes.text), scale]
 
-    layout = {key: value for key, value in OPEN_CLIP_LAYOUT.items() if "text." not in key} | {
-        "logit_bias": False,
+    layout: Mapping[str, Any] = {
+        **{key: value for key, value in OPEN_CLIP_LAYOUT.items() if "text." not in key},
+        **TEXT_WITHOUT_OPTIONS,
         "text.kind": "roberta",
         "text.pool": "mean",
-        "text.activation": "gelu",
-        "text.norm_eps": 1e-5,
     }
     weights_file = "open_clip_model.safetensors"
 

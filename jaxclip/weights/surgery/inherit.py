@@ -29,15 +29,22 @@ def inherit(params: Params, sizes: CLIPConfig, smaller: CLIPConfig) -> Params:
       Parameters of the smaller model; with equal sizes the same numbers.
 
     Raises:
-      ValueError: heads of another width, or something that is larger or not in the model.
+      ValueError: heads of another width, other depths of a convolutional tower's stages, or
+        something that is larger or not in the model.
     """
     for tower in ("image", "text"):
         ours, theirs = getattr(smaller, tower), getattr(sizes, tower)
-        widths = tuple(getattr(c, "head_size", c.width // c.num_heads) for c in (ours, theirs))
+        widths = tuple(map(_head_size, (ours, theirs)))
         if widths[0] != widths[1]:
             raise ValueError(
                 f"model.{tower}: heads of {widths[0]} channels can't inherit from heads of "
                 f"{widths[1]}; use num_heads={max(1, ours.width // widths[1])}"
+            )
+        stages = tuple(getattr(c, "depths", None) for c in (ours, theirs))
+        if stages[0] != stages[1]:
+            raise ValueError(
+                f"model.{tower}.depths={stages[0]} can't inherit from {stages[1]}: stages keep "
+                "their blocks"
             )
         if ours.depth > theirs.depth:
             raise ValueError(f"model.{tower}.depth={ours.depth} is more than {theirs.depth}")
@@ -58,6 +65,13 @@ def inherit(params: Params, sizes: CLIPConfig, smaller: CLIPConfig) -> Params:
         return found[tuple(slice(0, n) for n in leaf.shape)]
 
     return jax.tree_util.tree_map_with_path(cut, shapes)
+
+
+def _head_size(c: Any) -> int:
+    """Channels of a head; 0 for a tower without attention."""
+    if not hasattr(c, "num_heads"):
+        return 0
+    return int(getattr(c, "head_size", c.width // c.num_heads))
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

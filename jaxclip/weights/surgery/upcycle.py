@@ -41,20 +41,22 @@ def upcycle(
       capacity: see :class:`jaxclip.models.experts.Experts`.
       towers: which.
       others: models of the same architecture whose MLPs become experts 1, 2, … (CLIP-MoE's, tuned
-      on
-        clusters); further experts are copies of ``params``'.
+        on clusters); further experts are copies of ``params``'.
 
     Returns:
       ``(params, sizes)``.
 
     Raises:
-      ValueError: options that can't be, towers that have experts, or more models than experts.
+      ValueError: options that can't be, towers that have experts or can't have any, or more models
+        than experts.
     """
     if len(others) >= num_experts:
         raise ValueError(f"{1 + len(others)} models make no {num_experts} experts")
     result = dict(params)
     for tower, rng in zip(towers, jax.random.split(key, len(towers)), strict=True):
         config = getattr(sizes, tower)
+        if "num_experts" not in {field.name for field in dataclasses.fields(config)}:
+            raise ValueError(f"model.{tower}.kind={config.kind!r} has no blocks that take experts")
         if config.num_experts:
             raise ValueError(f"model.{tower} has {config.num_experts} experts already")
         config = dataclasses.replace(

@@ -62,6 +62,13 @@ COLUMNS = {
     "letters for addresses": (
         [base64.urlsafe_b64encode(each).decode() for each in PICTURES], "text", TEXTS,
     ),
+    "views": (pa.array(PICTURES, pa.binary_view()), "text", pa.array(TEXTS, pa.string_view())),
+    "lists of one length": (PICTURES, "captions", pa.array([[t] for t in TEXTS],
+                                                           pa.list_(pa.string(), 1))),
+    "by language": (PICTURES, "caption", [{"en": t, "de": None} for t in TEXTS]),
+    "a map of languages": (PICTURES, "caption", pa.array([[("en", t)] for t in TEXTS],
+                                                         pa.map_(pa.string(), pa.string()))),
+    "names of classes": (PICTURES, "label", pa.array(TEXTS).dictionary_encode()),
     "objects": (PICTURES, "captions", [[{"text": t, "lang": "en"}] for t in TEXTS]),
     "lists in an object": (PICTURES, "sentences", [{"raw": [t], "id": [1]} for t in TEXTS]),
     "chats": (PICTURES, "messages", turns("role", "content")),
@@ -76,7 +83,9 @@ def test_columns(tmp_path, kind, name):
     pictures, column, texts = COLUMNS[kind]
     path = write(tmp_path / "a.parquet", {name: pictures, column: texts})
     expected = [(data, (text,)) for data, text in zip(PICTURES, TEXTS, strict=True)]
-    assert imported(path) == in_place(path) == expected
+    assert in_place(path) == expected
+    labelled = list(zip(PICTURES, TEXTS, strict=True))
+    assert imported(path) == (labelled if column == "label" else expected)
 
 
 def test_the_first_caption_that_is_not_empty(tmp_path):
@@ -105,6 +114,7 @@ def test_columns_of_classes(tmp_path, column):
 @pytest.mark.parametrize(
     ("columns", "problem"),
     [
+        ({"image": [[[1, 2]]] * 2, "text": TEXTS}, r"'image' holds numbers; store pictures as"),
         ({"image": PICTURES, "text": [1, 2]}, r"no column with captions .*text: int64"),
         ({"URL": ["http://a", "http://b"], "text": TEXTS}, r"'URL' are links: download"),
         (
@@ -176,3 +186,30 @@ def test_a_folder_that_is_read_in_place_by_another_name(tmp_path, file, way):
     (tmp_path / file).write_bytes(b"x")
     with pytest.raises(ValueError, match=f"is not a TFDS data set.* in place as {way}:"):
         sources.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["/home/me/set/img/a.jpg", "img/a.jpg", r"C:\set\img\a.jpg"])
+def test_a_picture_by_its_path_on_another_machine(tmp_path, path):
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "a.jpg").write_bytes(PICTURES[0])
+    columns = {"image": [{"bytes": None, "path": path}], "text": ["a cat"]}
+    file = write(tmp_path / "a.PARQUET", columns)
+    assert imported(file) == in_place(file) == [(PICTURES[0], ("a cat",))]
+    assert in_place(tmp_path) == in_place(file)
+
+
+def test_arrow_files_on_their_own(tmp_path):
+    """Streams as `datasets` keeps them in its cache, and files with an index, as Feather's."""
+    table = pa.table({"image": PICTURES, "text": TEXTS})
+    for name in ("set-train.arrow", "set-validation.arrow", "cache-0.arrow"):
+        with pa.ipc.new_stream(str(tmp_path / name), table.schema) as stream:
+            stream.write_table(table)
+    with pa.ipc.new_file(str(tmp_path / "a.feather"), table.schema) as whole:
+        whole.write_table(table)
+    assert sources.open(f"arrow:{tmp_path}").splits == {"train": 2, "validation": 2}
+    record = sources.open(f"arrow:{tmp_path}/a.feather").source("train")[1]
+    assert (record.image, record.texts) == (PICTURES[1], ("a dog",))
+    with pytest.raises(ValueError, match=r"is a file, not a folder; it is read in place as arrow:"):
+        sources.open(str(tmp_path / "a.feather"))
+    with pytest.raises(ValueError, match=r"is read in place: arrow:.*a\.feather"):
+        open_reader(tmp_path / "a.feather")

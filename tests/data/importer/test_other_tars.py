@@ -7,7 +7,7 @@ import tarfile
 import pyarrow as pa
 import pytest
 
-from jaxclip.data import sources, webdataset
+from jaxclip.data import patterns, sources
 from jaxclip.data.importer import Options, import_records
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.readers import open_reader
@@ -133,10 +133,10 @@ def test_hidden_tars_and_missing_ones(tmp_path):
 
 def test_patterns_of_webdataset(tmp_path):
     names = [str(pack(tmp_path / f"{n}.tar", pair(str(n)))) for n in range(4)]
-    assert webdataset.expand(f"{names[3]}::{tmp_path}/{{0..1}}.tar") == [names[3], *names[:2]]
-    assert webdataset.expand(f"{tmp_path}/{{0..3..2}}.tar") == names[0::2]
+    assert patterns.expand(f"{names[3]}::{tmp_path}/{{0..1}}.tar") == [names[3], *names[:2]]
+    assert patterns.expand(f"{tmp_path}/{{0..3..2}}.tar") == names[0::2]
     with pytest.raises(ValueError, match="commands are not run; name files, or gs://"):
-        webdataset.expand("pipe:aws s3 cp s3://x/0.tar -")
+        patterns.expand("pipe:aws s3 cp s3://x/0.tar -")
 
 
 def test_tars_that_all_count_from_0(tmp_path, toys):

@@ -1,0 +1,107 @@
+"""Captions in the shapes that other people's JSON, tables and columns have them.
+
+A text, a list of them, objects with a text inside (``{"raw": "a cat", "lang": "en"}``),
+texts by language (``{"en": "a cat", "de": ["eine Katze"]}``), and conversations, of which the first
+answer is the caption.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxclip.data.naming import TEXT_FIELDS, first_filled, is_filled
+
+# Members of an object that say in which language its text is.
+_LANGUAGE_FIELDS = ("lang", "language", "locale")
+_TEXTS_WITHIN = (*TEXT_FIELDS, "raw")
+_CODE = re.compile(r"[a-z]{2}([-_][A-Za-z]{2,4})?")
+_NAMES = frozenset((
+    "arabic", "chinese", "dutch", "english", "french", "german", "greek", "hebrew", "hindi",
+    "italian", "japanese", "korean", "polish", "portuguese", "russian", "spanish", "swedish",
+    "turkish", "ukrainian", "vietnamese",
+))  # fmt: skip
+
+
+class Said(NamedTuple):
+    """One caption and its language; empty where nothing says which."""
+
+    text: str | bytes
+    language: str = ""
+
+
+def said_in(value: Any) -> list[Said]:
+    """All captions in a value, in order; what is None, NaN or an empty list has none.
+
+    Raises:
+      TypeError: something in it is no caption; the message names its type.
+    """
+    return list(_said(value, ""))
+
+
+def _said(value: Any, language: str) -> Iterator[Said]:
+    if value is None or value != value:  # NaN: nothing, in a table of pandas
+        return
+    if isinstance(value, str | bytes):
+        yield Said(value, language)
+    elif isinstance(value, Mapping):
+        yield from _of_object(value, language)
+    elif isinstance(value, Sequence):
+        yield from _of_list(value, language)
+    else:
+        raise TypeError(f"{type(value).__name__} is no caption")
+
+
+def _of_object(value: Mapping[str, Any], language: str) -> Iterator[Said]:
+    name = first_filled(value, _TEXTS_WITHIN)
+    if name:
+        own = [value[each] for each in _LANGUAGE_FIELDS if isinstance(value.get(each), str)]
+        yield from _said(value[name], own[0] if own else language)
+    elif is_by_language(value):
+        for code, inner in value.items():
+            if is_filled(inner):
+                yield from _said(inner, code)
+    else:
+        members = ", ".join(map(repr, list(value)[:6]))
+        raise TypeError(f"an object with the members {members} is no caption")
+
+
+def _of_list(values: Sequence[Any], language: str) -> Iterator[Said]:
+    first = answer(values)
+    if first is not None:
+        yield from _said(first, language)
+    elif values and all(isinstance(each, tuple) and len(each) == 2 for each in values):
+        yield from _said(dict(values), language)  # a map of Arrow
+    else:
+        for each in values:
+            yield from _said(each, language)
+
+
+def is_by_language(value: Any) -> bool:
+    """Whether a value is an object of texts by language."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(
+            isinstance(name, str) and (_CODE.fullmatch(name) or name.lower() in _NAMES)
+            for name in value
+        )
+        and all(each is None or isinstance(each, str | list | Mapping) for each in value.values())
+    )
+
+
+def answer(turns: Sequence[Any]) -> Any:
+    """What the assistant first says in a conversation; None if it is none."""
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            continue
+        if turn.get("from", turn.get("role")) in ("gpt", "assistant", "model"):
+            said = turn.get("value", turn.get("content"))
+            if isinstance(said, list):  # of parts, some of which are pictures
+                parts = [part.get("text") for part in said if isinstance(part, Mapping)]
+                said = " ".join(part for part in parts if isinstance(part, str))
+            return said
+        if "assistant" in turn:  # {"user": …, "assistant": …}
+            return turn["assistant"]
+    return None

@@ -1,0 +1,83 @@
+"""Encoded pictures that browsers show and Pillow refuses: the same picture in sound bytes."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+_ICON, _CURSOR = b"\x00\x00\x01\x00", b"\x00\x00\x02\x00"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# Bytes put behind a JPEG that has no end: more than one of its blocks needs.
+_FILLING = 256
+
+
+def cursor_as_icon(data: bytes) -> bytes:
+    """A Windows cursor as the icon that it is but for its first bytes; all else unchanged."""
+    # A TGA begins alike, but for the number of pictures behind it.
+    is_cursor = data.startswith(_CURSOR) and data[4:6].strip(b"\0")
+    return _ICON + data[len(_CURSOR) :] if is_cursor else data
+
+
+def png_without_extras(data: bytes) -> bytes | None:
+    """A PNG without its texts and without additions whose checksums are wrong.
+
+    Its pixels do not depend on them, but Pillow gives up where a text is very long or a checksum
+    does not fit.
+
+    Returns:
+      None if it is no PNG, or there is nothing to leave out.
+    """
+    if not data.startswith(_PNG):
+        return None
+    kept, position = [_PNG], len(_PNG)
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 12 + length
+        kind, chunk = data[position + 4 : position + 8], data[position:end]
+        is_extra = bool(kind[:1].islower())
+        is_sound = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+        if not is_extra or (is_sound and kind not in _PNG_TEXTS):
+            kept.append(chunk)
+        position = end
+        if kind == b"IEND":
+            break
+    sound = b"".join(kept)
+    return sound if len(sound) < min(position, len(data)) else None
+
+
+def jpeg_with_end(data: bytes) -> bytes | None:
+    """A JPEG that lacks its last two bytes, which only say that it ends there, with them.
+
+    That nothing else is missing shows in that what follows makes no difference: of a picture that
+    is cut, other bytes behind the cut would be other pixels.
+
+    Returns:
+      None if it is no JPEG, has its end, or lacks more than that.
+    """
+    data = data[:-1] if data.endswith(b"\xff") else data
+    if not data.startswith(_JPEG) or data.endswith(_JPEG_END):
+        return None
+    first = None
+    for filling in (b"\x00", b"\xaa"):
+        try:
+            image = Image.open(io.BytesIO(data + filling * _FILLING + _JPEG_END), formats=["JPEG"])
+            pixels = np.asarray(image)
+        except Exception:  # as in decode
+            return None
+        if first is not None and not np.array_equal(first, pixels):
+            return None
+        first = pixels
+    return data + _JPEG_END
+
+
+def is_cut_webp(data: bytes) -> bool:
+    """Whether a WebP has fewer bytes than its first ones say."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return False
+    return len(data) < 8 + int(struct.unpack_from("<I", data, 4)[0])

@@ -1,0 +1,88 @@
+"""How pictures and texts become a model's input."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip.config import Config
+from jaxclip.data import decode
+from jaxclip.data.record import BadRecord
+from jaxclip.weights.families._base import Preprocess
+
+Picture = Any
+
+
+def preprocess_of(config: Config) -> Preprocess:
+    """How the inputs of a configuration's model are made."""
+    data = config["data"]
+    ops = data["eval_image_ops"]
+    chain = ops if isinstance(ops, str) else "|".join(map(str, ops))
+    return Preprocess(data["image_mean"], data["image_std"], chain, config["tokenizer"])
+
+
+def to_pixels(image: Picture) -> np.ndarray:
+    """uint8[H, W, 3] of a path, encoded bytes, a ``PIL.Image`` or an array.
+
+    Raises:
+      ValueError: it is no picture, or can't be decoded.
+      FileNotFoundError: there is no such file.
+    """
+    if isinstance(image, (np.ndarray, jax.Array)):
+        if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"an array of a picture is uint8[H, W, 3], not {image.dtype}{list(image.shape)}"
+            )
+        return np.asarray(image)
+    name = ""
+    if isinstance(image, (str, os.PathLike)):
+        name, image = os.fspath(image), pathlib.Path(image).expanduser().read_bytes()
+    if isinstance(image, bytes):
+        decoded = decode.decode(image)
+    elif hasattr(image, "convert") and hasattr(image, "size"):
+        decoded = decode.to_rgb(image)
+    else:
+        raise ValueError(
+            f"{type(image).__name__} is no picture: give a path, a PIL image, an array"
+        )
+    if isinstance(decoded, BadRecord):
+        why = f"{decoded.reason} {decoded.detail}".rstrip()
+        raise ValueError(f"{name or 'the picture'} can't be decoded: {why}")
+    return np.asarray(decoded)
+
+
+def as_strings(texts: str | Sequence[str]) -> list[str]:
+    """A list of texts, of one or several.
+
+    Raises:
+      ValueError: something that is no text.
+    """
+    one = isinstance(texts, str) or not hasattr(texts, "__iter__")
+    found: list[Any] = [texts] if one else list(texts)
+    for each in found:
+        if not isinstance(each, str):
+            raise ValueError(f"{each!r} is no text; tokenize takes a string or a list of strings")
+    return found
+
+
+def as_numbers(given: Any, what: str, way: str) -> jax.Array:
+    """An array of numbers.
+
+    Args:
+      given: what ought to be one.
+      what: what is wanted, for the error.
+      way: how to get it.
+
+    Raises:
+      ValueError: it is none, such as a string or a path.
+    """
+    try:
+        return jnp.asarray(given)
+    except TypeError as error:
+        raise ValueError(f"{type(given).__name__} is not {what}; {way}") from error

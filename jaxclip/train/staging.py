@@ -1,0 +1,213 @@
+"""The local copy of a workdir at an address: where it lies, and what is brought into it.
+
+A run appends to its files and replaces them, which object stores do not know. So a run at an
+address works in a folder of this machine, and :mod:`.mirror` uploads what changes. Readers have a
+copy in a temporary folder. Of checkpoints only manifests are brought at first, and the rest of one
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from etils import epath
+
+from jaxclip import lock
+from jaxclip.data.bucket import Bucket
+from jaxclip.train import manifest
+
+CHECKPOINTS = "checkpoints"
+# At the address: which staging folder wrote there last.
+MARK = "staging.json"
+_FOLDERS = ("tensorboard/", "spikes/", "profile/")
+# Requests at a time. A piece of a checkpoint is read whole, so this bounds memory, too.
+_THREADS = 4
+
+
+def folder_of(address: str, process: int = 0) -> pathlib.Path:
+    """The folder in which a run at an address works: in ``$JAXCLIP_STAGING``, or the user's cache.
+
+    Args:
+      address: of the workdir.
+      process: number of this process; each has a folder of its own.
+    """
+    base = os.environ.get("JAXCLIP_STAGING")
+    if not base:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        base = os.path.join(cache, "jaxclip", "staging")
+    address = address.rstrip("/")
+    name = re.sub(r"[^\w.-]+", "_", address.rpartition("/")[2])[:40]
+    digest = hashlib.sha256(address.encode()).hexdigest()[:16]
+    return pathlib.Path(base).absolute() / (f"{name}-{digest}" + (f"-{process}" if process else ""))
+
+
+def is_uploaded(name: str) -> bool:
+    """Whether a file is one that a run writes; checkpoints go another way.
+
+    What else lies at an address, such as data, is neither downloaded nor removed.
+    """
+    if name.startswith(_FOLDERS):
+        return not name.endswith((".tmp", ".part"))
+    own = name in (MARK, lock.FILE_NAME) or name.startswith(".") or "/" in name
+    return not own and name.endswith((".json", ".jsonl", ".html"))
+
+
+class Copy:
+    """A folder that has what lies at an address, checkpoints as far as they were asked for.
+
+    Args:
+      bucket: the address.
+      folder: the copy.
+    """
+
+    def __init__(self, bucket: Bucket, folder: pathlib.Path):
+        self.bucket, self.folder = bucket, folder
+
+    def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+        """Download files and manifests of checkpoints that the folder lacks.
+
+        Args:
+          wanted: of the names of files, those to download.
+
+        Returns:
+          Names of all files at the address.
+
+        Raises:
+          OSError: the address can't be read, or the folder can't be written.
+        """
+        names = self.bucket.names()
+        lacking = [
+            name
+            for name in names
+            if (is_manifest(name) or (is_uploaded(name) and wanted(name)))
+            and not (self.folder / name).exists()
+        ]
+        each(self._download, lacking)
+        return names
+
+    def fetch(self, name: str) -> None:
+        """Download what the folder lacks of the checkpoint ``step_…``.
+
+        What is missing at the address, too, is for who reads the checkpoint to tell.
+
+        Raises:
+          OSError: the address can't be read, or the folder can't be written.
+        """
+        base = f"{CHECKPOINTS}/{name}"
+        folder = epath.Path(self.folder / base)
+        if not (folder / manifest.NAME).exists():
+            self._download(f"{base}/{manifest.NAME}")
+        try:
+            files = manifest.read(folder)["files"]
+        except manifest.ManifestError:
+            return
+        each(
+            lambda item: self._download(f"{base}/{item[0]}"),
+            [item for item in files.items() if _size(self.folder / base / item[0]) != item[1][0]],
+        )
+
+    def committed(self) -> None:
+        """Told that a checkpoint was committed or removed in the folder."""
+
+    def _download(self, name: str) -> None:
+        content = self.bucket.read(name)
+        if content is None:
+            return
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".part")
+        temporary.write_bytes(content)
+        temporary.replace(target)
+
+
+class Borrowed(Copy):
+    """A :class:`Copy` in a temporary folder, which is gone when it is closed.
+
+    Args:
+      address: of a workdir.
+      wanted: which files are downloaded straight away, beside the manifests of checkpoints.
+    """
+
+    def __init__(self, address: str, wanted: Callable[[str], bool] = lambda name: False):
+        self._temporary = tempfile.TemporaryDirectory(prefix="jaxclip_")
+        super().__init__(Bucket(address), pathlib.Path(self._temporary.name))
+        try:
+            self.pull(wanted)
+        except BaseException:
+            self._temporary.cleanup()
+            raise
+        self._stamps = stamps(self.folder)
+
+    def push(self) -> None:
+        """Upload the files that were written since."""
+        now = stamps(self.folder)
+        changed = [name for name, stamp in now.items() if self._stamps.get(name) != stamp]
+        each(lambda name: self.bucket.write(name, (self.folder / name).read_bytes()), changed)
+        self._stamps = now
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._temporary.cleanup()
+
+    def __enter__(self) -> Borrowed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def stamps(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """``{name: (size, time of change in ns)}`` of the files of a workdir that are uploaded."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        inner = os.path.relpath(root, folder)
+        prefix = "" if inner == "." else f"{inner}/"
+        folders[:] = [name for name in folders if is_uploaded(f"{prefix}{name}/")]
+        for name in filter(is_uploaded, (f"{prefix}{name}" for name in files)):
+            try:
+                about = (folder / name).stat()
+            except FileNotFoundError:
+                continue
+            found[name] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a file is what commits a checkpoint."""
+    parts = name.split("/")
+    return (
+        len(parts) == 3
+        and parts[0] == CHECKPOINTS
+        and parts[1].startswith("step_")
+        and parts[2] == manifest.NAME
+    )
+
+
+def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Call a function for every item, some at a time.
+
+    Raises:
+      Exception: of the first call that failed; calls that have not begun are left out.
+    """
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _size(path: pathlib.Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -1,0 +1,513 @@
+"""A run in a bucket: what comes to the address, going on from it, what is refused, what is lost."""
+
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+import jaxclip
+from jaxclip import cli, lock
+from jaxclip.data.bucket import Bucket, BucketError
+from jaxclip.lock import LockedError, LostLockError
+from jaxclip.train import (
+    checkpoint,
+    loop,
+    manifest,
+    metrics,
+    mirror,
+    parts,
+    setup,
+    staging,
+    workdir,
+)
+from tests.google_store import serve
+
+
+@pytest.fixture(autouse=True)
+def cached(compilation_cache):
+    with compilation_cache():
+        yield
+
+
+@pytest.fixture
+def address(tmp_path, monkeypatch):
+    """``memory://…``, empty, with staging folders of its own."""
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    yield "memory://bucket/runs/one"
+    files.store.clear()
+
+
+def names(address):
+    return Bucket(address).names()
+
+
+def folder_of(address):
+    return staging.folder_of(address)
+
+
+def upload(folder, address):
+    """What a run in ``folder`` would have left at an address."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            Bucket(address).write(str(file.relative_to(folder)), file.read_bytes())
+
+
+def final_state(config, place):
+    with checkpoint.Checkpointer(f"{place}/checkpoints", writable=False) as checkpointer:
+        restored = checkpointer.restore_latest(setup.build(config).abstract_state)
+    return jax.tree.map(np.asarray, restored.state)
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def stopped(address, config, monkeypatch):
+    """A run at the address that SIGTERM has stopped after step 13."""
+    from jaxclip.train import signals
+
+    asked = signals.StopSignals.requested
+    with monkeypatch.context() as patch:
+
+        def requested(self, at):
+            if at == 13:
+                signal.raise_signal(signal.SIGTERM)
+            return asked(self, at)
+
+        patch.setattr(signals.StopSignals, "requested", requested)
+        assert loop.train(config, address).step == 13
+
+
+@pytest.fixture
+def amazon(monkeypatch):
+    """``s3://runs`` on this machine: a server that tests of Amazon's own clients use."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(
+        Bucket="runs"
+    )
+    yield
+    server.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_a_run_in_a_store_is_stopped_and_goes_on_to_the_bit(
+    store, request, trained, tiny_config, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with contextlib.ExitStack() as stack:
+        if store == "gs":
+            stack.enter_context(serve(monkeypatch))
+        else:
+            request.getfixturevalue("amazon")
+        stopped(f"{store}://runs/a run", tiny_config(), monkeypatch)
+        goes_on_elsewhere(f"{store}://runs/a run", trained, tiny_config(), capsys)
+
+
+def test_a_run_killed_goes_on_elsewhere_to_the_bit(address, trained, tiny_config):
+    """As a kill left it that came when step 20 was uploaded but for its manifest."""
+    upload(trained, address)
+    Bucket(address).remove("checkpoints/step_00000020/manifest.json")
+    assert loop.train(tiny_config(), address).finished
+    assert_equal(final_state(tiny_config(), address), final_state(tiny_config(), trained))
+    assert {"config.json", "metrics.jsonl", "report.html", "eval.json"} <= set(names(address))
+    for name in names(address):
+        if name != staging.MARK:
+            assert (folder_of(address) / name).read_bytes() == Bucket(address).read(name), name
+
+
+def goes_on_elsewhere(address, trained, config, capsys):
+    folder = folder_of(address)
+    capsys.readouterr()
+    found = names(address)
+    assert {"config.json", "metrics.jsonl", "report.html", "environment.json"} <= set(found)
+    assert lock.FILE_NAME not in found and any(name.startswith("tensorboard/") for name in found)
+    assert "checkpoints/step_00000013/manifest.json" in found
+    for name, content in ((n, Bucket(address).read(n)) for n in found):
+        if name != staging.MARK:
+            assert (folder / name).read_bytes() == content, name
+    shutil.rmtree(folder)  # another machine
+    assert cli.main(["train", "--workdir", address]) == 0
+    assert f"workdir {address}: going on after step 13" in capsys.readouterr().out
+    assert_equal(final_state(config, address), final_state(config, trained))
+    with workdir.lent(address) as (copy, _):
+        steps, _ = metrics.curves(metrics.read_metrics(copy))["loss"]
+        assert steps.tolist() == list(range(1, 21))
+    steps = {name.split("/")[1] for name in names(address) if name.startswith("checkpoints/")}
+    assert steps == {path.name for path in (folder / "checkpoints").iterdir()}
+
+
+# What comes to the address, and in which order. Checkpoints are made up: the mirror looks at
+# manifests alone.
+
+
+def save(folder, step, text="x", keep=2):
+    """A checkpoint as the checkpointer leaves it, and the old ones removed."""
+    path = epath.Path(folder) / "checkpoints" / f"step_{step:08d}"
+    path.mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        (path / name).write_text(f"{name} of {step} {text}")
+    manifest.write(path, {"step": step, "metrics": {}})
+    for old in sorted((folder / "checkpoints").iterdir())[:-keep]:
+        shutil.rmtree(old)
+
+
+def whole(address):
+    """Steps that a run could go on from, each verified."""
+    with staging.Borrowed(address) as copy:
+        found = sorted(path.name for path in (copy.folder / "checkpoints").glob("*"))
+        for name in found:
+            copy.fetch(name)
+            manifest.verify(epath.Path(copy.folder / "checkpoints" / name))
+        return [int(name.removeprefix("step_")) for name in found]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(mirror, "SECONDS", 0.02)
+    monkeypatch.setattr(mirror, "FINAL_SECONDS", 0.0)
+    monkeypatch.setattr(mirror, "_LONGEST_PAUSE", 0.02)
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """No passes but those that the test makes."""
+    monkeypatch.setattr(mirror, "SECONDS", 1e6)
+    monkeypatch.setattr(mirror.Mirror, "committed", lambda self: None)
+    monkeypatch.setattr(mirror, "FINAL_SECONDS", 0.0)
+
+
+class Gone(BaseException):
+    """As if the process was killed."""
+
+
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_request_the_address_has_whole_checkpoints(
+    every, address, still, monkeypatch
+):
+    """And the metrics are never behind them; the next run makes the address what its folder is."""
+    count = [0]
+
+    def counted(method):
+        def call(self, name, *content):
+            if self.address == address and name != staging.MARK:
+                count[0] -= 1
+                if count[0] == 0:
+                    raise Gone
+            return method(self, name, *content)
+
+        return call
+
+    for number in range(1, 100, every):
+        fsspec.filesystem("memory").store.clear()
+        shutil.rmtree(folder_of(address), ignore_errors=True)
+        with workdir.hold(address) as held:
+            (held.path / "metrics.jsonl").write_text("1\n")
+            save(held.path, 1, keep=2)
+            save(held.path, 2, keep=2)
+        assert whole(address) == [1, 2]
+        with pytest.raises((Gone, AssertionError)), monkeypatch.context() as patch:
+            for method in ("write", "remove"):
+                patch.setattr(Bucket, method, counted(getattr(Bucket, method)))
+            with workdir.hold(address) as held:
+                count[0] = number
+                (held.path / "metrics.jsonl").write_text("1\n3\n")
+                (held.path / "config.json").write_text("{}")
+                shutil.rmtree(held.path / "checkpoints" / "step_00000002")
+                save(held.path, 2, "saved again", keep=2)
+                save(held.path, 3, keep=2)
+                held.copy.sync()
+                raise AssertionError("done")
+        found = whole(address)
+        assert found and found[0] in (1, 2), number
+        if 3 in found:
+            assert Bucket(address).read("metrics.jsonl") == b"1\n3\n"
+        if count[0] > 0:
+            assert found == [2, 3]
+            break
+        with workdir.hold(address):
+            pass
+        assert whole(address) == [2, 3]
+        assert Bucket(address).read("checkpoints/step_00000002/a") == b"a of 2 saved again"
+    assert 12 < number < 40, "any request was once the last one"
+
+
+def test_what_is_not_of_a_run_is_left_alone(address, still):
+    others = ["data/000.tar", "data/notes.json", "model.pt", "checkpoints/mine/a"]
+    for name in others:
+        Bucket(address).write(name, b"not a run's")
+    for _ in range(2):
+        with workdir.hold(address) as held:
+            (held.path / "config.json").write_text("{}")
+            held.copy.sync()
+            assert not [name for name in others if (held.path / name).exists()]
+    assert set(others) < set(names(address))
+
+
+def test_a_removed_file_is_removed_there_and_an_equal_one_is_not_sent_again(address, still):
+    with workdir.hold(address) as held:
+        (held.path / "tensorboard").mkdir()
+        for name in ("metrics.jsonl", "tensorboard/one", "half.tmp", ".hidden", "lock.json"):
+            (held.path / name).write_text(name)
+        held.copy.sync()
+        assert names(address) == ["lock.json", "metrics.jsonl", staging.MARK, "tensorboard/one"]
+        assert b"token" in Bucket(address).read("lock.json")
+        (held.path / "tensorboard/one").unlink()
+        Bucket(address).write("metrics.jsonl", b"not looked at")
+        held.copy.sync()
+        assert names(address) == ["lock.json", "metrics.jsonl", staging.MARK]
+        assert Bucket(address).read("metrics.jsonl") == b"not looked at"
+
+
+def test_new_metrics_of_a_checkpoint_send_its_manifest_alone(address, still):
+    with workdir.hold(address) as held:
+        save(held.path, 1)
+        held.copy.sync()
+        path = epath.Path(held.path) / "checkpoints" / "step_00000001"
+        manifest.put(path, {**manifest.read(path), "metrics": {"top1": 0.5}})
+        Bucket(address).write("checkpoints/step_00000001/a", b"not looked at")
+        held.copy.sync()
+    content = json.loads(Bucket(address).read("checkpoints/step_00000001/manifest.json"))
+    assert content["metrics"] == {"top1": 0.5}
+    assert Bucket(address).read("checkpoints/step_00000001/a") == b"not looked at"
+
+
+# Faults.
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """``network(False)``: nothing at an address can be reached."""
+    asked, up = Bucket._try, [True]
+
+    def ask(self, what, request):
+        if not up[0]:
+            raise BucketError(f"{what}: no route to host")
+        return asked(self, what, request)
+
+    monkeypatch.setattr(Bucket, "_try", ask)
+
+    def switch(value):
+        up[0] = value
+
+    return switch
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_outage_is_said_once_and_made_up_for(address, quick, network, caplog):
+    with caplog.at_level(logging.WARNING), workdir.hold(address) as held:
+        network(False)
+        save(held.path, 1)
+        wait_for(lambda: "are behind" in caplog.text)
+        time.sleep(0.2)
+        assert caplog.text.count("are behind") == 1 and str(held.path) in caplog.text
+        save(held.path, 2)
+        save(held.path, 3)
+        network(True)
+        wait_for(lambda: "caught up after" in caplog.text)
+        assert whole(address) == [2, 3]
+
+
+def test_what_the_end_could_not_upload_the_next_start_does(
+    address, quick, network, monkeypatch, caplog
+):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 1e6)
+    with pytest.raises(mirror.MirrorError, match="all of it is in") as failed:  # noqa: SIM117
+        with workdir.hold(address) as held:
+            network(False)
+            save(held.path, 1)
+    assert str(folder_of(address)) in str(failed.value)
+    network(True)
+    # The lock could not be removed either: it is that of a process that runs, this one.
+    with workdir.hold(address, break_lock=True):
+        pass
+    assert whole(address) == [1]
+    with pytest.raises(ZeroDivisionError), workdir.hold(address) as held:
+        network(False)
+        save(held.path, 2)
+        raise ZeroDivisionError
+    assert "not everything is at" in caplog.text, "and the first error is the one that is raised"
+
+
+def test_a_folder_that_was_overtaken_starts_anew_and_loses_nothing(
+    address, still, network, monkeypatch, tmp_path, caplog
+):
+    with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
+        save(held.path, 1)
+        held.copy.sync()
+        save(held.path, 2, "never seen")
+        network(False)
+    network(True)
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "other machine"))
+    with workdir.hold(address, break_lock=True) as held:
+        assert (held.path / "checkpoints/step_00000001/manifest.json").exists()
+        save(held.path, 3, keep=1)
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with workdir.hold(address) as held:
+        assert [path.name for path in (held.path / "checkpoints").iterdir()] == ["step_00000003"]
+    (aside,) = (path for path in (tmp_path / "staging").iterdir() if ".left-" in path.name)
+    assert (aside / "checkpoints/step_00000002/a").read_text() == "a of 2 never seen"
+    assert str(aside) in caplog.text
+
+
+def test_under_another_one_s_lock_nothing_is_uploaded(address, still):
+    with pytest.raises(LostLockError, match="taken over"):  # noqa: SIM117
+        with workdir.hold(address) as held:
+            Bucket(address).write("lock.json", lock._encode(lock.Holder("far", "b", 7, "1", "t")))
+            (held.path / "metrics.jsonl").write_text("1")
+    assert names(address) == ["lock.json", staging.MARK]
+
+
+def test_a_second_run_is_refused_and_one_that_came_to_nothing_leaves_nothing(address, capsys):
+    with workdir.hold(address):
+        assert cli.main(["report", "--workdir", address]) == 2
+        with pytest.raises(LockedError, match=f"{address} is in use"), workdir.hold(address):
+            pass
+    assert not names(address)
+    assert f"{address} is not the workdir of a run" in capsys.readouterr().err
+
+
+def test_a_network_that_is_gone_at_the_start_is_one_line(address, network, capsys):
+    network(False)
+    assert cli.main(["train", "--workdir", address]) == 1
+    error = capsys.readouterr().err
+    assert "no route to host" in error and error.count("\n") == 1
+    with pytest.raises(BucketError), workdir.hold(address):
+        pass
+
+
+# Several processes, of which this one is 0 and the other is made up.
+
+
+def part(held, step, monkeypatch):
+    """What orbax leaves of process 0's part, and what commits it: ``(parts, folder, number)``."""
+    monkeypatch.setattr(parts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
+    mine = parts.Parts(held.copy)
+    folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
+    number = mine.begin(folder)
+    for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
+        (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "state" / name).write_text(name)
+    return mine, folder, number
+
+
+def other_part(address, step, number, tmp_path):
+    folder = epath.Path(tmp_path / "other" / "state" / "ocdbt.process_1")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "b").write_text("b")
+    table = manifest.table_of(folder.parent.parent)
+    base = f"checkpoints/step_{step:08d}"
+    Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
+    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+
+
+def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        (held.path / "metrics.jsonl").write_text("4")
+        other_part(address, 4, "of another save", tmp_path)
+        thread = threading.Thread(target=mine.commit, args=(folder, {"step": 4}, number))
+        thread.start()
+        wait_for(lambda: Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json"))
+        time.sleep(0.1)
+        assert thread.is_alive() and not whole(address)
+        other_part(address, 4, number, tmp_path)
+        thread.join()
+        assert whole(address) == [4] and Bucket(address).read("metrics.jsonl") == b"4"
+        held.copy.sync()
+    files = manifest.read(folder)["files"]
+    assert set(files) == {f"state/{n}" for n in ("_METADATA", "ocdbt.process_0/d/a",
+                                                 "ocdbt.process_1/b")}  # fmt: skip
+    assert whole(address) == [4], "the mirror has nothing to add"
+
+
+def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, monkeypatch, network):
+    monkeypatch.setattr(parts, "_PATIENCE", 0.1)
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.hurry.set()
+        with pytest.raises(OSError, match="the part of process 1 did not come to"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+        mine, folder, number = part(held, 6, monkeypatch)
+        mine.hurry.set()
+        network(False)
+        with pytest.raises(BucketError, match="no route"):
+            mine.commit(folder, {"step": 6}, number)
+        network(True)
+        assert not folder.exists()
+
+
+# Readers.
+
+
+def test_all_that_reads_a_workdir_reads_an_address(address, trained, tmp_path, capsys):
+    upload(trained, address)
+    assert cli.main(["eval", "--workdir", address, "--config.evaluate.gallery_split="]) == 0
+    assert "checkpoint of step 20" in capsys.readouterr().out
+    results = json.loads(Bucket(address).read("eval.json"))
+    before = json.loads((trained / "eval.json").read_text())
+    assert results["ema"]["metrics"] == before["ema"]["metrics"]
+    assert results["ema"]["time"] > before["ema"]["time"]
+    Bucket(address).remove("report.html")
+    assert cli.main(["report", "--workdir", address]) == 0
+    assert capsys.readouterr().out.strip() == f"{address}/report.html"
+    assert b"<title>one " in Bucket(address).read("report.html")
+    assert cli.main(["weights", "info", address]) == 0
+    assert "workdir of a run" in capsys.readouterr().out
+    ours, theirs = jaxclip.load(address).params, jaxclip.load(trained).params
+    assert_equal(ours, theirs)
+    assert not folder_of(address).exists(), "readers leave nothing behind"
+
+
+def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(address, trained, tiny_config):
+    upload(trained, address)
+    damaged = next(name for name in names(address) if "00000020/state/d/" in name)
+    Bucket(address).write(damaged, b"x")
+    assert int(final_state(tiny_config(), address).step) == 10
+
+
+def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config, tmp_path):
+    """As of several processes, whose index is not made when they save."""
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    state = epath.Path(tmp_path / "checkpoints" / "step_00000020" / "state")
+    parts.forget_index(state)
+    assert not (state / "d").exists() and (state / "ocdbt.process_0").exists()
+    path = state.parent
+    manifest.write(path, {k: v for k, v in manifest.read(path).items() if k != "files"})
+    assert_equal(final_state(tiny_config(), tmp_path), final_state(tiny_config(), trained))
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_weights_at_an_address(address, trained, tiny_config, tmp_path):
+    upload(trained, address)
+    experiment = setup.build(tiny_config(f"init_from={address}"))
+    assert_equal(
+        jax.tree.map(np.asarray, experiment.init_state().params["image"]),
+        jax.tree.map(np.asarray, dict(jaxclip.load(trained).params)["image"]),
+    )
