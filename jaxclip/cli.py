@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from jaxclip.registry import hint, nearest
+from jaxclip.cli_parser import Parser
 
 _TRAIN = """\
 Train a model, or go on training it.
@@ -139,37 +138,11 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names what was meant where a command is misspelt; the parsers of commands are of it, too."""
-
-    def error(self, message: str) -> NoReturn:
-        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        stray = re.search(r"unrecognized arguments: -{0,2}(config\.\S+)", message)
-        if choice:
-            message += hint(choice[1], re.findall(r"[\w-]+", choice[2]))
-        elif stray:
-            message += f"; write --{stray[1]}"
-        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            near = nearest(unknown[1], _options(self), cutoff=0.6)
-            message += f"; did you mean {near}?" if near else ""
-        super().error(message)
-
-
-def _options(parser: argparse.ArgumentParser) -> set[str]:
-    """The long options of a parser and of the commands below it that the command line names."""
-    found = {option for option in parser._option_string_actions if option.startswith("--")}
-    for action in parser._actions:
-        choices = action.choices if isinstance(action.choices, dict) else {}
-        for name in choices.keys() & set(sys.argv):
-            found |= _options(choices[name])
-    return found
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The argument parser with all subcommands."""
     from jaxclip import __version__
 
-    parser = _Parser(
+    parser = Parser(
         prog="jaxclip",
         description="Train, adapt and evaluate CLIP models that do not blow up.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

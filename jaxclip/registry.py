@@ -155,7 +155,7 @@ class Registry:
         if name in self._registered:
             return self._registered[name]
         if ":" in name:
-            return self._outside(name)
+            return outside(self.kind, name)
         if name not in self.names():
             raise ValueError(f"unknown {self.kind} {name!r}{hint(name, self.names())}")
         return _member(importlib.import_module(f"{self._package}.{name}"), name)
@@ -179,12 +179,18 @@ class Registry:
         check_options(options, option_names(thing), f"{self.kind} {name!r}")
         return thing(**options)
 
-    def _outside(self, name: str) -> Any:
-        module, _, member = name.partition(":")
-        try:
-            return getattr(importlib.import_module(module), member)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"{self.kind} {name!r} can't be imported: {error}") from error
+
+def outside(kind: str, name: str) -> Any:
+    """What ``"package.module:Member"`` names.
+
+    Raises:
+      ValueError: it can't be imported.
+    """
+    module, _, member = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), member)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{kind} {name!r} can't be imported: {error}") from error
 
 
 def _member(module: Any, name: str) -> Any:

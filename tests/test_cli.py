@@ -310,3 +310,6 @@ def test_a_misspelt_flag_names_the_right_one(capsys, monkeypatch):
         with pytest.raises(SystemExit):
             cli.main(argv)
         assert f"did you mean {near}?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["import", "--from", "x", "--to", "y"])
+    assert "did you mean 'data import'?" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Callable
 
 from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
@@ -70,6 +71,10 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         built_in = BUILT_IN if "/" not in text else ()
         meant = nearest(kind, KINDS.names(), cutoff=0.6) if colon else ""
         near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
+        if colon and kind in BUILT_IN:
+            near = f"; did you mean {kind!r}? A split is no part of the name"
+        elif re.fullmatch(r"\w+:/[^/].*", text):
+            near = f"; an address has two slashes, '{kind}://{rest.lstrip('/')}'"
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
             f"of KIND:FILES ({', '.join(KINDS.names())}){near}"

@@ -260,12 +260,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep_case", action="store_true", help="do not put texts in lower case")
     parser.add_argument("--to", required=True, help="JSON file to write")
     args = parser.parse_args(argv)
-    tokenizer = train_bpe(
-        _captions(args.data, args.split),
-        args.to,
-        vocab_size=args.vocab_size,
-        lowercase=not args.keep_case,
-    )
+    try:
+        tokenizer = train_bpe(
+            _captions(args.data, args.split),
+            args.to,
+            vocab_size=args.vocab_size,
+            lowercase=not args.keep_case,
+        )
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
     print(f"{args.to}: {tokenizer.vocab_size} tokens")
     return 0
 

@@ -52,6 +52,18 @@ DECAY_MASKS: dict[str, str] = {
 DECAYING = tuple(name for name in DECAY_MASKS if name != "adafactor")
 
 
+def decay_mask(name: str, factory: Callable[..., Any]) -> str | None:
+    """An optimizer's argument for which parameters decay; None if it has none.
+
+    One from outside of this package has it if its function takes optax's ``mask`` or
+    ``weight_decay_mask``.
+    """
+    if not _sections.is_outside(name):
+        return DECAY_MASKS.get(name)
+    taken = option_defaults(factory)
+    return next((each for each in ("mask", "weight_decay_mask") if each in taken), None)
+
+
 def take_apart(
     name: str,
     factory: Callable[..., optax.GradientTransformation],

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
-from jaxclip.registry import REQUIRED, hint, option_defaults
+from jaxclip.registry import REQUIRED, hint, option_defaults, outside
 
 T = TypeVar("T")
 
@@ -24,14 +24,24 @@ def plain(value: Any) -> Any:
 
 
 def lookup(key: str, name: Any, known: Mapping[str, T]) -> T:
-    """The entry of a name.
+    """The entry of a name, or what ``"package.module:member"`` imports.
 
     Raises:
-      ValueError: there is none, naming the nearest one.
+      ValueError: there is none, naming the nearest one; or it can't be imported.
     """
+    if is_outside(name):
+        found: T = outside(key, name)
+        if not callable(found):
+            raise ValueError(f"{key}={name!r} is no function that makes a transformation")
+        return found
     if name not in known:
         raise ValueError(f"unknown {key}={name!r}{hint(str(name), known)}")
     return known[name]
+
+
+def is_outside(name: Any) -> bool:
+    """Whether a name is that of somebody's own function, ``"package.module:member"``."""
+    return isinstance(name, str) and ":" in name
 
 
 def named(key: str, section: Any) -> tuple[str, dict[str, Any]]:

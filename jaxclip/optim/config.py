@@ -144,12 +144,15 @@ def from_config(config: Mapping[str, Any], total_steps: int) -> optax.GradientTr
       config: a mapping (or ``ml_collections.ConfigDict``) with these keys, of which only ``name``
         and ``learning_rate`` are required:
 
-        * ``name``: an optimizer of this package or of optax (:data:`OPTIMIZERS`). Its own options
-          (``b1``, ``b2``, ``eps``, ``weight_decay``, ``mu_dtype``, ``momentum``, …) stand beside
-          it, under the names of its arguments.
+        * ``name``: an optimizer of this package or of optax (:data:`OPTIMIZERS`), or a function of
+          your own, ``"package.module:function"``, that takes ``learning_rate`` (a schedule) and, if
+          it has weight decay, ``weight_decay`` and ``mask``. Its own options (``b1``, ``b2``,
+          ``eps``, ``weight_decay``, ``mu_dtype``, ``momentum``, …) stand beside it, under the names
+          of its arguments.
         * ``learning_rate``, ``schedule``: see :func:`learning_rate_schedule`.
         * ``clip``: what sits before the optimizer, ``{"name": …, **options}``, a name, or a list of
-          these, in order (:data:`CLIPPERS`). One more option of each is ``exempt``, path patterns
+          these, in order (:data:`CLIPPERS`, or functions of your own, as above). One more option of
+          each is ``exempt``, path patterns
           of parameters that it does not see: by default ``logit_scale`` and ``logit_bias`` for
           the rules that look at each tensor, none for the others; ``exempt=[]`` exempts nothing.
         * ``update_clip``: the same after the optimizer, on the update itself.
@@ -304,7 +307,8 @@ def _optimizer(
                 f"optim.{key}: the moving average of parameters is set by ema_decay at the top "
                 "level of the configuration"
             )
-    if name not in _direction.DECAYING and options.pop("weight_decay", 0):
+    mask = _direction.decay_mask(name, factory)
+    if (mask is None or name == "adafactor") and options.pop("weight_decay", 0):
         raise ValueError(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
             f"decay; set it to 0, or use one that has: {', '.join(_direction.DECAYING)}"
@@ -325,8 +329,8 @@ def _optimizer(
 
         return _base.map_named(of, tree)
 
-    if name in _direction.DECAY_MASKS:
-        options[_direction.DECAY_MASKS[name]] = decays
+    if mask is not None:
+        options[mask] = decays
     if name == "muon":
         options["muon_weight_dimension_numbers"] = _muon_dimensions
     schedule = learning_rate_schedule(config, total_steps)

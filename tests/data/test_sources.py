@@ -127,8 +127,13 @@ def test_mistakes_are_named(tmp_path, toys):
     (tmp_path / "toyz2").mkdir()
     with pytest.raises(FileNotFoundError, match=r"did you mean '.*/toys'"):
         sources.open(tmp_path / "toyz")
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'parquet:x/\*'"):
-        sources.open("parqet:x/*")
+    for name, said in (
+        ("parqet:x/*", r"did you mean 'parquet:x/\*'"),
+        ("emoji:train", "did you mean 'emoji'. A split is no part of the name"),
+        ("gs:/bucket/x", "an address has two slashes, 'gs://bucket/x'"),
+    ):
+        with pytest.raises(FileNotFoundError, match=said):
+            sources.open(name)
     with pytest.raises(ValueError, match=r"no split 'val'.*with --val-fraction"):
         sources.open(folder).source("val")
     with pytest.raises(FileNotFoundError, match=r"known: toys$"):

@@ -218,3 +218,14 @@ def test_a_single_string_is_a_mistake(emoji):
     with pytest.raises(TypeError, match="wrap it in a list"):
         emoji("a cat")
     assert emoji([]).shape == (0, 16)
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
+    for argv, said in (
+        (["--data", "emoij"], "did you mean 'emoji'"),
+        (["--data", "emoji", "--vocab_size", "10"], "vocab_size=10 is less than"),
+        (["--data", "emoji", "--split", "trian"], "did you mean 'train'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            tokenizers.main([*argv, "--to", str(tmp_path / "t.json")])
+        assert stop.value.code == 2 and said in capsys.readouterr().err

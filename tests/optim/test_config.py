@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -256,3 +257,57 @@ def test_the_documentation_lists_every_name() -> None:
     text = (pathlib.Path(__file__).parents[2] / "docs/optim.md").read_text()
     for name in (*config_lib.CLIPPERS, *config_lib.OPTIMIZERS):
         assert re.search(rf"`{re.escape(name)}`", text), f"{name} is not in docs/optim.md"
+
+
+def own_sgd(learning_rate, weight_decay=0.0, mask=None):
+    """An optimizer of a user's own, with optax's names of arguments."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def own_clip(limit):
+    return optax.clip(limit)
+
+
+def no_decay_sgd(learning_rate):
+    return optax.scale_by_learning_rate(learning_rate)
+
+
+def test_functions_of_ones_own_by_their_place(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    grads = jax.tree.map(lambda leaf: 3.0 * leaf, params)
+    tx = optim.from_config(
+        {
+            "name": "own:own_sgd",
+            "learning_rate": 0.1,
+            "schedule": {"name": "constant"},
+            "weight_decay": 0.5,
+            "clip": {"name": "own:own_clip", "limit": 2.0},
+        },
+        10,
+    )
+    updates, _ = tx.update(grads, tx.init(params), params)
+    # The gain is clipped, too, but does not decay.
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.25, rtol=1e-6)
+    np.testing.assert_allclose(updates["a"]["bias"], -0.2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"name": "nowhere:sgd"}, "optim.name 'nowhere:sgd' can't be imported"),
+        ({"name": "own:absent"}, "optim.name 'own:absent' can't be imported"),
+        ({"name": ":sgd"}, "can't be imported"),
+        ({"name": "own:jnp"}, "is no function"),
+        ({"name": "own:own_sgd", "wait_decay": 0.1}, "weight_decay"),
+        ({"name": "own:no_decay_sgd", "weight_decay": 0.1}, "has no decoupled weight decay"),
+        ({"name": "own:own_sgd", "direction": "cautious"}, "can't be taken apart"),
+        ({"name": "sgd", "clip": "own:own_clip"}, "optim.clip.limit is required"),
+    ],
+)
+def test_wrong_functions_of_ones_own(section, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
+    with pytest.raises(ValueError, match=message):
+        optim.from_config({"learning_rate": 0.1, **section}, 10)

@@ -1,0 +1,56 @@
+"""A parser of command lines that names what was meant where something is misspelt."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import NoReturn
+
+from jaxclip.registry import hint, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Names what was meant where a command is misspelt; the parsers of commands are of it, too."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        stray = re.search(r"unrecognized arguments: -{0,2}(config\.\S+)", message)
+        if choice:
+            below = _commands_below(self, choice[1])
+            message += (
+                f"; did you mean {below!r}?"
+                if below
+                else hint(choice[1], re.findall(r"[\w-]+", choice[2]))
+            )
+        elif stray:
+            message += f"; write --{stray[1]}"
+        elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            near = nearest(unknown[1], _options(self), cutoff=0.6)
+            message += f"; did you mean {near}?" if near else ""
+        super().error(message)
+
+
+def _commands_below(parser: argparse.ArgumentParser, name: str) -> str:
+    """The command that has a command of this name in it, and that; empty if none has."""
+    for command, inner in _choices(parser).items():
+        if name in _choices(inner):
+            return f"{command} {name}"
+    return ""
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser by name."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        found |= action.choices if isinstance(action.choices, dict) else {}
+    return found
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """The long options of a parser and of the commands below it that the command line names."""
+    found = {option for option in parser._option_string_actions if option.startswith("--")}
+    choices = _choices(parser)
+    for name in choices.keys() & set(sys.argv):
+        found |= _options(choices[name])
+    return found
