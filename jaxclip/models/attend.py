@@ -39,30 +39,35 @@ class How(NamedTuple):
       attend: another attention and the switches of residual and MLP.
       weights: whether the attention weights are returned.
       largest: whether each row's largest attention logits are returned.
+      sums: whether sums of the MLP's activations are returned.
     """
 
     bias: jax.Array | None = None
     attend: Attend = Attend()
     weights: bool = False
     largest: bool = False
+    sums: bool = False
 
 
 UNCHANGED = How()
 
 
 class Taken(NamedTuple):
-    """What was read of a block's attention.
+    """What was read of a block's attention and MLP.
 
     Attributes:
       weights: float32[B, H, Q, K], or None.
       largest: float32[B, H], the largest q·k / sqrt(d) of the pairs that see each other, without a
         gradient; or None.
       router: float32[B, k + 2, E] of a block with experts (:mod:`jaxclip.models.experts`), or None.
+      sums: float32[B, 2] of a block with an MLP (:func:`jaxclip.models.layers.activation_sums`), or
+        None.
     """
 
     weights: jax.Array | None = None
     largest: jax.Array | None = None
     router: jax.Array | None = None
+    sums: jax.Array | None = None
 
 
 def softmax_weights(

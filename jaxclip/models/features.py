@@ -38,7 +38,11 @@ class Features(NamedTuple):
       aux: more arrays by name: ``"inserted"`` [B, M, C], the caller's tokens after the last norm
         (CoCa's image tower: as the last block gives them), where there are any;
         ``"largest_logits"`` float32[B, depth, H], the largest q·k / sqrt(d) of each row, block and
-        head, without a gradient, where they were asked for.
+        head, without a gradient, where they were asked for;
+        ``"activation_sums"`` float32[B, blocks, 2], sums of clip(x, 0, 1) and of its square over
+        all places (padding, too) and units behind the activation, of each row and block whose MLP
+        runs, where they were asked for. Blocks with experts are not among them, and those of
+        convolutional towers neither: 0 blocks.
     """
 
     embedding: jax.Array
@@ -74,6 +78,8 @@ class Asked(TypedDict, total=False):
       attention: blocks whose attention weights are returned, from 0.
       largest_logits: whether ``aux["largest_logits"]`` is made; it does not part a loop over
         blocks, but holds one block's scores.
+      activation_sums: whether ``aux["activation_sums"]`` is made; it does not part a loop over
+        blocks.
       train: whether dropout and patch dropout are on.
       keys: one PRNG key for each row, [B]; needed with ``train`` where a rate is above 0. A row's
         draw depends on its key alone. The towers want keys of their own.
@@ -87,6 +93,7 @@ class Asked(TypedDict, total=False):
     hidden: Sequence[int]
     attention: Sequence[int]
     largest_logits: bool
+    activation_sums: bool
     train: bool
     keys: jax.Array | None
 
@@ -117,13 +124,14 @@ class Taps(NamedTuple):
     """What was read on the way through the blocks; as in :class:`Features`.
 
     ``largest`` are float32[blocks, B, H] of runs of blocks, in order, ``router`` float32[blocks, B,
-    k + 2, E] of runs of blocks with experts.
+    k + 2, E] of runs of blocks with experts, ``sums`` float32[blocks, B, 2] of those without.
     """
 
     hidden: dict[int, jax.Array]
     attention: dict[int, jax.Array]
     largest: list[jax.Array]
     router: list[jax.Array]
+    sums: list[jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +238,7 @@ class Requests:
     attention: tuple[int, ...]
     depth: int
     largest_logits: bool = False
+    activation_sums: bool = False
 
     def cuts(self, start: int, stop: int) -> list[int]:
         """Where blocks[start:stop] come apart into runs of blocks that are all treated alike."""
@@ -249,6 +258,7 @@ class Requests:
             self.attend.get(block, Attend()),
             block in asked,
             self.largest_logits,
+            self.activation_sums,
         )
 
 
@@ -261,6 +271,7 @@ def requests(
     hidden: Sequence[int] = (),
     attention: Sequence[int] = (),
     largest_logits: bool = False,
+    activation_sums: bool = False,
 ) -> Requests:
     """Check what is asked of a tower of ``depth`` blocks.
 
@@ -288,6 +299,7 @@ def requests(
         tuple(attention),
         depth,
         largest_logits,
+        activation_sums,
     )
 
 

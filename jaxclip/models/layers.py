@@ -217,7 +217,8 @@ class MLP(nn.Module):
     result_dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, sums: list[jax.Array] | None = None) -> jax.Array:
+        """[B, L, C] -> [B, L, C]; a list gets :func:`activation_sums` of what is between."""
         linear = functools.partial(dense, flat=self.flat, result_dtype=self.result_dtype)
         hidden = linear(self.mlp_dim, self.dtype, "up")(x)
         hidden = checkpoint_name(hidden, "mlp_hidden")
@@ -227,6 +228,8 @@ class MLP(nn.Module):
             hidden = activation(self.activation)(gate) * hidden
         else:
             hidden = activation(self.activation)(hidden)
+        if sums is not None:
+            sums.append(activation_sums(hidden))
         if self.variant.sub_norm:
             hidden = norm(self.norm_eps, self.dtype, "sub_norm", self.variant.norm)(hidden)
         return linear(x.shape[-1], self.dtype, "down")(hidden)
@@ -290,7 +293,9 @@ class Block(nn.Module):
                 y, router = self.experts(y)
                 taken = taken._replace(router=router)
             else:
-                y = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)(y)
+                sums: list[jax.Array] | None = [] if how.sums else None
+                y = MLP(self.mlp_dim, self.activation, self.dtype, name="mlp", **sizes)(y, sums)
+                taken = taken._replace(sums=sums[0] if sums else None)
             y = mlp_norm(y) if post else y
             x = x + self.drop(self.scale(y, "mlp"), keys, 1)
         return x, taken
@@ -348,6 +353,19 @@ class AttentionPool(nn.Module):
         y = norm(self.norm_eps, self.dtype, "norm")(x)
         y = MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")(y)
         return (x + y)[:, 0]
+
+
+def activation_sums(hidden: jax.Array) -> jax.Array:
+    """Sums of clip(x, 0, 1) and of its square over a row's places and units.
+
+    Args:
+      hidden: [B, L, M], what the activation gives, of a gated MLP the product.
+
+    Returns:
+      float32[B, 2].
+    """
+    clipped = jnp.clip(hidden, 0.0, 1.0).astype(jnp.float32)
+    return jnp.stack([jnp.sum(clipped, axis=(1, 2)), jnp.sum(clipped**2, axis=(1, 2))], axis=1)
 
 
 def turn_heads(x: jax.Array, num_heads: int, turns: jax.Array) -> jax.Array:

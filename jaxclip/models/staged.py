@@ -176,7 +176,7 @@ class StagedTower(TowerOptions, abc.ABC):
         """As :meth:`jaxclip.models.clip.CLIP.image_features`.
 
         ``tokens`` are the places of the last stage, row by row; ``hidden`` 0 is behind the stem, i
-        behind stage i, each with its own N and C.
+        behind stage i, each with its own N and C; ``activation_sums`` are of no blocks.
 
         Raises:
           ValueError: what a convolutional tower can't do is asked of it; a stage or an image size
@@ -198,6 +198,7 @@ class StagedTower(TowerOptions, abc.ABC):
         pooled = self.pool(params, x)
         raw = self.project(params, pooled).astype(jnp.float32)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        none = {"activation_sums": jnp.zeros((x.shape[0], 0, 2))}
         return Features(
             embedding=layers.unit(raw),
             raw=raw,
@@ -207,7 +208,7 @@ class StagedTower(TowerOptions, abc.ABC):
             valid=None,
             hidden=taps,
             attention={},
-            aux={},
+            aux=none if asked.get("activation_sums") else {},
         )
 
     def _names(self) -> Iterator[tuple[str, int, int]]:

@@ -123,7 +123,9 @@ class Tower(TowerParts, abc.ABC):
         stop = self.config.depth if stop is None else stop
         if not 0 <= start <= stop <= self.config.depth:
             raise ValueError(f"no blocks[{start}:{stop}] in a tower of depth {self.config.depth}")
-        taps = Taps({}, {}, [], [])
+        taps = Taps({}, {}, [], [], [])
+        if asked.activation_sums:  # there may be no block that has any
+            taps.sums.append(jnp.zeros((0, tokens.x.shape[0], 2)))
         cuts = asked.cuts(start, stop)
         if start < self.first_expert < stop:  # blocks with experts are another kind
             cuts = sorted({*cuts, self.first_expert})
@@ -143,6 +145,8 @@ class Tower(TowerParts, abc.ABC):
                 taps.largest.append(taken.largest)
             if taken.router is not None:
                 taps.router.append(taken.router)
+            if taken.sums is not None:
+                taps.sums.append(taken.sums)
         return tokens, taps
 
     def _tap(self, taps: Taps, asked: Requests, tokens: Tokens, layer: int) -> None:
@@ -159,7 +163,7 @@ class Tower(TowerParts, abc.ABC):
     ) -> tuple[jax.Array, attend_lib.Taken]:
         """A run of blocks that are treated alike; attention weights only of a run of one.
 
-        The largest scores of the blocks are stacked, float32[blocks, B, H].
+        What else was read of the blocks is stacked: the largest scores are float32[blocks, B, H].
         """
         block, x = self.at(self.block, first), tokens.x
         mask, turns = self.mask(tokens), self.turns(tokens)
@@ -179,28 +183,19 @@ class Tower(TowerParts, abc.ABC):
         indices = range(first, first + len(run))
         with jax.named_scope(type(self).__name__):
             if not loop:
-                taken = attend_lib.Taken()
-                largest: list[jax.Array] = []
-                routers: list[Any] = []
+                every: list[attend_lib.Taken] = []
                 for index, params in zip(indices, run, strict=True):
                     x, taken = apply(params, x, index if keys is not None else None)
-                    routers.append(taken.router)
-                    if taken.largest is not None:
-                        largest.append(taken.largest)
-                if taken.router is not None:
-                    taken = taken._replace(router=jnp.stack(routers))
-                if largest:
-                    taken = taken._replace(largest=jnp.stack(largest))
-                return x, taken
+                    every.append(taken._replace(weights=None))
+                rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+                return x, rows._replace(weights=taken.weights)
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *run)
             places = None if keys is None else jnp.arange(first, first + len(run))
 
-            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
-                x, taken = apply(xs[0], x, xs[1])
-                return x, (taken.largest, taken.router)
+            def one(x: jax.Array, xs: Any) -> tuple[jax.Array, attend_lib.Taken]:
+                return apply(xs[0], x, xs[1])
 
-            x, (scores, router) = jax.lax.scan(one, x, (stacked, places))
-            return x, attend_lib.Taken(largest=scores, router=router)
+            return jax.lax.scan(one, x, (stacked, places))
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
         """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
@@ -267,6 +262,7 @@ class Tower(TowerParts, abc.ABC):
         hidden: Sequence[int] = (),
         attention: Sequence[int] = (),
         largest_logits: bool = False,
+        activation_sums: bool = False,
         train: bool = False,
         keys: jax.Array | None = None,
     ) -> Features:
@@ -279,6 +275,7 @@ class Tower(TowerParts, abc.ABC):
             hidden=hidden,
             attention=attention,
             largest_logits=largest_logits,
+            activation_sums=activation_sums,
         )
         rates = self.random_rates() if train else {}
         if rates:
@@ -298,7 +295,7 @@ class Tower(TowerParts, abc.ABC):
           tokens: what the last block gave.
           taps: what was read on the way, for the result.
         """
-        taps = taps or Taps({}, {}, [], [])
+        taps = taps or Taps({}, {}, [], [], [])
         inserted = tokens.inserted
         pooled = self.pool(params, tokens)
         raw = self.project(params, pooled).astype(jnp.float32)
@@ -311,6 +308,8 @@ class Tower(TowerParts, abc.ABC):
                 aux["router"] = jnp.concatenate(taps.router).swapaxes(0, 1)
             if taps.largest:
                 aux["largest_logits"] = jnp.concatenate(taps.largest).swapaxes(0, 1)
+            if taps.sums:
+                aux["activation_sums"] = jnp.concatenate(taps.sums).swapaxes(0, 1)
         return Features(
             embedding=layers.unit(raw),
             raw=raw,

@@ -76,7 +76,9 @@ class Objective:
                        int32[B, L] token ids; ``hidden_3`` [B, P + N, C] after block 3;
                        ``attention_3`` float32[B, H, P + N, P + N] of block 3; ``attention``
                        float32[B, P + N, P + N], the mean over all blocks and heads;
-                       ``largest_logits`` float32[B, depth, H], each row's largest q·k / sqrt(d)
+                       ``largest_logits`` float32[B, depth, H], each row's largest q·k / sqrt(d);
+                       ``activation_sums`` float32[B, blocks, 2], sums over the hidden units of each
+                       block's MLP (:class:`jaxclip.models.Features`)
     scope              none: ``batch["image"]``, ``batch["text"]``; ``view1/``:
                        ``batch["view1/image"]``; ``texts1/``: ``batch["texts1/text"]``;
                        ``teacher/`` in front of any: the same by the teacher, without a gradient

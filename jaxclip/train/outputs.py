@@ -20,11 +20,12 @@ Batch = Mapping[str, jax.Array]
 
 TEACHER = "teacher/"
 LARGEST_LOGITS = "largest_logits"
+ACTIVATION_SUMS = "activation_sums"
 ROUTER = "router"
 PROJECTED = "projected"
 _KINDS = (
     *("raw", "pooled", "tokens", "prefix", "mask", "input", "attention"),
-    *(LARGEST_LOGITS, ROUTER, PROJECTED),
+    *(LARGEST_LOGITS, ACTIVATION_SUMS, ROUTER, PROJECTED),
 )
 _NAME = re.compile(
     rf"(?P<teacher>{TEACHER})?(?P<scope>(?:\w+/)*)(?P<tower>image|text)"
@@ -217,8 +218,8 @@ def _run(
         if part in asked:
             asked[part] += [int(layer)] if layer else range(getattr(towers.sizes, tower).depth)
     layers = {part: tuple(sorted(set(numbers))) for part, numbers in asked.items() if numbers}
-    if any(output.kind == LARGEST_LOGITS for output in wanted):
-        options = {**options, LARGEST_LOGITS: True}
+    kinds = {output.kind for output in wanted} & {LARGEST_LOGITS, ACTIVATION_SUMS}
+    options = options | dict.fromkeys(sorted(kinds), True)
     features = towers.features(params, tower, flat, **layers, **options)
     made = {
         output.name: towers.project(params, tower, features.tokens)
@@ -230,8 +231,8 @@ def _run(
 
 
 def _pick(features: Any, kind: str) -> jax.Array:
-    if kind == LARGEST_LOGITS:
-        return features.aux[LARGEST_LOGITS]
+    if kind in (LARGEST_LOGITS, ACTIVATION_SUMS):
+        return features.aux[kind]
     if kind == ROUTER:  # of a tower without experts: no blocks
         none = jax.numpy.zeros((features.raw.shape[0], 0, 3, 1))
         return features.aux.get(ROUTER, none)

@@ -99,6 +99,7 @@ def requests(tower, plain):
         "hidden": {"hidden": (0, 1, -1)},
         "attention": {"attention": (0, -1)},
         "largest_logits": {"largest_logits": True},
+        "activation_sums": {"activation_sums": True},
     }
 
 
@@ -125,6 +126,11 @@ def check_found(tower, name, found, plain, alone=True):
         assert [found.attention[block].shape for block in (0, -1)] == [shape, shape]
     if name == "largest_logits":
         assert found.aux[name].shape == (BATCH, 2, tower.sizes.num_heads)
+    if name == "activation_sums":
+        blocks = (
+            0 if tower.name == "image" and staged(tower.config) else 2 if alone else 1
+        )  # an attend has no MLP
+        assert found.aux[name].shape == (BATCH, blocks, 2)
 
 
 def check_dropout(name, config, tower):

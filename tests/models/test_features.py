@@ -1,5 +1,8 @@
 """What towers give: outputs and stages against the plain encoders, nothing paid for the unasked."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxclip import models, parallel
-from jaxclip.models import positions
+from jaxclip.models import layers, positions, presets
 from tests.models import old_towers, small
 
 CONFIGS = {
@@ -175,9 +178,88 @@ def test_what_nobody_asks_for_costs_nothing(clip):
     ):
         flops = [
             jax.jit(f).lower(params, inputs).compile().cost_analysis()["flops"]
-            for f in (encode, lambda p, x, f=features: f(p, x).embedding)
+            for f in (
+                encode,
+                lambda p, x, f=features: f(p, x).embedding,
+                lambda p, x, f=features: f(p, x, activation_sums=True).embedding,
+            )
         ]
-        assert flops[0] == flops[1] > 0
+        assert flops[0] == flops[1] == flops[2] > 0
+
+
+def sums_by_hand(part, params, inputs):
+    """float64[B, blocks, 2] of the hidden units that the MLPs' own parameters make."""
+    act = layers.activation(part.config.activation)
+    every = []
+    tokens = part.embed(params, inputs)
+    for block in range(part.config.depth):
+        # Behind attention alone; then the MLP is done here.
+        asked = part.requests(attend={block: models.Attend(mlp=False)})
+        middle, _ = part.blocks(params, tokens, block, block + 1, requests=asked)
+        p = params[f"blocks_{block}"]
+        normed = layers.norm(part.config.norm_eps, part.dtype, None, part.variant.norm).apply(
+            {"params": p["mlp_norm"]}, middle.x
+        )
+        hidden = normed @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"]
+        if "gate" in p["mlp"]:
+            gate = normed @ p["mlp"]["gate"]["kernel"] + p["mlp"]["gate"]["bias"]
+            hidden = act(gate) * hidden
+        else:
+            hidden = act(hidden)
+        x = np.clip(np.asarray(hidden, np.float64), 0, 1)
+        every.append(np.stack([x.sum((1, 2)), (x**2).sum((1, 2))], 1))
+        tokens, _ = part.blocks(params, tokens, block, block + 1)
+    return np.stack(every, 1)
+
+
+@pytest.mark.parametrize("mlp", ["gated", pytest.param("plain", marks=pytest.mark.slow)])
+def test_sums_of_activations_are_those_of_the_pass_itself(mlp):
+    image = {"depth": 3, "mlp": mlp, "activation": "silu"}
+    config = small.change(small.CLIP, image=image)
+    plain, scanned = models.build(config), models.build(config, scan_layers=True, remat="full")
+    params = small.params_for(plain)
+    images, tokens = small.batch(config)
+    runs = [("image", images), ("text", tokens)] if mlp == "plain" else [("image", images)]
+    for tower, inputs in runs:
+
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def total(params, part, inputs=inputs):
+            features = part.features(params, inputs, activation_sums=True, hidden=(1,))
+            sums = features.aux["activation_sums"]
+            return jnp.sum(sums[..., 0] ** 2 / sums[..., 1]), (sums, features.embedding)
+
+        whole, looped = (
+            jax.jit(total, static_argnums=1)(params[tower], getattr(model, tower))
+            for model in (plain, scanned)
+        )
+        sums, embedding = whole[0][1]
+        assert sums.shape == (4, getattr(config, tower).depth, 2) and sums.dtype == jnp.float32
+        expected = sums_by_hand(getattr(plain, tower), params[tower], inputs)
+        np.testing.assert_allclose(sums, expected, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-3), whole, looped)
+        encode = getattr(plain, f"encode_{tower}")
+        close(embedding, jax.jit(encode)(params, inputs))
+        assert np.any(whole[1]["blocks_0"]["mlp"]["up"]["kernel"])
+
+
+def test_experts_and_convolutions_have_no_sums_of_activations():
+    config = small.change(small.CLIP, image={"depth": 3, "num_experts": 2, "expert_blocks": 1})
+    resnet = presets.get("rn50")
+    for image, blocks in ((config.image, 2), (resnet.image, 0)):
+        model = models.build(dataclasses.replace(config, image=image), scan_layers=True)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        side = image.image_size
+        pixels = jax.ShapeDtypeStruct((4, side, side, 3), jnp.float32)
+        features = jax.eval_shape(
+            functools.partial(model.image_features, activation_sums=True), shapes, pixels
+        )
+        assert features.aux["activation_sums"].shape == (4, blocks, 2)
+    every = small.change(config, image={"expert_blocks": 0})
+    model = models.build(every)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    pixels = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+    asked = functools.partial(model.image_features, activation_sums=True)
+    assert jax.eval_shape(asked, shapes, pixels).aux["activation_sums"].shape == (4, 0, 2)
 
 
 def test_keep_runs_these_patches_with_their_own_positions(clip):

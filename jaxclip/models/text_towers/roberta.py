@@ -51,7 +51,9 @@ class PostNormBlock(layers.Block):
                 result_dtype=self.result_dtype,
                 name="mlp",
             )
-            y = mlp(x)
+            sums: list[jax.Array] | None = [] if how.sums else None
+            y = mlp(x, sums)
+            taken = taken._replace(sums=sums[0] if sums else None)
             x = layers.norm(self.norm_eps, x.dtype, "mlp_norm")(x + self.drop(y, keys, 1))
         return x, taken
 

@@ -28,10 +28,12 @@ class MLPBlock(layers.Block):
         turns: jax.Array | None = None,
     ) -> tuple[jax.Array, attend.Taken]:
         """As :meth:`jaxclip.models.layers.Block.__call__`; there is no attention."""
-        del mask, how, turns
+        del mask, turns
         y = layers.norm(self.norm_eps, self.dtype, "mlp_norm", self.variant.norm)(x)
         mlp = layers.MLP(self.mlp_dim, self.activation, self.dtype, self.flat, name="mlp")
-        return x + self.drop(mlp(y), keys, 1), attend.Taken()
+        sums: list[jax.Array] | None = [] if how.sums else None
+        x = x + self.drop(mlp(y, sums), keys, 1)
+        return x, attend.Taken(sums=sums[0] if sums else None)
 
 
 @dataclasses.dataclass(frozen=True)
