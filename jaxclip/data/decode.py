@@ -99,15 +99,10 @@ def decode_mended(
     draft: int = 0,
 ) -> Decoded | BadRecord:
     """As :func:`decode`, and the bytes that other readers decode to the same picture."""
-    if not data:
-        return BadRecord("zero_bytes")
-    data = mending.cursor_as_icon(data)
-    try:
-        image, data = _opened(data)
-    except Image.DecompressionBombError as error:
-        return BadRecord("absurd_size", str(error))
-    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
-        return _no_picture(data, error)
+    opened = _opened(data)
+    if isinstance(opened, BadRecord):
+        return opened
+    image, data = opened
     width, height = image.size
     if not is_sane(width, height, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{width}x{height} pixels")
@@ -130,8 +125,26 @@ def decode_mended(
     return Decoded(loaded, data)
 
 
-def _opened(data: bytes) -> tuple[Image.Image, bytes]:
-    """The picture, not yet loaded, and the bytes it is in."""
+def size_of(data: bytes) -> tuple[int, int] | BadRecord:
+    """(width, height) of a picture by its header, not turned; or why it has none."""
+    opened = _opened(data)
+    return opened if isinstance(opened, BadRecord) else opened[0].size
+
+
+def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
+    """The picture, not yet loaded, and the bytes it is in; or why there is none."""
+    if not data:
+        return BadRecord("zero_bytes")
+    data = mending.cursor_as_icon(data)
+    try:
+        return _opened_by_pillow(data)
+    except Image.DecompressionBombError as error:
+        return BadRecord("absurd_size", str(error))
+    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
+        return _no_picture(data, error)
+
+
+def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
     try:
         return Image.open(io.BytesIO(data), formats=_formats()), data
     except Image.DecompressionBombError:

@@ -125,7 +125,7 @@ def kind_of(data: bytes) -> str:
         if data.startswith(magic):
             problem = _refused(format, data)
             kind = f"{format} that is damaged or of a kind that is not read: {problem}"
-            return kind if problem else f"a picture, {format}"
+            return kind if problem else f"a picture ({format})"
     behind = data.find(b"\xff\xd8\xff", 0, 1024)
     if behind > 0:
         return f"a JPEG behind {behind} bytes of something else"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from jaxclip.data import image_backend
-from jaxclip.data.decode import decode
+from jaxclip.data.decode import decode, size_of
 from jaxclip.data.importer.images import prepare
 from jaxclip.data.record import BadRecord
 
@@ -219,6 +219,7 @@ def test_pixels_are_those_that_browsers_show(kind, backends):
     assert isinstance(image, Image.Image), image
     pixels = np.asarray(image)
     assert pixels.shape == expected.shape
+    assert sorted(size_of(data)) == sorted(expected.shape[:2])
     assert np.abs(pixels.astype(int) - expected).max() <= tolerance
     for backend in backends:
         np.testing.assert_array_equal(backend.decode(data, lambda size: ()).pixels, pixels)
