@@ -66,6 +66,7 @@ INLINE = {
         "captions.csv", f"caption,image\na cat,data:image/jpeg;base64,{plain(A)}\n",
     ),
     "OFA": ("captions.tsv", f"1\t12\ta cat\t\t{for_addresses(A)}\n"),
+    "OFA, ids with letters": ("captions.tsv", f"1\tCOCO_12\ta cat\t\t{for_addresses(A)}\n"),
     "JSON lines": ("metadata.jsonl", lines({"image_base64": plain(A), "text": "a cat"})),
     "an object": ("metadata.jsonl", lines({"image": {"bytes": plain(A)}, "text": "a cat"})),
     "a chat": ("metadata.jsonl", lines({"messages": TURNS})),
@@ -146,6 +147,8 @@ TABLES = {
     "TextCaps": ("TextCaps.json", json.dumps({"data": [
         {"image_path": "a.jpg", "reference_strs": ["x", "y"], "set_name": "train"}]}),
                  [("x", "y")]),
+    "ids beside names": ("captions.json", json.dumps({"a.jpg": {"image_id": 7, "caption": "x"}}),
+                         [("x",)]),
     "labels of pandas": ("captions.csv", "file,label\na.jpg,0.0\nb.jpg,1.0\n", [0, 1]),
     "labels of JSON": ("metadata.jsonl", lines({"file": "a.jpg", "label": 1.0}), [1]),
 }  # fmt: skip
