@@ -19,8 +19,11 @@ def is_inline(text: str) -> bool:
     text = text.lstrip()
     if text.startswith("data:"):
         return True
-    has_ending = "." in text[-6:].rstrip()
-    return not has_ending and (len(text) > _LONGEST_NAME or text.startswith(_BEGINNINGS))
+    if "." in text[-6:].rstrip():  # the ending of a file
+        return False
+    begin = text[:_LONGEST_NAME]
+    is_sentence = " " in begin or not begin.isascii()
+    return (len(text) > len(begin) and not is_sentence) or text.startswith(_BEGINNINGS)
 
 
 def picture_in(text: str) -> bytes | BadRecord:

@@ -90,6 +90,15 @@ def test_what_is_no_picture_inside_a_table(fill):
         found(fill({"imgs.tsv": f"1\t{plain(A)}\n"}) / "imgs.tsv")
 
 
+def test_a_long_caption_is_no_picture(fill):
+    caption = "a cat that sleeps on the mat " * 20
+    folder = fill({**PICTURES, "captions.csv": f"a.jpg,{caption}\nb.jpg,{caption}\n"})
+    assert found(folder) == [(A, (caption.strip(),)), (B, (caption.strip(),))]
+    (folder / "captions.csv").write_text(f"1,a.jpg,{caption}\n2,b.jpg,{caption}\n")
+    with pytest.raises(ValueError, match="no column"):
+        found(folder / "captions.csv")
+
+
 CAPTIONS = {
     "by language": {"en": "a cat", "de": "eine Katze"},
     "lists by language": {"en": ["a cat"], "de": ["eine Katze"], "fr": []},
