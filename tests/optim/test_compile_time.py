@@ -59,6 +59,17 @@ def test_tensors_of_one_shape_share_their_kernels(name: str) -> None:
     assert many <= few + 3  # vectors of all tensors are cut up another way
 
 
+@pytest.mark.parametrize("name", ["adagc", "clip_by_coordinate"])
+def test_no_kernel_looks_which_of_a_few_arrays_an_element_is_from(name: str) -> None:
+    """XLA makes one of a concatenation of few arrays that are computed: slow to compile."""
+    shapes = [*[(96, 128), (64,), (4, 16)] * 5, *[(64,)] * 5]
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    tx = TRANSFORMATIONS[name]
+    state = jax.eval_shape(tx.init, params)
+    program = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+    assert not [body for body in kernels(program) if " concatenate(" in body]
+
+
 def test_matrices_with_one_shorter_side_share_a_loop() -> None:
     params = [jnp.zeros(shape) for shape in ((4, 6), (6, 4), (4, 4), (2, 4, 5), (3, 5), (7,))]
     tx = optim.spectra_clip(1.0)
