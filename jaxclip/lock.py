@@ -113,7 +113,11 @@ class Place(Protocol):
         ...
 
     def remove(self, before: bytes) -> bool:
-        """Remove the file if it has this content; False if it has not. Exact, as ``create``."""
+        """Remove the file if it has this content; False if it has not.
+
+        Exact, as ``create``, if the place can do that: a holder whose file was removed by mistake
+        learns of it at its next beat.
+        """
         ...
 
 

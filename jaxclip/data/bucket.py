@@ -1,8 +1,9 @@
 """Files below an address of an object store, to write as well: ``gs://``, ``s3://``, fsspec's.
 
 :mod:`.remote` reads them; here they are also written, removed, and changed on a condition, which
-is what a lock needs. Amazon's and Google's stores know conditions themselves; of other schemes a
-condition is as good as their file system's exclusive create.
+is what a lock needs. Amazon's and Google's stores know conditions themselves (but Amazon's removes
+on none: TensorStore looks just before); of other schemes a condition is as good as their file
+system's exclusive create.
 """
 
 from __future__ import annotations
