@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from jaxclip.registry import hint, nearest
 
 
 class Parser(argparse.ArgumentParser):
     """Names what was meant where a command is misspelt; the parsers of commands are of it, too."""
+
+    _given: Sequence[str] = ()
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As its base, and note the words, for :meth:`error`."""
+        self._given = sys.argv[1:] if args is None else args
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
@@ -26,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         elif stray:
             message += f"; write --{stray[1]}"
         elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            near = nearest(unknown[1], _options(self), cutoff=0.6)
+            near = nearest(unknown[1], _options(self, self._given), cutoff=0.6)
             message += f"; did you mean {near}?" if near else ""
         super().error(message)
 
@@ -47,10 +57,10 @@ def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
     return found
 
 
-def _options(parser: argparse.ArgumentParser) -> set[str]:
+def _options(parser: argparse.ArgumentParser, given: Sequence[str]) -> set[str]:
     """The long options of a parser and of the commands below it that the command line names."""
     found = {option for option in parser._option_string_actions if option.startswith("--")}
     choices = _choices(parser)
-    for name in choices.keys() & set(sys.argv):
-        found |= _options(choices[name])
+    for name in choices.keys() & set(given):
+        found |= _options(choices[name], given)
     return found

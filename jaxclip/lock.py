@@ -113,7 +113,11 @@ class Place(Protocol):
         ...
 
     def remove(self, before: bytes) -> bool:
-        """Remove the file if it has this content; False if it has not. Exact, as ``create``."""
+        """Remove the file if it has this content; False if it has not.
+
+        Exact, as ``create``, if the place can do that: a holder whose file was removed by mistake
+        learns of it at its next beat.
+        """
         ...
 
 
@@ -138,8 +142,9 @@ class Lock:
           LockedError: another run holds it.
           OSError: the place can't be written.
         """
-        folder = isinstance(workdir, (str, os.PathLike))
-        self.place: Place = FolderPlace(workdir) if folder else workdir  # type: ignore[arg-type, assignment]
+        self.place: Place = (
+            FolderPlace(workdir) if isinstance(workdir, (str, os.PathLike)) else workdir
+        )
         self.holder = Holder.this_process()
         self._content = _encode(self.holder)
         self._lost = False
@@ -148,6 +153,8 @@ class Lock:
             content = self.place.read()
             if content is None:
                 continue
+            if content == self._content:
+                break  # it was made, and a store's answer that said so was lost
             if not force:
                 self._refuse_if_alive(_decode(content), stopped)
             self.place.remove(content)
@@ -161,9 +168,11 @@ class Lock:
           LostLockError: it was taken over.
         """
         if self._lost:
-            content = self.place.read()
-            other = _decode(content) if content else None
-            who = f"process {other.pid} on host {other.host}" if other else "somebody"
+            who = "somebody"
+            with contextlib.suppress(OSError):
+                content = self.place.read()
+                other = _decode(content) if content else None
+                who = f"process {other.pid} on host {other.host}" if other else who
             raise LostLockError(
                 f"workdir {self.place.workdir} was taken over by {who} (--break_lock), or its "
                 f"{FILE_NAME} was removed; this run stops, so that the two do not mix"

@@ -301,12 +301,11 @@ def test_print_config_refuses_what_a_run_would_refuse(tiny_config_file, capsys, 
     assert re.search(message, said.err) and not said.out
 
 
-def test_a_misspelt_flag_names_the_right_one(capsys, monkeypatch):
+def test_a_misspelt_flag_names_the_right_one(capsys):
     for argv, near in (
         (["train", "--print_cnfig"], "--print_config"),
         (["data", "import", "--from", "x", "--to", "y", "--overwrit3"], "--overwrite"),
     ):
-        monkeypatch.setattr(sys, "argv", ["jaxclip", *argv])
         with pytest.raises(SystemExit):
             cli.main(argv)
         assert f"did you mean {near}?" in capsys.readouterr().err

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import pathlib
 
-from PIL import Image
-
-from jaxclip.data import decode, patterns, remote, sources
+from jaxclip.data import patterns, remote, sources
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, read_image
 from jaxclip.data.importer.readers import open_reader
@@ -98,19 +95,6 @@ def picture(name: str, split: str, index: int) -> bytes | BadRecord:
     """The encoded picture of a record."""
     found = record(name, split, index)
     return found if isinstance(found, BadRecord) else found.image
-
-
-def size_of(data: bytes) -> tuple[int, int] | BadRecord:
-    """Width and height of an encoded picture by its header."""
-    if not data:
-        return BadRecord("zero_bytes")
-    try:
-        with Image.open(io.BytesIO(data), formats=decode.FORMATS) as image:
-            return image.size
-    except Image.DecompressionBombError as error:
-        return BadRecord("absurd_size", str(error))
-    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
-        return BadRecord("undecodable", f"{type(error).__name__}: {error}")
 
 
 def default_split(data_set: DataSet) -> str:

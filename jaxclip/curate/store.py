@@ -20,6 +20,7 @@ from etils import epath
 
 from jaxclip.curate import source as source_lib
 from jaxclip.curate.rows import Ragged, Rows
+from jaxclip.data import decode
 from jaxclip.data.record import BadRecord
 
 Arrays = dict[str, np.ndarray]
@@ -213,7 +214,7 @@ def read_records(
         record = source_lib.record(source, split, index)
         size: tuple[int, int] | BadRecord = (0, 0)
         if not isinstance(record, BadRecord):
-            size = source_lib.size_of(record.image)
+            size = decode.size_of(record.image)
         bad = next((each for each in (record, size) if isinstance(each, BadRecord)), None)
         if bad is not None:
             reasons[row] = source_lib.REASONS.index(bad.reason) + 1

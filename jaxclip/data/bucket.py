@@ -1,8 +1,9 @@
 """Files below an address of an object store, to write as well: ``gs://``, ``s3://``, fsspec's.
 
 :mod:`.remote` reads them; here they are also written, removed, and changed on a condition, which
-is what a lock needs. Amazon's and Google's stores know conditions themselves; of other schemes a
-condition is as good as their file system's exclusive create.
+is what a lock needs. Amazon's and Google's stores know conditions themselves (but Amazon's removes
+on none: TensorStore looks just before); of other schemes a condition is as good as their file
+system's exclusive create.
 """
 
 from __future__ import annotations
@@ -54,12 +55,13 @@ class Bucket:
             f"{self / folder} can't be listed",
             lambda: remote._names(self._store, self._prefix + folder),
         )
-        below = (name for name in found if name.startswith(self._prefix))
-        return sorted(name.removeprefix(self._prefix) for name in below)
+        below = (name.removeprefix(self._prefix) for name in found if name.startswith(self._prefix))
+        # Consoles and mounted buckets make empty files that stand for folders.
+        return sorted(name for name in below if not name.endswith("/"))
 
-    def read(self, name: str) -> bytes | None:
-        """All bytes of a file; None if there is none."""
-        found = self._read(name)
+    def read(self, name: str, size: int = 0) -> bytes | None:
+        """All bytes of a file, of about ``size``; None if there is none."""
+        found = self._read(name, size)
         return None if found.state == "missing" else bytes(found.value)
 
     def write(self, name: str, content: bytes) -> None:
@@ -100,10 +102,12 @@ class Bucket:
         )
         return bool(stamp.generation)  # none where the condition did not hold
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, size: int = 0) -> Any:
         return self._try(
             f"{self / name} can't be read",
-            lambda: self._store.read(self._prefix + name).result(timeout=_TIMEOUT),
+            lambda: self._store.read(self._prefix + name).result(
+                timeout=_TIMEOUT + size / _SLOWEST
+            ),
         )
 
     def _try(self, what: str, ask: Callable[[], Any]) -> Any:
@@ -131,6 +135,8 @@ def _open(root: str) -> Any:
 
 def _reason(error: BaseException) -> str:
     """Why a store failed and what helps, in one line."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     text = " ".join(str(error).split()) or type(error).__name__
     low = text.lower()
     if low.startswith("not_found") or "nosuchbucket" in low or "bucket does not exist" in low:

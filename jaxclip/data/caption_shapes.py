@@ -7,11 +7,12 @@ answer is the caption.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.data.naming import TEXT_FIELDS, first_filled, is_filled
+from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_filled
 
 # Members of an object that say in which language its text is.
 _LANGUAGE_FIELDS = ("lang", "language", "locale")
@@ -38,6 +39,18 @@ def said_in(value: Any) -> list[Said]:
       TypeError: something in it is no caption; the message names its type.
     """
     return list(_said(value, ""))
+
+
+def captioned(values: Mapping[str, Any]) -> str | None:
+    """The first usual name under which there are captions; None if there is none.
+
+    What is no caption, as a number, does not count.
+    """
+    for name in find(values, TEXT_FIELDS):
+        with contextlib.suppress(TypeError):
+            if is_filled(values[name]) and said_in(values[name]):
+                return name
+    return None
 
 
 def _said(value: Any, language: str) -> Iterator[Said]:

@@ -1,7 +1,8 @@
 """Colours of pictures that bring a colour profile (ICC), as browsers show them: in sRGB.
 
 Photographs of telephones are in Display P3, those of cameras often in Adobe RGB, and CMYK has no
-colours without a profile. Most profiles are sRGB's; those cost nothing here.
+colours without a profile. Most profiles are sRGB's: what they do to some colours tells them, not
+their name, and pictures with them are left as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from PIL import Image
 # Grey levels by which a profile's colours may differ from sRGB's and still be taken for those.
 _SAME = 2
 _MODES = ("RGB", "RGBA", "L", "CMYK")
+# Bytes of a profile; those of printing presses have up to three million. Some are kept in memory.
+_LONGEST = 4 << 20
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
@@ -25,12 +28,13 @@ def to_srgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    transform = _transform(profile, image.mode)
+    transform = _transform_of(profile, image.mode)
     if transform is not None:
-        seen_through = image.info.get("transparency")
+        # The colour that stands for nothing is one of before.
+        keyed = image.convert("RGBA") if "transparency" in image.info else None
         image = transform.apply(image)
-        if seen_through is not None and image.mode == "RGB":
-            image.info.pop("transparency", None)
+        if keyed is not None:
+            image.putalpha(keyed.getchannel("A"))
     # What is made of it must not be converted a second time.
     image.info.pop("icc_profile", None)
     return image
@@ -38,7 +42,12 @@ def to_srgb(image: Image.Image) -> Image.Image:
 
 def is_srgb(profile: bytes | None, mode: str) -> bool:
     """Whether a picture with a profile, or none, is in the colours of sRGB as it is."""
-    return not profile or _transform(profile, mode) is None
+    return _transform_of(profile, mode) is None
+
+
+def _transform_of(profile: bytes | None, mode: str) -> Any:
+    """As :func:`_transform`; None also for no profile, and for one that is no profile's size."""
+    return _transform(profile, mode) if profile and len(profile) <= _LONGEST else None
 
 
 @functools.lru_cache(maxsize=64)  # pictures of one camera have the same profile

@@ -99,34 +99,52 @@ def decode_mended(
     draft: int = 0,
 ) -> Decoded | BadRecord:
     """As :func:`decode`, and the bytes that other readers decode to the same picture."""
-    if not data:
-        return BadRecord("zero_bytes")
-    data = mending.cursor_as_icon(data)
-    try:
-        image, data = _opened(data)
-    except Image.DecompressionBombError as error:
-        return BadRecord("absurd_size", str(error))
-    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
-        return _no_picture(data, error)
+    opened = _opened(data)
+    if isinstance(opened, BadRecord):
+        return opened
+    image, data = opened
     width, height = image.size
     if not is_sane(width, height, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{width}x{height} pixels")
     try:
         if draft:
             image.draft(image.mode, (draft, draft))
-        return Decoded(_loaded(image), data)
+        loaded = _loaded(image)
     except Exception as error:
         reason = _load_failure(error, data)
-        whole = mending.jpeg_with_end(data) if reason == "truncated" else None
-        if whole is not None:
+        mend = mending.jpeg_with_end if reason == "truncated" else mending.png_without_extras
+        sound = mend(data)
+        if sound is not None:
             return decode_mended(
-                whole, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
+                sound, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
             )
         return BadRecord(reason, f"{jpeg_process(data)}{type(error).__name__}: {error}")
+    # An icon's first bytes may say another size than the picture in it has.
+    if image.format == "ICO" and not is_sane(*loaded.size, max_pixels, max_aspect, min_side):
+        return BadRecord("absurd_size", f"{loaded.width}x{loaded.height} pixels")
+    return Decoded(loaded, data)
 
 
-def _opened(data: bytes) -> tuple[Image.Image, bytes]:
-    """The picture, not yet loaded, and the bytes it is in."""
+def size_of(data: bytes) -> tuple[int, int] | BadRecord:
+    """(width, height) of a picture by its header, not turned; or why it has none."""
+    opened = _opened(data)
+    return opened if isinstance(opened, BadRecord) else opened[0].size
+
+
+def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
+    """The picture, not yet loaded, and the bytes it is in; or why there is none."""
+    if not data:
+        return BadRecord("zero_bytes")
+    data = mending.cursor_as_icon(data)
+    try:
+        return _opened_by_pillow(data)
+    except Image.DecompressionBombError as error:
+        return BadRecord("absurd_size", str(error))
+    except Exception as error:  # Pillow's parsers raise almost anything on hostile bytes
+        return _no_picture(data, error)
+
+
+def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
     try:
         return Image.open(io.BytesIO(data), formats=_formats()), data
     except Image.DecompressionBombError:
@@ -150,9 +168,11 @@ def _loaded(image: Image.Image) -> Image.Image:
     """All of a picture that was opened, upright, in RGB."""
     kind, tiles = image.format, list(getattr(image, "tile", ()))
     if kind == "PNG" and tiles and "transparency" in image.info:
-        scale = _SCALES.get(str(tiles[0][3]))
-        if scale is not None:
-            image.info["transparency"] *= scale
+        samples = str(tiles[0][3])
+        if samples in _SCALES:
+            image.info["transparency"] *= _SCALES[samples]
+        elif samples == "RGB;16B":  # Pillow keeps the upper 8 bits
+            image.info["transparency"] = tuple(each >> 8 for each in image.info["transparency"])
     if kind == "TIFF":
         _read_planes_of_16_bits(image)
     image.load()

@@ -123,7 +123,9 @@ def kind_of(data: bytes) -> str:
         return "sound or a film (WAV, AVI)"
     for magic, format in _READ.items():
         if data.startswith(magic):
-            return f"{format} that is damaged or of a kind that is not read{_refused(format, data)}"
+            problem = _refused(format, data)
+            kind = f"{format} that is damaged or of a kind that is not read: {problem}"
+            return kind if problem else f"a picture ({format})"
     behind = data.find(b"\xff\xd8\xff", 0, 1024)
     if behind > 0:
         return f"a JPEG behind {behind} bytes of something else"
@@ -144,14 +146,14 @@ def _of_boxes(brand: bytes) -> str:
 
 
 def _refused(format: str, data: bytes) -> str:
-    """Why Pillow does not read a picture of a format; empty if it does not say."""
+    """Why Pillow does not read a picture of a format; empty if it does."""
     if data[12:16] == b"CgBI":
-        return ": Apple's own, out of an iPhone's program; undo it with pngcrush"
+        return "Apple's own, out of an iPhone's program; undo it with pngcrush"
+    Image.init()
     try:
         Image.OPEN[format][0](io.BytesIO(data), "")  # type: ignore[arg-type]
     except Exception as error:  # it raises almost anything on hostile bytes
-        text = " ".join(str(error).split())
-        return f": {text[:_SHORT]}" if text else ""
+        return " ".join(str(error).split())[:_SHORT] or type(error).__name__
     return ""
 
 

@@ -114,10 +114,11 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _picture(record: Record, found: Findings) -> Image.Image | BadRecord:
-    image = decode.decode(record.image)
-    if isinstance(image, BadRecord):
-        return image
-    with Image.open(io.BytesIO(record.image)) as opened:
+    decoded = decode.decode_mended(record.image)
+    if isinstance(decoded, BadRecord):
+        return decoded
+    image = decoded.image
+    with Image.open(io.BytesIO(decoded.data)) as opened:
         found.formats[opened.format or "unknown"] += 1
     found.widths.append(image.width)
     found.heights.append(image.height)

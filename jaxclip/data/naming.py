@@ -6,11 +6,15 @@ a value counts.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
 
 FILE_FIELDS = (
     "file", "filepath", "file_path", "file_name", "filename", "image", "image_path", "img",
@@ -69,6 +73,22 @@ def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
     """The first known name that has a value; else the first that occurs at all; else None."""
     found = find(values, known)
     return next((name for name in found if is_filled(values[name])), found[0] if found else None)
+
+
+@functools.cache  # of all files of a data set it is said once
+def _say(line: str) -> None:
+    _LOG.warning(line)
+
+
+def say_which_picture(names: Sequence[str], way: str) -> None:
+    """Log which of a record's pictures is taken, unless there is one or it is called ``image``.
+
+    Args:
+      names: of the columns or features with pictures; the first is taken.
+      way: how to name another one.
+    """
+    if len(names) > 1 and names[0].lower() != "image":
+        _say(f"the picture of a record is {names[0]!r}, not {', '.join(names[1:])}; {way}")
 
 
 # Folders that systems leave among people's files, and what is in them.

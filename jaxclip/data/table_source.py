@@ -242,7 +242,8 @@ def _batches(file: pathlib.Path) -> list[Group]:
 
 
 class _Mapped:
-    """Rows that lie in memory as they stand in a file, so that what is damaged may lead anywhere.
+    """Rows of a file that is mapped into memory: they are checked before their first use, for a
+    damaged offset in them would read from anywhere.
 
     Args:
       batch: a ``pyarrow.RecordBatch``.
@@ -253,7 +254,7 @@ class _Mapped:
         self._is_sound = False
 
     def read(self) -> Any:
-        """The rows; raises ValueError if they are damaged, which is looked for at first."""
+        """The rows; raises ValueError if they are damaged."""
         if not self._is_sound:
             for column in self._batch.columns:
                 # That a text is UTF-8 is asked of each by itself.

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.data.naming import TEXT_FIELDS
+from jaxclip.data.naming import TEXT_FIELDS, say_which_picture
 from jaxclip.data.record import FieldNames
 from jaxclip.registry import check_options, hint
 
@@ -46,6 +46,7 @@ def field_names(
             f"data set {name!r} has no image feature (its features are {listing}); jaxclip needs "
             f"'image' and 'texts', which `jaxclip data import` writes{way}"
         )
+    say_which_picture(images, "tfds:DIR?image=NAME takes another")
     texts = [given["texts"]] if "texts" in given else _captions(known, _USUAL)
     labels = [key for key in ("label", "labels") if kinds.get(key) in ("ClassLabel", "Scalar")]
     labels = [key for key in labels if not known[key].many]

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data import remote
-from jaxclip.data.caption_shapes import said_in
+from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, is_hidden, splits_of_files
+from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
@@ -350,15 +350,9 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
 
     They are those of the first usual name that has any.
     """
-    for name in find(values, TEXT_FIELDS):
-        try:
-            said = said_in(values[name]) if is_filled(values[name]) else []
-        except TypeError:  # no text: another field may have one
-            continue
-        if said:
-            texts = (each.text for each in said if isinstance(each.text, str))
-            return tuple(text.encode("utf-8", "surrogateescape") for text in texts)
-    return ()
+    name = captioned(values)
+    texts = (each.text for each in said_in(values[name])) if name else ()
+    return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))
 
 
 def label_of(data: bytes | None) -> int:

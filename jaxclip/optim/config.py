@@ -309,9 +309,12 @@ def _optimizer(
             )
     mask = _direction.decay_mask(name, factory)
     if (mask is None or name == "adafactor") and options.pop("weight_decay", 0):
+        way = f"use one that has: {', '.join(_direction.DECAYING)}"
+        if _sections.is_outside(name):
+            way = "let it take 'mask', which says what decays"
         raise ValueError(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
-            f"decay; set it to 0, or use one that has: {', '.join(_direction.DECAYING)}"
+            f"decay; set it to 0, or {way}"
         )
     _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
 

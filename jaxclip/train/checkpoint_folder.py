@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 from typing import Any
 
 import jax
@@ -16,8 +15,6 @@ from jaxclip import storage
 from jaxclip.train import manifest, parts, staging
 
 logger = logging.getLogger("jaxclip")
-
-_STEP_DIRECTORY = re.compile(r"step_(\d{8,})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +96,19 @@ class CheckpointFolder:
         """
         if self._copy is not None:
             self._copy.fetch(self.path(step).name)
-        if self._copy is not None or jax.process_index() == 0:
-            parts.join(self.path(step) / "state")
+
+    def join(self, step: int, content: dict[str, Any]) -> None:
+        """Make a checkpoint readable whose parts were written apart, given its manifest.
+
+        Raises:
+          ManifestError: its parts can't be joined.
+        """
+        if self._copy is None and jax.process_index() != 0:
+            return
+        try:
+            parts.join(self.path(step) / "state", content["files"])
+        except Exception as error:  # TensorStore has no class of its own for errors
+            raise manifest.ManifestError(f"its parts can't be joined ({error})") from error
 
     def changed(self) -> None:
         """To be called when a checkpoint was committed or removed."""
@@ -115,7 +123,7 @@ class CheckpointFolder:
         """Steps of all checkpoints, unfinished ones among them, ascending."""
         if not self.directory.exists():
             return []
-        found = (_STEP_DIRECTORY.fullmatch(entry.name) for entry in self.directory.iterdir())
+        found = (staging.STEP.fullmatch(entry.name) for entry in self.directory.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
     def steps(self) -> list[int]:

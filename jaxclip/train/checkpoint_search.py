@@ -92,6 +92,7 @@ def restore(
         state_io.check_tree(saved, wanted, path, partial=partial)
         failure = ""
         try:
+            folder.join(step, content)
             state = state_io.restore(path / "state", wanted)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
@@ -124,7 +125,7 @@ def _choose(folder: CheckpointFolder, only: int | None, search: _Search) -> int:
                 continue
             folder.fetch(step)
             try:
-                manifest.verify(folder.path(step))
+                folder.join(step, manifest.verify(folder.path(step)))
             except manifest.ManifestError as error:
                 # One that was never finished is the trace of a kill, not of damage.
                 search.damaged += not isinstance(error, manifest.MissingManifestError)

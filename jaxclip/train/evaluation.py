@@ -90,7 +90,7 @@ def evaluate_workdir(
     """Restore a checkpoint, evaluate it, print and return the results.
 
     Args:
-      workdir: folder of a run.
+      workdir: folder of a run, or an address.
       step: the checkpoint's step, or None for the newest usable one.
       overrides: ``"evaluate.zero_shot=['test_style']"`` and the like.
       tasks: evaluate these in place of what the run's configuration asks for; dicts as of

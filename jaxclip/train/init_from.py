@@ -97,8 +97,9 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     try:
         config = config_lib.resolve(workdir_lib.read_config(place))
     except ValueError as error:
+        way = "" if storage.is_local(place) else "; published weights have to be downloaded first"
         raise ValueError(
-            f"{what}={os.fspath(path)!r} is not the workdir of a run: {error}"
+            f"{what}={os.fspath(path)!r} is not the workdir of a run: {error}{way}"
         ) from error
 
     def restored(wanted: Any) -> Params:

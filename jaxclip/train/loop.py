@@ -97,7 +97,7 @@ def train(
             workdir, break_lock=break_lock, stopped=lambda: stop.received is not None
         ) as held,
     ):
-        changes = workdir_lib.check_config(config, held.path, extend=extend)
+        changes = workdir_lib.check_config(config, held.path, extend=extend, name=held.name)
         result = _train(experiment, tokenizer, held, stop, changes)
         if jax.process_index() == 0:
             written = report_lib.write_report(held.path, held.name)

@@ -8,6 +8,7 @@ manifest, then old checkpoints are removed, each manifest first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -16,6 +17,9 @@ import shutil
 import threading
 import time
 from typing import Any
+
+import jax
+from etils import epath
 
 from jaxclip import storage
 from jaxclip.data.bucket import Bucket
@@ -54,6 +58,8 @@ class Mirror(staging.Copy):
         # What is at the address: files with their stamps here, checkpoints with their manifests.
         self._files: dict[str, tuple[int, int] | None] = {}
         self._checkpoints: dict[str, bytes | None] = {}
+        # Files of checkpoints on their way there, as the manifest lists them.
+        self._sent: dict[str, dict[str, Any]] = {}
         self._busy = threading.RLock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="workdir_mirror", daemon=True)
@@ -62,7 +68,9 @@ class Mirror(staging.Copy):
     def begin(self) -> None:
         """Bring the folder to where the address is, and start uploading.
 
-        A folder that did not write at the address last is behind it and starts anew from there.
+        A folder that did not write at the address last is behind it and starts anew from there. One
+        that did may be ahead; if all of it was uploaded, the address may have newer files by now,
+        such as an evaluation made elsewhere.
 
         Raises:
           OSError: the address can't be read or written, or the folder can't be written.
@@ -72,14 +80,17 @@ class Mirror(staging.Copy):
         anew = not theirs or state.get("id") != theirs
         if anew:
             self._set_aside(state)
+        else:
+            self._drop_unfinished()
         self._id = secrets.token_hex(8) if anew else theirs
-        names = self.pull()
-        here = staging.stamps(self.folder) if anew else {}
+        equal = anew or bool(state.get("whole"))
+        names = self.pull(again=equal)
+        here = staging.stamps(self.folder) if equal else {}
         self._files = {name: here.get(name) for name in names if staging.is_uploaded(name)}
         for name in names:
             folder, _, rest = name.partition("/")
-            if folder == staging.CHECKPOINTS and rest.startswith("step_") and "/" in rest:
-                step, _, file = rest.partition("/")
+            step, _, file = rest.partition("/")
+            if folder == staging.CHECKPOINTS and staging.STEP.fullmatch(step) and file:
                 self._checkpoints.setdefault(step, None)
                 if file == manifest.NAME:
                     self._checkpoints[step] = self.bucket.read(name)
@@ -89,6 +100,8 @@ class Mirror(staging.Copy):
         self._note(whole=False)
         mark = {"id": self._id, "host": self._lock.holder.host, "folder": str(self.folder)}
         self.bucket.write(staging.MARK, json.dumps(mark).encode())
+        if jax.process_count() > 1:
+            self.sync()  # the others read at the address what this folder may be ahead with
         self._thread.start()
 
     def committed(self) -> None:
@@ -106,6 +119,8 @@ class Mirror(staging.Copy):
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        if any(self._checkpoints.get(step) != text for step, text in self._committed().items()):
+            logger.info("uploading the newest checkpoint to %s", self.bucket.address)
         began, pause = time.monotonic(), 1.0
         while True:
             try:
@@ -215,14 +230,22 @@ class Mirror(staging.Copy):
     # The parts of a pass.
 
     def _committed(self) -> dict[str, bytes]:
-        """``{step_…: its manifest}`` of the checkpoints in the folder, ascending."""
+        """``{step_…: its manifest}`` of the checkpoints in the folder, ascending.
+
+        Those that are not committed are left out, and those whose manifest is damaged: the address
+        may have them whole.
+        """
         found = {}
-        for path in sorted((self.folder / staging.CHECKPOINTS).glob("step_*")):
-            try:
+        for path in self._folders():
+            with contextlib.suppress(OSError, manifest.ManifestError):
+                manifest.read(epath.Path(path))
                 found[path.name] = (path / manifest.NAME).read_bytes()
-            except OSError:
-                continue  # not committed, or removed just now
         return found
+
+    def _folders(self) -> list[pathlib.Path]:
+        """The folders of checkpoints, ascending; none of those that are being removed."""
+        paths = (self.folder / staging.CHECKPOINTS).glob("step_*")
+        return sorted(path for path in paths if staging.STEP.fullmatch(path.name))
 
     def _removed(self) -> list[str]:
         """Checkpoints at the address that are no more in the folder."""
@@ -242,25 +265,31 @@ class Mirror(staging.Copy):
         mark = f"{base}/{manifest.NAME}"
         table, before = _table(content), _table(self._checkpoints.get(step))
         if table != before:
-            # It was saved anew, or a kill left it half uploaded: no checkpoint until it is whole.
-            if step in self._checkpoints:
-                self._remove_checkpoint(step)
-            self._checkpoints[step] = None
+            # What is there of it, unless this upload broke off, was saved earlier.
+            sent = self._sent.get(step, {})
+            left = [name for name, row in table.items() if sent.get(name) != row]
+            if step in self._checkpoints and len(left) == len(table):
+                self._remove_checkpoint(step)  # no checkpoint until it is whole
+            self._checkpoints[step], self._sent[step] = None, sent
+
+            def upload(name: str) -> None:
+                self.bucket.write(f"{base}/{name}", (folder / name).read_bytes())
+                sent[name] = table[name]
+
             try:
-                staging.each(
-                    lambda name: self.bucket.write(f"{base}/{name}", (folder / name).read_bytes()),
-                    table,
-                )
+                staging.each(upload, left)
             except FileNotFoundError:
                 return  # removed meanwhile: the rest of this pass or the next cleans up
             self._lock.look()  # this took a while
         self.bucket.write(mark, content)
         self._checkpoints[step] = content
+        self._sent.pop(step, None)
 
     def _remove_checkpoint(self, step: str) -> None:
         base = f"{staging.CHECKPOINTS}/{step}"
         self.bucket.remove(f"{base}/{manifest.NAME}")
         self._checkpoints[step] = None
+        self._sent.pop(step, None)
         staging.each(lambda name: self.bucket.remove(name), self.bucket.names(f"{base}/"))
         del self._checkpoints[step]
 
@@ -283,10 +312,18 @@ class Mirror(staging.Copy):
             )  # fmt: skip
         self.folder.mkdir(parents=True)
 
+    def _drop_unfinished(self) -> None:
+        """Remove what a kill left of saves, lest it is taken for a part of what the address has."""
+        for path in self._folders():
+            if not (path / manifest.NAME).exists():
+                shutil.rmtree(path)
+
     def _note(self, *, whole: bool) -> None:
         storage.write_json(self.folder / _STATE, {"id": self._id, "whole": whole})
 
 
 def _table(content: bytes | None) -> dict[str, Any]:
-    """The files that a manifest lists; none where there is no manifest."""
-    return json.loads(content)["files"] if content else {}
+    """The files that a manifest lists; none where there is no manifest, or a damaged one."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return json.loads(content or b"{}")["files"]
+    return {}

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,8 +33,6 @@ OPTIONS = ocp.options.MultiprocessingOptions(primary_host=None)
 
 _INDEX = "manifest.ocdbt"
 _PART = "ocdbt.process_"
-# orbax's remark about writing so comes with every save.
-logging.getLogger("absl").addFilter(lambda record: "Global object size" not in record.getMessage())
 
 # How long process 0 waits for the others once their next checkpoint is due.
 _PATIENCE = 120.0
@@ -54,6 +52,7 @@ class Parts:
     def __init__(self, copy: staging.Copy):
         self._copy = copy
         self.hurry = threading.Event()
+        logging.getLogger("absl").addFilter(_is_news)
 
     def begin(self, folder: epath.Path) -> str:
         """Prepare the saving of a checkpoint; called by all processes, whose number it returns.
@@ -155,6 +154,11 @@ class Parts:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it is not orbax's remark about writing apart, which comes with every save."""
+    return "Global object size" not in record.getMessage()
+
+
 def _is_mine(name: str) -> bool:
     """Whether a file of a checkpoint is of this process's part: process 0's has what is common."""
     folder, _, rest = name.partition("/")
@@ -173,9 +177,14 @@ def forget_index(state: epath.Path) -> None:
     shutil.rmtree(os.fspath(state / "d"), ignore_errors=True)
 
 
-def join(state: epath.Path) -> None:
-    """Make the index of the parts of a checkpoint in a local folder, unless it has one."""
-    if (state / _INDEX).exists() or not state.exists():
+def join(state: epath.Path, files: Mapping[str, Any]) -> None:
+    """Make the index of the parts of a checkpoint in a local folder, unless it has one.
+
+    Args:
+      state: folder of the arrays.
+      files: of the checkpoint, as its manifest lists them. An index among them is not made anew.
+    """
+    if f"{state.name}/{_INDEX}" in files or (state / _INDEX).exists() or not state.exists():
         return
     parts = sorted(path.name for path in state.iterdir() if path.name.startswith(_PART))
     if not parts:

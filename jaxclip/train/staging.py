@@ -24,6 +24,8 @@ from jaxclip.data.bucket import Bucket
 from jaxclip.train import manifest
 
 CHECKPOINTS = "checkpoints"
+# The folder of one.
+STEP = re.compile(r"step_(\d{8,})")
 # At the address: which staging folder wrote there last.
 MARK = "staging.json"
 _FOLDERS = ("tensorboard/", "spikes/", "profile/")
@@ -70,11 +72,14 @@ class Copy:
     def __init__(self, bucket: Bucket, folder: pathlib.Path):
         self.bucket, self.folder = bucket, folder
 
-    def pull(self, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
+    def pull(
+        self, wanted: Callable[[str], bool] = lambda name: True, *, again: bool = False
+    ) -> list[str]:
         """Download files and manifests of checkpoints that the folder lacks.
 
         Args:
           wanted: of the names of files, those to download.
+          again: also the files that the folder has, as they are at the address now.
 
         Returns:
           Names of all files at the address.
@@ -83,13 +88,12 @@ class Copy:
           OSError: the address can't be read, or the folder can't be written.
         """
         names = self.bucket.names()
-        lacking = [
-            name
-            for name in names
-            if (is_manifest(name) or (is_uploaded(name) and wanted(name)))
-            and not (self.folder / name).exists()
-        ]
-        each(self._download, lacking)
+        files = [name for name in names if is_uploaded(name) and wanted(name)]
+        manifests = [name for name in names if is_manifest(name)]
+        have = {name for name in (*files, *manifests) if (self.folder / name).exists()}
+        if again:
+            have -= set(files)
+        each(self._download, [name for name in (*files, *manifests) if name not in have])
         return names
 
     def fetch(self, name: str) -> None:
@@ -109,15 +113,17 @@ class Copy:
         except manifest.ManifestError:
             return
         each(
-            lambda item: self._download(f"{base}/{item[0]}"),
+            lambda item: self._download(f"{base}/{item[0]}", size=item[1][0]),
             [item for item in files.items() if _size(self.folder / base / item[0]) != item[1][0]],
         )
 
     def committed(self) -> None:
         """Told that a checkpoint was committed or removed in the folder."""
 
-    def _download(self, name: str) -> None:
-        content = self.bucket.read(name)
+    def _download(self, name: str, size: int = 0) -> None:
+        if ".." in name.split("/"):
+            return  # it would be written outside of the folder: somebody else's bucket may try
+        content = self.bucket.read(name, size)
         if content is None:
             return
         target = self.folder / name
@@ -181,13 +187,9 @@ def stamps(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 
 def is_manifest(name: str) -> bool:
     """Whether a file is what commits a checkpoint."""
-    parts = name.split("/")
-    return (
-        len(parts) == 3
-        and parts[0] == CHECKPOINTS
-        and parts[1].startswith("step_")
-        and parts[2] == manifest.NAME
-    )
+    folder, _, rest = name.partition("/")
+    step, _, file = rest.partition("/")
+    return folder == CHECKPOINTS and bool(STEP.fullmatch(step)) and file == manifest.NAME
 
 
 def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:

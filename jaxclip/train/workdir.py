@@ -84,47 +84,58 @@ def hold(
     name = storage.absolute(workdir)
     bucket = None if storage.is_local(name) else bucket_lib.Bucket(name)
     path = staging.folder_of(name, jax.process_index()) if bucket else pathlib.Path(name)
+    name = bucket.address if bucket else os.fspath(path)
     lock: Lock | None = None
     mirror: Mirror | None = None
     problem: Exception | None = None
     try:
-        if bucket and jax.process_index():
-            shutil.rmtree(path, ignore_errors=True)  # parts of checkpoints, as the address has them
-        check_writable(path)
+        check_writable(path, staged=bucket is not None)
         if jax.process_index() == 0:
             if bucket:
                 bucket_lib.probe(bucket)
             place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
             lock = Lock(place, force=break_lock, stopped=stopped)
             if bucket:
-                mirror = Mirror(bucket, path, lock)
-                mirror.begin()
+                begun = Mirror(bucket, path, lock)
+                begun.begin()
+                mirror = begun
     except bucket_lib.BucketError as error:
         problem = error
     except OSError as error:
-        problem = _unwritable(path, error)
+        problem = _unwritable(path, error, staged=bucket is not None)
     except ValueError as error:
         problem = error
     try:
-        # All of them learn of it, for one that is alone in a collective would hang there.
-        everywhere = multihost.all_agree(problem is None)
-        if problem is not None:
-            raise problem
-        if not everywhere:
-            raise WorkdirError(
-                f"another process of this run could not take workdir {name}; its log says why"
-            )
-        copy: staging.Copy | None = mirror
-        if bucket is None:
-            check_shared(path)
-        elif mirror is None:
-            copy = staging.Copy(bucket, path)
-            copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
         with _uploaded(mirror):
+            # All of them learn of it, for one that is alone in a collective would hang there.
+            everywhere = multihost.all_agree(problem is None)
+            if problem is not None:
+                raise problem
+            if not everywhere:
+                raise WorkdirError(
+                    f"another process of this run could not take workdir {name}; its log says why"
+                )
+            copy: staging.Copy | None = mirror
+            if bucket is None:
+                check_shared(path)
+            elif mirror is None:
+                copy = _empty_copy(bucket, path)
             yield Workdir(path, lock, name, copy)
     finally:
         if lock is not None:
             lock.release()
+
+
+def _empty_copy(bucket: bucket_lib.Bucket, path: pathlib.Path) -> staging.Copy:
+    """The copy of a process other than 0, once the run is known to hold the address.
+
+    Before, the folder may be one that a process of a living run writes its parts into.
+    """
+    shutil.rmtree(path, ignore_errors=True)  # parts of checkpoints, as the address has them
+    path.mkdir(parents=True, exist_ok=True)
+    copy = staging.Copy(bucket, path)
+    copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
+    return copy
 
 
 @contextlib.contextmanager
@@ -170,7 +181,7 @@ def lent(
 
 
 def check_config(
-    config: Config, path: pathlib.Path, *, extend: bool = False
+    config: Config, path: pathlib.Path, *, extend: bool = False, name: str = ""
 ) -> dict[str, tuple[Any, Any]]:
     """Refuse a configuration that the run in the workdir does not have.
 
@@ -178,6 +189,7 @@ def check_config(
       config: resolved configuration.
       path: the workdir.
       extend: what :data:`jaxclip.config.EXTENDABLE_KEYS` names may differ.
+      name: of the workdir, where the folder is a copy of it.
 
     Returns:
       ``{key: (before, now)}`` of what differs (with ``extend``) and changes the results.
@@ -185,7 +197,8 @@ def check_config(
     Raises:
       WorkdirError: names every key that differs with both values, and the ways on.
     """
-    old = find_config(path)
+    name = name or os.fspath(path)
+    old = _config_in(path, name)
     if old is None:
         return {}
     # A key that the version which wrote it did not have has its default: it does what that did.
@@ -202,10 +215,10 @@ def check_config(
         if all(config_lib.is_extendable(key) for key in refused):
             ways = "--extend goes on from its newest checkpoint with the new values; or " + ways
     raise WorkdirError(
-        f"workdir {path} holds a run of another configuration:\n  "
+        f"workdir {name} holds a run of another configuration:\n  "
         + "\n  ".join(config_lib.differences(old, config))
         + f"\n{ways}; a new run in another --workdir can start from its weights: "
-        f"--config.init_from={path}"
+        f"--config.init_from={name}"
     )
 
 
@@ -236,8 +249,12 @@ def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
     return storage.read_json(path / HISTORY_FILE, [])
 
 
-def check_writable(path: pathlib.Path) -> None:
+def check_writable(path: pathlib.Path, *, staged: bool = False) -> None:
     """Create ``path`` and prove by a file that it can be written.
+
+    Args:
+      path: the workdir.
+      staged: whether it is the staging folder of one at an address, for the message.
 
     Raises:
       WorkdirError: it can't.
@@ -248,13 +265,14 @@ def check_writable(path: pathlib.Path) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, staged=staged) from error
 
 
-def _unwritable(path: pathlib.Path, error: OSError) -> WorkdirError:
-    return WorkdirError(
-        f"workdir {path} can't be written ({error.strerror or error}); choose another --workdir"
-    )
+def _unwritable(path: pathlib.Path, error: OSError, *, staged: bool) -> WorkdirError:
+    what, way = "workdir", "choose another --workdir"
+    if staged:
+        what, way = "staging folder", "name another place in the environment's JAXCLIP_STAGING"
+    return WorkdirError(f"{what} {path} can't be written ({error.strerror or error}); {way}")
 
 
 def check_shared(path: pathlib.Path) -> None:
@@ -323,22 +341,27 @@ def find_config(workdir: str | os.PathLike[str]) -> Config | None:
       OSError: an address can't be read.
     """
     with lent(workdir, lambda name: name == CONFIG_FILE) as (path, _):
-        return _config_in(path)
+        return _config_in(path, storage.absolute(workdir))
 
 
-def _config_in(path: pathlib.Path) -> Config | None:
-    file = path / CONFIG_FILE
+def _config_in(path: pathlib.Path, name: str) -> Config | None:
+    """:func:`find_config` in a folder, which may be the copy of a workdir of that name."""
+    file, known = path / CONFIG_FILE, f"{name.rstrip('/')}/{CONFIG_FILE}"
     problem = ""
     if file.is_file():
         try:
             return config_lib.load(file)
         except ValueError as error:
-            problem = f"{file} is not valid JSON ({error})"
+            problem = f"{known} is not valid JSON ({error})"
     for folder in sorted((path / CHECKPOINTS).glob("step_*"), reverse=True):
         with contextlib.suppress(manifest.ManifestError):
             saved = manifest.read(epath.Path(folder))["extra"].get("config")
             if saved:
-                logger.warning("%s; using the copy in %s", problem or f"{file} is missing", folder)
+                logger.warning(
+                    "%s; using the copy in checkpoint %s",
+                    problem or f"{known} is missing",
+                    folder.name,
+                )
                 return saved
     if problem:
         raise WorkdirError(f"{problem}; bring back a copy of it, or use another --workdir")

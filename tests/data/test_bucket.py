@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -47,6 +48,30 @@ def test_files_are_written_listed_and_removed(address):
     place.remove("a/b c%ü.json")
     place.remove("nothing")
     assert place.names() == ["empty"] and other.read("x") == b"other"
+
+
+def test_what_stands_for_a_folder_is_no_file(google):
+    Bucket("gs://runs/one").write("tensorboard/", b"")
+    assert google.files and not Bucket("gs://runs/one").names()
+
+
+def test_a_large_file_has_more_time():
+    class Store:
+        waited: ClassVar[list[float]] = []
+
+        def read(self, key):
+            return self
+
+        def result(self, timeout):
+            self.waited.append(timeout)
+            raise TimeoutError
+
+    place = Bucket("memory://runs/one")
+    place._store = Store()
+    for size in (0, 2**28):
+        with pytest.raises(BucketError, match=r"runs/one/a can't be read: no answer in time"):
+            place.read("a", size)
+    assert Store.waited[1] > Store.waited[0] + 500
 
 
 def test_a_condition_holds_or_nothing_is_changed(address):
@@ -95,6 +120,16 @@ def test_a_lock_of_a_bucket_is_one_run_s(address, quick):
     first.release()
     assert Bucket(address).names() == ["lock.json"], "another one's lock is left alone"
     second.release()
+    assert not Bucket(address).names()
+
+
+def test_an_answer_that_was_lost_does_not_lock_a_run_out_of_its_own(address, monkeypatch):
+    """The file was made, but the store was asked again, and said that there is one."""
+    create = LockFile.create
+    monkeypatch.setattr(LockFile, "create", lambda self, content: create(self, content) and False)
+    lock = Lock(LockFile(Bucket(address), "lock.json"))
+    lock.look()
+    lock.release()
     assert not Bucket(address).names()
 
 

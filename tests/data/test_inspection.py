@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -52,6 +54,16 @@ def test_what_is_told_is_what_is_there(folder):
     assert found.equal_captions == 11 and found.scripts == {"Latin": 9, "Cyrillic": 2}
     text = "\n".join(inspection.lines("set", "train", found, Tokenizer()))
     assert "unusable       1 (8.3%)" in text and "27.3% are cut at 5" in text
+
+
+def test_a_picture_that_pillow_alone_refuses(tmp_path, toys):
+    text = b"zTXta\0\0" + zlib.compress(bytes(2**21))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    data = toys.picture(0)[:33] + chunk + toys.picture(0)[33:]  # behind the header
+    records = [dataclasses.replace(toys.records(1)[0], image=data)]
+    folder = toys.write_data_set(tmp_path / "set", {"train": records})
+    found = inspection.inspect(str(folder), "train", Tokenizer(), 0)
+    assert not found.bad and found.formats == {"PNG": 1}
 
 
 def test_a_part_is_spread_over_the_split(folder):

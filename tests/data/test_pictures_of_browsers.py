@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from jaxclip.data import image_backend
-from jaxclip.data.decode import decode
+from jaxclip.data.decode import decode, size_of
 from jaxclip.data.importer.images import prepare
 from jaxclip.data.record import BadRecord
 
@@ -172,6 +172,16 @@ PICTURES = {
         )
         for bits in (2, 4)
     },
+    "16-bit colours, one seen through": (
+        png(wide(ROWS), 16, 2, chunk(b"tRNS", wide(COLOURS[:1])[0])),
+        but_white(RGB, INDEX == 0),
+        0,
+    ),
+    "a colour seen through, in another colour space": (
+        encoded(RGB, "PNG", icc_profile=profile(P3), transparency=tuple(COLOURS[0].tolist())),
+        but_white(in_srgb(RGB, P3), INDEX == 0),
+        2,
+    ),
     "frame within a GIF": (gif((4, 4), SMALL), WITH_FRAME, 0),
     "whole GIF": (gif((0, 0), INDEX), RGB, 0),
     "cursor": (CURSOR + encoded(RGB, "PNG"), RGB, 0),
@@ -183,12 +193,14 @@ PICTURES = {
     "JPEG with half its end": (jpeg(progressive=True)[:-1], RGB, 12),
     "wrong checksum of a text": (png(ROWS, 8, 2, chunk(b"tEXt", b"a\0b")[:-1] + b"?"), RGB, 0),
     "very long text": (png(ROWS, 8, 2, chunk(b"zTXt", LONG_TEXT)), RGB, 0),
+    "very long text behind": (png(ROWS, 8, 2, b"", chunk(b"zTXt", LONG_TEXT)), RGB, 0),
     "PNG of another colour space": (
         encoded(RGB, "PNG", icc_profile=profile(P3)), in_srgb(RGB, P3), 2,
     ),
     "JPEG of another colour space": (jpeg(icc_profile=profile(P3)), in_srgb(RGB, P3), 14),
     "profile of sRGB": (encoded(RGB, "PNG", icc_profile=SRGB_PROFILE), RGB, 0),
     "damaged profile": (encoded(RGB, "PNG", icc_profile=b"junk"), RGB, 0),
+    "enormous profile": (jpeg(icc_profile=profile(P3) + bytes(5 << 20)), RGB, 12),
 }  # fmt: skip
 
 
@@ -207,6 +219,7 @@ def test_pixels_are_those_that_browsers_show(kind, backends):
     assert isinstance(image, Image.Image), image
     pixels = np.asarray(image)
     assert pixels.shape == expected.shape
+    assert sorted(size_of(data)) == sorted(expected.shape[:2])
     assert np.abs(pixels.astype(int) - expected).max() <= tolerance
     for backend in backends:
         np.testing.assert_array_equal(backend.decode(data, lambda size: ()).pixels, pixels)
@@ -232,6 +245,13 @@ def test_a_colour_profile_is_no_part_of_what_is_encoded_anew():
     stored = prepare(data, max_pixels=10**6, max_aspect=20, min_side=8)
     assert Image.open(io.BytesIO(stored)).info.get("icc_profile") is None
     np.testing.assert_array_equal(np.asarray(decode(stored)), np.asarray(decode(data)))
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_an_icon_has_the_size_of_the_picture_in_it():
+    inner = encoded(np.zeros((10, 3000, 3), np.uint8), "PNG")
+    head = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inner), 22)
+    assert decode(head + inner) == BadRecord("absurd_size", "3000x10 pixels")
 
 
 def lossless():

@@ -492,6 +492,7 @@ def test_captions_in_json_are_the_same_in_place_and_imported(tmp_path, toys):
         {"captions": [{"text": "a cat", "lang": "en"}]},
         {"captions": ["a cat", ["a kitten"]]},
         {"caption": {"width": 3}, "title": "a cat"},
+        {"caption": 5, "title": "a cat"},
     ]
     files = [
         (f"{i}.{ending}", data)
@@ -499,13 +500,13 @@ def test_captions_in_json_are_the_same_in_place_and_imported(tmp_path, toys):
         for ending, data in (("jpg", b"picture"), ("json", json.dumps(value).encode()))
     ]
     toys.make_tar(tmp_path / "0.tar", [*files, ("9.jpg", b"picture"), ("9.cls", b"-1")])
-    found = sources.open(f"webdataset:{tmp_path}/0.tar").source("train").read(range(5))
-    expected = [("a cat", "eine Katze"), ("a cat",), ("a cat", "a kitten"), ("a cat",)]
-    assert [record.texts for record in found[:4]] == expected
-    assert found[4].reason == "empty_caption"  # -1 is no name of a class
+    found = sources.open(f"webdataset:{tmp_path}/0.tar").source("train").read(range(6))
+    expected = [("a cat", "eine Katze"), ("a cat",), ("a cat", "a kitten"), ("a cat",), ("a cat",)]
+    assert [record.texts for record in found[:5]] == expected
+    assert found[5].reason == "empty_caption"  # -1 is no name of a class
     items = [item for _, item in open_reader(tmp_path / "0.tar").items(Cursor())]
-    imported = [item.texts for item in items[:3]]
-    assert imported == [tuple(text.encode() for text in texts) for texts in expected[:3]]
+    imported = [item.texts for item in items[:5]]
+    assert imported == [tuple(text.encode() for text in texts) for texts in expected]
 
 
 def test_a_sidecar_that_counts_too_few_is_said(tmp_path, toys, caplog):

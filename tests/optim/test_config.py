@@ -302,7 +302,10 @@ def test_functions_of_ones_own_by_their_place(monkeypatch):
         ({"name": ":sgd"}, "can't be imported"),
         ({"name": "own:jnp"}, "is no function"),
         ({"name": "own:own_sgd", "wait_decay": 0.1}, "weight_decay"),
-        ({"name": "own:no_decay_sgd", "weight_decay": 0.1}, "has no decoupled weight decay"),
+        (
+            {"name": "own:no_decay_sgd", "weight_decay": 0.1},
+            "decay; set it to 0, or let it take 'mask'",
+        ),
         ({"name": "own:own_sgd", "direction": "cautious"}, "can't be taken apart"),
         ({"name": "sgd", "clip": "own:own_clip"}, "optim.clip.limit is required"),
     ],

@@ -57,8 +57,7 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
         if document and all(_is_caption(each) for each in document.values()):
             return [(str(name), {"caption": text}) for name, text in document.items()]
         if document and all(isinstance(each, Mapping) for each in document.values()):
-            # By file name, or by a number with the file inside.
-            return [row(each, image) or (str(name), dict(each)) for name, each in document.items()]
+            return [_by_name(str(name), each, image) for name, each in document.items()]
         return None
     if _are_pairs(document):
         return [(name, {"caption": text}) for name, text in document]
@@ -66,6 +65,14 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
         return None
     found = [row(each, image) for each in document]
     return found if any(found) else None
+
+
+def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
+    """A row under a file's name, or under a number with the file inside."""
+    is_file = pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+    if is_file and not image and not find(entry, FILE_FIELDS):
+        return name, dict(entry)  # whatever id it has, too
+    return row(entry, image) or (name, dict(entry))
 
 
 def row(entry: Any, image: str = "") -> Found | None:
@@ -101,7 +108,7 @@ def lacks(entry: Any) -> str:
     if isinstance(entry, Mapping):
         for name in find(entry, FILE_FIELDS):
             if isinstance(entry[name], list) and len(entry[name]) > 1:
-                return f"{name!r} names {len(entry[name])} pictures in place of one"
+                return f"names {len(entry[name])} pictures in {name!r}; a record has one"
         links = find(entry, LINK_FIELDS)
         if links:
             return f"names no image file; {links[0]!r} is a link: download the pictures first"
@@ -113,7 +120,7 @@ def _name(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):  # as Hugging Face `datasets` writes a picture, and chats
-        known = (value.get(member) for member in ("bytes", "base64", "data", "url", "path"))
+        known = (value.get(member) for member in ("bytes", "base64", "data", "path", "url"))
         value = next((each for each in known if isinstance(each, str) and each.strip()), "")
     return value.strip() if isinstance(value, str) else ""
 

@@ -81,11 +81,11 @@ class TreeReader:
     def _above_classes(self) -> int | None:
         """How many folders stand above those that are classes (``images/cats/1.jpg``); None if
         none are: one alone (``images/``) says nothing."""
-        places = []
+        places = set()
         for file in self._images():
             if _beside(file, self._encoding) != (None, None):
                 return None
-            places.append(file.relative_to(self._folder).parts[:-1])
+            places.add(file.relative_to(self._folder).parts[:-1])
         same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
         above = [each[0] for each in same]
         if any(len(place) == len(above) for place in places):

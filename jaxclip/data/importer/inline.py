@@ -1,4 +1,4 @@
-"""Pictures that stand in a text themselves: as base64, plain or for addresses, or as ``data:``."""
+"""Pictures in the place of a file's name: as base64, also URL-safe, or as ``data:`` addresses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxclip.data.record import BadRecord
 
 # Text that is longer is no file's name.
 _LONGEST_NAME = 255
-# How JPEG, PNG, GIF and WebP begin in base64; "/9j/" for addresses is "_9j_".
+# How JPEG, PNG, GIF and WebP begin in base64; of "/9j/" URL-safe base64 makes "_9j_".
 _BEGINNINGS = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR")
 
 
@@ -19,8 +19,11 @@ def is_inline(text: str) -> bool:
     text = text.lstrip()
     if text.startswith("data:"):
         return True
-    has_ending = "." in text[-6:].rstrip()
-    return not has_ending and (len(text) > _LONGEST_NAME or text.startswith(_BEGINNINGS))
+    if "." in text[-6:].rstrip():  # the ending of a file
+        return False
+    begin = text[:_LONGEST_NAME]
+    is_sentence = " " in begin or not begin.isascii()
+    return (len(text) > len(begin) and not is_sentence) or text.startswith(_BEGINNINGS)
 
 
 def picture_in(text: str) -> bytes | BadRecord:
@@ -29,7 +32,7 @@ def picture_in(text: str) -> bytes | BadRecord:
     head, comma, rest = text.partition(",") if text.startswith("data:") else ("", "", text)
     if comma and not head.endswith(";base64"):
         return urllib.parse.unquote_to_bytes(rest)
-    # It may be wrapped into lines, in the letters for addresses, or without its padding.
+    # It may be wrapped into lines, URL-safe, or without its padding.
     plain = "".join(rest.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)

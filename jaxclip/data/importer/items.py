@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from jaxclip.data.caption_shapes import said_in
+from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.naming import (
     CAPTION_TAGS,
     KEY_FIELDS,
@@ -132,7 +132,7 @@ def from_fields(
       key: name of the record if the fields have none.
       image: its picture.
       texts: captions from elsewhere, in place of those in the fields.
-      text_column: the name under which captions are; empty for the first usual one with a value.
+      text_column: the name under which captions are; empty for the first usual one with any.
       split: see :class:`Item`.
     """
     rest = dict(fields)
@@ -140,8 +140,8 @@ def from_fields(
     labelled = first_filled(rest, LABEL_FIELDS)
     label = parse_label(rest.pop(labelled)) if labelled else None
     if texts is None:
-        captioned = text_column or first_filled(rest, TEXT_FIELDS)
-        texts = rest.pop(captioned, None) if captioned else None
+        name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)
+        texts = rest.pop(name, None) if name else None
     has_own_key = bool(own_keys) and own_keys[0] not in (None, "")
     key = printable(str(own_keys[0]) if has_own_key else key)
     try:

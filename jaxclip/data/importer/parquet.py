@@ -20,6 +20,7 @@ from jaxclip.data.naming import (
     find,
     first_filled,
     is_filled,
+    say_which_picture,
 )
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
@@ -200,6 +201,8 @@ def columns_of(
 
     images = [name for name in find(types, IMAGE_COLUMNS) if has_bytes(types[name])]
     images += [name for name, kind in types.items() if name not in images and has_bytes(kind)]
+    if not wanted[0]:
+        say_which_picture(images, option.format("image"))
     # Text that may be base64 or the name of a file.
     images += [name for name in find(types, (*IMAGE_COLUMNS, *FILE_FIELDS)) if is_text(types[name])]
     image = wanted[0] or next(iter(images), "")

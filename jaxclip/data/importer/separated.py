@@ -192,7 +192,9 @@ def _around_picture(cells: Sequence[str]) -> tuple[str, ...]:
     if not words:
         return ()
     names = ["file" if is_inline(cell) else f"column {i}" for i, cell in enumerate(cells)]
-    names[words[0]] = "caption"
+    # Pictures may have letters in their ids, which no blanks stand between.
+    spaced = [i for i in words if " " in cells[i].strip()]
+    names[(spaced or words)[0]] = "caption"
     return tuple(names)
 
 

@@ -66,6 +66,7 @@ INLINE = {
         "captions.csv", f"caption,image\na cat,data:image/jpeg;base64,{plain(A)}\n",
     ),
     "OFA": ("captions.tsv", f"1\t12\ta cat\t\t{for_addresses(A)}\n"),
+    "OFA, ids with letters": ("captions.tsv", f"1\tCOCO_12\ta cat\t\t{for_addresses(A)}\n"),
     "JSON lines": ("metadata.jsonl", lines({"image_base64": plain(A), "text": "a cat"})),
     "an object": ("metadata.jsonl", lines({"image": {"bytes": plain(A)}, "text": "a cat"})),
     "a chat": ("metadata.jsonl", lines({"messages": TURNS})),
@@ -88,6 +89,15 @@ def test_what_is_no_picture_inside_a_table(fill):
     # A number beside a picture is more likely its id than its class.
     with pytest.raises(ValueError, match="no column with the image file"):
         found(fill({"imgs.tsv": f"1\t{plain(A)}\n"}) / "imgs.tsv")
+
+
+def test_a_long_caption_is_no_picture(fill):
+    caption = "a cat that sleeps on the mat " * 20
+    folder = fill({**PICTURES, "captions.csv": f"a.jpg,{caption}\nb.jpg,{caption}\n"})
+    assert found(folder) == [(A, (caption.strip(),)), (B, (caption.strip(),))]
+    (folder / "captions.csv").write_text(f"1,a.jpg,{caption}\n2,b.jpg,{caption}\n")
+    with pytest.raises(ValueError, match="no column"):
+        found(folder / "captions.csv")
 
 
 CAPTIONS = {
@@ -137,6 +147,8 @@ TABLES = {
     "TextCaps": ("TextCaps.json", json.dumps({"data": [
         {"image_path": "a.jpg", "reference_strs": ["x", "y"], "set_name": "train"}]}),
                  [("x", "y")]),
+    "ids beside names": ("captions.json", json.dumps({"a.jpg": {"image_id": 7, "caption": "x"}}),
+                         [("x",)]),
     "labels of pandas": ("captions.csv", "file,label\na.jpg,0.0\nb.jpg,1.0\n", [0, 1]),
     "labels of JSON": ("metadata.jsonl", lines({"file": "a.jpg", "label": 1.0}), [1]),
 }  # fmt: skip

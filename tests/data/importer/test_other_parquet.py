@@ -88,6 +88,18 @@ def test_columns(tmp_path, kind, name):
     assert imported(path) == (labelled if column == "label" else expected)
 
 
+def test_which_of_several_pictures_is_taken_is_said(tmp_path, caplog):
+    columns = {"image_1": PICTURES, "image_2": PICTURES[::-1], "text": TEXTS}
+    path = write(tmp_path / "a.parquet", columns)
+    assert [image for image, _ in imported(path)] == PICTURES
+    assert [image for image, _ in in_place(path)] == PICTURES
+    said = "the picture of a record is 'image_1', not image_2; "
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{said}say which it is with --image-column",
+        f"{said}import the files with --image-column",
+    ]
+
+
 def test_the_first_caption_that_is_not_empty(tmp_path):
     columns = {
         "image": [*PICTURES, PICTURES[0]],
