@@ -44,8 +44,10 @@ def test_a_row_is_measured(name: str) -> None:
     params = {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}
     result = bench_optim.measure(name, params, rounds=1)
     assert result.ratio > 0 and result.cpu_ratio > 0
-    # AutoClip's history of 10 000 is large beside these.
-    assert name == "autoclip" or 0 <= result.state_copies < 2.05
+    # Two moments; of bfloat16 parameters float32 ones count twice, and Kahan's compensation once.
+    copies = {"kahan_summation(adamw)": 5, "stochastic_rounding(adamw)": 4}.get(name, 2)
+    # Histories are large beside these tensors: AutoClip's of 10 000 norms, 2 x 128 of spikes.
+    assert name == "autoclip" or 0 <= result.state_copies < copies + 0.1
 
 
 def test_compile_time_is_a_ratio_to_optax(capsys: pytest.CaptureFixture[str]) -> None:
