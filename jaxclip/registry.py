@@ -184,13 +184,18 @@ def outside(kind: str, name: str) -> Any:
     """What ``"package.module:Member"`` names.
 
     Raises:
-      ValueError: it can't be imported.
+      ValueError: it can't be imported, whatever the module fails with.
     """
     module, _, member = name.partition(":")
     try:
         return getattr(importlib.import_module(module), member)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{kind} {name!r} can't be imported: {error}") from error
+    except Exception as error:  # the code of somebody else, which may do anything
+        way = ""
+        if isinstance(error, ModuleNotFoundError):
+            way = "; install it, or put its folder on PYTHONPATH"
+        elif not isinstance(error, (ImportError, AttributeError, ValueError)):
+            way = f" ({type(error).__name__} in it; correct it)"
+        raise ValueError(f"{kind} {name!r} can't be imported: {error}{way}") from error
 
 
 def _member(module: Any, name: str) -> Any:

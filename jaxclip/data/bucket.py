@@ -53,7 +53,7 @@ class Bucket:
         """Names of all files, or of those below a folder (which ends with a slash), sorted."""
         found = self._try(
             f"{self / folder} can't be listed",
-            lambda: remote._names(self._store, self._prefix + folder),
+            lambda: remote.names_below(self._store, self._prefix + folder),
         )
         below = (name.removeprefix(self._prefix) for name in found if name.startswith(self._prefix))
         # Consoles and mounted buckets make empty files that stand for folders.
@@ -119,10 +119,10 @@ class Bucket:
 
 def _open(root: str) -> Any:
     if not root.startswith(("gs://", "s3://")):
-        return remote._open_fsspec(root, fresh=True)
+        return remote.open_fsspec(root, fresh=True)
     import tensorstore
 
-    spec = remote._spec_of(root)
+    spec = remote.spec_of(root)
     if isinstance(spec, str):
         bucket = root.removeprefix("gs://").removeprefix("s3://").rstrip("/")
         spec = {"driver": "gcs" if root.startswith("gs://") else "s3", "bucket": bucket}

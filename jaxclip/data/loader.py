@@ -21,9 +21,10 @@ from jaxclip.data.record_stats import MAX_ATTEMPTS, RecordStats
 from jaxclip.data.shared_memory import empty_pictures, keep_freed_memory
 from jaxclip.data.stages import DECODING, IMAGE_OPS, READING, Board
 
+# Bytes of float32 planes that fit a CPU's own cache.
 _PIECE_BYTES = 1 << 20
+# Records that a thread reads before it decodes the first of them.
 _READ_TOGETHER = 8
-
 
 # In the place of pixels that are not needed any more.
 _MADE = np.empty((0, 0, 3), np.uint8)

@@ -107,18 +107,23 @@ def _store_of(url: str) -> tuple[Any, str]:
 @functools.lru_cache(maxsize=64)
 def _open(root: str) -> Any:
     if not root.startswith(_OF_TENSORSTORE):
-        return _open_fsspec(root)
+        return open_fsspec(root)
     try:
         import tensorstore
     except ImportError as error:
         raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
     try:
-        return tensorstore.KvStore.open(_spec_of(root)).result(timeout=_TIMEOUT)
+        return tensorstore.KvStore.open(spec_of(root)).result(timeout=_TIMEOUT)
     except Exception as error:
         raise ValueError(f"{root} can't be opened: {str(error)[:300]}") from error
 
 
-def _open_fsspec(root: str, *, fresh: bool = False) -> Any:
+def open_fsspec(root: str, *, fresh: bool = False) -> Any:
+    """The store of an address that fsspec knows; ``fresh`` trusts no listing of before.
+
+    Raises:
+      ValueError: there is no such scheme, or it can't be opened.
+    """
     try:
         return FsspecStore(root, fresh=fresh)
     except Exception as error:  # file systems raise anything
@@ -128,7 +133,7 @@ def _open_fsspec(root: str, *, fresh: bool = False) -> Any:
         ) from error
 
 
-def _spec_of(root: str) -> str | dict[str, str]:
+def spec_of(root: str) -> str | dict[str, str]:
     """What TensorStore opens; other servers of Amazon's kind are named as for Amazon's tools."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint or not root.startswith("s3://"):
@@ -241,13 +246,13 @@ class RemotePath(os.PathLike[str]):
             return
         store, key = _store_of(self._url + "/")
         try:
-            names = _names(store, key)
+            names = names_below(store, key)
         except Exception as error:
             raise OSError(f"{self._url} can't be listed: {str(error)[:300]}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
-def _names(store: Any, prefix: str) -> list[str]:
+def names_below(store: Any, prefix: str) -> list[str]:
     """Keys that begin with a prefix, which ends with a slash."""
     if isinstance(store, FsspecStore):
         return store.names(prefix)

@@ -299,6 +299,8 @@ def test_functions_of_ones_own_by_their_place(monkeypatch):
     [
         ({"name": "nowhere:sgd"}, "optim.name 'nowhere:sgd' can't be imported"),
         ({"name": "own:absent"}, "optim.name 'own:absent' can't be imported"),
+        ({"name": "nowhere:sgd"}, "put its folder on PYTHONPATH"),
+        ({"name": "broken_module:sgd"}, "SyntaxError in it; correct it"),
         ({"name": ":sgd"}, "can't be imported"),
         ({"name": "own:jnp"}, "is no function"),
         ({"name": "own:own_sgd", "wait_decay": 0.1}, "weight_decay"),
@@ -310,7 +312,9 @@ def test_functions_of_ones_own_by_their_place(monkeypatch):
         ({"name": "sgd", "clip": "own:own_clip"}, "optim.clip.limit is required"),
     ],
 )
-def test_wrong_functions_of_ones_own(section, message, monkeypatch):
+def test_wrong_functions_of_ones_own(section, message, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "own", sys.modules[__name__])
+    (tmp_path / "broken_module.py").write_text("def sgd(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=message):
         optim.from_config({"learning_rate": 0.1, **section}, 10)
