@@ -47,6 +47,7 @@ import optax
 
 from jaxclip.optim._norms import combine_norms as combine_norms
 from jaxclip.optim._norms import global_norm as global_norm
+from jaxclip.optim._norms import max_and_all as max_and_all
 from jaxclip.optim._norms import max_and_flag as max_and_flag
 from jaxclip.optim._norms import maxima_and_flags as maxima_and_flags
 from jaxclip.optim._norms import norms_and_total as norms_and_total

@@ -106,6 +106,11 @@ def store(keep: jax.Array, new: jax.Array, old: jax.Array) -> tuple[jax.Array, j
     return stored, stored if old.dtype == new.dtype else new
 
 
+def stored(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As :func:`store`, of a moment that is the old one already if nothing shall change."""
+    return new.astype(old.dtype), new
+
+
 def add_decay(update: jax.Array, rate: jax.Array, param: jax.Array | None) -> jax.Array:
     """The update with its weight decay, if there is any.
 

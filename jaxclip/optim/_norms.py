@@ -261,14 +261,24 @@ def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.A
     """
     spoilt = jnp.broadcast_to(spoilt, values.shape)
     zero = jnp.zeros((), values.dtype)
-    flags = lax.select(spoilt, lax.full_like(values, 1), lax.full_like(values, 0))
     largest, flag = lax.reduce(
-        (values, flags),
+        (values, spoilt.astype(values.dtype)),
         (zero, zero),
         lambda x, y: (lax.max(x[0], y[0]), lax.max(x[1], y[1])),
         tuple(range(values.ndim)),
     )
     return largest, flag
+
+
+def max_and_all(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As :func:`max_and_flag`, but the second is one if something holds for all, else 0."""
+    largest, all_hold = lax.reduce(
+        (values, holds.astype(values.dtype)),
+        (jnp.zeros((), values.dtype), jnp.ones((), values.dtype)),
+        lambda x, y: (lax.max(x[0], y[0]), lax.min(x[1], y[1])),
+        tuple(range(values.ndim)),
+    )
+    return largest, all_hold
 
 
 _max_and_flag = jax.jit(max_and_flag)  # traced once a shape

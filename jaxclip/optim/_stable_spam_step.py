@@ -115,12 +115,17 @@ def _rest(
     first, second, target = average_norms(before.first, before.second, norms, *fresh, clock)
     since = jnp.where(clock < interval, clock, clock % interval + 1)
     rescaled = _base.safe_divide(target, norms, 0.0)
+    finite = jnp.isfinite(largest)
+    correction1, correction2 = (
+        _base.bias_correction(decay, since) for decay in (shared.b1, shared.b2)
+    )
     columns = [
-        jnp.where(jnp.isfinite(largest), clip.shrink * rescaled, jnp.nan),
+        jnp.where(finite, clip.shrink * rescaled, jnp.nan),
         rescaled,
         clip.bound,
         (clock % interval != 0).astype(norms.dtype),
-        *(1 / _base.bias_correction(decay, since) for decay in (shared.b1, shared.b2)),
+        jnp.where(finite, 1 / correction1, 0.0),
+        1 / correction2,
     ]
     return [column.astype(norms.dtype) for column in columns], first, second
 
@@ -169,7 +174,8 @@ def step(
       nu: second moment.
       param: the parameter if it decays.
       numbers: ``[6]``: factor on elements beyond the bound (NaN to skip the tensor) and on the
-        others, the bound, 0 at a reset (else 1), and factors for the bias of the moments.
+        others, the bound, 0 at a reset (else 1), and factors for the bias of the moments (the first
+        zero to skip the tensor).
       shared: what is the same for all.
       dtype: of the update.
       positive: whether ε is known to be above zero.
@@ -181,5 +187,5 @@ def step(
     square = jnp.square(gradient)
     nu, v = _moments.store(keep, _moments.average(old_nu, square, shared.b2), nu)
     update = _moments.direction(m * numbers[4], v * numbers[5], shared.eps, positive)
-    update = _moments.finish(keep, _moments.add_decay(update, shared.rate, param), dtype)
-    return _moments.Step(update, mu, nu)
+    update = _moments.add_decay(update, _base.where(keep, shared.rate, 0.0), param)
+    return _moments.Step(update.astype(dtype), mu, nu)

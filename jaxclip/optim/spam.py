@@ -287,11 +287,11 @@ def _spam(
             scale = jnp.sqrt(_base.bias_correction(fresh2, clock)) / _base.bias_correction(
                 fresh1, clock
             )
-            alive = (~phase.reset).astype(dtype)
+            reset = phase.reset.astype(dtype)
             bound = jnp.where(phase.clips & ~phase.reset, shared.theta, jnp.inf)
             return phase.clips, (
                 scale * phase.warmup,
-                alive,
+                reset,
                 bound.astype(dtype),
                 *_spam_step.halves(_spam_step.seeds(phase.period), dtype),
             )
@@ -306,16 +306,19 @@ def _spam(
             sampling=sampling,
             positive=_moments.known_positive(eps),
         )
-        out, moments, (ratio, flag) = _moments.each(step, found, state, numbers)
+        out, moments, (ratio, kept) = _moments.each(step, found, state, numbers)
 
         def judge(seen: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-            norm = jnp.where(seen[1] > 0, jnp.nan, seen[0])
-            return norm, jnp.where(seen[2], shared.theta, norm)
+            ratio, kept, clips, reset = seen
+            # At a reset no element has a second moment.
+            norm = jnp.minimum(ratio, jnp.finfo(dtype).max) * (1 - reset)
+            norm = jnp.where(kept > 0, norm, jnp.nan)
+            return norm, jnp.where(clips, shared.theta, norm)
 
         new_state = SpamState(
             count=optax.safe_increment(count),
             **moments,
-            **_moments.report(state, (ratio, flag, clips), judge),
+            **_moments.report(state, (ratio, kept, clips, columns[1]), judge),
         )
         return out, new_state
 
