@@ -43,8 +43,10 @@ _IN_PLACE = {
 }  # fmt: skip
 
 
-def _as_kind(kind: str, name: str) -> str:
-    return f"it is read in place as {kind}:{name}"
+def _in_place(name: str) -> str:
+    """How a file is read in place, for an error; empty if it is not."""
+    kind = _IN_PLACE.get(pathlib.PurePath(name).suffix.lower())
+    return f"it is read in place as {kind}:{name}" if kind else ""
 
 
 def open(name: str | os.PathLike[str]) -> DataSet:
@@ -67,16 +69,14 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
     if remote.is_remote(text):
-        kind = _IN_PLACE.get(pathlib.PurePosixPath(text).suffix.lower())
-        if kind:
-            raise ValueError(f"data set {text!r} is a file, not a folder; {_as_kind(kind, text)}")
+        if read_as := _in_place(text):
+            raise ValueError(f"data set {text!r} is a file, not a folder; {read_as}")
         return open_directory(text)
     path = pathlib.Path(text)
     if path.is_file():
-        kind = _IN_PLACE.get(path.suffix.lower())
         way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
-        if kind:
-            way = _as_kind(kind, text)
+        if read_as := _in_place(text):
+            way = read_as
         elif path.suffix.lower() in file_kinds.ARCHIVES:
             way = "it is an archive: unpack it, and import the folder that this makes"
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")

@@ -28,7 +28,7 @@ from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
-from jaxclip.data.naming import SPLITS, is_hidden, split_of, splits_of_files
+from jaxclip.data.naming import SPLITS, is_hidden, split_within, splits_of_files
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
@@ -95,7 +95,7 @@ def _is_folder(pattern: str) -> bool:
 
 def _split_of(path: pathlib.PurePath) -> str:
     """The split of a file by its folder or the beginning of its name."""
-    if found := split_of(path.as_posix().removeprefix("data/")):
+    if found := split_within(path):
         return found
     begin = path.name.partition("-")[0]
     return begin if begin.lower() in SPLITS else "train"

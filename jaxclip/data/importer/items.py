@@ -20,6 +20,7 @@ from jaxclip.data.naming import (
     TEXT_FIELDS,
     find,
     first_filled,
+    plain,
 )
 from jaxclip.data.record import BadRecord
 
@@ -138,7 +139,7 @@ def from_fields(
     rest = dict(fields)
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = first_filled(rest, LABEL_FIELDS)
-    label = parse_label(rest.pop(labelled)) if labelled else None
+    label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None
     if texts is None:
         name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(name, None) if name else None
@@ -152,6 +153,12 @@ def from_fields(
         return Item(key, image, captions, label, _jsonable(rest), split, has_own_key=has_own_key)
     except TypeError as error:
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
+
+
+def _first_class(name: str, value: Any) -> Any:
+    """A label; of ImageNet's ``PredictionString``, of classes and boxes, the first class."""
+    is_list = plain(name) == "predictionstring" and isinstance(value, str) and value.strip()
+    return value.split()[0] if is_list else value
 
 
 def printable(text: str) -> str:

@@ -226,7 +226,7 @@ def columns_of(
             if numbers and not links
             else f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
             if links
-            else f"{option.format(which)}, or name it {' or '.join(names)}"
+            else f"{option.format(which)}, or name it {' or '.join(names[:12])}"
         )
         raise ValueError(f"{file} has no column with {what} (it has {listing}); {way}")
     return Columns(image, text, label, noted.get(label, []))

@@ -217,7 +217,7 @@ def test_damaged_tars_and_what_follows(tmp_path, toys):
             ("e.png", toys.picture(6)),
             ("e.json", b'{"caption": "\xff"}'),
             ("f.png", toys.picture(6)),
-            ("f.json", b'{"caption": 3}'),
+            ("f.json", b'{"caption": {"x": 3}}'),
         ],
     )
     summary = import_records(tmp_path / "in", tmp_path / "out")
