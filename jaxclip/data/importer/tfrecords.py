@@ -54,9 +54,10 @@ class TFRecordReader:
                     self._done = (number + min(1.0, raw.tell() / size)) / len(self._files)
                     if count > done:
                         place = f"{file.name.partition('.')[0]}/{count - 1}"
-                        bad = isinstance(data, BadRecord)
-                        item = data if bad else _item(data, place, split)
-                        yield Cursor(number, count), item
+                        if isinstance(data, bytes):
+                            yield Cursor(number, count), _item(data, place, split)
+                        else:
+                            yield Cursor(number, count), data
 
 
 def _messages(file: pathlib.Path, raw: Any) -> Iterator[bytes | BadRecord]:
