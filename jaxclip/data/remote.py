@@ -314,22 +314,22 @@ class RemotePath(os.PathLike[str]):
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
-def names_below(store: Any, prefix: str, url: str = "") -> list[str]:
+def names_below(store: Any, prefix: str, url: str) -> list[str]:
     """Keys that begin with a prefix, which ends with a slash.
 
     Args:
       store: TensorStore's, or fsspec's.
       prefix: of the keys.
-      url: the folder's, for a store that may not have answered before.
+      url: the folder's address.
     """
     root = _split(url)[0]
-    timeout = _FIRST if url and root not in _ANSWERED else _TIMEOUT
+    timeout = _TIMEOUT if root in _ANSWERED else _FIRST
     if isinstance(store, FsspecStore):
-        return list(_answer(lambda: Now(store.names(prefix)), timeout, url or prefix))
+        return list(_answer(lambda: Now(store.names(prefix)), timeout, url))
     import tensorstore
 
     every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
-    names = _answer(lambda: store.list(every), timeout, url or f"gs://…/{prefix}")
+    names = _answer(lambda: store.list(every), timeout, url)
     _ANSWERED.add(root)
     return [name.decode("utf-8", "replace") for name in names]
 

@@ -192,6 +192,10 @@ PICTURES = {
     "PNG with EXIF": (png(ROWS, 8, 2, chunk(b"eXIf", exif()[6:])), TURNED, 0),
     "PNG with EXIF behind": (png(ROWS, 8, 2, b"", chunk(b"eXIf", exif()[6:])), TURNED, 0),
     "WebP with EXIF": (encoded(RGB, "WEBP", lossless=True, exif=exif()), TURNED, 0),
+    "JPEG with EXIF": (jpeg(exif=exif()), TURNED, 12),
+    "grey JPEG, profile of colours": (
+        jpeg(GREY, icc_profile=profile(P3)), in_srgb(grey(GREY)), 8,
+    ),
     "XMP does not turn": (jpeg(xmp=XMP), RGB, 12),
     "16-bit grey, one seen through": (
         png(wide(GREY), 16, 0, chunk(b"tRNS", struct.pack(">H", 200 * 257))),
