@@ -21,7 +21,7 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.data import bucket as bucket_lib
-from jaxclip.lock import FILE_NAME, Lock
+from jaxclip.lock import FILE_NAME, Lock, Shared
 from jaxclip.train import manifest, multihost, staging
 from jaxclip.train.mirror import Mirror
 
@@ -118,22 +118,33 @@ def hold(
             copy: staging.Copy | None = mirror
             if bucket is None:
                 check_shared(path)
-            elif mirror is None:
-                copy = _empty_copy(bucket, path)
+            else:
+                token = _token_of_all(lock)
+                if mirror is None:
+                    shared = Shared(bucket_lib.LockFile(bucket, FILE_NAME), token)
+                    copy = _empty_copy(bucket, path, shared)
             yield Workdir(path, lock, name, copy)
     finally:
         if lock is not None:
             lock.release()
 
 
-def _empty_copy(bucket: bucket_lib.Bucket, path: pathlib.Path) -> staging.Copy:
+def _token_of_all(lock: Lock | None) -> str:
+    """The token of the lock that process 0 holds, on all processes."""
+    token = np.zeros(2, np.int32)
+    if lock is not None:
+        token = np.frombuffer(bytes.fromhex(lock.holder.token), np.int32)
+    return multihost.broadcast(token).tobytes().hex()
+
+
+def _empty_copy(bucket: bucket_lib.Bucket, path: pathlib.Path, lock: Shared) -> staging.Copy:
     """The copy of a process other than 0, once the run is known to hold the address.
 
     Before, the folder may be one that a process of a living run writes its parts into.
     """
     shutil.rmtree(path, ignore_errors=True)  # parts of checkpoints, as the address has them
     path.mkdir(parents=True, exist_ok=True)
-    copy = staging.Copy(bucket, path)
+    copy = staging.Copy(bucket, path, lock.look)
     copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
     return copy
 
