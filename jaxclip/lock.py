@@ -319,6 +319,12 @@ class FolderPlace:
             guard.unlink(missing_ok=True)
 
 
+def holder_of(place: Place) -> Holder | None:
+    """Who holds a lock; None if nobody does, or if its file can't be read."""
+    content = place.read()
+    return _decode(content) if content else None
+
+
 def _lost(workdir: str, other: Holder | None) -> str:
     who = f"process {other.pid} on host {other.host}" if other else "somebody"
     return (

@@ -35,8 +35,6 @@ SECONDS = 30.0
 # How long the end of a run tries to upload the rest.
 FINAL_SECONDS = 60.0
 _LONGEST_PAUSE = 60.0
-# In the folder: which one it is, and whether all of it is at the address.
-_STATE = ".staging.json"
 
 
 class MirrorError(RunError):
@@ -75,8 +73,8 @@ class Mirror(staging.Copy):
         Raises:
           OSError: the address can't be read or written, or the folder can't be written.
         """
-        state = storage.read_json(self.folder / _STATE, {})
-        theirs = json.loads(self.bucket.read(staging.MARK) or b"{}").get("id", "")
+        state = storage.read_json(self.folder / staging.STATE, {})
+        theirs = last_writer(self.bucket)
         anew = not theirs or state.get("id") != theirs
         if anew:
             self._set_aside(state)
@@ -319,7 +317,18 @@ class Mirror(staging.Copy):
                 shutil.rmtree(path)
 
     def _note(self, *, whole: bool) -> None:
-        storage.write_json(self.folder / _STATE, {"id": self._id, "whole": whole})
+        storage.write_json(self.folder / staging.STATE, {"id": self._id, "whole": whole})
+
+
+def last_writer(bucket: Bucket) -> str:
+    """What an address calls the staging folder that wrote there last; empty if none did.
+
+    Raises:
+      OSError: the address can't be read.
+    """
+    with contextlib.suppress(ValueError, AttributeError):
+        return json.loads(bucket.read(staging.MARK) or b"{}").get("id", "")
+    return ""
 
 
 def _table(content: bytes | None) -> dict[str, Any]:

@@ -29,6 +29,8 @@ CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step_(\d{8,})")
 # At the address: which staging folder wrote there last.
 MARK = "staging.json"
+# In the folder: its number there, and whether all of it is at the address.
+STATE = ".staging.json"
 _FOLDERS = ("tensorboard/", "spikes/", "profile/")
 # Requests at a time. A piece of a checkpoint is read whole, so this bounds memory, too.
 _THREADS = 4
@@ -36,12 +38,13 @@ _THREADS = 4
 _ATTEMPTS = 5
 
 
-def folder_of(address: str, process: int = 0) -> pathlib.Path:
+def folder_of(address: str, process: int = 0, number: int = 1) -> pathlib.Path:
     """The folder in which a run at an address works: in ``$JAXCLIP_STAGING``, or the user's cache.
 
     Args:
       address: of the workdir.
       process: number of this process; each has a folder of its own.
+      number: of the folder, where a run that may be alive has the first one.
     """
     base = os.environ.get("JAXCLIP_STAGING")
     if not base:
@@ -50,7 +53,9 @@ def folder_of(address: str, process: int = 0) -> pathlib.Path:
     address = address.rstrip("/")
     name = re.sub(r"[^\w.-]+", "_", address.rpartition("/")[2])[:40]
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-    return pathlib.Path(base).absolute() / (f"{name}-{digest}" + (f"-{process}" if process else ""))
+    folder = f"{name}-{digest}" + (f"-{process}" if process else "")
+    folder += f".{number}" if number > 1 else ""
+    return pathlib.Path(base).absolute() / folder / "run"
 
 
 def is_uploaded(name: str) -> bool:

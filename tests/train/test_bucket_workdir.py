@@ -446,9 +446,51 @@ def test_a_folder_that_was_overtaken_starts_anew_and_loses_nothing(
     monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
     with workdir.hold(address) as held:
         assert [path.name for path in (held.path / "checkpoints").iterdir()] == ["step_00000003"]
-    (aside,) = (path for path in (tmp_path / "staging").iterdir() if ".left-" in path.name)
+    (aside,) = (tmp_path / "staging").glob("*/run.left-*")
     assert (aside / "checkpoints/step_00000002/a").read_text() == "a of 2 never seen"
     assert str(aside) in caplog.text
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_folder_that_a_living_run_uses_is_left_to_it(elsewhere, address, still, monkeypatch):
+    """It was overtaken and does not know yet; its machine may be another with the same home."""
+    with contextlib.suppress(LostLockError), workdir.hold(address) as first:
+        save(first.path, 1)
+        first.copy.sync()
+        save(first.path, 2, "of the first")
+        if elsewhere:
+            monkeypatch.setattr(lock, "_machine", lambda: "another machine")
+        with workdir.hold(address, break_lock=True) as second:
+            assert second.path != first.path == folder_of(address)
+            assert (first.path / "checkpoints/step_00000002").exists(), "nothing is taken from it"
+            save(second.path, 2, "of the second")
+            second.copy.sync()
+        assert not second.path.parent.exists(), "all of it is at the address"
+    assert whole(address) == [1, 2]
+    assert Bucket(address).read("checkpoints/step_00000002/a") == b"a of 2 of the second"
+    with workdir.hold(address) as third:
+        assert third.path == first.path, "which is free now"
+        assert (third.path.parent / "lock.json").exists()
+    assert not (third.path.parent / "lock.json").exists()
+
+
+def test_the_folder_that_wrote_last_is_gone_on_with(address, still, network, monkeypatch):
+    """Also where that is not the first one, because another run had it."""
+    with contextlib.suppress(LostLockError), workdir.hold(address) as first:
+        with pytest.raises(mirror.MirrorError), workdir.hold(address, break_lock=True) as second:
+            save(second.path, 1)
+            network(False)
+        network(True)
+        assert second.path != first.path
+    with workdir.hold(address, break_lock=True) as third:
+        assert third.path == second.path
+    assert whole(address) == [1] and not second.path.parent.exists()
+
+
+def test_two_addresses_and_two_processes_have_folders_of_their_own(address):
+    places = [(address, 0), (address, 1), (address + "/x", 0), (address.replace("one", "x/one"), 0)]
+    assert len({staging.folder_of(*place).parent for place in places}) == 4
+    assert staging.folder_of("gs://b/é ü/") == staging.folder_of("gs://b/é ü")
 
 
 def test_under_another_one_s_lock_nothing_is_uploaded(address, still):
