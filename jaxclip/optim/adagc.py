@@ -136,7 +136,7 @@ def adagc(
             norms = total = _base.global_norm(leaves, now.dtype)
         return _clipper.Plan(
             (norms, total),
-            lambda seen, before: _decide(*seen, before, numbers, steps),
+            lambda seen, before: _decide(seen, before, numbers, steps),
             _clipper.scale,
         )
 
@@ -154,8 +154,7 @@ class _Numbers(NamedTuple):
 
 
 def _decide(
-    norms: jax.Array,
-    total: jax.Array,
+    seen: tuple[jax.Array, jax.Array],
     state: AdagcState,
     numbers: _Numbers,
     warmup_steps: int | jax.Array,
@@ -163,12 +162,12 @@ def _decide(
     """The factor on each tensor, and the averages after a step with these norms.
 
     Args:
-      norms: of the tensors.
-      total: global norm.
+      seen: norms of the tensors, and the global norm.
       state: before.
       numbers: hyperparameters.
       warmup_steps: number of the update, from 1, at which the relative rule begins.
     """
+    norms, total = seen
     is_global = (state.count + 1 < warmup_steps) | ~jnp.isfinite(state.gamma)
     # A tensor is skipped where the norm that it goes by is not finite.
     looked = jnp.where(is_global & ~jnp.isfinite(total), jnp.nan, norms)
