@@ -67,16 +67,17 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
     if remote.is_remote(text):
-        kind = _IN_PLACE.get(pathlib.PurePosixPath(text).suffix.lower())
-        if kind:
-            raise ValueError(f"data set {text!r} is a file, not a folder; {_as_kind(kind, text)}")
+        in_place = _IN_PLACE.get(pathlib.PurePosixPath(text).suffix.lower())
+        if in_place:
+            way = _as_kind(in_place, text)
+            raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
         return open_directory(text)
     path = pathlib.Path(text)
     if path.is_file():
-        kind = _IN_PLACE.get(path.suffix.lower())
+        in_place = _IN_PLACE.get(path.suffix.lower())
         way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
-        if kind:
-            way = _as_kind(kind, text)
+        if in_place:
+            way = _as_kind(in_place, text)
         elif path.suffix.lower() in file_kinds.ARCHIVES:
             way = "it is an archive: unpack it, and import the folder that this makes"
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")

@@ -342,7 +342,7 @@ def test_a_store_that_never_answered_is_given_up_soon(monkeypatch, caplog):
 
 
 def test_a_file_elsewhere_is_called_what_it_is():
-    with pytest.raises(ValueError, match="read in place as webdataset:https://nowhere/a.tar"):
+    with pytest.raises(ValueError, match=r"read in place as webdataset:https://nowhere/a\.tar"):
         sources.open("https://nowhere/a.tar")
 
 
