@@ -7,6 +7,9 @@ import hashlib
 from types import SimpleNamespace
 from typing import Any
 
+# The version of a file that is not there, as TensorStore has it.
+MISSING = b"\x02"
+
 
 class FsspecStore:
     """A file system, asked as :mod:`.remote` asks TensorStore's key-value stores.
@@ -36,7 +39,7 @@ class FsspecStore:
                 raise FileNotFoundError(path)
             value = b"" if byte_range == slice(0, 0) else self._content(path, byte_range)
         except FileNotFoundError:
-            nothing = SimpleNamespace(generation=b"")
+            nothing = SimpleNamespace(generation=MISSING)
             return Now(SimpleNamespace(state="missing", value=b"", stamp=nothing))
         # What is said of a file changes with it; its own key for that is made of the same.
         stamp = hashlib.sha256(repr(sorted(about.items())).encode()).digest()
@@ -64,13 +67,13 @@ class FsspecStore:
         Args:
           key: its key.
           value: its content; None removes it.
-          if_equal: the generation that it must have, which is ``b""`` for no file. Exact for no
-            file where the file system creates exclusively; else it is looked at just before.
+          if_equal: the generation that it must have, or :data:`MISSING`. Exact for no file where
+            the file system creates exclusively; else it is looked at just before.
 
         Returns:
           A result with an empty ``generation`` where the condition does not hold.
         """
-        path, held = self._base + key, SimpleNamespace(generation=b"held")
+        path, held = self._base + key, SimpleNamespace(generation=MISSING)
         failed = Now(SimpleNamespace(generation=b""))
         if (
             if_equal is not None
@@ -85,10 +88,12 @@ class FsspecStore:
         if parent:
             self._files.makedirs(parent, exist_ok=True)
         try:
-            self._files.pipe_file(path, value, mode="overwrite" if if_equal != b"" else "create")
+            self._files.pipe_file(
+                path, value, mode="overwrite" if if_equal != MISSING else "create"
+            )
         except FileExistsError:
             return failed
-        return Now(held)
+        return Now(self.read(key, slice(0, 0)).result().stamp if if_equal is not None else held)
 
 
 class Now:

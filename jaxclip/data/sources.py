@@ -86,13 +86,29 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
         if colon and kind in BUILT_IN:
             near = f"; did you mean {kind!r}? A split is no part of the name"
-        elif re.fullmatch(r"\w+:/[^/].*", text):
+        elif not meant and re.fullmatch(r"\w+:/[^/].*", text):
             near = f"; an address has two slashes, '{kind}://{rest.lstrip('/')}'"
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
             f"of KIND:FILES ({', '.join(KINDS.names())}){near}"
         )
     return open_directory(text)
+
+
+def check_name(name: str) -> None:
+    """Refuse what can be no data set, whatever files there are; what may be elsewhere passes.
+
+    Args:
+      name: as for :func:`open`, of a resolved configuration.
+
+    Raises:
+      FileNotFoundError: a word that is not built in, or an unknown ``KIND:``; names the nearest.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind == "scenes" and colon:
+        check_name(rest)
+    elif "/" not in kind and kind not in KINDS.names() and not remote.is_remote(name):
+        open(name)
 
 
 def _open_scenes(name: str) -> DataSet:
