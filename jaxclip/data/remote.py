@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,12 @@ _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 def is_remote(path: os.PathLike[str] | str) -> bool:
     """Whether a path is an address: it has a scheme such as ``gs://``."""
     return "://" in os.fspath(path)
+
+
+def hub_address(name: str) -> str:
+    """How a data set of the Hugging Face hub is read, for an error; empty if a name is none."""
+    found = re.fullmatch(r"(?:https://huggingface\.co/datasets/)?([\w.\-]+/[\w.\-]+)/?", name)
+    return f"parquet:hf://datasets/{found[1]}" if found else ""
 
 
 def path_of(path: os.PathLike[str] | str) -> Any:

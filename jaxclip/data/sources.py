@@ -69,6 +69,8 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
     if remote.is_remote(text):
+        if hub := remote.hub_address(text):
+            raise ValueError(f"data set {text!r} is on the Hugging Face hub: read {hub!r}")
         if read_as := _in_place(text):
             raise ValueError(f"data set {text!r} is a file, not a folder; {read_as}")
         return open_directory(text)
@@ -86,6 +88,8 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
         if colon and kind in BUILT_IN:
             near = f"; did you mean {kind!r}? A split is no part of the name"
+        elif not colon and remote.hub_address(text) and not path.parent.exists():
+            near = f"; the Hugging Face hub's is '{remote.hub_address(text)}'"
         elif not meant and re.fullmatch(r"\w+:/[^/].*", text):
             near = f"; an address has two slashes, '{kind}://{rest.lstrip('/')}'"
         raise FileNotFoundError(

@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 # Endings of files with captions; that of the picture may stand before them (1.jpg.txt).
 _TEXT_SUFFIXES = (*(f".{ending}" for ending in tar_index.TEXT_EXTENSIONS), ".tags", ".cap")
+# Lines of boxes beside a picture (YOLO's): a class, and four or more numbers.
+_BOX = re.compile(rb"\s*\d+(\s+-?[\d.]+){4,}\s*")
 # Folders of nothing but captions, beside one of pictures (images/1.jpg, captions/1.txt).
 _TEXT_FOLDERS = (
     "captions",
@@ -159,7 +161,8 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
         for suffix in _TEXT_SUFFIXES:
             data = _read(stem, suffix)
             if data is not None and not (texts and b"".join(texts).strip()):
-                texts = _utf8(data, encoding).splitlines()
+                read = _utf8(data, encoding).splitlines()
+                texts = texts if read and all(map(_BOX.fullmatch, read)) else read
     data = _read(file.with_suffix(""), ".json") or _read(file, ".json")
     try:
         fields = None if data is None else json.loads(data)

@@ -103,7 +103,8 @@ def what_instead(path: pathlib.Path) -> str:
     for file in files[:MAX_TABLES]:
         is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
         is_own = is_own or file.suffix.lower() in IMAGE_SUFFIXES
-        kind = _VAGUE[0] if is_own else file_kinds.kind_of(_begin(file))
+        kind = _VAGUE[0] if is_own else file_kinds.kind_by_name(file.name)
+        kind = kind or file_kinds.kind_of(_begin(file))
         if not kind.startswith(_VAGUE):
             return f"; {file.name} is {kind}"
     return ""

@@ -68,6 +68,9 @@ def open_reader(
         text, format = rest, kind  # as it is named where it is read in place
     text = patterns.local_path(text)
     if remote.is_remote(text):
+        hub = remote.hub_address(text)
+        if hub:
+            raise ValueError(f"{text!r} is on the Hugging Face hub: download it, or read {hub!r}")
         raise ValueError(
             f"{text!r} is elsewhere, and imports are of files of this machine: copy them, or read "
             f"tars and Parquet in place, by data.name='webdataset:{text}' or "
@@ -82,7 +85,7 @@ def open_reader(
         )
         files = files + _in_folders(path, files)
     else:
-        files = patterns.expand(text)
+        files = _expand(text)
     if format == "auto":
         if path.is_dir() and _is_saved(path):
             raise ValueError(f"{text!r} was saved by `datasets`{instead.what_instead(path)}")
@@ -106,6 +109,17 @@ def open_reader(
     if format == "tfrecord":
         return TFRecordReader(fitting, splits_of_files(fitting, path))
     return ParquetReader(fitting, image_column, text_column, splits_of_files(fitting, path))
+
+
+def _expand(pattern: str) -> list[str]:
+    try:
+        return patterns.expand(pattern)
+    except FileNotFoundError as error:
+        hub = remote.hub_address(pattern)
+        if hub and not pathlib.Path(pattern).parent.exists():
+            way = f"; if you mean the Hugging Face hub's, download it, or read {hub!r}"
+            raise FileNotFoundError(f"{error}{way}") from error
+        raise
 
 
 def _is_saved(path: pathlib.Path) -> bool:

@@ -252,6 +252,41 @@ def test_what_is_not_unpacked(fill, kind):
         found(fill(files))
 
 
+OTHERS = {
+    "data.mdb": (bytes(16) + b"\xde\xc0\xef\xbe", "an LMDB database"),
+    "train.pkl": (b"\x80\x04\x95", "a pickle, which may run any program"),
+    "x.mat": (b"MATLAB 5.0 MAT-file", "a file of MATLAB"),
+    "shard.00000.mds": (b"\1\0\0\0", "a shard of MosaicML's streaming"),
+    "train.rec": (b"\n#\xd7\xce", "MXNet's RecordIO"),
+    "x.sqlite": (b"SQLite format 3\0", "an SQLite database"),
+    "train-images-idx3-ubyte": (b"\0\0\x08\x03\0", "an array of pictures"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_other_programs_keep_sets_in(fill, name):
+    content, said = OTHERS[name]
+    with pytest.raises(FileNotFoundError, match=f"{name} is {said}.* write .* Parquet"):
+        open_reader(fill({name: content}))
+
+
+def test_boxes_are_no_captions(fill):
+    boxes = "0 0.5 0.5 0.1 0.1\n1 0.25 0.25 0.1 0.2\n"
+    assert found(fill({"a.jpg": A, "a.txt": boxes})) == ["empty_caption"]
+    assert found(fill({"a.txt": "3 4 5 6"})) == [(A, ("3 4 5 6",), "")]
+
+
+@pytest.mark.parametrize(
+    "name", ["someone/flowers", "https://huggingface.co/datasets/someone/flowers"]
+)
+def test_a_data_set_of_the_hub(name):
+    for opened in (open_reader, sources.open):
+        with pytest.raises(
+            (ValueError, FileNotFoundError), match="parquet:hf://datasets/someone/f"
+        ):
+            opened(name)
+
+
 def test_an_archive_by_its_name(fill):
     archive = fill({"all.zip": packed({"a.jpg": A})}) / "all.zip"
     for format in ("auto", "folder"):
