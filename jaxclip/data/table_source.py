@@ -353,7 +353,7 @@ class TableSource(RecordSource):
         if isinstance(image, BadRecord):
             return dataclasses.replace(image, key=item.key)
         if not image:
-            return BadRecord("missing_image", "no bytes in the image's column", item.key)
+            return BadRecord("zero_bytes", "", item.key)
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", item.key)
         meta = json.dumps(dict(item.meta), ensure_ascii=False) if item.meta else ""

@@ -243,6 +243,8 @@ PICTURES = {
     "greys, profile of colours": (png(GREY, 8, 0, OF_P3), in_srgb(grey(GREY)), 2),
     "colours, profile of greys": (png(ROWS, 8, 2, OF_LIGHT), RGB, 0),
     "gAMA": (png(ROWS, 8, 2, number_chunk(b"gAMA", 100000)), in_srgb(RGB, gamma=1.0), 1),
+    "gAMA of two bytes": (png(ROWS, 8, 2, chunk(b"gAMA", b"\1\0")), RGB, 0),
+    "profile that is packed in no known way": (png(ROWS, 8, 2, chunk(b"iCCP", b"x\0\7\7")), RGB, 0),
     "gAMA of greys": (png(wide(GREY), 16, 0, number_chunk(b"gAMA", 100000)), LIGHT, 1),
     "gAMA that is about sRGB's": (png(ROWS, 8, 2, number_chunk(b"gAMA", 45455)), RGB, 0),
     "no gAMA": (png(ROWS, 8, 2, number_chunk(b"gAMA", 0)), RGB, 0),

@@ -304,7 +304,9 @@ def items_of(
             # The first that is not empty, as in other sources.
             other = first_filled(fields, TEXT_FIELDS)
             texts = fields.pop(other) if other and is_filled(fields[other]) else texts
-        if isinstance(picture, BadRecord):
+        if not picture:
+            yield BadRecord("missing_image", "no bytes in the image's column", key)
+        elif isinstance(picture, BadRecord):
             yield dataclasses.replace(picture, key=key)
         else:
             texts = texts if is_filled(texts) else ()
