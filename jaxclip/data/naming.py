@@ -27,10 +27,11 @@ TEXT_FIELDS = (
     "description", "sentences", "sentence", "comment", "raw", "reference_strs", "image_caption",
     "caption_str", "caption_en", "text_en", "en_caption", "raw_caption", "long_caption",
     "short_caption", "synthetic_caption", "generated_caption", "image_description", "descriptions",
-    "desc", "img_title", "img_desc", "caption_reference_description",
-    "caption_attribution_description", "caption_alt_text_description", "report", "findings",
-    "impression", "product_display_name", "product_name", "product_title", "product_description",
-    "prod_name", "detail_desc", "tag_string",
+    "re_caption", "recaption", "org_caption", "desc", "img_title", "img_desc",
+    "caption_reference_description", "caption_attribution_description",
+    "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
+    "product_name", "product_title", "product_description", "prod_name", "detail_desc",
+    "tag_string",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 # Name pictures only where nothing else does, and then without their ending; the last one only in
@@ -113,6 +114,15 @@ def say_which_picture(names: Sequence[str], way: str) -> None:
         _say(f"the picture of a record is {names[0]!r}, not {', '.join(names[1:])}; {way}")
 
 
+def say_of_splits(file: object, columns: Iterable[str]) -> None:
+    """Log that a column of splits is not heeded in place, where there is one."""
+    if find(columns, ("split",)):
+        _say(
+            f"{file} has a column 'split', but in place all of its rows are of one; import it, and "
+            "the splits are kept"
+        )
+
+
 # Folders that systems leave among people's files, and what is in them.
 _LEFTOVERS = frozenset((
     "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "#recycle", "lost+found",
@@ -135,9 +145,21 @@ def split_of(path: str) -> str:
 
 
 def split_within(path: str | os.PathLike[str]) -> str:
-    """The split that a file belongs to by any folder of its path, the outermost; empty for none."""
-    folders = pathlib.PurePath(path).parts[:-1]
+    """The split that a file belongs to by any folder of its path, the outermost; empty for none.
+
+    The Hugging Face hub calls a part of one ``partial-train``.
+    """
+    folders = [each.removeprefix("partial-") for each in pathlib.PurePath(path).parts[:-1]]
     return next((each for each in folders if each.lower() in SPLITS), "")
+
+
+def split_named(value: Any) -> str:
+    """The split that a value of a column ``split`` stands for; empty for none.
+
+    Karpathy's ``restval`` belongs to the training set.
+    """
+    name = value.strip().lower() if isinstance(value, str) else ""
+    return "train" if name == "restval" else name if name in SPLITS else ""
 
 
 def splits_of_files(

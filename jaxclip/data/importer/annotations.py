@@ -13,9 +13,17 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-from jaxclip.data.caption_shapes import answer, said_in
+from jaxclip.data.caption_shapes import CONVERSATIONS, answer, said_in
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import FILE_FIELDS, ID_FIELDS, LINK_FIELDS, TEXT_FIELDS, find, first_filled
+from jaxclip.data.naming import (
+    FILE_FIELDS,
+    ID_FIELDS,
+    LINK_FIELDS,
+    TEXT_FIELDS,
+    find,
+    first_filled,
+    split_named,
+)
 
 EXPECTED = (
     "names no picture files: expected is a list of objects such as "
@@ -24,12 +32,6 @@ EXPECTED = (
 
 # A file's name and everything else that is said about it.
 Found = tuple[str, dict[str, Any]]
-
-# Fields that hold the turns of a conversation.
-CONVERSATIONS = ("conversations", "messages", "conversation")
-
-# Karpathy's fourth split belongs to the training set.
-_SPLITS = {"restval": "train"}
 
 
 def rows(document: Any, image: str = "") -> list[Found | None] | None:
@@ -99,7 +101,7 @@ def row(entry: Any, image: str = "") -> Found | None:
                     values[field] = [each.text for each in said]
     split = values.get("split", values.get("set_name"))
     if isinstance(split, str):
-        values["split"] = _SPLITS.get(split, split)
+        values["split"] = split_named(split) or split
     return name, values
 
 

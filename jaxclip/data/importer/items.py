@@ -21,6 +21,7 @@ from jaxclip.data.naming import (
     find,
     first_filled,
     plain,
+    split_named,
 )
 from jaxclip.data.record import BadRecord
 
@@ -134,9 +135,12 @@ def from_fields(
       image: its picture.
       texts: captions from elsewhere, in place of those in the fields.
       text_column: the name under which captions are; empty for the first usual one with any.
-      split: see :class:`Item`.
+      split: see :class:`Item`; empty for that of a field ``split``.
     """
     rest = dict(fields)
+    if not split and (named := split_named(rest.get("split"))):
+        split = named
+        rest.pop("split")
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = first_filled(rest, LABEL_FIELDS)
     label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None

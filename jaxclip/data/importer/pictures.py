@@ -141,6 +141,8 @@ def _spellings(name: str) -> Iterator[str]:
     names = [name]
     if name.isdecimal():
         names.append(name.zfill(_ID_DIGITS))
+    if name.endswith(".0") and name[:-2].isdecimal():  # of a column with gaps, in pandas
+        names += [name[:-2], name[:-2].zfill(_ID_DIGITS)]
     if name.startswith("file:"):
         names.append(urllib.parse.unquote(name.removeprefix("file:").removeprefix("//")))
     if match := _LABEL_STUDIO.fullmatch(name):

@@ -97,7 +97,7 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
         raise ValueError(f"{table}: its first line cannot be read: {error}") from error
     problems = []
     for delimiter, cells in headers:
-        names = [name.strip().lower() for name in cells]
+        names = _joined([name.strip().lower() for name in cells])
         problem = _lacks(names, wanted)
         if not problem:
             # Other columns are found without regard to letter case.
@@ -168,6 +168,17 @@ def _lacks(names: Sequence[str], wanted: Wanted) -> str:
             f"one of {', '.join(known[:_NAMED])}, …"
         )
     return ""
+
+
+def _joined(names: list[str]) -> list[str]:
+    """Names of columns, with ``caption_0`` and ``caption_1`` of one name where no other is."""
+    bases = [re.sub(r"[\s_]*\d{1,2}$", "", name) for name in names]
+    if find(names, TEXT_FIELDS):
+        return names
+    return [
+        base if is_among(base, TEXT_FIELDS) else name
+        for base, name in zip(bases, names, strict=True)
+    ]
 
 
 def _files_in(names: Sequence[str]) -> list[str]:

@@ -5,6 +5,8 @@ import json
 import tarfile
 import zipfile
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from jaxclip.data import sources
@@ -35,6 +37,12 @@ def packed(members):
     with zipfile.ZipFile(stream, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def table(**columns):
+    stream = io.BytesIO()
+    pa.parquet.write_table(pa.table(columns), stream)
     return stream.getvalue()
 
 
@@ -185,6 +193,49 @@ SETS = {
         },
         PAIR,
     ),
+    "captions in numbered columns": (
+        {"a.jpg": A, "b.jpg": B,
+         "x.csv": "image,caption_0,caption_1\na.jpg,a cat,\nb.jpg,a dog,\n"},
+        PAIR,
+    ),
+    "ids of pandas": (
+        {"images/12.jpg": A, "images/13.jpg": B,
+         "x.csv": "image_id,text\n12.0,a cat\n13.0,a dog\n"},
+        PAIR,
+    ),
+    "splits in a tar's JSON": (
+        {"0.tar": tar({
+            "a.jpg": A, "a.json": b'{"text": "a cat", "split": "restval"}',
+            "b.jpg": B, "b.json": b'{"text": "a dog", "split": "VAL"}',
+        })},
+        SPLITS,
+    ),
+    "conversations in a tar's JSON": (
+        {"0.tar": tar({
+            f"{i}.{ending}": data
+            for i, (image, text) in enumerate([(A, "a cat"), (B, "a dog")])
+            for ending, data in (("jpg", image), ("json", lines({"conversations": [
+                {"from": "human", "value": "?"}, {"from": "gpt", "value": text},
+            ]}).encode()))
+        })},
+        PAIR,
+    ),
+    "Parquet with splits in a column": (
+        {"a.parquet": table(image=[A, B], caption=["a cat", "a dog"], split=["train", "val"])},
+        SPLITS,
+    ),
+    "Parquet made of a tar": (
+        {"a.parquet": table(jpg=[A, B], json=[{"prompt": "a cat"}, {"prompt": "a dog"}])}, PAIR,
+    ),
+    "Parquet made of a tar, JSON as text": (
+        {"a.parquet": table(jpg=[A, B], json=['{"prompt": "a cat"}'] * 2)},
+        [(A, ("a cat",), ""), (B, ("a cat",), "")],
+    ),
+    "a part of the hub's": (
+        {"partial-train/0.parquet": table(image=[A], text=["a cat"]),
+         "val/0.parquet": table(image=[B], text=["a dog"])},
+        SPLITS,
+    ),
     "tags": ({"1.jpg": A, "1.tags": "a cat", "2.jpg": B, "2.jpg.json": '{"tag_string": "a dog"}'},
              PAIR),
     "UTF-16 without a mark": (
@@ -212,6 +263,12 @@ def test_sets(fill, kind):
 def test_tars_of_the_hub_in_place(fill, names):
     folder = fill({f"data/{name}": tar({"0.jpg": A, "0.txt": b"x"}) for name in names})
     assert sources.open(f"webdataset:{folder}").splits == {"train": 1, "val": 1}
+
+
+def test_in_place_a_column_of_splits_is_said_to_be_of_no_use(fill, caplog):
+    folder = fill({"a.parquet": table(image=[A, B], text=["x", "y"], split=["train", "val"])})
+    assert sources.open(f"parquet:{folder}").splits == {"train": 2}
+    assert "import it, and the splits are kept" in caplog.text
 
 
 def test_folders_of_parts_are_no_classes(fill, caplog):
