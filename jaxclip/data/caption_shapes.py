@@ -41,9 +41,12 @@ def said_in(value: Any) -> list[Said]:
     """All captions in a value, in order; what is None, NaN, true or an empty list has none.
 
     Raises:
-      TypeError: an object in it has none; the message names its members.
+      TypeError: an object in it has none, as the message says, or it is nested too deep.
     """
-    return list(_said(value, ""))
+    try:
+        return list(_said(value, ""))
+    except RecursionError:
+        raise TypeError("lists within lists without end are no captions") from None
 
 
 def captioned(values: Mapping[str, Any]) -> str | None:

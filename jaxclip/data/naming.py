@@ -27,7 +27,7 @@ TEXT_FIELDS = (
     "description", "sentences", "sentence", "comment", "raw", "reference_strs", "image_caption",
     "caption_str", "caption_en", "text_en", "en_caption", "raw_caption", "long_caption",
     "short_caption", "synthetic_caption", "generated_caption", "image_description", "descriptions",
-    "re_caption", "recaption", "org_caption", "desc", "img_title", "img_desc",
+    "re_caption", "recaption", "org_caption", "desc", "paragraph", "img_title", "img_desc",
     "caption_reference_description", "caption_attribution_description",
     "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
     "product_name", "product_title", "product_description", "prod_name", "detail_desc",
@@ -59,11 +59,21 @@ def said(text: str) -> str:
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a value says anything: no None, NaN, blank text, or list of nothing but those."""
+    """Whether a value says anything: no None, NaN, blank text, or list of nothing but those.
+
+    What is nested as deep as no person nests says nothing.
+    """
+    try:
+        return _is_filled(value)
+    except RecursionError:
+        return False
+
+
+def _is_filled(value: Any) -> bool:
     if isinstance(value, str | bytes):
         return bool(said(value if isinstance(value, str) else value.decode("utf-8", "replace")))
     if isinstance(value, Sequence):
-        return any(is_filled(each) for each in value)
+        return any(map(_is_filled, value))
     return value is not None and value == value  # what tables have for nothing is NaN
 
 

@@ -30,6 +30,9 @@ EXPECTED = (
     '{"image": "1.jpg", "caption": "…"}, captions by file name, or the layout of COCO'
 )
 
+# Members of an object that stands for a picture.
+_PICTURE_MEMBERS = ("bytes", "base64", "data", "path", "file_name", "filename", "url")
+
 # A file's name and everything else that is said about it.
 Found = tuple[str, dict[str, Any]]
 
@@ -53,9 +56,15 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
         columns = _columns(document, image)
         if columns is not None:
             return [row(each, image) for each in columns]
-        lists = [each for each in document.values() if _are_objects(each)]
-        if len(lists) == 1:
-            return rows(lists[0], image)
+        lists = {name: each for name, each in document.items() if _are_objects(each)}
+        by_split = {split_named(name): each for name, each in lists.items()}
+        if lists and all(by_split):
+            return [
+                _in_split(row(each, image), split) for split in by_split for each in by_split[split]
+            ]
+        known = [found for each in lists.values() if (found := rows(each, image)) is not None]
+        if len(known) == 1:
+            return known[0]
         named = all(map(_names_picture, document))
         if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
             return [(str(name), {"caption": text}) for name, text in document.items()]
@@ -68,6 +77,10 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
         return None
     found = [row(each, image) for each in document]
     return found if any(found) else None
+
+
+def _in_split(found: Found | None, split: str) -> Found | None:
+    return None if found is None else (found[0], {**found[1], "split": split})
 
 
 def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
@@ -139,7 +152,7 @@ def _name(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):  # as Hugging Face `datasets` writes a picture, and chats
-        known = (value.get(member) for member in ("bytes", "base64", "data", "path", "url"))
+        known = (value.get(member) for member in _PICTURE_MEMBERS)
         value = next((each for each in known if isinstance(each, str) and each.strip()), "")
     return value.strip() if isinstance(value, str) else ""
 

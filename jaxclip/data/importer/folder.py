@@ -36,6 +36,8 @@ _TEXT_FOLDERS = (
     "text_c10",
     "descriptions",
 )
+# Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
+_NO_CLASSES = ("images", "imgs", "img")
 # Names of folders that are parts of a data set rather than classes (train2017, test_images).
 _PART = re.compile(
     r"(train|training|val|valid|validation|dev|test|testing)([\W\d_]|images?|imgs?|set)*", re.I
@@ -103,6 +105,10 @@ class TreeReader:
         if self._classes is not None:
             folders = key.split("/")[self._classes :]
             split = split_of("/".join(folders))
+            if folders[1 if split else 0].lower() in _NO_CLASSES:
+                return BadRecord(
+                    "empty_caption", "neither a caption nor in a folder of a class", key
+                )
             return Item(key, file, (), folders[1 if split else 0], split=split)
         texts, fields = self._beside(file)
         if texts is None and fields is None:

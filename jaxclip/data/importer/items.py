@@ -178,7 +178,7 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             continue
         kept[str(name)] = value
     return kept

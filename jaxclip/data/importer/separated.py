@@ -324,7 +324,10 @@ def _row(
             values[name] = cell
     name = values.pop(layout.image, "").strip()
     if len(cells) != len(header) or not name:
-        return BadRecord("bad_row", f"row {number} has {len(cells)} fields of {len(header)}", name)
+        problem = f"has {len(cells)} fields of {len(header)}"
+        if len(cells) == len(header):
+            problem = "names no file"
+        return BadRecord("bad_row", f"row {number} {problem}", name)
     # pandas writes its index into a column without a name.
     kept = {n: v for n, v in values.items() if n and not n.startswith("unnamed: ")}
     for column in (*find(kept, TEXT_FIELDS), layout.text):

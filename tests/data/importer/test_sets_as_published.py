@@ -236,6 +236,20 @@ SETS = {
          "val/0.parquet": table(image=[B], text=["a dog"])},
         SPLITS,
     ),
+    "JSON by split": (
+        {"a.jpg": A, "b.jpg": B, "x.json": json.dumps({
+            "train": [{"image": "a.jpg", "report": "a cat"}],
+            "val": [{"image": {"file_name": "b.jpg"}, "report": "a dog"}],
+        })},
+        SPLITS,
+    ),
+    "JSON beside other lists": (
+        {"a.jpg": A, "b.jpg": B, "x.json": json.dumps({
+            "licenses": [{"name": "CC"}],
+            "data": [{"img": "a.jpg", "text": "a cat"}, {"img": "b.jpg", "text": "a dog"}],
+        })},
+        PAIR,
+    ),
     "tags": ({"1.jpg": A, "1.tags": "a cat", "2.jpg": B, "2.jpg.json": '{"tag_string": "a dog"}'},
              PAIR),
     "UTF-16 without a mark": (
@@ -342,6 +356,28 @@ def test_a_data_set_of_the_hub(name):
             (ValueError, FileNotFoundError), match="parquet:hf://datasets/someone/f"
         ):
             opened(name)
+
+
+def test_a_folder_of_pictures_beside_classes_is_none(fill):
+    files = {"train/n1/images/1.jpg": A, "train/n2/images/2.jpg": B, "val/images/3.jpg": A}
+    assert found(fill(files))[2:] == ["empty_caption"]
+
+
+@pytest.mark.parametrize("depth", [40, 900])
+def test_captions_nested_without_end(fill, depth):
+    text = '{"caption": ' + "[" * depth + '"x"' + "]" * depth + "}"
+    folder = fill({"0.tar": tar({"0.jpg": A, "0.json": text.encode()})})
+    records = sources.open(f"webdataset:{folder}").source("train").read([0])
+    if depth == 40:
+        assert found(folder) == [(A, ("x",), "")] and records[0].texts == ("x",)
+    else:
+        assert found(folder) == ["bad_row"] and records[0].reason == "empty_caption"
+
+
+def test_a_row_without_a_file(fill):
+    folder = fill({"a.jpg": A, "x.csv": "image,caption\na.jpg,a cat\n,a dog\n"})
+    _, (_, bad) = list(open_reader(folder).items(Cursor()))
+    assert bad.detail == "row 3 names no file"
 
 
 def test_an_archive_by_its_name(fill):
