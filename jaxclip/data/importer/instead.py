@@ -118,6 +118,7 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         file
         for file in files
         if table_rows.suffix(file) in table_rows.SUFFIXES
+        and ".lemma." not in file.name  # Flickr8k's captions in the basic forms of their words
         # Not what lies beside a picture.
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures

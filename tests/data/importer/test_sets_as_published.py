@@ -236,6 +236,16 @@ SETS = {
          "val/0.parquet": table(image=[B], text=["a dog"])},
         SPLITS,
     ),
+    "Flickr8k": (
+        {
+            "Flicker8k_Dataset/a.jpg": A, "Flicker8k_Dataset/b.jpg": B,
+            "Flickr8k.token.txt": "a.jpg#0\ta cat\nb.jpg#0\ta dog\n",
+            "Flickr8k.lemma.token.txt": "a.jpg#0\ta cat be\n",
+            "Flickr_8k.trainImages.txt": "a.jpg\n",
+            "ExpertAnnotations.txt": "a.jpg\tb.jpg#2\t1\t1\t1\n", "readme.txt": "hello\n",
+        },
+        PAIR,
+    ),
     "JSON by split": (
         {"a.jpg": A, "b.jpg": B, "x.json": json.dumps({
             "train": [{"image": "a.jpg", "report": "a cat"}],
