@@ -164,8 +164,8 @@ class Fast(Backend):
         seen = picture.pixels[rows, columns]
         local = self._local
         source = local.image(seen.shape[1], seen.shape[0], local.kind, seen.tobytes())
-        if local.result.width != cut.size[0] or local.result.height != cut.size[1]:
-            local.result = local.image(*cut.size, local.kind)
+        if local.size != cut.size:
+            local.size, local.result = cut.size, local.image(*cut.size, local.kind)
         if cut.method not in local.options:
             local.options[cut.method] = self._resizing.ResizeOptions(_algorithm(cut.method))
         options = local.options[cut.method]
@@ -181,8 +181,9 @@ class _Tools(threading.local):
     def __init__(self) -> None:
         _, resizing = _imported()
         self.image, self.kind = resizing.ImageData, resizing.PixelType.U8x3
-        self.resizer, self.result = resizing.Resizer(), self.image(0, 0, self.kind)
-        self.options: dict[str, Any] = {}
+        self.resizer, self.options = resizing.Resizer(), dict[str, Any]()
+        self.size: Size = (0, 0)
+        self.result: Any = None
 
 
 @functools.lru_cache(maxsize=1024)  # a cut is asked for before its picture is decoded and after
