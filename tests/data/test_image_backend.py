@@ -103,6 +103,30 @@ def test_large_photographs_are_decoded_small_enough_and_no_smaller(width, height
     assert Fast().decode(data, whole).pixels.shape == (height, width, 3)
 
 
+@pytest.mark.parametrize("side", [475, 449, 461, 603])
+def test_a_picture_is_cut_to_its_end_where_its_smaller_side_is_rounded(side):
+    chain, u = image_ops.build("resize", 100), np.empty((1, 0), np.float32)
+    data = jpeg(photograph(side, side))
+    picture = Fast().decode(data, lambda size: [chain.first_cut(size, u[0])])
+    assert picture.shrink == 4 and picture.pixels.shape[1] == -(-side // 4)
+    filter_of = Image.Resampling.BICUBIC
+    theirs = np.asarray(Image.fromarray(picture.pixels).resize((100, 100), filter_of))
+    difference = np.abs(through(Fast(), data, chain, u).astype(int) - theirs)
+    assert difference.mean() < 0.3
+    assert (difference > 1).mean() < 0.001
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 1 / 7])
+def test_no_box_ends_behind_its_picture(start):
+    for side in range(200, 1200):
+        for shrink in (1, 2, 4, 8):
+            cut = image_op.Cut((start * side, 0.0, side, side), (25, 25), "bicubic")
+            rows, columns, box = image_backend._seen((side, side), shrink, cut)
+            whole = -(-side // shrink)
+            assert box.left + box.width <= min(whole, columns.stop) - columns.start
+            assert box.top + box.height <= min(whole, rows.stop) - rows.start
+
+
 def test_orientation_cmyk_and_other_formats_are_pillows():
     exif = Image.Exif()
     image = photograph(60, 40)
