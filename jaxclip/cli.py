@@ -87,12 +87,14 @@ def _complete_paths(args: argparse.Namespace) -> None:
 
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
+            storage.check_address(getattr(args, name))
             setattr(args, name, storage.absolute(getattr(args, name)))
     if args.command == "lab" and getattr(args, "workdir", None):
         storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
     if args.command == "data" and args.action == "info":
+        storage.check_address(args.name)
         args.name = config_lib.absolute_data_name(args.name)
 
 
@@ -317,6 +319,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
         "--config is missing: name a config file, or the --workdir of a run to go on with"
+        + (f"; {args.workdir} holds none" if args.workdir else "")
     )
 
 

@@ -8,6 +8,7 @@ fsspec's (:mod:`.fsspec_store`). A
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -16,10 +17,35 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.data import store_noise
 from jaxclip.data.fsspec_store import FsspecStore
 
 # Seconds that one attempt may take, and how many there are.
 _TIMEOUT, _ATTEMPTS = 60.0, 3
+_NO_CREDENTIALS = (
+    "no valid credentials; log in (`gcloud auth application-default login`, `aws configure`), or "
+    "set those of this machine"
+)
+_NO_BUCKET = "there is no such bucket; create it, or mend the address"
+_OTHER_REGION = "the bucket is in another region; set AWS_REGION to that"
+# Words of a store's error, and what they mean: the first that is found.
+_REMEDIES = {
+    ("not_found", "nosuchbucket", "bucket does not exist"): _NO_BUCKET,
+    ("requesttimetooskewed",): "the clock of this machine is wrong; set it",
+    ("authorizationheadermalformed", "permanentredirect", "code='301'"): _OTHER_REGION,
+    ("expiredtoken", "token has expired", "invalid_grant"): (
+        "the credentials have expired; log in again, or set new ones"
+    ),
+    ("unauthenticated", "credential", "invalidaccesskey", "signaturedoesnotmatch", "code='401'"): (
+        _NO_CREDENTIALS
+    ),
+    ("permission_denied", "forbidden", "access denied", "code='403'"): (
+        "permission denied; log in as one who may read and write there, or give this account that "
+        "right"
+    ),
+}
+# Buckets that have answered once.
+_answered: set[str] = set()
 _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 
 
@@ -82,7 +108,8 @@ def _read(url: str, byte_range: slice | None) -> Any:
     last: BaseException | None = None
     for _ in range(_ATTEMPTS):
         try:
-            found = store.read(key, byte_range=byte_range).result(timeout=_TIMEOUT)
+            with _first_answer(url):
+                found = store.read(key, byte_range=byte_range).result(timeout=_TIMEOUT)
         except ValueError as error:
             if "OUT_OF_RANGE" in str(error):
                 raise
@@ -93,8 +120,28 @@ def _read(url: str, byte_range: slice | None) -> Any:
             if found.state == "missing":
                 raise FileNotFoundError(f"{url}: no such file")
             return found
-    text = str(last) or type(last).__name__
-    raise OSError(f"{url} can't be read ({_ATTEMPTS} attempts): {text[:300]}") from last
+    assert last is not None
+    raise OSError(f"{url} can't be read ({_ATTEMPTS} attempts): {reason(last)}") from last
+
+
+def reason(error: BaseException) -> str:
+    """Why a store failed and what helps, in one line."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = " ".join(str(error).partition(" [http_response")[0].split()) or type(error).__name__
+    low = str(error).lower()
+    for words, meaning in _REMEDIES.items():
+        if any(word in low for word in words):
+            return f"{meaning} ({text[:160]})"
+    return text[:300]
+
+
+@contextlib.contextmanager
+def _first_answer(url: str) -> Iterator[None]:
+    root = "/".join(url.split("/")[:3])
+    with store_noise.left_out(root.startswith(_OF_TENSORSTORE) and root not in _answered):
+        yield
+    _answered.add(root)
 
 
 def _store_of(url: str) -> tuple[Any, str]:
@@ -113,9 +160,10 @@ def _open(root: str) -> Any:
     except ImportError as error:
         raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
     try:
-        return tensorstore.KvStore.open(spec_of(root)).result(timeout=_TIMEOUT)
+        with store_noise.left_out():
+            return tensorstore.KvStore.open(spec_of(root)).result(timeout=_TIMEOUT)
     except Exception as error:
-        raise ValueError(f"{root} can't be opened: {str(error)[:300]}") from error
+        raise ValueError(f"{root} can't be opened: {reason(error)}") from error
 
 
 def open_fsspec(root: str, *, fresh: bool = False) -> Any:
@@ -133,18 +181,19 @@ def open_fsspec(root: str, *, fresh: bool = False) -> Any:
         ) from error
 
 
-def spec_of(root: str) -> str | dict[str, str]:
+def spec_of(root: str) -> str | dict[str, Any]:
     """What TensorStore opens; other servers of Amazon's kind are named as for Amazon's tools."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not endpoint or not root.startswith("s3://"):
+    if not root.startswith("s3://"):
         return root
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return {
-        "driver": "s3",
-        "bucket": root.removeprefix("s3://").rstrip("/"),
-        "endpoint": endpoint.rstrip("/"),
-        "aws_region": region,
-    }
+    spec: dict[str, Any] = {"driver": "s3", "bucket": root.removeprefix("s3://").rstrip("/")}
+    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        # They come first anyway; asked for alone, nothing is looked for that is not there.
+        spec["aws_credentials"] = {"type": "environment"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        spec |= {"endpoint": endpoint.rstrip("/"), "aws_region": region or "us-east-1"}
+    return spec
 
 
 class RemotePath(os.PathLike[str]):
@@ -246,9 +295,10 @@ class RemotePath(os.PathLike[str]):
             return
         store, key = _store_of(self._url + "/")
         try:
-            names = names_below(store, key)
+            with _first_answer(self._url):
+                names = names_below(store, key)
         except Exception as error:
-            raise OSError(f"{self._url} can't be listed: {str(error)[:300]}") from error
+            raise OSError(f"{self._url} can't be listed: {reason(error)}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 

@@ -82,6 +82,7 @@ def hold(
       mirror.MirrorError: at the end, what is in the staging folder could not be uploaded.
       ValueError: an address of a kind that can't be written to.
     """
+    storage.check_address(workdir)
     name = storage.absolute(workdir)
     bucket = None if storage.is_local(name) else bucket_lib.Bucket(name)
     name = bucket.address if bucket else os.fspath(pathlib.Path(name))
@@ -91,7 +92,7 @@ def hold(
     with contextlib.ExitStack() as stack:
         try:
             held = _take(stack, name, bucket, path, break_lock, stopped)
-        except bucket_lib.BucketError as error:
+        except (bucket_lib.BucketError, staging.CopyError) as error:
             problem = error
         except OSError as error:
             problem = _unwritable(path, error, staged=bucket is not None)
@@ -191,6 +192,7 @@ def lent(
     Raises:
       OSError: the address can't be read, or what was written there could not be uploaded.
     """
+    storage.check_address(workdir)
     place = storage.absolute(workdir)
     if storage.is_local(place):
         yield pathlib.Path(place), None
@@ -340,9 +342,10 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     """
     config = find_config(workdir)
     if config is None:
+        place = storage.absolute(workdir)
         raise WorkdirError(
-            f"{storage.absolute(workdir)}/{CONFIG_FILE} does not exist: {workdir} is not the "
-            "workdir of a run"
+            f"{place.rstrip('/')}/{CONFIG_FILE} does not exist: {workdir} is not the workdir of a "
+            "run" + ("" if storage.is_local(place) else ", or there is no such bucket")
         )
     return config
 

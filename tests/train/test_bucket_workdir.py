@@ -1,6 +1,7 @@
 """A run in a bucket: what comes to the address, going on from it, what is refused, what is lost."""
 
 import contextlib
+import errno
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 
 import jaxclip
-from jaxclip import cli, lock
+from jaxclip import cli, lock, storage
 from jaxclip import config as config_lib
 from jaxclip.data.bucket import Bucket, BucketError
 from jaxclip.lock import LockedError, LostLockError
@@ -628,6 +629,57 @@ def test_a_staging_folder_that_cannot_be_made_is_said_with_its_way_out(
     with pytest.raises(workdir.WorkdirError, match=message), workdir.hold(address):
         pass
     assert not names(address)
+
+
+def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(address, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with workdir.hold(address) as held:
+        text = storage.reason(full, held.path / "checkpoints")
+        assert "in the environment's JAXCLIP_STAGING, on another disk" in text
+        assert "choose" not in text and "lower checkpoint.keep_last" in text
+    assert "choose a workdir on another disk" in storage.reason(full, "/tmp/a run")
+
+    def fill(self, content):
+        raise full
+
+    Bucket(address).write("config.json", b"{}")
+    monkeypatch.setattr("pathlib.Path.write_bytes", fill)
+    with pytest.raises(staging.CopyError, match=r"config.json can't be copied .* TMPDIR, on"):
+        workdir.find_config(address)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("gs:/x/y", "gs://x/y"),
+        ("gs:x", "gs://x"),
+        ("s3//x/y", "s3://x/y"),
+        ("gs:///x", "gs://x"),
+        ("s3://", "s3://bucket/folder"),
+        (" gs://x/y", "gs://x/y"),
+        ("gs://x/y\n", "gs://x/y"),
+        ("GS://x/Y", "gs://x/Y"),
+        ("gcs://x", "gs://x"),
+    ],
+)
+def test_what_is_nearly_an_address_is_no_folder(wrong, right, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["train"], ["report"], ["eval"]):
+        assert cli.main([*command, "--workdir", wrong]) == 2
+        error = capsys.readouterr().err
+        assert f"{wrong!r} is no address of a bucket; write {right!r}" in error
+        assert error.count("\n") == 1
+    with pytest.raises(ValueError, match="is no address"), workdir.hold(wrong):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_and_folders_are_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gs:/x").mkdir(parents=True)
+    for fine in ("gs://x", "s3://x/a b/é/", "az://c/x", "gs:/x", "gsx", "s3/x", "runs/gs:", "~/s3"):
+        storage.check_address(fine)
+    assert storage.absolute("file:///tmp/x") == "/tmp/x"
 
 
 def test_a_refusal_names_the_address(tiny_config, tmp_path):
