@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status is None:
                 traceback.print_exc()
             distributed.leave(status or 1)
+        if type(error).__name__ == "UploadInterrupt":
+            # Threads may be waiting for a store's answers, which Python's own exit waits for, too.
+            from jaxclip.parallel import distributed
+
+            distributed.leave(128 + signal.SIGINT)
         if status is None:
             raise
         return status
@@ -117,8 +122,8 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message, status = lost, 1
     elif memory:
         message, status = memory, 1
-    elif isinstance(error, KeyboardInterrupt) and _joined():
-        message, status = "interrupted", 130
+    elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
+        message, status = str(error) or "interrupted", 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
         # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

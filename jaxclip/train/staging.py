@@ -267,14 +267,15 @@ def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:
     Raises:
       Exception: of the first call that failed; calls that have not begun are left out.
     """
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
+        for future in [pool.submit(function, item) for item in items]:
+            future.result()
+    except BaseException as error:
+        # Who interrupts does not wait for a store that does not answer.
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _size(path: pathlib.Path) -> int:

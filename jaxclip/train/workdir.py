@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +36,8 @@ CHECKPOINTS = staging.CHECKPOINTS
 
 # How long a network file system may take to show one host what another has written.
 _SHARING_SECONDS = 60.0
+# How long an interrupted run tries to remove its lock.
+_PARTING_SECONDS = 3.0
 
 
 class WorkdirError(ValueError):
@@ -130,7 +134,7 @@ def _take(
             bucket_lib.probe(bucket)
         place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
         lock = Lock(place, force=break_lock, stopped=stopped)
-        stack.callback(lock.release)
+        stack.push(functools.partial(_release, lock))
     if bucket is None:
         return Workdir(path, lock, name)
     last = last_writer(bucket) if lock else ""
@@ -166,14 +170,29 @@ def _uploaded(mirror: staging.Copy | None) -> Iterator[None]:
         yield
         return
     try:
-        yield
-    except BaseException:
         try:
-            mirror.close()
-        except Exception as second:  # never hide the first error behind this one
-            logger.error("%s", second)
-        raise
-    mirror.close()
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            try:
+                mirror.close()
+            except Exception as second:  # never hide the first error behind this one
+                logger.error("%s", second)
+            raise
+        mirror.close()
+    except KeyboardInterrupt:
+        raise mirror.interrupted() from None
+
+
+def _release(lock: Lock, kind: type[BaseException] | None, *_: object) -> None:
+    """Let go of the lock; who interrupts does not wait for a store that does not answer."""
+    if kind is None or not issubclass(kind, KeyboardInterrupt):
+        lock.release()
+        return
+    releasing = threading.Thread(target=lock.release, daemon=True)
+    releasing.start()
+    releasing.join(_PARTING_SECONDS)
 
 
 @contextlib.contextmanager

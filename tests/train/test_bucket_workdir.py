@@ -393,6 +393,52 @@ def test_an_outage_is_said_once_and_made_up_for(address, quick, network, caplog)
         assert whole(address) == [2, 3]
 
 
+@pytest.mark.parametrize("when", ["in the run", "at its end"])
+def test_an_interrupt_does_not_wait_for_a_store_and_loses_nothing(
+    when, address, still, monkeypatch, capsys
+):
+    swap, hangs, go_on, removed = Bucket.swap, threading.Event(), threading.Event(), []
+
+    def hang(self, name, before, content):
+        if name == lock.FILE_NAME and content is None:
+            removed.append(name)
+        if name in (lock.FILE_NAME, staging.MARK) or go_on.is_set():
+            return swap(self, name, before, content)
+        hangs.set()
+        go_on.wait(20)
+        raise BucketError("no answer in time")
+
+    monkeypatch.setattr(Bucket, "swap", hang)
+
+    def interrupt():
+        hangs.wait(20)
+        signal.raise_signal(signal.SIGINT)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="all of it is in") as caught:  # noqa: SIM117
+        with workdir.hold(address) as held:
+            save(held.path, 1)
+            if when == "in the run":
+                raise KeyboardInterrupt
+            threading.Thread(target=interrupt).start()
+    assert time.monotonic() - began < 5 and removed
+    assert str(held.path) in str(caught.value) and address in str(caught.value)
+    assert not whole(address)
+    go_on.set()
+    with workdir.hold(address):
+        pass
+    assert whole(address) == [1]
+
+    def fail(arguments):
+        raise caught.value
+
+    left = []
+    monkeypatch.setattr("jaxclip.parallel.distributed.leave", left.append)
+    monkeypatch.setattr(cli, "_report", fail)
+    cli.main(["report", "--workdir", address])
+    assert left == [130] and capsys.readouterr().err.count("\n") == 1
+
+
 def test_what_the_end_could_not_upload_the_next_start_does(
     address, quick, network, monkeypatch, caplog
 ):
