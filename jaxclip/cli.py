@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status is None:
                 traceback.print_exc()
             distributed.leave(status or 1)
+        if type(error).__name__ == "UploadInterrupt":
+            # Threads may be waiting for a store's answers, which Python's own exit waits for, too.
+            from jaxclip.parallel import distributed
+
+            distributed.leave(128 + signal.SIGINT)
         if status is None:
             raise
         return status
@@ -87,12 +92,14 @@ def _complete_paths(args: argparse.Namespace) -> None:
 
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
+            storage.check_address(getattr(args, name))
             setattr(args, name, storage.absolute(getattr(args, name)))
     if args.command == "lab" and getattr(args, "workdir", None):
         storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
     if args.command == "data" and args.action == "info":
+        storage.check_address(args.name)
         args.name = config_lib.absolute_data_name(args.name)
 
 
@@ -115,8 +122,8 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message, status = lost, 1
     elif memory:
         message, status = memory, 1
-    elif isinstance(error, KeyboardInterrupt) and _joined():
-        message, status = "interrupted", 130
+    elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
+        message, status = str(error) or "interrupted", 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
         # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -319,6 +326,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
         "--config is missing: name a config file, or the --workdir of a run to go on with"
+        + (f"; {args.workdir} holds none" if args.workdir else "")
     )
 
 

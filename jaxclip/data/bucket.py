@@ -135,7 +135,7 @@ class Bucket:
         try:
             return ask()
         except Exception as error:  # TensorStore and file systems raise anything
-            raise BucketError(f"{what}: {_reason(error)}") from error
+            raise BucketError(f"{what}: {remote.reason(error)}") from error
 
 
 def _open(root: str) -> Any:
@@ -145,28 +145,12 @@ def _open(root: str) -> Any:
 
     spec = remote.spec_of(root)
     if isinstance(spec, str):
-        bucket = root.removeprefix("gs://").removeprefix("s3://").rstrip("/")
-        spec = {"driver": "gcs" if root.startswith("gs://") else "s3", "bucket": bucket}
+        spec = {"driver": "gcs", "bucket": root.removeprefix("gs://").rstrip("/")}
     context = {f"{kind}_request_retries": _RETRIES for kind in ("gcs", "s3")}
     try:
         return tensorstore.KvStore.open({**spec, "context": context}).result(timeout=_TIMEOUT)
     except Exception as error:
-        raise ValueError(f"{root} can't be opened: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Why a store failed and what helps, in one line."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    text = " ".join(str(error).split()) or type(error).__name__
-    low = text.lower()
-    if low.startswith("not_found") or "nosuchbucket" in low or "bucket does not exist" in low:
-        return f"there is no such bucket; create it, or mend the address ({text[:160]})"
-    if any(word in low for word in ("unauthenticated", "credential", "'401'")):
-        return f"no valid credentials; log in, or set those of this machine ({text[:160]})"
-    if any(word in low for word in ("permission_denied", "forbidden", "'403'", "access denied")):
-        return f"permission denied; give this account the right to write there ({text[:160]})"
-    return text[:300]
+        raise ValueError(f"{root} can't be opened: {remote.reason(error)}") from error
 
 
 class LockFile:

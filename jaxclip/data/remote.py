@@ -37,6 +37,28 @@ _ANSWERED: set[str] = set()
 # set asks for many files, most of which need not be there.
 _SILENT: dict[str, tuple[float, str]] = {}
 _NOT_AGAIN = 30.0
+_NO_CREDENTIALS = (
+    "no valid credentials; log in (`gcloud auth application-default login`, `aws configure`), or "
+    "set those of this machine"
+)
+_NO_BUCKET = "there is no such bucket; create it, or mend the address"
+_OTHER_REGION = "the bucket is in another region; set AWS_REGION to that"
+# Words of a store's error, and what they mean: the first that is found.
+_REMEDIES = {
+    ("not_found", "nosuchbucket", "bucket does not exist"): _NO_BUCKET,
+    ("requesttimetooskewed",): "the clock of this machine is wrong; set it",
+    ("authorizationheadermalformed", "permanentredirect", "code='301'"): _OTHER_REGION,
+    ("expiredtoken", "token has expired", "invalid_grant"): (
+        "the credentials have expired; log in again, or set new ones"
+    ),
+    ("unauthenticated", "credential", "invalidaccesskey", "signaturedoesnotmatch", "code='401'"): (
+        _NO_CREDENTIALS
+    ),
+    ("permission_denied", "forbidden", "access denied", "code='403'"): (
+        "permission denied; log in as one who may read and write there, or give this account that "
+        "right"
+    ),
+}
 _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 
 
@@ -125,18 +147,29 @@ def _read(url: str, byte_range: slice | None) -> Any:
             if found.state == "missing":
                 raise FileNotFoundError(f"{url}: no such file")
             return found
-    problem = _why(last, timeout, attempts)
+    problem = f"{attempts} attempts: " if attempts > 1 else ""
+    problem += reason(last, timeout)
     if is_first:
         _SILENT[root] = (time.monotonic(), problem)
     raise OSError(f"{url} can't be read ({problem})") from last
 
 
-def _why(error: BaseException | None, timeout: float, attempts: int = 1) -> str:
-    """Why a store did not do what it was asked to, for a message."""
-    tried = f"{attempts} attempts: " if attempts > 1 else ""
+def reason(error: BaseException | None, timeout: float | None = None) -> str:
+    """Why a store failed and what helps, in one line.
+
+    Args:
+      error: what it raised.
+      timeout: seconds that it had to answer, if that is known.
+    """
     if isinstance(error, TimeoutError):
-        return f"{tried}no answer within {timeout:g} seconds; is there a network?"
-    return tried + " ".join(str(error).split())[:300] if str(error) else type(error).__name__
+        when = "in time" if timeout is None else f"within {timeout:g} seconds"
+        return f"no answer {when}; is there a network?"
+    text = " ".join(str(error).partition(" [http_response")[0].split()) or type(error).__name__
+    low = str(error).lower()
+    for words, meaning in _REMEDIES.items():
+        if any(word in low for word in words):
+            return f"{meaning} ({text[:160]})"
+    return text[:300]
 
 
 def _answer(ask: Callable[[], Any], timeout: float, url: str) -> Any:
@@ -184,7 +217,7 @@ def _open(root: str) -> Any:
         opened = tensorstore.KvStore.open(spec_of(root), context=context)
         return opened.result(timeout=_TIMEOUT)
     except Exception as error:
-        raise ValueError(f"{root} can't be opened: {_why(error, _TIMEOUT)}") from error
+        raise ValueError(f"{root} can't be opened: {reason(error, _TIMEOUT)}") from error
 
 
 def open_fsspec(root: str, *, fresh: bool = False) -> Any:
@@ -202,18 +235,19 @@ def open_fsspec(root: str, *, fresh: bool = False) -> Any:
         ) from error
 
 
-def spec_of(root: str) -> str | dict[str, str]:
+def spec_of(root: str) -> str | dict[str, Any]:
     """What TensorStore opens; other servers of Amazon's kind are named as for Amazon's tools."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not endpoint or not root.startswith("s3://"):
+    if not root.startswith("s3://"):
         return root
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return {
-        "driver": "s3",
-        "bucket": root.removeprefix("s3://").rstrip("/"),
-        "endpoint": endpoint.rstrip("/"),
-        "aws_region": region,
-    }
+    spec: dict[str, Any] = {"driver": "s3", "bucket": root.removeprefix("s3://").rstrip("/")}
+    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        # They come first anyway; asked for alone, nothing is looked for that is not there.
+        spec["aws_credentials"] = {"type": "environment"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        spec |= {"endpoint": endpoint.rstrip("/"), "aws_region": region or "us-east-1"}
+    return spec
 
 
 class RemotePath(os.PathLike[str]):
@@ -317,7 +351,7 @@ class RemotePath(os.PathLike[str]):
         try:
             names = names_below(store, key, self._url)
         except Exception as error:
-            raise OSError(f"{self._url} can't be listed: {_why(error, _FIRST)}") from error
+            raise OSError(f"{self._url} can't be listed: {reason(error, _FIRST)}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 

@@ -41,6 +41,10 @@ class MirrorError(RunError):
     """Not all of a run could be uploaded; the message says where it lies and how to go on."""
 
 
+class UploadInterrupt(KeyboardInterrupt):
+    """A run at an address was interrupted; the message says where it lies and how to go on."""
+
+
 class Mirror(staging.Copy):
     """Keeps an address equal to a folder, in the background.
 
@@ -137,6 +141,16 @@ class Mirror(staging.Copy):
         if not self._files and not self._checkpoints:
             self.drop(staging.MARK)  # a run that came to nothing leaves nothing
         self._note(whole=True)
+
+    def interrupted(self) -> UploadInterrupt:
+        """Begin nothing any more, as the user wants out at once; what to raise."""
+        self._closed.set()
+        self._wake.set()
+        return UploadInterrupt(
+            f"interrupted, perhaps before everything was at {self.bucket.address}; nothing is "
+            f"lost, all of it is in {self.folder}: the same command on this machine uploads it and "
+            "goes on"
+        )
 
     def sync(self) -> None:
         """One pass.

@@ -19,7 +19,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxclip import lock
+from jaxclip import lock, storage
 from jaxclip.data.bucket import Bucket, BucketError
 from jaxclip.data.fsspec_store import MISSING
 from jaxclip.train import manifest
@@ -69,6 +69,10 @@ def is_uploaded(name: str) -> bool:
     return not own and name.endswith((".json", ".jsonl", ".html"))
 
 
+class CopyError(OSError):
+    """A copy can't be written; the message names its folder and the setting that moves it."""
+
+
 class Copy:
     """A folder that has what lies at an address, checkpoints as far as they were asked for.
 
@@ -82,6 +86,8 @@ class Copy:
       folder: the copy.
       look: raises if the address is another run's now; without, the copy is only read.
     """
+
+    _setting = "JAXCLIP_STAGING"
 
     def __init__(
         self, bucket: Bucket, folder: pathlib.Path, look: Callable[[], None] | None = None
@@ -182,10 +188,16 @@ class Copy:
         if content is None:
             return
         target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".part")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        except OSError as error:
+            raise CopyError(
+                f"{self.bucket / name} can't be copied to {self.folder}: "
+                + storage.reason(error, self.folder, self._setting)
+            ) from error
 
 
 class Borrowed(Copy):
@@ -195,6 +207,8 @@ class Borrowed(Copy):
       address: of a workdir.
       wanted: which files are downloaded straight away, beside the manifests of checkpoints.
     """
+
+    _setting = "TMPDIR"
 
     def __init__(self, address: str, wanted: Callable[[str], bool] = lambda name: False):
         self._temporary = tempfile.TemporaryDirectory(prefix="jaxclip_")
@@ -253,14 +267,15 @@ def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:
     Raises:
       Exception: of the first call that failed; calls that have not begun are left out.
     """
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
+        for future in [pool.submit(function, item) for item in items]:
+            future.result()
+    except BaseException as error:
+        # Who interrupts does not wait for a store that does not answer.
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _size(path: pathlib.Path) -> int:

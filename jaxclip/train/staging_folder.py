@@ -59,6 +59,7 @@ class StagingFolder:
             path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock = _lock(path.parent, hasty, stopped)
+                storage.write_text(path.parent / storage.STAGED, f"{address}\n")
             except LockedError:
                 if path is paths[-1] or stopped():
                     raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +36,8 @@ CHECKPOINTS = staging.CHECKPOINTS
 
 # How long a network file system may take to show one host what another has written.
 _SHARING_SECONDS = 60.0
+# How long an interrupted run tries to remove its lock.
+_PARTING_SECONDS = 3.0
 
 
 class WorkdirError(ValueError):
@@ -82,6 +86,7 @@ def hold(
       mirror.MirrorError: at the end, what is in the staging folder could not be uploaded.
       ValueError: an address of a kind that can't be written to.
     """
+    storage.check_address(workdir)
     name = storage.absolute(workdir)
     bucket = None if storage.is_local(name) else bucket_lib.Bucket(name)
     name = bucket.address if bucket else os.fspath(pathlib.Path(name))
@@ -91,7 +96,7 @@ def hold(
     with contextlib.ExitStack() as stack:
         try:
             held = _take(stack, name, bucket, path, break_lock, stopped)
-        except bucket_lib.BucketError as error:
+        except (bucket_lib.BucketError, staging.CopyError) as error:
             problem = error
         except OSError as error:
             problem = _unwritable(path, error, staged=bucket is not None)
@@ -129,7 +134,7 @@ def _take(
             bucket_lib.probe(bucket)
         place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
         lock = Lock(place, force=break_lock, stopped=stopped)
-        stack.callback(lock.release)
+        stack.push(functools.partial(_release, lock))
     if bucket is None:
         return Workdir(path, lock, name)
     last = last_writer(bucket) if lock else ""
@@ -165,14 +170,29 @@ def _uploaded(mirror: staging.Copy | None) -> Iterator[None]:
         yield
         return
     try:
-        yield
-    except BaseException:
         try:
-            mirror.close()
-        except Exception as second:  # never hide the first error behind this one
-            logger.error("%s", second)
-        raise
-    mirror.close()
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            try:
+                mirror.close()
+            except Exception as second:  # never hide the first error behind this one
+                logger.error("%s", second)
+            raise
+        mirror.close()
+    except KeyboardInterrupt:
+        raise mirror.interrupted() from None
+
+
+def _release(lock: Lock, kind: type[BaseException] | None, *_: object) -> None:
+    """Let go of the lock; who interrupts does not wait for a store that does not answer."""
+    if kind is None or not issubclass(kind, KeyboardInterrupt):
+        lock.release()
+        return
+    releasing = threading.Thread(target=lock.release, daemon=True)
+    releasing.start()
+    releasing.join(_PARTING_SECONDS)
 
 
 @contextlib.contextmanager
@@ -191,6 +211,7 @@ def lent(
     Raises:
       OSError: the address can't be read, or what was written there could not be uploaded.
     """
+    storage.check_address(workdir)
     place = storage.absolute(workdir)
     if storage.is_local(place):
         yield pathlib.Path(place), None
@@ -340,9 +361,10 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     """
     config = find_config(workdir)
     if config is None:
+        place = storage.absolute(workdir)
         raise WorkdirError(
-            f"{storage.absolute(workdir)}/{CONFIG_FILE} does not exist: {workdir} is not the "
-            "workdir of a run"
+            f"{place.rstrip('/')}/{CONFIG_FILE} does not exist: {workdir} is not the workdir of a "
+            "run" + ("" if storage.is_local(place) else ", or there is no such bucket")
         )
     return config
 

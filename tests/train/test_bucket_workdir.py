@@ -1,6 +1,7 @@
 """A run in a bucket: what comes to the address, going on from it, what is refused, what is lost."""
 
 import contextlib
+import errno
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 
 import jaxclip
-from jaxclip import cli, lock
+from jaxclip import cli, lock, storage
 from jaxclip import config as config_lib
 from jaxclip.data.bucket import Bucket, BucketError
 from jaxclip.lock import LockedError, LostLockError
@@ -392,6 +393,52 @@ def test_an_outage_is_said_once_and_made_up_for(address, quick, network, caplog)
         assert whole(address) == [2, 3]
 
 
+@pytest.mark.parametrize("when", ["in the run", "at its end"])
+def test_an_interrupt_does_not_wait_for_a_store_and_loses_nothing(
+    when, address, still, monkeypatch, capsys
+):
+    swap, hangs, go_on, removed = Bucket.swap, threading.Event(), threading.Event(), []
+
+    def hang(self, name, before, content):
+        if name == lock.FILE_NAME and content is None:
+            removed.append(name)
+        if name in (lock.FILE_NAME, staging.MARK) or go_on.is_set():
+            return swap(self, name, before, content)
+        hangs.set()
+        go_on.wait(20)
+        raise BucketError("no answer in time")
+
+    monkeypatch.setattr(Bucket, "swap", hang)
+
+    def interrupt():
+        hangs.wait(20)
+        signal.raise_signal(signal.SIGINT)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="all of it is in") as caught:  # noqa: SIM117
+        with workdir.hold(address) as held:
+            save(held.path, 1)
+            if when == "in the run":
+                raise KeyboardInterrupt
+            threading.Thread(target=interrupt).start()
+    assert time.monotonic() - began < 5 and removed
+    assert str(held.path) in str(caught.value) and address in str(caught.value)
+    assert not whole(address)
+    go_on.set()
+    with workdir.hold(address):
+        pass
+    assert whole(address) == [1]
+
+    def fail(arguments):
+        raise caught.value
+
+    left = []
+    monkeypatch.setattr("jaxclip.parallel.distributed.leave", left.append)
+    monkeypatch.setattr(cli, "_report", fail)
+    cli.main(["report", "--workdir", address])
+    assert left == [130] and capsys.readouterr().err.count("\n") == 1
+
+
 def test_what_the_end_could_not_upload_the_next_start_does(
     address, quick, network, monkeypatch, caplog
 ):
@@ -628,6 +675,57 @@ def test_a_staging_folder_that_cannot_be_made_is_said_with_its_way_out(
     with pytest.raises(workdir.WorkdirError, match=message), workdir.hold(address):
         pass
     assert not names(address)
+
+
+def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(address, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with workdir.hold(address) as held:
+        text = storage.reason(full, held.path / "checkpoints")
+        assert "in the environment's JAXCLIP_STAGING, on another disk" in text
+        assert "choose" not in text and "lower checkpoint.keep_last" in text
+    assert "choose a workdir on another disk" in storage.reason(full, "/tmp/a run")
+
+    def fill(self, content):
+        raise full
+
+    Bucket(address).write("config.json", b"{}")
+    monkeypatch.setattr("pathlib.Path.write_bytes", fill)
+    with pytest.raises(staging.CopyError, match=r"config.json can't be copied .* TMPDIR, on"):
+        workdir.find_config(address)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("gs:/x/y", "gs://x/y"),
+        ("gs:x", "gs://x"),
+        ("s3//x/y", "s3://x/y"),
+        ("gs:///x", "gs://x"),
+        ("s3://", "s3://bucket/folder"),
+        (" gs://x/y", "gs://x/y"),
+        ("gs://x/y\n", "gs://x/y"),
+        ("GS://x/Y", "gs://x/Y"),
+        ("gcs://x", "gs://x"),
+    ],
+)
+def test_what_is_nearly_an_address_is_no_folder(wrong, right, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["train"], ["report"], ["eval"]):
+        assert cli.main([*command, "--workdir", wrong]) == 2
+        error = capsys.readouterr().err
+        assert f"{wrong!r} is no address of a bucket; write {right!r}" in error
+        assert error.count("\n") == 1
+    with pytest.raises(ValueError, match="is no address"), workdir.hold(wrong):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_and_folders_are_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gs:/x").mkdir(parents=True)
+    for fine in ("gs://x", "s3://x/a b/é/", "az://c/x", "gs:/x", "gsx", "s3/x", "runs/gs:", "~/s3"):
+        storage.check_address(fine)
+    assert storage.absolute("file:///tmp/x") == "/tmp/x"
 
 
 def test_a_refusal_names_the_address(tiny_config, tmp_path):
