@@ -1,4 +1,4 @@
-"""Commands, options, configuration keys and links that README, docs/ and launch/ write are there."""
+"""Commands, options, configuration keys and links of README, docs/ and launch/ lead somewhere."""
 
 import argparse
 import pathlib

@@ -16,8 +16,8 @@ import copy
 import json
 import pathlib
 import re
-import textwrap
 import tempfile
+import textwrap
 from unittest import mock
 
 import jax
