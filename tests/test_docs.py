@@ -55,6 +55,17 @@ def test_commands_and_their_options(page):
             assert option in known or is_override, f"{page.name}: {option} of jaxclip {found}"
 
 
+def test_help_says_what_each_option_is_and_its_default():
+    for names, parser in PARSERS.items():
+        text = re.sub(r"\s+", " ", parser.format_help())
+        for action in parser._actions:
+            is_command = isinstance(action, argparse._SubParsersAction)
+            assert action.help or is_command, f"jaxclip {' '.join(names)}: {action.dest}"
+            if action.option_strings and isinstance(action.default, (int, float, str)):
+                is_said = "default" in action.help or f"(default: {action.default})" in text
+                assert is_said or action.default in ("", False, argparse.SUPPRESS), action.dest
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_keys_of_the_configuration(page):
     known = {key for key, _ in flatten(config_lib.resolve({}))}
