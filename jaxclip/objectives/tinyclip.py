@@ -119,7 +119,7 @@ class TinyCLIP(Affinity):
 
 
 def bounded(a: jax.Array) -> jax.Array:
-    """a within ln 0.01 and ln 100, of its shape; its gradient goes through, so that it comes back."""
+    """a, cut to ln 0.01 and ln 100; its gradient goes through, so that it comes back."""
     return a + jax.lax.stop_gradient(jnp.clip(a, *_BOUNDS) - a)
 
 
