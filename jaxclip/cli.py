@@ -118,7 +118,7 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     elif isinstance(error, KeyboardInterrupt) and _joined():
         message, status = "interrupted", 130
     elif isinstance(error, BrokenPipeError):
-        # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
+        # What read our output (`| head`) is gone. What is still buffered would raise at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     elif isinstance(error, _MISTAKES):
