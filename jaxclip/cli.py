@@ -18,7 +18,6 @@ Train a model, or go on training it.
 
   jaxclip train --config configs/emoji.py --workdir runs/emoji
   jaxclip train --workdir runs/emoji              # go on with the configuration it was started with
-
   jaxclip train --workdir runs/emoji --extend --config.total_steps=4000
 
 The workdir gets checkpoints, config.json, metrics.jsonl, TensorBoard events, eval.json and
@@ -37,7 +36,8 @@ Any configuration key can be overridden on the command line:
   --config.optim.learning_rate=3e-4  --config.model.image.width=256
   --config.evaluate.zero_shot='["test_style"]'
 
-Values are Python literals; anything else is taken as a string. `--print_config` shows every key.
+Values are Python literals; anything else is taken as a string. `jaxclip train --print_config` shows
+every key.
 """
 
 
@@ -125,7 +125,7 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
         message, status = str(error) or "interrupted", 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
-        # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
+        # What read our output (`| head`) is gone. What is still buffered would raise at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     elif isinstance(error, _MISTAKES):
@@ -152,7 +152,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jaxclip",
         description="Train, adapt and evaluate CLIP models that do not blow up.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jaxclip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -179,7 +178,6 @@ def _command(
         name,
         help=help,
         description=kwargs.pop("description", help[0].upper() + help[1:] + "."),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         **kwargs,
     )
     parser.set_defaults(run=run)
@@ -232,13 +230,13 @@ def _add_train(commands: Any) -> None:
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several hosts (default: found in the environment)")
     group.add_argument("--coordinator_address", help="host:port of process 0")
-    group.add_argument("--num_processes", type=int)
-    group.add_argument("--process_id", type=int)
+    group.add_argument("--num_processes", type=int, help="how many there are")
+    group.add_argument("--process_id", type=int, help="which of them this one is, from 0")
 
 
 def _add_eval(commands: Any) -> None:
     parser = _command(commands, "eval", _eval, "evaluate a checkpoint of a workdir")
-    parser.add_argument("--workdir", required=True, help="workdir of a run")
+    parser.add_argument("--workdir", required=True, help="workdir of a run, or its address")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument(
         "--task",
@@ -255,7 +253,7 @@ def _add_eval(commands: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = _command(commands, "report", _report, "write report.html of a workdir anew")
-    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--workdir", required=True, help="workdir of a run, or its address")
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Keys that a configuration sets and nothing reads, since another key has the say.
+"""Keys that a configuration sets without effect, because of the value of another key.
 
 They are no mistake that stops a run: ``--config.low_rank.rank=0`` on a file with patterns is how
 one compares. But whoever sets ``loss`` beside ``objective`` may believe that it trains.

@@ -24,7 +24,6 @@ An import that was interrupted goes on where it stopped when the same command is
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``jaxclip data import`` to a parser."""
     parser.description = _DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE", help="see above")
     parser.add_argument(
         "--to", required=True, metavar="DIR", help="folder to write, new or of the same import"

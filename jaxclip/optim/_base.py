@@ -303,7 +303,7 @@ def static_number(name: str, value: Any, **limits: float) -> float:
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
-    """``numerator / denominator``, and ``otherwise`` where the denominator is zero."""
+    """``numerator / denominator``, broadcast, and ``otherwise`` where the denominator is zero."""
     nonzero = denominator != 0
     return where(nonzero, numerator / where(nonzero, denominator, 1.0), otherwise)
 

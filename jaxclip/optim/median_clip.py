@@ -168,8 +168,9 @@ def _move(
       dtype: of the update.
       clip: ``(innovation, step) -> `` what the median moves by.
     """
-    # Aside, lest XLA writes the differences out for these and the norm to share; and what is one
-    # for all is made many, lest it makes two kinds of kernels of who shares it.
+    # Behind a barrier: else XLA would write g - m to memory, for this and the norm to share. What
+    # all tensors share goes through it, too: else there would be two kernels for tensors of one
+    # shape, one of those that share it and one of those that do not.
     gradient, median, step, keep = _moments.aside(gradient, median, step, keep)
     innovation = _innovation(gradient, median)
     moved = median + clip(innovation, step).astype(median.dtype)

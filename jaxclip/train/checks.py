@@ -264,7 +264,7 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
 
 
 def warn_of_unused(config: Config, experiment: setup.Experiment) -> None:
-    """Say which keys are set and read by nothing, as another one has the say."""
+    """Say which keys are set without effect, because of the value of another key."""
     lines = config_lib.unused(config)
     total, kind = experiment.total, config["teacher"]["kind"]
     asked = any(name.startswith("teacher/") for name in total.needs | total.row_needs)

@@ -23,6 +23,12 @@ def check_objectives(
 ) -> None:
     """Refuse terms that can't be trained as configured.
 
+    Args:
+      total: the objectives.
+      sizes: of the towers, a :class:`jaxclip.models.CLIPConfig`.
+      batch_spec: arrays of a batch by key.
+      teacher: the teacher's part.
+
     Raises:
       ValueError: says which and why.
     """
@@ -50,7 +56,7 @@ def check_guard(config: Config, guard: guard_lib.Guard | None, opt_state: Any) -
     """Refuse a policy that the optimizer can't serve.
 
     Raises:
-      ValueError: moments are to be reset, but there are none.
+      ValueError: moments are to be reset, but ``opt_state`` has none.
     """
     if guard is None or "reset_moments" not in guard.actions:
         return
@@ -62,7 +68,11 @@ def check_guard(config: Config, guard: guard_lib.Guard | None, opt_state: Any) -
 
 
 def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a global batch that does not divide over devices, processes and micro-batches."""
+    """Refuse a global batch that does not divide over devices, processes and micro-batches.
+
+    Raises:
+      ValueError: names a size that does.
+    """
     size = config["global_batch_size"]
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     pieces = shards * config["num_micro_batches"]
