@@ -202,7 +202,7 @@ def _acclip(
         )
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 class _Shared(NamedTuple):
@@ -273,7 +273,7 @@ def _averages(
 def _root(v: jax.Array, alpha: jax.Array, known: float | None) -> jax.Array:
     """``v ** (1 / alpha)``."""
     if known in (1, 2):
-        return v if known == 1 else jnp.sqrt(v)
+        return v if known == 1 else _moments.square_root(v)
     return v ** (1 / alpha)
 
 

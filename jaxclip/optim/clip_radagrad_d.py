@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -158,14 +159,15 @@ def clip_radagrad_d(
         old_weight, new_weight = _weights(b2, eta, count, dtype)
 
         norm = _NORMS[kind](leaves, dtype)
-        totals = [] if kind == "norm" else treedef.flatten_up_to(state.accumulator)
-        moments = [] if b1 is None else treedef.flatten_up_to(state.mu)
+        like = functools.partial(_base.matching, treedef, [leaf.shape for leaf in leaves])
+        totals = [] if kind == "norm" else like(state.accumulator)
+        moments = [] if b1 is None else like(state.mu)
 
         def accumulate(keep: jax.Array, total: jax.Array, square: jax.Array) -> Any:
             """The accumulator after a step, and what the update is divided by."""
             old = total.astype(dtype)
             stored, new = _moments.store(keep, old_weight * old + new_weight * square, total)
-            return stored, jnp.sqrt(old if delay else new) + small
+            return stored, _moments.square_root(old if delay else new) + small
 
         def settle(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             """What a tensor's kernels need to know; with "norm" also of the one accumulator."""
@@ -214,7 +216,7 @@ def clip_radagrad_d(
         )
         return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
 
-    core = optax.GradientTransformation(init_fn, update_fn)
+    core = optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 

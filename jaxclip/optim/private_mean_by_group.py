@@ -179,7 +179,7 @@ def private_mean_by_group(
         )
         return jax.tree.unflatten(treedef, out), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 def _spread(bounds: jax.Array, noise: str) -> jax.Array:

@@ -269,7 +269,7 @@ def _spam(
         )
 
     def update_fn(updates: Any, state: SpamState, params: Any = None) -> tuple[Any, SpamState]:
-        found = _moments.tensors(updates, state, params, weight_decay, mask)
+        found = _moments.tensors(updates, state, params, weight_decay, mask, sampled=share < 1)
         count, dtype = state.count, state.norm.dtype
         fresh1, fresh2 = (_base.complement(decay, count, dtype) for decay in b)
         shared = _spam_step.Shared(
@@ -319,7 +319,7 @@ def _spam(
         )
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 def _moment_shapes(name: str, params: Any, sampling: Sampling, layers: str | None) -> Any:

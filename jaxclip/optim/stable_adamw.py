@@ -206,7 +206,7 @@ def _stable_adam(
         )
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "positive"))
@@ -237,7 +237,7 @@ def _step(
     """
     total = _ratios(_moments.aside(leaf, nu), numbers[1], eps, positive)
     # NaN if the total is: one number for the kernels instead of two.
-    shorter = 1 / jnp.maximum(jnp.sqrt(total * numbers[2]), 1.0)
+    shorter = 1 / jnp.maximum(_moments.square_root(total * numbers[2]), 1.0)
     keep = shorter == shorter
     gradient = _moments.squarable(leaf, eps.dtype)
     mu, m = _moments.store(keep, _moments.average(mu, gradient, numbers[0]), mu)

@@ -285,7 +285,7 @@ def _stable_spam(
         new_state = StableSpamState(count=optax.safe_increment(count), mu=mu, nu=nu, **fields)
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 def _settle(inputs: tuple[list[jax.Array], dict[str, jax.Array]]) -> dict[str, jax.Array]:
