@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -120,22 +121,12 @@ def median_clip(
         ) -> tuple[list[jax.Array], dict[str, Any]]:
             steps = [by] * len(gradients)
             keeps = [flag == 0 for flag in flags] if per_tensor else [finite] * len(gradients)
-            # Aside, lest XLA writes the differences out for these and the norm to share; and what
-            # is one for all is made many, lest it makes two kinds of kernels of who shares it.
-            asides = [
-                _moments.aside(*of_one)
-                for of_one in zip(gradients, medians, steps, keeps, strict=True)
-            ]
             clip = _clip if per_tensor else operator.mul
-            stored, updates = [], []
-            for (gradient, median, step, keep), dtype in zip(asides, dtypes, strict=True):
-                innovation = _innovation(gradient, median)
-                moved = median + clip(innovation, step).astype(median.dtype)
-                # The update comes from what is stored: from `moved`, XLA would compute that twice.
-                new = jax.lax.select(keep, moved, median)
-                stored.append(new)
-                update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
-                updates.append(update.astype(dtype))
+            moved = [
+                _move(*of_one, clip)
+                for of_one in zip(gradients, medians, steps, keeps, dtypes, strict=True)
+            ]
+            stored, updates = [new for new, _ in moved], [update for _, update in moved]
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
             return updates, {"median": now.treedef.unflatten(kept)}
 
@@ -160,6 +151,35 @@ def _medians_of(
         for leaf, old in zip(leaves, olds, strict=True)
     ]
     return [jnp.zeros((0,)) if gone else old for gone, old in absent], absent
+
+
+def _move(
+    gradient: jax.Array,
+    median: jax.Array,
+    step: jax.Array,
+    keep: jax.Array,
+    dtype: Any,
+    clip: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """A tensor's median after a step, and the update in its dtype.
+
+    Args:
+      gradient: g.
+      median: m, of the same shape.
+      step: what the innovation g - m is clipped or multiplied by; scalar.
+      keep: bool scalar, false where the median stays and the update is zero.
+      dtype: of the update.
+      clip: ``(innovation, step) -> `` what the median moves by.
+    """
+    # Aside, lest XLA writes the differences out for these and the norm to share; and what is one
+    # for all is made many, lest it makes two kinds of kernels of who shares it.
+    gradient, median, step, keep = _moments.aside(gradient, median, step, keep)
+    innovation = _innovation(gradient, median)
+    moved = median + clip(innovation, step).astype(median.dtype)
+    # The update comes from what is stored: from `moved`, XLA would compute that twice.
+    new = jax.lax.select(keep, moved, median)
+    update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
+    return new, update.astype(dtype)
 
 
 def _innovation(leaf: jax.Array, median: jax.Array) -> jax.Array:
