@@ -186,8 +186,9 @@ def write_text(path: os.PathLike[str] | str, text: str) -> None:
 
 
 def read_json(path: os.PathLike[str] | str, default: Any) -> Any:
-    """Read a JSON file, or return ``default`` where it is missing or no JSON."""
+    """Read a JSON file, or return ``default`` where it is missing, no JSON, or of another type."""
     try:
-        return json.loads(epath.Path(path).read_text())
+        content = json.loads(epath.Path(path).read_text())
     except (OSError, ValueError):
         return default
+    return content if isinstance(content, type(default)) else default

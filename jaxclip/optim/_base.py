@@ -198,7 +198,14 @@ def hyperparameter(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
       count: number of updates before this one (0 in the first), given to a schedule.
       dtype: of the result.
     """
-    return jnp.asarray(value(count) if callable(value) else value, dtype)
+    found = value(count) if callable(value) else value
+    if jnp.ndim(found):
+        # Of as many elements as there are tensors it would be taken for one number each.
+        raise TypeError(
+            f"a hyperparameter, or the value of a schedule, has shape {jnp.shape(found)}: "
+            "it must be a scalar"
+        )
+    return jnp.asarray(found, dtype)
 
 
 def complement(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
@@ -244,6 +251,8 @@ def check_number(
     """
     if isinstance(value, jax.Array) or callable(value):
         _check_precision(name, value)
+        if isinstance(value, jax.Array) and value.ndim:
+            raise TypeError(f"{name} must be a scalar, got an array of shape {value.shape}")
         return
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.number, np.ndarray)
@@ -279,6 +288,16 @@ def _check_precision(name: str, value: Any) -> None:
     )
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False, nor an array.
+
+    Raises:
+      TypeError: it is something else, such as ``"False"``.
+    """
+    if not isinstance(value, (bool, np.bool_, jax.Array)):
+        raise TypeError(f"{name}={value!r} must be True or False")
+
+
 def integer(name: str, value: Any, low: int) -> int | jax.Array:
     """A number of steps: an integer or a traced array, but no schedule.
 
@@ -297,8 +316,9 @@ def integer(name: str, value: Any, low: int) -> int | jax.Array:
             "integer, or an array through optax.inject_hyperparams"
         )
     if isinstance(value, jax.Array):
+        check_number(name, value)
         return value
-    check_number(name, value, low)
+    check_number(name, value, low, below=2**31)
     if not float(value).is_integer():
         raise ValueError(f"{name}={value} must be an integer")
     return int(value)
@@ -337,8 +357,8 @@ def static_number(name: str, value: Any, **limits: float) -> float:
       ValueError: it is out of range.
     """
     try:
-        number = float(value)
-    except (TypeError, jax.errors.JAXTypeError) as error:
+        number = float(value if isinstance(value, jax.Array) else operator.pos(value))
+    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
         argument = name.rpartition(".")[2]
         raise TypeError(
             f"{name}={value!r} must be a number known when tracing; within "

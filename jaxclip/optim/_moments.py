@@ -12,6 +12,7 @@ The second may not: with 8 bits of mantissa, ``v + 0.001 * (g² - v)`` is ``v``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -342,8 +343,8 @@ def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **dec
     """
     for argument, value in decays.items():
         _base.check_number(f"{name}.{argument}", value, 0, below=1)
-    _base.check_number(f"{name}.eps", eps, 0)
-    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
+    _base.check_number(f"{name}.eps", eps, 0, below=math.inf)
+    _base.check_number(f"{name}.weight_decay", weight_decay, 0, below=math.inf)
     try:
         floating = mu_dtype is None or jnp.issubdtype(jnp.dtype(mu_dtype), jnp.floating)
     except TypeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -153,6 +154,7 @@ def acclip(
       <https://arxiv.org/abs/1912.03194>`_, 2020; code: github.com/rivercold/ACClip-Pytorch.
     """
     core = _acclip("acclip", (b1, b2), eps, alpha, mu_dtype, weight_decay, mask)
+    _base.check_number("acclip.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -138,6 +139,7 @@ def clip_radagrad_d(
         return _update(rule, updates, state, params)
 
     core = optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
+    _base.check_number("clip_radagrad_d.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 

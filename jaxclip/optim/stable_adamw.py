@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -152,6 +153,7 @@ def stable_adamw(
       <https://arxiv.org/abs/2304.13013>`_, 2023.
     """
     core = _stable_adam("stable_adamw", b1, b2, eps, mu_dtype, weight_decay, mask)
+    _base.check_number("stable_adamw.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 

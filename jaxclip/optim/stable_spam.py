@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -202,6 +203,7 @@ def stable_spam(
     """
     decays = {"b1": b1, "b2": b2, "theta": theta, "gamma1": gamma1, "gamma2": gamma2}
     core = _stable_spam("stable_spam", decays, eps, mu_dtype, reset_interval, weight_decay, mask)
+    _base.check_number("stable_spam.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 

@@ -211,3 +211,30 @@ def test_a_state_is_made_from_shapes_alone() -> None:
             assert all(
                 isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made(case).init(shapes))
             )
+
+
+# --- Hyperparameters -----------------------------------------------------------------------------
+
+LEARNING = ("acclip", "clip_radagrad_d", "spam", "stable_adamw", "stable_spam")
+WRONG = [
+    *((name, {"learning_rate": bad}) for name in LEARNING for bad in ("1e-3", True, -1e-3, np.nan)),
+    ("stable_adamw", {"learning_rate": 0.1, "weight_decay": np.inf}),
+    ("stable_adamw", {"learning_rate": 0.1, "b2": jnp.ones(2)}),
+    ("spam", {"learning_rate": 0.1, "density": "0.5"}),
+    ("zclip", {"warmup_steps": 1e300}),
+    ("zclip", {"skip_update_on_spike": "False"}),
+    ("adagc", {"inclusive_warmup": "False"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), WRONG)
+def test_hyperparameters_that_can_not_be(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"{name}\.{list(options)[-1]}"):
+        getattr(optim, name)(**options)
+
+
+def test_a_schedule_of_vectors_is_not_one_number_a_tensor() -> None:
+    tx = optim.adagc(beta=lambda count: jnp.full(2, 0.9))
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(TypeError, match=r"has shape \(2,\): it must be a scalar"):
+        tx.update(params, tx.init(params))
