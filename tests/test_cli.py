@@ -215,10 +215,10 @@ def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
 
 
 def test_a_dry_run_says_mistakes_in_one_line(tiny_config_file, capsys):
-    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.b1=high"]
+    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.mu_dtype=high"]
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
-    assert "the training step can't be built" in error and error.count("\n") == 1
+    assert "this configuration can't be built" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
