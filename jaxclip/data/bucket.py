@@ -53,7 +53,7 @@ class Bucket:
         """Names of all files, or of those below a folder (which ends with a slash), sorted."""
         found = self._try(
             f"{self / folder} can't be listed",
-            lambda: remote.names_below(self._store, self._prefix + folder),
+            lambda: remote.names_below(self._store, self._prefix + folder, self / folder),
         )
         below = (name.removeprefix(self._prefix) for name in found if name.startswith(self._prefix))
         # Consoles and mounted buckets make empty files that stand for folders.

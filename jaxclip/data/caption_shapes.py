@@ -20,6 +20,8 @@ from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_filled
 _LANGUAGE_FIELDS = ("lang", "language", "locale")
 _TEXTS_WITHIN = (*TEXT_FIELDS, "raw")
 _LARGEST_WHOLE = 1e15  # floats above need not be the number that was meant
+# Names of lists of the turns of a conversation.
+CONVERSATIONS = ("conversations", "messages", "conversation")
 _CODE = re.compile(r"[a-z]{2}([-_][A-Za-z]{2,4})?")
 _NAMES = frozenset((
     "arabic", "chinese", "dutch", "english", "french", "german", "greek", "hebrew", "hindi",
@@ -39,15 +41,18 @@ def said_in(value: Any) -> list[Said]:
     """All captions in a value, in order; what is None, NaN, true or an empty list has none.
 
     Raises:
-      TypeError: an object in it has none; the message names its members.
+      TypeError: an object in it has none, as the message says, or it is nested too deep.
     """
-    return list(_said(value, ""))
+    try:
+        return list(_said(value, ""))
+    except RecursionError:
+        raise TypeError("lists within lists without end are no captions") from None
 
 
 def captioned(values: Mapping[str, Any]) -> str | None:
     """The first usual name under which there are captions; None if there is none.
 
-    Numbers count only where there is no text.
+    Numbers count only where there is no text, and conversations where there is neither.
     """
     numbers = None
     for name in find(values, TEXT_FIELDS):
@@ -56,7 +61,10 @@ def captioned(values: Mapping[str, Any]) -> str | None:
                 if not _is_number(values[name]):
                     return name
                 numbers = numbers or name
-    return numbers
+    if numbers:
+        return numbers
+    turns = find(values, CONVERSATIONS)
+    return next((n for n in turns if isinstance(values[n], list) and answer(values[n])), None)
 
 
 def _is_number(value: Any) -> bool:

@@ -14,7 +14,8 @@ SOURCE is one of
   file or as a list), or as COCO, Flickr or LLaVA have them, or with a .txt or .json file beside
   each image;
   WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
-  Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them.
+  Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them;
+  TFRecord files of img2dataset and others, in the same ways.
 
 An import that was interrupted goes on where it stopped when the same command is run again.
 """
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the data set (default: that of DIR)")
     parser.add_argument(
         "--format",
-        choices=("auto", "folder", "webdataset", "parquet"),
+        choices=("auto", "folder", "webdataset", "parquet", "tfrecord"),
         default="auto",
         help="what SOURCE is (default: auto)",
     )

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,12 @@ _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 def is_remote(path: os.PathLike[str] | str) -> bool:
     """Whether a path is an address: it has a scheme such as ``gs://``."""
     return "://" in os.fspath(path)
+
+
+def hub_address(name: str) -> str:
+    """How a data set of the Hugging Face hub is read, for an error; empty if a name is none."""
+    found = re.fullmatch(r"(?:https://huggingface\.co/datasets/)?([\w.\-]+/[\w.\-]+)/?", name)
+    return f"parquet:hf://datasets/{found[1]}" if found else ""
 
 
 def path_of(path: os.PathLike[str] | str) -> Any:
@@ -314,22 +321,22 @@ class RemotePath(os.PathLike[str]):
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
-def names_below(store: Any, prefix: str, url: str = "") -> list[str]:
+def names_below(store: Any, prefix: str, url: str) -> list[str]:
     """Keys that begin with a prefix, which ends with a slash.
 
     Args:
       store: TensorStore's, or fsspec's.
       prefix: of the keys.
-      url: the folder's, for a store that may not have answered before.
+      url: the folder's address.
     """
     root = _split(url)[0]
-    timeout = _FIRST if url and root not in _ANSWERED else _TIMEOUT
+    timeout = _TIMEOUT if root in _ANSWERED else _FIRST
     if isinstance(store, FsspecStore):
-        return list(_answer(lambda: Now(store.names(prefix)), timeout, url or prefix))
+        return list(_answer(lambda: Now(store.names(prefix)), timeout, url))
     import tensorstore
 
     every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
-    names = _answer(lambda: store.list(every), timeout, url or f"gs://…/{prefix}")
+    names = _answer(lambda: store.list(every), timeout, url)
     _ANSWERED.add(root)
     return [name.decode("utf-8", "replace") for name in names]
 

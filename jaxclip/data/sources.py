@@ -43,8 +43,10 @@ _IN_PLACE = {
 }  # fmt: skip
 
 
-def _as_kind(kind: str, name: str) -> str:
-    return f"it is read in place as {kind}:{name}"
+def _in_place(name: str) -> str:
+    """How a file is read in place, for an error; empty if it is not."""
+    kind = _IN_PLACE.get(pathlib.PurePath(name).suffix.lower())
+    return f"it is read in place as {kind}:{name}" if kind else ""
 
 
 def open(name: str | os.PathLike[str]) -> DataSet:
@@ -67,17 +69,16 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
     if remote.is_remote(text):
-        in_place = _IN_PLACE.get(pathlib.PurePosixPath(text).suffix.lower())
-        if in_place:
-            way = _as_kind(in_place, text)
-            raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
+        if hub := remote.hub_address(text):
+            raise ValueError(f"data set {text!r} is on the Hugging Face hub: read {hub!r}")
+        if read_as := _in_place(text):
+            raise ValueError(f"data set {text!r} is a file, not a folder; {read_as}")
         return open_directory(text)
     path = pathlib.Path(text)
     if path.is_file():
-        in_place = _IN_PLACE.get(path.suffix.lower())
         way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
-        if in_place:
-            way = _as_kind(in_place, text)
+        if read_as := _in_place(text):
+            way = read_as
         elif path.suffix.lower() in file_kinds.ARCHIVES:
             way = "it is an archive: unpack it, and import the folder that this makes"
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
@@ -87,6 +88,8 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
         if colon and kind in BUILT_IN:
             near = f"; did you mean {kind!r}? A split is no part of the name"
+        elif not colon and remote.hub_address(text) and not path.parent.exists():
+            near = f"; the Hugging Face hub's is '{remote.hub_address(text)}'"
         elif not meant and re.fullmatch(r"\w+:/[^/].*", text):
             near = f"; an address has two slashes, '{kind}://{rest.lstrip('/')}'"
         raise FileNotFoundError(

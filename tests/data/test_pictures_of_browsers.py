@@ -192,6 +192,10 @@ PICTURES = {
     "PNG with EXIF": (png(ROWS, 8, 2, chunk(b"eXIf", exif()[6:])), TURNED, 0),
     "PNG with EXIF behind": (png(ROWS, 8, 2, b"", chunk(b"eXIf", exif()[6:])), TURNED, 0),
     "WebP with EXIF": (encoded(RGB, "WEBP", lossless=True, exif=exif()), TURNED, 0),
+    "JPEG with EXIF": (jpeg(exif=exif()), TURNED, 12),
+    "grey JPEG, profile of colours": (
+        jpeg(GREY, icc_profile=profile(P3)), in_srgb(grey(GREY)), 8,
+    ),
     "XMP does not turn": (jpeg(xmp=XMP), RGB, 12),
     "16-bit grey, one seen through": (
         png(wide(GREY), 16, 0, chunk(b"tRNS", struct.pack(">H", 200 * 257))),
@@ -239,6 +243,8 @@ PICTURES = {
     "greys, profile of colours": (png(GREY, 8, 0, OF_P3), in_srgb(grey(GREY)), 2),
     "colours, profile of greys": (png(ROWS, 8, 2, OF_LIGHT), RGB, 0),
     "gAMA": (png(ROWS, 8, 2, number_chunk(b"gAMA", 100000)), in_srgb(RGB, gamma=1.0), 1),
+    "gAMA of two bytes": (png(ROWS, 8, 2, chunk(b"gAMA", b"\1\0")), RGB, 0),
+    "profile that is packed in no known way": (png(ROWS, 8, 2, chunk(b"iCCP", b"x\0\7\7")), RGB, 0),
     "gAMA of greys": (png(wide(GREY), 16, 0, number_chunk(b"gAMA", 100000)), LIGHT, 1),
     "gAMA that is about sRGB's": (png(ROWS, 8, 2, number_chunk(b"gAMA", 45455)), RGB, 0),
     "no gAMA": (png(ROWS, 8, 2, number_chunk(b"gAMA", 0)), RGB, 0),
