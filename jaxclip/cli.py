@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxclip import standard_streams
 from jaxclip.cli_parser import Parser
 
 _TRAIN = """\
@@ -21,10 +22,11 @@ Train a model, or go on training it.
   jaxclip train --workdir runs/emoji --extend --config.total_steps=4000
 
 The workdir gets checkpoints, config.json, metrics.jsonl, TensorBoard events, eval.json and
-report.html. Ctrl-C and SIGTERM end the run after the step in flight with a checkpoint; the same
-command again goes on from the newest one, to the same parameters as if it had never stopped. Only
-how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then; with
---extend also total_steps, optim.* and a few more, and config_history.json notes what changed when.
+report.html. Ctrl-C, SIGTERM and SIGHUP end the run after the step in flight with a checkpoint; the
+same command again goes on from the newest one, to the same parameters as if it had never stopped.
+Only how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then;
+with --extend also total_steps, optim.* and a few more, and config_history.json notes what changed
+when.
 
 A workdir serves one run at a time: its lock.json names host and process. A run that died does not
 keep it, except on another host for a minute.
@@ -53,6 +55,7 @@ _LARGEST_CACHE = 20 * 2**30
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a mistake in what was asked)."""
+    standard_streams.keep_open()
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments, overrides = _take_overrides(arguments)
     parser = build_parser()
@@ -113,25 +116,25 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     """Say what went wrong in one line; returns the exit status, None where a traceback is due."""
     if os.environ.get("JAXCLIP_TRACEBACK"):
         return None
-    from jaxclip.errors import RunError
+    from jaxclip.errors import RunError, explain_no_device
 
     checks = sys.modules.get("jaxclip.train.checks")
     memory = checks.explain_memory(error) if checks and type(error).__name__ in _DEVICE else ""
     status = 2
     if lost:
         message, status = lost, 1
-    elif memory:
-        message, status = memory, 1
+    elif fault := memory or explain_no_device(error):
+        message, status = fault, 1
     elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
         message, status = str(error) or "interrupted", 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
-        # What read our output (`| head`) is gone. What is still buffered would raise at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
+        standard_streams.silence(sys.stdout)
         return 128 + signal.SIGPIPE
     elif isinstance(error, _MISTAKES):
         message = str(error)
     elif isinstance(error, (RunError, OSError)):
-        message, status = str(error), 1
+        message, status = standard_streams.explain(error) or str(error), 1
     elif isinstance(error, ImportError) and "pip install" in str(error):
         message = str(error)  # ours: says what is needed for what
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
@@ -278,6 +281,9 @@ def _train(args: argparse.Namespace) -> int:
     if config["compilation_cache_dir"]:
         import jax
 
+        from jaxclip import storage
+
+        storage.make_cache("compilation_cache_dir", config["compilation_cache_dir"])
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache_dir"])
         # With a limit JAX locks the folder: without, a run may read what another is still writing,
         # and a program cut in two ends the process.
@@ -294,8 +300,8 @@ def _train(args: argparse.Namespace) -> int:
     for key, value in config_lib.flatten(config):
         logging.getLogger("jaxclip").debug("%s = %r", key, value)
     result = loop.train(config, args.workdir, extend=args.extend, break_lock=args.break_lock)
-    if result.signal == signal.SIGINT:
-        return 128 + signal.SIGINT
+    if result.signal in (signal.SIGINT, signal.SIGPIPE):
+        return 128 + result.signal
     # A checkpoint is written and all is well, but several processes have a launcher, which must
     # know those that were stopped (perhaps for the sake of another host) from those that finished.
     return 128 + signal.SIGTERM if result.signal and _joined() else 0
@@ -380,6 +386,7 @@ def _quiet() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("jaxclip").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home that can't be written
 
 
 if __name__ == "__main__":

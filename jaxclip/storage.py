@@ -31,13 +31,31 @@ def absolute(path: os.PathLike[str] | str) -> str:
     """A path as it is meant everywhere: ``~`` filled in, relative ones from the current folder.
 
     Addresses of an object store (``gs://…``) are returned as they are.
+
+    Raises:
+      ValueError: ``~name`` of a user that does not exist.
     """
     text = os.fspath(path)
     if text.startswith("file:///"):
         text = text.removeprefix("file://")
     if not text or not is_local(text):
         return text
-    return os.path.join(os.getcwd(), os.path.expanduser(text))
+    expanded = os.path.expanduser(text)
+    if text[0] == expanded[0] == "~" and not os.path.exists(expanded):
+        raise ValueError(
+            f"{text}: there is no user {text.partition('/')[0][1:]!r}; for a folder of that name "
+            f"give ./{text}"
+        )
+    return expanded if os.path.isabs(expanded) else os.path.join(_current_folder(), expanded)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            "the current folder has been removed: change to another one"
+        ) from error
 
 
 def check_address(path: os.PathLike[str] | str) -> None:
@@ -82,6 +100,23 @@ def probe(directory: epath.Path) -> str:
     return ""
 
 
+def make_cache(key: str, path: str) -> None:
+    """Create a folder for files that may be lost.
+
+    Raises:
+      ValueError: it can't be written; names the config key.
+    """
+    if not is_local(path):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise ValueError(f"{key}={path!r} can't be written ({why}); choose another, or '' for none")
+
+
 def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str = "") -> str:
     """Why writing to a folder failed and what helps, from any error on the way there.
 
@@ -123,6 +158,15 @@ def _setting_of(directory: os.PathLike[str] | str) -> str:
         for folder in pathlib.Path(directory).parents:
             if (folder / STAGED).exists():
                 return "JAXCLIP_STAGING"
+    return ""
+
+
+def bad_link(path: os.PathLike[str] | str) -> str:
+    """Which link on the way to a folder leads nowhere, in words; empty if there is none."""
+    place = pathlib.Path(path)
+    for part in (place, *place.parents):
+        if part.is_symlink() and not os.path.exists(part):
+            return f"{part} is a link to {os.readlink(part)}, which is not there"
     return ""
 
 
@@ -183,8 +227,9 @@ def write_text(path: os.PathLike[str] | str, text: str) -> None:
 
 
 def read_json(path: os.PathLike[str] | str, default: Any) -> Any:
-    """Read a JSON file, or return ``default`` where it is missing or no JSON."""
+    """Read a JSON file, or return ``default`` where it is missing, no JSON, or of another type."""
     try:
-        return json.loads(epath.Path(path).read_text())
+        content = json.loads(epath.Path(path).read_text())
     except (OSError, ValueError):
         return default
+    return content if isinstance(content, type(default)) else default

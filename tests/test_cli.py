@@ -125,7 +125,10 @@ MISTAKES = {
     "mesh.data=16": "wants 16 devices, there are 8",
     "global_batch_size=1600000000": "global_batch_size=1600000000: this process's share of the",
     "evaluate.batch_size=100000000": "evaluate.batch_size=100000000 must be at most",
-    "optim.b1=high": "the training step can't be built from this configuration: ",
+    "optim.b1=high": "optim.b1='high' must be a number",
+    "optim.b2=1.0": "optim.b2=1.0 must be less than 1",
+    "optim.eps=-1": "optim.eps=-1 must be a finite number >= 0",
+    "optim.freeze=['.*']": "freeze all parameters; leave some to train",
     "optim.learning_rate=-1": "optim.learning_rate=-1.0 must be at least 0",
     "optim.learning_rate=nan": "optim.learning_rate",
     "profile.num_steps=-1": "profile.num_steps=-1 must be at least 0",
@@ -212,10 +215,10 @@ def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
 
 
 def test_a_dry_run_says_mistakes_in_one_line(tiny_config_file, capsys):
-    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.b1=high"]
+    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.mu_dtype=high"]
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
-    assert "the training step can't be built" in error and error.count("\n") == 1
+    assert "this configuration can't be built" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

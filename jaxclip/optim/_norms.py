@@ -112,7 +112,12 @@ def _look_until_in_range(
       short: whether sums may add up in another order than axis by axis.
       of_each: whether the norm of each tensor is wanted.
     """
-    arrays = [stacks.arrays(tensors) for tensors in (leaves, minus) if tensors is not None]
+    # JAX differentiates no loop of unknown length backwards.
+    arrays = [
+        stacks.arrays(lax.stop_gradient(tensors))
+        for tensors in (leaves, minus)
+        if tensors is not None
+    ]
 
     def look(found: _Found) -> _Found:
         sums = stacks.joined(_square_sums(found.scale, stacks, arrays, dtype, short))
@@ -259,7 +264,8 @@ def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.A
     Returns:
       Two scalars of the values' dtype. The first means nothing where any is spoilt.
     """
-    spoilt = jnp.broadcast_to(spoilt, values.shape)
+    # JAX differentiates no reduction with two results.
+    values, spoilt = lax.stop_gradient(values), jnp.broadcast_to(spoilt, values.shape)
     zero = jnp.zeros((), values.dtype)
     flags = lax.select(spoilt, lax.full_like(values, 1), lax.full_like(values, 0))
     largest, flag = lax.reduce(

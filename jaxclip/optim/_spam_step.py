@@ -144,7 +144,7 @@ def _limit(
     nu: jax.Array, theta: jax.Array, of: Callable[[jax.Array], jax.Array], largest: float
 ) -> jax.Array:
     """A function of ``theta v`` where v > 0 (v = 0 says nothing of spikes), at most ``largest``."""
-    bound = theta * nu.astype(theta.dtype)
+    bound = theta * jax.lax.stop_gradient(nu).astype(theta.dtype)
     return _base.where(bound > 0, jnp.minimum(of(bound), largest), largest)
 
 

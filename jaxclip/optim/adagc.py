@@ -112,6 +112,7 @@ def adagc(
     """
     if scope not in SCOPES:
         raise ValueError(f"adagc.scope={scope!r}; use one of {', '.join(SCOPES)}")
+    _base.check_flag("adagc.inclusive_warmup", inclusive_warmup)
     _base.check_number("adagc.lambda_abs", lambda_abs, above=0)
     _base.check_number("adagc.lambda_rel", lambda_rel, above=0)
     _base.check_number("adagc.beta", beta, 0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +138,8 @@ def clip_radagrad_d(
     ) -> tuple[Any, ClipRadagradDState]:
         return _update(rule, updates, state, params)
 
-    core = optax.GradientTransformation(init_fn, update_fn)
+    core = optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
+    _base.check_number("clip_radagrad_d.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -184,8 +187,9 @@ def _update(
     numbers = _numbers(rule, state.count, dtype)
 
     norm = _NORMS[kind](leaves, dtype)
-    totals = [] if kind == "norm" else treedef.flatten_up_to(state.accumulator)
-    moments = treedef.flatten_up_to(state.mu) if with_momentum else []
+    like = functools.partial(_base.matching, treedef, [leaf.shape for leaf in leaves])
+    totals = [] if kind == "norm" else like(state.accumulator)
+    moments = like(state.mu) if with_momentum else []
     one = state.accumulator if kind == "norm" else jnp.zeros((), dtype)
     settled = together(lambda seen: _settle(*seen, numbers, rule), (norm, one), norm.shape)
     factors = _base.unpack(settled[0]) if norm.ndim else []
@@ -255,7 +259,7 @@ def _accumulate(
     old = total.astype(square.dtype)
     new = numbers.old_weight * old + numbers.new_weight * square
     stored, new = _moments.store(keep, new, total)
-    return stored, jnp.sqrt(old if delay else new) + numbers.eps
+    return stored, _moments.square_root(old if delay else new) + numbers.eps
 
 
 def _settle(

@@ -142,7 +142,10 @@ def _medians_of(
 
     A tensor without a gradient is one without elements here.
     """
-    olds = treedef.flatten_up_to(median)
+    olds = _base.matching(treedef, None, median)
+    pairs = zip(olds, leaves, strict=True)
+    if not all(old is None or leaf.shape in (old.shape, (0,)) for old, leaf in pairs):
+        _base.matching(treedef, [leaf.shape for leaf in leaves], median)
     absent = [
         (old is None or old.shape != leaf.shape, old)
         for leaf, old in zip(leaves, olds, strict=True)

@@ -170,7 +170,7 @@ def private_mean_by_group(
         )
         return jax.tree.unflatten(treedef, out), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 def _norms(leaves: list[jax.Array], members: np.ndarray, number: int, dtype: Any) -> jax.Array:

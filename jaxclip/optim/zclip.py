@@ -118,6 +118,7 @@ def zclip(
       Kumar et al., `ZClip: Adaptive Spike Mitigation for LLM Pre-Training
       <https://arxiv.org/abs/2504.02507>`_, 2025.
     """
+    _base.check_flag("zclip.skip_update_on_spike", skip_update_on_spike)
     _check(alpha, z_threshold, max_norm, eps, mode, clip_option, clip_factor)
     fixed = _Fixed(
         mode,

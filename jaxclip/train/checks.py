@@ -7,6 +7,7 @@ nothing is compiled), and what that takes is held against the devices and the me
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -30,6 +31,8 @@ logger = logging.getLogger("jaxclip")
 # Mistakes that say what they are.
 _PLAIN = (ValueError, OSError, RunError, ModuleNotFoundError)
 _SCALE = "logit_scale"
+# What a run imports after its last step only.
+_AT_THE_END = ("matplotlib",)
 # Longer than any schedule.
 _MANY_STEPS = 2**40
 
@@ -38,8 +41,12 @@ def build(config: Config) -> setup.Experiment:
     """:func:`jaxclip.train.setup.build` on all devices, but every failure is one clear line.
 
     Raises:
+      ModuleNotFoundError: a package is missing that only the report needs.
       ValueError: a configuration that can't be built here, or is too large for the memory.
     """
+    for name in _AT_THE_END:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     platform = jax.devices()[0].platform
     if config["attention_implementation"] == "cudnn" and platform != "gpu":
         raise ValueError(
@@ -111,6 +118,11 @@ def check_names(config: Config) -> None:
       ValueError: names the thing and the nearest one.
       FileNotFoundError: the same of a data set that is neither built in nor a path.
     """
+    with in_one_line("this configuration can't be built"):
+        _check_names(config)
+
+
+def _check_names(config: Config) -> None:
     from jaxclip import losses, objectives, optim
     from jaxclip.data import sources, tokenizers
     from jaxclip.data.image_backend import BACKENDS

@@ -313,7 +313,8 @@ def _unwritable(path: pathlib.Path, error: OSError, *, staged: bool) -> WorkdirE
     what, way = "workdir", "choose another --workdir"
     if staged:
         what, way = "staging folder", "name another place in the environment's JAXCLIP_STAGING"
-    return WorkdirError(f"{what} {path} can't be written ({error.strerror or error}); {way}")
+    why = storage.bad_link(path) or error.strerror or error
+    return WorkdirError(f"{what} {path} can't be written ({why}); {way}")
 
 
 def check_shared(path: pathlib.Path) -> None:
