@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxclip.optim import _norms, _unpack
-from jaxclip.optim._stacks import Stacks
+from jaxclip.optim._stacks import Stacks, _vector
 
 _DIGIT_BITS = 2
 _CANDIDATES = 2**_DIGIT_BITS - 1
@@ -71,12 +71,12 @@ class _Search(NamedTuple):
     Attributes:
       prefix: int[num_tensors], pattern of the value of the rank, as far as it is known; the lower
         bits are zero.
-      seen: int[5, num_tensors], from the last pass: how many values lie below each candidate,
+      seen: each int[num_tensors], from the last pass: how many values lie below each candidate,
         smallest pattern that does not lie below the first, and largest pattern.
     """
 
     prefix: jax.Array
-    seen: jax.Array
+    seen: Sequence[jax.Array]
 
 
 def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Array) -> Quantiles:
@@ -99,7 +99,8 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         steps = jnp.arange(_CANDIDATES + 1, dtype=integer) << shift
         table = _unpack.computed_once(search.prefix + steps[:, None])
         looks = stacks.each(_look, arrays, numbers=stacks.numbers_of(table))
-        seen = stacks.matrix(list(zip(*looks, strict=True)))
+        # Vectors, not one matrix: putting each together is the same kernel, with a fifth to join.
+        seen = [jnp.concatenate([_vector(part) for part in column]) for column in zip(*looks, strict=True)]
         digit = jnp.zeros_like(search.prefix)
         for i in range(_CANDIDATES):
             # Patterns beyond the largest are negative.
@@ -109,15 +110,17 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         return _Search(found, seen)
 
     number = len(leaves)
-    start = _Search(jnp.zeros(number, integer), jnp.zeros((_CANDIDATES + 2, number), integer))
+    zeros = jnp.zeros(number, integer)
+    start = _Search(zeros, [zeros] * (_CANDIDATES + 2))
     found = lax.fori_loop(0, passes + 1, one_pass, _norms.varying_like(start, leaves))
-    at_most, *_, above, most = found.seen
-    # The value of the next rank: the same one if it occurs often enough, else the next larger.
-    upper = jnp.where(at_most > ranks + 1, found.prefix, above)
     back = np.argsort(order)
+    at_most, *_, above, most = (_in_order(column, back) for column in found.seen)
+    prefix = _in_order(found.prefix, back)
+    # The value of the next rank: the same one if it occurs often enough, else the next larger.
+    upper = jnp.where(at_most > _in_order(ranks, back) + 1, prefix, above)
     low, high, largest = (
-        lax.bitcast_convert_type(_in_order(pattern, back), floating).astype(weights.dtype)
-        for pattern in (found.prefix, upper, most)
+        lax.bitcast_convert_type(pattern, floating).astype(weights.dtype)
+        for pattern in (prefix, upper, most)
     )
     # At weight 0 there may be no next value.
     return Quantiles(low + jnp.where(weights > 0, weights * (high - low), 0), largest)
