@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any, NamedTuple
 
@@ -94,10 +95,10 @@ def median_clip(
     ) -> _clipper.Plan:
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
-        flags: list[jax.Array] = []
+        keeps: list[jax.Array] = []
         if per_tensor:
             innovations = list(map(_innovation, leaves, medians))
-            norm, flags = _base.maxima_and_flags(innovations, now.dtype)
+            norm, keeps = _base.maxima_and_finite(innovations, now.dtype)
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
 
@@ -118,26 +119,18 @@ def median_clip(
         def act(
             gradients: list[jax.Array], by: Any = bound, finite: Any = None
         ) -> tuple[list[jax.Array], dict[str, Any]]:
-            steps = [by] * len(gradients)
-            keeps = [flag == 0 for flag in flags] if per_tensor else [finite] * len(gradients)
-            # Aside, lest XLA writes the differences out for these and the norm to share; and what
-            # is one for all is made many, lest it makes two kinds of kernels of who shares it.
-            asides = [
-                _moments.aside(*of_one)
-                for of_one in zip(gradients, medians, steps, keeps, strict=True)
-            ]
             clip = _clip if per_tensor else operator.mul
-            stored, updates = [], []
-            for (gradient, median, step, keep), dtype in zip(asides, dtypes, strict=True):
-                innovation = _innovation(gradient, median)
-                moved = median + clip(innovation, step).astype(median.dtype)
-                # The update comes from what is stored: from `moved`, XLA would compute that twice.
-                new = jax.lax.select(keep, moved, median)
-                stored.append(new)
-                update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
-                updates.append(update.astype(dtype))
+            step = functools.partial(_step, by=by, clip=clip)
+            finites = keeps or [finite] * len(gradients)
+            pairs = [
+                step(gradient, median, finite=own, dtype=dtype)
+                for gradient, median, own, dtype in zip(
+                    gradients, medians, finites, dtypes, strict=True
+                )
+            ]
+            stored, updates = zip(*pairs, strict=True) if pairs else ((), ())
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
-            return updates, {"median": now.treedef.unflatten(kept)}
+            return list(updates), {"median": now.treedef.unflatten(kept)}
 
         return _clipper.Plan(norm, decide, act)
 
@@ -162,6 +155,20 @@ def _medians_of(
 def _innovation(leaf: jax.Array, median: jax.Array) -> jax.Array:
     """g - m, in the median's precision."""
     return leaf.astype(median.dtype) - median
+
+
+@functools.partial(jax.jit, static_argnames=("clip", "dtype"))  # traced once a shape
+def _step(
+    gradient: jax.Array, median: jax.Array, by: Any, finite: jax.Array, clip: Any, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The new median m of a tensor, and its update of a dtype."""
+    # Aside, lest XLA writes the difference out for this and the norm to share; and what is one for
+    # all is made many, lest it makes two kinds of kernels of who shares it.
+    gradient, median, by, finite = _moments.aside(gradient, median, by, finite)
+    moved = median + clip(_innovation(gradient, median), by).astype(median.dtype)
+    new = jax.lax.select(finite, moved, median)
+    # The update comes from what is stored: from `moved`, XLA would compute that twice.
+    return new, jax.lax.select(finite, new, jax.lax.full_like(new, 0)).astype(dtype)
 
 
 def _clip(innovation: jax.Array, bound: jax.Array) -> jax.Array:
