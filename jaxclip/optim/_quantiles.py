@@ -97,9 +97,10 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         shift = shift.astype(integer)
         # Worked out for all tensors at once: in their kernels it would be, anew, for each element.
         steps = jnp.arange(1, _CANDIDATES + 1, dtype=integer) << shift
-        candidates = search.prefix + steps[:, None]
-        table = _unpack.computed_once(candidates)
-        looks = stacks.each(_look, arrays, numbers=stacks.numbers_of(table))
+        table = _unpack.computed_once(search.prefix + steps[:, None])
+        # Tied to what the loop changes, lest XLA takes `abs` out of it: a copy of the gradients.
+        tied, table = lax.optimization_barrier((arrays, table))
+        looks = stacks.each(_look, tied, numbers=stacks.numbers_of(table))
         # Vectors, not one matrix: a kernel that joins five times as many takes more than five.
         seen = [stacks.vector(column) for column in zip(*looks, strict=True)]
         digit = jnp.zeros_like(search.prefix)
@@ -144,8 +145,6 @@ def _look(leaf: jax.Array, candidates: jax.Array) -> Sequence[jax.Array]:
     """
     integer = candidates.dtype
     floating = jnp.float64 if integer == jnp.int64 else jnp.float32
-    # Tied to what the loop changes, lest XLA takes `abs` out of it: a second copy of the gradients.
-    leaf, candidates = lax.optimization_barrier((leaf, candidates))
     pattern = lax.bitcast_convert_type(lax.abs(leaf.astype(floating)), integer)
     most = jnp.asarray(jnp.iinfo(integer).max, integer)
     zero = jnp.zeros((), integer)
