@@ -261,6 +261,8 @@ def _train(args: argparse.Namespace) -> int:
         from jaxclip.train import checks
 
         checks.check_names(config)
+        for line in config_lib.unused(config):
+            logging.getLogger("jaxclip").warning("%s", line)
         print(json.dumps(config, indent=2))
         return 0
     from jaxclip.train import allocator

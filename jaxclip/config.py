@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxclip import registry, storage
+from jaxclip import config_unused, registry, storage
 from jaxclip.config_changes import EXTENDABLE_KEYS as EXTENDABLE_KEYS
 from jaxclip.config_changes import RUNTIME_KEYS as RUNTIME_KEYS
 from jaxclip.config_changes import changes as changes
@@ -144,6 +144,16 @@ def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
         for key, value in flatten(config)
         if key not in base or base[key] != value
     ]
+
+
+def unused(config: Config) -> list[str]:
+    """A line for each group of keys that are set but that another key leaves without effect.
+
+    Args:
+      config: resolved configuration.
+    """
+    changed = {key: value for key, _, value in changed_from_defaults(config)}
+    return config_unused.unused(config, changed)
 
 
 def nearest(key: str, known: Sequence[str]) -> str:

@@ -288,6 +288,10 @@ def test_what_argparse_does_not_know(argv, way, capsys):
         ("objective=[{'name': 'slp'}]", "unknown objective 'slp'; did you mean 'slip'"),
         ("loss.implementaton=plain", "did you mean 'implementation'"),
         ("tokenizer.kind=clipp", "tokenizer.kind='clipp' is unknown; did you mean 'clip'"),
+        ("data.name=emojii", "data set 'emojii': .* did you mean 'emoji'"),
+        ("data.name=webdatset:/x/0.tar", "did you mean 'webdataset:/x/0.tar'"),
+        ("data.mixture=[{'name': 'scenes:emoij'}]", "did you mean 'emoji'"),
+        ("evaluate.tasks=[{'name': 'zero_shot', 'data': 'emojy'}]", "did you mean 'emoji'"),
         ("data.image_backend=fst", "unknown image backend 'fst'; did you mean 'fast'"),
         ("data.image_ops=resiz", "unknown image op 'resiz'; did you mean 'resize'"),
         ("writers=['jsonll']", "did you mean 'jsonl'"),
@@ -299,6 +303,14 @@ def test_print_config_refuses_what_a_run_would_refuse(tiny_config_file, capsys, 
     assert cli.main(argv) == 2
     said = capsys.readouterr()
     assert re.search(message, said.err) and not said.out
+
+
+def test_print_config_says_what_has_no_effect(tiny_config_file, capsys, caplog):
+    argv = ["train", "--config", str(tiny_config_file), "--print_config"]
+    argv += ["--config.objective=['slip']", "--config.loss.name=sigmoid"]
+    assert cli.main([*argv, "--config.data.name=/mnt/elsewhere/pairs"]) == 0
+    assert "loss.name='sigmoid' has no effect" in caplog.text
+    assert json.loads(capsys.readouterr().out)["loss"]["name"] == "sigmoid"
 
 
 def test_a_misspelt_flag_names_the_right_one(capsys):

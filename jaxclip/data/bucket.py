@@ -80,6 +80,34 @@ class Bucket:
             lambda: self._store.write(self._prefix + name, None).result(timeout=_TIMEOUT),
         )
 
+    def look(self, name: str, size: int = 0) -> tuple[bytes, bytes | None]:
+        """The version of a file, and all its bytes, about ``size`` of them; None if there is none.
+
+        The version is another one whenever somebody wrote the file; that of no file is
+        :data:`.fsspec_store.MISSING`.
+        """
+        found = self._read(name, size)
+        there = found.state != "missing"
+        return found.stamp.generation, bytes(found.value) if there else None
+
+    def version(self, name: str) -> bytes:
+        """The version of a file alone, without its bytes."""
+        return self._read(name, only_version=True).stamp.generation
+
+    def swap(self, name: str, before: bytes, content: bytes | None) -> bytes | None:
+        """Write or remove (None) a file if it has the version ``before``.
+
+        Returns:
+          Its version now; None if it had another one.
+        """
+        stamp = self._try(
+            f"{self / name} can't be {'removed' if content is None else 'written'}",
+            lambda: self._store.write(self._prefix + name, content, if_equal=before).result(
+                timeout=_TIMEOUT / 4 + len(content or b"") / _SLOWEST
+            ),
+        )
+        return stamp.generation or None
+
     def create(self, name: str, content: bytes) -> bool:
         """Write a file if there is none; False if there is one. One of many at once succeeds."""
         return self._change(name, content, lambda found: found.state == "missing")
@@ -92,20 +120,13 @@ class Bucket:
 
     def _change(self, name: str, content: bytes | None, fits: Callable[[Any], bool]) -> bool:
         found = self._read(name)
-        if not fits(found):
-            return False
-        stamp = self._try(
-            f"{self / name} can't be written",
-            lambda: self._store.write(
-                self._prefix + name, content, if_equal=found.stamp.generation
-            ).result(timeout=_TIMEOUT / 4),
-        )
-        return bool(stamp.generation)  # none where the condition did not hold
+        return fits(found) and self.swap(name, found.stamp.generation, content) is not None
 
-    def _read(self, name: str, size: int = 0) -> Any:
+    def _read(self, name: str, size: int = 0, *, only_version: bool = False) -> Any:
+        part = slice(0, 0) if only_version else None
         return self._try(
             f"{self / name} can't be read",
-            lambda: self._store.read(self._prefix + name).result(
+            lambda: self._store.read(self._prefix + name, byte_range=part).result(
                 timeout=_TIMEOUT + size / _SLOWEST
             ),
         )

@@ -16,6 +16,10 @@ UNREAD_ENDINGS = (
 )  # fmt: skip
 
 
+# Endings of archives that are not looked into.
+ARCHIVES = (".zip", ".7z", ".rar", ".lz4", ".z")
+
+
 def pictures_among(names: Iterable[str], read: Container[str]) -> set[str]:
     """Those of the names of a folder's files that are pictures by their endings.
 
@@ -74,7 +78,7 @@ _OTHERS = {
     b"_9j_": "a JPEG written as base64; decode it first",
     b"ivborw0kgg": "a PNG written as base64; decode it first",
     b"data:image": "a picture written as a data: address; decode it first",
-    b"\x1f\x8b": "gzip-compressed",
+    b"\x1f\x8b": "gzip-compressed; unpack it first, say with gunzip",
     b"pk\x03\x04": "a ZIP archive",
     b"par1": "a Parquet file",
     b"pare": "an encrypted Parquet file; write it again without a key",

@@ -9,17 +9,33 @@ fsspec's (:mod:`.fsspec_store`). A
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pathlib
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxclip.data.fsspec_store import FsspecStore
+from jaxclip.data.fsspec_store import FsspecStore, Now
 
-# Seconds that one attempt may take, and how many there are.
-_TIMEOUT, _ATTEMPTS = 60.0, 3
+_LOG = logging.getLogger(__name__)
+
+# Seconds that one attempt may take, one to read a whole file, and how many there are. A store that
+# has not answered before gets one attempt, of less.
+_TIMEOUT, _WHOLE, _ATTEMPTS, _FIRST = 60.0, 600.0, 3, 30.0
+# Seconds after which it is said what is waited for.
+_PATIENCE = 5.0
+# TensorStore's own attempts, some 15 seconds in all. Its default of 32 takes far longer than that.
+_RETRIES = {"max_retries": 4, "initial_delay": "1s", "max_delay": "8s"}
+# Stores that have answered, be it that there is no such file.
+_ANSWERED: set[str] = set()
+# When others were last asked, and what came of it. So long they are not asked again: opening a data
+# set asks for many files, most of which need not be there.
+_SILENT: dict[str, tuple[float, str]] = {}
+_NOT_AGAIN = 30.0
 _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 
 
@@ -78,30 +94,73 @@ def generation(url: str) -> np.ndarray:
 
 
 def _read(url: str, byte_range: slice | None) -> Any:
-    store, key = _store_of(url)
+    root, key = _split(url)
+    store = _open(root)
+    is_first = root not in _ANSWERED
+    since, problem = _SILENT.get(root, (-_NOT_AGAIN, ""))
+    if is_first and time.monotonic() < since + _NOT_AGAIN:
+        raise OSError(f"{url} can't be read ({problem})")
+    timeout = _FIRST if is_first else _TIMEOUT if byte_range is not None else _WHOLE
+    attempts = 1 if is_first else _ATTEMPTS
     last: BaseException | None = None
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         try:
-            found = store.read(key, byte_range=byte_range).result(timeout=_TIMEOUT)
+            found = _answer(lambda: store.read(key, byte_range=byte_range), timeout, url)
         except ValueError as error:
             if "OUT_OF_RANGE" in str(error):
+                _ANSWERED.add(root)
                 raise
             last = error
         except Exception as error:  # TensorStore has no class of its own for errors of a store
             last = error
         else:
+            _ANSWERED.add(root)
             if found.state == "missing":
                 raise FileNotFoundError(f"{url}: no such file")
             return found
-    text = str(last) or type(last).__name__
-    raise OSError(f"{url} can't be read ({_ATTEMPTS} attempts): {text[:300]}") from last
+    problem = _why(last, timeout, attempts)
+    if is_first:
+        _SILENT[root] = (time.monotonic(), problem)
+    raise OSError(f"{url} can't be read ({problem})") from last
+
+
+def _why(error: BaseException | None, timeout: float, attempts: int = 1) -> str:
+    """Why a store did not do what it was asked to, for a message."""
+    tried = f"{attempts} attempts: " if attempts > 1 else ""
+    if isinstance(error, TimeoutError):
+        return f"{tried}no answer within {timeout:g} seconds; is there a network?"
+    return tried + " ".join(str(error).split())[:300] if str(error) else type(error).__name__
+
+
+def _answer(ask: Callable[[], Any], timeout: float, url: str) -> Any:
+    """What comes of a question to a store; says what it waits for if that takes long."""
+    # fsspec answers when it is asked, TensorStore later.
+    timer = threading.Timer(_PATIENCE, _LOG.warning, ("waiting for %s", url))
+    timer.daemon = True
+    if not url.startswith(_OF_TENSORSTORE):
+        timer.start()
+    try:
+        future = ask()
+    finally:
+        timer.cancel()
+    try:
+        return future.result(timeout=_PATIENCE)
+    except TimeoutError:
+        _LOG.warning("waiting for %s", url)
+    return future.result(timeout=timeout - _PATIENCE)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The root of a store, and the key of a file in it."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}/", key
 
 
 def _store_of(url: str) -> tuple[Any, str]:
     """The store of an address, and the key of the file in it."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    return _open(f"{scheme}://{bucket}/"), key
+    root, key = _split(url)
+    return _open(root), key
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,9 +172,12 @@ def _open(root: str) -> Any:
     except ImportError as error:
         raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
     try:
-        return tensorstore.KvStore.open(spec_of(root)).result(timeout=_TIMEOUT)
+        kinds = ("gcs_request_retries", "s3_request_retries", "http_request_retries")
+        context = tensorstore.Context(dict.fromkeys(kinds, _RETRIES))
+        opened = tensorstore.KvStore.open(spec_of(root), context=context)
+        return opened.result(timeout=_TIMEOUT)
     except Exception as error:
-        raise ValueError(f"{root} can't be opened: {str(error)[:300]}") from error
+        raise ValueError(f"{root} can't be opened: {_why(error, _TIMEOUT)}") from error
 
 
 def open_fsspec(root: str, *, fresh: bool = False) -> Any:
@@ -246,20 +308,29 @@ class RemotePath(os.PathLike[str]):
             return
         store, key = _store_of(self._url + "/")
         try:
-            names = names_below(store, key)
+            names = names_below(store, key, self._url)
         except Exception as error:
-            raise OSError(f"{self._url} can't be listed: {str(error)[:300]}") from error
+            raise OSError(f"{self._url} can't be listed: {_why(error, _FIRST)}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
-def names_below(store: Any, prefix: str) -> list[str]:
-    """Keys that begin with a prefix, which ends with a slash."""
+def names_below(store: Any, prefix: str, url: str = "") -> list[str]:
+    """Keys that begin with a prefix, which ends with a slash.
+
+    Args:
+      store: TensorStore's, or fsspec's.
+      prefix: of the keys.
+      url: the folder's, for a store that may not have answered before.
+    """
+    root = _split(url)[0]
+    timeout = _FIRST if url and root not in _ANSWERED else _TIMEOUT
     if isinstance(store, FsspecStore):
-        return store.names(prefix)
+        return list(_answer(lambda: Now(store.names(prefix)), timeout, url or prefix))
     import tensorstore
 
     every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
-    names = store.list(every).result(timeout=_TIMEOUT)
+    names = _answer(lambda: store.list(every), timeout, url or f"gs://…/{prefix}")
+    _ANSWERED.add(root)
     return [name.decode("utf-8", "replace") for name in names]
 
 

@@ -231,7 +231,9 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
 def maxima_and_finite(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, list[jax.Array]]:
     """As :func:`tensor_maxima`, and for each tensor a bool: whether all its elements are finite.
 
-    (Without the bools, XLA would leave a reduction with one result, which is three kernels.) A bool comes from the tensor's own reduction, where that is alone: it need not be looked up.
+    A bool comes from the tensor's own reduction, where that is alone: it need not be looked up. Who
+    needs no bools takes :func:`tensor_maxima`: without them, XLA would leave a reduction with one
+    result, which is three kernels.
     """
     if not leaves:
         return jnp.zeros((0,), dtype), []
@@ -245,9 +247,8 @@ def maxima_and_finite(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Arra
 def _largest(leaf: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Bit pattern of a tensor's largest absolute value; whether all its elements are finite.
 
-    Non-negative floats are ordered as their patterns, infinity above all of them and NaN above that:
-    the largest integer tells all. (``jnp.max`` may lose NaN on CPUs.) The bool keeps it one kernel,
-    as a reduction with two results is.
+    Non-negative floats are ordered as their patterns, infinity above all of them and NaN above
+    that: the largest integer tells all. (``jnp.max`` may lose NaN on CPUs.)
     """
     integer = jnp.dtype(f"int{8 * jnp.dtype(dtype).itemsize}")
     highest = jnp.iinfo(integer).max

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -119,18 +120,18 @@ def median_clip(
         def act(
             gradients: list[jax.Array], by: Any = bound, finite: Any = None
         ) -> tuple[list[jax.Array], dict[str, Any]]:
+            count = len(gradients)
             clip = _clip if per_tensor else operator.mul
-            step = functools.partial(_step, by=by, clip=clip)
-            finites = keeps or [finite] * len(gradients)
-            pairs = [
-                step(gradient, median, finite=own, dtype=dtype)
-                for gradient, median, own, dtype in zip(
-                    gradients, medians, finites, dtypes, strict=True
+            finites = keeps if per_tensor else [finite] * count
+            moved = [
+                _move(*of_one, clip=clip, dtype=dtype)
+                for *of_one, dtype in zip(
+                    gradients, medians, [by] * count, finites, dtypes, strict=True
                 )
             ]
-            stored, updates = zip(*pairs, strict=True) if pairs else ((), ())
+            stored, updates = [new for new, _ in moved], [update for _, update in moved]
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
-            return list(updates), {"median": now.treedef.unflatten(kept)}
+            return updates, {"median": now.treedef.unflatten(kept)}
 
         return _clipper.Plan(norm, decide, act)
 
@@ -152,23 +153,39 @@ def _medians_of(
     return [jnp.zeros((0,)) if gone else old for gone, old in absent], absent
 
 
+@functools.partial(jax.jit, static_argnames=("dtype", "clip"))  # traced once a shape
+def _move(
+    gradient: jax.Array,
+    median: jax.Array,
+    step: jax.Array,
+    keep: jax.Array,
+    dtype: Any,
+    clip: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """A tensor's median after a step, and the update in its dtype.
+
+    Args:
+      gradient: g.
+      median: m, of the same shape.
+      step: what the innovation g - m is clipped or multiplied by; scalar.
+      keep: bool scalar, false where the median stays and the update is zero.
+      dtype: of the update.
+      clip: ``(innovation, step) -> `` what the median moves by.
+    """
+    # Aside, lest XLA writes the differences out for these and the norm to share; and what is one
+    # for all is made many, lest it makes two kinds of kernels of who shares it.
+    gradient, median, step, keep = _moments.aside(gradient, median, step, keep)
+    innovation = _innovation(gradient, median)
+    moved = median + clip(innovation, step).astype(median.dtype)
+    # The update comes from what is stored: from `moved`, XLA would compute that twice.
+    new = jax.lax.select(keep, moved, median)
+    update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
+    return new, update.astype(dtype)
+
+
 def _innovation(leaf: jax.Array, median: jax.Array) -> jax.Array:
     """g - m, in the median's precision."""
     return leaf.astype(median.dtype) - median
-
-
-@functools.partial(jax.jit, static_argnames=("clip", "dtype"))  # traced once a shape
-def _step(
-    gradient: jax.Array, median: jax.Array, by: Any, finite: jax.Array, clip: Any, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """The new median m of a tensor, and its update of a dtype."""
-    # Aside, lest XLA writes the difference out for this and the norm to share; and what is one for
-    # all is made many, lest it makes two kinds of kernels of who shares it.
-    gradient, median, by, finite = _moments.aside(gradient, median, by, finite)
-    moved = median + clip(_innovation(gradient, median), by).astype(median.dtype)
-    new = jax.lax.select(finite, moved, median)
-    # The update comes from what is stored: from `moved`, XLA would compute that twice.
-    return new, jax.lax.select(finite, new, jax.lax.full_like(new, 0)).astype(dtype)
 
 
 def _clip(innovation: jax.Array, bound: jax.Array) -> jax.Array:

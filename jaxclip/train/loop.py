@@ -26,7 +26,6 @@ from jaxclip.train import (
 )
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
-from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.data_faults import DataFaults
@@ -86,6 +85,7 @@ def train(
       ValueError: a configuration that can't be built.
     """
     experiment = checks.build(config)
+    checks.warn_of_unused(config, experiment)
     tokenizer = checks.load_tokenizer(config)
     checks.check_data(config, experiment.batch_spec, experiment.total.owners())
     checks.check_start(config, f"{workdir}/{workdir_lib.CHECKPOINTS}")
@@ -372,7 +372,7 @@ class _Run:
 
     def save(self, state: TrainState, step: int, *, postpone: bool = False) -> None:
         """Save the state, but ``postpone`` it if the state may be why gradients are not finite."""
-        wrong = step_lib.what_is_not_finite(state) if postpone else ""
+        wrong = state_lib.what_is_not_finite(state) if postpone else ""
         if wrong:
             self.progress.message(f"  no checkpoint at step {step}: its {wrong} not finite")
             return

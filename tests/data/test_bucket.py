@@ -50,6 +50,20 @@ def test_files_are_written_listed_and_removed(address):
     assert place.names() == ["empty"] and other.read("x") == b"other"
 
 
+def test_a_version_changes_with_the_file_and_is_what_a_change_may_be_bound_to(address):
+    place = Bucket(address)
+    missing = place.version("file")
+    assert place.look("file") == (missing, None) and missing == place.version("other")
+    first = place.swap("file", missing, b"1")
+    assert first and place.look("file") == (first, b"1") and place.version("file") == first
+    assert place.swap("file", missing, b"2") is None and place.read("file") == b"1"
+    second = place.swap("file", first, b"2")
+    assert second and second != first and place.look("file") == (second, b"2")
+    assert place.swap("file", first, None) is None and place.read("file") == b"2"
+    assert place.swap("file", second, None) and place.version("file") == missing
+    assert place.swap("file", second, b"3") is None and place.read("file") is None
+
+
 def test_what_stands_for_a_folder_is_no_file(google):
     Bucket("gs://runs/one").write("tensorboard/", b"")
     assert google.files and not Bucket("gs://runs/one").names()
@@ -59,7 +73,7 @@ def test_a_large_file_has_more_time():
     class Store:
         waited: ClassVar[list[float]] = []
 
-        def read(self, key):
+        def read(self, key, byte_range=None):
             return self
 
         def result(self, timeout):

@@ -54,7 +54,8 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
         lists = [each for each in document.values() if _are_objects(each)]
         if len(lists) == 1:
             return rows(lists[0], image)
-        if document and all(_is_caption(each) for each in document.values()):
+        named = all(map(_names_picture, document))
+        if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
             return [(str(name), {"caption": text}) for name, text in document.items()]
         if document and all(isinstance(each, Mapping) for each in document.values()):
             return [_by_name(str(name), each, image) for name, each in document.items()]
@@ -69,8 +70,7 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
 
 def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
     """A row under a file's name, or under a number with the file inside."""
-    is_file = pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES
-    if is_file and not image and not find(entry, FILE_FIELDS):
+    if _names_picture(name) and not image and not find(entry, FILE_FIELDS):
         return name, dict(entry)  # whatever id it has, too
     return row(entry, image) or (name, dict(entry))
 
@@ -199,8 +199,8 @@ def _are_pairs(value: Any) -> TypeGuard[list[tuple[str, Any]]]:
             isinstance(each, list)
             and len(each) == 2
             and isinstance(each[0], str)
-            and pathlib.PurePath(each[0]).suffix.lower() in IMAGE_SUFFIXES
-            and _is_caption(each[1])
+            and _names_picture(each[0])
+            and _is_caption(each[1], in_doubt=True)
             for each in value
         )
     )
@@ -210,7 +210,12 @@ def _are_objects(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
 
 
-def _is_caption(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(each, str) for each in value)
-    return isinstance(value, str)
+def _names_picture(name: Any) -> bool:
+    return isinstance(name, str) and pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_caption(value: Any, *, in_doubt: bool) -> bool:
+    """Whether it is a text or a list of them; else ``in_doubt``, but for an object."""
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return True
+    return isinstance(value, str) or (in_doubt and not isinstance(value, Mapping))

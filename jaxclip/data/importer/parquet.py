@@ -211,7 +211,9 @@ def columns_of(
     noted = _noted(schema.metadata or {})
     labels = find(types, LABEL_FIELDS) or [n for n in types if n in noted and not text]
     label = next(iter(labels), "")
-    if text and not _may_be_text(types[text]):
+    if not text and not label:
+        text = next((n for n in texts if n != image and _is_number(types[n])), "")
+    if text and not (_may_be_text(types[text]) or _is_number(types[text])):
         raise ValueError(f"{file}: column {text!r} holds {types[text]}, which is no text")
     if not image or not (text or label):
         what, names, which = (
@@ -258,6 +260,12 @@ def _may_be_text(kind: Any) -> bool:
     return not (pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind))
 
 
+def _is_number(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+
+
 def _noted(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Names of the classes by column, as Hugging Face ``datasets`` notes them."""
     try:
@@ -299,7 +307,8 @@ def items_of(
         if isinstance(picture, BadRecord):
             yield dataclasses.replace(picture, key=key)
         else:
-            yield from_fields(fields, key=key, image=picture, texts=texts or ())
+            texts = texts if is_filled(texts) else ()
+            yield from_fields(fields, key=key, image=picture, texts=texts)
 
 
 def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Path | BadRecord]:
@@ -340,7 +349,7 @@ def _captions(column: Any) -> list[Any]:
     kind = _plain_type(column.type)
     is_list = _is_list(kind)
     inner = _plain_type(kind.value_type) if is_list else kind
-    if pyarrow.types.is_nested(inner):
+    if pyarrow.types.is_nested(inner) or pyarrow.types.is_primitive(inner):
         return [_plain(value) for value in column]
     if kind is not column.type and not pyarrow.types.is_dictionary(column.type):
         column = column.cast(kind)  # views have no way to bytes but by strings
