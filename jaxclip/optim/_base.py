@@ -52,7 +52,7 @@ from jaxclip.optim._dtypes import widened as widened
 from jaxclip.optim._norms import combine_norms as combine_norms
 from jaxclip.optim._norms import global_norm as global_norm
 from jaxclip.optim._norms import max_and_flag as max_and_flag
-from jaxclip.optim._norms import maxima_and_flags as maxima_and_flags
+from jaxclip.optim._norms import maxima_and_finite as maxima_and_finite
 from jaxclip.optim._norms import norms_and_total as norms_and_total
 from jaxclip.optim._norms import sum_or_nan as sum_or_nan
 from jaxclip.optim._norms import tensor_maxima as tensor_maxima

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -95,10 +96,10 @@ def median_clip(
     ) -> _clipper.Plan:
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
-        flags: list[jax.Array] = []
+        keeps: list[jax.Array] = []
         if per_tensor:
             innovations = list(map(_innovation, leaves, medians))
-            norm, flags = _base.maxima_and_flags(innovations, now.dtype)
+            norm, keeps = _base.maxima_and_finite(innovations, now.dtype)
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
 
@@ -119,12 +120,14 @@ def median_clip(
         def act(
             gradients: list[jax.Array], by: Any = bound, finite: Any = None
         ) -> tuple[list[jax.Array], dict[str, Any]]:
-            steps = [by] * len(gradients)
-            keeps = [flag == 0 for flag in flags] if per_tensor else [finite] * len(gradients)
+            count = len(gradients)
             clip = _clip if per_tensor else operator.mul
+            finites = keeps if per_tensor else [finite] * count
             moved = [
-                _move(*of_one, clip)
-                for of_one in zip(gradients, medians, steps, keeps, dtypes, strict=True)
+                _move(*of_one, clip=clip, dtype=dtype)
+                for *of_one, dtype in zip(
+                    gradients, medians, [by] * count, finites, dtypes, strict=True
+                )
             ]
             stored, updates = [new for new, _ in moved], [update for _, update in moved]
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
@@ -153,6 +156,7 @@ def _medians_of(
     return [jnp.zeros((0,)) if gone else old for gone, old in absent], absent
 
 
+@functools.partial(jax.jit, static_argnames=("dtype", "clip"))  # traced once a shape
 def _move(
     gradient: jax.Array,
     median: jax.Array,
