@@ -191,11 +191,10 @@ def _seen(size: Size, shrink: int, cut: Cut) -> tuple[slice, slice, Any]:
     """Rows and columns that a cut looks at, in a picture's smaller version, and its box in them."""
     spans, box = [], []
     for side, start, end, result in zip(size, cut.box[:2], cut.box[2:], cut.size, strict=True):
-        whole = -(-side // shrink)
-        scale = whole / side
-        start, length = start * scale, (end - start) * scale
+        # A smaller version's last pixel may stand for fewer than ``shrink``.
+        start, length = start / shrink, (end - start) / shrink
         # Rounding must not put the end of the box beyond the picture's.
-        length = min(length, side * scale - start, whole - start)
+        length = min(length, side / shrink - start)
         margin = int(_SUPPORT * max(1.0, length / result)) + 2
         first = max(0, int(start) - margin)
         spans.append(slice(first, int(start + length) + margin))
