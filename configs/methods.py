@@ -145,7 +145,7 @@ CHANGES = {
         "model.text.projection": "linear_bias",
         # Names and captions have no vectors here.
         **{"evaluate.zero_shot": [], "evaluate.retrieval": [], "evaluate.gallery_split": ""},
-        "checkpoint.best_metric": "",
+        **{"evaluate.every_steps": 0, "checkpoint.best_metric": ""},
     },
     # The text tower and the temperature stay as they are, all else moves little.
     "alpha_clip": {

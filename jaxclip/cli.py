@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxclip import standard_streams
 from jaxclip.cli_parser import Parser
 
 _TRAIN = """\
@@ -18,14 +19,14 @@ Train a model, or go on training it.
 
   jaxclip train --config configs/emoji.py --workdir runs/emoji
   jaxclip train --workdir runs/emoji              # go on with the configuration it was started with
-
   jaxclip train --workdir runs/emoji --extend --config.total_steps=4000
 
 The workdir gets checkpoints, config.json, metrics.jsonl, TensorBoard events, eval.json and
-report.html. Ctrl-C and SIGTERM end the run after the step in flight with a checkpoint; the same
-command again goes on from the newest one, to the same parameters as if it had never stopped. Only
-how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then; with
---extend also total_steps, optim.* and a few more, and config_history.json notes what changed when.
+report.html. Ctrl-C, SIGTERM and SIGHUP end the run after the step in flight with a checkpoint; the
+same command again goes on from the newest one, to the same parameters as if it had never stopped.
+Only how a run is carried out (mesh, checkpoint.*, evaluate.*, log_every_steps, …) may differ then;
+with --extend also total_steps, optim.* and a few more, and config_history.json notes what changed
+when.
 
 A workdir serves one run at a time: its lock.json names host and process. A run that died does not
 keep it, except on another host for a minute.
@@ -37,7 +38,8 @@ Any configuration key can be overridden on the command line:
   --config.optim.learning_rate=3e-4  --config.model.image.width=256
   --config.evaluate.zero_shot='["test_style"]'
 
-Values are Python literals; anything else is taken as a string. `--print_config` shows every key.
+Values are Python literals; anything else is taken as a string. `jaxclip train --print_config` shows
+every key.
 """
 
 
@@ -53,6 +55,7 @@ _LARGEST_CACHE = 20 * 2**30
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a mistake in what was asked)."""
+    standard_streams.keep_open()
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments, overrides = _take_overrides(arguments)
     parser = build_parser()
@@ -72,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if status is None:
                 traceback.print_exc()
             distributed.leave(status or 1)
+        if type(error).__name__ == "UploadInterrupt":
+            # Threads may be waiting for a store's answers, which Python's own exit waits for, too.
+            from jaxclip.parallel import distributed
+
+            distributed.leave(128 + signal.SIGINT)
         if status is None:
             raise
         return status
@@ -87,12 +95,14 @@ def _complete_paths(args: argparse.Namespace) -> None:
 
     for name in ("workdir", "output", "cache", "source", "to", "tokenizer", "between"):
         if getattr(args, name, None):
+            storage.check_address(getattr(args, name))
             setattr(args, name, storage.absolute(getattr(args, name)))
     if args.command == "lab" and getattr(args, "workdir", None):
         storage.check_workdir(args.workdir)
     if getattr(args, "config", None):
         args.config = os.path.expanduser(args.config)
     if args.command == "data" and args.action == "info":
+        storage.check_address(args.name)
         args.name = config_lib.absolute_data_name(args.name)
 
 
@@ -106,25 +116,25 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     """Say what went wrong in one line; returns the exit status, None where a traceback is due."""
     if os.environ.get("JAXCLIP_TRACEBACK"):
         return None
-    from jaxclip.errors import RunError
+    from jaxclip.errors import RunError, explain_no_device
 
     checks = sys.modules.get("jaxclip.train.checks")
     memory = checks.explain_memory(error) if checks and type(error).__name__ in _DEVICE else ""
     status = 2
     if lost:
         message, status = lost, 1
-    elif memory:
-        message, status = memory, 1
-    elif isinstance(error, KeyboardInterrupt) and _joined():
-        message, status = "interrupted", 130
+    elif fault := memory or explain_no_device(error):
+        message, status = fault, 1
+    elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
+        message, status = str(error) or "interrupted", 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
         # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard_streams.silence(sys.stdout)
         return 128 + signal.SIGPIPE
     elif isinstance(error, _MISTAKES):
         message = str(error)
     elif isinstance(error, (RunError, OSError)):
-        message, status = str(error), 1
+        message, status = standard_streams.explain(error) or str(error), 1
     elif isinstance(error, ImportError) and "pip install" in str(error):
         message = str(error)  # ours: says what is needed for what
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
@@ -145,7 +155,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="jaxclip",
         description="Train, adapt and evaluate CLIP models that do not blow up.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jaxclip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -172,7 +181,6 @@ def _command(
         name,
         help=help,
         description=kwargs.pop("description", help[0].upper() + help[1:] + "."),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         **kwargs,
     )
     parser.set_defaults(run=run)
@@ -225,13 +233,13 @@ def _add_train(commands: Any) -> None:
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several hosts (default: found in the environment)")
     group.add_argument("--coordinator_address", help="host:port of process 0")
-    group.add_argument("--num_processes", type=int)
-    group.add_argument("--process_id", type=int)
+    group.add_argument("--num_processes", type=int, help="how many there are")
+    group.add_argument("--process_id", type=int, help="which of them this one is, from 0")
 
 
 def _add_eval(commands: Any) -> None:
     parser = _command(commands, "eval", _eval, "evaluate a checkpoint of a workdir")
-    parser.add_argument("--workdir", required=True, help="workdir of a run")
+    parser.add_argument("--workdir", required=True, help="workdir of a run, or its address")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument(
         "--task",
@@ -248,7 +256,7 @@ def _add_eval(commands: Any) -> None:
 
 def _add_report(commands: Any) -> None:
     parser = _command(commands, "report", _report, "write report.html of a workdir anew")
-    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--workdir", required=True, help="workdir of a run, or its address")
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -261,6 +269,8 @@ def _train(args: argparse.Namespace) -> int:
         from jaxclip.train import checks
 
         checks.check_names(config)
+        for line in config_lib.unused(config):
+            logging.getLogger("jaxclip").warning("%s", line)
         print(json.dumps(config, indent=2))
         return 0
     from jaxclip.train import allocator
@@ -271,6 +281,9 @@ def _train(args: argparse.Namespace) -> int:
     if config["compilation_cache_dir"]:
         import jax
 
+        from jaxclip import storage
+
+        storage.make_cache("compilation_cache_dir", config["compilation_cache_dir"])
         jax.config.update("jax_compilation_cache_dir", config["compilation_cache_dir"])
         # With a limit JAX locks the folder: without, a run may read what another is still writing,
         # and a program cut in two ends the process.
@@ -287,8 +300,8 @@ def _train(args: argparse.Namespace) -> int:
     for key, value in config_lib.flatten(config):
         logging.getLogger("jaxclip").debug("%s = %r", key, value)
     result = loop.train(config, args.workdir, extend=args.extend, break_lock=args.break_lock)
-    if result.signal == signal.SIGINT:
-        return 128 + signal.SIGINT
+    if result.signal in (signal.SIGINT, signal.SIGPIPE):
+        return 128 + result.signal
     # A checkpoint is written and all is well, but several processes have a launcher, which must
     # know those that were stopped (perhaps for the sake of another host) from those that finished.
     return 128 + signal.SIGTERM if result.signal and _joined() else 0
@@ -317,6 +330,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
         "--config is missing: name a config file, or the --workdir of a run to go on with"
+        + (f"; {args.workdir} holds none" if args.workdir else "")
     )
 
 
@@ -372,6 +386,7 @@ def _quiet() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("jaxclip").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home that can't be written
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 
 from jaxclip.cli_models import AddCommand
 
+_DATA = "emoji, a TFDS directory, or KIND:FILES (webdataset, parquet, arrow, tfds)"
+
 
 def add_data(commands: Any, add: AddCommand) -> None:
     """Add ``jaxclip data import|info|inspect|reinforce``."""
@@ -17,7 +19,7 @@ def add_data(commands: Any, add: AddCommand) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     importer = add(actions, "import", _data_import, "write a data set from your own files")
     info = add(actions, "info", _data_info, "show splits, sizes and examples of a data set")
-    info.add_argument("name", help='"emoji", a TFDS directory, or "webdataset:PATTERN"')
+    info.add_argument("name", help=_DATA)
     from jaxclip.data import import_cli, inspect_cli
 
     import_cli.add_arguments(importer)
@@ -31,8 +33,8 @@ def add_data(commands: Any, add: AddCommand) -> None:
 
 def _add_reinforce(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", required=True, help='"emoji", a TFDS directory, or "webdataset:PATTERN"')
-    add("--split", default="train")
+    add("--data", required=True, help=_DATA)
+    add("--split", default="train", help="of the data")
     add("--teacher", action="append", default=[], metavar="PATH",
         help="a workdir, or published weights; several times for an ensemble")  # fmt: skip
     add("--to", help="new folder; by default reinforced/SPLIT beside the records")
@@ -43,10 +45,10 @@ def _add_reinforce(parser: argparse.ArgumentParser) -> None:
     add("--languages", default="en", help="of the captions, with commas between")
     add("--captioner", help="a CoCa workdir or weights that write synthetic captions")
     add("--synthetic", type=int, default=0, help="captions that it writes for a picture")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="of the augmentations")
     add("--dtype", default="float16", help="of the vectors: float16 or float32")
     add("--shard_size", type=int, default=4096, help="records of a shard, which is done as a whole")
-    add("--batch_size", type=int, default=128)
+    add("--batch_size", type=int, default=128, help="pictures that a teacher sees at once")
 
 
 def _data_import(args: argparse.Namespace) -> int:

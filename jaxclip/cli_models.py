@@ -31,7 +31,6 @@ def add_weights(commands: Any, add: AddCommand) -> None:
         "weights",
         help="look at published weights, bring them in, hand them out",
         description=_WEIGHTS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     info = add(actions, "info", _info, "show family, architecture, tensors and preprocessing")
@@ -84,7 +83,8 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--keep_{name}", type=float, default=1.0, help=f"share of the {what} that stays"
         )
-    parser.add_argument("--tower", choices=("image", "text", "both"), default="both")
+    parser.add_argument("--tower", choices=("image", "text", "both"), default="both",
+                        help="which of the two becomes smaller")  # fmt: skip
     parser.add_argument(
         "--score",
         default="magnitude",
@@ -130,7 +130,11 @@ def add_use(commands: Any, add: AddCommand) -> None:
     """Add ``jaxclip embed``, ``classify`` and ``search``."""
     parser = add(commands, "embed", _use("embed"), "embed pictures", description=_EMBED)
     _add_model(parser)
-    parser.add_argument("--images", required=True, help="folder, tars, or data set with :split")
+    parser.add_argument(
+        "--images",
+        required=True,
+        help="folder, tars, or a data set and its split, as emoji:test_style",
+    )
     parser.add_argument("--to", required=True, help="folder of the embeddings")
     parser.add_argument("--shard_size", type=int, default=16_384, help="pictures of a file")
     parser.add_argument("--part", default="0/1", help="do every n-th file from the i-th: i/n")
@@ -153,12 +157,14 @@ def add_use(commands: Any, add: AddCommand) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="workdir, or published weights")
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=128, help="pictures or texts at once")
     _add_tokenizer(parser)
 
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", help="folder, tars, or data set with :split")
+    parser.add_argument(
+        "--images", help="folder, tars, or a data set and its split, as emoji:test_style"
+    )
     parser.add_argument("--embeddings", help="folder of `jaxclip embed`, in place of --images")
 
 

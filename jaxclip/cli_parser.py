@@ -1,4 +1,4 @@
-"""A parser of command lines that names what was meant where something is misspelt."""
+"""A parser of command lines that names what was meant, and shows the defaults of options."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from typing import Any, NoReturn
 from jaxclip.registry import hint, nearest
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and each option's default behind its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        is_value = default not in (None, "", argparse.SUPPRESS) and not isinstance(default, bool)
+        if not text or not action.option_strings or not is_value or default == []:
+            return text
+        return text if "default" in text else f"{text} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """Names what was meant where a command is misspelt; the parsers of commands are of it, too."""
 
     _given: Sequence[str] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None

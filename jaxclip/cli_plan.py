@@ -39,7 +39,7 @@ def add_plan(commands: Any, add: AddCommand, *, epilog: str) -> None:
         commands,
         "plan",
         _plan,
-        "know memory, time and communication of a training step before its chips are paid for",
+        "tell memory, time and communication of a training step before its chips are paid for",
         epilog=epilog,
     )
     parser.add_argument("--config", required=True, help="config file (path.py or path.py:arg)")
@@ -59,10 +59,10 @@ def add_plan(commands: Any, add: AddCommand, *, epilog: str) -> None:
     parser.add_argument(
         "--sweep_remat",
         default="none,dots,mlp,full",
-        help="policies of the sweep (default: %(default)s)",
+        help="remat policies of the sweep",
     )
     parser.add_argument(
-        "--sweep_micro_batches", default="1,4", help="numbers of the sweep (default: %(default)s)"
+        "--sweep_micro_batches", default="1,4", help="numbers of micro-batches of the sweep"
     )
     parser.add_argument(
         "--no_measure",
@@ -115,14 +115,14 @@ def add_sharpness(commands: Any, add: AddCommand) -> None:
         help="draw the loss on a line and on a plane; with --between on the line between both",
     )
     parser.add_argument("--split", default="", help="of the run's data (default: that of training)")
-    parser.add_argument("--batches", type=int, default=4, help="fixed batches (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=128, help="pairs of one (%(default)s)")
-    parser.add_argument("--probes", type=int, default=10, help="of the traces (%(default)s)")
+    parser.add_argument("--batches", type=int, default=4, help="number of fixed batches")
+    parser.add_argument("--batch_size", type=int, default=128, help="pairs in each")
+    parser.add_argument("--probes", type=int, default=10, help="random directions for the traces")
     parser.add_argument(
-        "--places", type=int, default=25, help="along a side of the plane (%(default)s)"
+        "--places", type=int, default=25, help="of --landscape: points along a side of the plane"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of batches and draws (%(default)s)")
-    parser.add_argument("--to", help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0, help="of batches and directions")
+    parser.add_argument("--to", help="folder of the results (default: sharpness/ in the workdir)")
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -14,10 +14,10 @@ import copy
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxclip import registry, storage
+from jaxclip import config_unused, registry, storage
 from jaxclip.config_changes import EXTENDABLE_KEYS as EXTENDABLE_KEYS
 from jaxclip.config_changes import RUNTIME_KEYS as RUNTIME_KEYS
 from jaxclip.config_changes import changes as changes
@@ -123,8 +123,15 @@ def save(config: Config, path: str | pathlib.Path) -> None:
 
 
 def load(path: str | pathlib.Path) -> Config:
-    """Read a configuration written by :func:`save`."""
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    """Read a configuration written by :func:`save`.
+
+    Raises:
+      ValueError: it is no JSON, or no object.
+    """
+    config = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"a {type(config).__name__}, where an object with keys is wanted")
+    return config
 
 
 def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
@@ -146,13 +153,31 @@ def changed_from_defaults(config: Config) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """The hint of an error: ``"; did you mean 'x'?"`` or the list of what there is."""
+def unused(config: Config) -> list[str]:
+    """A line for each group of keys that are set but that another key leaves without effect.
+
+    Args:
+      config: resolved configuration.
+    """
+    changed = {key: value for key, _, value in changed_from_defaults(config)}
+    return config_unused.unused(config, changed)
+
+
+def nearest(key: str, known: Sequence[str], listed: Iterable[str] | None = None) -> str:
+    """The hint of an error: ``"; did you mean 'x'?"`` or the list of what there is.
+
+    Args:
+      key: what is not there.
+      known: what is.
+      listed: what to list where nothing is near, if that is not all of it.
+    """
     # A right name in the wrong section counts as near, too.
     last = key.rsplit(".", 1)[-1]
     elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
     if elsewhere and not registry.nearest(key, known):
         return registry.hint(elsewhere[0], elsewhere)
+    if listed is not None and not registry.nearest(key, known):
+        return registry.hint(key, listed)
     return registry.hint(key, known)
 
 
@@ -207,7 +232,9 @@ def _merge(base: Config, given: Config, prefix: str) -> Config:
         if key not in base and not _is_open(path):
             known = [f"{prefix}{name}" for name in base]
             everything = known if prefix else [*known, *(k for k, _ in flatten(base))]
-            raise ValueError(f"unknown config key {path!r}{nearest(path, everything)}")
+            raise ValueError(
+                f"unknown config key {path!r}{nearest(path, everything, listed=known)}"
+            )
         if path in _NAMED_SECTIONS and isinstance(value, (str, list)):
             # A name alone, or a list of algorithms to be chained: their owner reads either.
             result[key] = {"name": value} if isinstance(value, str) else value
@@ -239,11 +266,11 @@ def _set(config: Config, key: str, value: Any) -> None:
             child = node[part] = {}
         if not isinstance(child, dict):
             known = [name for name, _ in flatten(config)]
-            raise ValueError(f"unknown config key {key!r}{nearest(key, known)}")
+            raise ValueError(f"unknown config key {key!r}{nearest(key, known, listed=node)}")
         node = child
     if parts[-1] not in node and not _is_open(key):
         known = [name for name, _ in flatten(config)]
-        raise ValueError(f"unknown config key {key!r}{nearest(key, known)}")
+        raise ValueError(f"unknown config key {key!r}{nearest(key, known, listed=node)}")
     old = node.get(parts[-1])
     if key in _NAMED_SECTIONS and value is None:
         value = "none"

@@ -110,7 +110,7 @@ def defaults() -> Config:
             "token_reduction": {},
             "tasks": [],  # dicts: name, data, split, …; see docs/evaluation.md
         },
-        "log_every_steps": 20,
+        "log_every_steps": 20,  # metrics to disk, and a row of progress
         # A trace of these steps for TensorBoard's profiler, in workdir/profile; 0 steps = none.
         "profile": {"start_step": 10, "num_steps": 0},
         # Names, or dicts with a name and options: jsonl (always on), tensorboard, wandb, mlflow.

@@ -1,5 +1,24 @@
 """What ends a run from outside: the disk, the numbers, the machine."""
 
+import os
+
+
+def explain_no_device(error: BaseException) -> str:
+    """What is wrong with the devices, if JAX could not start any; else nothing."""
+    trace, last = error.__traceback__, ""
+    while trace is not None:
+        last, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
+    if not last.replace(os.sep, "/").endswith("jax/_src/xla_bridge.py"):
+        return ""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if not wanted:
+        return f"JAX finds no device: {error}"
+    why = str(error).partition(" (set JAX_PLATFORMS")[0] or "no plugin for it is installed"
+    return (
+        f"JAX_PLATFORMS={wanted} names a device that is not there ({why}); unset it, or install "
+        "JAX for that device (pip install 'jax[cuda12]', 'jax[tpu]')"
+    )
+
 
 class RunError(RuntimeError):
     """A run can't go on; the message says why and what helps, and is shown without a traceback."""

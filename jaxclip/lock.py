@@ -168,15 +168,11 @@ class Lock:
           LostLockError: it was taken over.
         """
         if self._lost:
-            who = "somebody"
+            other = None
             with contextlib.suppress(OSError):
                 content = self.place.read()
                 other = _decode(content) if content else None
-                who = f"process {other.pid} on host {other.host}" if other else who
-            raise LostLockError(
-                f"workdir {self.place.workdir} was taken over by {who} (--break_lock), or its "
-                f"{FILE_NAME} was removed; this run stops, so that the two do not mix"
-            )
+            raise LostLockError(_lost(self.place.workdir, other))
 
     def look(self) -> None:
         """As :meth:`check`, but look at the file now.
@@ -247,6 +243,30 @@ class Lock:
                 logger.debug("no beat in %s: %s", self.place.workdir, error)
 
 
+class Shared:
+    """A lock that another process of the same run holds.
+
+    Args:
+      place: of the lock.
+      token: of its holder.
+    """
+
+    def __init__(self, place: Place, token: str):
+        self._place, self._token = place, token
+
+    def look(self) -> None:
+        """Make sure that the run still holds it.
+
+        Raises:
+          LostLockError: it was taken over.
+          OSError: the place can't be reached.
+        """
+        content = self._place.read()
+        other = _decode(content) if content else None
+        if content is None or (other is not None and other.token != self._token):
+            raise LostLockError(_lost(self._place.workdir, other))
+
+
 class FolderPlace:
     """The file of a lock in a folder of a file system."""
 
@@ -297,6 +317,20 @@ class FolderPlace:
             return True
         finally:
             guard.unlink(missing_ok=True)
+
+
+def holder_of(place: Place) -> Holder | None:
+    """Who holds a lock; None if nobody does, or if its file can't be read."""
+    content = place.read()
+    return _decode(content) if content else None
+
+
+def _lost(workdir: str, other: Holder | None) -> str:
+    who = f"process {other.pid} on host {other.host}" if other else "somebody"
+    return (
+        f"workdir {workdir} was taken over by {who} (--break_lock), or its {FILE_NAME} was "
+        "removed; this run stops, so that the two do not mix"
+    )
 
 
 def _encode(holder: Holder) -> bytes:

@@ -7,11 +7,19 @@ import errno
 import json
 import math
 import os
+import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
+
+# Beside a staging folder (:mod:`jaxclip.train.staging_folder`): the address it is of.
+STAGED = "address.txt"
+# What is written for an address and is none: one slash, three, blanks around it, capital letters.
+_NEARLY = re.compile(r"\s*(gs|gcs|s3|s3a|az|abfss?)(:/*|//+)\s*(.*?)\s*", re.IGNORECASE | re.DOTALL)
+_SCHEMES = {"gcs": "gs", "s3a": "s3"}
 
 
 def is_local(path: os.PathLike[str] | str) -> bool:
@@ -23,11 +31,43 @@ def absolute(path: os.PathLike[str] | str) -> str:
     """A path as it is meant everywhere: ``~`` filled in, relative ones from the current folder.
 
     Addresses of an object store (``gs://…``) are returned as they are.
+
+    Raises:
+      ValueError: ``~name`` of a user that does not exist.
     """
     text = os.fspath(path)
+    if text.startswith("file:///"):
+        text = text.removeprefix("file://")
     if not text or not is_local(text):
         return text
-    return os.path.join(os.getcwd(), os.path.expanduser(text))
+    expanded = os.path.expanduser(text)
+    if text[0] == expanded[0] == "~" and not os.path.exists(expanded):
+        raise ValueError(
+            f"{text}: there is no user {text.partition('/')[0][1:]!r}; for a folder of that name "
+            f"give ./{text}"
+        )
+    return expanded if os.path.isabs(expanded) else os.path.join(_current_folder(), expanded)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            "the current folder has been removed: change to another one"
+        ) from error
+
+
+def check_address(path: os.PathLike[str] | str) -> None:
+    """Raise ValueError for what was meant to be an address and is none: it would name a folder."""
+    text = os.fspath(path)
+    found = _NEARLY.fullmatch(text)
+    if found is None or os.path.exists(text):
+        return
+    scheme = found[1].lower()
+    right = f"{_SCHEMES.get(scheme, scheme)}://{found[3] or 'bucket/folder'}"
+    if text != right or not found[3]:
+        raise ValueError(f"{text!r} is no address of a bucket; write {right!r}")
 
 
 def check_workdir(path: os.PathLike[str] | str) -> None:
@@ -60,8 +100,36 @@ def probe(directory: epath.Path) -> str:
     return ""
 
 
-def reason(error: BaseException, directory: epath.Path) -> str:
-    """Why writing to a folder failed and what helps, from any error on the way there."""
+def make_cache(key: str, path: str) -> None:
+    """Create a folder for files that may be lost.
+
+    Raises:
+      ValueError: it can't be written; names the config key.
+    """
+    if not is_local(path):
+        return
+    try:
+        os.makedirs(path, exist_ok=True)
+        why = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise ValueError(f"{key}={path!r} can't be written ({why}); choose another, or '' for none")
+
+
+def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str = "") -> str:
+    """Why writing to a folder failed and what helps, from any error on the way there.
+
+    Args:
+      error: what was raised.
+      directory: the folder.
+      setting: name of the environment's variable that moves it, if it is no workdir; that of a
+        staging folder is known.
+    """
+    setting = setting or _setting_of(directory)
+    another = "choose another workdir"
+    if setting:
+        another = f"name another folder in the environment's {setting}"
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
@@ -73,18 +141,36 @@ def reason(error: BaseException, directory: epath.Path) -> str:
     if {errno.ENOSPC, errno.EDQUOT} & codes or os.strerror(errno.ENOSPC) in text:
         return (
             f"no space left on the device ({free_space(directory)}); free some, lower "
-            "checkpoint.keep_last, or choose a workdir on another disk"
+            "checkpoint.keep_last, or "
+            + (f"{another}, on another disk" if setting else "choose a workdir on another disk")
         )
     if {errno.EACCES, errno.EPERM} & codes or os.strerror(errno.EACCES) in text:
-        return "permission denied; change the folder's owner or mode, or choose another workdir"
+        return f"permission denied; change the folder's owner or mode, or {another}"
     if errno.EROFS in codes or os.strerror(errno.EROFS) in text:
-        return "the file system is read-only; choose another workdir"
+        return f"the file system is read-only; {another}"
     if {errno.ENOTDIR, errno.EEXIST} & codes:
-        return "a part of the path is a file, not a folder; choose another workdir"
+        return f"a part of the path is a file, not a folder; {another}"
     return f"{type(error).__name__}: {error}"
 
 
-def free_space(directory: epath.Path) -> str:
+def _setting_of(directory: os.PathLike[str] | str) -> str:
+    if is_local(directory):
+        for folder in pathlib.Path(directory).parents:
+            if (folder / STAGED).exists():
+                return "JAXCLIP_STAGING"
+    return ""
+
+
+def bad_link(path: os.PathLike[str] | str) -> str:
+    """Which link on the way to a folder leads nowhere, in words; empty if there is none."""
+    place = pathlib.Path(path)
+    for part in (place, *place.parents):
+        if part.is_symlink() and not os.path.exists(part):
+            return f"{part} is a link to {os.readlink(part)}, which is not there"
+    return ""
+
+
+def free_space(directory: os.PathLike[str] | str) -> str:
     """``"3.1 GB free"`` on the device of a local folder."""
     try:
         return f"{shutil.disk_usage(os.fspath(directory)).free / 1e9:.1f} GB free"
@@ -141,8 +227,9 @@ def write_text(path: os.PathLike[str] | str, text: str) -> None:
 
 
 def read_json(path: os.PathLike[str] | str, default: Any) -> Any:
-    """Read a JSON file, or return ``default`` where it is missing or no JSON."""
+    """Read a JSON file, or return ``default`` where it is missing, no JSON, or of another type."""
     try:
-        return json.loads(epath.Path(path).read_text())
+        content = json.loads(epath.Path(path).read_text())
     except (OSError, ValueError):
         return default
+    return content if isinstance(content, type(default)) else default

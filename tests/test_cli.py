@@ -125,7 +125,10 @@ MISTAKES = {
     "mesh.data=16": "wants 16 devices, there are 8",
     "global_batch_size=1600000000": "global_batch_size=1600000000: this process's share of the",
     "evaluate.batch_size=100000000": "evaluate.batch_size=100000000 must be at most",
-    "optim.b1=high": "the training step can't be built from this configuration: ",
+    "optim.b1=high": "optim.b1='high' must be a number",
+    "optim.b2=1.0": "optim.b2=1.0 must be less than 1",
+    "optim.eps=-1": "optim.eps=-1 must be a finite number >= 0",
+    "optim.freeze=['.*']": "freeze all parameters; leave some to train",
     "optim.learning_rate=-1": "optim.learning_rate=-1.0 must be at least 0",
     "optim.learning_rate=nan": "optim.learning_rate",
     "profile.num_steps=-1": "profile.num_steps=-1 must be at least 0",
@@ -212,10 +215,10 @@ def test_a_finished_run_goes_on_evaluates_and_reports_from_its_workdir_alone(
 
 
 def test_a_dry_run_says_mistakes_in_one_line(tiny_config_file, capsys):
-    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.b1=high"]
+    argv = ["train", "--config", str(tiny_config_file), "--dry_run", "--config.optim.mu_dtype=high"]
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
-    assert "the training step can't be built" in error and error.count("\n") == 1
+    assert "this configuration can't be built" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,10 @@ def test_what_argparse_does_not_know(argv, way, capsys):
         ("objective=[{'name': 'slp'}]", "unknown objective 'slp'; did you mean 'slip'"),
         ("loss.implementaton=plain", "did you mean 'implementation'"),
         ("tokenizer.kind=clipp", "tokenizer.kind='clipp' is unknown; did you mean 'clip'"),
+        ("data.name=emojii", "data set 'emojii': .* did you mean 'emoji'"),
+        ("data.name=webdatset:/x/0.tar", "did you mean 'webdataset:/x/0.tar'"),
+        ("data.mixture=[{'name': 'scenes:emoij'}]", "did you mean 'emoji'"),
+        ("evaluate.tasks=[{'name': 'zero_shot', 'data': 'emojy'}]", "did you mean 'emoji'"),
         ("data.image_backend=fst", "unknown image backend 'fst'; did you mean 'fast'"),
         ("data.image_ops=resiz", "unknown image op 'resiz'; did you mean 'resize'"),
         ("writers=['jsonll']", "did you mean 'jsonl'"),
@@ -299,6 +306,14 @@ def test_print_config_refuses_what_a_run_would_refuse(tiny_config_file, capsys, 
     assert cli.main(argv) == 2
     said = capsys.readouterr()
     assert re.search(message, said.err) and not said.out
+
+
+def test_print_config_says_what_has_no_effect(tiny_config_file, capsys, caplog):
+    argv = ["train", "--config", str(tiny_config_file), "--print_config"]
+    argv += ["--config.objective=['slip']", "--config.loss.name=sigmoid"]
+    assert cli.main([*argv, "--config.data.name=/mnt/elsewhere/pairs"]) == 0
+    assert "loss.name='sigmoid' has no effect" in caplog.text
+    assert json.loads(capsys.readouterr().out)["loss"]["name"] == "sigmoid"
 
 
 def test_a_misspelt_flag_names_the_right_one(capsys):

@@ -322,3 +322,51 @@ def test_a_section_given_as_one_override_keeps_its_other_keys():
     assert whole == config_lib.resolve(given, keys)
     with pytest.raises(ValueError, match=r"unknown config key 'teacher\.pth'; did you mean"):
         config_lib.resolve({}, ["teacher={'pth': 1}"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "mended"),
+    [
+        (["objective=['slip']", "loss.name=sigmoid"], "loss.name='sigmoid' has", "objective=[]"),
+        (["teacher.decay=0.5"], "teacher.decay=0.5 has", "teacher.kind=ema"),
+        (["teacher.size=8", "teacher.kind=ema"], "teacher.size=8 has", "teacher.kind=stored"),
+        (["init_from_exclude=['a']"], "init_from_exclude=['a'] has", "init_from=w"),
+        (
+            ["model.logit_scale_init=1.0", "init_from=w"],
+            "model.logit_scale_init=1.0 has",
+            "init_from_exclude=['logit']",
+        ),
+        (["logit_scale_max=2.0", "optim.freeze='logit_scale'"], "logit_scale_max", "optim.freeze="),
+        (["low_rank.scaling=2.0"], "low_rank.scaling=2.0 has", "low_rank.rank=2"),
+        (["watch.window=200"], "watch.window=200 has", "on_spike.actions=skip"),
+        (["watch.probe_examples=4"], "watch.probe_examples=4 has", "watch.enabled=true"),
+        (
+            ["on_spike.rewind_limit=9", "on_spike.rewind_beyond=2"],
+            "on_spike.rewind_beyond=2, on_spike.rewind_limit=9 have",
+            "on_spike.actions=rewind",
+        ),
+        (["checkpoint.keep_best=3"], "checkpoint.keep_best=3", "checkpoint.best_metric=m"),
+        (["evaluate.every_steps=5"], "evaluate.every_steps=5 has", "evaluate.retrieval=test"),
+        (["evaluate.templates=['a {}']"], "evaluate.templates", "evaluate.zero_shot=test"),
+        (["profile.start_step=3"], "profile.start_step=3 has", "profile.num_steps=2"),
+        (["model.image.rope_grid=3"], "model.image.rope_grid=3 has", "model.image.rope=yx"),
+        (
+            ["model.text.experts_per_token=1"],
+            "model.text.experts_per_token=1 has",
+            "model.text.num_experts=2",
+        ),
+        (["model.text.eos_id=3"], "model.text.eos_id=3 has", "model.text.pool=eos"),
+    ],
+)
+def test_keys_that_another_one_leaves_without_effect_are_named(overrides, said, mended):
+    (line,) = config_lib.unused(config_lib.resolve({}, overrides))
+    assert line.startswith(said)
+    assert " no effect: " in line
+    assert not config_lib.unused(config_lib.resolve({}, [*overrides, mended]))
+
+
+def test_no_shipped_config_sets_a_key_without_effect():
+    names = ("emoji", "emoji_long", "clip_vit_b16", "siglip_vit_b16", "own_data", "methods")
+    for name, arg in zip(names, ("", "", "", "", ":pairs", ":llm2clip"), strict=True):
+        given = config_lib.load_file(f"{CONFIGS / name}.py{arg}")
+        assert config_lib.unused(config_lib.resolve(given)) == [], name

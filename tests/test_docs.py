@@ -1,4 +1,4 @@
-"""Commands, options and configuration keys that README, docs/ and launch/ write are there."""
+"""Commands, options, configuration keys and links of README, docs/ and launch/ lead somewhere."""
 
 import argparse
 import pathlib
@@ -18,6 +18,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(path for path in (ROOT / "launch").rglob("*") if path.suffix in (".sh", ".yaml")),
 ]
+MARKDOWN = [*(page for page in PAGES if page.suffix == ".md"), ROOT / "CHANGELOG.md"]
 # In a sentence or a comment, what follows the name is no command.
 _COMMAND = re.compile(r"(?:^    |`|^\$ )(?:[A-Z_]+=\S+ )*jaxclip ([a-z][^`#\n]*)", re.MULTILINE)
 
@@ -54,6 +55,17 @@ def test_commands_and_their_options(page):
             assert option in known or is_override, f"{page.name}: {option} of jaxclip {found}"
 
 
+def test_help_says_what_each_option_is_and_its_default():
+    for names, parser in PARSERS.items():
+        text = re.sub(r"\s+", " ", parser.format_help())
+        for action in parser._actions:
+            is_command = isinstance(action, argparse._SubParsersAction)
+            assert action.help or is_command, f"jaxclip {' '.join(names)}: {action.dest}"
+            if action.option_strings and isinstance(action.default, (int, float, str)):
+                is_said = "default" in action.help or f"(default: {action.default})" in text
+                assert is_said or action.default in ("", False, argparse.SUPPRESS), action.dest
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_keys_of_the_configuration(page):
     known = {key for key, _ in flatten(config_lib.resolve({}))}
@@ -63,6 +75,31 @@ def test_keys_of_the_configuration(page):
     for key in re.findall(r"--config\.([a-z_]+(?:\.[a-z_0-9]+)*)", text_of(page)):
         is_step = page.name == "curation.md" and key.partition(".")[0] in STEPS.names()
         assert key in known or is_step or config_lib._is_open(key), f"{page.name}: config.{key}"
+
+
+def anchors(page):
+    """What may stand behind ``#`` in a link to a page: its headings as GitHub spells them."""
+    found = re.findall(r"^#+ (.*)$", re.sub(r"(?s)```.*?```", "", text_of(page)), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```", "", text_of(page))):
+        file, _, anchor = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / file if file else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.name)
+def test_lines_are_no_longer_than_a_window(page):
+    """But rows of tables and pictures, which can't go on in the next line."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    long = [line for line in lines if len(line) > 120 and not line.startswith(("|", "!["))]
+    assert not long, f"{page.name}: {long[0]}"
 
 
 def test_all_of_them_are_looked_at():

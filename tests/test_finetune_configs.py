@@ -58,6 +58,11 @@ def test_every_way_is_here():
     assert sorted(TRAINED) == NAMES
 
 
+def test_none_sets_a_key_without_effect(weights):
+    for name in NAMES:
+        assert config_lib.unused(resolve(name, weights)) == [], name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_traced_with_the_weights_and_trains_what_it_says(name, weights):
     """Shapes alone: nothing is compiled."""

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import pathlib
+import re
 
 import pytest
 
@@ -81,3 +82,26 @@ def test_rooms_import_only_what_stands_below_them(room):
 
 def test_train_imports_nothing_that_stands_above_it():
     assert not {(by, name) for by, name in _used_by("train") if _room(name) in ABOVE_TRAIN}
+
+
+def _rooms_of_the_docs() -> dict[str, set[str]]:
+    """The table of docs/decisions.md: which rooms a room may import."""
+    page = (PACKAGE.parent / "docs" / "decisions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", page, re.MULTILINE)
+    known = {room for room, _ in rows}
+    return {
+        room: known if cell.strip() == "all" else set(re.findall(r"`(\w+)`", cell))
+        for room, cell in rows
+    }
+
+
+def test_the_table_of_rooms_is_what_the_files_do():
+    table = _rooms_of_the_docs()
+    assert set(table) == {
+        path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()
+    }
+    for room, listed in table.items():
+        used = {_room(name) for _, name in _used_by(room)} & set(table)
+        assert used <= listed, f"{room} imports {used - listed}; docs/decisions.md has {listed}"
+        if room in BELOW:
+            assert listed == BELOW[room] & set(table), room

@@ -247,14 +247,7 @@ def _step_row(config: Config, rounds: int, peak: float) -> Row:
 
     flops = model_flops.of_config(config) * config["global_batch_size"]
     trainer = step_bench.make_trainer(config, jax.devices()[:1])
-    for _ in range(2):
-        trainer.step()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        trainer.step()
-        seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds)
+    median = statistics.median(step_bench.step_seconds(trainer, rounds))
     return {
         "batch": config["global_batch_size"],
         "ms": 1e3 * median,

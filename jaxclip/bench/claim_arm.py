@@ -6,14 +6,13 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxclip.bench import methods
 from jaxclip.bench.claim_list import HALF, JUDGE, SMALL, TRAIN, Arm
 from jaxclip.bench.stepper import stepper
 from jaxclip.bench.timing import take_turns
@@ -51,7 +50,6 @@ def write_data(place: Place) -> None:
     """The built-in training records by style, and every other one of those trained on."""
     if (place.data / "dataset_info.json").is_file():
         return
-    from jaxclip.bench import methods
     from jaxclip.data import emoji
 
     methods.write_styles(
@@ -83,7 +81,7 @@ def configuration(place: Place, arm: Arm) -> dict[str, Any]:
     if arm.goes_on:
         values["init_from"] = str(place.teacher)
     given = config_lib.load_file(f"{place.configs / 'methods.py'}:{arm.method}")
-    return config_lib.resolve(given, [f"{key}={value!r}" for key, value in values.items()])
+    return config_lib.resolve(given, methods.as_overrides(values))
 
 
 def train_teacher(place: Place) -> None:
@@ -105,13 +103,7 @@ def train_teacher(place: Place) -> None:
         "checkpoint.every_steps": 0,
         "checkpoint.best_metric": "",
     }
-    subprocess.run(
-        [sys.executable, "-m", "jaxclip", "train", "--workdir", str(place.teacher)]
-        + ["--config", f"{place.configs / 'methods.py'}:contrastive"]
-        + [f"--config.{key}={value!r}" for key, value in config.items()],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    methods.train(place.teacher, place.configs / "methods.py:contrastive", config)
     (place.teacher / "done").touch()
 
 

@@ -35,8 +35,6 @@ _SAME = 0.1  # share by which costs may differ and count as equal
 _SHARES = ("top1", "top5", "long5", "both5", "order")  # shown in percent
 _BETTER = {"gap": -1, "uniform": -1}  # by which sign a measure is better; 1 for all others
 
-Cells = Mapping[str, Mapping[str, Mapping[str, float]]]  # "arm-seed" -> steps -> measures
-
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; returns its exit status."""

@@ -78,7 +78,7 @@ def compile_seconds(make: Make, tensors: int, dtype: Any = jnp.float32) -> float
     def update(updates: Any, state: Any, params: Any) -> Any:
         return tx.update(updates, state, params)
 
-    # A collection of all that the process has made so far would count for whom it happens to meet.
+    # Else the time of a collection counts for whatever compiles when it happens to run.
     gc.collect()
     gc.disable()
     try:

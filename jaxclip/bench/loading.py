@@ -149,7 +149,7 @@ def _scaling(costs: dict[tuple[str, int], list[Cost]]) -> Iterator[str]:
         if workers < 2 or (name, 1) not in costs:
             continue
         one = costs[name, 1]
-        # Rounds in turn: what else the machine did met both alike.
+        # In turn, so that other work on the machine slows both down by as much.
         clock = statistics.median(
             many.rate / single.rate for many, single in zip(found, one, strict=True)
         )

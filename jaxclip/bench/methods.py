@@ -120,6 +120,26 @@ def write_styles(folder: pathlib.Path, splits: Mapping[str, tuple[str, int, int]
     writer.close_all()
 
 
+def train(workdir: pathlib.Path, config: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Train a run in a process of its own.
+
+    Args:
+      workdir: of the run.
+      config: config file, with what follows its colon.
+      values: keys that are set on the command line.
+
+    Raises:
+      subprocess.CalledProcessError: the run failed; what it said is on stderr.
+    """
+    subprocess.run(
+        [sys.executable, "-m", "jaxclip", "train"]
+        + ["--workdir", str(workdir), "--config", str(config)]
+        + [f"--config.{each}" for each in as_overrides(values)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
 class Study:
     """The runs of one comparison, each in a folder of its own."""
 
@@ -173,13 +193,7 @@ class Study:
             values = self.overrides(name, steps, seed)
             if name == "teacher":  # as it was when the table was made
                 values["objective"] = []
-            subprocess.run(
-                [sys.executable, "-m", "jaxclip", "train", "--workdir", str(workdir)]
-                + ["--config", str(self.configs / (config or f"methods.py:{name}"))]
-                + [f"--config.{each}" for each in _as_overrides(values)],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+            train(workdir, self.configs / (config or f"methods.py:{name}"), values)
             print(f"{workdir.name}: {time.perf_counter() - began:.0f} s", flush=True)
         metrics = runner.read_results(workdir)["ema"]["metrics"]
         return {key: metrics[f"{JUDGE}/{key}"] for key in _SCORES}
@@ -208,10 +222,11 @@ class Study:
 
         config = config_lib.resolve(
             config_lib.load_file(f"{self.configs / 'methods.py'}:{name}"),
-            _as_overrides(self.overrides(name, self.steps, 0)),
+            as_overrides(self.overrides(name, self.steps, 0)),
         )
         return stepper(setup.build(config), checks.load_tokenizer(config), stack)
 
 
-def _as_overrides(values: Mapping[str, Any]) -> list[str]:
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """``key=value`` as :func:`jaxclip.config.resolve` reads it."""
     return [f"{key}={value!r}" for key, value in values.items()]

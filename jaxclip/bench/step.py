@@ -175,6 +175,18 @@ def peak_memory() -> tuple[int, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "of the process (RSS)"
 
 
+def step_seconds(trainer: Trainer, rounds: int) -> list[float]:
+    """Seconds of each of some steps, after two that are not counted."""
+    for _ in range(2):
+        trainer.step()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        trainer.step()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
 def report(config: Config, rounds: int) -> dict[str, float]:
     """Measure and print the step of a configuration.
 
@@ -185,13 +197,7 @@ def report(config: Config, rounds: int) -> dict[str, float]:
     trainer = make_trainer(config)
     devices = jax.devices()
     dtype = config["precision"]["compute_dtype"]
-    for _ in range(2):
-        trainer.step()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        trainer.step()
-        seconds.append(time.perf_counter() - began)
+    seconds = step_seconds(trainer, rounds)
     median = statistics.median(seconds)
     measured = measured_peak(dtype)
     vendor = known_peak(devices[0].device_kind) if dtype != "float32" else None

@@ -25,7 +25,7 @@ from jaxclip.data.record import BadRecord
 
 Arrays = dict[str, np.ndarray]
 
-# Name of the pass in which a step says who stays.
+# Name of the pass in which a step says which records stay.
 VERDICT = "verdict"
 REASON = "reason"
 INDEX = "index"

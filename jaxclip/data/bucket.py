@@ -53,7 +53,7 @@ class Bucket:
         """Names of all files, or of those below a folder (which ends with a slash), sorted."""
         found = self._try(
             f"{self / folder} can't be listed",
-            lambda: remote.names_below(self._store, self._prefix + folder),
+            lambda: remote.names_below(self._store, self._prefix + folder, self / folder),
         )
         below = (name.removeprefix(self._prefix) for name in found if name.startswith(self._prefix))
         # Consoles and mounted buckets make empty files that stand for folders.
@@ -80,6 +80,34 @@ class Bucket:
             lambda: self._store.write(self._prefix + name, None).result(timeout=_TIMEOUT),
         )
 
+    def look(self, name: str, size: int = 0) -> tuple[bytes, bytes | None]:
+        """The version of a file, and all its bytes, about ``size`` of them; None if there is none.
+
+        The version is another one whenever somebody wrote the file; that of no file is
+        :data:`.fsspec_store.MISSING`.
+        """
+        found = self._read(name, size)
+        there = found.state != "missing"
+        return found.stamp.generation, bytes(found.value) if there else None
+
+    def version(self, name: str) -> bytes:
+        """The version of a file alone, without its bytes."""
+        return self._read(name, only_version=True).stamp.generation
+
+    def swap(self, name: str, before: bytes, content: bytes | None) -> bytes | None:
+        """Write or remove (None) a file if it has the version ``before``.
+
+        Returns:
+          Its version now; None if it had another one.
+        """
+        stamp = self._try(
+            f"{self / name} can't be {'removed' if content is None else 'written'}",
+            lambda: self._store.write(self._prefix + name, content, if_equal=before).result(
+                timeout=_TIMEOUT / 4 + len(content or b"") / _SLOWEST
+            ),
+        )
+        return stamp.generation or None
+
     def create(self, name: str, content: bytes) -> bool:
         """Write a file if there is none; False if there is one. One of many at once succeeds."""
         return self._change(name, content, lambda found: found.state == "missing")
@@ -92,20 +120,13 @@ class Bucket:
 
     def _change(self, name: str, content: bytes | None, fits: Callable[[Any], bool]) -> bool:
         found = self._read(name)
-        if not fits(found):
-            return False
-        stamp = self._try(
-            f"{self / name} can't be written",
-            lambda: self._store.write(
-                self._prefix + name, content, if_equal=found.stamp.generation
-            ).result(timeout=_TIMEOUT / 4),
-        )
-        return bool(stamp.generation)  # none where the condition did not hold
+        return fits(found) and self.swap(name, found.stamp.generation, content) is not None
 
-    def _read(self, name: str, size: int = 0) -> Any:
+    def _read(self, name: str, size: int = 0, *, only_version: bool = False) -> Any:
+        part = slice(0, 0) if only_version else None
         return self._try(
             f"{self / name} can't be read",
-            lambda: self._store.read(self._prefix + name).result(
+            lambda: self._store.read(self._prefix + name, byte_range=part).result(
                 timeout=_TIMEOUT + size / _SLOWEST
             ),
         )
@@ -114,7 +135,7 @@ class Bucket:
         try:
             return ask()
         except Exception as error:  # TensorStore and file systems raise anything
-            raise BucketError(f"{what}: {_reason(error)}") from error
+            raise BucketError(f"{what}: {remote.reason(error)}") from error
 
 
 def _open(root: str) -> Any:
@@ -124,28 +145,12 @@ def _open(root: str) -> Any:
 
     spec = remote.spec_of(root)
     if isinstance(spec, str):
-        bucket = root.removeprefix("gs://").removeprefix("s3://").rstrip("/")
-        spec = {"driver": "gcs" if root.startswith("gs://") else "s3", "bucket": bucket}
+        spec = {"driver": "gcs", "bucket": root.removeprefix("gs://").rstrip("/")}
     context = {f"{kind}_request_retries": _RETRIES for kind in ("gcs", "s3")}
     try:
         return tensorstore.KvStore.open({**spec, "context": context}).result(timeout=_TIMEOUT)
     except Exception as error:
-        raise ValueError(f"{root} can't be opened: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Why a store failed and what helps, in one line."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    text = " ".join(str(error).split()) or type(error).__name__
-    low = text.lower()
-    if low.startswith("not_found") or "nosuchbucket" in low or "bucket does not exist" in low:
-        return f"there is no such bucket; create it, or mend the address ({text[:160]})"
-    if any(word in low for word in ("unauthenticated", "credential", "'401'")):
-        return f"no valid credentials; log in, or set those of this machine ({text[:160]})"
-    if any(word in low for word in ("permission_denied", "forbidden", "'403'", "access denied")):
-        return f"permission denied; give this account the right to write there ({text[:160]})"
-    return text[:300]
+        raise ValueError(f"{root} can't be opened: {remote.reason(error)}") from error
 
 
 class LockFile:

@@ -1,13 +1,15 @@
 """Captions in the shapes that other people's JSON, tables and columns have them.
 
-A text, a list of them, objects with a text inside (``{"raw": "a cat", "lang": "en"}``),
+A text or a number, a list of them, objects with a text inside (``{"raw": "a cat", "lang": "en"}``),
 texts by language (``{"en": "a cat", "de": ["eine Katze"]}``), and conversations, of which the first
-answer is the caption.
+answer is the caption. A number is its text, which a program took for one, but a list of nothing but
+numbers is none of captions. Neither are true and false, null and NaN captions.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +19,9 @@ from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_filled
 # Members of an object that say in which language its text is.
 _LANGUAGE_FIELDS = ("lang", "language", "locale")
 _TEXTS_WITHIN = (*TEXT_FIELDS, "raw")
+_LARGEST_WHOLE = 1e15  # floats above need not be the number that was meant
+# Names of lists of the turns of a conversation.
+CONVERSATIONS = ("conversations", "messages", "conversation")
 _CODE = re.compile(r"[a-z]{2}([-_][A-Za-z]{2,4})?")
 _NAMES = frozenset((
     "arabic", "chinese", "dutch", "english", "french", "german", "greek", "hebrew", "hindi",
@@ -33,36 +38,63 @@ class Said(NamedTuple):
 
 
 def said_in(value: Any) -> list[Said]:
-    """All captions in a value, in order; what is None, NaN or an empty list has none.
+    """All captions in a value, in order; what is None, NaN, true or an empty list has none.
 
     Raises:
-      TypeError: something in it is no caption; the message names its type.
+      TypeError: an object in it has none, as the message says, or it is nested too deep.
     """
-    return list(_said(value, ""))
+    try:
+        return list(_said(value, ""))
+    except RecursionError:
+        raise TypeError("lists within lists without end are no captions") from None
 
 
 def captioned(values: Mapping[str, Any]) -> str | None:
     """The first usual name under which there are captions; None if there is none.
 
-    What is no caption, as a number, does not count.
+    Numbers count only where there is no text, and conversations where there is neither.
     """
+    numbers = None
     for name in find(values, TEXT_FIELDS):
         with contextlib.suppress(TypeError):
             if is_filled(values[name]) and said_in(values[name]):
-                return name
-    return None
+                if not _is_number(values[name]):
+                    return name
+                numbers = numbers or name
+    if numbers:
+        return numbers
+    turns = find(values, CONVERSATIONS)
+    return next((n for n in turns if isinstance(values[n], list) and answer(values[n])), None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _spelled(number: int | float) -> str:
+    """A number as people write it; that of a column with gaps, in pandas, is whole, too."""
+    if isinstance(number, float) and not math.isfinite(number):
+        return ""
+    is_whole = isinstance(number, float) and number.is_integer()
+    return str(int(number) if is_whole and abs(number) < _LARGEST_WHOLE else number)
 
 
 def _said(value: Any, language: str) -> Iterator[Said]:
-    if value is None or value != value:  # NaN: nothing, in a table of pandas
+    if value is None or isinstance(value, bool):
+        return
+    if _is_number(value):
+        spelled = _spelled(value)
+        if spelled:
+            yield Said(spelled, language)
         return
     if isinstance(value, str | bytes):
         yield Said(value, language)
     elif isinstance(value, Mapping):
         yield from _of_object(value, language)
     elif isinstance(value, Sequence):
-        yield from _of_list(value, language)
-    else:
+        if not (value and all(map(_is_number, value))):
+            yield from _of_list(value, language)
+    elif value == value:  # a time that is none is not
         raise TypeError(f"{type(value).__name__} is no caption")
 
 

@@ -14,30 +14,39 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxclip.data import coded_colour
+
 # Grey levels by which a profile's colours may differ from sRGB's and still be taken for those.
 _SAME = 2
-_MODES = ("RGB", "RGBA", "L", "CMYK")
 # Bytes of a profile; those of printing presses have up to three million. Some are kept in memory.
 _LONGEST = 4 << 20
 
 
-def to_srgb(image: Image.Image) -> Image.Image:
-    """A loaded picture in the colours of sRGB; unchanged if it has no profile, or one of no use."""
-    profile = image.info.get("icc_profile")
-    if not profile:
+def to_srgb(image: Image.Image, code: coded_colour.Code | None = None) -> Image.Image:
+    """A loaded picture in the colours of sRGB; unchanged if nothing says of others.
+
+    Args:
+      image: of 8 bits.
+      code: goes before its profile.
+    """
+    profile = image.info.pop("icc_profile", None)
+    if not profile and code is None:
         return image
-    if image.mode == "P":
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    transform = _transform_of(profile, image.mode)
-    if transform is not None:
-        # The colour that stands for nothing is one of before.
-        keyed = image.convert("RGBA") if "transparency" in image.info else None
-        image = transform.apply(image)
-        if keyed is not None:
-            image.putalpha(keyed.getchannel("A"))
-    # What is made of it must not be converted a second time.
-    image.info.pop("icc_profile", None)
-    return image
+    # The colour that stands for nothing is one of before, and no profile is about alpha.
+    keyed = image.convert("RGBA") if has_alpha(image) else None
+    if code is not None:
+        result = coded_colour.to_srgb((keyed or image).convert("RGB"), code)
+    else:
+        mode = "RGB" if image.mode == "P" else image.mode
+        transform = _transform_of(profile, mode)
+        if transform is None:
+            return image
+        result = transform.apply((keyed or image).convert(_mode_for(profile, mode)))
+    if keyed is not None:
+        result.putalpha(keyed.getchannel("A"))
+    # What is made of it must not be converted a second time, nor have a colour for nothing.
+    result.info = {}
+    return result
 
 
 def is_srgb(profile: bytes | None, mode: str) -> bool:
@@ -45,23 +54,41 @@ def is_srgb(profile: bytes | None, mode: str) -> bool:
     return _transform_of(profile, mode) is None
 
 
+def has_alpha(image: Image.Image) -> bool:
+    """Whether one sees through some of a picture."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
 def _transform_of(profile: bytes | None, mode: str) -> Any:
     """As :func:`_transform`; None also for no profile, and for one that is no profile's size."""
-    return _transform(profile, mode) if profile and len(profile) <= _LONGEST else None
+    if not profile or len(profile) > _LONGEST:
+        return None
+    wanted = _mode_for(profile, mode)
+    return _transform(profile, wanted) if wanted else None
+
+
+def _mode_for(profile: bytes, mode: str) -> str:
+    """The mode in which a profile is to be applied to a picture; empty if it has no use for it.
+
+    Greys are also colours, but there is no grey profile of colours.
+    """
+    of = profile[16:20]
+    if mode in ("1", "L", "LA", "La"):
+        return {b"GRAY": "L", b"RGB ": "RGB"}.get(of, "")
+    if mode in ("RGB", "RGBA", "RGBX", "RGBa"):
+        return "RGB" if of == b"RGB " else ""
+    return "CMYK" if (mode, of) == ("CMYK", b"CMYK") else ""
 
 
 @functools.lru_cache(maxsize=64)  # pictures of one camera have the same profile
 def _transform(profile: bytes, mode: str) -> Any:
     """A transform to sRGB; None where there is none, or it would change nothing."""
-    if mode not in _MODES:
-        return None
     try:
         from PIL import ImageCms
 
-        result = "RGBA" if mode == "RGBA" else "RGB"
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode,
-            result, renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            "RGB", renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         )  # fmt: skip
         if mode == "CMYK":
             return transform

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxclip.data import colour, mending
+from jaxclip.data import coded_colour, colour, mending
 from jaxclip.data.file_kinds import jpeg_process, kind_of
 from jaxclip.data.record import BadRecord
 
@@ -34,10 +34,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_SIDE = (5, 6, 7, 8)
 # Grey PNGs of fewer bits: Pillow scales the samples to 8 bits, but not the transparent one.
 _SCALES = {"L;2": 85, "L;4": 17}
 # TIFF's tag that says what the samples mean, and its value for "0 is white".
 _PHOTOMETRIC, _WHITE_IS_0 = 262, 0
+
+# Formats whose colours may be said by numbers.
+_CODES = {"PNG": coded_colour.of_png, "AVIF": coded_colour.of_avif}
 
 DEFAULT_MAX_PIXELS = 100_000_000
 DEFAULT_MAX_ASPECT = 50.0
@@ -109,7 +113,7 @@ def decode_mended(
     try:
         if draft:
             image.draft(image.mode, (draft, draft))
-        loaded = _loaded(image)
+        loaded = _loaded(image, data)
     except Exception as error:
         reason = _load_failure(error, data)
         mend = mending.jpeg_with_end if reason == "truncated" else mending.png_without_extras
@@ -126,9 +130,18 @@ def decode_mended(
 
 
 def size_of(data: bytes) -> tuple[int, int] | BadRecord:
-    """(width, height) of a picture by its header, not turned; or why it has none."""
+    """(width, height) of a picture as it is displayed, by its header; or why it has none."""
     opened = _opened(data)
-    return opened if isinstance(opened, BadRecord) else opened[0].size
+    if isinstance(opened, BadRecord):
+        return opened
+    image, data = opened
+    width, height = image.size
+    if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+        try:
+            image.load()  # it stands behind the pixels
+        except Exception as error:  # as in decode
+            return BadRecord(_load_failure(error, data), f"{type(error).__name__}: {error}")
+    return (height, width) if orientation(image) in _ON_SIDE else (width, height)
 
 
 def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
@@ -164,11 +177,12 @@ def _no_picture(data: bytes, error: Exception) -> BadRecord:
     return BadRecord(_load_failure(error, data), f"{type(error).__name__}: {error}")
 
 
-def _loaded(image: Image.Image) -> Image.Image:
+def _loaded(image: Image.Image, data: bytes) -> Image.Image:
     """All of a picture that was opened, upright, in RGB."""
     kind, tiles = image.format, list(getattr(image, "tile", ()))
-    if kind == "PNG" and tiles and "transparency" in image.info:
-        samples = str(tiles[0][3])
+    code = _CODES[kind](data) if kind in _CODES else None
+    samples = str(tiles[0][3]) if kind == "PNG" and tiles else ""
+    if samples and "transparency" in image.info:
         if samples in _SCALES:
             image.info["transparency"] *= _SCALES[samples]
         elif samples == "RGB;16B":  # Pillow keeps the upper 8 bits
@@ -176,10 +190,16 @@ def _loaded(image: Image.Image) -> Image.Image:
     if kind == "TIFF":
         _read_planes_of_16_bits(image)
     image.load()
+    if samples == "LA;16B":  # Pillow makes RGBA of it
+        profile = image.info.get("icc_profile")
+        image = image.convert("LA")
+        image.info["icc_profile"] = profile
     if kind == "TIFF" and image.mode.startswith("I;16") and _is_white_0(image):
         image = Image.fromarray(65535 - np.asarray(image))
     turn = _TURNS.get(orientation(image))
-    image = colour.to_srgb(image)
+    if kind == "AVIF" and image.info.get("icc_profile"):
+        code = None
+    image = colour.to_srgb(_of_8_bits(image), code)
     image = to_rgb(image if turn is None else image.transpose(turn))
     if kind == "GIF" and tiles:
         image = _on_white(image, tiles[0][1])
@@ -272,23 +292,24 @@ def _load_failure(error: Exception, data: bytes) -> str:
     return "truncated" if is_short else "undecodable"
 
 
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, on white where one sees through it."""
+    image = _of_8_bits(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_16_bits(image)
-    if _has_alpha(image):
+    if colour.has_alpha(image):
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits; Pillow's own conversion would clip at 255."""
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey in 8 bits, on white where one sees through it; all else unchanged.
+
+    Pillow's own conversion would clip at 255.
+    """
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image
     samples = np.asarray(image)
     is_16_bit = image.mode != "F" and samples.min() >= 0 and samples.max() <= 65535
     if not image.mode.startswith("I;16") and not is_16_bit:
@@ -297,4 +318,7 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     grey = (samples // 257).astype(np.uint8)
     if isinstance(seen_through := image.info.get("transparency"), int):
         grey = np.where(samples == seen_through, np.uint8(255), grey)
-    return Image.fromarray(grey).convert("RGB")
+    result = Image.fromarray(grey)
+    if "icc_profile" in image.info:
+        result.info["icc_profile"] = image.info["icc_profile"]
+    return result

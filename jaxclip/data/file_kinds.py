@@ -16,6 +16,10 @@ UNREAD_ENDINGS = (
 )  # fmt: skip
 
 
+# Endings of archives that are not looked into.
+ARCHIVES = (".zip", ".7z", ".rar", ".lz4", ".z")
+
+
 def pictures_among(names: Iterable[str], read: Container[str]) -> set[str]:
     """Those of the names of a folder's files that are pictures by their endings.
 
@@ -74,15 +78,32 @@ _OTHERS = {
     b"_9j_": "a JPEG written as base64; decode it first",
     b"ivborw0kgg": "a PNG written as base64; decode it first",
     b"data:image": "a picture written as a data: address; decode it first",
-    b"\x1f\x8b": "gzip-compressed",
+    b"\x1f\x8b": "gzip-compressed; unpack it first, say with gunzip",
     b"pk\x03\x04": "a ZIP archive",
     b"par1": "a Parquet file",
     b"pare": "an encrypted Parquet file; write it again without a key",
     b"arrow1": "an Arrow file",
+    b"sqlite format 3": "an SQLite database; write its pictures as tars or Parquet",
+    b"matlab": "a file of MATLAB; write its pictures as tars or Parquet",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
 }
 # Those whose first bytes must be taken as they are.
-_EXACT = {b"\n\x05\x01": "PCX; convert it to PNG first"}
+_EXACT = {
+    b"\n\x05\x01": "PCX; convert it to PNG first",
+    b"\n#\xd7\xce": "MXNet's RecordIO; write its pictures as tars or Parquet",
+    b"\0\0\x08\x03": "an array of pictures (IDX, as MNIST's); write them as Parquet",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "a pickle, which may run any program; write its pictures as tars or Parquet",
+    ),
+}
+# By the endings of their names, which is all that tells.
+_BY_ENDING = {
+    ".mds": "a shard of MosaicML's streaming; write its records as tars or Parquet",
+    ".beton": "a file of FFCV; write its records as tars or Parquet",
+    ".mdb": "an LMDB database; write its records as tars or Parquet",
+    ".npz": "arrays of NumPy; write their pictures as tars or Parquet",
+}
 # How pictures begin whose format is read, though not each of its kinds.
 _READ = {
     b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF",
@@ -96,6 +117,11 @@ _PROCESSES = {
 }
 _TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
 _SHORT = 100
+
+
+def kind_by_name(name: str) -> str:
+    """What a file is by its name, for a message; empty where that does not tell."""
+    return _BY_ENDING.get(os.path.splitext(name)[1].lower(), "")
 
 
 def kind_of(data: bytes) -> str:

@@ -7,6 +7,9 @@ import hashlib
 from types import SimpleNamespace
 from typing import Any
 
+# The version of a file that is not there, as TensorStore has it.
+MISSING = b"\x02"
+
 
 class FsspecStore:
     """A file system, asked as :mod:`.remote` asks TensorStore's key-value stores.
@@ -27,7 +30,7 @@ class FsspecStore:
         self._files, base = fsspec.core.url_to_fs(root, **options)
         self._base = f"{base.rstrip('/')}/" if base else ""
 
-    def read(self, key: str, byte_range: slice | None = None) -> _Now:
+    def read(self, key: str, byte_range: slice | None = None) -> Now:
         """Bytes of a file, as ``KvStore.read``; a range that is empty says whether there is one."""
         path = self._base + key
         try:
@@ -36,11 +39,11 @@ class FsspecStore:
                 raise FileNotFoundError(path)
             value = b"" if byte_range == slice(0, 0) else self._content(path, byte_range)
         except FileNotFoundError:
-            nothing = SimpleNamespace(generation=b"")
-            return _Now(SimpleNamespace(state="missing", value=b"", stamp=nothing))
+            nothing = SimpleNamespace(generation=MISSING)
+            return Now(SimpleNamespace(state="missing", value=b"", stamp=nothing))
         # What is said of a file changes with it; its own key for that is made of the same.
         stamp = hashlib.sha256(repr(sorted(about.items())).encode()).digest()
-        return _Now(
+        return Now(
             SimpleNamespace(state="value", value=value, stamp=SimpleNamespace(generation=stamp))
         )
 
@@ -58,20 +61,20 @@ class FsspecStore:
         found = self._files.find(self._base + folder)
         return [path.removeprefix(self._base) for path in found]
 
-    def write(self, key: str, value: bytes | None, if_equal: bytes | None = None) -> _Now:
+    def write(self, key: str, value: bytes | None, if_equal: bytes | None = None) -> Now:
         """Write or remove (None) a file, as ``KvStore.write``.
 
         Args:
           key: its key.
           value: its content; None removes it.
-          if_equal: the generation that it must have, which is ``b""`` for no file. Exact for no
-            file where the file system creates exclusively; else it is looked at just before.
+          if_equal: the generation that it must have, or :data:`MISSING`. Exact for no file where
+            the file system creates exclusively; else it is looked at just before.
 
         Returns:
           A result with an empty ``generation`` where the condition does not hold.
         """
-        path, held = self._base + key, SimpleNamespace(generation=b"held")
-        failed = _Now(SimpleNamespace(generation=b""))
+        path, held = self._base + key, SimpleNamespace(generation=MISSING)
+        failed = Now(SimpleNamespace(generation=b""))
         if (
             if_equal is not None
             and self.read(key, slice(0, 0)).result().stamp.generation != if_equal
@@ -80,18 +83,20 @@ class FsspecStore:
         if value is None:
             with contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(path)
-            return _Now(held)
+            return Now(held)
         parent = path.rpartition("/")[0]
         if parent:
             self._files.makedirs(parent, exist_ok=True)
         try:
-            self._files.pipe_file(path, value, mode="overwrite" if if_equal != b"" else "create")
+            self._files.pipe_file(
+                path, value, mode="overwrite" if if_equal != MISSING else "create"
+            )
         except FileExistsError:
             return failed
-        return _Now(held)
+        return Now(self.read(key, slice(0, 0)).result().stamp if if_equal is not None else held)
 
 
-class _Now:
+class Now:
     """A result that is there already."""
 
     def __init__(self, value: Any):

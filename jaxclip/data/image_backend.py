@@ -53,15 +53,22 @@ class Picture(NamedTuple):
     shrink: int = 1
 
 
+Decode = Callable[[], Picture | BadRecord]
+
+
 class Backend(Protocol):
     """Decodes, and does the first cut of a chain of ops."""
 
     # Cuts out of a picture; None: the chain does it.
     cut: Callable[[Picture, Cut], np.ndarray] | None
 
+    def prepare(self, data: bytes, cuts: Cuts) -> Decode:
+        """Look at the header and decide what is to be decoded; what is returned does it."""
+        ...
+
     def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
         """The picture, or why there is none, as :func:`jaxclip.data.decode.decode`."""
-        ...
+        return self.prepare(data, cuts)()
 
     def is_whole(self, size: Size, largest: int) -> bool:
         """Whether a picture of this size is decoded whole whatever is cut out of it, and so may be
@@ -69,27 +76,24 @@ class Backend(Protocol):
         ...
 
 
-class Pillow:
+class Pillow(Backend):
     """Whole pictures by Pillow."""
 
     cut: Callable[[Picture, Cut], np.ndarray] | None = None
 
-    def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
-        return _by_pillow(data, cuts)
+    def prepare(self, data: bytes, cuts: Cuts) -> Decode:
+        return functools.partial(_by_pillow, data)
 
     def is_whole(self, size: Size, largest: int) -> bool:
         return True
 
 
-def _by_pillow(data: bytes, cuts: Cuts) -> Picture | BadRecord:
+def _by_pillow(data: bytes) -> Picture | BadRecord:
     image = decode_lib.decode(data)
-    if isinstance(image, BadRecord):
-        return image
-    cuts(image.size)  # who asks finds out by this how large the picture is
-    return Picture(np.asarray(image), image.size)
+    return image if isinstance(image, BadRecord) else Picture(np.asarray(image), image.size)
 
 
-class Fast:
+class Fast(Backend):
     """simplejpeg and fast_image_resize; what they don't know is Pillow's.
 
     Raises:
@@ -98,16 +102,21 @@ class Fast:
 
     def __init__(self) -> None:
         self._jpeg, self._resizing = _imported()
-        self._local = threading.local()
+        self._local = _Tools()
 
-    def decode(self, data: bytes, cuts: Cuts) -> Picture | BadRecord:
+    def prepare(self, data: bytes, cuts: Cuts) -> Decode:
         header = jpeg_header.read(data) if data[:3] == b"\xff\xd8\xff" else None
         size = self._plain_size(data, header)
         if size is None:
-            return _by_pillow(data, cuts)
+            return functools.partial(_by_pillow, data)
         wanted = cuts(size)
         shrink = _shrink(size, wanted)
         height = _height_seen(size, shrink, wanted)
+        return functools.partial(self._first_rows, data, header, size, shrink, height)
+
+    def _first_rows(
+        self, data: bytes, header: jpeg_header.Header | None, size: Size, shrink: int, height: int
+    ) -> Picture | BadRecord:
         short: bytes | bytearray | None = None
         if header is not None and height <= _WORTHWHILE * size[1]:
             short = jpeg_header.shortened(data, header, height)
@@ -125,7 +134,7 @@ class Fast:
         except ValueError:
             # It is strict about garbage between segments, which browsers and Pillow accept. If
             # Pillow finds the file sound, its pixels do, at whatever size.
-            return _by_pillow(data, cuts)
+            return _by_pillow(data)
         return Picture(pixels, size, shrink)
 
     def _plain_size(self, data: bytes, header: jpeg_header.Header | None) -> Size | None:
@@ -146,56 +155,59 @@ class Fast:
 
     def cut(self, picture: Picture, cut: Cut) -> np.ndarray:
         """uint8[h, w, 3]: a box of a picture at another size."""
-        resizing = self._resizing
+        rows, columns, box = _seen(picture.size, picture.shrink, cut)
         height, width = picture.pixels.shape[:2]
-        whole = _scaled_box(picture.size, picture.shrink, (0, 0, *picture.size))
-        box = _scaled_box(picture.size, picture.shrink, cut.box)
-        if cut.size == (width, height) == box[2:]:
+        if cut.size == (width, height) == (box.width, box.height):
             return picture.pixels
-        # Rounding must not put the end of the box beyond the picture's.
-        box = (*box[:2], min(box[2], whole[2] - box[0]), min(box[3], whole[3] - box[1]))
-        # Pixels are copied on their way in: only the rows of the box, and what its edges see.
-        first, last = _rows_seen(box, cut)
-        rows = picture.pixels[first:last]
-        options = self._options(cut.method)
-        options.crop_box = resizing.CropBox(box[0], box[1] - first, *box[2:])
-        kind = resizing.PixelType.U8x3
-        source = resizing.ImageData(width, len(rows), kind, rows.tobytes())
-        result = resizing.ImageData(*cut.size, kind)
-        self._local.resizer.resize(source, result, options)
-        pixels = np.frombuffer(result.get_buffer(), np.uint8)
+        # Pixels are copied on their way in: only those that are looked at. Where there are others
+        # beside them, NumPy does it without the interpreter's lock.
+        seen = picture.pixels[rows, columns]
+        local = self._local
+        source = local.image(seen.shape[1], seen.shape[0], local.kind, seen.tobytes())
+        if local.size != cut.size:
+            local.size, local.result = cut.size, local.image(*cut.size, local.kind)
+        if cut.method not in local.options:
+            local.options[cut.method] = self._resizing.ResizeOptions(_algorithm(cut.method))
+        options = local.options[cut.method]
+        options.crop_box = box
+        local.resizer.resize(source, local.result, options)
+        pixels = np.frombuffer(local.result.get_buffer(), np.uint8)  # it gives a copy
         return pixels.reshape(cut.size[1], cut.size[0], 3)
 
-    def _options(self, method: str) -> Any:
-        """Options of this thread, which has a resizer then."""
-        local = self._local
-        if not hasattr(local, "options"):
-            local.options, local.resizer = {}, self._resizing.Resizer()
-        if method not in local.options:
-            local.options[method] = self._resizing.ResizeOptions(_algorithm(method))
-        return local.options[method]
+
+class _Tools(threading.local):
+    """What a thread resizes with, again and again."""
+
+    def __init__(self) -> None:
+        _, resizing = _imported()
+        self.image, self.kind = resizing.ImageData, resizing.PixelType.U8x3
+        self.resizer, self.options = resizing.Resizer(), dict[str, Any]()
+        self.size: Size = (0, 0)
+        self.result: Any = None
 
 
-def _scaled_box(
-    size: Size, shrink: int, box: tuple[float, float, float, float]
-) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of a part of a picture, in pixels of its smaller version."""
-    across, down = -(-size[0] // shrink) / size[0], -(-size[1] // shrink) / size[1]
-    left, top, right, bottom = box
-    return left * across, top * down, (right - left) * across, (bottom - top) * down
-
-
-def _rows_seen(box: tuple[float, float, float, float], cut: Cut) -> tuple[int, int]:
-    """The first row that a cut looks at, and the one behind the last; box as (…, width, height)."""
-    margin = int(_SUPPORT * max(1.0, box[3] / cut.size[1])) + 2
-    return max(0, int(box[1]) - margin), int(box[1] + box[3]) + margin
+@functools.lru_cache(maxsize=1024)  # a cut is asked for before its picture is decoded and after
+def _seen(size: Size, shrink: int, cut: Cut) -> tuple[slice, slice, Any]:
+    """Rows and columns that a cut looks at, in a picture's smaller version, and its box in them."""
+    spans, box = [], []
+    for side, start, end, result in zip(size, cut.box[:2], cut.box[2:], cut.size, strict=True):
+        # A smaller version's last pixel may stand for fewer than ``shrink``.
+        start, length = start / shrink, (end - start) / shrink
+        # Rounding must not put the end of the box beyond the picture's.
+        length = min(length, side / shrink - start)
+        margin = int(_SUPPORT * max(1.0, length / result)) + 2
+        first = max(0, int(start) - margin)
+        spans.append(slice(first, int(start + length) + margin))
+        box.append((start - first, length))
+    (left, width), (top, height) = box
+    return spans[1], spans[0], _imported()[1].CropBox(left, top, width, height)
 
 
 def _height_seen(size: Size, shrink: int, cuts: Sequence[Cut]) -> int:
     """Rows of the stored picture, from the top, that cuts look at; all for none."""
     if not cuts:
         return size[1]
-    last = max(_rows_seen(_scaled_box(size, shrink, cut.box), cut)[1] for cut in cuts)
+    last = max(_seen(size, shrink, cut)[0].stop for cut in cuts)
     # Colours have half the rows or a quarter, and interpolating them looks at one more.
     return min(size[1], -(-(last * shrink + _COLOUR_ROWS) // _COLOUR_ROWS) * _COLOUR_ROWS)
 

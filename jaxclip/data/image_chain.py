@@ -7,7 +7,8 @@ list of such strings or of mappings ``{"op": "flip", "p": 0.5}``, see :mod:`.op_
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,25 @@ class Chain:
     keeps_square: bool
     resize: ExampleFn
 
+    @functools.cached_property
+    def _begins(self) -> tuple[Callable[[Size, np.ndarray], Cut] | None, int, int]:
+        """The first op as a cut, if it is one, and the draws that it takes."""
+        _, function, first, last = (*self.steps, ("example", self.resize, 0, 0))[0]
+        return getattr(function, "cut", None), first, last
+
+    @property
+    def cuts_first(self) -> bool:
+        """Whether the first op is a cut."""
+        return self._begins[0] is not None
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether an op takes a stack of images, as float32."""
+        return any(level == "batch" for level, *_ in self.steps)
+
     def first_cut(self, size: Size, u: np.ndarray) -> Cut | None:
         """What is cut out of a picture of this size first, if the chain begins with that."""
-        steps = self.steps or (("example", self.resize, 0, 0),)
-        _, function, first, last = steps[0]
-        cut = getattr(function, "cut", None)
+        cut, first, last = self._begins
         return None if cut is None else cut(size, u[first:last])
 
     def __call__(

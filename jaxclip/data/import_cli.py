@@ -14,7 +14,8 @@ SOURCE is one of
   file or as a list), or as COCO, Flickr or LLaVA have them, or with a .txt or .json file beside
   each image;
   WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
-  Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them.
+  Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them;
+  TFRecord files of img2dataset and others, in the same ways.
 
 An import that was interrupted goes on where it stopped when the same command is run again.
 """
@@ -23,7 +24,6 @@ An import that was interrupted goes on where it stopped when the same command is
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``jaxclip data import`` to a parser."""
     parser.description = _DESCRIPTION
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--from", dest="source", required=True, metavar="SOURCE", help="see above")
     parser.add_argument(
         "--to", required=True, metavar="DIR", help="folder to write, new or of the same import"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the data set (default: that of DIR)")
     parser.add_argument(
         "--format",
-        choices=("auto", "folder", "webdataset", "parquet"),
+        choices=("auto", "folder", "webdataset", "parquet", "tfrecord"),
         default="auto",
         help="what SOURCE is (default: auto)",
     )

@@ -18,7 +18,9 @@ Look closely at the records of a split: sizes, formats, captions, what is cut, w
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
     parser.description = _DESCRIPTION
-    parser.add_argument("name", help='"emoji", a TFDS directory, or KIND:FILES')
+    parser.add_argument(
+        "name", help="emoji, a TFDS directory, or KIND:FILES (webdataset, parquet, arrow, tfds)"
+    )
     parser.add_argument("--split", default="", help="default: train, or the first one")
     parser.add_argument(
         "--records", type=int, default=2000, help="to look at, all over the split; 0 for all"
@@ -28,9 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", default="", help="file or folder of its vocabulary")
     parser.add_argument("--context_length", type=int, default=0, help="default: the tokenizer's")
     parser.add_argument("--stages", action="store_true", help="time each stage of the pipeline")
-    parser.add_argument("--image_size", type=int, default=224)
-    parser.add_argument("--image_ops", default="random_resized_crop(0.9, 1.0)|flip")
-    parser.add_argument("--image_backend", default="pillow")
+    parser.add_argument("--image_size", type=int, default=224, help="of --stages: side in pixels")
+    parser.add_argument(
+        "--image_ops", default="random_resized_crop(0.9, 1.0)|flip", help="of --stages"
+    )
+    parser.add_argument(
+        "--image_backend", default="pillow", help="of --stages: as data.image_backend in training"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

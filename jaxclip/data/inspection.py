@@ -22,7 +22,15 @@ from jaxclip.data import decode, image_backend, image_ops, order, sources
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.record import REASONS, BadRecord, Record
 
-_SHEET, _THUMBNAIL = 60, 128
+_SHEET, _THUMBNAIL, _NAME = 60, 128, 40
+# Pictures in boxes of one size, small ones as they are; no more of long names and captions than
+# lets rows stay together.
+_STYLE = """
+img { width: 100%; height: 128px; object-fit: scale-down; background: #8881; }
+b { color: #777; font-weight: normal; }
+span { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 5;
+  overflow: hidden; }
+"""
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
@@ -199,13 +207,22 @@ def contact_sheet(title: str, text: Sequence[str], found: Findings) -> str:
     cells = []
     for key, captions, jpeg in found.sheet:
         data = base64.b64encode(jpeg).decode("ascii")
-        said = "".join(f"<li>{html.escape(caption)}</li>" for caption in captions)
+        said = "".join(map(_caption_item, captions))
+        # Of the path of a file the end says most.
+        name = html.escape(key if len(key) <= _NAME else f"…{key[-_NAME:]}")
         cells.append(
             f'<figure><img alt="" src="data:image/jpeg;base64,{data}">'
-            f"<figcaption>{html.escape(key)}<ul>{said}</ul></figcaption></figure>"
+            f'<figcaption><b title="{html.escape(key)}">{name}</b>'
+            f"<ul>{said}</ul></figcaption></figure>"
         )
     grid = "\n".join(["<main>", *cells, "</main>"])
-    return html_page.page(title, "\n".join(text), grid)
+    return html_page.page(title, "\n".join(text), grid, _STYLE)
+
+
+def _caption_item(caption: str) -> str:
+    """A caption in its own direction; what does not fit shows under the mouse."""
+    text = html.escape(caption)
+    return f'<li title="{text}"><span dir="auto">{text}</span></li>'
 
 
 def stages(config: Mapping[str, Any], tokenizer: Any, records: int) -> list[tuple[str, float]]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxclip.data.ahead import Closed, interpreter_ends
 from jaxclip.data.dataset import RecordSource
 from jaxclip.data.decoded_cache import DecodedCache, Loaded
-from jaxclip.data.image_backend import Backend, Picture, Pillow
+from jaxclip.data.image_backend import Backend, Decode, Picture, Pillow
 from jaxclip.data.image_op import Cut, Size
 from jaxclip.data.image_ops import Chain
 from jaxclip.data.record import BadRecord, Record
@@ -29,6 +30,8 @@ _READ_TOGETHER = 8
 # In the place of pixels that are not needed any more.
 _MADE = np.empty((0, 0, 3), np.uint8)
 
+T = TypeVar("T")
+
 # (row, attempt) -> number of the record that stands in for one that can't be used.
 Replacement = Callable[[int, int], int]
 
@@ -42,14 +45,36 @@ class _Read(NamedTuple):
     """A record that can be used if its picture can.
 
     Attributes:
-      image: encoded bytes.
+      number: of the record.
       record: the record, without image bytes and meta.
       extras: what fields keep of it.
+      decode: makes its picture; None if none is wanted.
     """
 
-    image: bytes
+    number: int
     record: Record
     extras: Mapping[str, Any]
+    decode: Decode | None
+
+
+# A record, or what is known of one already.
+_Found = _Read | Loaded | BadRecord
+
+
+class _Row(NamedTuple):
+    """A row of a batch.
+
+    Attributes:
+      row: its number.
+      number: of its record.
+      draws: its random numbers, float32[num_draws] of each view.
+      found: its record.
+    """
+
+    row: int
+    number: int
+    draws: Mapping[str, np.ndarray]
+    found: _Found
 
 
 class RecordLoader:
@@ -97,11 +122,17 @@ class RecordLoader:
         self._replays = dict(replays or {})
         self._need_pixels = need_pixels
         self._views = dict(views)
+        self._backend: Backend = Pillow() if backend is None else backend
         sizes = {chain.image_size for chain in views.values()}
         self._largest = max(sizes, default=0)
-        # Rows handled together: few enough for their planes to stay in a CPU's own cache, as each
-        # op goes through all of them.
+        # Views whose first op the backend does; if it does all, no picture is kept for longer.
+        self._cut = {key for key, chain in views.items() if chain.cuts_first and self._backend.cut}
+        self._cut_first = len(self._cut) == len(views) and not need_pixels
+        # Rows whose planes stay in a CPU's own cache, as each op goes through all of them.
         self._in_cache = max(1, _PIECE_BYTES // (4 * 3 * max(1, self._largest**2)))
+        self._together = max(self._in_cache, _READ_TOGETHER)
+        has_planes = any(chain.has_planes for chain in views.values())
+        self._shown_together = self._in_cache if has_planes else self._together
         # With several sizes, no image has the final shape of all views.
         block_side = self._largest if len(sizes) == 1 else 0
         self._keeps_square = bool(block_side) and all(c.keeps_square for c in views.values())
@@ -109,7 +140,6 @@ class RecordLoader:
         self._texts_of = texts_of or (lambda record: record.texts)
         self._need_texts = need_texts
         self._examine = examine
-        self._backend: Backend = Pillow() if backend is None else backend
         self._num_threads = num_threads or num_cpus()
         keep_freed_memory()
         self._pool: ThreadPoolExecutor | None = None
@@ -117,32 +147,17 @@ class RecordLoader:
         self.stats = RecordStats(what)
         self.board = Board(self._num_threads + 8) if board is None else board
 
-    def load(
-        self,
-        index: int,
-        draws: Mapping[str, np.ndarray],
-        read: _Read | BadRecord | None = None,
-    ) -> Loaded | BadRecord:
-        """Read and decode one record; bad ones are counted.
+    def _read(self, index: int, draws: Mapping[str, np.ndarray]) -> _Found:
+        """All that is done for a record before its picture is decoded.
 
         Args:
           index: number of the record.
           draws: the random numbers of its views, float32[num_draws] each: a backend may decode no
             more of it than they will show.
-          read: what :meth:`_read` has made of it, if it has.
         """
-        cached = self._cache.get(index)
-        if cached is not None:
-            return cached
-        loaded: Loaded | BadRecord | None = self.stats.known(index)
-        if loaded is None:
-            loaded = self._load(index, draws, self._read(index) if read is None else read)
-        if isinstance(loaded, BadRecord):
-            self.stats.add(index, loaded)
-        return loaded
-
-    def _read(self, index: int) -> _Read | BadRecord:
-        """A record and all of it but the picture, or why it can't be used."""
+        known = self._cache.get(index) or self.stats.known(index)
+        if known is not None:
+            return known
         self.board.note(READING, index)
         record = self._source[index]
         if isinstance(record, BadRecord):
@@ -153,41 +168,42 @@ class RecordLoader:
         extras = self._examine(index, record) if self._examine is not None else {}
         if isinstance(extras, BadRecord):
             return extras
-        return _Read(record.image, Record(b"", texts, record.label, record.key), extras)
+        decode = None
+        if self._views or self._need_pixels:
+            cuts = functools.partial(self._cuts, index, draws)
+            decode = self._backend.prepare(record.image, cuts)
+        return _Read(index, Record(b"", texts, record.label, record.key), extras, decode)
 
-    def _load(
-        self, index: int, draws: Mapping[str, np.ndarray], read: _Read | BadRecord
-    ) -> Loaded | BadRecord:
-        if isinstance(read, BadRecord):
-            return read
-        image, small, extras = read
-        if not self._views and not self._need_pixels:
-            return self._cache.put(Loaded(index, small, None, (0, 0), extras))
-        self.board.note(DECODING, index)
-        keep = False
-
-        def cuts(size: Size) -> list[Cut]:
-            nonlocal keep
-            # What is decoded for these draws alone must not serve others.
-            keep = self._cache.has_room(size) and self._backend.is_whole(size, self._largest)
-            own = {key: self._numbers(key, index, u) for key, u in draws.items()}
-            return [] if keep or self._need_pixels else self._cuts(size, own)
-
-        picture = self._backend.decode(image, cuts)
+    def _decoded(self, read: _Read) -> Loaded | BadRecord:
+        if read.decode is None:
+            return self._cache.put(Loaded(read.number, read.record, None, (0, 0), read.extras))
+        self.board.note(DECODING, read.number)
+        picture = read.decode()
         if isinstance(picture, BadRecord):
-            return dataclasses.replace(picture, key=small.key)
-        loaded = Loaded(index, small, picture.pixels, picture.size, extras, picture.shrink)
-        return self._cache.put(loaded) if keep else loaded
+            return dataclasses.replace(picture, key=read.record.key)
+        pixels, size, shrink = picture
+        loaded = Loaded(read.number, read.record, pixels, size, read.extras, shrink)
+        return self._cache.put(loaded) if self._keeps(size) else loaded
+
+    def _keeps(self, size: Size) -> bool:
+        """Whether a picture is kept; if not now, then never."""
+        return self._cache.has_room(size) and self._backend.is_whole(size, self._largest)
 
     def _numbers(self, key: str, index: int, u: np.ndarray) -> np.ndarray:
         """The numbers of a view's ops, of what its row draws."""
         replay = self._replays.get(key)
         return u if replay is None else replay(index, u)
 
-    def _cuts(self, size: Size, draws: Mapping[str, np.ndarray]) -> list[Cut]:
-        """What the views cut out of a picture first; empty if one of them needs all of it."""
-        cuts = [chain.first_cut(size, draws[key]) for key, chain in self._views.items()]
-        return [] if None in cuts else [cut for cut in cuts if cut is not None]
+    def _cuts(self, index: int, draws: Mapping[str, np.ndarray], size: Size) -> list[Cut]:
+        """What the views cut out of a picture first; empty if one needs all of it, or others do."""
+        # What is decoded for these draws alone must not serve others.
+        if not self._cut_first or self._keeps(size):
+            return []
+        cuts = [
+            chain.first_cut(size, self._numbers(key, index, draws[key]))
+            for key, chain in self._views.items()
+        ]
+        return [cut for cut in cuts if cut is not None]
 
     def batch(
         self,
@@ -221,12 +237,12 @@ class RecordLoader:
             for key, chain in self._views.items()
         }
 
-        def fill(rows: range) -> list[Loaded | BadRecord]:
+        def fill(rows: Sequence[int]) -> list[Loaded | BadRecord]:
             if self._closed or interpreter_ends():
                 raise Closed("reading was given up")
             return self._fill(rows, indices, draws, replacement, views)
 
-        pieces = self._pieces(len(indices), max(self._in_cache, _READ_TOGETHER))
+        pieces = self._pieces(len(indices), self._together)
         if self._num_threads == 1 or len(pieces) == 1:
             filled = [fill(rows) for rows in pieces]
         else:
@@ -254,99 +270,93 @@ class RecordLoader:
           singly: finish with each record before the next is begun.
         """
         count = len(indices)
-        size = 1 if singly else max(self._in_cache, _READ_TOGETHER)
+        size = 1 if singly else self._together
         pieces = _cut_up(range(count), size)
         found = [self._fill(rows, indices, draws, None, views) for rows in pieces]
         return [each for piece in found for each in piece]
 
     def _fill(
         self,
-        rows: range,
+        rows: Sequence[int],
         indices: np.ndarray,
         draws: Mapping[str, np.ndarray],
         replacement: Replacement | None,
         views: Mapping[str, np.ndarray],
     ) -> list[Loaded | BadRecord]:
         # Decoding drives all else out of a CPU's own cache, and then the little that is done for a
-        # record takes several times as long. So it is done for some records at once.
-        read = {}
-        for index in indices[rows.start : rows.stop].tolist() if len(rows) > 1 else ():
-            if self._cache.get(index) is None and self.stats.known(index) is None:
-                read[index] = self._read(index)
-        found = [
-            self._fill_piece(piece, indices, draws, replacement, views, read)
-            for piece in _cut_up(rows, self._in_cache)
-        ]
+        # record takes several times as long. So all before is done for some records at once, and
+        # all behind, too, where no large pictures are to be kept until then.
+        begun = [self._begin(row, int(indices[row]), draws) for row in rows]
+        found: list[Loaded | BadRecord] = []
+        for piece in _cut_up(begun, self._together if self._cut_first else self._in_cache):
+            found += self._fill_piece(piece, draws, replacement, views)
         self.board.clear()
-        return [each for piece in found for each in piece]
+        return found
+
+    def _begin(self, row: int, index: int, draws: Mapping[str, np.ndarray]) -> _Row:
+        own = {key: u[row] for key, u in draws.items()}
+        return _Row(row, index, own, self._read(index, own))
 
     def _fill_piece(
         self,
-        rows: range,
-        indices: np.ndarray,
+        rows: Sequence[_Row],
         draws: Mapping[str, np.ndarray],
         replacement: Replacement | None,
         views: Mapping[str, np.ndarray],
-        read: Mapping[int, _Read | BadRecord],
     ) -> list[Loaded | BadRecord]:
-        chosen: list[int] = []
-        numbers: list[int] = []
-        pictures: list[Picture] = []
         outcomes: list[Loaded | BadRecord] = []
+        shown: list[tuple[int, int, list[np.ndarray]]] = []
         for row in rows:
-            own = {key: u[row] for key, u in draws.items()}
-            loaded = self._usable(int(indices[row]), row, own, replacement, read)
-            outcomes.append(loaded)
+            loaded = self._usable(row, replacement)
             if isinstance(loaded, Loaded) and loaded.pixels is not None:
-                chosen.append(row)
-                numbers.append(loaded.index)
-                pictures.append(Picture(loaded.pixels, loaded.size, loaded.shrink))
-        if chosen:
-            self.board.note(IMAGE_OPS, int(indices[chosen[0]]))
+                shown.append((row.row, loaded.index, self._firsts(loaded, row.draws)))
+                if not self._need_pixels:  # a batch of pictures would be kept for nothing
+                    loaded = _without_pixels(loaded)
+            outcomes.append(loaded)
+        for piece in _cut_up(shown, self._shown_together):
+            chosen, numbers, firsts = zip(*piece, strict=True)
+            self.board.note(IMAGE_OPS, numbers[0])
             # A slice where it is possible: taking it is a view, and copying to it is faster.
-            rows_of: Any = slice(rows.start, rows.stop) if len(chosen) == len(rows) else chosen
-            for key in self._views:
+            is_run = chosen[-1] - chosen[0] == len(chosen) - 1
+            rows_of: Any = slice(chosen[0], chosen[-1] + 1) if is_run else list(chosen)
+            for n, (key, chain) in enumerate(self._views.items()):
                 u = draws[key][rows_of]
                 if key in self._replays:
-                    u = np.stack(
-                        [self._numbers(key, *pair) for pair in zip(numbers, u, strict=True)]
-                    )
-                if isinstance(rows_of, slice):
-                    self._view(key, pictures, u, views[key][rows_of])
-                else:
-                    views[key][rows_of] = self._view(key, pictures, u)
-        if not self._need_pixels:  # a batch of pictures would be kept for nothing
-            outcomes = [_without_pixels(each) for each in outcomes]
+                    u = np.stack([self._numbers(key, *own) for own in zip(numbers, u, strict=True)])
+                images = [each[n] for each in firsts]
+                out = views[key][rows_of] if is_run else None
+                made = chain(images, u, first_done=key in self._cut, out=out)
+                if not is_run:
+                    views[key][rows_of] = made
         return outcomes
 
-    def _pieces(self, count: int, size: int) -> list[range]:
+    def _firsts(self, loaded: Loaded, draws: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """What the ops of each view begin with: a picture, or what is cut out of it."""
+        assert loaded.pixels is not None
+        picture, made = Picture(loaded.pixels, loaded.size, loaded.shrink), []
+        for key, chain in self._views.items():
+            do, cut = self._backend.cut, None
+            if key in self._cut:
+                cut = chain.first_cut(loaded.size, self._numbers(key, loaded.index, draws[key]))
+            made.append(picture.pixels if do is None or cut is None else do(picture, cut))
+        return made
+
+    def _pieces(self, count: int, size: int) -> list[Sequence[int]]:
         """Rows of so many at once, and fewer for all threads to have work to the end."""
         return _cut_up(range(count), min(size, -(-count // (2 * self._num_threads))))
 
-    def _view(
-        self, key: str, pictures: list[Picture], u: np.ndarray, out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """uint8[n, S, S, 3] of a view of pictures, in ``out`` if that is given."""
-        chain, cut = self._views[key], self._backend.cut
-        cuts = [chain.first_cut(p.size, row) for p, row in zip(pictures, u, strict=True)]
-        if cut is None or None in cuts:
-            return chain([picture.pixels for picture in pictures], u, out=out)
-        cut_out = [cut(p, c) for p, c in zip(pictures, cuts, strict=True) if c is not None]
-        return chain(cut_out, u, first_done=True, out=out)
-
-    def _usable(
-        self,
-        index: int,
-        row: int,
-        draws: Mapping[str, np.ndarray],
-        replacement: Replacement | None,
-        read: Mapping[int, _Read | BadRecord],
-    ) -> Loaded | BadRecord:
-        loaded = self.load(index, draws, read.get(index))
+    def _usable(self, row: _Row, replacement: Replacement | None) -> Loaded | BadRecord:
+        """The record of a row, or one that stands in for it; bad ones are counted."""
+        index, found = row.number, row.found
         for attempt in range(MAX_ATTEMPTS):
-            if not isinstance(loaded, BadRecord) or replacement is None:
+            loaded = self._decoded(found) if isinstance(found, _Read) else found
+            if not isinstance(loaded, BadRecord):
                 return loaded
-            loaded = self.load(replacement(row, attempt), draws)
+            self.stats.add(index, loaded)
+            if replacement is None:
+                return loaded
+            index = replacement(row.row, attempt)
+            found = self._read(index, row.draws)
         raise self.stats.hopeless(loaded)
 
     def _threads(self) -> ThreadPoolExecutor:
@@ -362,18 +372,16 @@ class RecordLoader:
             self._pool = None
 
 
-def _cut_up(rows: range, size: int) -> list[range]:
+def _cut_up(rows: Sequence[T], size: int) -> list[Sequence[T]]:
     """Rows in pieces of a size; the last may be smaller."""
     size = max(1, size)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def _without_pixels(outcome: Loaded | BadRecord) -> Loaded | BadRecord:
+def _without_pixels(loaded: Loaded) -> Loaded:
     """A record whose views are made; that it had pixels is still to be seen."""
-    if isinstance(outcome, BadRecord) or outcome.pixels is None:
-        return outcome
-    o = outcome  # dataclasses.replace takes three times as long
-    return Loaded(o.index, o.record, _MADE, o.size, o.extras, o.shrink)
+    o = loaded  # dataclasses.replace takes three times as long
+    return Loaded(o.index, o.record, _MADE, o.size, o.extras)
 
 
 def num_cpus() -> int:

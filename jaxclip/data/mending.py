@@ -12,6 +12,8 @@ from PIL import Image
 _ICON, _CURSOR = b"\x00\x00\x01\x00", b"\x00\x00\x02\x00"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# Bytes of additions that Pillow gives up on where they have less.
+_LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Bytes put behind a JPEG that has no end: more than one of its blocks needs.
 _FILLING = 256
@@ -25,10 +27,10 @@ def cursor_as_icon(data: bytes) -> bytes:
 
 
 def png_without_extras(data: bytes) -> bytes | None:
-    """A PNG without its texts and without additions whose checksums are wrong.
+    """A PNG without its texts and without additions that are damaged.
 
-    Its pixels do not depend on them, but Pillow gives up where a text is very long or a checksum
-    does not fit.
+    Its pixels do not depend on them, but Pillow gives up where a text is very long, a checksum does
+    not fit, or something is too short.
 
     Returns:
       None if it is no PNG, or there is nothing to leave out.
@@ -42,6 +44,9 @@ def png_without_extras(data: bytes) -> bytes | None:
         kind, chunk = data[position + 4 : position + 8], data[position:end]
         is_extra = bool(kind[:1].islower())
         is_sound = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+        is_sound = is_sound and length == _LENGTHS.get(kind, length)
+        if kind == b"iCCP":  # a name, and how what follows is packed
+            is_sound = is_sound and chunk[8:-4].partition(b"\0")[2][:1] == b"\0"
         if not is_extra or (is_sound and kind not in _PNG_TEXTS):
             kept.append(chunk)
         position = end

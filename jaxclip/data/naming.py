@@ -1,7 +1,7 @@
 """How other people's tables, JSON files, tars and folders name splits and the parts of a record.
 
-Names are compared without regard to letter case. Where several occur, the first one here that has
-a value counts.
+Names are compared without regard to letter case, blanks, ``_``, ``-`` and ``.``. Where several
+occur, the first one here that has a value counts.
 """
 
 from __future__ import annotations
@@ -20,18 +20,25 @@ FILE_FIELDS = (
     "file", "filepath", "file_path", "file_name", "filename", "image", "image_path", "img",
     "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
     "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
-    "img_b64", "base64", "image_data",
+    "img_b64", "base64", "image_data", "media_name", "photo_path", "photo", "picture",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
     "description", "sentences", "sentence", "comment", "raw", "reference_strs", "image_caption",
-    "alttext",
+    "caption_str", "caption_en", "text_en", "en_caption", "raw_caption", "long_caption",
+    "short_caption", "synthetic_caption", "generated_caption", "image_description", "descriptions",
+    "re_caption", "recaption", "org_caption", "desc", "paragraph", "img_title", "img_desc",
+    "caption_reference_description", "caption_attribution_description",
+    "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
+    "product_name", "product_title", "product_description", "prod_name", "detail_desc",
+    "tag_string",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
-# Names pictures only where nothing else does, and then without their ending.
-ID_FIELD = "image_id"
+# Name pictures only where nothing else does, and then without their ending; the last one only in
+# tables of rows.
+ID_FIELDS = ("image_id", "img_id", "photo_id", "id")
 LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url", "image_urls")
-LABEL_FIELDS = ("label", "class", "cls")
+LABEL_FIELDS = ("label", "class", "cls", "prediction_string")
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
 # caption, captions that are wrong, boxes, and a text for each box.
@@ -52,12 +59,38 @@ def said(text: str) -> str:
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a value says anything: no None, NaN, blank text, or list of nothing but those."""
+    """Whether a value says anything: no None, NaN, blank text, or list of nothing but those.
+
+    What is nested as deep as no person nests says nothing.
+    """
+    try:
+        return _is_filled(value)
+    except RecursionError:
+        return False
+
+
+def _is_filled(value: Any) -> bool:
     if isinstance(value, str | bytes):
         return bool(said(value if isinstance(value, str) else value.decode("utf-8", "replace")))
     if isinstance(value, Sequence):
-        return any(is_filled(each) for each in value)
+        return any(map(_is_filled, value))
     return value is not None and value == value  # what tables have for nothing is NaN
+
+
+@functools.lru_cache(maxsize=4096)
+def plain(name: str) -> str:
+    """A name as it is compared: ``Alt-Text`` is ``alttext``."""
+    return re.sub(r"[\s_.\-]+", "", name).lower()
+
+
+@functools.lru_cache(maxsize=64)
+def _plain_names(known: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(plain, known)))
+
+
+def is_among(name: str, known: Sequence[str]) -> bool:
+    """Whether a name is one of those that are known."""
+    return plain(name) in _plain_names(tuple(known))
 
 
 def find(names: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -65,8 +98,8 @@ def find(names: Iterable[str], known: Sequence[str]) -> list[str]:
     spelled: dict[str, list[str]] = {}
     for name in names:
         if isinstance(name, str):
-            spelled.setdefault(name.strip().lower(), []).append(name)
-    return [name for each in known for name in spelled.get(each, ())]
+            spelled.setdefault(plain(name), []).append(name)
+    return [name for each in _plain_names(tuple(known)) for name in spelled.get(each, ())]
 
 
 def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
@@ -91,6 +124,15 @@ def say_which_picture(names: Sequence[str], way: str) -> None:
         _say(f"the picture of a record is {names[0]!r}, not {', '.join(names[1:])}; {way}")
 
 
+def say_of_splits(file: object, columns: Iterable[str]) -> None:
+    """Log that a column of splits is not heeded in place, where there is one."""
+    if find(columns, ("split",)):
+        _say(
+            f"{file} has a column 'split', but in place all of its rows are of one; import it, and "
+            "the splits are kept"
+        )
+
+
 # Folders that systems leave among people's files, and what is in them.
 _LEFTOVERS = frozenset((
     "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "#recycle", "lost+found",
@@ -112,6 +154,24 @@ def split_of(path: str) -> str:
     return first if slash and first.lower() in SPLITS else ""
 
 
+def split_within(path: str | os.PathLike[str]) -> str:
+    """The split that a file belongs to by any folder of its path, the outermost; empty for none.
+
+    The Hugging Face hub calls a part of one ``partial-train``.
+    """
+    folders = [each.removeprefix("partial-") for each in pathlib.PurePath(path).parts[:-1]]
+    return next((each for each in folders if each.lower() in SPLITS), "")
+
+
+def split_named(value: Any) -> str:
+    """The split that a value of a column ``split`` stands for; empty for none.
+
+    Karpathy's ``restval`` belongs to the training set.
+    """
+    name = value.strip().lower() if isinstance(value, str) else ""
+    return "train" if name == "restval" else name if name in SPLITS else ""
+
+
 def splits_of_files(
     files: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] = ""
 ) -> list[str]:
@@ -127,7 +187,7 @@ def splits_of_files(
     if all(found) and len(set(found)) > 1:
         return found
     if root:
-        found = [split_of(os.path.relpath(file, root)) for file in files]
+        found = [split_within(os.path.relpath(file, root)) for file in files]
         if all(found):
             return found
     return [""] * len(files)

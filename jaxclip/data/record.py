@@ -96,7 +96,7 @@ def parse_example(
       The record; a :class:`BadRecord` if the bytes are no such message, hold no image, or none of
       the captions is valid UTF-8.
     """
-    message = _example_class()()
+    message = example_class()()
     try:
         message.ParseFromString(serialized)
     except Exception as error:  # protobuf's DecodeError; its C implementation raises others, too
@@ -128,7 +128,7 @@ def serialize_record(record: Record) -> bytes:
 
     The same record always gives the same bytes.
     """
-    message = _example_class()()
+    message = example_class()()
     feature = message.features.feature
     feature["image"].bytes_list.value.append(record.image)
     feature["texts"].bytes_list.value.extend(text.encode("utf-8") for text in record.texts)
@@ -197,7 +197,7 @@ def _first_text(feature: Any, name: str) -> str:
 
 
 @functools.cache
-def _example_class() -> Any:
+def example_class() -> Any:
     """The message class of ``tf.train.Example`` (field numbers from ``example.proto``)."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 

@@ -9,23 +9,68 @@ fsspec's (:mod:`.fsspec_store`). A
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from jaxclip.data.fsspec_store import FsspecStore
+from jaxclip.data.fsspec_store import FsspecStore, Now
 
-# Seconds that one attempt may take, and how many there are.
-_TIMEOUT, _ATTEMPTS = 60.0, 3
+_LOG = logging.getLogger(__name__)
+
+# Seconds that one attempt may take, one to read a whole file, and how many there are. A store that
+# has not answered before gets one attempt, of less.
+_TIMEOUT, _WHOLE, _ATTEMPTS, _FIRST = 60.0, 600.0, 3, 30.0
+# Seconds after which it is said what is waited for.
+_PATIENCE = 5.0
+# TensorStore's own attempts, some 15 seconds in all. Its default of 32 takes far longer than that.
+_RETRIES = {"max_retries": 4, "initial_delay": "1s", "max_delay": "8s"}
+# Stores that have answered, be it that there is no such file.
+_ANSWERED: set[str] = set()
+# When others were last asked, and what came of it. So long they are not asked again: opening a data
+# set asks for many files, most of which need not be there.
+_SILENT: dict[str, tuple[float, str]] = {}
+_NOT_AGAIN = 30.0
+_NO_CREDENTIALS = (
+    "no valid credentials; log in (`gcloud auth application-default login`, `aws configure`), or "
+    "set those of this machine"
+)
+_NO_BUCKET = "there is no such bucket; create it, or mend the address"
+_OTHER_REGION = "the bucket is in another region; set AWS_REGION to that"
+# Words of a store's error, and what they mean: the first that is found.
+_REMEDIES = {
+    ("not_found", "nosuchbucket", "bucket does not exist"): _NO_BUCKET,
+    ("requesttimetooskewed",): "the clock of this machine is wrong; set it",
+    ("authorizationheadermalformed", "permanentredirect", "code='301'"): _OTHER_REGION,
+    ("expiredtoken", "token has expired", "invalid_grant"): (
+        "the credentials have expired; log in again, or set new ones"
+    ),
+    ("unauthenticated", "credential", "invalidaccesskey", "signaturedoesnotmatch", "code='401'"): (
+        _NO_CREDENTIALS
+    ),
+    ("permission_denied", "forbidden", "access denied", "code='403'"): (
+        "permission denied; log in as one who may read and write there, or give this account that "
+        "right"
+    ),
+}
 _OF_TENSORSTORE = ("gs://", "s3://", "http://", "https://")
 
 
 def is_remote(path: os.PathLike[str] | str) -> bool:
     """Whether a path is an address: it has a scheme such as ``gs://``."""
     return "://" in os.fspath(path)
+
+
+def hub_address(name: str) -> str:
+    """How a data set of the Hugging Face hub is read, for an error; empty if a name is none."""
+    found = re.fullmatch(r"(?:https://huggingface\.co/datasets/)?([\w.\-]+/[\w.\-]+)/?", name)
+    return f"parquet:hf://datasets/{found[1]}" if found else ""
 
 
 def path_of(path: os.PathLike[str] | str) -> Any:
@@ -78,30 +123,84 @@ def generation(url: str) -> np.ndarray:
 
 
 def _read(url: str, byte_range: slice | None) -> Any:
-    store, key = _store_of(url)
+    root, key = _split(url)
+    store = _open(root)
+    is_first = root not in _ANSWERED
+    since, problem = _SILENT.get(root, (-_NOT_AGAIN, ""))
+    if is_first and time.monotonic() < since + _NOT_AGAIN:
+        raise OSError(f"{url} can't be read ({problem})")
+    timeout = _FIRST if is_first else _TIMEOUT if byte_range is not None else _WHOLE
+    attempts = 1 if is_first else _ATTEMPTS
     last: BaseException | None = None
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         try:
-            found = store.read(key, byte_range=byte_range).result(timeout=_TIMEOUT)
+            found = _answer(lambda: store.read(key, byte_range=byte_range), timeout, url)
         except ValueError as error:
             if "OUT_OF_RANGE" in str(error):
+                _ANSWERED.add(root)
                 raise
             last = error
         except Exception as error:  # TensorStore has no class of its own for errors of a store
             last = error
         else:
+            _ANSWERED.add(root)
             if found.state == "missing":
                 raise FileNotFoundError(f"{url}: no such file")
             return found
-    text = str(last) or type(last).__name__
-    raise OSError(f"{url} can't be read ({_ATTEMPTS} attempts): {text[:300]}") from last
+    problem = f"{attempts} attempts: " if attempts > 1 else ""
+    problem += reason(last, timeout)
+    if is_first:
+        _SILENT[root] = (time.monotonic(), problem)
+    raise OSError(f"{url} can't be read ({problem})") from last
+
+
+def reason(error: BaseException | None, timeout: float | None = None) -> str:
+    """Why a store failed and what helps, in one line.
+
+    Args:
+      error: what it raised.
+      timeout: seconds that it had to answer, if that is known.
+    """
+    if isinstance(error, TimeoutError):
+        when = "in time" if timeout is None else f"within {timeout:g} seconds"
+        return f"no answer {when}; is there a network?"
+    text = " ".join(str(error).partition(" [http_response")[0].split()) or type(error).__name__
+    low = str(error).lower()
+    for words, meaning in _REMEDIES.items():
+        if any(word in low for word in words):
+            return f"{meaning} ({text[:160]})"
+    return text[:300]
+
+
+def _answer(ask: Callable[[], Any], timeout: float, url: str) -> Any:
+    """What comes of a question to a store; says what it waits for if that takes long."""
+    # fsspec answers when it is asked, TensorStore later.
+    timer = threading.Timer(_PATIENCE, _LOG.warning, ("waiting for %s", url))
+    timer.daemon = True
+    if not url.startswith(_OF_TENSORSTORE):
+        timer.start()
+    try:
+        future = ask()
+    finally:
+        timer.cancel()
+    try:
+        return future.result(timeout=_PATIENCE)
+    except TimeoutError:
+        _LOG.warning("waiting for %s", url)
+    return future.result(timeout=timeout - _PATIENCE)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The root of a store, and the key of a file in it."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}/", key
 
 
 def _store_of(url: str) -> tuple[Any, str]:
     """The store of an address, and the key of the file in it."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    return _open(f"{scheme}://{bucket}/"), key
+    root, key = _split(url)
+    return _open(root), key
 
 
 @functools.lru_cache(maxsize=64)
@@ -113,9 +212,12 @@ def _open(root: str) -> Any:
     except ImportError as error:
         raise ValueError(f"{root} needs tensorstore, which comes with the extra 'train'") from error
     try:
-        return tensorstore.KvStore.open(spec_of(root)).result(timeout=_TIMEOUT)
+        kinds = ("gcs_request_retries", "s3_request_retries", "http_request_retries")
+        context = tensorstore.Context(dict.fromkeys(kinds, _RETRIES))
+        opened = tensorstore.KvStore.open(spec_of(root), context=context)
+        return opened.result(timeout=_TIMEOUT)
     except Exception as error:
-        raise ValueError(f"{root} can't be opened: {str(error)[:300]}") from error
+        raise ValueError(f"{root} can't be opened: {reason(error, _TIMEOUT)}") from error
 
 
 def open_fsspec(root: str, *, fresh: bool = False) -> Any:
@@ -133,18 +235,19 @@ def open_fsspec(root: str, *, fresh: bool = False) -> Any:
         ) from error
 
 
-def spec_of(root: str) -> str | dict[str, str]:
+def spec_of(root: str) -> str | dict[str, Any]:
     """What TensorStore opens; other servers of Amazon's kind are named as for Amazon's tools."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not endpoint or not root.startswith("s3://"):
+    if not root.startswith("s3://"):
         return root
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return {
-        "driver": "s3",
-        "bucket": root.removeprefix("s3://").rstrip("/"),
-        "endpoint": endpoint.rstrip("/"),
-        "aws_region": region,
-    }
+    spec: dict[str, Any] = {"driver": "s3", "bucket": root.removeprefix("s3://").rstrip("/")}
+    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        # They come first anyway; asked for alone, nothing is looked for that is not there.
+        spec["aws_credentials"] = {"type": "environment"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        spec |= {"endpoint": endpoint.rstrip("/"), "aws_region": region or "us-east-1"}
+    return spec
 
 
 class RemotePath(os.PathLike[str]):
@@ -246,20 +349,29 @@ class RemotePath(os.PathLike[str]):
             return
         store, key = _store_of(self._url + "/")
         try:
-            names = names_below(store, key)
+            names = names_below(store, key, self._url)
         except Exception as error:
-            raise OSError(f"{self._url} can't be listed: {str(error)[:300]}") from error
+            raise OSError(f"{self._url} can't be listed: {reason(error, _FIRST)}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
-def names_below(store: Any, prefix: str) -> list[str]:
-    """Keys that begin with a prefix, which ends with a slash."""
+def names_below(store: Any, prefix: str, url: str) -> list[str]:
+    """Keys that begin with a prefix, which ends with a slash.
+
+    Args:
+      store: TensorStore's, or fsspec's.
+      prefix: of the keys.
+      url: the folder's address.
+    """
+    root = _split(url)[0]
+    timeout = _TIMEOUT if root in _ANSWERED else _FIRST
     if isinstance(store, FsspecStore):
-        return store.names(prefix)
+        return list(_answer(lambda: Now(store.names(prefix)), timeout, url))
     import tensorstore
 
     every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
-    names = store.list(every).result(timeout=_TIMEOUT)
+    names = _answer(lambda: store.list(every), timeout, url)
+    _ANSWERED.add(root)
     return [name.decode("utf-8", "replace") for name in names]
 
 

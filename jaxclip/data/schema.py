@@ -34,7 +34,6 @@ TEXTS = "texts"
 LABEL = "label"
 KEY = "key"
 META = "meta"
-FEATURES = (IMAGE, TEXTS, LABEL, KEY, META)
 
 NO_LABEL = -1
 

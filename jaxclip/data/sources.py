@@ -15,7 +15,7 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from jaxclip.data import emoji, remote, scenes, table_source, tfds_names, webdataset
+from jaxclip.data import emoji, file_kinds, remote, scenes, table_source, tfds_names, webdataset
 from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.tfds_directory import hint_beside, open_directory
 from jaxclip.data.tfds_features import field_names
@@ -35,6 +35,18 @@ KINDS.register("webdataset", webdataset.open_pattern)
 KINDS.register("tfds", tfds_names.open_name)
 KINDS.register("parquet", table_source.open_parquet)
 KINDS.register("arrow", table_source.open_arrow)
+
+
+# Kinds of files that are read in place, by their endings.
+_IN_PLACE = {
+    ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
+}  # fmt: skip
+
+
+def _in_place(name: str) -> str:
+    """How a file is read in place, for an error; empty if it is not."""
+    kind = _IN_PLACE.get(pathlib.PurePath(name).suffix.lower())
+    return f"it is read in place as {kind}:{name}" if kind else ""
 
 
 def open(name: str | os.PathLike[str]) -> DataSet:
@@ -57,15 +69,18 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     if text in BUILT_IN:
         return open_directory(BUILT_IN[text](), name=text)
     if remote.is_remote(text):
+        if hub := remote.hub_address(text):
+            raise ValueError(f"data set {text!r} is on the Hugging Face hub: read {hub!r}")
+        if read_as := _in_place(text):
+            raise ValueError(f"data set {text!r} is a file, not a folder; {read_as}")
         return open_directory(text)
     path = pathlib.Path(text)
     if path.is_file():
-        in_place = {
-            ".tar": "webdataset", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
-        }.get(path.suffix.lower())  # fmt: skip
         way = f"`jaxclip data import --from {text} --to DIR` makes one of a table"
-        if in_place:
-            way = f"it is read in place as {in_place}:{text}"
+        if read_as := _in_place(text):
+            way = read_as
+        elif path.suffix.lower() in file_kinds.ARCHIVES:
+            way = "it is an archive: unpack it, and import the folder that this makes"
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
     if not path.is_dir():
         built_in = BUILT_IN if "/" not in text else ()
@@ -73,13 +88,31 @@ def open(name: str | os.PathLike[str]) -> DataSet:
         near = f"; did you mean '{meant}:{rest}'?" if meant else hint_beside(path, built_in)
         if colon and kind in BUILT_IN:
             near = f"; did you mean {kind!r}? A split is no part of the name"
-        elif re.fullmatch(r"\w+:/[^/].*", text):
+        elif not colon and remote.hub_address(text) and not path.parent.exists():
+            near = f"; the Hugging Face hub's is '{remote.hub_address(text)}'"
+        elif not meant and re.fullmatch(r"\w+:/[^/].*", text):
             near = f"; an address has two slashes, '{kind}://{rest.lstrip('/')}'"
         raise FileNotFoundError(
             f"data set {text!r}: no such directory, nor built in ({', '.join(BUILT_IN)}), nor one "
             f"of KIND:FILES ({', '.join(KINDS.names())}){near}"
         )
     return open_directory(text)
+
+
+def check_name(name: str) -> None:
+    """Refuse what can be no data set, whatever files there are; what may be elsewhere passes.
+
+    Args:
+      name: as for :func:`open`, of a resolved configuration.
+
+    Raises:
+      FileNotFoundError: a word that is not built in, or an unknown ``KIND:``; names the nearest.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind == "scenes" and colon:
+        check_name(rest)
+    elif "/" not in kind and kind not in KINDS.names() and not remote.is_remote(name):
+        open(name)
 
 
 def _open_scenes(name: str) -> DataSet:

@@ -28,7 +28,7 @@ from jaxclip.data import remote
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
-from jaxclip.data.naming import SPLITS, is_hidden, split_of, splits_of_files
+from jaxclip.data.naming import SPLITS, is_hidden, say_of_splits, split_within, splits_of_files
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
@@ -95,7 +95,7 @@ def _is_folder(pattern: str) -> bool:
 
 def _split_of(path: pathlib.PurePath) -> str:
     """The split of a file by its folder or the beginning of its name."""
-    if found := split_of(path.as_posix().removeprefix("data/")):
+    if found := split_within(path):
         return found
     begin = path.name.partition("-")[0]
     return begin if begin.lower() in SPLITS else "train"
@@ -104,6 +104,7 @@ def _split_of(path: pathlib.PurePath) -> str:
 def _row_groups(file: Any) -> list[Group]:
     with _opened(file) as opened:
         columns = parquet.columns_of(file, opened.schema_arrow, _OPTION)
+        say_of_splits(file, opened.schema_arrow.names)
         metadata = opened.metadata
         counts = [metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
     firsts = np.cumsum([0, *counts])
@@ -233,6 +234,7 @@ def _batches(file: pathlib.Path) -> list[Group]:
             f"{file} is no Arrow stream, nor a file of Arrow's, or is damaged: {error}"
         ) from error
     columns = parquet.columns_of(file, schema, _OPTION)
+    say_of_splits(file, schema.names)
     firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     return [
         Group(file, columns, int(first), batch.num_rows, _Mapped(batch).read)
@@ -353,7 +355,7 @@ class TableSource(RecordSource):
         if isinstance(image, BadRecord):
             return dataclasses.replace(image, key=item.key)
         if not image:
-            return BadRecord("missing_image", "no bytes in the image's column", item.key)
+            return BadRecord("zero_bytes", "", item.key)
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", item.key)
         meta = json.dumps(dict(item.meta), ensure_ascii=False) if item.meta else ""

@@ -302,6 +302,8 @@ class Others:
                 f"first dot, so {key}.{extension} is file {extension!r} of sample {key!r} and has "
                 "no partner; rename the files without dots inside"
             )
+        if not has_samples and any(each.startswith("tar") for each in self._endings):
+            return "it holds other tars; unpack it, and read those"
         if self._endings and not has_samples:
             return (
                 f"its files end in .{', .'.join(self._endings)}; a sample has a picture "

@@ -221,8 +221,8 @@ def _reader(file_format: str, paths: list[str], lengths: list[int]) -> _BytesRea
 
 def _other_kind(directory: Any) -> str:
     """How to name a folder of files that are read in place; empty if it is none."""
-    if not isinstance(directory, pathlib.Path):
-        return ""
+    if not isinstance(directory, pathlib.Path) or any(directory.glob("*.tfrecord")):
+        return ""  # others' TFRecord files are imported
     for pattern, kind in (
         ("dataset_dict.json", "arrow"), ("state.json", "arrow"), ("*.tar", "webdataset"),
         ("*.parquet", "parquet"), ("*/*.tar", "webdataset"), ("*/*.parquet", "parquet"),

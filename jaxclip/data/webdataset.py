@@ -37,6 +37,8 @@ _LOG = logging.getLogger(__name__)
 SIZES_FILE = "sizes.json"
 NUMBER_FILE = "nshards.txt"
 CLASS_NAMES_FILE = "classnames.txt"
+# Where the Hugging Face hub keeps tars, by split or not.
+_HUB_FOLDER = "data"
 
 
 def open_pattern(pattern: str) -> DataSet:
@@ -126,6 +128,9 @@ def _splits(pattern: str) -> dict[str, list[str]]:
         if not is_hidden(each.name) and each.is_dir()
     }
     below = {name: paths for name, paths in below.items() if paths}
+    inner = folder / _HUB_FOLDER
+    if set(below) <= {_HUB_FOLDER} and inner.is_dir() and any(True for _ in inner.iterdir()):
+        return _splits(str(inner))
     if not below:
         packed = [*folder.glob("*.tar.*"), *folder.glob("*.tgz")]
         if packed:

@@ -160,7 +160,7 @@ def encode_images(model: Model, images: np.ndarray) -> np.ndarray:
 
 
 def training_pictures(count: int, size: int, seed: int) -> Iterator[tuple[np.ndarray, str, int]]:
-    """``(picture, caption, class)``: all cues of a picture agree."""
+    """``(uint8[size, size, 3], caption, class)``: all cues of a picture agree."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         value = number % NUM_VALUES

@@ -176,7 +176,11 @@ def global_rows(batch_size: int, mesh: Mesh) -> int:
 def in_step(
     inputs: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Go on until the last process has no input left, with inputs of no rows for the others."""
+    """Go on until the last process has no input left, with inputs of no rows for the others.
+
+    Args:
+      inputs: pairs of an array [n, ...] and int64[n], its rows' numbers.
+    """
     if jax.process_count() == 1:
         yield from inputs
         return
@@ -208,14 +212,14 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """A global array, whole, on the host."""
+    """A global array, whole, on every host; of its shape and dtype."""
     if jax.process_count() == 1:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    """Append copies of the last row (zeros if there is none) up to ``rows`` rows.
+    """[n, ...] -> [rows, ...], with copies of the last row (zeros if there is none) behind.
 
     Raises:
       ValueError: there are more than ``rows`` already.
@@ -228,7 +232,7 @@ def pad_rows(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def share_of_work(count: int) -> np.ndarray:
-    """Numbers below ``count`` that this process handles."""
+    """int[n]: the numbers below ``count`` that this process handles."""
     return np.arange(jax.process_index(), count, jax.process_count())
 
 

@@ -95,7 +95,7 @@ def scores(images: np.ndarray, bank: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 
 def draw(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Places of ``size`` examples of each class, ascending; of all where ``size`` is 0.
+    """int[n]: places of ``size`` examples of each class of int[N], ascending; all for size 0.
 
     The draw for a size is a part of that for a larger one.
     """

@@ -106,7 +106,7 @@ def labelled(split: EncodedSplit) -> tuple[np.ndarray, np.ndarray]:
 def divide(
     examples: tuple[np.ndarray, np.ndarray], fraction: float, seed: int
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Draw a part; returns ``(the rest, the part)``.
+    """Draw a part of ``(float32[N, D], int64[N])``; returns ``(the rest, the part)``, likewise.
 
     Raises:
       ValueError: there are fewer than two examples.

@@ -143,6 +143,11 @@ def write_results(
 def read_results(workdir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """What :func:`write_results` wrote; empty if there is nothing readable."""
     results = storage.read_json(pathlib.Path(workdir) / RESULTS_FILE, {})
+    if not all(
+        isinstance(result, dict) and isinstance(result.get("metrics"), dict)
+        for result in results.values()
+    ):
+        return {}
     for result in results.values():
         result["metrics"] = storage.decode_floats(result["metrics"])
     return results

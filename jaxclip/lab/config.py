@@ -17,7 +17,7 @@ from jaxclip import optim
 from jaxclip.lab import injectors, precision
 from jaxclip.registry import hint
 from jaxclip.train import guard as guard_lib
-from jaxclip.train import setup
+from jaxclip.train import setup_checks
 
 Config = dict[str, Any]
 
@@ -176,7 +176,7 @@ def training(config: Config, model: str, rule: str) -> Config:
         guard = guard_lib.from_config(resolved)
         if guard is not None and "reset_moments" in guard.actions:
             state = jax.eval_shape(rule_of_optim.init, {"w": jnp.zeros((2, 2))})
-            setup.check_guard(resolved, guard, state)
+            setup_checks.check_guard(resolved, guard, state)
     except ValueError as error:
         raise ValueError(f"rules.{rule}, models.{model}: {error}") from error
     return resolved

@@ -20,7 +20,7 @@ _SMOOTH = 25
 
 
 def final_loss(loss: np.ndarray, last: int = 50) -> float:
-    """Mean of the last losses; infinite where one of them is not finite."""
+    """Mean of the last losses of float[steps]; infinite where one of them is not finite."""
     mean = float(np.mean(np.asarray(loss, np.float64)[-last:]))
     return mean if math.isfinite(mean) else math.inf
 

@@ -269,7 +269,7 @@ def _add(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> Any:
 
 
 def finite(peak: jax.Array) -> jax.Array:
-    """A running maximum as what is subtracted in exponents: 0 where there is nothing yet."""
+    """A running maximum, of any shape, as what is subtracted in exponents: 0 where it is -inf."""
     # exp(-inf - 0) is 0, exp(-inf + inf) would be NaN.
     return jnp.where(jnp.isneginf(peak), 0.0, peak)
 

@@ -304,7 +304,7 @@ def requests(
 
 
 def pad_bias(bias: jax.Array, inserted: int) -> jax.Array:
-    """Zeros for the pairs of the tokens that were put in."""
+    """A bias of scores [B, H, N, N] with zeros for ``inserted`` more tokens in front."""
     if not inserted:
         return bias
     return jnp.pad(bias, ((0, 0), (0, 0), (inserted, 0), (inserted, 0)))

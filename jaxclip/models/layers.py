@@ -301,7 +301,7 @@ class Block(nn.Module):
         return x, taken
 
     def experts(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What takes the MLP's place, and what its router did."""
+        """[B, L, C] -> [B, L, C], what takes the MLP's place, and what its router did."""
         variant = self.variant
         mixture = experts_lib.Experts(
             variant.num_experts,
@@ -315,7 +315,8 @@ class Block(nn.Module):
         return mixture(x)
 
     def scale(self, x: jax.Array, branch: str) -> jax.Array:
-        """LayerScale (Touvron et al., 2021, arXiv:2103.17239)."""
+        """[..., C] times the branch's gains [C], if it has any (LayerScale, Touvron et al., 2021,
+        arXiv:2103.17239)."""
         initial = self.variant.layer_scale
         if initial is None:
             return x

@@ -41,7 +41,7 @@ def threshold(sparsity: float) -> float:
 
 
 def activation(sparsity: float, height: float) -> Callable[[jax.Array], jax.Array]:
-    """phi with the threshold of a sparsity, and m = ``height``."""
+    """phi, element by element, with the threshold of a sparsity, and m = ``height``."""
     tau = threshold(sparsity)
     return lambda x: jnp.clip(x - tau, 0.0, None if math.isinf(height) else height)
 

@@ -198,7 +198,10 @@ class Tower(TowerParts, abc.ABC):
             return jax.lax.scan(one, x, (stacked, places))
 
     def turns(self, tokens: Tokens) -> jax.Array | None:
-        """Rotary angles of the whole sequence, zero for all but the tower's own tokens; or None."""
+        """Rotary angles of the whole sequence, [N, d / 2] or [B, N, d / 2]; None for none.
+
+        They are zero for tokens that were put in, or stand before the tower's own.
+        """
         if tokens.turns is None:
             return None
         before = tokens.inserted + self.prefix

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip import losses
-from jaxclip.objectives._base import Context, Metrics
+from jaxclip.objectives._base import Context, Metrics, Outputs
 
 
 def clip_part(
@@ -42,3 +42,10 @@ def clip_part(
         mesh=ctx.mesh,
     )
     return weight * value, metrics | {"clip": value}
+
+
+def clip_part_if_any(weight: float, outputs: Outputs, ctx: Context) -> tuple[jax.Array, Metrics]:
+    """:func:`clip_part` of ``image`` and ``text``, which need not be made at weight 0."""
+    if weight == 0:
+        return jnp.zeros((), jnp.float32), {}
+    return clip_part(weight, outputs["image"], outputs["text"], ctx)

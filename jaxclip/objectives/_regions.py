@@ -74,7 +74,7 @@ def windows(count: int) -> jax.Array:
 
 
 def corners(boxes: jax.Array) -> jax.Array:
-    """(centre x, centre y, width, height) -> (x0, y0, x1, y1)."""
+    """[..., 4] (centre x, centre y, width, height) -> [..., 4] (x0, y0, x1, y1)."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
 

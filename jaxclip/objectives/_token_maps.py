@@ -13,7 +13,7 @@ from jaxclip.objectives._base import Outputs, Params
 
 
 def init_maps(rng: jax.Array, sizes: CLIPConfig, features: int) -> Params:
-    """Parameters by tower."""
+    """Parameters of :func:`mapped_tokens` by tower: linear maps from its width to ``features``."""
     head = MLPHead(features, depth=1)
     widths = {"image": sizes.image.width, "text": sizes.text.width}
     return {

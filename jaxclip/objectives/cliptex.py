@@ -20,7 +20,7 @@ from jaxclip.objectives._checks import (
     check_square_grid,
     filled,
 )
-from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._clip import clip_part_if_any
 
 _OPTIONS = {"key": "", "kind": "", "classes": 0, "weight": 1.0}
 # Numbers of a place in the record.
@@ -125,9 +125,7 @@ class CLIPTeX(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
-        if self.contrastive:
-            loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
+        loss, metrics = clip_part_if_any(self.contrastive, outputs, ctx)
         for each in self._experts():
             key = each["key"]
             count = jnp.maximum(jnp.sum(outputs[f"{key}_count"]), 1.0)

@@ -14,7 +14,7 @@ from jaxclip.models import CLIPConfig
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_count, check_number
-from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._clip import clip_part_if_any
 from jaxclip.objectives.sam_clip import smooth_l1
 
 _TOWERS = ("image", "text")
@@ -126,9 +126,7 @@ class DCCLIP(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
-        if self.contrastive:
-            loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
+        loss, metrics = clip_part_if_any(self.contrastive, outputs, ctx)
         for tower, weight in zip(_TOWERS, (self.image_weight, self.text_weight), strict=True):
             value = jnp.sum(outputs[f"{tower}_sum"]) / jnp.sum(outputs[f"{tower}_count"])
             metrics[f"{tower}_distance"] = value

@@ -14,7 +14,7 @@ from jaxclip import losses
 from jaxclip.models import CLIPConfig
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_count, check_number
-from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._clip import clip_part_if_any
 
 _BROKEN = "broken/text"
 
@@ -83,9 +83,7 @@ class Grammar(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
-        if self.contrastive:
-            loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
+        loss, metrics = clip_part_if_any(self.contrastive, outputs, ctx)
         grammar = (jnp.mean(outputs["sound_nll"]) + jnp.mean(outputs["broken_nll"])) / 2
         hits = (jnp.mean(outputs["sound_hits"]) + jnp.mean(outputs["broken_hits"])) / 2
         metrics |= {"grammar": grammar, "grammar_accuracy": hits}

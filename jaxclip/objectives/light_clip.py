@@ -149,5 +149,5 @@ def softened(logits: jax.Array, softness: jax.Array | float) -> jax.Array:
 
 
 def accuracy(logits: jax.Array) -> jax.Array:
-    """Share of rows whose own logit is the largest."""
+    """float32[]: the share of the rows of [B, B] whose own logit is the largest."""
     return jnp.mean(jnp.argmax(logits, axis=1) == jnp.arange(len(logits)), dtype=jnp.float32)

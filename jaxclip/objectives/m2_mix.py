@@ -101,7 +101,7 @@ class M2Mix(Objective):
 
 
 def slerp(a: jax.Array, b: jax.Array, ratio: jax.Array) -> jax.Array:
-    """The point at ``ratio`` of the way from unit rows b to unit rows a, along the sphere.
+    """[B, D]: the points at ``ratio`` of the way from unit rows b to unit rows a, along the sphere.
 
     Where the rows are closer than about 0.1 degrees, or opposite, the arc's sines vanish: there it
     is the straight line, which has finite gradients.

@@ -14,7 +14,7 @@ from jaxclip.models import CLIPConfig, unit
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._captioning import Captioning
 from jaxclip.objectives._checks import check_count, check_number
-from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._clip import clip_part_if_any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +87,7 @@ class MacCap(Captioning, Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
-        if self.contrastive:
-            loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
+        loss, metrics = clip_part_if_any(self.contrastive, outputs, ctx)
         count = jnp.maximum(jnp.sum(outputs["tokens"]), 1.0)
         caption = jnp.sum(outputs["nll"]) / count
         metrics |= {"caption": caption, "caption_accuracy": jnp.sum(outputs["hits"]) / count}

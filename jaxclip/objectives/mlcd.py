@@ -128,8 +128,10 @@ class MLCD(Objective):
 
 
 def with_margin(cosines: jax.Array, margin: float) -> jax.Array:
-    """cos(angle + margin), falling on where the angle is beyond π - margin (ArcFace,
-    arXiv:1801.07698)."""
+    """cos(angle + margin) of cosines of any shape (ArcFace, arXiv:1801.07698).
+
+    Where the angle is beyond π - margin it falls on, as a line.
+    """
     if not margin:
         return cosines
     sine = jnp.sqrt(jnp.maximum(1.0 - cosines**2, 1e-12))

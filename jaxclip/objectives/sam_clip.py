@@ -14,7 +14,7 @@ from jaxclip.models import CLIPConfig, unit
 from jaxclip.models.heads import MLPHead
 from jaxclip.objectives._base import Context, Metrics, Objective, Outputs, Params, State
 from jaxclip.objectives._checks import check_choice, check_count, check_number, filled
-from jaxclip.objectives._clip import clip_part
+from jaxclip.objectives._clip import clip_part_if_any
 
 _OPTIONS = {"key": "", "size": 0, "weight": 1.0, "distance": "cosine"}
 DISTANCES = ("cosine", "smooth_l1")
@@ -114,9 +114,7 @@ class SAMCLIP(Objective):
     def loss(
         self, params: Params, state: State, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, Metrics, State]:
-        loss, metrics = jnp.zeros(()), dict[str, jax.Array]()
-        if self.contrastive:
-            loss, metrics = clip_part(self.contrastive, outputs["image"], outputs["text"], ctx)
+        loss, metrics = clip_part_if_any(self.contrastive, outputs, ctx)
         for each in self._teachers():
             key = each["key"]
             count = jnp.sum(outputs[f"{key}_count"])

@@ -142,7 +142,17 @@ class SILC(Objective):
     def local_to_global(
         self, params: Params, centre: jax.Array, outputs: Outputs, ctx: Context
     ) -> tuple[jax.Array, jax.Array]:
-        """``(mean over crops and rows, the centre behind it)``."""
+        """Cross-entropy of local crops to the teacher's view (DINO, arXiv:2104.14294).
+
+        Args:
+          params: of the term.
+          centre: float32[K], what the teacher's scores are centred by.
+          outputs: ``_pooled`` of the crops, and of the teacher's view.
+          ctx: of the term.
+
+        Returns:
+          ``(float32[], float32[K])``: the mean over crops and rows, and the centre after it.
+        """
         pooled = outputs[f"teacher/{self.teacher_view}_pooled"]
         teacher = self._head(ctx.teacher_own["head"], pooled)
         temperatures = (self.student_temperature, self.teacher_temperature)

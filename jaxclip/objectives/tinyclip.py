@@ -119,24 +119,32 @@ class TinyCLIP(Affinity):
 
 
 def bounded(a: jax.Array) -> jax.Array:
-    """a within ln 0.01 and ln 100; its gradient goes through, so that it comes back."""
+    """a, cut to ln 0.01 and ln 100; its gradient goes through, so that it comes back."""
     return a + jax.lax.stop_gradient(jnp.clip(a, *_BOUNDS) - a)
 
 
 def hard_concrete(a: jax.Array, u: jax.Array | None) -> jax.Array:
-    """The mask z of a, by a uniform draw or, for None, without chance."""
+    """The mask z in [0, 1] of a, by a uniform draw u in (0, 1) or, for None, without chance.
+
+    Both are of one shape, which is that of z (Louizos et al., 2018, arXiv:1712.01312).
+    """
     noise = 0.0 if u is None else jnp.log(u) - jnp.log1p(-u)
     stretched = jax.nn.sigmoid((noise + bounded(a)) / _BETA) * (_HIGH - _LOW) + _LOW
     return jnp.clip(stretched, 0.0, 1.0)
 
 
 def chance(a: jax.Array) -> jax.Array:
-    """P(z > 0)."""
+    """P(z > 0) of each a, of its shape."""
     return jax.nn.sigmoid(bounded(a) - _BETA * math.log(-_LOW / _HIGH))
 
 
 def expected_share(params: Params, sizes: CLIPConfig) -> jax.Array:
-    """Expected share of the weights of attention and MLPs of both towers that is not masked out."""
+    """float32[]: the share of attention's and MLPs' weights that is expected not to be masked.
+
+    Args:
+      params: a of each tower's modules, as the term has them.
+      sizes: of the towers.
+    """
     kept, total = jnp.zeros(()), 0.0
     for tower in _TOWERS:
         config, p = getattr(sizes, tower), jax.tree.map(chance, params[tower])

@@ -30,14 +30,14 @@ A finite gradient whose square overflows float32 (1e30, say) has its true, finit
 **Hyperparameters.** A float hyperparameter may be a number, an array (traced or not) or a schedule,
 a function of the number of updates before this one. A number of updates may not be a schedule.
 
-**Differentiation.** Statistics, thresholds and factors of clippers are constants to ``jax.grad``:
-what is left is the derivative of factor times gradient.
+**Differentiation.** Statistics, thresholds and factors of clippers, and of clips within optimizers,
+are constants to ``jax.grad``: what is left is the derivative of factor times gradient, and of Adam.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -45,11 +45,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxclip.optim._dtypes import dtype_of as dtype_of
+from jaxclip.optim._dtypes import own_promotion as own_promotion
+from jaxclip.optim._dtypes import wide_dtype as wide_dtype
+from jaxclip.optim._dtypes import widened as widened
 from jaxclip.optim._norms import combine_norms as combine_norms
 from jaxclip.optim._norms import global_norm as global_norm
 from jaxclip.optim._norms import max_and_all as max_and_all
 from jaxclip.optim._norms import max_and_flag as max_and_flag
-from jaxclip.optim._norms import maxima_and_flags as maxima_and_flags
+from jaxclip.optim._norms import maxima_and_finite as maxima_and_finite
 from jaxclip.optim._norms import norms_and_total as norms_and_total
 from jaxclip.optim._norms import sum_or_nan as sum_or_nan
 from jaxclip.optim._norms import tensor_maxima as tensor_maxima
@@ -75,9 +79,13 @@ def flatten(tree: Any, expected: int | None = None) -> tuple[list[jax.Array], An
       expected: number of tensors which the state was made for, if it is one for each.
 
     Raises:
+      TypeError: a tensor is no gradient, as it is of a dtype that can't be computed with.
       ValueError: the number of tensors is not the expected one.
     """
     leaves, treedef = jax.tree.flatten(tree)
+    for leaf in leaves:
+        if getattr(leaf, "dtype", None) in (jax.dtypes.float0, np.bool_):
+            _refuse_dtype(tree)
     if expected is not None and len(leaves) != expected:
         raise ValueError(
             f"updates hold {len(leaves)} tensors, but the state was initialised for {expected}; "
@@ -85,6 +93,46 @@ def flatten(tree: Any, expected: int | None = None) -> tuple[list[jax.Array], An
             "optax.masked)"
         )
     return [jnp.asarray(leaf) for leaf in leaves], treedef
+
+
+def _refuse_dtype(tree: Any) -> None:
+    """Say which tensor is no gradient: float0 is what integers get, of ``allow_int=True``."""
+    for path, leaf in named_leaves(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype in (jax.dtypes.float0, np.bool_):
+            name = "float0" if dtype == jax.dtypes.float0 else dtype
+            raise TypeError(
+                f"updates hold {path or 'a tensor'} of dtype {name}, which is no gradient; keep it "
+                "out of the parameters, or hide it with optax.masked"
+            )
+
+
+def matching(treedef: Any, shapes: Sequence[tuple[int, ...]] | None, tree: Any) -> list[Any]:
+    """The tensors of a part of the state, one for each update.
+
+    Args:
+      treedef: structure of the updates.
+      shapes: of the updates; ``None`` to look at the structure alone.
+      tree: the part of the state, such as the first moment.
+
+    Raises:
+      ValueError: another structure, or other shapes: the state was made for other parameters.
+    """
+    way = "; make a new state by `init`, or restore the one of these parameters"
+    try:
+        found = treedef.flatten_up_to(tree)
+    except ValueError as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"updates and state are of different structures: {first}{way}") from error
+    for i, shape in enumerate(shapes or ()):
+        leaf = found[i]
+        if leaf is not None and jnp.shape(leaf) != shape:
+            path = tensor_names(treedef.unflatten(found))[i]
+            raise ValueError(
+                f"updates hold {path or 'a tensor'} of shape {shape}, for which the state has "
+                f"shape {leaf.shape}{way}"
+            )
+    return found
 
 
 def tensor_names(tree: Any) -> list[str]:
@@ -129,9 +177,7 @@ def _is_box(node: Any) -> bool:
 
 def statistics_dtype(tree: Any) -> Any:
     """float64 if the tree holds a float64 (or complex128) tensor, else float32."""
-    wide = any(
-        jnp.asarray(leaf).dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(tree)
-    )
+    wide = any(dtype_of(leaf) in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(tree))
     return jnp.float64 if wide else jnp.float32
 
 
@@ -153,7 +199,14 @@ def hyperparameter(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
       count: number of updates before this one (0 in the first), given to a schedule.
       dtype: of the result.
     """
-    return jnp.asarray(value(count) if callable(value) else value, dtype)
+    found = value(count) if callable(value) else value
+    if jnp.ndim(found):
+        # Of as many elements as there are tensors it would be taken for one number each.
+        raise TypeError(
+            f"a hyperparameter, or the value of a schedule, has shape {jnp.shape(found)}: "
+            "it must be a scalar"
+        )
+    return jnp.asarray(found, dtype)
 
 
 def complement(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
@@ -199,6 +252,8 @@ def check_number(
     """
     if isinstance(value, jax.Array) or callable(value):
         _check_precision(name, value)
+        if isinstance(value, jax.Array) and value.ndim:
+            raise TypeError(f"{name} must be a scalar, got an array of shape {value.shape}")
         return
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.number, np.ndarray)
@@ -234,6 +289,16 @@ def _check_precision(name: str, value: Any) -> None:
     )
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False, nor an array.
+
+    Raises:
+      TypeError: it is something else, such as ``"False"``.
+    """
+    if not isinstance(value, (bool, np.bool_, jax.Array)):
+        raise TypeError(f"{name}={value!r} must be True or False")
+
+
 def integer(name: str, value: Any, low: int) -> int | jax.Array:
     """A number of steps: an integer or a traced array, but no schedule.
 
@@ -252,8 +317,9 @@ def integer(name: str, value: Any, low: int) -> int | jax.Array:
             "integer, or an array through optax.inject_hyperparams"
         )
     if isinstance(value, jax.Array):
+        check_number(name, value)
         return value
-    check_number(name, value, low)
+    check_number(name, value, low, below=2**31)
     if not float(value).is_integer():
         raise ValueError(f"{name}={value} must be an integer")
     return int(value)
@@ -292,8 +358,8 @@ def static_number(name: str, value: Any, **limits: float) -> float:
       ValueError: it is out of range.
     """
     try:
-        number = float(value)
-    except (TypeError, jax.errors.JAXTypeError) as error:
+        number = float(value if isinstance(value, jax.Array) else operator.pos(value))
+    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
         argument = name.rpartition(".")[2]
         raise TypeError(
             f"{name}={value!r} must be a number known when tracing; within "
@@ -304,7 +370,7 @@ def static_number(name: str, value: Any, **limits: float) -> float:
 
 
 def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
-    """``numerator / denominator``, and ``otherwise`` where the denominator is zero."""
+    """``numerator / denominator``, broadcast, and ``otherwise`` where the denominator is zero."""
     nonzero = denominator != 0
     return where(nonzero, numerator / where(nonzero, denominator, 1.0), otherwise)
 
@@ -317,14 +383,13 @@ def rescale(leaf: jax.Array, factor: jax.Array, keep: jax.Array) -> jax.Array:
       factor: scalar, of the statistics' dtype.
       keep: bool scalar. A multiplication by zero would not do: NaN times zero is NaN.
     """
-    scaled = leaf * factor
+    scaled = widened(leaf, factor.dtype) * factor
     return jax.lax.select(keep, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
 
 def zeros_like_wide(leaf: Any) -> jax.Array:
     """Zeros like a parameter, at least float32: half precision would lose small steps."""
-    leaf = jnp.asarray(leaf)
-    return jnp.zeros_like(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+    return jnp.zeros_like(leaf, dtype=wide_dtype(dtype_of(leaf)))
 
 
 def increment_where(count: jax.Array, condition: jax.Array) -> jax.Array:

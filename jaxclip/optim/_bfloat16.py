@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclip.optim import _base
 from jaxclip.optim._sample import numbered, scrambled
 from jaxclip.optim._where import where
 
@@ -17,14 +18,20 @@ _ODD = 0x9E3779B9
 
 def is_narrow(leaf: Any) -> bool:
     """Whether a tensor is one that these wrappers are for."""
-    return jnp.asarray(leaf).dtype == jnp.bfloat16
+    return _base.dtype_of(leaf) == jnp.bfloat16
 
 
 def widen(tree: Any) -> Any:
     """bfloat16 tensors of a tree as float32; the others as they are."""
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.float32) if is_narrow(leaf) else leaf, tree
-    )
+
+    def of(leaf: Any) -> Any:
+        if not is_narrow(leaf):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+        return jnp.asarray(leaf, jnp.float32)
+
+    return jax.tree.map(of, tree)
 
 
 def round_to_nearest(value: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import optax
 
 from jaxclip.optim import _base, _sections
@@ -81,5 +82,12 @@ def frozen(
         stays = matches(patterns, path) or (group is not None and group.frozen)
         return "frozen" if stays else "trained"
 
-    groups = {"trained": tx, "frozen": optax.set_to_zero()}
-    return optax.partition(groups, lambda tree: _base.map_named(label, tree))
+    def labels(tree: Any) -> Any:
+        found = _base.map_named(label, tree)
+        if set(jax.tree.leaves(found)) == {"frozen"}:
+            raise ValueError(
+                "optim.freeze and optim.groups freeze all parameters; leave some to train"
+            )
+        return found
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)

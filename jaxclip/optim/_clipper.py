@@ -147,7 +147,7 @@ def clipper(
         )
         return given.restore(out), new_state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, _base.own_promotion(update_fn))
 
 
 class _Settled(NamedTuple):

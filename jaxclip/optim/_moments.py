@@ -12,6 +12,7 @@ The second may not: with 8 bits of mantissa, ``v + 0.001 * (g² - v)`` is ``v``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.optim import _base
+from jaxclip.optim import _base, _dtypes
 from jaxclip.optim._stacks import ENOUGH, Stacks
 from jaxclip.optim._together import together
 
@@ -36,8 +37,7 @@ def zeros(leaf: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) ->
       shape: of the moment; default the parameter's.
 
     """
-    leaf = jnp.asarray(leaf)
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32) if dtype is None else dtype
+    dtype = _base.wide_dtype(_base.dtype_of(leaf)) if dtype is None else dtype
     return jnp.zeros_like(leaf, dtype=dtype, shape=shape)
 
 
@@ -57,8 +57,20 @@ def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array, positive: bool = Fal
       eps: ε.
       positive: whether ε is known to be, see :func:`known_positive`: less to compile.
     """
-    root = jnp.sqrt(nu) + eps
+    root = square_root(nu) + eps
     return mu / root if positive else _base.safe_divide(mu, root, 0.0)
+
+
+@jax.custom_jvp
+def square_root(values: jax.Array) -> jax.Array:
+    """The root, with derivative 0, not infinite, at 0: of an element without a gradient so far."""
+    return jnp.sqrt(values)
+
+
+@square_root.defjvp
+def _square_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    root = square_root(*primals)
+    return root, tangents[0] * _base.safe_divide(jnp.full_like(root, 0.5), root, 0.0)
 
 
 def known_positive(eps: Any) -> bool:
@@ -134,9 +146,14 @@ def update_dtypes(params: Any, leaves: Sequence[jax.Array]) -> list[Any]:
     """
     if params is None:
         return [leaf.dtype for leaf in leaves]
-    tensors, _ = _base.flatten(params, len(leaves))
+    tensors, _ = _base.flatten(params)
+    if len(tensors) != len(leaves):
+        raise ValueError(
+            f"updates hold {len(leaves)} tensors, but the parameters {len(tensors)}; give `update` "
+            "trees of one structure"
+        )
     pairs = zip(tensors, leaves, strict=True)
-    return [jnp.promote_types(tensor.dtype, leaf.dtype) for tensor, leaf in pairs]
+    return [_dtypes.wider(tensor.dtype, leaf.dtype) for tensor, leaf in pairs]
 
 
 def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
@@ -185,19 +202,37 @@ _LARGE = 2**19
 
 
 def tensors(
-    updates: Any, state: Any, params: Any, weight_decay: _base.Hyperparameter, mask: Mask
+    updates: Any,
+    state: Any,
+    params: Any,
+    weight_decay: _base.Hyperparameter,
+    mask: Mask,
+    sampled: bool = False,
 ) -> Tensors:
     """The tensors of an update, for a state with ``mu``, ``nu`` and a report for each tensor.
 
+    Args:
+      updates: gradients.
+      state: of the optimizer.
+      params: may be ``None`` if nothing decays.
+      weight_decay: a hyperparameter.
+      mask: which tensors decay; ``None`` for all.
+      sampled: whether the moments are of a part of each tensor.
+
     Raises:
-      ValueError: the gradients are not of the state's structure; there is weight decay, but there
-        are no parameters.
+      ValueError: the gradients are not of the state's structure and shapes; there is weight decay,
+        but there are no parameters.
     """
     leaves, treedef = _base.flatten(updates, state.norm.size)
+
+    def moments(tree: Any) -> list[jax.Array]:
+        shapes = None if sampled else [leaf.shape for leaf in leaves]
+        return _base.matching(treedef, shapes, tree)
+
     return Tensors(
         leaves,
-        treedef.flatten_up_to(state.mu),
-        treedef.flatten_up_to(state.nu),
+        moments(state.mu),
+        moments(state.nu),
         decaying(weight_decay, mask, params, len(leaves)),
         update_dtypes(params, leaves),
         treedef,
@@ -313,8 +348,8 @@ def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **dec
     """
     for argument, value in decays.items():
         _base.check_number(f"{name}.{argument}", value, 0, below=1)
-    _base.check_number(f"{name}.eps", eps, 0)
-    _base.check_number(f"{name}.weight_decay", weight_decay, 0)
+    _base.check_number(f"{name}.eps", eps, 0, below=math.inf)
+    _base.check_number(f"{name}.weight_decay", weight_decay, 0, below=math.inf)
     try:
         floating = mu_dtype is None or jnp.issubdtype(jnp.dtype(mu_dtype), jnp.floating)
     except TypeError:
@@ -330,7 +365,7 @@ def refuse_complex(name: str, tree: Any) -> None:
       TypeError: the tree holds one.
     """
     for leaf in jax.tree.leaves(tree):
-        dtype = jnp.asarray(leaf).dtype
+        dtype = _base.dtype_of(leaf)
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name}: complex tensors ({dtype}) have no second moment here; split them into "
@@ -358,7 +393,11 @@ def decaying(
         raise ValueError("weight decay needs the parameters: call `update(grads, state, params)`")
     found, _ = _base.flatten(params, number)
     flags = _decay_flags(mask, params, number)
-    return [tensor if flag else None for tensor, flag in zip(found, flags, strict=True)]
+    # Whole numbers are no weights (a counter, say), and a small step would round them down.
+    return [
+        tensor if flag and jnp.issubdtype(tensor.dtype, jnp.floating) else None
+        for tensor, flag in zip(found, flags, strict=True)
+    ]
 
 
 def _decay_flags(mask: Mask, params: Any, number: int) -> list[bool]:

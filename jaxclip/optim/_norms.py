@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxclip.optim._stacks import LARGEST, LEAST, Stacks
@@ -112,7 +113,12 @@ def _look_until_in_range(
       short: whether sums may add up in another order than axis by axis.
       of_each: whether the norm of each tensor is wanted.
     """
-    arrays = [stacks.arrays(tensors) for tensors in (leaves, minus) if tensors is not None]
+    # JAX differentiates no loop of unknown length backwards.
+    arrays = [
+        stacks.arrays(lax.stop_gradient(tensors))
+        for tensors in (leaves, minus)
+        if tensors is not None
+    ]
 
     def look(found: _Found) -> _Found:
         sums = stacks.joined(_square_sums(found.scale, stacks, arrays, dtype, short))
@@ -227,24 +233,42 @@ def tensor_maxima(leaves: Sequence[jax.Array], dtype: Any) -> jax.Array:
     return jnp.where(spoilt > 0, jnp.nan, largest)
 
 
-def maxima_and_flags(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, list[jax.Array]]:
-    """As :func:`tensor_maxima`, and for each tensor a scalar: zero if all its elements are finite.
+def maxima_and_finite(leaves: Sequence[jax.Array], dtype: Any) -> tuple[jax.Array, list[jax.Array]]:
+    """As :func:`tensor_maxima`, and for each tensor a bool: whether all its elements are finite.
 
-    The scalar comes from the tensor's own reduction, where that is alone: it need not be looked up.
-    (Beside a NaN, an infinite largest value stays infinite.)
+    A bool comes from the tensor's own reduction, where that is alone: it need not be looked up. Who
+    needs no bools takes :func:`tensor_maxima`: without them, XLA would leave a reduction with one
+    result, which is three kernels.
     """
     if not leaves:
         return jnp.zeros((0,), dtype), []
     stacks = Stacks(leaves, least=_MANY)
+    looks = stacks.each(functools.partial(_largest, dtype=dtype), stacks.arrays(leaves))
+    patterns, finite = zip(*looks, strict=True)
+    return lax.bitcast_convert_type(stacks.vector(patterns), dtype), stacks.scalars(finite)
 
-    def of_one(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
-        size = lax.abs(leaf).astype(dtype)
-        return _max_and_flag(size, ~jnp.isfinite(size))
 
-    looks = stacks.each(of_one, stacks.arrays(leaves))
-    largest, flags = stacks.matrix(list(zip(*looks, strict=True)))
-    largest = jnp.where((flags > 0) & jnp.isfinite(largest), jnp.nan, largest)
-    return largest, stacks.scalars([flag for _, flag in looks])
+@functools.partial(jax.jit, static_argnames="dtype")  # traced once a shape
+def _largest(leaf: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Bit pattern of a tensor's largest absolute value; whether all its elements are finite.
+
+    Non-negative floats are ordered as their patterns, infinity above all of them and NaN above
+    that: the largest integer tells all. (``jnp.max`` may lose NaN on CPUs.)
+    """
+    integer = jnp.dtype(f"int{8 * jnp.dtype(dtype).itemsize}")
+    highest = jnp.iinfo(integer).max
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        # The magnitude of NaN beside infinity would be infinite.
+        leaf = jnp.where(leaf == leaf, lax.abs(leaf), jnp.nan)
+    pattern = lax.bitcast_convert_type(leaf.astype(dtype), integer)
+    pattern = lax.bitwise_and(pattern, lax.full_like(pattern, highest))  # without the sign
+    infinity = np.asarray(np.inf, dtype).view(integer)
+    return lax.reduce(
+        (pattern, pattern < infinity),
+        (jnp.zeros((), integer), jnp.asarray(True)),
+        lambda x, y: (lax.max(x[0], y[0]), x[1] & y[1]),
+        tuple(range(leaf.ndim)),
+    )
 
 
 def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -259,7 +283,8 @@ def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.A
     Returns:
       Two scalars of the values' dtype. The first means nothing where any is spoilt.
     """
-    spoilt = jnp.broadcast_to(spoilt, values.shape)
+    # JAX differentiates no reduction with two results.
+    values, spoilt = lax.stop_gradient(values), jnp.broadcast_to(spoilt, values.shape)
     zero = jnp.zeros((), values.dtype)
     largest, flag = lax.reduce(
         (values, spoilt.astype(values.dtype)),
@@ -272,6 +297,7 @@ def max_and_flag(values: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.A
 
 def max_and_all(values: jax.Array, holds: jax.Array) -> tuple[jax.Array, jax.Array]:
     """As :func:`max_and_flag`, but the second is one if something holds for all, else 0."""
+    values = lax.stop_gradient(values)  # as there
     largest, all_hold = lax.reduce(
         (values, holds.astype(values.dtype)),
         (jnp.zeros((), values.dtype), jnp.ones((), values.dtype)),

@@ -71,12 +71,12 @@ class _Search(NamedTuple):
     Attributes:
       prefix: int[num_tensors], pattern of the value of the rank, as far as it is known; the lower
         bits are zero.
-      seen: int[5, num_tensors], from the last pass: how many values lie below each candidate,
+      seen: each int[num_tensors], from the last pass: how many values lie below each candidate,
         smallest pattern that does not lie below the first, and largest pattern.
     """
 
     prefix: jax.Array
-    seen: jax.Array
+    seen: Sequence[jax.Array]
 
 
 def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Array) -> Quantiles:
@@ -96,28 +96,33 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         shift = jnp.maximum(passes - 1 - index, 0) * _DIGIT_BITS + lowest
         shift = shift.astype(integer)
         # Worked out for all tensors at once: in their kernels it would be, anew, for each element.
-        steps = jnp.arange(_CANDIDATES + 1, dtype=integer) << shift
+        steps = jnp.arange(1, _CANDIDATES + 1, dtype=integer) << shift
         table = _unpack.computed_once(search.prefix + steps[:, None])
-        looks = stacks.each(_look, arrays, numbers=stacks.numbers_of(table))
-        seen = stacks.matrix(list(zip(*looks, strict=True)))
+        # Tied to what the loop changes, lest XLA takes `abs` out of it: a copy of the gradients.
+        tied, table = lax.optimization_barrier((arrays, table))
+        looks = stacks.each(_look, tied, numbers=stacks.numbers_of(table))
+        # Vectors, not one matrix: a kernel that joins five times as many takes more than five.
+        seen = [stacks.vector(column) for column in zip(*looks, strict=True)]
         digit = jnp.zeros_like(search.prefix)
         for i in range(_CANDIDATES):
             # Patterns beyond the largest are negative.
-            valid = search.prefix + _step(i + 1, shift) > 0
+            valid = search.prefix + steps[i] > 0
             digit += ((seen[i] <= ranks) & valid).astype(integer)
         found = jnp.where(index < passes, search.prefix + (digit << shift), search.prefix)
         return _Search(found, seen)
 
     number = len(leaves)
-    start = _Search(jnp.zeros(number, integer), jnp.zeros((_CANDIDATES + 2, number), integer))
+    zeros = jnp.zeros(number, integer)
+    start = _Search(zeros, [zeros] * (_CANDIDATES + 2))
     found = lax.fori_loop(0, passes + 1, one_pass, _norms.varying_like(start, leaves))
-    at_most, *_, above, most = found.seen
-    # The value of the next rank: the same one if it occurs often enough, else the next larger.
-    upper = jnp.where(at_most > ranks + 1, found.prefix, above)
     back = np.argsort(order)
+    at_most, *_, above, most = (_in_order(column, back) for column in found.seen)
+    prefix = _in_order(found.prefix, back)
+    # The value of the next rank: the same one if it occurs often enough, else the next larger.
+    upper = jnp.where(at_most > _in_order(ranks, back) + 1, prefix, above)
     low, high, largest = (
-        lax.bitcast_convert_type(_in_order(pattern, back), floating).astype(weights.dtype)
-        for pattern in (found.prefix, upper, most)
+        lax.bitcast_convert_type(pattern, floating).astype(weights.dtype)
+        for pattern in (prefix, upper, most)
     )
     # At weight 0 there may be no next value.
     return Quantiles(low + jnp.where(weights > 0, weights * (high - low), 0), largest)
@@ -129,26 +134,23 @@ def _in_order(vector: jax.Array, order: np.ndarray) -> jax.Array:
 
 
 @jax.jit  # traced once a shape
-def _look(leaf: jax.Array, numbers: jax.Array) -> Sequence[jax.Array]:
+def _look(leaf: jax.Array, candidates: jax.Array) -> Sequence[jax.Array]:
     """Three counts below candidates, smallest pattern above the first, and largest pattern.
 
     From one read, and by one kernel for all tensors of a shape.
 
     Args:
       leaf: a tensor.
-      numbers: ``[4]``: the prefix, which is not negative, and the candidates.
+      candidates: ``[3]``.
     """
-    integer = numbers.dtype
+    integer = candidates.dtype
     floating = jnp.float64 if integer == jnp.int64 else jnp.float32
-    # Tied to what the loop changes, lest XLA takes `abs` out of it: a second copy of the gradients.
-    leaf, numbers = lax.optimization_barrier((leaf, numbers))
-    sign = (numbers[0] >= 0).astype(floating)
-    pattern = lax.bitcast_convert_type(lax.abs(leaf.astype(floating) * sign), integer)
+    pattern = lax.bitcast_convert_type(lax.abs(leaf.astype(floating)), integer)
     most = jnp.asarray(jnp.iinfo(integer).max, integer)
     zero = jnp.zeros((), integer)
-    candidates = [numbers[i + 1] for i in range(_CANDIDATES)]
-    below = [lax.convert_element_type(pattern < candidate, integer) for candidate in candidates]
-    above = lax.select(pattern < candidates[0], lax.full_like(pattern, most), pattern)
+    less = [pattern < candidates[i] for i in range(_CANDIDATES)]
+    below = [lax.convert_element_type(each, integer) for each in less]
+    above = lax.select(less[0], lax.full_like(pattern, most), pattern)
     return lax.reduce(
         (*below, above, pattern),
         (*[zero] * _CANDIDATES, most, zero),
@@ -159,8 +161,3 @@ def _look(leaf: jax.Array, numbers: jax.Array) -> Sequence[jax.Array]:
         ),
         tuple(range(leaf.ndim)),
     )
-
-
-def _step(digit: int, shift: jax.Array) -> jax.Array:
-    """A digit at its place."""
-    return jnp.asarray(digit, shift.dtype) << shift

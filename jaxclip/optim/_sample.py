@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import fractions
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,12 +80,7 @@ class Sampling:
         """
         grouped = jnp.broadcast_to(self._grouped(tensor)[..., None, :], chosen.shape)
         terms = jax.lax.select(chosen, grouped, jax.lax.full_like(grouped, 0))
-        taken, flags = jax.lax.reduce(
-            (terms, ~jnp.isfinite(grouped)),
-            (jnp.zeros((), tensor.dtype), np.False_),
-            lambda x, y: (x[0] + y[0], x[1] | y[1]),
-            (chosen.ndim - 1,),
-        )
+        taken, flags = _sums_and_flags(terms, ~jnp.isfinite(grouped))
         shape = self.shape(tensor.shape)
         return taken.reshape(shape), flags.reshape(shape)
 
@@ -108,6 +104,26 @@ class Sampling:
         grouped = taken.reshape(*taken.shape[:-1], self.groups(length), self.kept, 1)
         places = jnp.sum(jnp.where(chosen, grouped, 0), axis=-2, dtype=taken.dtype)
         return places.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]
+
+
+@jax.custom_jvp
+def _sums_and_flags(terms: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums along the last axis, and whether any is spoilt."""
+    return tuple(
+        jax.lax.reduce(
+            (terms, spoilt),
+            (jnp.zeros((), terms.dtype), np.False_),
+            lambda x, y: (x[0] + y[0], x[1] | y[1]),
+            (terms.ndim - 1,),
+        )
+    )
+
+
+@_sums_and_flags.defjvp
+def _sums_and_flags_jvp(primals: Any, tangents: Any) -> Any:
+    """JAX differentiates no reduction with two results."""
+    sums, flags = _sums_and_flags(*primals)
+    return (sums, flags), (tangents[0].sum(-1), np.zeros(flags.shape, jax.dtypes.float0))
 
 
 def numbered(shape: tuple[int, ...]) -> jax.Array:

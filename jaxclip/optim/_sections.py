@@ -97,6 +97,21 @@ def number(key: str, value: Any) -> float:
     return float(value)
 
 
+def check_moments(options: Mapping[str, Any]) -> None:
+    """Refuse what makes NaN, or steps uphill, of an optimizer; optax looks at none of it.
+
+    Raises:
+      ValueError: a decay that is not in [0, 1), or a negative or infinite epsilon.
+    """
+    for name in ("b1", "b2", "b3", "decay", "momentum"):
+        value = options.get(name)
+        if value is not None and number(f"optim.{name}", value) >= 1:
+            raise ValueError(f"optim.{name}={value} must be less than 1")
+    for name in ("eps", "eps_root"):
+        if options.get(name) is not None:
+            number(f"optim.{name}", options[name])
+
+
 def count(key: str, value: Any) -> int:
     """A non-negative integer."""
     try:

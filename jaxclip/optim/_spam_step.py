@@ -137,7 +137,7 @@ def _largest_ratio(
 
 def _bound(nu: jax.Array, theta: jax.Array) -> jax.Array:
     """Largest square of an element: ``theta v``, but v = 0 says nothing of spikes."""
-    bound = theta * nu.astype(theta.dtype)
+    bound = theta * jax.lax.stop_gradient(nu).astype(theta.dtype)
     return _base.where(bound > 0, jnp.minimum(bound, _LARGEST_SQUARE), _LARGEST_SQUARE)
 
 

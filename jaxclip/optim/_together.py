@@ -23,6 +23,8 @@ S = TypeVar("S")
 def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S:
     """What a function of small arrays gives; on CPUs all of it from one kernel.
 
+    To ``jax.grad`` it is constant: JAX differentiates no reduction with several results.
+
     Args:
       function: works element by element on the leaves of its argument, whatever leading axes they
         have. Arrays that it has from elsewhere must broadcast to ``shape``.
@@ -35,7 +37,9 @@ def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S
 
     def plainly(given: T) -> S:
         return jax.tree.map(
-            lambda leaf: lax.convert_element_type(jnp.broadcast_to(leaf, shape), leaf.dtype),
+            lambda leaf: lax.convert_element_type(
+                jnp.broadcast_to(lax.stop_gradient(leaf), shape), leaf.dtype
+            ),
             jax.tree.map(jnp.asarray, function(given)),
         )
 
@@ -47,7 +51,7 @@ def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S
         treedef: Any
         results, treedef = jax.tree.flatten(function(pairs))
         terms = [
-            _masked(jnp.broadcast_to(result, (2, *shape)), shape)
+            _masked(jnp.broadcast_to(lax.stop_gradient(result), (2, *shape)), shape)
             for result in map(jnp.asarray, results)
         ]
         if not terms:

@@ -64,8 +64,10 @@ def unpack(vector: jax.Array) -> list[jax.Array]:
     time).
 
     Args:
-      vector: ``[num_tensors]``, of any number type.
+      vector: ``[num_tensors]``, of any number type, or bool.
     """
+    if vector.dtype == jnp.bool_:
+        return [number > 0 for number in unpack(vector.astype(jnp.int32))]
     return [column[0] for column in unpack_columns([vector])]
 
 

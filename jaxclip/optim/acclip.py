@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -153,6 +154,7 @@ def acclip(
       <https://arxiv.org/abs/1912.03194>`_, 2020; code: github.com/rivercold/ACClip-Pytorch.
     """
     core = _acclip("acclip", (b1, b2), eps, alpha, mu_dtype, weight_decay, mask)
+    _base.check_number("acclip.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -202,7 +204,7 @@ def _acclip(
         )
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 class _Shared(NamedTuple):
@@ -273,7 +275,7 @@ def _averages(
 def _root(v: jax.Array, alpha: jax.Array, known: float | None) -> jax.Array:
     """``v ** (1 / alpha)``."""
     if known in (1, 2):
-        return v if known == 1 else jnp.sqrt(v)
+        return v if known == 1 else _moments.square_root(v)
     return v ** (1 / alpha)
 
 

@@ -102,8 +102,9 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
 
 def _scale_above(leaf: jax.Array, factor: jax.Array, bound: jax.Array) -> jax.Array:
     """Elements above a bound times a factor, the others as they are; zero if the factor is NaN."""
-    scaled = leaf * factor
-    scaled = _base.where(jnp.abs(leaf) > bound, scaled, leaf.astype(scaled.dtype))
+    wide = _base.widened(leaf, factor.dtype)
+    scaled = wide * factor
+    scaled = _base.where(jnp.abs(wide) > bound, scaled, wide.astype(scaled.dtype))
     return jax.lax.select(factor == factor, scaled, jax.lax.full_like(scaled, 0)).astype(leaf.dtype)
 
 

@@ -112,11 +112,11 @@ def adagc(
     """
     if scope not in SCOPES:
         raise ValueError(f"adagc.scope={scope!r}; use one of {', '.join(SCOPES)}")
+    _base.check_flag("adagc.inclusive_warmup", inclusive_warmup)
     _base.check_number("adagc.lambda_abs", lambda_abs, above=0)
     _base.check_number("adagc.lambda_rel", lambda_rel, above=0)
     _base.check_number("adagc.beta", beta, 0, 1)
     _base.check_number("adagc.eps", eps, 0)
-    # Number of the update, from 1, at which the relative rule begins.
     steps = _base.integer("adagc.warmup_steps", warmup_steps, 0) + bool(inclusive_warmup)
 
     def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
@@ -124,49 +124,73 @@ def adagc(
         return {"gamma": jnp.full(shape, jnp.inf, dtype)}
 
     def rule(leaves: list[jax.Array], state: AdagcState, now: _clipper.Context) -> _clipper.Plan:
-        values = [now.value(number) for number in (lambda_abs, lambda_rel, eps, beta)]
-        values.append(now.complement(beta))
+        numbers = _Numbers(
+            now.value(lambda_abs),
+            now.value(lambda_rel),
+            now.value(eps),
+            now.value(beta),
+            now.complement(beta),
+        )
         if scope == "tensor":
             norms, total = _base.norms_and_total(leaves, now.dtype)
         else:
             norms = total = _base.global_norm(leaves, now.dtype)
         return _clipper.Plan(
-            (norms, total), lambda seen, before: decide(seen, before, *values), _clipper.scale
-        )
-
-    def decide(
-        seen: tuple[jax.Array, jax.Array],
-        state: AdagcState,
-        bound: jax.Array,
-        relative: jax.Array,
-        small: jax.Array,
-        decay: jax.Array,
-        fresh: jax.Array,
-    ) -> _clipper.Decision:
-        norms, total = seen
-        is_global = (state.count + 1 < steps) | ~jnp.isfinite(state.gamma)
-        # A tensor is skipped where the norm that it goes by is not finite.
-        looked = jnp.where(is_global & ~jnp.isfinite(total), jnp.nan, norms)
-
-        # `total` is at least every one of the norms: where it is zero, so are they.
-        share = bound * _base.safe_divide(norms, total + small, 1.0)
-        threshold = jnp.where(is_global, share, relative * state.gamma)
-        clipped = jnp.where(is_global, total + small > bound, norms + small > threshold)
-        allowed = jnp.where(is_global, bound, threshold)
-        against = jnp.where(is_global, total, norms) + small
-        factor = jnp.where(clipped, _base.safe_divide(allowed, against, 1.0), 1.0)
-        factor = factor.astype(norms.dtype)
-
-        let_out = factor * norms
-        smallest = jnp.where(let_out > 0, jnp.minimum(state.gamma, let_out), state.gamma)
-        average = decay * state.gamma + fresh * let_out
-        return _clipper.Decision(
-            norm=norms,
-            finite=jnp.isfinite(looked),
-            threshold=threshold,
-            clipped=clipped,
-            numbers=(factor,),
-            own={"gamma": jnp.where(is_global, smallest, average)},
+            (norms, total),
+            lambda seen, before: _decide(seen, before, numbers, steps),
+            _clipper.scale,
         )
 
     return _clipper.clipper(AdagcState, rule, own, per_tensor=scope == "tensor")
+
+
+class _Numbers(NamedTuple):
+    """Hyperparameters of a step; ``fresh`` is ``1 - beta``."""
+
+    lambda_abs: jax.Array
+    lambda_rel: jax.Array
+    eps: jax.Array
+    beta: jax.Array
+    fresh: jax.Array
+
+
+def _decide(
+    seen: tuple[jax.Array, jax.Array],
+    state: AdagcState,
+    numbers: _Numbers,
+    warmup_steps: int | jax.Array,
+) -> _clipper.Decision:
+    """The factor on each tensor, and the averages after a step with these norms.
+
+    Args:
+      seen: norms of the tensors, and the global norm.
+      state: before.
+      numbers: hyperparameters.
+      warmup_steps: number of the update, from 1, at which the relative rule begins.
+    """
+    norms, total = seen
+    is_global = (state.count + 1 < warmup_steps) | ~jnp.isfinite(state.gamma)
+    # A tensor is skipped where the norm that it goes by is not finite.
+    looked = jnp.where(is_global & ~jnp.isfinite(total), jnp.nan, norms)
+
+    bound, small = numbers.lambda_abs, numbers.eps
+    # `total` is at least every one of the norms: where it is zero, so are they.
+    share = bound * _base.safe_divide(norms, total + small, 1.0)
+    threshold = jnp.where(is_global, share, numbers.lambda_rel * state.gamma)
+    clipped = jnp.where(is_global, total + small > bound, norms + small > threshold)
+    allowed = jnp.where(is_global, bound, threshold)
+    against = jnp.where(is_global, total, norms) + small
+    factor = jnp.where(clipped, _base.safe_divide(allowed, against, 1.0), 1.0)
+    factor = factor.astype(norms.dtype)
+
+    let_out = factor * norms
+    smallest = jnp.where(let_out > 0, jnp.minimum(state.gamma, let_out), state.gamma)
+    average = numbers.beta * state.gamma + numbers.fresh * let_out
+    return _clipper.Decision(
+        norm=norms,
+        finite=jnp.isfinite(looked),
+        threshold=threshold,
+        clipped=clipped,
+        numbers=(factor,),
+        own={"gamma": jnp.where(is_global, smallest, average)},
+    )

@@ -87,7 +87,7 @@ def autoclip(
         norm = _base.global_norm(leaves, now.dtype)
         finite = jnp.isfinite(norm)
         collected = state.count - state.nonfinite_count
-        history = state.history.at[collected % size].set(norm)
+        history = jnp.asarray(state.history).at[collected % size].set(norm)
         history = jnp.where(finite, history, state.history)
         filled = jnp.minimum(_base.increment_where(collected, finite), size)
         rank, weight = _position(percentile, size, filled, now.count, now.dtype)

@@ -83,7 +83,7 @@ def _agreeing(direction: jax.Array, gradient: jax.Array, floor: float) -> jax.Ar
     """One tensor's direction where it agrees with the gradient, made up for what is left out."""
     if not direction.size:
         return direction
-    scaled = direction.astype(jnp.promote_types(direction.dtype, jnp.float32))
+    scaled = direction.astype(_base.wide_dtype(direction.dtype))
     scaled = scaled / jnp.maximum(_share(direction, gradient), floor).astype(scaled.dtype)
     agree = (jnp.sign(direction) == jnp.sign(gradient)) & (direction != 0)
     return _base.where(agree, scaled, 0.0).astype(direction.dtype)

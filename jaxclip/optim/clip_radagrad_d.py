@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -125,97 +127,167 @@ def clip_radagrad_d(
       Chezhegov et al., `Clipping Improves Adam-Norm and AdaGrad-Norm when the Noise Is
       Heavy-Tailed <https://arxiv.org/abs/2406.04443>`_, 2024.
     """
-    _check(clip, eps, delay, kind, eta, initial_accumulator, b1, b2)
+    rule = _Rule(clip, eps, delay, kind, eta, initial_accumulator, b1, b2)
+    _check(rule)
 
     def init_fn(params: Any) -> ClipRadagradDState:
-        _moments.refuse_complex("clip_radagrad_d", params)
-        dtype = _base.statistics_dtype(params)
-        start = _base.hyperparameter(initial_accumulator, 0, dtype)
-        accumulator: Any = start
-        shape: tuple[int, ...] = ()
-        if kind != "norm":
-            accumulator = jax.tree.map(lambda leaf: _filled(leaf, start), params)
-            shape = (len(jax.tree.leaves(params)),)
-        return ClipRadagradDState(
-            count=jnp.zeros((), jnp.int32),
-            mu=None if b1 is None else jax.tree.map(_moments.zeros, params),
-            accumulator=accumulator,
-            **_base.initial_report(shape, dtype),
-        )
+        return _init(rule, params)
 
     def update_fn(
         updates: Any, state: ClipRadagradDState, params: Any = None
     ) -> tuple[Any, ClipRadagradDState]:
-        _moments.refuse_complex("clip_radagrad_d", updates)
-        # The number of tensors that the state was made for, as far as it knows.
-        trees = [tree for tree in (state.mu, state.accumulator) if tree is not None]
-        known = None if kind == "norm" and b1 is None else len(jax.tree.leaves(trees[0]))
-        leaves, treedef = _base.flatten(updates, known)
-        dtypes = _moments.update_dtypes(params, leaves)
-        count, dtype = state.count, state.norm.dtype
-        bound = jnp.minimum(_base.hyperparameter(clip, count, dtype), _base.LARGEST_SQUARABLE)
-        small = _base.hyperparameter(eps, count, dtype)
-        old_weight, new_weight = _weights(b2, eta, count, dtype)
+        return _update(rule, updates, state, params)
 
-        norm = _NORMS[kind](leaves, dtype)
-        totals = [] if kind == "norm" else treedef.flatten_up_to(state.accumulator)
-        moments = [] if b1 is None else treedef.flatten_up_to(state.mu)
-
-        def accumulate(keep: jax.Array, total: jax.Array, square: jax.Array) -> Any:
-            """The accumulator after a step, and what the update is divided by."""
-            old = total.astype(dtype)
-            stored, new = _moments.store(keep, old_weight * old + new_weight * square, total)
-            return stored, jnp.sqrt(old if delay else new) + small
-
-        def settle(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-            """What a tensor's kernels need to know; with "norm" also of the one accumulator."""
-            norm, total = inputs
-            keep = jnp.isfinite(norm)
-            factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
-            by = jnp.where(keep, bound if kind == "coordinate" else factor, jnp.nan)
-            if kind != "norm":
-                return (by.astype(dtype),)
-            stored, root = accumulate(keep, total, jnp.square(jnp.minimum(norm, bound)))
-            # Divided by infinity where it would be zero.
-            return by.astype(dtype), keep, stored, jnp.where(root != 0, root, jnp.inf)
-
-        one = state.accumulator if kind == "norm" else jnp.zeros((), dtype)
-        settled = together(settle, (norm, one), norm.shape)
-        factors = _base.unpack(settled[0]) if norm.ndim else []
-
-        def step(i: int) -> _moments.Step:
-            by = factors[i] if factors else settled[0]
-            keep = by == by if factors else settled[1]
-            gradient = leaves[i].astype(dtype)
-            gradient = jnp.clip(gradient, -by, by) if kind == "coordinate" else gradient * by
-            mu = m = gradient
-            if b1 is not None:
-                fresh1 = _base.complement(b1, count, dtype)
-                mu, m = moments[i], _moments.average(moments[i], gradient, fresh1)
-                mu, m = _moments.store(keep, m, mu)
-            if kind == "norm":
-                stored, update = settled[2], m / settled[3]
-            else:
-                stored, root = accumulate(keep, totals[i], jnp.square(gradient))
-                update = _base.safe_divide(m, root, 0.0)
-            return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored)
-
-        steps = [step(i) for i in range(len(leaves))]
-        accumulator = state.accumulator
-        if kind != "norm":
-            accumulator = jax.tree.unflatten(treedef, [s.nu for s in steps])
-        elif steps:
-            accumulator = settled[2]
-        new_state = ClipRadagradDState(
-            count=optax.safe_increment(count),
-            mu=None if b1 is None else jax.tree.unflatten(treedef, [s.mu for s in steps]),
-            accumulator=accumulator,
-            **_moments.report(state, norm, lambda norm: (norm, bound)),
-        )
-        return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
-
-    core = optax.GradientTransformation(init_fn, update_fn)
+    core = optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
+    _base.check_number("clip_radagrad_d.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
+
+
+class _Rule(NamedTuple):
+    """The arguments of :func:`clip_radagrad_d` but the learning rate."""
+
+    clip: _base.Hyperparameter
+    eps: _base.Hyperparameter
+    delay: bool
+    kind: str
+    eta: _base.Hyperparameter
+    initial_accumulator: _base.Hyperparameter
+    b1: _base.Hyperparameter | None
+    b2: _base.Hyperparameter | None
+
+
+def _init(rule: _Rule, params: Any) -> ClipRadagradDState:
+    _moments.refuse_complex("clip_radagrad_d", params)
+    dtype = _base.statistics_dtype(params)
+    start = _base.hyperparameter(rule.initial_accumulator, 0, dtype)
+    accumulator: Any = start
+    shape: tuple[int, ...] = ()
+    if rule.kind != "norm":
+        accumulator = jax.tree.map(lambda leaf: _filled(leaf, start), params)
+        shape = (len(jax.tree.leaves(params)),)
+    return ClipRadagradDState(
+        count=jnp.zeros((), jnp.int32),
+        mu=None if rule.b1 is None else jax.tree.map(_moments.zeros, params),
+        accumulator=accumulator,
+        **_base.initial_report(shape, dtype),
+    )
+
+
+def _update(
+    rule: _Rule, updates: Any, state: ClipRadagradDState, params: Any
+) -> tuple[Any, ClipRadagradDState]:
+    _moments.refuse_complex("clip_radagrad_d", updates)
+    kind, with_momentum = rule.kind, rule.b1 is not None
+    # The number of tensors that the state was made for, as far as it knows.
+    trees = [tree for tree in (state.mu, state.accumulator) if tree is not None]
+    known = None if kind == "norm" and not with_momentum else len(jax.tree.leaves(trees[0]))
+    leaves, treedef = _base.flatten(updates, known)
+    dtypes = _moments.update_dtypes(params, leaves)
+    dtype = state.norm.dtype
+    numbers = _numbers(rule, state.count, dtype)
+
+    norm = _NORMS[kind](leaves, dtype)
+    like = functools.partial(_base.matching, treedef, [leaf.shape for leaf in leaves])
+    totals = [] if kind == "norm" else like(state.accumulator)
+    moments = like(state.mu) if with_momentum else []
+    one = state.accumulator if kind == "norm" else jnp.zeros((), dtype)
+    settled = together(lambda seen: _settle(*seen, numbers, rule), (norm, one), norm.shape)
+    factors = _base.unpack(settled[0]) if norm.ndim else []
+
+    def step(i: int) -> _moments.Step:
+        by = factors[i] if factors else settled[0]
+        keep = by == by if factors else settled[1]
+        gradient = leaves[i].astype(dtype)
+        gradient = jnp.clip(gradient, -by, by) if kind == "coordinate" else gradient * by
+        mu = m = gradient
+        if with_momentum:
+            average = _moments.average(moments[i], gradient, numbers.fresh1)
+            mu, m = _moments.store(keep, average, moments[i])
+        if kind == "norm":
+            stored, update = settled[2], m / settled[3]
+        else:
+            square = jnp.square(gradient)
+            stored, root = _accumulate(keep, totals[i], square, numbers, rule.delay)
+            update = _base.safe_divide(m, root, 0.0)
+        return _moments.Step(_moments.finish(keep, update, dtypes[i]), mu, stored)
+
+    steps = [step(i) for i in range(len(leaves))]
+    accumulator = state.accumulator
+    if kind != "norm":
+        accumulator = jax.tree.unflatten(treedef, [s.nu for s in steps])
+    elif steps:
+        accumulator = settled[2]
+    new_state = ClipRadagradDState(
+        count=optax.safe_increment(state.count),
+        mu=jax.tree.unflatten(treedef, [s.mu for s in steps]) if with_momentum else None,
+        accumulator=accumulator,
+        **_moments.report(state, norm, lambda norm: (norm, numbers.bound)),
+    )
+    return jax.tree.unflatten(treedef, [s.update for s in steps]), new_state
+
+
+class _Numbers(NamedTuple):
+    """Hyperparameters of a step, scalars.
+
+    Attributes:
+      bound: what norms or coordinates are clipped to.
+      eps: added to the root of the accumulator.
+      old_weight: of the accumulator.
+      new_weight: of the new square.
+      fresh1: ``1 - b1``; None without momentum.
+    """
+
+    bound: jax.Array
+    eps: jax.Array
+    old_weight: jax.Array
+    new_weight: jax.Array
+    fresh1: Any
+
+
+def _numbers(rule: _Rule, count: jax.Array, dtype: Any) -> _Numbers:
+    """The hyperparameters at a step."""
+    bound = jnp.minimum(_base.hyperparameter(rule.clip, count, dtype), _base.LARGEST_SQUARABLE)
+    small = _base.hyperparameter(rule.eps, count, dtype)
+    fresh1 = None if rule.b1 is None else _base.complement(rule.b1, count, dtype)
+    return _Numbers(bound, small, *_weights(rule.b2, rule.eta, count, dtype), fresh1)
+
+
+def _accumulate(
+    keep: jax.Array, total: jax.Array, square: jax.Array, numbers: _Numbers, delay: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The accumulator after a step, and what the update is divided by."""
+    old = total.astype(square.dtype)
+    new = numbers.old_weight * old + numbers.new_weight * square
+    stored, new = _moments.store(keep, new, total)
+    return stored, _moments.square_root(old if delay else new) + numbers.eps
+
+
+def _settle(
+    norm: jax.Array, total: jax.Array, numbers: _Numbers, rule: _Rule
+) -> tuple[jax.Array, ...]:
+    """What the tensors' kernels need to know, NaN first where they may not act.
+
+    Args:
+      norm: as the kind looks at gradients.
+      total: the one accumulator of ``"norm"``.
+      numbers: hyperparameters.
+      rule: what is done.
+
+    Returns:
+      The bound or factor of each norm; with ``"norm"`` also whether it is finite, the accumulator
+      after the step, and what the update is divided by.
+    """
+    keep = jnp.isfinite(norm)
+    bound = numbers.bound
+    factor = jnp.where(norm > bound, _base.safe_divide(bound, norm, 1.0), 1.0)
+    by = jnp.where(keep, bound if rule.kind == "coordinate" else factor, jnp.nan)
+    by = by.astype(norm.dtype)
+    if rule.kind != "norm":
+        return (by,)
+    square = jnp.square(jnp.minimum(norm, bound))
+    stored, root = _accumulate(keep, total, square, numbers, rule.delay)
+    # Where the root is zero the update shall be: it is divided by infinity.
+    return by, keep, stored, jnp.where(root != 0, root, jnp.inf)
 
 
 _NORMS = {
@@ -242,23 +314,21 @@ def _filled(leaf: Any, value: jax.Array) -> jax.Array:
     return (zeros + value).astype(zeros.dtype)
 
 
-def _check(
-    clip: Any, eps: Any, delay: Any, kind: str, eta: Any, initial_accumulator: Any, b1: Any, b2: Any
-) -> None:
+def _check(rule: _Rule) -> None:
     """Refuse arguments that make no sense."""
-    if kind not in KINDS:
-        raise ValueError(f"clip_radagrad_d.kind={kind!r}; use one of {', '.join(KINDS)}")
-    if not isinstance(delay, bool):
+    if rule.kind not in KINDS:
+        raise ValueError(f"clip_radagrad_d.kind={rule.kind!r}; use one of {', '.join(KINDS)}")
+    if not isinstance(rule.delay, bool):
         raise TypeError(
-            f"clip_radagrad_d.delay={delay!r} must be a bool; within optax.inject_hyperparams pass "
-            "static_args='delay'"
+            f"clip_radagrad_d.delay={rule.delay!r} must be a bool; within "
+            "optax.inject_hyperparams pass static_args='delay'"
         )
-    _base.check_number("clip_radagrad_d.clip", clip, above=0)
-    _base.check_number("clip_radagrad_d.eps", eps, 0)
-    _base.check_number("clip_radagrad_d.eta", eta, 0)
-    lowest: dict[str, float] = {"above": 0} if delay else {"low": 0}
-    _base.check_number("clip_radagrad_d.initial_accumulator", initial_accumulator, **lowest)
-    if b1 is not None:
-        _base.check_number("clip_radagrad_d.b1", b1, 0, below=1)
-    if b2 is not None:
-        _base.check_number("clip_radagrad_d.b2", b2, 0, below=1)
+    _base.check_number("clip_radagrad_d.clip", rule.clip, above=0)
+    _base.check_number("clip_radagrad_d.eps", rule.eps, 0)
+    _base.check_number("clip_radagrad_d.eta", rule.eta, 0)
+    lowest: dict[str, float] = {"above": 0} if rule.delay else {"low": 0}
+    _base.check_number("clip_radagrad_d.initial_accumulator", rule.initial_accumulator, **lowest)
+    if rule.b1 is not None:
+        _base.check_number("clip_radagrad_d.b1", rule.b1, 0, below=1)
+    if rule.b2 is not None:
+        _base.check_number("clip_radagrad_d.b2", rule.b2, 0, below=1)

@@ -317,6 +317,8 @@ def _optimizer(
             f"decay; set it to 0, or {way}"
         )
     _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
+    if not _sections.is_outside(name):
+        _sections.check_moments(options)
 
     if config.get("no_decay") is None:
         no_decay = [re.compile(pattern) for pattern in NO_DECAY]

@@ -122,7 +122,7 @@ def dicesgd(
     ) -> tuple[Any, DicesgdState]:
         leaves, treedef = _base.flatten(updates)
         dtypes = _moments.update_dtypes(params, leaves)
-        errors = treedef.flatten_up_to(state.error)
+        errors = _base.matching(treedef, [leaf.shape[1:] for leaf in leaves], state.error)
         dtype = state.norm.dtype
 
         def value(hyperparameter: _base.Hyperparameter) -> jax.Array:
@@ -159,4 +159,4 @@ def dicesgd(
         )
         return jax.tree.unflatten(treedef, out), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))

@@ -93,7 +93,9 @@ def kahan_summation(
             _bfloat16.widen(updates), state.inner_state, wide, **extra_args
         )
         leaves, treedef = _base.flatten(steps)
-        tensors, lacking = treedef.flatten_up_to(params), treedef.flatten_up_to(state.compensation)
+        tensors = treedef.flatten_up_to(params)
+        shapes = [p.shape if _bfloat16.is_narrow(p) else (0,) for p in tensors]
+        lacking = _base.matching(treedef, shapes, state.compensation)
         pairs = [_add(*each) for each in zip(leaves, tensors, lacking, strict=True)]
         out, compensation = ([pair[i] for pair in pairs] for i in range(2))
         return treedef.unflatten(out), KahanSummationState(
@@ -105,8 +107,9 @@ def kahan_summation(
 
 def _compensation(leaf: Any) -> jax.Array:
     """What a parameter lacks before the first step."""
-    leaf = jnp.asarray(leaf)
-    return jnp.zeros_like(leaf) if _bfloat16.is_narrow(leaf) else jnp.zeros((0,), leaf.dtype)
+    if _bfloat16.is_narrow(leaf):
+        return jnp.zeros_like(leaf)
+    return jnp.zeros((0,), _base.dtype_of(leaf))
 
 
 def _add(step: jax.Array, param: jax.Array, lacking: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,10 +96,10 @@ def median_clip(
     ) -> _clipper.Plan:
         medians, absent = _medians_of(leaves, state.median, now.treedef)
         bound = now.value(tau)
-        flags: list[jax.Array] = []
+        keeps: list[jax.Array] = []
         if per_tensor:
             innovations = list(map(_innovation, leaves, medians))
-            norm, flags = _base.maxima_and_flags(innovations, now.dtype)
+            norm, keeps = _base.maxima_and_finite(innovations, now.dtype)
         else:
             norm = _base.global_norm(leaves, now.dtype, minus=medians)
 
@@ -118,24 +120,16 @@ def median_clip(
         def act(
             gradients: list[jax.Array], by: Any = bound, finite: Any = None
         ) -> tuple[list[jax.Array], dict[str, Any]]:
-            steps = [by] * len(gradients)
-            keeps = [flag == 0 for flag in flags] if per_tensor else [finite] * len(gradients)
-            # Aside, lest XLA writes the differences out for these and the norm to share; and what
-            # is one for all is made many, lest it makes two kinds of kernels of who shares it.
-            asides = [
-                _moments.aside(*of_one)
-                for of_one in zip(gradients, medians, steps, keeps, strict=True)
-            ]
+            count = len(gradients)
             clip = _clip if per_tensor else operator.mul
-            stored, updates = [], []
-            for (gradient, median, step, keep), dtype in zip(asides, dtypes, strict=True):
-                innovation = _innovation(gradient, median)
-                moved = median + clip(innovation, step).astype(median.dtype)
-                # The update comes from what is stored: from `moved`, XLA would compute that twice.
-                new = jax.lax.select(keep, moved, median)
-                stored.append(new)
-                update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
-                updates.append(update.astype(dtype))
+            finites = keeps if per_tensor else [finite] * count
+            moved = [
+                _move(*of_one, clip=clip, dtype=dtype)
+                for *of_one, dtype in zip(
+                    gradients, medians, [by] * count, finites, dtypes, strict=True
+                )
+            ]
+            stored, updates = [new for new, _ in moved], [update for _, update in moved]
             kept = [old if gone else new for new, (gone, old) in zip(stored, absent, strict=True)]
             return updates, {"median": now.treedef.unflatten(kept)}
 
@@ -151,12 +145,46 @@ def _medians_of(
 
     A tensor without a gradient is one without elements here.
     """
-    olds = treedef.flatten_up_to(median)
+    olds = _base.matching(treedef, None, median)
+    pairs = zip(olds, leaves, strict=True)
+    if not all(old is None or leaf.shape in (old.shape, (0,)) for old, leaf in pairs):
+        _base.matching(treedef, [leaf.shape for leaf in leaves], median)
     absent = [
         (old is None or old.shape != leaf.shape, old)
         for leaf, old in zip(leaves, olds, strict=True)
     ]
     return [jnp.zeros((0,)) if gone else old for gone, old in absent], absent
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "clip"))  # traced once a shape
+def _move(
+    gradient: jax.Array,
+    median: jax.Array,
+    step: jax.Array,
+    keep: jax.Array,
+    dtype: Any,
+    clip: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """A tensor's median after a step, and the update in its dtype.
+
+    Args:
+      gradient: g.
+      median: m, of the same shape.
+      step: what the innovation g - m is clipped or multiplied by; scalar.
+      keep: bool scalar, false where the median stays and the update is zero.
+      dtype: of the update.
+      clip: ``(innovation, step) -> `` what the median moves by.
+    """
+    # Behind a barrier: else XLA would write g - m to memory, for this and the norm to share. What
+    # all tensors share goes through it, too: else there would be two kernels for tensors of one
+    # shape, one of those that share it and one of those that do not.
+    gradient, median, step, keep = _moments.aside(gradient, median, step, keep)
+    innovation = _innovation(gradient, median)
+    moved = median + clip(innovation, step).astype(median.dtype)
+    # The update comes from what is stored: from `moved`, XLA would compute that twice.
+    new = jax.lax.select(keep, moved, median)
+    update = jax.lax.select(keep, new, jax.lax.full_like(new, 0))
+    return new, update.astype(dtype)
 
 
 def _innovation(leaf: jax.Array, median: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ from jaxclip.registry import hint
 
 NOISES = ("equal", "proportional")
 
+_NAME = "private_mean_by_group"  # what errors begin with
+
 
 class PrivateMeanByGroupState(NamedTuple):
     """State of :func:`private_mean_by_group`; vectors have one entry a group.
@@ -113,20 +115,14 @@ def private_mean_by_group(
       controller; Andrew et al., `Differentially Private Learning with Adaptive Clipping
       <https://arxiv.org/abs/1905.03871>`_, 2021, for the counts.
     """
-    name = "private_mean_by_group"
-    patterns = _compile(name, groups)
-    _check_norms(name, clip_norms, len(patterns))
-    _base.check_number(f"{name}.noise_multiplier", noise_multiplier, 0)
-    if noise not in NOISES:
-        raise ValueError(f"{name}.noise={noise!r}{hint(str(noise), NOISES)}")
+    patterns = _compile(groups)
+    _check(clip_norms, noise_multiplier, noise, count_noise, len(patterns))
     noisy = _per_example.is_noisy(noise_multiplier) or count_noise is not None
     if noisy:
-        _per_example.check_seed(name, seed)
-    if count_noise is not None:
-        _check_count_noise(name, count_noise, noise_multiplier, len(patterns))
+        _per_example.check_seed(_NAME, seed)
 
     def init_fn(params: Any) -> PrivateMeanByGroupState:
-        _members(name, params, patterns)
+        _members(params, patterns)
         dtype, shape = _base.statistics_dtype(params), (len(patterns),)
         return PrivateMeanByGroupState(
             count=jnp.zeros((), jnp.int32),
@@ -140,15 +136,10 @@ def private_mean_by_group(
         del params
         leaves, treedef = _base.flatten(updates)
         examples, dtype = _per_example.number_of_examples(leaves), state.norm.dtype
-        members = _members(name, updates, patterns)
+        members = _members(updates, patterns)
         given = clip_norms(state.count) if callable(clip_norms) else clip_norms
         bounds = jnp.broadcast_to(jnp.asarray(given, dtype), state.norm.shape)
-        norms = jnp.stack(
-            [
-                _per_example.norms([leaves[i] for i in np.flatnonzero(members == k)], dtype)
-                for k in range(len(patterns))
-            ]
-        )
+        norms = _norms(leaves, members, len(patterns), dtype)
         finite = jnp.all(jnp.isfinite(norms))
         factors = _per_example.clip_factors(norms, bounds[:, None])
 
@@ -179,7 +170,13 @@ def private_mean_by_group(
         )
         return jax.tree.unflatten(treedef, out), new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
+
+
+def _norms(leaves: list[jax.Array], members: np.ndarray, number: int, dtype: Any) -> jax.Array:
+    """Norm of each example's gradient in each group, ``[num_groups, B]``."""
+    groups = [[leaves[i] for i in np.flatnonzero(members == k)] for k in range(number)]
+    return jnp.stack([_per_example.norms(group, dtype) for group in groups])
 
 
 def _spread(bounds: jax.Array, noise: str) -> jax.Array:
@@ -189,51 +186,63 @@ def _spread(bounds: jax.Array, noise: str) -> jax.Array:
     return math.sqrt(bounds.size) * bounds
 
 
-def _compile(name: str, groups: Sequence[str]) -> list[re.Pattern[str]]:
+def _compile(groups: Sequence[str]) -> list[re.Pattern[str]]:
     """The patterns.
 
     Raises:
       ValueError: none, a single string, or no regular expression.
     """
     if isinstance(groups, str) or not len(groups):
-        raise ValueError(f'{name}.groups={groups!r} must be a list of patterns; [""] is one of all')
+        raise ValueError(
+            f'{_NAME}.groups={groups!r} must be a list of patterns; [""] is one of all'
+        )
     patterns = []
     for group in groups:
         try:
             patterns.append(re.compile(group))
         except (re.error, TypeError) as error:
             raise ValueError(
-                f"{name}.groups: {group!r} is no regular expression: {error}"
+                f"{_NAME}.groups: {group!r} is no regular expression: {error}"
             ) from error
     return patterns
 
 
-def _check_norms(name: str, norms: Any, number: int) -> None:
+def _check(norms: Any, multiplier: Any, noise: str, count_noise: Any, number: int) -> None:
+    """Refuse arguments that make no sense, for a number of groups."""
+    _check_norms(norms, number)
+    _base.check_number(f"{_NAME}.noise_multiplier", multiplier, 0)
+    if noise not in NOISES:
+        raise ValueError(f"{_NAME}.noise={noise!r}{hint(str(noise), NOISES)}")
+    if count_noise is not None:
+        _check_count_noise(count_noise, multiplier, number)
+
+
+def _check_norms(norms: Any, number: int) -> None:
     """Refuse bounds that are not one positive number a group, if they are known."""
     if callable(norms):
         return
     if np.shape(norms) != (number,):
         raise ValueError(
-            f"{name}.clip_norms has shape {np.shape(norms)}; give one for each of {number} groups"
+            f"{_NAME}.clip_norms has shape {np.shape(norms)}; give one for each of {number} groups"
         )
     if not isinstance(norms, jax.Array):
         for i, norm in enumerate(norms):
-            _base.check_number(f"{name}.clip_norms[{i}]", norm, above=0)
+            _base.check_number(f"{_NAME}.clip_norms[{i}]", norm, above=0)
 
 
-def _check_count_noise(name: str, count_noise: Any, multiplier: Any, number: int) -> None:
+def _check_count_noise(count_noise: Any, multiplier: Any, number: int) -> None:
     """Refuse noise on the counts that leaves the gradient no privacy to spend."""
-    _base.static_number(f"{name}.count_noise", count_noise, above=0)
+    _base.static_number(f"{_NAME}.count_noise", count_noise, above=0)
     if isinstance(multiplier, (int, float)):
         least = multiplier * math.sqrt(number) / 2
         if not count_noise > least:
             raise ValueError(
-                f"{name}.count_noise={count_noise} must be > {least:.4g}, that is "
+                f"{_NAME}.count_noise={count_noise} must be > {least:.4g}, that is "
                 f"noise_multiplier * sqrt({number} groups) / 2, or the counts spend all privacy"
             )
 
 
-def _members(name: str, tree: Any, patterns: Sequence[re.Pattern[str]]) -> np.ndarray:
+def _members(tree: Any, patterns: Sequence[re.Pattern[str]]) -> np.ndarray:
     """Number of each tensor's group, int ``[num_tensors]``.
 
     Raises:
@@ -244,11 +253,13 @@ def _members(name: str, tree: Any, patterns: Sequence[re.Pattern[str]]) -> np.nd
         matching = (k for k, pattern in enumerate(patterns) if pattern.search(path))
         found.append(next(matching, None))
         if found[-1] is None:
-            raise ValueError(f'{name}.groups: none matches {path!r}; end them with "" for the rest')
+            raise ValueError(
+                f'{_NAME}.groups: none matches {path!r}; end them with "" for the rest'
+            )
     for k, pattern in enumerate(patterns):
         if k not in found:
             raise ValueError(
-                f"{name}.groups[{k}]: {pattern.pattern!r} is the first to match of no tensor; "
+                f"{_NAME}.groups[{k}]: {pattern.pattern!r} is the first to match of no tensor; "
                 "leave it out, for its noise would count"
             )
     return np.asarray(found, np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -215,6 +216,7 @@ def spam(
         weight_decay,
         mask,
     )
+    _base.check_number("spam.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -269,7 +271,7 @@ def _spam(
         )
 
     def update_fn(updates: Any, state: SpamState, params: Any = None) -> tuple[Any, SpamState]:
-        found = _moments.tensors(updates, state, params, weight_decay, mask)
+        found = _moments.tensors(updates, state, params, weight_decay, mask, sampled=share < 1)
         count, dtype = state.count, state.norm.dtype
         fresh1, fresh2 = (_base.complement(decay, count, dtype) for decay in b)
         shared = _spam_step.Shared(
@@ -322,7 +324,7 @@ def _spam(
         )
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 def _moment_shapes(name: str, params: Any, sampling: Sampling, layers: str | None) -> Any:

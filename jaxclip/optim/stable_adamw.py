@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -152,6 +153,7 @@ def stable_adamw(
       <https://arxiv.org/abs/2304.13013>`_, 2023.
     """
     core = _stable_adam("stable_adamw", b1, b2, eps, mu_dtype, weight_decay, mask)
+    _base.check_number("stable_adamw.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -206,7 +208,7 @@ def _stable_adam(
         )
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "positive"))
@@ -237,7 +239,7 @@ def _step(
     """
     total = _ratios(_moments.aside(leaf, nu), numbers[1], eps, positive)
     # NaN if the total is: one number for the kernels instead of two.
-    shorter = 1 / jnp.maximum(jnp.sqrt(total * numbers[2]), 1.0)
+    shorter = 1 / jnp.maximum(_moments.square_root(total * numbers[2]), 1.0)
     keep = shorter == shorter
     gradient = _moments.squarable(leaf, eps.dtype)
     mu, m = _moments.store(keep, _moments.average(mu, gradient, numbers[0]), mu)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -202,6 +203,7 @@ def stable_spam(
     """
     decays = {"b1": b1, "b2": b2, "theta": theta, "gamma1": gamma1, "gamma2": gamma2}
     core = _stable_spam("stable_spam", decays, eps, mu_dtype, reset_interval, weight_decay, mask)
+    _base.check_number("stable_spam.learning_rate", learning_rate, 0, below=math.inf)
     return optax.chain(core, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -285,7 +287,7 @@ def _stable_spam(
         new_state = StableSpamState(count=optax.safe_increment(count), mu=mu, nu=nu, **fields)
         return out, new_state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
 
 
 def _settle(inputs: tuple[list[jax.Array], dict[str, jax.Array]]) -> dict[str, jax.Array]:

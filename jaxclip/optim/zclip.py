@@ -118,10 +118,14 @@ def zclip(
       Kumar et al., `ZClip: Adaptive Spike Mitigation for LLM Pre-Training
       <https://arxiv.org/abs/2504.02507>`_, 2025.
     """
+    _base.check_flag("zclip.skip_update_on_spike", skip_update_on_spike)
     _check(alpha, z_threshold, max_norm, eps, mode, clip_option, clip_factor)
-    steps = _base.integer("zclip.warmup_steps", warmup_steps, 1)
-    release = (
-        None if release_after is None else _base.integer("zclip.release_after", release_after, 1)
+    fixed = _Fixed(
+        mode,
+        clip_option,
+        _base.integer("zclip.warmup_steps", warmup_steps, 1),
+        skip_update_on_spike,
+        None if release_after is None else _base.integer("zclip.release_after", release_after, 1),
     )
 
     def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
@@ -135,70 +139,86 @@ def zclip(
     def rule(leaves: list[jax.Array], state: ZclipState, now: _clipper.Context) -> _clipper.Plan:
         # Not together: to the last digit as it has always been, for runs that are to be repeated.
         norm = _base.global_norm(leaves, now.dtype, together=False)
-        numbers = [now.value(number) for number in (z_threshold, eps, clip_factor)]
-        decay = now.value(alpha)
-        largest = None if max_norm is None else now.value(max_norm)
-        return _clipper.Plan(
-            norm, lambda seen, before: decide(seen, before, numbers, decay, largest), _clipper.scale
+        numbers = _Numbers(
+            now.value(z_threshold),
+            now.value(eps),
+            now.value(clip_factor),
+            now.value(alpha),
+            None if max_norm is None else now.value(max_norm),
         )
-
-    def decide(
-        norm: jax.Array,
-        state: ZclipState,
-        numbers: list[jax.Array],
-        decay: jax.Array,
-        largest: jax.Array | None,
-    ) -> _clipper.Decision:
-        collected = state.count - state.nonfinite_count
-        spike, adaptive = _adaptive_threshold(state, norm, mode, clip_option, *numbers)
-        spike = spike & (collected >= steps)
-        allowed = jnp.where(spike, adaptive, norm)
-        streak = jnp.where(spike, optax.safe_increment(state.streak), 0)
-        released = jnp.bool_(False) if release is None else streak >= release
-
-        fed = jnp.minimum(jnp.where(released, norm, allowed), _base.LARGEST_SQUARABLE)
-        mean, variance = _feed(state, fed, decay, steps, collected)
-        keep = spike & skip_update_on_spike & ~released
-        if largest is not None:
-            allowed = jnp.minimum(allowed, largest)
-        clipped = norm > allowed
-        factor = jnp.where(clipped, allowed / (norm + 1e-6), 1.0).astype(norm.dtype)
-        return _clipper.Decision(
-            norm=norm,
-            threshold=allowed,
-            clipped=clipped,
-            numbers=(factor,),
-            own={
-                "mean": jnp.where(keep, state.mean, mean),
-                "variance": jnp.where(keep, state.variance, variance),
-                "streak": streak,
-            },
+        return _clipper.Plan(
+            norm, lambda seen, before: _decide(seen, before, numbers, fixed), _clipper.scale
         )
 
     return _clipper.clipper(ZclipState, rule, own, per_tensor=False)
 
 
+class _Fixed(NamedTuple):
+    """Arguments of :func:`zclip` that are the same in all steps."""
+
+    mode: str
+    clip_option: str
+    warmup_steps: int | jax.Array
+    skip_update_on_spike: bool
+    release_after: int | jax.Array | None
+
+
+class _Numbers(NamedTuple):
+    """Arguments of :func:`zclip` that may be schedules, as scalars of one step."""
+
+    z_threshold: jax.Array
+    eps: jax.Array
+    clip_factor: jax.Array
+    alpha: jax.Array
+    max_norm: jax.Array | None
+
+
+def _decide(
+    norm: jax.Array, state: ZclipState, numbers: _Numbers, fixed: _Fixed
+) -> _clipper.Decision:
+    """The factor on the gradients, and the averages after a step with this global norm."""
+    collected = state.count - state.nonfinite_count
+    spike, adaptive = _adaptive_threshold(state, norm, numbers, fixed)
+    spike = spike & (collected >= fixed.warmup_steps)
+    allowed = jnp.where(spike, adaptive, norm)
+    streak = jnp.where(spike, optax.safe_increment(state.streak), 0)
+    released = jnp.bool_(False) if fixed.release_after is None else streak >= fixed.release_after
+
+    fed = jnp.minimum(jnp.where(released, norm, allowed), _base.LARGEST_SQUARABLE)
+    mean, variance = _feed(state, fed, numbers.alpha, fixed.warmup_steps, collected)
+    keep = spike & fixed.skip_update_on_spike & ~released
+    if numbers.max_norm is not None:
+        allowed = jnp.minimum(allowed, numbers.max_norm)
+    clipped = norm > allowed
+    factor = jnp.where(clipped, allowed / (norm + 1e-6), 1.0).astype(norm.dtype)
+    return _clipper.Decision(
+        norm=norm,
+        threshold=allowed,
+        clipped=clipped,
+        numbers=(factor,),
+        own={
+            "mean": jnp.where(keep, state.mean, mean),
+            "variance": jnp.where(keep, state.variance, variance),
+            "streak": streak,
+        },
+    )
+
+
 def _adaptive_threshold(
-    state: ZclipState,
-    norm: jax.Array,
-    mode: str,
-    clip_option: str,
-    z_threshold: jax.Array,
-    eps: jax.Array,
-    clip_factor: jax.Array,
+    state: ZclipState, norm: jax.Array, numbers: _Numbers, fixed: _Fixed
 ) -> tuple[jax.Array, jax.Array]:
     """Whether the norm is a spike, and the threshold that it then gets."""
     mean, deviation = state.mean, jnp.sqrt(state.variance)
-    if mode == "percentile":
-        bound = mean + z_threshold * deviation
+    if fixed.mode == "percentile":
+        bound = mean + numbers.z_threshold * deviation
         return norm > bound, bound
-    z_score = (norm - mean) / (deviation + eps)
-    spike = z_score > z_threshold
-    if clip_option == "mean":
+    z_score = (norm - mean) / (deviation + numbers.eps)
+    spike = z_score > numbers.z_threshold
+    if fixed.clip_option == "mean":
         return spike, mean
     # Where it is no spike the value is not used, but must not divide by zero.
-    ratio = jnp.where(spike, z_score, 1.0) / z_threshold
-    return spike, clip_factor * (mean + z_threshold * deviation / ratio)
+    ratio = jnp.where(spike, z_score, 1.0) / numbers.z_threshold
+    return spike, numbers.clip_factor * (mean + numbers.z_threshold * deviation / ratio)
 
 
 def _feed(

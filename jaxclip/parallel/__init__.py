@@ -13,13 +13,21 @@ from jaxclip.parallel.mesh import (
     to_global,
 )
 from jaxclip.parallel.offload import is_on_host, on_host, to_device
-from jaxclip.parallel.sharding import PRESETS, Rule, init_sharded, sharding_rules, specs_for
+from jaxclip.parallel.sharding import (
+    PRESETS,
+    Rule,
+    abstract,
+    init_sharded,
+    sharding_rules,
+    specs_for,
+)
 
 __all__ = [
     "AXES",
     "BATCH_AXES",
     "PRESETS",
     "Rule",
+    "abstract",
     "batch_sharding",
     "batch_shards",
     "gather",

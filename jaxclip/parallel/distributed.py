@@ -93,13 +93,9 @@ def initialize_distributed(
             # "deactivate": what Slurm or Kubernetes have in the environment is of no concern here.
             jax.distributed.initialize(**given, **timeouts, cluster_detection_method="deactivate")
     elif _count("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in os.environ:
-        jax.distributed.initialize(
-            **timeouts, cluster_detection_method="slurm", local_device_ids=_slurm_devices()
-        )
+        _join("SLURM_NTASKS", "slurm", _slurm_devices(), timeouts)
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:
-        jax.distributed.initialize(
-            **timeouts, cluster_detection_method="ompi", local_device_ids=_mpi_devices()
-        )
+        _join("OMPI_COMM_WORLD_SIZE", "ompi", _mpi_devices(), timeouts)
     elif "tpu" in (jax.config.values["jax_platforms"] or "").split(","):
         # JAX itself puts it there on a machine that has TPU chips and libtpu.
         _join_tpu_slice(timeouts)
@@ -202,6 +198,27 @@ def _integer(name: str, value: Any) -> int:
 def _count(variable: str) -> int:
     value = os.environ.get(variable, "")
     return int(value) if value.isdigit() else 0
+
+
+def _join(
+    says_several: str, method: str, devices: list[int] | None, timeouts: Mapping[str, Any]
+) -> None:
+    """Join the processes that a scheduler's variables describe.
+
+    Raises:
+      ValueError: a variable is missing (of Open MPI 5, say), and which one says that there are
+        several processes.
+    """
+    try:
+        jax.distributed.initialize(
+            **timeouts, cluster_detection_method=method, local_device_ids=devices
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{says_several}={os.environ[says_several]} says that this is one of several processes,"
+            f" but {error.args[0]} is not set; unset {says_several} for one process, or give "
+            f"{_how(*_VARIABLES)}"
+        ) from error
 
 
 def _slurm_devices() -> list[int] | None:

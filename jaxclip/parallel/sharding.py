@@ -141,6 +141,23 @@ def init_sharded(init_fn: Callable[[jax.Array], Any], rng: jax.Array, shardings:
     return jax.jit(init_fn, out_shardings=shardings)(rng)
 
 
+def abstract(shapes: Any, shardings: Any) -> Any:
+    """A tree of arrays that are not there yet: shapes and dtypes with their shardings.
+
+    Args:
+      shapes: tree of what has ``shape`` and ``dtype``.
+      shardings: of the same structure.
+
+    Returns:
+      A tree of ``jax.ShapeDtypeStruct``.
+    """
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
 def _preset(name: str) -> tuple[Rule, ...]:
     if name not in PRESETS:
         raise ValueError(f"unknown sharding preset {name!r}{hint(name, PRESETS)}")

@@ -145,7 +145,7 @@ def binned(
 
 
 def smoothed(values: np.ndarray, points: int = 25) -> np.ndarray:
-    """Centred moving average over about ``points`` values, shorter at the ends."""
+    """Centred moving average of float[n] over about ``points`` values, shorter at the ends."""
     half = min(points, len(values)) // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))

@@ -74,7 +74,6 @@ class Checkpointer:
             raise ValueError(f"{directory}: a run at an address saves in its staging folder")
         self._folder = CheckpointFolder(directory, copy)
         self.directory = self._folder.directory
-        self._writable = writable
         self._one_by_one = one_by_one
         # Files are uploaded one by one, each from memory.
         self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}

@@ -97,6 +97,15 @@ class CheckpointFolder:
         if self._copy is not None:
             self._copy.fetch(self.path(step).name)
 
+    def check(self, step: int) -> None:
+        """Verify what this process fetched; process 0 did so when it chose the checkpoint.
+
+        Raises:
+          ManifestError: a file is not as the manifest says.
+        """
+        if self._copy is not None and jax.process_index() != 0:
+            manifest.verify(self.path(step))
+
     def join(self, step: int, content: dict[str, Any]) -> None:
         """Make a checkpoint readable whose parts were written apart, given its manifest.
 

@@ -92,6 +92,7 @@ def restore(
         state_io.check_tree(saved, wanted, path, partial=partial)
         failure = ""
         try:
+            folder.check(step)
             folder.join(step, content)
             state = state_io.restore(path / "state", wanted)
         except Exception as error:

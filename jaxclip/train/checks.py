@@ -7,6 +7,7 @@ nothing is compiled), and what that takes is held against the devices and the me
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 
+from jaxclip import config as config_lib
 from jaxclip import config_check
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
@@ -29,6 +31,8 @@ logger = logging.getLogger("jaxclip")
 # Mistakes that say what they are.
 _PLAIN = (ValueError, OSError, RunError, ModuleNotFoundError)
 _SCALE = "logit_scale"
+# What a run imports after its last step only.
+_AT_THE_END = ("matplotlib",)
 # Longer than any schedule.
 _MANY_STEPS = 2**40
 
@@ -37,8 +41,12 @@ def build(config: Config) -> setup.Experiment:
     """:func:`jaxclip.train.setup.build` on all devices, but every failure is one clear line.
 
     Raises:
+      ModuleNotFoundError: a package is missing that only the report needs.
       ValueError: a configuration that can't be built here, or is too large for the memory.
     """
+    for name in _AT_THE_END:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     platform = jax.devices()[0].platform
     if config["attention_implementation"] == "cudnn" and platform != "gpu":
         raise ValueError(
@@ -108,9 +116,15 @@ def check_names(config: Config) -> None:
 
     Raises:
       ValueError: names the thing and the nearest one.
+      FileNotFoundError: the same of a data set that is neither built in nor a path.
     """
+    with in_one_line("this configuration can't be built"):
+        _check_names(config)
+
+
+def _check_names(config: Config) -> None:
     from jaxclip import losses, objectives, optim
-    from jaxclip.data import tokenizers
+    from jaxclip.data import sources, tokenizers
     from jaxclip.data.image_backend import BACKENDS
     from jaxclip.evaluate import tasks
     from jaxclip.models.sparsity import rules as sparsity
@@ -123,9 +137,15 @@ def check_names(config: Config) -> None:
     tokenizers.check_kind(config["tokenizer"]["kind"])
     BACKENDS.get(config["data"]["image_backend"])
     check_ops(config)
+    for part in (config["data"], *config["data"]["mixture"]):
+        if isinstance(part, Mapping) and isinstance(part.get("name"), str):
+            sources.check_name(part["name"])
     writers.from_config(config["writers"])
     with contextlib.suppress(FileNotFoundError):  # names and templates may be elsewhere
         tasks.from_config(config)
+    for task in config["evaluate"]["tasks"]:
+        if isinstance(task, Mapping) and task.get("data"):
+            sources.check_name(task["data"])
 
 
 def check_ops(config: Config) -> None:
@@ -253,6 +273,19 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
             value,
             limit,
         )
+
+
+def warn_of_unused(config: Config, experiment: setup.Experiment) -> None:
+    """Say which keys are set without effect, because of the value of another key."""
+    lines = config_lib.unused(config)
+    total, kind = experiment.total, config["teacher"]["kind"]
+    asked = any(name.startswith("teacher/") for name in total.needs | total.row_needs)
+    if kind in ("frozen", "ema", "stored") and not asked:
+        names = ", ".join(repr(term.name) for term in total.terms)
+        lines.append(f"teacher.kind={kind!r} has no effect: {names} learns from no teacher")
+    if jax.process_index() == 0:
+        for line in lines:
+            logger.warning("%s", line)
 
 
 def warn_of_squares(config: Config) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ def describe(
     workdir: workdir_lib.Workdir,
     start: int,
     changes: Mapping[str, tuple[Any, Any]],
+    say: Callable[[str], None] = print,
 ) -> None:
     """Print what is about to run, in a few lines, and what is ``{key: (before, now)}`` changed."""
     if jax.process_index() != 0:
@@ -30,7 +31,7 @@ def describe(
     if not config["objective"]:
         objective = config["loss"]["name"]
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    print(
+    say(
         f"model {config['model']['preset']}: {count / 1e6:.2f} M parameters, "
         f"compute {config['precision']['compute_dtype']}\n"
         f"batch {config['global_batch_size']} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
@@ -39,8 +40,7 @@ def describe(
         f"workdir {workdir.name}: "
         + (f"going on after step {start}" if start else "a new run")
         + f" of {config['total_steps']} steps"
-        + (f", staged in {workdir.path}" if workdir.copy else ""),
-        flush=True,
+        + (f", staged in {workdir.path}" if workdir.copy else "")
     )
     for key, (before, now) in changes.items():
         logger.info("changed after step %d: %s: %r -> %r", start, key, before, now)

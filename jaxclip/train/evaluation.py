@@ -116,22 +116,9 @@ def evaluate_workdir(
         raise ValueError("there is nothing to evaluate; name a --task, or set evaluate.zero_shot")
     experiment = checks.build(config)
     tokenizer = checks.load_tokenizer(config)
-    # What is evaluated: the averaged parameters where the run keeps them. Nothing else is read.
-    name = "params" if experiment.abstract_state.ema_params is None else "ema_params"
-    wanted = {
-        "step": experiment.abstract_state.step,
-        name: getattr(experiment.abstract_state, name),
-    }
-    checkpoints = f"{place}/{workdir_lib.CHECKPOINTS}"
-    with Checkpointer(checkpoints, writable=False) as checkpointer:
-        restored = (
-            checkpointer.restore_latest(wanted, partial=True)
-            if step is None
-            else checkpointer.restore(step, wanted, partial=True)
-        )
-    if restored is None:
-        raise workdir_lib.WorkdirError(f"{checkpoints} holds no usable checkpoint")
-    restored_step = int(restored.state["step"])
+    restored_step, weights, params = _restore(
+        experiment, f"{place}/{workdir_lib.CHECKPOINTS}", step
+    )
     metrics: dict[str, float] | None = None
     try:
         with workdir_lib.lent(place, lambda name: name == runner.RESULTS_FILE) as (folder, _):
@@ -141,13 +128,13 @@ def evaluate_workdir(
             metrics = runner.evaluate(
                 experiment.encode_image,
                 experiment.encode_text,
-                restored.state[name],
+                params,
                 config,
                 tokenizer=tokenizer,
                 mesh=experiment.mesh,
                 workdir=None if not multihost.all_agree(not problem) else folder,
                 step=restored_step,
-                weights="model" if name == "params" else "ema",
+                weights=weights,
                 encode_tokens=experiment.encode_tokens,
             )
     except BucketError as error:
@@ -159,3 +146,34 @@ def evaluate_workdir(
         for metric, value in metrics.items():
             print(f"  {metric:<48} {value:8.4f}")
     return metrics
+
+
+def _restore(
+    experiment: setup.Experiment, checkpoints: str, step: int | None
+) -> tuple[int, str, Any]:
+    """What is evaluated: the averaged parameters where the run keeps them; nothing else is read.
+
+    Args:
+      experiment: of the run.
+      checkpoints: their folder, or its address.
+      step: of the checkpoint, or None for the newest usable one.
+
+    Returns:
+      The checkpoint's step, ``"ema"`` or ``"model"``, and the parameters.
+
+    Raises:
+      workdir.WorkdirError: there is no usable checkpoint.
+    """
+    state = experiment.abstract_state
+    name = "params" if state.ema_params is None else "ema_params"
+    wanted = {"step": state.step, name: getattr(state, name)}
+    with Checkpointer(checkpoints, writable=False) as checkpointer:
+        restored = (
+            checkpointer.restore_latest(wanted, partial=True)
+            if step is None
+            else checkpointer.restore(step, wanted, partial=True)
+        )
+    if restored is None:
+        raise workdir_lib.WorkdirError(f"{checkpoints} holds no usable checkpoint")
+    weights = "model" if name == "params" else "ema"
+    return int(restored.state["step"]), weights, restored.state[name]

@@ -106,7 +106,10 @@ class Guard:
         )
 
     def judge(self, state: GuardState, loss: jax.Array, norm: jax.Array) -> Judgement:
-        """Judge a finite step by those before it; one that is not finite is no spike."""
+        """Judge a step by those before it, from its loss and gradient norm, float32[] each.
+
+        One that is not finite is no spike.
+        """
         values = jnp.stack([loss, norm]).astype(jnp.float32)
         count = jnp.minimum(state.seen, self.window)
         here = jnp.arange(self.window) < count

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip import config as config_lib
-from jaxclip import objectives, storage
+from jaxclip import objectives, parallel, storage
 from jaxclip.config import Config
 from jaxclip.models.sparsity import rules as sparsity
 from jaxclip.train import low_rank, state_io, towers
@@ -147,14 +147,9 @@ def _wanted(config: Config, shardings: Any) -> Params:
         return jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
     beside = {key: shapes[key] for key in (low_rank.KEY, sparsity.KEY) if key in shapes}
     if beside:
-        mesh = jax.tree.leaves(shardings)[0].mesh
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        whole = parallel.replicated(jax.tree.leaves(shardings)[0].mesh)
         shardings = {**shardings, **jax.tree.map(lambda _: whole, beside)}
-    return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    return parallel.abstract(shapes, shardings)
 
 
 def _own_shapes(config: Config, names: set[str]) -> Params:

@@ -26,7 +26,6 @@ from jaxclip.train import (
 )
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
-from jaxclip.train import step as step_lib
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.data_faults import DataFaults
@@ -86,6 +85,7 @@ def train(
       ValueError: a configuration that can't be built.
     """
     experiment = checks.build(config)
+    checks.warn_of_unused(config, experiment)
     tokenizer = checks.load_tokenizer(config)
     checks.check_data(config, experiment.batch_spec, experiment.total.owners())
     checks.check_start(config, f"{workdir}/{workdir_lib.CHECKPOINTS}")
@@ -101,7 +101,7 @@ def train(
         result = _train(experiment, tokenizer, held, stop, changes)
         if jax.process_index() == 0:
             written = report_lib.write_report(held.path, held.name)
-            print(f"report: {held.name}/{written.name}", flush=True)
+            stop.say(f"report: {held.name}/{written.name}")
     return result
 
 
@@ -130,7 +130,7 @@ def _train(
                 f"total_steps={config['total_steps']}, but {start} steps are done already; give "
                 "--extend more of them"
             )
-        describe.describe(experiment, held, start, changes)
+        describe.describe(experiment, held, start, changes, stop.say)
         checks.warn_of_frozen_scale(config, state.params)
         environment.write(workdir, parameters=setup.parameter_count(state.params))
         with MetricWriter(workdir, config["writers"], resume_step=start, config=config) as writer:
@@ -175,7 +175,8 @@ class _Run:
         self.evaluation: dict[str, float] = {}
         self.last_evaluated = -1
         self.faults = DataFaults(held.path, self.config["data"]["max_unusable"])
-        self.progress = Progress(self.config["total_steps"], self.config["global_batch_size"])
+        total, batch = self.config["total_steps"], self.config["global_batch_size"]
+        self.progress = Progress(total, batch, lost=stop.nobody_reads)
         self.metrics = StepMetrics(writer, self.progress, held)
 
     def steps(self, state: TrainState) -> TrainState:
@@ -372,7 +373,7 @@ class _Run:
 
     def save(self, state: TrainState, step: int, *, postpone: bool = False) -> None:
         """Save the state, but ``postpone`` it if the state may be why gradients are not finite."""
-        wrong = step_lib.what_is_not_finite(state) if postpone else ""
+        wrong = state_lib.what_is_not_finite(state) if postpone else ""
         if wrong:
             self.progress.message(f"  no checkpoint at step {step}: its {wrong} not finite")
             return

@@ -35,12 +35,14 @@ SECONDS = 30.0
 # How long the end of a run tries to upload the rest.
 FINAL_SECONDS = 60.0
 _LONGEST_PAUSE = 60.0
-# In the folder: which one it is, and whether all of it is at the address.
-_STATE = ".staging.json"
 
 
 class MirrorError(RunError):
     """Not all of a run could be uploaded; the message says where it lies and how to go on."""
+
+
+class UploadInterrupt(KeyboardInterrupt):
+    """A run at an address was interrupted; the message says where it lies and how to go on."""
 
 
 class Mirror(staging.Copy):
@@ -53,7 +55,7 @@ class Mirror(staging.Copy):
     """
 
     def __init__(self, bucket: Bucket, folder: pathlib.Path, lock: Lock):
-        super().__init__(bucket, folder)
+        super().__init__(bucket, folder, lock.look)
         self._lock = lock
         # What is at the address: files with their stamps here, checkpoints with their manifests.
         self._files: dict[str, tuple[int, int] | None] = {}
@@ -75,8 +77,8 @@ class Mirror(staging.Copy):
         Raises:
           OSError: the address can't be read or written, or the folder can't be written.
         """
-        state = storage.read_json(self.folder / _STATE, {})
-        theirs = json.loads(self.bucket.read(staging.MARK) or b"{}").get("id", "")
+        state = storage.read_json(self.folder / staging.STATE, {})
+        theirs = last_writer(self.bucket)
         anew = not theirs or state.get("id") != theirs
         if anew:
             self._set_aside(state)
@@ -99,7 +101,7 @@ class Mirror(staging.Copy):
         # The folder first: one that the address names without its knowing would start anew.
         self._note(whole=False)
         mark = {"id": self._id, "host": self._lock.holder.host, "folder": str(self.folder)}
-        self.bucket.write(staging.MARK, json.dumps(mark).encode())
+        self.put(staging.MARK, json.dumps(mark).encode())
         if jax.process_count() > 1:
             self.sync()  # the others read at the address what this folder may be ahead with
         self._thread.start()
@@ -137,8 +139,18 @@ class Mirror(staging.Copy):
             time.sleep(pause)
             pause = min(2 * pause, 15.0)
         if not self._files and not self._checkpoints:
-            self.bucket.remove(staging.MARK)  # a run that came to nothing leaves nothing
+            self.drop(staging.MARK)  # a run that came to nothing leaves nothing
         self._note(whole=True)
+
+    def interrupted(self) -> UploadInterrupt:
+        """Begin nothing any more, as the user wants out at once; what to raise."""
+        self._closed.set()
+        self._wake.set()
+        return UploadInterrupt(
+            f"interrupted, perhaps before everything was at {self.bucket.address}; nothing is "
+            f"lost, all of it is in {self.folder}: the same command on this machine uploads it and "
+            "goes on"
+        )
 
     def sync(self) -> None:
         """One pass.
@@ -170,7 +182,7 @@ class Mirror(staging.Copy):
         with self._busy:
             self._pass()  # the files of the run are not to be behind it
             self._lock.look()
-            self.bucket.write(f"{staging.CHECKPOINTS}/{step}/{manifest.NAME}", content)
+            self.put(f"{staging.CHECKPOINTS}/{step}/{manifest.NAME}", content)
             self._checkpoints[step] = content
 
     def _pass(self) -> None:
@@ -185,7 +197,7 @@ class Mirror(staging.Copy):
         self._lock.look()
         staging.each(lambda name: self._upload(name, files[name]), changed)
         for name in gone:
-            self.bucket.remove(name)
+            self.drop(name)
             del self._files[name]
         for step in new:
             self._upload_checkpoint(step, here[step])
@@ -257,7 +269,7 @@ class Mirror(staging.Copy):
             content = (self.folder / name).read_bytes()
         except FileNotFoundError:
             return  # the next pass sees that it is gone
-        self.bucket.write(name, content)
+        self.put(name, content)
         self._files[name] = stamp
 
     def _upload_checkpoint(self, step: str, content: bytes) -> None:
@@ -273,7 +285,7 @@ class Mirror(staging.Copy):
             self._checkpoints[step], self._sent[step] = None, sent
 
             def upload(name: str) -> None:
-                self.bucket.write(f"{base}/{name}", (folder / name).read_bytes())
+                self.put(f"{base}/{name}", (folder / name).read_bytes())
                 sent[name] = table[name]
 
             try:
@@ -281,16 +293,16 @@ class Mirror(staging.Copy):
             except FileNotFoundError:
                 return  # removed meanwhile: the rest of this pass or the next cleans up
             self._lock.look()  # this took a while
-        self.bucket.write(mark, content)
+        self.put(mark, content)
         self._checkpoints[step] = content
         self._sent.pop(step, None)
 
     def _remove_checkpoint(self, step: str) -> None:
         base = f"{staging.CHECKPOINTS}/{step}"
-        self.bucket.remove(f"{base}/{manifest.NAME}")
+        self.drop(f"{base}/{manifest.NAME}")
         self._checkpoints[step] = None
         self._sent.pop(step, None)
-        staging.each(lambda name: self.bucket.remove(name), self.bucket.names(f"{base}/"))
+        staging.each(self.drop, self.bucket.names(f"{base}/"))
         del self._checkpoints[step]
 
     # The folder.
@@ -319,7 +331,18 @@ class Mirror(staging.Copy):
                 shutil.rmtree(path)
 
     def _note(self, *, whole: bool) -> None:
-        storage.write_json(self.folder / _STATE, {"id": self._id, "whole": whole})
+        storage.write_json(self.folder / staging.STATE, {"id": self._id, "whole": whole})
+
+
+def last_writer(bucket: Bucket) -> str:
+    """What an address calls the staging folder that wrote there last; empty if none did.
+
+    Raises:
+      OSError: the address can't be read.
+    """
+    with contextlib.suppress(ValueError, AttributeError):
+        return json.loads(bucket.read(staging.MARK) or b"{}").get("id", "")
+    return ""
 
 
 def _table(content: bytes | None) -> dict[str, Any]:

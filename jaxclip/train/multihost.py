@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 
 
 def broadcast(value: np.ndarray) -> np.ndarray:
-    """Process 0's value, on all processes."""
+    """Process 0's array, on all processes, which give one of the same shape and dtype."""
     if jax.process_count() == 1:
         return value
     return np.asarray(multihost_utils.broadcast_one_to_all(value))

@@ -139,7 +139,7 @@ def check(
 
 
 def fields(names: Iterable[str], batch: Batch) -> dict[str, jax.Array]:
-    """Those of the names that are arrays of the batch as they are."""
+    """Those of the names that are arrays [B, ...] of the batch and no tower's output."""
     return {name: batch[name] for name in sorted(set(names)) if parse(name) is None}
 
 

@@ -103,13 +103,13 @@ class Parts:
         left = dict(table)
 
         def upload(name: str) -> None:
-            self._copy.bucket.write(f"{base}/{name}", (folder / name).read_bytes())
+            self._copy.put(f"{base}/{name}", (folder / name).read_bytes())
             left.pop(name)
 
         def upload_all() -> None:
             staging.each(upload, list(left))
             mark = f"{base}/part_{number}_{process}.json"
-            self._copy.bucket.write(mark, json.dumps(table).encode())
+            self._copy.put(mark, json.dumps(table).encode())
 
         self._patiently(upload_all)
 

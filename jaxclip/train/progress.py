@@ -7,7 +7,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import jax
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from jaxclip import standard_streams
 from jaxclip.train import metric_names
 
 _HEADER_EVERY = 25
@@ -39,6 +40,7 @@ class Progress:
         *,
         stream: TextIO | None = None,
         width: int | None = None,
+        lost: Callable[[OSError], None] = lambda error: None,
     ):
         """Make a display; nothing is printed before :meth:`start`.
 
@@ -47,13 +49,15 @@ class Progress:
           global_batch_size: examples a step, for images/s.
           stream: where to print (default: standard output).
           width: columns, for tests (default: the terminal's; 80 when piped).
+          lost: called, once, when the stream can't be written; from then on nothing is shown.
         """
         self._total, self._batch = total_steps, global_batch_size
         stream = stream or sys.stdout
         self._silent = jax.process_index() != 0
         if width is None and not stream.isatty():
             width = 80
-        self._console = Console(file=stream, width=width, highlight=False, soft_wrap=False)
+        file: Any = standard_streams.Forgiving(stream, lost)
+        self._console = Console(file=file, width=width, highlight=False, soft_wrap=False)
         self._live: Live | None = None
         self._rows = 0
         self._step = self._first = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from jaxclip.config import Config
 from jaxclip.models import reductions
 from jaxclip.models.products import rules
 from jaxclip.models.sparsity import rules as sparsity
-from jaxclip.train import cures, low_rank, outputs, state_io, towers
+from jaxclip.train import cures, low_rank, setup_checks, state_io, towers
 from jaxclip.train import guard as guard_lib
 from jaxclip.train import init_from as init_from_lib
 from jaxclip.train import state as state_lib
@@ -127,57 +127,27 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         not fit, or a parameter that does not divide.
     """
     mesh = parallel.make_mesh(config["mesh"], devices=devices)
-    check_batch(config, mesh)
+    setup_checks.check_batch(config, mesh)
     total = objectives.from_config(config["objective"], config["loss"])
     total.check_run(config["global_batch_size"], config["teacher"]["kind"])
     sizes = towers.model_sizes(config)
-    frozen = config_check.frozen_statistics(config["optim"], sizes.image.has_statistics)
-    tx = cures.with_mup(optim.from_config(frozen, config["total_steps"]), config, sizes)
-    section = config["teacher"]["kind"]
+    tx = _optimizer(config, sizes)
     guard = guard_lib.from_config(config)
     sparse = sparsity.from_config(config["sparsity"], config["total_steps"])
-    create_state = _state_maker(config, total, tx, guard, sparse, with_ema_teacher=section == "ema")
+    create_state = _state_maker(config, total, tx, guard, sparse)
     shapes = jax.eval_shape(create_state, jax.random.key(0))
-    check_guard(config, guard, shapes.opt_state)
-    state_shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
-    if guard is not None:  # a few numbers, which every device judges by
-        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        state_shardings = state_shardings._replace(
-            guard=jax.tree.map(lambda _: whole, shapes.guard)
-        )
-    if config["offload_optimizer_state"]:
-        state_shardings = state_shardings._replace(
-            opt_state=parallel.on_host(shapes.opt_state, state_shardings.opt_state, mesh)
-        )
-    abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        state_shardings,
-    )
-    model = build_model(config, mesh, state_shardings.params)
-    products = rules.from_config(config["precision"]["products"])
-    rules.check_used(products, rules.layer_names(state_io.named_leaves(shapes.params)))
-    own = towers.from_config(config, model, state_shardings.params, products=products)
+    setup_checks.check_guard(config, guard, shapes.opt_state)
+    shardings = _state_shardings(config, shapes, mesh)
+    abstract_state = parallel.abstract(shapes, shardings)
+    own = _towers(config, shapes.params, shardings.params, mesh)
     teacher = teacher_lib.build(config, own, total.needs | total.row_needs, mesh)
     abstract_state = abstract_state._replace(frozen=teacher.abstract())
-    state_shardings = state_shardings._replace(frozen=teacher.shardings)
+    shardings = shardings._replace(frozen=teacher.shardings)
     batch_spec = in_patches(config, sizes, teacher_lib.batch_spec(teacher, total.fields))
-    check_objectives(total, sizes, batch_spec, teacher)
-    check_micro_batches(config, sizes, batch_spec)
-    trained, whiten = cures.whitening(config, own, mesh)
+    setup_checks.check_objectives(total, sizes, batch_spec, teacher)
+    setup_checks.check_micro_batches(config, sizes, batch_spec)
     qk_clip = cures.qk_clip_threshold(config, sizes, shapes.params, batch_spec)
-    gradient = step_lib.make_gradient(
-        total,
-        trained,
-        seed=config["seed"],
-        is_frozen=functools.partial(config_check.is_frozen, config),
-        teacher=teacher.teacher,
-        num_micro_batches=config["num_micro_batches"],
-        mesh=mesh,
-        largest_logits=() if qk_clip is None else ("image", "text"),
-        whiten=whiten,
-        seen=sparse if sparse.rules else None,
-    )
+    gradient = _gradient(config, total, own, teacher, sparse, mesh, looks=qk_clip is not None)
     batch_sharding = parallel.batch_sharding(mesh)
     train_step = step_lib.make_train_step(
         gradient,
@@ -190,7 +160,7 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
         qk_clip=qk_clip,
         guard=guard,
         watch=watch_lib.make_tensor_numbers(config) if config["watch"]["enabled"] else None,
-        state_shardings=state_shardings,
+        state_shardings=shardings,
         batch_shardings=batch_sharding,
     )
     reduction = reductions.from_config(config["evaluate"]["token_reduction"])
@@ -198,14 +168,14 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     return Experiment(
         config=config,
         mesh=mesh,
-        model=model,
+        model=own.model,
         total=total,
         batch_spec=batch_spec,
         teacher=teacher,
         guard=guard,
         create_state=create_state,
         abstract_state=abstract_state,
-        state_shardings=state_shardings,
+        state_shardings=shardings,
         batch_sharding=batch_sharding,
         train_step=train_step,
         encode_image=encode_image,
@@ -216,14 +186,88 @@ def build(config: Config, *, devices: Sequence[Any] | None = None) -> Experiment
     )
 
 
+def _optimizer(config: Config, sizes: models.CLIPConfig) -> Any:
+    """The optax transformation; statistics of batch norms are frozen, and muP has its rates."""
+    section = config_check.frozen_statistics(config["optim"], sizes.image.has_statistics)
+    return cures.with_mup(optim.from_config(section, config["total_steps"]), config, sizes)
+
+
+def _state_shardings(
+    config: Config, shapes: state_lib.TrainState, mesh: jax.sharding.Mesh
+) -> state_lib.TrainState:
+    """Where each array of the state lies, frozen weights apart."""
+    shardings = parallel.specs_for(shapes, parallel.sharding_rules(config["sharding"]), mesh)
+    if shapes.guard is not None:  # a few numbers, which every device judges by
+        whole = parallel.replicated(mesh)
+        shardings = shardings._replace(guard=jax.tree.map(lambda _: whole, shapes.guard))
+    if config["offload_optimizer_state"]:
+        on_host = parallel.on_host(shapes.opt_state, shardings.opt_state, mesh)
+        shardings = shardings._replace(opt_state=on_host)
+    return shardings
+
+
+def _towers(
+    config: Config, params: Any, shardings: Any, mesh: jax.sharding.Mesh
+) -> towers.ModelTowers:
+    """The model with what stands before it.
+
+    Args:
+      config: resolved configuration.
+      params: shapes of the parameters.
+      shardings: of the parameters.
+      mesh: of the shardings.
+
+    Raises:
+      ValueError: ``precision.products`` names a layer that there is not.
+    """
+    products = rules.from_config(config["precision"]["products"])
+    rules.check_used(products, rules.layer_names(state_io.named_leaves(params)))
+    model = build_model(config, mesh, shardings)
+    return towers.from_config(config, model, shardings, products=products)
+
+
+def _gradient(
+    config: Config,
+    total: objectives.Total,
+    own: towers.ModelTowers,
+    teacher: teacher_lib.Setup,
+    sparse: sparsity.Sparse,
+    mesh: jax.sharding.Mesh,
+    *,
+    looks: bool,
+) -> step_lib.Gradient:
+    """The gradient of a batch (:func:`jaxclip.train.step.make_gradient`).
+
+    Args:
+      config: resolved configuration.
+      total: the objectives.
+      own: the towers.
+      teacher: the teacher's part.
+      sparse: what is done to the parameters before the towers see them.
+      mesh: of the batch.
+      looks: whether the largest attention logits are wanted, too.
+    """
+    trained, whiten = cures.whitening(config, own, mesh)
+    return step_lib.make_gradient(
+        total,
+        trained,
+        seed=config["seed"],
+        is_frozen=functools.partial(config_check.is_frozen, config),
+        teacher=teacher.teacher,
+        num_micro_batches=config["num_micro_batches"],
+        mesh=mesh,
+        largest_logits=("image", "text") if looks else (),
+        whiten=whiten,
+        seen=sparse if sparse.rules else None,
+    )
+
+
 def _state_maker(
     config: Config,
     total: objectives.Total,
     tx: Any,
     guard: guard_lib.Guard | None,
     sparse: sparsity.Sparse,
-    *,
-    with_ema_teacher: bool,
 ) -> Callable[..., state_lib.TrainState]:
     """``(rng, params=None) -> TrainState``, with the objectives' own parameters and states."""
     model, sizes = build_model(config), towers.model_sizes(config)
@@ -243,7 +287,7 @@ def _state_maker(
             tx,
             rng,
             with_ema=config["ema_decay"] > 0,
-            with_ema_teacher=with_ema_teacher,
+            with_ema_teacher=config["teacher"]["kind"] == "ema",
             objective_state=lambda: total.init_state(sizes),
             guard_state=lambda: None if guard is None else guard.init(),
         )
@@ -286,34 +330,6 @@ def batch_sizes(config: Config) -> field_lib.Sizes:
     return field_lib.Sizes(config["data"]["image_size"], config["tokenizer"]["context_length"])
 
 
-def check_objectives(
-    total: objectives.Total, sizes: Any, batch_spec: field_lib.BatchSpec, teacher: teacher_lib.Setup
-) -> None:
-    """Refuse terms that can't be trained as configured.
-
-    Raises:
-      ValueError: says which and why.
-    """
-    total.check(sizes, teacher.sizes)
-    needs = [
-        (f"objective {t.name!r}", t.objective.needs | t.objective.row_needs) for t in total.terms
-    ]
-    outputs.check(needs, batch_spec, teacher.teacher)
-    if any(isinstance(field, field_lib.Patches) for field in batch_spec.values()):
-        for name, wanted in needs:
-            _check_padding(name, wanted)
-
-
-def _check_padding(name: str, wanted: Collection[str]) -> None:
-    """Refuse a term that would take the padding of short pictures for patches."""
-    tokens = sorted(each for each in wanted if each.endswith(("image_tokens", "image_projected")))
-    if tokens and not any(each.endswith("image_mask") for each in wanted):
-        raise ValueError(
-            f"{name} reads {tokens[0]!r} with no word of which are padding, and data.patch_counts "
-            "pads pictures; set data.patch_counts=[], or train with another objective"
-        )
-
-
 def in_patches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> field_lib.BatchSpec:
     """The batch with pictures as patches, where ``data.patch_counts`` says so.
 
@@ -329,50 +345,6 @@ def in_patches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> f
             "model.image.max_patches, and no first_layer='tract'; or data.patch_counts=[]"
         )
     return field_lib.as_patches(batch_spec, sizes.image.patch_size, counts)
-
-
-def check_guard(config: Config, guard: guard_lib.Guard | None, opt_state: Any) -> None:
-    """Refuse a policy that the optimizer can't serve.
-
-    Raises:
-      ValueError: moments are to be reset, but there are none.
-    """
-    if guard is None or "reset_moments" not in guard.actions:
-        return
-    if not guard_lib.has_moments(opt_state):
-        raise ValueError(
-            f"on_spike.actions has 'reset_moments', but the state of optim.name="
-            f"{config['optim']['name']!r} has no moments that it can reset; use another action"
-        )
-
-
-def check_batch(config: Config, mesh: jax.sharding.Mesh) -> None:
-    """Refuse a global batch that does not divide over devices, processes and micro-batches."""
-    size = config["global_batch_size"]
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    pieces = shards * config["num_micro_batches"]
-    if size % pieces:
-        raise ValueError(
-            f"global_batch_size={size} does not divide over data x fsdp={shards} devices x "
-            f"num_micro_batches={config['num_micro_batches']}; use a multiple of {pieces}, for "
-            f"instance {max(pieces, size // pieces * pieces)}, or change config.mesh"
-        )
-
-
-def check_micro_batches(config: Config, sizes: Any, batch_spec: field_lib.BatchSpec) -> None:
-    """Refuse micro-batches where the gradient would be another than that of the whole batch.
-
-    Raises:
-      ValueError: TrAct's first layer sees several views, each whitened by its own patches.
-    """
-    count = config["num_micro_batches"]
-    views = [key for key in batch_spec if key == "image" or key.endswith("/image")]
-    if count > 1 and sizes.image.first_layer == "tract" and len(views) > 1:
-        raise ValueError(
-            f"num_micro_batches={count}: model.image.first_layer='tract' with the views "
-            f"{', '.join(views)} needs the whole batch in one pass; use num_micro_batches=1 or "
-            "leave that option out"
-        )
 
 
 def parameter_count(params: Any) -> int:

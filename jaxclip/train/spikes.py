@@ -123,62 +123,6 @@ def find_spikes(
     )
 
 
-class SpikeWatch:
-    """The same judgement while the curve is being made; O(``window``) memory and time a step."""
-
-    def __init__(
-        self,
-        *,
-        window: int = WINDOW,
-        threshold: float = THRESHOLD,
-        min_history: int = MIN_HISTORY,
-    ):
-        """Options as of :func:`find_spikes`."""
-        _check_options(window, threshold, min_history)
-        self._window, self._threshold, self._min_history = window, threshold, min_history
-        # Values in order of time in one piece; moved to the front each time the end is reached.
-        self._buffer = np.empty(2 * window, np.float64)
-        self._start = self._stop = 0
-        self.count = 0
-        self.seen = 0
-
-    @property
-    def score(self) -> float:
-        """Share of the values so far that were spikes."""
-        return self.count / self.seen if self.seen else 0.0
-
-    def update(self, value: float) -> bool:
-        """Judge the next value, then let it into the window.
-
-        Args:
-          value: loss or gradient norm of the next step.
-
-        Returns:
-          Whether it is a spike.
-        """
-        value = float(value)
-        history = self._buffer[self._start : self._stop]
-        mean = deviation = math.nan
-        if len(history) >= self._min_history:
-            mean, deviation = float(history.mean()), float(history.std())
-        found = bool(_is_spike(np.float64(value), mean, deviation, self._threshold))
-        self.seen += 1
-        self.count += found
-        if math.isfinite(value):
-            self._append(value)
-        return found
-
-    def _append(self, value: float) -> None:
-        if self._stop == len(self._buffer):
-            kept = self._buffer[self._start + 1 : self._stop].copy()
-            self._buffer[: len(kept)] = kept
-            self._start, self._stop = 0, len(kept)
-        elif self._stop - self._start == self._window:
-            self._start += 1
-        self._buffer[self._stop] = value
-        self._stop += 1
-
-
 def _check_options(window: int, threshold: float, min_history: int) -> None:
     if not 1 <= min_history <= window:
         raise ValueError(f"min_history={min_history} must be in 1…window={window}")

@@ -19,8 +19,9 @@ from typing import Any
 
 from etils import epath
 
-from jaxclip import lock
-from jaxclip.data.bucket import Bucket
+from jaxclip import lock, storage
+from jaxclip.data.bucket import Bucket, BucketError
+from jaxclip.data.fsspec_store import MISSING
 from jaxclip.train import manifest
 
 CHECKPOINTS = "checkpoints"
@@ -28,17 +29,22 @@ CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step_(\d{8,})")
 # At the address: which staging folder wrote there last.
 MARK = "staging.json"
+# In the folder: its number there, and whether all of it is at the address.
+STATE = ".staging.json"
 _FOLDERS = ("tensorboard/", "spikes/", "profile/")
 # Requests at a time. A piece of a checkpoint is read whole, so this bounds memory, too.
 _THREADS = 4
+# How often a file is written again that somebody else changes meanwhile.
+_ATTEMPTS = 5
 
 
-def folder_of(address: str, process: int = 0) -> pathlib.Path:
+def folder_of(address: str, process: int = 0, number: int = 1) -> pathlib.Path:
     """The folder in which a run at an address works: in ``$JAXCLIP_STAGING``, or the user's cache.
 
     Args:
       address: of the workdir.
       process: number of this process; each has a folder of its own.
+      number: of the folder, where a run that may be alive has the first one.
     """
     base = os.environ.get("JAXCLIP_STAGING")
     if not base:
@@ -47,7 +53,9 @@ def folder_of(address: str, process: int = 0) -> pathlib.Path:
     address = address.rstrip("/")
     name = re.sub(r"[^\w.-]+", "_", address.rpartition("/")[2])[:40]
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-    return pathlib.Path(base).absolute() / (f"{name}-{digest}" + (f"-{process}" if process else ""))
+    folder = f"{name}-{digest}" + (f"-{process}" if process else "")
+    folder += f".{number}" if number > 1 else ""
+    return pathlib.Path(base).absolute() / folder / "run"
 
 
 def is_uploaded(name: str) -> bool:
@@ -61,16 +69,33 @@ def is_uploaded(name: str) -> bool:
     return not own and name.endswith((".json", ".jsonl", ".html"))
 
 
+class CopyError(OSError):
+    """A copy can't be written; the message names its folder and the setting that moves it."""
+
+
 class Copy:
     """A folder that has what lies at an address, checkpoints as far as they were asked for.
+
+    What a run changes there, :meth:`put` and :meth:`drop` do: always on the condition that the file
+    has the version that it had before the lock was last seen to be the run's. So what a run sends
+    that was overtaken, a request that hung for hours included, changes nothing that the next one
+    wrote.
 
     Args:
       bucket: the address.
       folder: the copy.
+      look: raises if the address is another run's now; without, the copy is only read.
     """
 
-    def __init__(self, bucket: Bucket, folder: pathlib.Path):
+    _setting = "JAXCLIP_STAGING"
+
+    def __init__(
+        self, bucket: Bucket, folder: pathlib.Path, look: Callable[[], None] | None = None
+    ):
         self.bucket, self.folder = bucket, folder
+        self._look = look
+        # Of the files at the address, as far as they are known.
+        self._versions: dict[str, bytes] = {}
 
     def pull(
         self, wanted: Callable[[str], bool] = lambda name: True, *, again: bool = False
@@ -117,20 +142,62 @@ class Copy:
             [item for item in files.items() if _size(self.folder / base / item[0]) != item[1][0]],
         )
 
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file at the address, unless that is another run's by now.
+
+        Raises:
+          OSError: the address can't be reached.
+          lock.LostLockError: another run has it.
+        """
+        assert self._look is not None
+        version = self._versions.get(name, MISSING)
+        for _ in range(_ATTEMPTS):
+            now = self.bucket.swap(name, version, content)
+            if now is None:
+                # Another file than was known is there: of an earlier run, of one that was
+                # overtaken, or ours, if the answer that said so was lost.
+                version, there = self.bucket.look(name, len(content))
+                if there != content:
+                    self._look()
+                    continue
+                now = version
+            self._versions[name] = now
+            return
+        raise BucketError(f"{self.bucket / name} can't be written: somebody else writes it, too")
+
+    def drop(self, name: str) -> None:
+        """Remove a file at the address; raises as :meth:`put`."""
+        assert self._look is not None
+        version = self._versions.pop(name, None)
+        for _ in range(_ATTEMPTS):
+            if version is None:
+                version = self.bucket.version(name)
+                self._look()
+            if version == MISSING or self.bucket.swap(name, version, None) is not None:
+                return
+            version = None
+        raise BucketError(f"{self.bucket / name} can't be removed: somebody else writes it")
+
     def committed(self) -> None:
         """Told that a checkpoint was committed or removed in the folder."""
 
     def _download(self, name: str, size: int = 0) -> None:
         if ".." in name.split("/"):
             return  # it would be written outside of the folder: somebody else's bucket may try
-        content = self.bucket.read(name, size)
+        self._versions[name], content = self.bucket.look(name, size)
         if content is None:
             return
         target = self.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".part")
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            temporary.replace(target)
+        except OSError as error:
+            raise CopyError(
+                f"{self.bucket / name} can't be copied to {self.folder}: "
+                + storage.reason(error, self.folder, self._setting)
+            ) from error
 
 
 class Borrowed(Copy):
@@ -140,6 +207,8 @@ class Borrowed(Copy):
       address: of a workdir.
       wanted: which files are downloaded straight away, beside the manifests of checkpoints.
     """
+
+    _setting = "TMPDIR"
 
     def __init__(self, address: str, wanted: Callable[[str], bool] = lambda name: False):
         self._temporary = tempfile.TemporaryDirectory(prefix="jaxclip_")
@@ -198,14 +267,15 @@ def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:
     Raises:
       Exception: of the first call that failed; calls that have not begun are left out.
     """
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
+        for future in [pool.submit(function, item) for item in items]:
+            future.result()
+    except BaseException as error:
+        # Who interrupts does not wait for a store that does not answer.
+        pool.shutdown(wait=not isinstance(error, KeyboardInterrupt), cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _size(path: pathlib.Path) -> int:

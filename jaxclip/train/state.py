@@ -109,3 +109,19 @@ def stop_frozen_gradients(params: Params, is_frozen: Callable[[str], bool]) -> P
         return jax.lax.stop_gradient(leaf) if is_frozen(parameter_path(path)) else leaf
 
     return jax.tree_util.tree_map_with_path(cut, params)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """bool[]: whether every element of every array of the tree is finite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+
+
+_all_finite = jax.jit(all_finite)
+
+
+def what_is_not_finite(state: TrainState) -> str:
+    """``"gradient was"`` or ``"parameters are"`` if the state should not be saved, else empty."""
+    if int(state.nonfinite_streak):
+        return "gradient was"
+    return "" if bool(_all_finite(state.params)) else "parameters are"

@@ -6,6 +6,8 @@ what is differentiated, :func:`make_train_step` what is done with the gradient.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +20,7 @@ from jaxclip import objectives, optim, parallel
 from jaxclip.optim.read_metrics import skipped_steps
 from jaxclip.train import grad_cache, outputs
 from jaxclip.train.guard import Guard
-from jaxclip.train.state import Params, TrainState, stop_frozen_gradients
+from jaxclip.train.state import Params, TrainState, all_finite, stop_frozen_gradients
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -80,23 +82,7 @@ def make_gradient(
             rows = jax.lax.with_sharding_constraint(rows, parallel.batch_sharding(mesh))
         batch = {**batch, ROW: rows}
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        teacher_params = state.ema_teacher if state.frozen is None else state.frozen
-
-        def context(params: Params, row: jax.Array) -> objectives.Context:
-            of_teacher = {} if teacher_params is None else teacher_params
-            return objectives.Context(
-                step=state.step,
-                key=key,
-                row=row,
-                logit_scale=params["logit_scale"],
-                logit_bias=params.get("logit_bias"),
-                teacher_logit_scale=of_teacher.get("logit_scale"),
-                mesh=mesh,
-                sizes=towers.sizes,
-                teacher_own=of_teacher.get("objective", {}),
-                own=params.get("objective", {}),
-                state=state.objective or {},
-            )
+        context = functools.partial(_context, state=state, key=key, towers=towers, mesh=mesh)
 
         def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
             params = stop_frozen_gradients(params, is_frozen)
@@ -114,10 +100,10 @@ def make_gradient(
                 total.tower_params(params, ctx),
                 options,
                 teacher=teacher,
-                teacher_params=teacher_params,
+                teacher_params=_teacher_params(state),
             )
-            seen = outputs.fields(names, batch) | made
-            by_row = total.rows(params.get("objective", {}), seen, ctx)
+            given = outputs.fields(names, batch) | made
+            by_row = total.rows(params.get("objective", {}), given, ctx)
             kept = (total.needs | logits) & made.keys()
             return {name: made[name] for name in sorted(kept)} | by_row
 
@@ -148,6 +134,102 @@ def make_gradient(
         return found, back(gradients if whiten is None else whiten(gradients, batch))[0]
 
     return gradient
+
+
+def _teacher_params(state: TrainState) -> Params | None:
+    return state.ema_teacher if state.frozen is None else state.frozen
+
+
+def _context(
+    params: Params,
+    row: jax.Array,
+    *,
+    state: TrainState,
+    key: jax.Array,
+    towers: outputs.Towers,
+    mesh: jax.sharding.Mesh | None,
+) -> objectives.Context:
+    """What the terms may know beside outputs: of ``params`` the rows ``row`` of the batch."""
+    of_teacher = _teacher_params(state) or {}
+    return objectives.Context(
+        step=state.step,
+        key=key,
+        row=row,
+        logit_scale=params["logit_scale"],
+        logit_bias=params.get("logit_bias"),
+        teacher_logit_scale=of_teacher.get("logit_scale"),
+        mesh=mesh,
+        sizes=towers.sizes,
+        teacher_own=of_teacher.get("objective", {}),
+        own=params.get("objective", {}),
+        state=state.objective or {},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Update:
+    """What a gradient that counts does to the state; fields as in :func:`make_train_step`."""
+
+    tx: optax.GradientTransformationExtraArgs
+    extra_args: Sequence[str]
+    guard: Guard | None
+    qk_clip: float | None
+    logit_scale_max: float | None
+    ema_decay: float
+    teacher_decay: Callable[[Any], Any] | None
+
+    def __call__(
+        self,
+        state: TrainState,
+        grads: Params,
+        objective: Any,
+        extra: Mapping[str, Any],
+        ruled: Any,
+        logits: Mapping[str, jax.Array],
+    ) -> TrainState:
+        """The state after an update, its counters as they were.
+
+        Args:
+          state: before, without what never changes.
+          grads: the gradient.
+          objective: new state of the objectives.
+          extra: what ``extra_args`` may name.
+          ruled: the guard's ruling; None without a guard.
+          logits: the largest attention logits by tower, float32[depth, H].
+        """
+        if self.guard is not None:
+            grads = self.guard.clip(ruled.clip, grads)
+        updates, opt_state = self.tx.update(
+            grads, state.opt_state, state.params, **{name: extra[name] for name in self.extra_args}
+        )
+        if self.guard is not None:
+            updates = self.guard.lower(ruled.rate, updates)
+        params = optax.apply_updates(state.params, updates)
+        if self.qk_clip is not None:
+            for tower, largest in logits.items():
+                params = {**params, tower: optim.qk_clip(params[tower], largest, self.qk_clip)[0]}
+        if self.logit_scale_max is not None:
+            params["logit_scale"] = jnp.minimum(params["logit_scale"], self.logit_scale_max)
+        ema_params, ema_teacher = self._averages(state, params)
+        return state._replace(
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            ema_teacher=ema_teacher,
+            objective=objective,
+        )
+
+    def _averages(self, state: TrainState, params: Params) -> tuple[Any, Any]:
+        """The parameters' moving average and the teacher that follows them, where there are any."""
+        ema_params, ema_teacher = state.ema_params, state.ema_teacher
+        if ema_params is not None:
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(self.ema_decay, (1.0 + count) / (10.0 + count))
+            ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
+        if ema_teacher is not None and self.teacher_decay is not None:
+            rate = 1.0 - self.teacher_decay(state.step)
+            ema_teacher = optax.incremental_update(params, ema_teacher, rate)
+        return ema_params, ema_teacher
 
 
 def make_train_step(
@@ -202,42 +284,7 @@ def make_train_step(
     tx = optax.with_extra_args_support(tx)
     offloaded = state_shardings is not None and parallel.is_on_host(state_shardings.opt_state)
 
-    def apply(
-        state: TrainState,
-        grads: Params,
-        objective: Any,
-        extra: Mapping[str, Any],
-        ruled: Any,
-        logits: Mapping[str, jax.Array],
-    ) -> TrainState:
-        if guard is not None:
-            grads = guard.clip(ruled.clip, grads)
-        updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, **{name: extra[name] for name in extra_args}
-        )
-        if guard is not None:
-            updates = guard.lower(ruled.rate, updates)
-        params = optax.apply_updates(state.params, updates)
-        if qk_clip is not None:
-            for tower, largest in logits.items():
-                params = {**params, tower: optim.qk_clip(params[tower], largest, qk_clip)[0]}
-        if logit_scale_max is not None:
-            params["logit_scale"] = jnp.minimum(params["logit_scale"], logit_scale_max)
-        ema_params, ema_teacher = state.ema_params, state.ema_teacher
-        if ema_params is not None:
-            count = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-            ema_params = optax.incremental_update(params, ema_params, 1.0 - decay)
-        if ema_teacher is not None and teacher_decay is not None:
-            rate = 1.0 - teacher_decay(state.step)
-            ema_teacher = optax.incremental_update(params, ema_teacher, rate)
-        return state._replace(
-            params=params,
-            opt_state=opt_state,
-            ema_params=ema_params,
-            ema_teacher=ema_teacher,
-            objective=objective,
-        )
+    apply = _Update(tx, extra_args, guard, qk_clip, logit_scale_max, ema_decay, teacher_decay)
 
     def fetch(state: TrainState, grads: Params) -> tuple[TrainState, Params]:
         # Behind the gradients, so that offloaded states are not beside the activations.
@@ -259,11 +306,7 @@ def make_train_step(
         varying = state._replace(frozen=None, guard=None)
         done = finite
         ruled: Any = None
-        logits = {
-            name.removeprefix(LARGEST_LOGITS): value
-            for name, value in own_metrics.items()
-            if name.startswith(LARGEST_LOGITS)
-        }
+        logits = _largest_logits(own_metrics)
         if guard is not None:
             ruled = guard.rule(state.guard, state.step, loss, grad_norm)
             done = finite & ~guard.skips(ruled.judged)
@@ -282,12 +325,7 @@ def make_train_step(
             frozen=state.frozen,
         )
         updates = state.step - state.nonfinite_count
-        watched: dict[str, Any] = {
-            f"qk_clip/largest_{tower}": jnp.max(value) for tower, value in logits.items()
-        }
-        if qk_clip is not None and logits:
-            above = [jnp.ravel(value > qk_clip) for value in logits.values()]
-            watched["qk_clip/clipped"] = jnp.mean(jnp.concatenate(above), dtype=jnp.float32)
+        watched = _qk_clip_metrics(logits, qk_clip)
         if guard is not None:
             updates -= state.guard.skipped
             kept = guard.remember(state.guard, ruled.judged, state.step, loss, grad_norm)
@@ -322,20 +360,22 @@ def make_train_step(
     )
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """bool[]: whether every element of every array of the tree is finite."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves)) if leaves else jnp.bool_(True)
+def _largest_logits(metrics: Metrics) -> dict[str, jax.Array]:
+    """The largest attention logits by tower, float32[depth, H], where a gradient gives them."""
+    return {
+        name.removeprefix(LARGEST_LOGITS): value
+        for name, value in metrics.items()
+        if name.startswith(LARGEST_LOGITS)
+    }
 
 
-_all_finite = jax.jit(all_finite)
-
-
-def what_is_not_finite(state: TrainState) -> str:
-    """``"gradient was"`` or ``"parameters are"`` if the state should not be saved, else empty."""
-    if int(state.nonfinite_streak):
-        return "gradient was"
-    return "" if bool(_all_finite(state.params)) else "parameters are"
+def _qk_clip_metrics(logits: Mapping[str, jax.Array], qk_clip: float | None) -> dict[str, Any]:
+    """The largest logit of each tower, and the share of heads above the bound, if there is one."""
+    metrics = {f"qk_clip/largest_{tower}": jnp.max(value) for tower, value in logits.items()}
+    if qk_clip is not None and logits:
+        above = [jnp.ravel(value > qk_clip) for value in logits.values()]
+        metrics["qk_clip/clipped"] = jnp.mean(jnp.concatenate(above), dtype=jnp.float32)
+    return metrics
 
 
 def optimizer_metrics(opt_state: optax.OptState) -> Metrics:

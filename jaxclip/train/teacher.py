@@ -47,11 +47,7 @@ class Setup(NamedTuple):
         if self.source is None:
             return None
         shapes = jax.eval_shape(towers.build_model(self.source.config).init, jax.random.key(0))
-        return jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            shapes,
-            self.shardings,
-        )
+        return parallel.abstract(shapes, self.shardings)
 
 
 def build(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +23,10 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.data import bucket as bucket_lib
-from jaxclip.lock import FILE_NAME, Lock
+from jaxclip.lock import FILE_NAME, Lock, Shared
 from jaxclip.train import manifest, multihost, staging
-from jaxclip.train.mirror import Mirror
+from jaxclip.train.mirror import Mirror, last_writer
+from jaxclip.train.staging_folder import StagingFolder
 
 logger = logging.getLogger("jaxclip")
 
@@ -33,6 +36,8 @@ CHECKPOINTS = staging.CHECKPOINTS
 
 # How long a network file system may take to show one host what another has written.
 _SHARING_SECONDS = 60.0
+# How long an interrupted run tries to remove its lock.
+_PARTING_SECONDS = 3.0
 
 
 class WorkdirError(ValueError):
@@ -81,78 +86,113 @@ def hold(
       mirror.MirrorError: at the end, what is in the staging folder could not be uploaded.
       ValueError: an address of a kind that can't be written to.
     """
+    storage.check_address(workdir)
     name = storage.absolute(workdir)
     bucket = None if storage.is_local(name) else bucket_lib.Bucket(name)
+    name = bucket.address if bucket else os.fspath(pathlib.Path(name))
     path = staging.folder_of(name, jax.process_index()) if bucket else pathlib.Path(name)
-    name = bucket.address if bucket else os.fspath(path)
-    lock: Lock | None = None
-    mirror: Mirror | None = None
+    held: Workdir | None = None
     problem: Exception | None = None
-    try:
-        check_writable(path, staged=bucket is not None)
-        if jax.process_index() == 0:
-            if bucket:
-                bucket_lib.probe(bucket)
-            place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
-            lock = Lock(place, force=break_lock, stopped=stopped)
-            if bucket:
-                begun = Mirror(bucket, path, lock)
-                begun.begin()
-                mirror = begun
-    except bucket_lib.BucketError as error:
-        problem = error
-    except OSError as error:
-        problem = _unwritable(path, error, staged=bucket is not None)
-    except ValueError as error:
-        problem = error
-    try:
-        with _uploaded(mirror):
+    with contextlib.ExitStack() as stack:
+        try:
+            held = _take(stack, name, bucket, path, break_lock, stopped)
+        except (bucket_lib.BucketError, staging.CopyError) as error:
+            problem = error
+        except OSError as error:
+            problem = _unwritable(path, error, staged=bucket is not None)
+        except ValueError as error:
+            problem = error
+        with _uploaded(held.copy if held else None):
             # All of them learn of it, for one that is alone in a collective would hang there.
             everywhere = multihost.all_agree(problem is None)
             if problem is not None:
                 raise problem
-            if not everywhere:
+            if not everywhere or held is None:
                 raise WorkdirError(
                     f"another process of this run could not take workdir {name}; its log says why"
                 )
-            copy: staging.Copy | None = mirror
             if bucket is None:
                 check_shared(path)
-            elif mirror is None:
-                copy = _empty_copy(bucket, path)
-            yield Workdir(path, lock, name, copy)
-    finally:
-        if lock is not None:
-            lock.release()
+            else:
+                held = _with_copy(held, bucket)
+            yield held
 
 
-def _empty_copy(bucket: bucket_lib.Bucket, path: pathlib.Path) -> staging.Copy:
-    """The copy of a process other than 0, once the run is known to hold the address.
+def _take(
+    stack: contextlib.ExitStack,
+    name: str,
+    bucket: bucket_lib.Bucket | None,
+    path: pathlib.Path,
+    break_lock: bool,
+    stopped: Callable[[], bool],
+) -> Workdir:
+    """What this process can take of a workdir on its own; ``stack`` lets go of it."""
+    check_writable(path.parent if bucket else path, staged=bucket is not None)
+    lock: Lock | None = None
+    if jax.process_index() == 0:
+        if bucket:
+            bucket_lib.probe(bucket)
+        place = bucket_lib.LockFile(bucket, FILE_NAME) if bucket else path
+        lock = Lock(place, force=break_lock, stopped=stopped)
+        stack.push(functools.partial(_release, lock))
+    if bucket is None:
+        return Workdir(path, lock, name)
+    last = last_writer(bucket) if lock else ""
+    staged = StagingFolder(name, jax.process_index(), last=last, hasty=break_lock, stopped=stopped)
+    stack.callback(staged.release)
+    mirror: Mirror | None = None
+    if lock is not None:
+        mirror = Mirror(bucket, staged.path, lock)
+        mirror.begin()
+    return Workdir(staged.path, lock, name, mirror)
 
-    Before, the folder may be one that a process of a living run writes its parts into.
-    """
-    shutil.rmtree(path, ignore_errors=True)  # parts of checkpoints, as the address has them
-    path.mkdir(parents=True, exist_ok=True)
-    copy = staging.Copy(bucket, path)
+
+def _with_copy(held: Workdir, bucket: bucket_lib.Bucket) -> Workdir:
+    """With the copy of a process other than 0, once the run is known to hold the address."""
+    token = np.zeros(2, np.int32)
+    if held.lock is not None:
+        token = np.frombuffer(bytes.fromhex(held.lock.holder.token), np.int32)
+    token = multihost.broadcast(token)
+    if held.copy is not None:
+        return held
+    shutil.rmtree(held.path, ignore_errors=True)  # parts of checkpoints, as the address has them
+    held.path.mkdir(parents=True, exist_ok=True)
+    shared = Shared(bucket_lib.LockFile(bucket, FILE_NAME), token.tobytes().hex())
+    copy = staging.Copy(bucket, held.path, shared.look)
     copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
-    return copy
+    return held._replace(copy=copy)
 
 
 @contextlib.contextmanager
-def _uploaded(mirror: Mirror | None) -> Iterator[None]:
+def _uploaded(mirror: staging.Copy | None) -> Iterator[None]:
     """Upload the rest at the end, however that comes."""
-    if mirror is None:
+    if not isinstance(mirror, Mirror):
         yield
         return
     try:
-        yield
-    except BaseException:
         try:
-            mirror.close()
-        except Exception as second:  # never hide the first error behind this one
-            logger.error("%s", second)
-        raise
-    mirror.close()
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            try:
+                mirror.close()
+            except Exception as second:  # never hide the first error behind this one
+                logger.error("%s", second)
+            raise
+        mirror.close()
+    except KeyboardInterrupt:
+        raise mirror.interrupted() from None
+
+
+def _release(lock: Lock, kind: type[BaseException] | None, *_: object) -> None:
+    """Let go of the lock; who interrupts does not wait for a store that does not answer."""
+    if kind is None or not issubclass(kind, KeyboardInterrupt):
+        lock.release()
+        return
+    releasing = threading.Thread(target=lock.release, daemon=True)
+    releasing.start()
+    releasing.join(_PARTING_SECONDS)
 
 
 @contextlib.contextmanager
@@ -171,6 +211,7 @@ def lent(
     Raises:
       OSError: the address can't be read, or what was written there could not be uploaded.
     """
+    storage.check_address(workdir)
     place = storage.absolute(workdir)
     if storage.is_local(place):
         yield pathlib.Path(place), None
@@ -272,7 +313,8 @@ def _unwritable(path: pathlib.Path, error: OSError, *, staged: bool) -> WorkdirE
     what, way = "workdir", "choose another --workdir"
     if staged:
         what, way = "staging folder", "name another place in the environment's JAXCLIP_STAGING"
-    return WorkdirError(f"{what} {path} can't be written ({error.strerror or error}); {way}")
+    why = storage.bad_link(path) or error.strerror or error
+    return WorkdirError(f"{what} {path} can't be written ({why}); {way}")
 
 
 def check_shared(path: pathlib.Path) -> None:
@@ -320,9 +362,10 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     """
     config = find_config(workdir)
     if config is None:
+        place = storage.absolute(workdir)
         raise WorkdirError(
-            f"{storage.absolute(workdir)}/{CONFIG_FILE} does not exist: {workdir} is not the "
-            "workdir of a run"
+            f"{place.rstrip('/')}/{CONFIG_FILE} does not exist: {workdir} is not the workdir of a "
+            "run" + ("" if storage.is_local(place) else ", or there is no such bucket")
         )
     return config
 

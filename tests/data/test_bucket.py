@@ -1,5 +1,6 @@
 """Writing to object stores: on a condition, as a lock needs it; what is wrong in one line."""
 
+import re
 import threading
 import time
 from typing import ClassVar
@@ -9,6 +10,7 @@ import pytest
 
 from jaxclip import lock as lock_lib
 from jaxclip.data import bucket as bucket_lib
+from jaxclip.data import remote
 from jaxclip.data.bucket import Bucket, BucketError, LockFile
 from jaxclip.lock import Holder, Lock, LockedError, LostLockError
 from tests.google_store import serve
@@ -50,6 +52,20 @@ def test_files_are_written_listed_and_removed(address):
     assert place.names() == ["empty"] and other.read("x") == b"other"
 
 
+def test_a_version_changes_with_the_file_and_is_what_a_change_may_be_bound_to(address):
+    place = Bucket(address)
+    missing = place.version("file")
+    assert place.look("file") == (missing, None) and missing == place.version("other")
+    first = place.swap("file", missing, b"1")
+    assert first and place.look("file") == (first, b"1") and place.version("file") == first
+    assert place.swap("file", missing, b"2") is None and place.read("file") == b"1"
+    second = place.swap("file", first, b"2")
+    assert second and second != first and place.look("file") == (second, b"2")
+    assert place.swap("file", first, None) is None and place.read("file") == b"2"
+    assert place.swap("file", second, None) and place.version("file") == missing
+    assert place.swap("file", second, b"3") is None and place.read("file") is None
+
+
 def test_what_stands_for_a_folder_is_no_file(google):
     Bucket("gs://runs/one").write("tensorboard/", b"")
     assert google.files and not Bucket("gs://runs/one").names()
@@ -59,7 +75,7 @@ def test_a_large_file_has_more_time():
     class Store:
         waited: ClassVar[list[float]] = []
 
-        def read(self, key):
+        def read(self, key, byte_range=None):
             return self
 
         def result(self, timeout):
@@ -174,6 +190,34 @@ def test_a_lock_elsewhere_that_beats_is_respected_and_a_still_one_is_taken(googl
     ends.set()
     thread.join()
     Lock(LockFile(place, "lock.json")).release()
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("NOT_FOUND: NoSuchBucket: The bucket\n does not", "there is no such bucket; create"),
+        ("PERMISSION_DENIED: no [http_response_body='<?xml\\n>']", "permission denied"),
+        ("PERMISSION_DENIED: InvalidAccessKeyId: unknown", "no valid credentials; log in"),
+        ("PERMISSION_DENIED: Anonymous [http_response_code='401']", "no valid credentials; log in"),
+        ("ExpiredToken: The provided token has expired.", "the credentials have expired; log in"),
+        ("UNKNOWN: PermanentRedirect: elsewhere", "in another region; set AWS_REGION"),
+        ("AuthorizationHeaderMalformed: use 'eu-west-1'", "region; set AWS_REGION .*eu-west"),
+        ("PERMISSION_DENIED: RequestTimeTooSkewed: late", "the clock of this machine is wrong"),
+        ("ABORTED: All 2 retry attempts failed [http_response_code='503']", "^ABORTED.*failed$"),
+    ],
+)  # fmt: skip
+def test_what_a_store_says_and_what_helps(said, means):
+    text = remote.reason(ValueError(said))
+    assert re.search(means, text) and "http_response" not in text and "\n" not in text
+
+
+def test_keys_in_the_environment_are_all_that_is_looked_for(monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert remote.spec_of("s3://runs/") == {"driver": "s3", "bucket": "runs"}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    assert remote.spec_of("s3://runs/")["aws_credentials"] == {"type": "environment"}
 
 
 def test_what_is_wrong_is_said_in_one_line(google):

@@ -67,13 +67,22 @@ def test_cuts_are_within_a_grey_level_of_pillows(ops, seed):
 
 
 @pytest.mark.parametrize("method", ["box", "bilinear", "bicubic", "lanczos"])
-def test_rows_that_a_cut_does_not_see_change_nothing(method):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_and_columns_that_a_cut_does_not_see_are_not_copied(method, axis, monkeypatch):
     pixels = np.asarray(photograph(90, 400))
     cut = image_op.Cut((3.2, 180.4, 80.7, 230.9), (30, 12), method)
-    other = pixels.copy()
+    if axis:
+        pixels = pixels.transpose(1, 0, 2).copy()
+        cut = image_op.Cut((180.4, 3.2, 230.9, 80.7), (12, 30), method)
+    other = pixels.copy().swapaxes(0, axis)
     other[:140], other[270:] = 0, 255
-    expected = Fast().cut(Picture(pixels, (90, 400)), cut)
-    np.testing.assert_array_equal(Fast().cut(Picture(other, (90, 400)), cut), expected)
+    size, fast, copied = (pixels.shape[1], pixels.shape[0]), Fast(), []
+    image = fast._local.image
+    monkeypatch.setattr(fast._local, "image", lambda *a: copied.append(a[:2]) or image(*a))
+    expected = fast.cut(Picture(pixels, size), cut)
+    made = fast.cut(Picture(other.swapaxes(0, axis), size), cut)
+    np.testing.assert_array_equal(made, expected)
+    assert max(side[1 - axis] for side in copied) < 90 < max(side[axis] for side in copied) + 10
     filter_of = getattr(Image.Resampling, method.upper())
     theirs = np.asarray(Image.fromarray(pixels).resize(cut.size, filter_of, box=cut.box))
     assert np.abs(expected.astype(int) - theirs).max() <= 1
@@ -92,6 +101,30 @@ def test_large_photographs_are_decoded_small_enough_and_no_smaller(width, height
     assert np.abs(difference).mean() < 2.0
     # Where a view needs the whole picture, it gets it.
     assert Fast().decode(data, whole).pixels.shape == (height, width, 3)
+
+
+@pytest.mark.parametrize(("side", "shrink"), [(475, 4), (449, 4), (603, 4), (301, 2), (805, 8)])
+def test_a_smaller_version_whose_side_is_rounded_is_cut_where_its_pixels_are(side, shrink):
+    chain, u = image_ops.build("resize", 100), np.empty((1, 0), np.float32)
+    found = []
+    for size in (side, -(-side // 8) * 8):
+        image = photograph(64, 64).resize((size, size), Image.Resampling.BICUBIC)
+        data = jpeg(image, subsampling=0, quality=98)
+        assert Fast().decode(data, lambda size: [chain.first_cut(size, u[0])]).shrink == shrink
+        difference = through(Fast(), data, chain, u).astype(int) - through(Pillow(), data, chain, u)
+        found.append(np.abs(difference).mean())
+    assert found[0] < 1.25 * found[1]
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3, 1 / 7])
+def test_no_box_ends_behind_its_picture(start):
+    for side in range(200, 1200):
+        for shrink in (1, 2, 4, 8):
+            cut = image_op.Cut((start * side, 0.0, side, side), (25, 25), "bicubic")
+            rows, columns, box = image_backend._seen((side, side), shrink, cut)
+            whole = -(-side // shrink)
+            assert box.left + box.width <= min(whole, columns.stop) - columns.start
+            assert box.top + box.height <= min(whole, rows.stop) - rows.start
 
 
 def test_orientation_cmyk_and_other_formats_are_pillows():
@@ -191,6 +224,10 @@ class Watched(Source):
         self.log.append(("read", index))
         return super().__getitem__(index)
 
+    def prepare(self, data, cuts):
+        self.log.append(("prepare", self.data.index(data)))
+        return lambda: self.decode(data, cuts)
+
     def decode(self, data, cuts):
         self.log.append(("decode", self.data.index(data)))
         return Pillow().decode(data, cuts)
@@ -201,18 +238,65 @@ class Watched(Source):
 
 @pytest.mark.parametrize("singly", [False, True])
 def test_some_records_are_read_before_the_first_is_decoded_but_not_with_care(singly):
-    log = []
+    log, first = [], ("read", "prepare")
     watched, chain = Watched(log), image_ops.build("resize", 224)
     loader = RecordLoader(watched, {"image": chain}, num_threads=1, backend=watched)
     views = {"image": np.empty((6, 224, 224, 3), np.uint8)}
     draws = {"image": np.empty((6, 0), np.float32)}
     found = loader.outcomes(np.arange(6), draws, views, singly=singly)
     assert [isinstance(each, BadRecord) for each in found] == [True] + [False] * 4 + [True]
-    steps = [("read", n) for n in range(6)] + [("decode", n) for n in range(6)]
+    steps = [(step, n) for n in range(6) for step in first] + [("decode", n) for n in range(6)]
     assert log == (sorted(steps, key=lambda step: step[1]) if singly else steps)
     log.clear()  # what is known to be bad is not read again
     loader.outcomes(np.array([0, 1, 5]), {"image": draws["image"][:3]}, views)
-    assert log == [("read", 1), ("decode", 1)]
+    assert log == [("read", 1), ("prepare", 1), ("decode", 1)]
+
+
+@pytest.mark.parametrize("ops", ["resize", "resize|color_jitter", "flip|resize"])
+@pytest.mark.parametrize("backend", [Fast, Pillow])
+def test_whole_pictures_do_not_wait_for_others(backend, ops, monkeypatch):
+    log, chain, ours = [], image_ops.build(ops, 224), backend()
+    prepare, run = ours.prepare, image_ops.Chain.__call__
+
+    def prepared(data, cuts):
+        decode = prepare(data, cuts)
+        return lambda: log.append("decode") or decode()
+
+    def watched(self, images, *args, **options):
+        log.extend(["ops"] * len(images))
+        return run(self, images, *args, **options)
+
+    monkeypatch.setattr(ours, "prepare", prepared)
+    monkeypatch.setattr(image_ops.Chain, "__call__", watched)
+    loader = RecordLoader(Source(), {"image": chain}, num_threads=1, backend=ours)
+    views = {"image": np.empty((4, 224, 224, 3), np.uint8)}
+    loader.outcomes(np.arange(1, 5), {"image": np.ones((4, chain.num_draws), np.float32)}, views)
+    together = backend is Fast and ops != "flip|resize"
+    assert log == (["decode"] * 4 + ["ops"] * 4 if together else ["decode", "ops"] * 4)
+
+
+@pytest.mark.parametrize("cache", [0, 64])
+def test_a_record_that_comes_twice_has_the_pixels_of_each_rows_draws(cache):
+    chain = image_ops.build("random_resized_crop(0.1, 0.4)|flip", 32)
+    u = order.uniforms(5, np.arange(6), chain.num_draws)
+
+    def run(rows, cache):
+        loader = RecordLoader(
+            Source(), {"image": chain}, num_threads=1, cache_decoded_mb=cache, backend=Fast()
+        )
+        return loader.batch(np.full(len(rows), 3), {"image": u[rows]}, None)[0]["image"]
+
+    singles = np.concatenate([run([row], 0) for row in range(6)])
+    np.testing.assert_array_equal(run(list(range(6)), cache), singles)
+
+
+def test_a_cut_keeps_its_pixels_when_the_next_is_made():
+    fast, cut = Fast(), image_op.Cut((3.0, 4.0, 60.5, 70.0), (20, 20), "bicubic")
+    pictures = [Picture(np.asarray(photograph(90, 80, seed)), (90, 80)) for seed in range(2)]
+    first = fast.cut(pictures[0], cut)
+    kept = first.copy()
+    assert (fast.cut(pictures[1], cut) != kept).any()
+    np.testing.assert_array_equal(first, kept)
 
 
 @pytest.mark.parametrize("backend", [Fast, Pillow])

@@ -80,6 +80,15 @@ def test_the_sheet_escapes_what_captions_say(folder):
     assert page.count("<figure>") == len(found.sheet)
 
 
+def test_the_sheet_shows_the_end_of_long_names_and_each_direction(folder):
+    found = inspection.inspect(folder, "train", Tokenizer(), 1)
+    found.sheet[0] = (f"{'folder/' * 20}1.jpg", ("\u05e9\u05dc\u05d5\u05dd",), b"jpeg")
+    page = inspection.contact_sheet("a", [], found)
+    shown = re.search(r'<b title="(.*?)">(.*?)</b>', page)
+    assert shown[1] == found.sheet[0][0] and shown[2].endswith("folder/1.jpg")
+    assert len(shown[2]) <= 41 and '<span dir="auto">\u05e9' in page
+
+
 def test_stages_name_the_slowest(folder):
     config = pipeline.complete({"name": folder, "image_size": 8})
     spent = inspection.stages(config, Tokenizer(), 12)

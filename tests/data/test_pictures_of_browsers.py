@@ -102,8 +102,8 @@ def tiff(samples, *, big=False, planes=False, photometric=2):
     return head + entries + bytes(4) + values + b"".join(parts)
 
 
-def profile(primaries):
-    """A colour profile of three primaries and gamma 2.2."""
+def profile(primaries=None, gamma=2.2):
+    """A colour profile of three primaries and a gamma; without primaries of greys."""
 
     def numbers(values):
         return b"".join(struct.pack(">i", round(65536 * value)) for value in values)
@@ -111,24 +111,31 @@ def profile(primaries):
     def place(values):
         return b"XYZ \0\0\0\0" + numbers(values)
 
-    white, gamma = (0.9642, 1.0, 0.8249), b"curv\0\0\0\0" + struct.pack(">IHH", 1, 563, 0)
+    white = (0.9642, 1.0, 0.8249)
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(256 * gamma), 0)
     text = b"text\0\0\0\0x\0\0\0"
     tags = {b"cprt": text, b"wtpt": place(white)}
     tags |= {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(80)}
-    for name, primary in zip("rgb", primaries, strict=True):
-        tags |= {f"{name}XYZ".encode(): place(primary), f"{name}TRC".encode(): gamma}
+    for name, primary in zip("rgb", primaries or (), strict=bool(primaries)):
+        tags |= {f"{name}XYZ".encode(): place(primary), f"{name}TRC".encode(): curve}
+    if not primaries:
+        tags[b"kTRC"] = curve
     table, body, first = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for name, data in tags.items():
         data += bytes(-len(data) % 4)
         table += name + struct.pack(">II", first + len(body), len(data))
         body += data
-    head = struct.pack(">I4sI", first + len(body), b"", 0x02400000) + b"mntrRGB XYZ "
-    head += bytes(12) + b"acsp" + bytes(28) + numbers(white)
+    head = (
+        struct.pack(">I4sI", first + len(body), b"", 0x02400000)
+        + b"mntr"
+        + (b"RGB " if primaries else b"GRAY")
+    )
+    head += b"XYZ " + bytes(12) + b"acsp" + bytes(28) + numbers(white)
     return head + bytes(128 - len(head)) + table + body
 
 
-def in_srgb(pixels, primaries):
-    linear = (pixels / 255) ** (563 / 256) @ np.array(primaries) @ np.linalg.inv(np.array(SRGB))
+def in_srgb(pixels, primaries=SRGB, gamma=563 / 256):
+    linear = (pixels / 255) ** gamma @ np.array(primaries) @ np.linalg.inv(np.array(SRGB))
     linear = np.clip(linear, 0, 1)
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.rint(255 * curve).astype(np.uint8)
@@ -142,11 +149,38 @@ def but_white(pixels, where):
     return np.where(where[..., None], np.uint8(255), pixels)
 
 
+def number_chunk(kind, *numbers):
+    return chunk(kind, struct.pack(f">{len(numbers)}I", *numbers))
+
+
+def code_points(*values):
+    return chunk(b"cICP", bytes(values))
+
+
+def avif(primaries, transfer, **options):
+    """An AVIF that says by its code points what its colours are."""
+    data = encoded(RGB, "AVIF", quality=100, subsampling="4:4:4", **options)
+    place = data.find(b"colrnclx") + 8
+    return data[:place] + struct.pack(">HH", primaries, transfer) + data[place + 4 :]
+
+
+def as_seen_in_chromium(levels):
+    """Greys 0, 51, …, 255 as Chromium 156 shows them, in its screenshots."""
+    return np.repeat(np.repeat(np.array(levels, np.uint8), 4)[None], 16, 0)
+
+
 TURNED = np.ascontiguousarray(np.rot90(RGB, -1))
 ROWS = RGB.reshape(16, -1)
 SMALL = INDEX[4:12, 4:20]
 WITH_FRAME = np.full_like(RGB, 255)
 WITH_FRAME[4:12, 4:20] = RGB[4:12, 4:20]
+LIGHT = in_srgb(grey(GREY), gamma=1.0)
+ON_WHITE = np.rint(LIGHT * (128 / 255) + 255 * (127 / 255)).astype(np.uint8)
+SEEN_THROUGH = np.stack([GREY, np.full_like(GREY, 128)], -1).reshape(16, -1)
+OF_LIGHT = chunk(b"iCCP", b"x\0\0" + zlib.compress(profile(gamma=1.0)))
+OF_P3 = chunk(b"iCCP", b"x\0\0" + zlib.compress(profile(P3)))
+P3_POINTS = (31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+LEVELS = as_seen_in_chromium(range(0, 256, 51))
 SRGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LONG_TEXT = b"a\0\0" + zlib.compress(bytes(2**21))
 CURSOR = struct.pack("<HHHBBHHHII", 0, 2, 1, 24, 16, 0, 3, 5, len(encoded(RGB, "PNG")), 22)
@@ -158,6 +192,10 @@ PICTURES = {
     "PNG with EXIF": (png(ROWS, 8, 2, chunk(b"eXIf", exif()[6:])), TURNED, 0),
     "PNG with EXIF behind": (png(ROWS, 8, 2, b"", chunk(b"eXIf", exif()[6:])), TURNED, 0),
     "WebP with EXIF": (encoded(RGB, "WEBP", lossless=True, exif=exif()), TURNED, 0),
+    "JPEG with EXIF": (jpeg(exif=exif()), TURNED, 12),
+    "grey JPEG, profile of colours": (
+        jpeg(GREY, icc_profile=profile(P3)), in_srgb(grey(GREY)), 8,
+    ),
     "XMP does not turn": (jpeg(xmp=XMP), RGB, 12),
     "16-bit grey, one seen through": (
         png(wide(GREY), 16, 0, chunk(b"tRNS", struct.pack(">H", 200 * 257))),
@@ -199,9 +237,71 @@ PICTURES = {
     ),
     "JPEG of another colour space": (jpeg(icc_profile=profile(P3)), in_srgb(RGB, P3), 14),
     "profile of sRGB": (encoded(RGB, "PNG", icc_profile=SRGB_PROFILE), RGB, 0),
+    "greys of light with alpha": (png(SEEN_THROUGH, 8, 4, OF_LIGHT), ON_WHITE, 2),
+    "16-bit greys of light with alpha": (png(wide(SEEN_THROUGH), 16, 4, OF_LIGHT), ON_WHITE, 2),
+    "16-bit greys of light": (png(wide(GREY), 16, 0, OF_LIGHT), LIGHT, 1),
+    "greys, profile of colours": (png(GREY, 8, 0, OF_P3), in_srgb(grey(GREY)), 2),
+    "colours, profile of greys": (png(ROWS, 8, 2, OF_LIGHT), RGB, 0),
+    "gAMA": (png(ROWS, 8, 2, number_chunk(b"gAMA", 100000)), in_srgb(RGB, gamma=1.0), 1),
+    "gAMA of two bytes": (png(ROWS, 8, 2, chunk(b"gAMA", b"\1\0")), RGB, 0),
+    "profile that is packed in no known way": (png(ROWS, 8, 2, chunk(b"iCCP", b"x\0\7\7")), RGB, 0),
+    "gAMA of greys": (png(wide(GREY), 16, 0, number_chunk(b"gAMA", 100000)), LIGHT, 1),
+    "gAMA that is about sRGB's": (png(ROWS, 8, 2, number_chunk(b"gAMA", 45455)), RGB, 0),
+    "no gAMA": (png(ROWS, 8, 2, number_chunk(b"gAMA", 0)), RGB, 0),
+    "gAMA and cHRM": (
+        png(ROWS, 8, 2, number_chunk(b"cHRM", *P3_POINTS) + number_chunk(b"gAMA", 45455)),
+        in_srgb(RGB, P3),
+        2,
+    ),
+    "cHRM of nothing": (
+        png(ROWS, 8, 2, number_chunk(b"cHRM", *[0] * 8) + number_chunk(b"gAMA", 100000)),
+        in_srgb(RGB, gamma=1.0),
+        1,
+    ),
+    "cHRM alone": (png(ROWS, 8, 2, number_chunk(b"cHRM", *P3_POINTS)), RGB, 0),
+    "sRGB before gAMA": (
+        png(ROWS, 8, 2, number_chunk(b"gAMA", 100000) + chunk(b"sRGB", b"\0")), RGB, 0,
+    ),
+    "a profile before gAMA": (
+        png(ROWS, 8, 2, number_chunk(b"gAMA", 100000) + OF_P3), in_srgb(RGB, P3), 2,
+    ),
+    "cICP before a profile": (
+        png(ROWS, 8, 2, OF_P3 + code_points(1, 8, 0, 1)), in_srgb(RGB, gamma=1.0), 1,
+    ),
+    "cICP of a narrow range": (png(ROWS, 8, 2, code_points(1, 8, 0, 0)), RGB, 0),
+    "cICP of palettes": (
+        png(INDEX, 8, 3, code_points(1, 8, 0, 1) + chunk(b"PLTE", COLOURS.tobytes())),
+        in_srgb(RGB, gamma=1.0),
+        1,
+    ),
+    "cICP with alpha": (png(SEEN_THROUGH, 8, 4, code_points(1, 8, 0, 1)), ON_WHITE, 2),
+    "cICP of PQ": (
+        png(LEVELS, 8, 0, code_points(9, 16, 0, 1)),
+        grey(as_seen_in_chromium([0, 18, 80, 200, 255, 255])),
+        1,
+    ),
+    "cICP of HLG": (
+        png(LEVELS, 8, 0, code_points(9, 18, 0, 1)),
+        grey(as_seen_in_chromium([0, 31, 76, 126, 207, 255])),
+        1,
+    ),
+    "AVIF of light": (avif(1, 8), in_srgb(RGB, gamma=1.0), 6),
+    "AVIF of television": (avif(1, 1), RGB, 3),
+    "AVIF, a profile before code points": (
+        avif(1, 8, icc_profile=profile(P3)), in_srgb(RGB, P3), 4,
+    ),
     "damaged profile": (encoded(RGB, "PNG", icc_profile=b"junk"), RGB, 0),
     "enormous profile": (jpeg(icc_profile=profile(P3) + bytes(5 << 20)), RGB, 12),
 }  # fmt: skip
+
+
+# Primaries and transfer function, and what Chromium 156 shows of four colours.
+SHOWN = {
+    (9, 16): [[255, 0, 0], [0, 110, 222], [147, 197, 0], [0, 18, 255]],
+    (9, 18): [[230, 29, 0], [0, 95, 129], [110, 123, 0], [48, 66, 185]],
+    (12, 16): [[255, 0, 0], [0, 108, 222], [155, 195, 0], [32, 32, 255]],
+    (12, 18): [[202, 61, 0], [23, 93, 129], [109, 121, 0], [69, 69, 185]],
+}
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +319,7 @@ def test_pixels_are_those_that_browsers_show(kind, backends):
     assert isinstance(image, Image.Image), image
     pixels = np.asarray(image)
     assert pixels.shape == expected.shape
-    assert sorted(size_of(data)) == sorted(expected.shape[:2])
+    assert size_of(data) == (expected.shape[1], expected.shape[0])
     assert np.abs(pixels.astype(int) - expected).max() <= tolerance
     for backend in backends:
         np.testing.assert_array_equal(backend.decode(data, lambda size: ()).pixels, pixels)
@@ -228,6 +328,14 @@ def test_pixels_are_those_that_browsers_show(kind, backends):
     again = np.asarray(decode(stored))
     assert np.abs(again.astype(int) - pixels).max() <= (8 if stored[:2] == b"\xff\xd8" else 0)
     Image.open(io.BytesIO(stored)).load()
+
+
+def test_light_of_high_dynamic_range_is_that_of_chromium():
+    colours = np.array([[200, 90, 40], [60, 120, 160], [140, 150, 20], [90, 90, 200]], np.uint8)
+    pixels = colours[INDEX].reshape(16, -1)
+    for code, shown in SHOWN.items():
+        image = np.asarray(decode(png(pixels, 8, 2, code_points(*code, 0, 1))))
+        assert np.abs(image[[0, 0, 0, 8], [0, 8, 16, 0]].astype(int) - shown).max() <= 2
 
 
 def test_a_jpeg_that_lacks_more_than_its_end_is_cut():

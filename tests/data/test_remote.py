@@ -2,7 +2,9 @@
 
 import http.server
 import json
+import socket
 import threading
+import time
 import urllib.parse
 from typing import ClassVar
 
@@ -322,6 +324,26 @@ def test_a_busy_server_is_asked_again(bucket):
     bucket.faults = {"a": [503]}
     assert remote.read("gs://pictures/a") == b"bytes"
     assert bucket.asked.count("a") == 2
+
+
+def test_a_store_that_never_answered_is_given_up_soon(monkeypatch, caplog):
+    monkeypatch.setattr(remote, "_PATIENCE", 0.05)
+    monkeypatch.setattr(remote, "_FIRST", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes calls, and says nothing
+        root = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(OSError, match=r"no answer within 0\.2 seconds; is there a network\?"):
+            remote.read(f"{root}/set/sizes.json")
+        assert f"waiting for {root}/set/sizes.json" in caplog.text
+        # Of the many files that are asked for next, none is waited for.
+        began = time.monotonic()
+        with pytest.raises(OSError, match="no answer within"):
+            sources.open(f"webdataset:{root}/set/{{0..9}}.tar")
+        assert time.monotonic() - began < 1
+
+
+def test_a_file_elsewhere_is_called_what_it_is():
+    with pytest.raises(ValueError, match=r"read in place as webdataset:https://nowhere/a\.tar"):
+        sources.open("https://nowhere/a.tar")
 
 
 def test_a_store_that_does_not_answer_gives_records_that_may_come_later(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclip.data import info, sources, stored
-from jaxclip.data.record import BadRecord, Record, _example_class, parse_example
+from jaxclip.data.record import BadRecord, Record, example_class, parse_example
 
 
 def test_splits_records_and_shards(tmp_path, toys):
@@ -109,7 +109,7 @@ def test_captions_in_a_sequence_of_dicts(toys, tmp_path):
     }
     names = sources.field_names({"featuresDict": {"features": features}}, "coco")
     assert (names.texts, names.key) == ("captions/text", "image/filename")
-    message = _example_class()()
+    message = example_class()()
     feature = message.features.feature
     feature["image"].bytes_list.value.append(toys.picture(0))
     feature["image/filename"].bytes_list.value.append(b"0.jpg")

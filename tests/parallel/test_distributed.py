@@ -140,6 +140,17 @@ def test_open_mpi(start):
     assert start(OMPI_COMM_WORLD_SIZE="1") is None
 
 
+def test_a_half_set_environment_is_one_line(start, monkeypatch):
+    """Open MPI 5 does not set what JAX reads."""
+
+    def initialize(**given):
+        raise KeyError("OMPI_MCA_orte_hnp_uri")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match=r"SIZE=2 says .* OMPI_MCA_orte_hnp_uri is not set; unset"):
+        start(OMPI_COMM_WORLD_SIZE="2")
+
+
 def test_tpu(start, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(type(jax.config), "values", {"jax_platforms": "tpu,cpu"})

@@ -1,6 +1,7 @@
 """A run in a bucket: what comes to the address, going on from it, what is refused, what is lost."""
 
 import contextlib
+import errno
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from etils import epath
 
 import jaxclip
-from jaxclip import cli, lock
+from jaxclip import cli, lock, storage
 from jaxclip import config as config_lib
 from jaxclip.data.bucket import Bucket, BucketError
 from jaxclip.lock import LockedError, LostLockError
@@ -212,7 +213,7 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
 
     def counted(method):
         def call(self, name, *content):
-            if self.address == address and name != staging.MARK:
+            if self.address == address and name not in (staging.MARK, lock.FILE_NAME):
                 count[0] -= 1
                 if count[0] <= 0:
                     raise Gone  # from here on: the end of the run uploads nothing either
@@ -230,8 +231,7 @@ def test_killed_at_any_request_the_address_has_whole_checkpoints(
         assert whole(address) == [1, 2]
         count[0] = 1000
         with pytest.raises((Gone, AssertionError)), monkeypatch.context() as patch:
-            for method in ("write", "remove"):
-                patch.setattr(Bucket, method, counted(getattr(Bucket, method)))
+            patch.setattr(Bucket, "swap", counted(Bucket.swap))
             with workdir.hold(address) as held:
                 count[0] = number
                 (held.path / "metrics.jsonl").write_text("1\n3\n")
@@ -319,18 +319,18 @@ def test_neither_half_a_removal_nor_a_damaged_manifest_is_uploaded(address, stil
 
 
 def test_an_upload_that_broke_off_goes_on_where_it_was(address, still, monkeypatch):
-    write, written, fails = Bucket.write, [], [True]
+    swap, written, fails = Bucket.swap, [], [True]
 
-    def counted(self, name, content):
+    def counted(self, name, before, content):
         if name.endswith("/b") and fails:
             fails.clear()
             raise BucketError("no route to host")
         written.append(name)
-        write(self, name, content)
+        return swap(self, name, before, content)
 
     with workdir.hold(address) as held:
         save(held.path, 1)
-        monkeypatch.setattr(Bucket, "write", counted)
+        monkeypatch.setattr(Bucket, "swap", counted)
         with pytest.raises(BucketError):
             held.copy.sync()
         held.copy.sync()
@@ -393,6 +393,52 @@ def test_an_outage_is_said_once_and_made_up_for(address, quick, network, caplog)
         assert whole(address) == [2, 3]
 
 
+@pytest.mark.parametrize("when", ["in the run", "at its end"])
+def test_an_interrupt_does_not_wait_for_a_store_and_loses_nothing(
+    when, address, still, monkeypatch, capsys
+):
+    swap, hangs, go_on, removed = Bucket.swap, threading.Event(), threading.Event(), []
+
+    def hang(self, name, before, content):
+        if name == lock.FILE_NAME and content is None:
+            removed.append(name)
+        if name in (lock.FILE_NAME, staging.MARK) or go_on.is_set():
+            return swap(self, name, before, content)
+        hangs.set()
+        go_on.wait(20)
+        raise BucketError("no answer in time")
+
+    monkeypatch.setattr(Bucket, "swap", hang)
+
+    def interrupt():
+        hangs.wait(20)
+        signal.raise_signal(signal.SIGINT)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="all of it is in") as caught:  # noqa: SIM117
+        with workdir.hold(address) as held:
+            save(held.path, 1)
+            if when == "in the run":
+                raise KeyboardInterrupt
+            threading.Thread(target=interrupt).start()
+    assert time.monotonic() - began < 5 and removed
+    assert str(held.path) in str(caught.value) and address in str(caught.value)
+    assert not whole(address)
+    go_on.set()
+    with workdir.hold(address):
+        pass
+    assert whole(address) == [1]
+
+    def fail(arguments):
+        raise caught.value
+
+    left = []
+    monkeypatch.setattr("jaxclip.parallel.distributed.leave", left.append)
+    monkeypatch.setattr(cli, "_report", fail)
+    cli.main(["report", "--workdir", address])
+    assert left == [130] and capsys.readouterr().err.count("\n") == 1
+
+
 def test_what_the_end_could_not_upload_the_next_start_does(
     address, quick, network, monkeypatch, caplog
 ):
@@ -447,9 +493,51 @@ def test_a_folder_that_was_overtaken_starts_anew_and_loses_nothing(
     monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
     with workdir.hold(address) as held:
         assert [path.name for path in (held.path / "checkpoints").iterdir()] == ["step_00000003"]
-    (aside,) = (path for path in (tmp_path / "staging").iterdir() if ".left-" in path.name)
+    (aside,) = (tmp_path / "staging").glob("*/run.left-*")
     assert (aside / "checkpoints/step_00000002/a").read_text() == "a of 2 never seen"
     assert str(aside) in caplog.text
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_folder_that_a_living_run_uses_is_left_to_it(elsewhere, address, still, monkeypatch):
+    """It was overtaken and does not know yet; its machine may be another with the same home."""
+    with contextlib.suppress(LostLockError), workdir.hold(address) as first:
+        save(first.path, 1)
+        first.copy.sync()
+        save(first.path, 2, "of the first")
+        if elsewhere:
+            monkeypatch.setattr(lock, "_machine", lambda: "another machine")
+        with workdir.hold(address, break_lock=True) as second:
+            assert second.path != first.path == folder_of(address)
+            assert (first.path / "checkpoints/step_00000002").exists(), "nothing is taken from it"
+            save(second.path, 2, "of the second")
+            second.copy.sync()
+        assert not second.path.parent.exists(), "all of it is at the address"
+    assert whole(address) == [1, 2]
+    assert Bucket(address).read("checkpoints/step_00000002/a") == b"a of 2 of the second"
+    with workdir.hold(address) as third:
+        assert third.path == first.path, "which is free now"
+        assert (third.path.parent / "lock.json").exists()
+    assert not (third.path.parent / "lock.json").exists()
+
+
+def test_the_folder_that_wrote_last_is_gone_on_with(address, still, network, monkeypatch):
+    """Also where that is not the first one, because another run had it."""
+    with contextlib.suppress(LostLockError), workdir.hold(address) as first:
+        with pytest.raises(mirror.MirrorError), workdir.hold(address, break_lock=True) as second:
+            save(second.path, 1)
+            network(False)
+        network(True)
+        assert second.path != first.path
+    with workdir.hold(address, break_lock=True) as third:
+        assert third.path == second.path
+    assert whole(address) == [1] and not second.path.parent.exists()
+
+
+def test_two_addresses_and_two_processes_have_folders_of_their_own(address):
+    places = [(address, 0), (address, 1), (address + "/x", 0), (address.replace("one", "x/one"), 0)]
+    assert len({staging.folder_of(*place).parent for place in places}) == 4
+    assert staging.folder_of("gs://b/é ü/") == staging.folder_of("gs://b/é ü")
 
 
 def test_under_another_one_s_lock_nothing_is_uploaded(address, still):
@@ -458,6 +546,117 @@ def test_under_another_one_s_lock_nothing_is_uploaded(address, still):
             Bucket(address).write("lock.json", lock._encode(lock.Holder("far", "b", 7, "1", "t")))
             (held.path / "metrics.jsonl").write_text("1")
     assert names(address) == ["lock.json", staging.MARK]
+
+
+@pytest.fixture(params=["memory", "gs"])
+def store(request, address, monkeypatch):
+    """An address whose file system looks before it writes, and one whose store keeps conditions."""
+    if request.param == "memory":
+        yield address
+        return
+    with serve(monkeypatch):
+        yield "gs://runs/one"
+
+
+def write_all(held, text):
+    """A checkpoint and a file of the run, on the way to the address and there."""
+    (held.path / "metrics.jsonl").write_text(text)
+    save(held.path, 1, text)
+    held.copy.sync()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step_00000001/b",
+                                  "checkpoints/step_00000001/manifest.json"])  # fmt: skip
+@pytest.mark.parametrize("lands", ["before", "after"])
+def test_what_hung_until_another_run_had_the_address_changes_nothing(
+    name, lands, store, still, monkeypatch, tmp_path
+):
+    """An upload of the first run arrives before the second one wrote that file, or afterwards."""
+    swap, hangs, go_on = Bucket.swap, threading.Event(), threading.Event()
+
+    def hang(self, at, before, content):
+        if at == name and not hangs.is_set():
+            hangs.set()
+            assert go_on.wait(20)
+        return swap(self, at, before, content)
+
+    def send():
+        with contextlib.suppress(LostLockError):
+            write_all(first, "of the first")
+
+    monkeypatch.setattr(Bucket, "swap", hang)
+    late = threading.Thread(target=send)
+    with contextlib.suppress(LostLockError), workdir.hold(store) as first:
+        late.start()
+        assert hangs.wait(20)
+        monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "other machine"))
+        with workdir.hold(store, break_lock=True) as second:
+            if lands == "after":
+                write_all(second, "of the second")
+            go_on.set()
+            late.join()
+            if lands == "before":
+                write_all(second, "of the second")
+        assert whole(store) == [1]
+        assert Bucket(store).read("checkpoints/step_00000001/b") == b"b of 1 of the second"
+        assert Bucket(store).read("metrics.jsonl") == b"of the second"
+
+
+def test_a_removal_that_hung_removes_nothing_of_the_next_run(store, still, monkeypatch, tmp_path):
+    with contextlib.suppress(LostLockError), workdir.hold(store) as first:
+        write_all(first, "of the first")
+        monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "other machine"))
+        with workdir.hold(store, break_lock=True) as second:
+            shutil.rmtree(second.path / "checkpoints" / "step_00000001")
+            write_all(second, "of the second")
+            # As if it had seen the lock to be its own just before.
+            monkeypatch.setattr(first.lock, "look", lambda: None)
+            for name in ("metrics.jsonl", "checkpoints/step_00000001/b"):
+                version = first.copy._versions[name]
+                assert Bucket(store).swap(name, version, None) is None
+                with pytest.raises(LostLockError), monkeypatch.context() as patch:
+                    patch.setattr(first.copy, "_look", type(first.lock).look.__get__(first.lock))
+                    first.copy.drop(name)
+        assert whole(store) == [1]
+
+
+def test_a_write_whose_answer_was_lost_is_one(store, still, monkeypatch):
+    swap, lost = Bucket.swap, []
+
+    def lose(self, name, before, content):
+        now = swap(self, name, before, content)
+        if name == "metrics.jsonl" and len(lost) < 2:
+            lost.append(name)
+            if len(lost) == 1:
+                raise BucketError("no answer in time")
+            return None
+        return now
+
+    with workdir.hold(store) as held:
+        monkeypatch.setattr(Bucket, "swap", lose)
+        (held.path / "metrics.jsonl").write_text("1")
+        with pytest.raises(BucketError):
+            held.copy.sync()
+        held.copy.sync()
+        (held.path / "metrics.jsonl").write_text("1\n2")
+        held.copy.sync()
+    assert Bucket(store).read("metrics.jsonl") == b"1\n2" and len(lost) == 2
+
+
+def test_a_process_that_was_overtaken_uploads_no_part(address, monkeypatch):
+    """Not only process 0, whose lock it is."""
+    with contextlib.suppress(LostLockError), workdir.hold(address) as held:
+        place = workdir.bucket_lib.LockFile(Bucket(address), lock.FILE_NAME)
+        shared = lock.Shared(place, held.lock.holder.token)
+        copy = staging.Copy(Bucket(address), held.path, shared.look)
+        copy.put("part", b"ours")
+        with workdir.hold(address, break_lock=True) as second:
+            second.copy.put("part", b"of the next")
+            with pytest.raises(LostLockError, match="taken over by process"):
+                copy.put("part", b"ours again")
+            with pytest.raises(LostLockError):
+                copy.drop("other")
+        assert Bucket(address).read("part") == b"of the next"
 
 
 def test_a_lost_lock_is_said_though_the_network_is_gone(address, still, network):
@@ -476,6 +675,57 @@ def test_a_staging_folder_that_cannot_be_made_is_said_with_its_way_out(
     with pytest.raises(workdir.WorkdirError, match=message), workdir.hold(address):
         pass
     assert not names(address)
+
+
+def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(address, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with workdir.hold(address) as held:
+        text = storage.reason(full, held.path / "checkpoints")
+        assert "in the environment's JAXCLIP_STAGING, on another disk" in text
+        assert "choose" not in text and "lower checkpoint.keep_last" in text
+    assert "choose a workdir on another disk" in storage.reason(full, "/tmp/a run")
+
+    def fill(self, content):
+        raise full
+
+    Bucket(address).write("config.json", b"{}")
+    monkeypatch.setattr("pathlib.Path.write_bytes", fill)
+    with pytest.raises(staging.CopyError, match=r"config.json can't be copied .* TMPDIR, on"):
+        workdir.find_config(address)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("gs:/x/y", "gs://x/y"),
+        ("gs:x", "gs://x"),
+        ("s3//x/y", "s3://x/y"),
+        ("gs:///x", "gs://x"),
+        ("s3://", "s3://bucket/folder"),
+        (" gs://x/y", "gs://x/y"),
+        ("gs://x/y\n", "gs://x/y"),
+        ("GS://x/Y", "gs://x/Y"),
+        ("gcs://x", "gs://x"),
+    ],
+)
+def test_what_is_nearly_an_address_is_no_folder(wrong, right, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["train"], ["report"], ["eval"]):
+        assert cli.main([*command, "--workdir", wrong]) == 2
+        error = capsys.readouterr().err
+        assert f"{wrong!r} is no address of a bucket; write {right!r}" in error
+        assert error.count("\n") == 1
+    with pytest.raises(ValueError, match="is no address"), workdir.hold(wrong):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_addresses_and_folders_are_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gs:/x").mkdir(parents=True)
+    for fine in ("gs://x", "s3://x/a b/é/", "az://c/x", "gs:/x", "gsx", "s3/x", "runs/gs:", "~/s3"):
+        storage.check_address(fine)
+    assert storage.absolute("file:///tmp/x") == "/tmp/x"
 
 
 def test_a_refusal_names_the_address(tiny_config, tmp_path):
@@ -574,6 +824,7 @@ def test_the_address_has_all_before_other_processes_look(address, still, network
     network(True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "broadcast", lambda value: value)
     with workdir.hold(address, break_lock=True):
         assert whole(address) == [1]
 

@@ -2,12 +2,13 @@
 
 import math
 import re
+import types
 
 import jax
 import pytest
 
 from jaxclip import config as config_lib
-from jaxclip import parallel
+from jaxclip import objectives, parallel
 from jaxclip.errors import RunError
 from jaxclip.train import checks, dry_run
 
@@ -191,3 +192,15 @@ def test_a_dry_run_knows_image_ops_without_any_data(tiny_config):
     config = tiny_config("data.name=/nowhere", "data.image_ops=rezise")
     with pytest.raises(ValueError, match=r"'rezise'; did you mean 'resize'"):
         dry_run.dry_run(config)
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"), [("contrastive", True), ("slip", True), ("silc", False)]
+)
+def test_a_teacher_that_no_objective_asks_is_said_to_have_no_effect(
+    resolved, caplog, objective, said
+):
+    config = {**resolved, "teacher": {**resolved["teacher"], "kind": "ema"}}
+    total = objectives.from_config([objective], config["loss"])
+    checks.warn_of_unused(config, types.SimpleNamespace(total=total))
+    assert ("teacher.kind='ema' has no effect" in caplog.text) == said

@@ -262,7 +262,7 @@ def test_parameters_that_an_update_broke_are_no_checkpoint(
         return state._replace(params=jax.tree.map(lambda x: x * np.nan, state.params)), {}, []
 
     monkeypatch.setattr(loop, "first_state", broken)
-    monkeypatch.setattr(loop.step_lib, "_all_finite", lambda params: False)
+    monkeypatch.setattr(loop.state_lib, "_all_finite", lambda params: False)
     with pytest.raises(loop.NonFiniteError, match="last 12 gradients up to step 12 were not fin"):
         loop.train(tiny_config("max_consecutive_nonfinite=12", "evaluate.every_steps=0"), tmp_path)
     out = capsys.readouterr().out

@@ -444,5 +444,7 @@ def test_processes_that_share_nothing_but_an_address(
         for step in {name.split("/")[1] for name in names if name.startswith("checkpoints/")}:
             copy.fetch(step)
     assert "config.json" in names and lock.FILE_NAME not in names
-    assert not list((tmp_path / "staging").glob("*-1/checkpoints/*/state")), "no need of the disk"
+    assert not list((tmp_path / "staging").glob("*-1/run/checkpoints/*/state")), (
+        "no need of the disk"
+    )
     assert_same_run(tmp_path / "copy", train_here(file, tmp_path / "here", 2))

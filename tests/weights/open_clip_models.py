@@ -17,6 +17,7 @@ import json
 import pathlib
 import re
 import tempfile
+import textwrap
 from unittest import mock
 
 import jax
@@ -295,17 +296,22 @@ def table(results):
         "",
     ]
     for reason, found in sorted(refused.items()):
-        lines.append(f"- {reason}: {', '.join(f'`{name}`' for name in found)}")
+        lines.append(_item(f"{reason}: {', '.join(f'`{name}`' for name in found)}"))
     if shaped:
         lines += ["", "Names and shapes of all tensors alone:", ""]
         lines += [
-            f"- `{family}`: {', '.join(f'`{name}`' for name in found)}"
+            _item(f"`{family}`: {', '.join(f'`{name}`' for name in found)}")
             for family, found in sorted(shaped.items())
         ]
     left = [name for name in open_clip.list_models() if name not in results]
     if left:
         lines += ["", f"Not run for this table: {', '.join(f'`{name}`' for name in left)}."]
     return "\n".join(lines)
+
+
+def _item(text):
+    """An item of a list, in lines that are no longer than the page's."""
+    return textwrap.fill(f"- {text}", 112, subsequent_indent="  ", break_on_hyphens=False)
 
 
 if __name__ == "__main__":

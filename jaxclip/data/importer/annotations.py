@@ -13,23 +13,28 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
-from jaxclip.data.caption_shapes import answer, said_in
+from jaxclip.data.caption_shapes import CONVERSATIONS, answer, said_in
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import FILE_FIELDS, ID_FIELD, LINK_FIELDS, TEXT_FIELDS, find, first_filled
+from jaxclip.data.naming import (
+    FILE_FIELDS,
+    ID_FIELDS,
+    LINK_FIELDS,
+    TEXT_FIELDS,
+    find,
+    first_filled,
+    split_named,
+)
 
 EXPECTED = (
     "names no picture files: expected is a list of objects such as "
     '{"image": "1.jpg", "caption": "…"}, captions by file name, or the layout of COCO'
 )
 
+# Members of an object that stands for a picture.
+_PICTURE_MEMBERS = ("bytes", "base64", "data", "path", "file_name", "filename", "url")
+
 # A file's name and everything else that is said about it.
 Found = tuple[str, dict[str, Any]]
-
-# Fields that hold the turns of a conversation.
-CONVERSATIONS = ("conversations", "messages", "conversation")
-
-# Karpathy's fourth split belongs to the training set.
-_SPLITS = {"restval": "train"}
 
 
 def rows(document: Any, image: str = "") -> list[Found | None] | None:
@@ -45,16 +50,23 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
     if isinstance(document, Mapping):
         images, notes = document.get("images"), document.get("annotations")
         if _are_objects(images) and _are_objects(notes):
-            return list(_coco(images, notes))
+            return list(_coco(images, notes, document.get("categories")))
         if _are_objects(images):
             return [row(each, image) for each in images]
         columns = _columns(document, image)
         if columns is not None:
             return [row(each, image) for each in columns]
-        lists = [each for each in document.values() if _are_objects(each)]
-        if len(lists) == 1:
-            return rows(lists[0], image)
-        if document and all(_is_caption(each) for each in document.values()):
+        lists = {name: each for name, each in document.items() if _are_objects(each)}
+        by_split = {split_named(name): each for name, each in lists.items()}
+        if lists and all(by_split):
+            return [
+                _in_split(row(each, image), split) for split in by_split for each in by_split[split]
+            ]
+        known = [found for each in lists.values() if (found := rows(each, image)) is not None]
+        if len(known) == 1:
+            return known[0]
+        named = all(map(_names_picture, document))
+        if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
             return [(str(name), {"caption": text}) for name, text in document.items()]
         if document and all(isinstance(each, Mapping) for each in document.values()):
             return [_by_name(str(name), each, image) for name, each in document.items()]
@@ -67,10 +79,13 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
     return found if any(found) else None
 
 
+def _in_split(found: Found | None, split: str) -> Found | None:
+    return None if found is None else (found[0], {**found[1], "split": split})
+
+
 def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
     """A row under a file's name, or under a number with the file inside."""
-    is_file = pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES
-    if is_file and not image and not find(entry, FILE_FIELDS):
+    if _names_picture(name) and not image and not find(entry, FILE_FIELDS):
         return name, dict(entry)  # whatever id it has, too
     return row(entry, image) or (name, dict(entry))
 
@@ -79,7 +94,7 @@ def row(entry: Any, image: str = "") -> Found | None:
     """One object as a row; None if it names no file."""
     if not isinstance(entry, Mapping):
         return None
-    values = {str(name): value for name, value in entry.items()}
+    values = _task(entry) or {str(name): value for name, value in entry.items()}
     turns = first_filled(values, CONVERSATIONS)
     column = image if image in values else first_filled(values, FILE_FIELDS)
     name = _name(values.pop(column, None)) if column else _picture_within(values, turns)
@@ -99,8 +114,25 @@ def row(entry: Any, image: str = "") -> Found | None:
                     values[field] = [each.text for each in said]
     split = values.get("split", values.get("set_name"))
     if isinstance(split, str):
-        values["split"] = _SPLITS.get(split, split)
+        values["split"] = split_named(split) or split
     return name, values
+
+
+def _task(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a task of Label Studio; empty if it is none."""
+    data = entry.get("data")
+    notes = entry.get("annotations", entry.get("completions"))
+    if not isinstance(data, Mapping) or not isinstance(notes, list):
+        return {}
+    values = {str(name): value for name, value in data.items()}
+    for note in notes if _are_objects(notes) else ():
+        for result in note["result"] if _are_objects(note.get("result")) else ():
+            said = result.get("value")
+            if isinstance(said, Mapping) and "text" in said:
+                values.setdefault("captions", []).append(said["text"])
+            elif isinstance(said, Mapping) and isinstance(said.get("choices"), list):
+                values.setdefault("label", *said["choices"][:1])
+    return values
 
 
 def lacks(entry: Any) -> str:
@@ -120,14 +152,14 @@ def _name(value: Any) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, Mapping):  # as Hugging Face `datasets` writes a picture, and chats
-        known = (value.get(member) for member in ("bytes", "base64", "data", "path", "url"))
+        known = (value.get(member) for member in _PICTURE_MEMBERS)
         value = next((each for each in known if isinstance(each, str) and each.strip()), "")
     return value.strip() if isinstance(value, str) else ""
 
 
 def _name_by_id(values: Mapping[str, Any]) -> str:
     """A file's name without its ending by its id, as COCO and RedCaps have them."""
-    given = values.get(ID_FIELD)
+    given = values.get(first_filled(values, ID_FIELDS[:-1]) or "")
     if isinstance(given, bool) or not isinstance(given, int | str) or not find(values, TEXT_FIELDS):
         return ""
     folder = values.get("subreddit")
@@ -151,7 +183,9 @@ def without_captions(document: Any) -> str:
     notes = document.get("annotations") if isinstance(document, Mapping) else None
     if not _are_objects(notes) or not _are_objects(document.get("images")):
         return ""
-    if any("caption" in note for note in notes):
+    boxes = ("bbox", "segmentation", "keypoints", "segments_info")
+    is_of_pictures = all("category_id" in each and not find(each, boxes) for each in notes)
+    if any("caption" in note for note in notes) or is_of_pictures:
         return ""
     return ", ".join(sorted({str(name) for note in notes[:100] for name in note}))
 
@@ -159,22 +193,30 @@ def without_captions(document: Any) -> str:
 def links_in(document: Any) -> str:
     """The name under which a document has links in place of files; empty if it names files."""
     entry = document[0] if _are_objects(document) else document
-    if not isinstance(entry, Mapping) or find(entry, (*FILE_FIELDS, ID_FIELD)):
+    if not isinstance(entry, Mapping) or find(entry, (*FILE_FIELDS, *ID_FIELDS[:-1])):
         return ""
     return next(iter(find(entry, LINK_FIELDS)), "")
 
 
-def _coco(images: Iterable[Any], notes: Iterable[Any]) -> Iterable[Found | None]:
+def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Iterable[Found | None]:
+    """Rows of COCO's layout, with captions or, as iNaturalist's, a category of each picture."""
     captions: dict[str, list[Any]] = {}
+    labels: dict[str, Any] = {}
+    names = {c.get("id"): c.get("name") for c in categories} if _are_objects(categories) else {}
     for note in notes:
-        captions.setdefault(str(note.get("image_id")), []).append(note.get("caption"))
+        key = str(note.get("image_id"))
+        captions.setdefault(key, []).append(note.get("caption"))
+        if "category_id" in note and "caption" not in note:
+            labels[key] = names.get(note["category_id"], note["category_id"])
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:
             yield None
             continue
         name, values = found
-        yield name, {**values, "captions": captions.get(str(each.get("id")), [])}
+        key = str(each.get("id"))
+        label = {"label": labels[key]} if key in labels else {}
+        yield name, {**values, **label, "captions": captions.get(key, [])}
 
 
 def _columns(document: Mapping[str, Any], image: str) -> list[dict[str, Any]] | None:
@@ -199,8 +241,8 @@ def _are_pairs(value: Any) -> TypeGuard[list[tuple[str, Any]]]:
             isinstance(each, list)
             and len(each) == 2
             and isinstance(each[0], str)
-            and pathlib.PurePath(each[0]).suffix.lower() in IMAGE_SUFFIXES
-            and _is_caption(each[1])
+            and _names_picture(each[0])
+            and _is_caption(each[1], in_doubt=True)
             for each in value
         )
     )
@@ -210,7 +252,12 @@ def _are_objects(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(v, Mapping) for v in value)
 
 
-def _is_caption(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(each, str) for each in value)
-    return isinstance(value, str)
+def _names_picture(name: Any) -> bool:
+    return isinstance(name, str) and pathlib.PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_caption(value: Any, *, in_doubt: bool) -> bool:
+    """Whether it is a text or a list of them; else ``in_doubt``, but for an object."""
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return True
+    return isinstance(value, str) or (in_doubt and not isinstance(value, Mapping))

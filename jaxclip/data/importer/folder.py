@@ -6,9 +6,11 @@ import codecs
 import hashlib
 import itertools
 import json
+import logging
 import os
 import pathlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
@@ -17,8 +19,29 @@ from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord
 
+_LOG = logging.getLogger(__name__)
+
 # Endings of files with captions; that of the picture may stand before them (1.jpg.txt).
-_TEXT_SUFFIXES = tuple(f".{ending}" for ending in tar_index.TEXT_EXTENSIONS)
+_TEXT_SUFFIXES = (*(f".{ending}" for ending in tar_index.TEXT_EXTENSIONS), ".tags", ".cap")
+# Lines of boxes beside a picture (YOLO's): a class, and four or more numbers.
+_BOX = re.compile(rb"\s*\d+(\s+-?[\d.]+){4,}\s*")
+# Folders of nothing but captions, beside one of pictures (images/1.jpg, captions/1.txt).
+_TEXT_FOLDERS = (
+    "captions",
+    "caption",
+    "texts",
+    "text",
+    "txt",
+    "prompts",
+    "text_c10",
+    "descriptions",
+)
+# Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
+_NO_CLASSES = ("images", "imgs", "img")
+# Names of folders that are parts of a data set rather than classes (train2017, test_images).
+_PART = re.compile(
+    r"(train|training|val|valid|validation|dev|test|testing)([\W\d_]|images?|imgs?|set)*", re.I
+)
 
 
 class TreeReader:
@@ -27,20 +50,30 @@ class TreeReader:
     That is ``1.txt``, ``1.caption`` or ``1.jpg.txt``, of which every line is a caption, or
     ``1.json`` with named values, as img2dataset writes it. If there is no such file at all, and all
     images are in subfolders, these are classes (``cats/1.jpg``), or splits with classes in them
-    (``train/cats/1.jpg``), perhaps in folders around all of them (``images/cats/1.jpg``).
+    (``train/cats/1.jpg``), perhaps in folders around all of them (``images/cats/1.jpg``). The files
+    may also be in a folder of their own beside the pictures' (``captions/1.txt``).
     Links to folders are followed, but not out to a folder around this one.
 
     Args:
       folder: searched with all folders in it, in alphabetical order, but for hidden ones.
       encoding: of the files with captions.
       advice: what to do about pictures without any, for the log of skipped records.
+      unused: which table there is of no use, and why; called with whether a ``.txt`` may be one.
     """
 
-    def __init__(self, folder: pathlib.Path, encoding: str = "utf-8", advice: str = ""):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        encoding: str = "utf-8",
+        advice: str = "",
+        unused: Callable[[bool], str] = lambda texts: "",
+    ):
         self._folder = folder
         self._encoding = encoding
         self._advice = advice
+        self._unused = unused
         self._classes: int | None = None
+        self._texts = [each for each in _TEXT_FOLDERS if (folder / each).is_dir()]
 
     def has_images(self) -> bool:
         """Whether there is any image at all."""
@@ -57,6 +90,11 @@ class TreeReader:
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._classes = self._above_classes()
+        if self._classes is None and not self._advice:
+            self._advice = self._unused(True)
+        unused = self._unused(False) if self._classes is not None else ""
+        if unused:
+            _LOG.warning("the folders of the pictures are taken for classes%s", unused)
         for number, file in enumerate(self._images(), start=1):
             if number > start.item:
                 yield Cursor(0, number), self._item(file)
@@ -67,8 +105,12 @@ class TreeReader:
         if self._classes is not None:
             folders = key.split("/")[self._classes :]
             split = split_of("/".join(folders))
+            if folders[1 if split else 0].lower() in _NO_CLASSES:
+                return BadRecord(
+                    "empty_caption", "neither a caption nor in a folder of a class", key
+                )
             return Item(key, file, (), folders[1 if split else 0], split=split)
-        texts, fields = _beside(file, self._encoding)
+        texts, fields = self._beside(file)
         if texts is None and fields is None:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
         fields = fields or {}
@@ -83,7 +125,7 @@ class TreeReader:
         none are: one alone (``images/``) says nothing."""
         places = set()
         for file in self._images():
-            if _beside(file, self._encoding) != (None, None):
+            if self._beside(file) != (None, None):
                 return None
             places.add(file.relative_to(self._folder).parts[:-1])
         same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
@@ -99,7 +141,19 @@ class TreeReader:
             if len(within) <= in_split:
                 return None
             names.add(within[in_split])
-        return len(above) if len(names) > 1 else None
+        are_parts = all(map(_PART.fullmatch, names))
+        return len(above) if len(names) > 1 and not are_parts else None
+
+    def _beside(self, file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
+        """Captions and named values in the files beside a picture, or in a folder of captions."""
+        found = _beside(file, self._encoding)
+        top, *inner = file.relative_to(self._folder).parts
+        for name in self._texts if found == (None, None) and inner else ():
+            if name != top:
+                found = _beside(self._folder.joinpath(name, *inner), self._encoding)
+                if found != (None, None):
+                    break
+        return found
 
     def _images(self) -> Iterator[pathlib.Path]:
         around = pathlib.Path(os.path.realpath(self._folder)).parents
@@ -113,8 +167,9 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
         for suffix in _TEXT_SUFFIXES:
             data = _read(stem, suffix)
             if data is not None and not (texts and b"".join(texts).strip()):
-                texts = _utf8(data, encoding).splitlines()
-    data = _read(file.with_suffix(""), ".json")
+                read = _utf8(data, encoding).splitlines()
+                texts = texts if read and all(map(_BOX.fullmatch, read)) else read
+    data = _read(file.with_suffix(""), ".json") or _read(file, ".json")
     try:
         fields = None if data is None else json.loads(data)
     except (ValueError, RecursionError):
@@ -138,6 +193,9 @@ def _utf8(data: bytes, encoding: str) -> bytes:
     """Captions in UTF-8; unchanged what is none in the encoding it should have."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
+    elif b"\0" in data and len(data) % 2 == 0:  # without a mark
+        zeros = data[0::2].count(0), data[1::2].count(0)
+        encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     if codecs.lookup(encoding).name == "utf-8":
         return data
     try:

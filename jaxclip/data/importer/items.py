@@ -20,6 +20,8 @@ from jaxclip.data.naming import (
     TEXT_FIELDS,
     find,
     first_filled,
+    plain,
+    split_named,
 )
 from jaxclip.data.record import BadRecord
 
@@ -133,12 +135,15 @@ def from_fields(
       image: its picture.
       texts: captions from elsewhere, in place of those in the fields.
       text_column: the name under which captions are; empty for the first usual one with any.
-      split: see :class:`Item`.
+      split: see :class:`Item`; empty for that of a field ``split``.
     """
     rest = dict(fields)
+    if not split and (named := split_named(rest.get("split"))):
+        split = named
+        rest.pop("split")
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = first_filled(rest, LABEL_FIELDS)
-    label = parse_label(rest.pop(labelled)) if labelled else None
+    label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None
     if texts is None:
         name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(name, None) if name else None
@@ -154,6 +159,12 @@ def from_fields(
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
 
 
+def _first_class(name: str, value: Any) -> Any:
+    """A label; of ImageNet's ``PredictionString``, of classes and boxes, the first class."""
+    is_list = plain(name) == "predictionstring" and isinstance(value, str) and value.strip()
+    return value.split()[0] if is_list else value
+
+
 def printable(text: str) -> str:
     """The text as valid Unicode: what stands for undecodable bytes is spelled out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -167,7 +178,7 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             continue
         kept[str(name)] = value
     return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import annotations as layouts
+from jaxclip.data.caption_shapes import CONVERSATIONS, captioned
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.naming import (
@@ -26,7 +27,9 @@ from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "images", "img")
-_TEXT_COLUMNS = (*TEXT_FIELDS, *layouts.CONVERSATIONS)
+# Of what the hub makes of tars, the JSON files are a column.
+_JSON = "json"
+_TEXT_COLUMNS = (*TEXT_FIELDS, *CONVERSATIONS, _JSON)
 # Folders of a picture's name that may be beside its table.
 _DEEPEST = 4
 # Rows decoded at once.
@@ -211,7 +214,9 @@ def columns_of(
     noted = _noted(schema.metadata or {})
     labels = find(types, LABEL_FIELDS) or [n for n in types if n in noted and not text]
     label = next(iter(labels), "")
-    if text and not _may_be_text(types[text]):
+    if not text and not label:
+        text = next((n for n in texts if n != image and _is_number(types[n])), "")
+    if text and not (_may_be_text(types[text]) or _is_number(types[text])):
         raise ValueError(f"{file}: column {text!r} holds {types[text]}, which is no text")
     if not image or not (text or label):
         what, names, which = (
@@ -224,7 +229,7 @@ def columns_of(
             if numbers and not links
             else f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
             if links
-            else f"{option.format(which)}, or name it {' or '.join(names)}"
+            else f"{option.format(which)}, or name it {' or '.join(names[:12])}"
         )
         raise ValueError(f"{file} has no column with {what} (it has {listing}); {way}")
     return Columns(image, text, label, noted.get(label, []))
@@ -258,6 +263,12 @@ def _may_be_text(kind: Any) -> bool:
     return not (pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind))
 
 
+def _is_number(kind: Any) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+
+
 def _noted(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Names of the classes by column, as Hugging Face ``datasets`` notes them."""
     try:
@@ -276,6 +287,8 @@ def items_of(
     """The rows of a batch of Arrow as items; the first is number ``row`` of the file."""
     images = batch.column(columns.image)
     captions = _captions(batch.column(columns.text)) if columns.text else None
+    if captions is not None and columns.text == _JSON:
+        captions = [_within_json(value) for value in captions]
     others = {
         name: batch.column(name)
         for name in batch.schema.names
@@ -296,10 +309,21 @@ def items_of(
             # The first that is not empty, as in other sources.
             other = first_filled(fields, TEXT_FIELDS)
             texts = fields.pop(other) if other and is_filled(fields[other]) else texts
-        if isinstance(picture, BadRecord):
+        if not picture:
+            yield BadRecord("missing_image", "no bytes in the image's column", key)
+        elif isinstance(picture, BadRecord):
             yield dataclasses.replace(picture, key=key)
         else:
-            yield from_fields(fields, key=key, image=picture, texts=texts or ())
+            texts = texts if is_filled(texts) else ()
+            yield from_fields(fields, key=key, image=picture, texts=texts)
+
+
+def _within_json(value: Any) -> Any:
+    """The captions in a sample's JSON file, as its text or as an object."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(value) if isinstance(value, bytes) else value
+    name = captioned(value) if isinstance(value, Mapping) else None
+    return value[name] if name and isinstance(value, Mapping) else None
 
 
 def _picture(value: Any, folder: pathlib.Path) -> tuple[str, bytes | pathlib.Path | BadRecord]:
@@ -340,7 +364,7 @@ def _captions(column: Any) -> list[Any]:
     kind = _plain_type(column.type)
     is_list = _is_list(kind)
     inner = _plain_type(kind.value_type) if is_list else kind
-    if pyarrow.types.is_nested(inner):
+    if pyarrow.types.is_nested(inner) or pyarrow.types.is_primitive(inner):
         return [_plain(value) for value in column]
     if kind is not column.type and not pyarrow.types.is_dictionary(column.type):
         column = column.cast(kind)  # views have no way to bytes but by strings

@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
+import re
 import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
 from jaxclip.data.importer.inline import is_inline
+from jaxclip.data.naming import is_hidden
 
 IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
 # Folders beside a table that are looked into, and names that decide which of them it is; fewer
 # where the names have to be guessed at.
 _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
+# Names of Label Studio's files, of a folder or uploaded to it.
+_LABEL_STUDIO = re.compile(r"/?data/(?:local-files/\?d=|upload/(?:\d+/)?(?:[0-9a-f]{8}-)?)(.+)")
 # COCO's pictures are called by their ids.
 _ID_DIGITS = 12
 
@@ -27,8 +31,8 @@ class Pictures:
     it (``Images/``), or beside it if it is called ``annotations`` as COCO's. Where nothing is there
     either, the beginning that all names have in common is taken to be the place of the pictures on
     another machine (``/home/me/photos/1.jpg``, ``C:\\photos\\1.jpg``), and left out as far as that
-    helps. A name is understood as :func:`_spellings` has it; one without an ending, or with another
-    one, is completed by that of the file.
+    helps, all folders if need be. A name is understood as :func:`_spellings` has it; one without an
+    ending, or with another one, is completed by that of the file.
 
     Args:
       table: the table.
@@ -41,7 +45,11 @@ class Pictures:
         first = [name for name, _ in zip(names, range(_MAX_NAMES), strict=False)]
         folders = [] if first and all(map(is_inline, first)) else _folders(table)
         counts = [(self._count(folder, first), folder) for folder in folders]
+        if folders and not any(count for count, _ in counts):
+            deeper = _folders_in(folders[1:])
+            counts += [(self._count(folder, first), folder) for folder in deeper]
         best = max((count for count, _ in counts), default=0)
+        self._is_last_only = False
         self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
             self._folder = next(folder for count, folder in counts if count == best)
@@ -53,6 +61,8 @@ class Pictures:
 
     def relative(self, name: str) -> str:
         """A name without what is only so on another machine."""
+        if self._is_last_only:
+            return name.replace("\\", "/").rpartition("/")[2]
         plain = name.replace("\\", "/") if self._elsewhere else name
         return plain.removeprefix(self._elsewhere) if self._elsewhere else name
 
@@ -70,6 +80,12 @@ class Pictures:
                 if self._count(folder, rest):
                     self._elsewhere, self._folder = prefix, folder
                     return True
+        last = [name.rpartition("/")[2] for name in plain]
+        if len(set(last)) == len(set(plain)):  # else two of them would be the same file
+            for folder in folders:
+                if self._count(folder, last[:_MAX_GUESSED]):
+                    self._is_last_only, self._folder = True, folder
+                    return True
         return False
 
 
@@ -77,14 +93,22 @@ def _folders(table: pathlib.Path) -> list[pathlib.Path]:
     above = [table.parent]
     if table.parent.name.lower().startswith("annotation"):
         above.append(table.parent.parent)
+    return above + _folders_in(above)
+
+
+def _folders_in(folders: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     below = []
-    for folder in above:
+    for folder in folders:
         try:
-            inner = sorted(each.path for each in os.scandir(folder) if each.is_dir())
+            inner = sorted(
+                each.path
+                for each in os.scandir(folder)
+                if each.is_dir() and not is_hidden(each.name)
+            )
         except OSError:
             continue
         below += [pathlib.Path(path) for path in inner[:_MAX_FOLDERS]]
-    return above + below
+    return below[:_MAX_FOLDERS]
 
 
 def _file(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -117,8 +141,12 @@ def _spellings(name: str) -> Iterator[str]:
     names = [name]
     if name.isdecimal():
         names.append(name.zfill(_ID_DIGITS))
+    if name.endswith(".0") and name[:-2].isdecimal():  # of a column with gaps, in pandas
+        names += [name[:-2], name[:-2].zfill(_ID_DIGITS)]
     if name.startswith("file:"):
         names.append(urllib.parse.unquote(name.removeprefix("file:").removeprefix("//")))
+    if match := _LABEL_STUDIO.fullmatch(name):
+        names.append(urllib.parse.unquote(match[1]))
     if "\\" in name:
         names.append(name.replace("\\", "/"))
     if "%" in name:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 from jaxclip.data import file_kinds, patterns, remote, webdataset
-from jaxclip.data.importer import table_rows
+from jaxclip.data.importer import instead, table_rows
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Reader
 from jaxclip.data.importer.parquet import ParquetReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
-from jaxclip.data.naming import SPLITS, is_hidden, splits_of_files
+from jaxclip.data.importer.tfrecords import TFRecordReader
+from jaxclip.data.naming import is_hidden, split_within, splits_of_files
 
-FORMATS = ("folder", "webdataset", "parquet")
-_TAR_ENDINGS = (
-    ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
-)  # fmt: skip
-_ENDINGS = {"webdataset": _TAR_ENDINGS, "parquet": (".parquet",)}
+FORMATS = ("folder", "webdataset", "parquet", "tfrecord")
+_ENDINGS = {
+    "webdataset": instead.TAR_ENDINGS,
+    "parquet": (".parquet",),
+    "tfrecord": tuple(f".{e}{z}" for e in ("tfrecord", "tfrecords", "tfrec") for z in ("", ".gz")),
+}
+_SHARD = re.compile(r"-\d+-of-\d+$")
 
 # Tables that are taken for one whatever is in them.
 TABLES = (
@@ -29,11 +33,6 @@ TABLES = (
 )
 # How many folders below one are looked into for tables, tars and Parquet files.
 _DEEPEST = 3
-_PACKED = (".zip", ".7z", ".rar", ".lz4", ".z")
-# Others are looked into. A folder with more of them keeps something else in them.
-_MAX_TABLES = 16
-# How file_kinds says that it knows nothing.
-_VAGUE = ("no known kind", "text (")
 
 
 def open_reader(
@@ -69,6 +68,9 @@ def open_reader(
         text, format = rest, kind  # as it is named where it is read in place
     text = patterns.local_path(text)
     if remote.is_remote(text):
+        hub = remote.hub_address(text)
+        if hub:
+            raise ValueError(f"{text!r} is on the Hugging Face hub: download it, or read {hub!r}")
         raise ValueError(
             f"{text!r} is elsewhere, and imports are of files of this machine: copy them, or read "
             f"tars and Parquet in place, by data.name='webdataset:{text}' or "
@@ -83,14 +85,14 @@ def open_reader(
         )
         files = files + _in_folders(path, files)
     else:
-        files = patterns.expand(text)
+        files = _expand(text)
     if format == "auto":
         if path.is_dir() and _is_saved(path):
-            raise ValueError(f"{text!r} was saved by `datasets`{_what_instead(path)}")
+            raise ValueError(f"{text!r} was saved by `datasets`{instead.what_instead(path)}")
         format = _guess(path, files)
     if format == "folder":
         return _folder(path, (image_column, text_column), encoding)
-    fitting = [pathlib.Path(file) for file in files if file.lower().endswith(_ENDINGS[format])]
+    fitting = [pathlib.Path(file) for file in files if _ends(file, _ENDINGS[format])]
     if not path.is_dir() and len(fitting) < len(files):
         fitting = [pathlib.Path(file) for file in files]  # named outright, whatever they are called
     if not fitting:
@@ -102,8 +104,22 @@ def open_reader(
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
         names = webdataset.class_names(path) if path.is_dir() else None
+        instead.check_tables(path, fitting)
         return TarReader(fitting, splits_of_files(fitting, path), names or [])
+    if format == "tfrecord":
+        return TFRecordReader(fitting, splits_of_files(fitting, path))
     return ParquetReader(fitting, image_column, text_column, splits_of_files(fitting, path))
+
+
+def _expand(pattern: str) -> list[str]:
+    try:
+        return patterns.expand(pattern)
+    except FileNotFoundError as error:
+        hub = remote.hub_address(pattern)
+        if hub and not pathlib.Path(pattern).parent.exists():
+            way = f"; if you mean the Hugging Face hub's, download it, or read {hub!r}"
+            raise FileNotFoundError(f"{error}{way}") from error
+        raise
 
 
 def _is_saved(path: pathlib.Path) -> bool:
@@ -113,21 +129,26 @@ def _is_saved(path: pathlib.Path) -> bool:
     return (path / "state.json").is_file() and any(path.glob("*.arrow"))
 
 
+def _ends(file: str, endings: tuple[str, ...]) -> bool:
+    """Whether a file's name ends so, but for the number of a shard."""
+    return _SHARD.sub("", file.lower()).endswith(endings)
+
+
 def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
     """Tars or Parquet files some folders below, if there is nothing of the kind in the folder.
 
     So do CLIP_benchmark (``test/0.tar``) and the Hugging Face hub (``data/train-….parquet``,
     ``default/train/0000.parquet``) keep them.
     """
-    endings = (*_TAR_ENDINGS, ".parquet")
+    endings = tuple(each for known in _ENDINGS.values() for each in known)
     pictures = any(os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES for file in files)
-    if pictures or any(file.lower().endswith(endings) for file in files):
+    if pictures or any(_ends(file, endings) for file in files):
         return []
     return sorted(
         os.path.join(folder, name)
         for folder, names in _walk(path, _DEEPEST)
         for name in names
-        if name.lower().endswith(endings) and os.path.isfile(os.path.join(folder, name))
+        if _ends(name, endings) and os.path.isfile(os.path.join(folder, name))
     )
 
 
@@ -154,34 +175,39 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
     kinds = {
         format
         for format, endings in _ENDINGS.items()
-        if any(file.lower().endswith(endings) for file in files)
+        if any(_ends(file, endings) for file in files)
     }
-    if kinds == {"webdataset", "parquet"} and _is_img2dataset(files):
-        return "webdataset"
+    if "tfrecord" in kinds:
+        instead.check_no_data_set(files)
+    others = kinds - {"parquet"}
+    if len(kinds) == 2 and len(others) == 1 and _is_img2dataset(files, *others):
+        return others.pop()
     if kinds == {"parquet"} and _is_img2dataset_of_files(files):
         return "folder"
     if len(kinds) == 1:
         return kinds.pop()
     if len(kinds) > 1:
         raise ValueError(
-            f"{str(path)!r} holds both tars and Parquet files; say which with --format, or name "
-            "the files by a pattern"
+            f"{str(path)!r} holds files of several kinds ({', '.join(sorted(kinds))}); say which "
+            "with --format, or name the files by a pattern"
         )
     if path.is_dir() or table_rows.suffix(path) in table_rows.SUFFIXES:
+        return "folder"
+    if path.is_file() and path.suffix.lower() in file_kinds.ARCHIVES:
         return "folder"
     raise ValueError(
         f"{str(path)!r} is neither a folder nor a table ({', '.join(table_rows.SUFFIXES)}), nor do "
         "its names end "
         f"in {', '.join(ending for endings in _ENDINGS.values() for ending in endings)}"
-        + ((path.is_file() and _what_instead(path)) or "; say what it is with --format")
+        + ((path.is_file() and instead.what_instead(path)) or "; say what it is with --format")
     )
 
 
-def _is_img2dataset(files: list[str]) -> bool:
-    """Whether each Parquet file only says about a tar beside it what is in the tar, too."""
+def _is_img2dataset(files: list[str], format: str) -> bool:
+    """Whether each Parquet file only says about a file beside it what is in that, too."""
     names = [os.path.basename(file).lower() for file in files]
-    tars = {name.partition(".")[0] for name in names if name.endswith(_TAR_ENDINGS)}
-    return all(name.partition(".")[0] in tars for name in names if name.endswith(".parquet"))
+    others = {name.partition(".")[0] for name in names if name.endswith(_ENDINGS[format])}
+    return all(name.partition(".")[0] in others for name in names if name.endswith(".parquet"))
 
 
 def _is_img2dataset_of_files(files: list[str]) -> bool:
@@ -192,19 +218,21 @@ def _is_img2dataset_of_files(files: list[str]) -> bool:
 
 def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
     if path.is_file():
-        return TableReader(path, *columns, encoding=encoding)
+        if path.suffix.lower() in file_kinds.ARCHIVES:
+            raise ValueError(f"{str(path)!r} is an archive{instead.what_instead(path)}")
+        return instead.with_pictures(TableReader(path, *columns, encoding=encoding), path)
     if not path.is_dir():
         raise ValueError(
             f"{str(path)!r} is a pattern of tables; name one, or the folder they are in"
         )
     table = _table(path)
     if table is not None:
-        return TableReader(table, *columns, encoding=encoding)
+        return instead.with_pictures(TableReader(table, *columns, encoding=encoding), table)
     below = [
         TableReader(
             table,
             *columns,
-            split=_split_in(path, folder),
+            split=split_within(table.relative_to(path)),
             encoding=encoding,
             prefix=f"{pathlib.PurePath(folder).relative_to(path).as_posix()}/",
         )
@@ -216,59 +244,19 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
     others = _other_tables(path, columns, encoding)
     if others:
         return others
-    reader = TreeReader(path, encoding, _what_instead(path))
+    reader = TreeReader(
+        path,
+        encoding,
+        instead.what_instead(path),
+        lambda texts: instead.no_table(path, encoding, texts=texts),
+    )
     if not reader.has_images():
         raise FileNotFoundError(
             f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
-            f"images beside it (say {TABLES[0]}){_what_instead(path) or _no_table(path, encoding)}"
+            f"images beside it (say {TABLES[0]})"
+            + (instead.what_instead(path) or instead.no_table(path, encoding))
         )
     return reader
-
-
-def _no_table(path: pathlib.Path, encoding: str) -> str:
-    """Why the first table in a folder is not one of pictures and captions, for an error."""
-    for table in _candidates(path):
-        try:
-            TableReader(table, encoding=encoding)
-        except (OSError, ValueError) as error:
-            return f"; {error}"
-        return f"; none of the first pictures that {table.name} names is here"
-    return ""
-
-
-def _split_in(path: pathlib.Path, folder: str) -> str:
-    """The split that a folder below another one is, or is in; empty for none."""
-    parts = pathlib.PurePath(folder).relative_to(path).parts
-    return next((part for part in parts if part.lower() in SPLITS), "")
-
-
-def _what_instead(path: pathlib.Path) -> str:
-    """What to do with a folder, or file, that is nothing we import, for an error."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    for file in files:
-        suffix = file.suffix.lower()
-        if path.is_file() and suffix in IMAGE_SUFFIXES:
-            return "; it is one picture: name the folder that it is in"
-        if suffix in _PACKED:
-            return f"; unpack {file.name} first"
-        if suffix in table_rows.SPREADSHEETS:
-            return f"; {file.name} is a spreadsheet: save it as CSV"
-        if suffix in (".arrow", ".feather") or file.name == "dataset_dict.json":
-            place = path if path.is_file() else file.parent
-            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
-        if ".tfrecord" in file.name or ".array_record" in file.name:
-            return f"; it is a data set already: data.name={str(path)!r}"
-    for file in files[:_MAX_TABLES]:
-        is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
-        kind = _VAGUE[0] if is_own else file_kinds.kind_of(_begin(file))
-        if not kind.startswith(_VAGUE):
-            return f"; {file.name} is {kind}"
-    return ""
-
-
-def _begin(file: pathlib.Path) -> bytes:
-    with open(file, "rb") as raw:
-        return raw.read(1024)
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:
@@ -297,7 +285,7 @@ def _other_tables(
       ValueError: there are several, and their names are no splits (``train.csv``, ``val.csv``).
     """
     readers = {}
-    for table in _candidates(folder):
+    for table in instead.candidates(folder):
         try:
             reader = TableReader(table, *columns, encoding=encoding)
             if reader.has_pictures():
@@ -315,32 +303,6 @@ def _other_tables(
             for table, split in zip(readers, splits, strict=True)
         ]
     )
-
-
-def _candidates(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Files in a folder that may be tables of captions; COCO's are one folder below."""
-    files = [file for file in folder.iterdir() if file.is_file()]
-    pictures = {file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
-    found = [
-        file
-        for file in files
-        if table_rows.suffix(file) in table_rows.SUFFIXES
-        # Not what lies beside a picture.
-        and file.stem not in pictures
-        and pathlib.PurePath(file.stem).stem not in pictures
-    ]
-    if len(found) > _MAX_TABLES:
-        return []
-    inner = [
-        file
-        for name in ("annotations", "annotation")
-        if (folder / name).is_dir()
-        for file in (folder / name).iterdir()
-        if table_rows.suffix(file) in table_rows.SUFFIXES
-    ]
-    # COCO's annotations are of many kinds, and large.
-    inner = [file for file in inner if "caption" in file.name.lower()] or inner[:_MAX_TABLES]
-    return sorted(found) + sorted(inner)
 
 
 def _splits_of_tables(tables: Sequence[pathlib.Path]) -> list[str]:

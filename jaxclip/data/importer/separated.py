@@ -18,14 +18,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jaxclip.data.importer.inline import is_inline
-from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import FILE_FIELDS, ID_FIELD, LABEL_FIELDS, LINK_FIELDS, TEXT_FIELDS, find
+from jaxclip.data.importer.pictures import IMAGE_SUFFIXES, Pictures
+from jaxclip.data.naming import (
+    FILE_FIELDS,
+    ID_FIELDS,
+    LABEL_FIELDS,
+    LINK_FIELDS,
+    TEXT_FIELDS,
+    find,
+    is_among,
+)
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
 
 _DELIMITERS = ",\t;|"
 # Cells that are longer are no text; what Python's module allows is less than some captions.
 _LONGEST_CELL = 16 << 20
+_NAMED = 12  # of the usual names of a column, in an error
 _WORD = re.compile(r"[^\W\d]{2}")
 # What spreadsheets write above a table to say how it is separated.
 _SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
@@ -88,7 +97,7 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
         raise ValueError(f"{table}: its first line cannot be read: {error}") from error
     problems = []
     for delimiter, cells in headers:
-        names = [name.strip().lower() for name in cells]
+        names = _joined([name.strip().lower() for name in cells])
         problem = _lacks(names, wanted)
         if not problem:
             # Other columns are found without regard to letter case.
@@ -98,7 +107,11 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
             return Layout(delimiter, header, skipped + 1, image, wanted.text)
         problems.append((len(cells), problem, cells))
     for delimiter, cells in headers:
-        nameless = _nameless(cells) if not (wanted.image or wanted.text) else ()
+        nameless: tuple[str, ...] = ()
+        if not (wanted.image or wanted.text):
+            nameless = _nameless(cells)
+            if not nameless and delimiter == "\t":
+                nameless = _by_files(table, cells)
         if nameless:
             return Layout(delimiter, nameless, skipped, "file", "")
     # The one that takes the line apart most is what was meant.
@@ -137,7 +150,7 @@ def _reader(lines: Iterator[str], delimiter: str, *, strip: bool = True) -> Any:
 def _lacks(names: Sequence[str], wanted: Wanted) -> str:
     """What a line of columns' names lacks; empty if nothing."""
     for what, option, own, known in (
-        ("the image file", "image", wanted.image, (*FILE_FIELDS, ID_FIELD)),
+        ("the image file", "image", wanted.image, (*FILE_FIELDS, *ID_FIELDS)),
         ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS)),
     ):
         if own and own.lower() not in names:
@@ -152,14 +165,25 @@ def _lacks(names: Sequence[str], wanted: Wanted) -> str:
             )
         return (
             f"no column with {what}; say which it is with --{option}-column, or name it "
-            f"one of {', '.join(known)}"
+            f"one of {', '.join(known[:_NAMED])}, …"
         )
     return ""
 
 
+def _joined(names: list[str]) -> list[str]:
+    """Names of columns, with ``caption_0`` and ``caption_1`` of one name where no other is."""
+    bases = [re.sub(r"[\s_]*\d{1,2}$", "", name) for name in names]
+    if find(names, TEXT_FIELDS):
+        return names
+    return [
+        base if is_among(base, TEXT_FIELDS) else name
+        for base, name in zip(bases, names, strict=True)
+    ]
+
+
 def _files_in(names: Sequence[str]) -> list[str]:
     """Columns that name picture files; where there are no links, one of ids will do."""
-    return find(names, FILE_FIELDS if find(names, LINK_FIELDS) else (*FILE_FIELDS, ID_FIELD))
+    return find(names, FILE_FIELDS if find(names, LINK_FIELDS) else (*FILE_FIELDS, *ID_FIELDS))
 
 
 def _is_picture(cell: str) -> bool:
@@ -184,6 +208,14 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         "file" if is_file else "label" if other.isdecimal() else "caption" for is_file in pictures
     )
+
+
+def _by_files(table: pathlib.Path, cells: Sequence[str]) -> tuple[str, ...]:
+    """As :func:`_nameless`, where names of pictures have no endings; there must be such a file."""
+    first = cells[0].strip() if len(cells) == 2 else ""
+    if not first or " " in first or not Pictures(table, [first]).has_some:
+        return ()
+    return ("file", "label" if cells[1].strip().isdecimal() else "caption")
 
 
 def _around_picture(cells: Sequence[str]) -> tuple[str, ...]:
@@ -271,7 +303,9 @@ def _row(
             # The comma of a picture's address that nobody quoted.
             cells = [*cells[:i], f"{cell},{cells[i + 1]}", *cells[i + 2 :]]
             break
-    if len(cells) > len(header) and (header[-1] in TEXT_FIELDS or header[-1] == layout.text):
+    if len(cells) > len(header) and (
+        is_among(header[-1], TEXT_FIELDS) or header[-1] == layout.text
+    ):
         # Commas of a caption that nobody quoted.
         with contextlib.suppress(csv.Error):
             cells = next(
@@ -283,14 +317,17 @@ def _row(
     for name, cell in zip(header, cells, strict=False):
         if name not in values:
             values[name] = cell
-        elif name in TEXT_FIELDS or name == layout.text:
+        elif is_among(name, TEXT_FIELDS) or name == layout.text:
             before = values[name]  # more captions, under the same name
             values[name] = [*(before if isinstance(before, list) else [before]), cell]
         elif not values[name].strip():
             values[name] = cell
     name = values.pop(layout.image, "").strip()
     if len(cells) != len(header) or not name:
-        return BadRecord("bad_row", f"row {number} has {len(cells)} fields of {len(header)}", name)
+        problem = f"has {len(cells)} fields of {len(header)}"
+        if len(cells) == len(header):
+            problem = "names no file"
+        return BadRecord("bad_row", f"row {number} {problem}", name)
     # pandas writes its index into a column without a name.
     kept = {n: v for n, v in values.items() if n and not n.startswith("unnamed: ")}
     for column in (*find(kept, TEXT_FIELDS), layout.text):

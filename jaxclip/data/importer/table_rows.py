@@ -1,4 +1,5 @@
-"""Rows of tables as people keep them: CSV, TSV, JSON lines, JSON documents, ``name#0<tab>caption``.
+"""Rows of tables as people keep them: CSV, TSV, JSON lines, JSON documents, ``name#0<tab>caption``
+and ``name caption``.
 
 Any of them may be compressed with gzip, bzip2, xz or Zstandard. UTF-16 (as spreadsheets write it)
 and UTF-32 are known by their byte order mark; what else is not UTF-8 wants its encoding named.
@@ -16,14 +17,23 @@ from typing import Any, NamedTuple
 
 from jaxclip.data.importer import annotations as layouts
 from jaxclip.data.importer import packed, separated
+from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.record import BadRecord
 
-SEPARATED, LINES, DOCUMENTS = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".ndjson"), (".json",)
+SEPARATED, LINES, DOCUMENTS = (
+    (".csv", ".tsv", ".txt", ".token"),
+    (".jsonl", ".ndjson", ".jsonlines"),
+    (".json",),
+)
 SUFFIXES = (*SEPARATED, *LINES, *DOCUMENTS)
 # Other people's tables that are not read, and what to do.
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 
 _NUMBERED = re.compile(r"(.+\.\w{3,4})#\d+\t(.*)")  # of Flickr's results.token
+# Names, and behind a blank captions or numbers of classes, as ImageNet's val.txt.
+_LISTED = re.compile(
+    rf"(\S+(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES, reverse=True)))})) +(.*)", re.I
+)
 
 
 class Row(NamedTuple):
@@ -67,7 +77,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
                 _document(table, data, columns)
             elif suffix(table) in LINES:
                 return
-            elif not _is_numbered(table, encoding):
+            elif _line_of(table, encoding) is None:
                 _layout(table, columns, encoding)
     except (EOFError, OSError, *packed.DAMAGE) as error:
         if not packed.is_damage(error):
@@ -94,8 +104,8 @@ def rows(
             yield from _document(table, data, columns)
         elif suffix(table) in LINES:
             yield from _json_rows(_lines(data), columns)
-        elif _is_numbered(table, encoding):
-            yield from _numbered_rows(_text(data, encoding))
+        elif line := _line_of(table, encoding):
+            yield from _list_rows(_text(data, encoding), line)
         else:
             layout = _layout(table, columns, encoding)
             text = _text(data, encoding)
@@ -128,9 +138,10 @@ def _marked(data: Any) -> str:
     return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
 
 
-def _is_numbered(table: pathlib.Path, encoding: str) -> bool:
+def _line_of(table: pathlib.Path, encoding: str) -> re.Pattern[str] | None:
+    """How each line of a list is made, by its first one; None if the file is no list."""
     if suffix(table) not in (".token", ".txt"):
-        return False
+        return None
     with open(table, "rb") as raw:
         text = _text(packed.unpacked(raw), encoding)
         try:
@@ -138,18 +149,20 @@ def _is_numbered(table: pathlib.Path, encoding: str) -> bool:
         except UnicodeError as error:
             raise ValueError(f"{table}: its first line cannot be read: {error}") from error
         text.detach()
-    return _NUMBERED.match(line) is not None
+    return next((each for each in (_NUMBERED, _LISTED) if each.match(line)), None)
 
 
-def _numbered_rows(text: io.TextIOWrapper) -> Iterator[Row | BadRecord]:
+def _list_rows(text: io.TextIOWrapper, form: re.Pattern[str]) -> Iterator[Row | BadRecord]:
+    expected = "NAME#0<tab>CAPTION" if form is _NUMBERED else "NAME CAPTION"
     for number, line in enumerate(text, start=1):
         if not line.strip():
             continue
-        match = _NUMBERED.match(line.strip())
+        match = form.match(line.strip())
         if match is None:
-            yield BadRecord("bad_row", f"line {number} is not NAME#0<tab>CAPTION")
+            yield BadRecord("bad_row", f"line {number} is not {expected}")
         else:
-            yield Row(match[1], {"caption": match[2]})
+            is_label = form is _LISTED and match[2].isdecimal()
+            yield Row(match[1], {"label" if is_label else "caption": match[2]})
     text.detach()
 
 

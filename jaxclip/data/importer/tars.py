@@ -93,6 +93,7 @@ class TarReader:
         seen.add(item.key)
         alias = f"{self._tars[tar].name.partition('.')[0]}/{item.key}" if is_new and tar else ""
         split, label = self._splits[tar], item.label
+        own = split or item.split
         if self._by_line[tar]:
             lines = tuple(line for text in item.texts for line in text.splitlines())
             item = dataclasses.replace(item, texts=lines)
@@ -100,7 +101,7 @@ class TarReader:
             label = self._class_names[label]
         # Tars of two splits often count from 0, both of them.
         key = f"{split}/{item.key}" if split else item.key
-        return dataclasses.replace(item, key=key, split=split, label=label, alias=alias)
+        return dataclasses.replace(item, key=key, split=own, label=label, alias=alias)
 
     def _samples(self, tar: pathlib.Path, raw: Any, skipped: int) -> Iterator[Item | BadRecord]:
         """All samples of a tar; of the first ``skipped`` ones nothing is read but the headers."""

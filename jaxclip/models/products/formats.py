@@ -112,7 +112,11 @@ def blocks(size: int, scale_of: Callable[[jax.Array], jax.Array]) -> Format:
 
 
 def power_of_two(largest: jax.Array) -> jax.Array:
-    """MXFP4's scale: 2^(floor(log2 largest) - 2), as 4 = 2^2 is the largest power in the grid."""
+    """MXFP4's scale: 2^(floor(log2 largest) - 2), as 4 = 2^2 is the largest power in the grid.
+
+    Args:
+      largest: float32, of each group of numbers; any shape.
+    """
     return jnp.exp2(jnp.floor(jnp.log2(_safe(largest))) - 2.0)
 
 

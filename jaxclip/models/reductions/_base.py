@@ -113,7 +113,13 @@ def attention_to_patches(
 
 
 def take(tokens: Tokens, chosen: jax.Array, prefix: int) -> Tokens:
-    """Some of the patches, with what belongs to them; the tokens before them stay."""
+    """Some of the patches, with what belongs to them; the ``prefix`` tokens before them stay.
+
+    Args:
+      tokens: of B rows.
+      chosen: int32[B, K], places among the patches.
+      prefix: number of tokens before the patches.
+    """
     x = tokens.x
     patches = jnp.take_along_axis(x[:, prefix:], chosen[..., None], axis=1)
     turns = tokens.turns

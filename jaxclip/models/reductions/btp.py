@@ -94,7 +94,7 @@ def balanced(
     by_difference, by_attention = (int(share * quota + 1e-6) for share in shares)
     # The rank of each patch among the most different ones; only so many are ever needed.
     order = most_different(x, quota) if by_difference or places is not None else None
-    # Points decide who stays: the parts one after the other, within each the better ones.
+    # Patches stay by their points: the parts one after the other, within each the better ones.
     points = jnp.zeros((batch, count), jnp.float32)
     row = jnp.arange(batch)[:, None]
     if order is not None:

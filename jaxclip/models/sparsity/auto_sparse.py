@@ -44,7 +44,13 @@ class AutoSparse(Sparsity):
 
 @jax.custom_vjp
 def soft_threshold(weight: jax.Array, own: jax.Array, alpha: jax.Array) -> jax.Array:
-    """sign(w) max(|w| - sigmoid(T), 0); what is 0 passes alpha times the gradient."""
+    """sign(w) max(|w| - sigmoid(T), 0); what is 0 passes alpha times the gradient.
+
+    Args:
+      weight: w, of any shape.
+      own: T, which broadcasts to it.
+      alpha: float32[].
+    """
     return jnp.sign(weight) * jnp.maximum(jnp.abs(weight) - jax.nn.sigmoid(own), 0.0)
 
 

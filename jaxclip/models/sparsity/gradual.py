@@ -46,7 +46,7 @@ class Gradual(Sparsity):
         return jnp.where(mask, weight, 0.0)
 
     def share(self, progress: jax.Array) -> jax.Array:
-        """s(t), the share of zeros."""
+        """s(t), the share of zeros, float32[], at ``progress`` = t / T from 0 to 1."""
         span = max(self.stop - self.start, 1e-9)
         done = jnp.where(progress >= 1, 1.0, jnp.clip((progress - self.start) / span, 0.0, 1.0))
         return self.sparsity * (1 - (1 - done) ** 3)

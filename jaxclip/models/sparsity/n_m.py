@@ -67,7 +67,7 @@ class NM(Sparsity):
         return _masked(self.weight_pull, weight, kept, mask)
 
     def leak(self, progress: jax.Array) -> jax.Array:
-        """b: the factor of masked weights."""
+        """b, float32[]: the factor of masked weights at ``progress`` = t / T from 0 to 1."""
         done = self._done(progress)
         if self.decay == "none":
             value = jnp.zeros_like(done)

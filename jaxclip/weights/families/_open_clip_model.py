@@ -11,12 +11,13 @@ from jaxclip.weights.families._layouts import open_clip_preprocess
 from jaxclip.weights.families._open_clip_text import (
     custom_name,
     flat_name,
+    logit_entries,
     model_config,
     read_text,
     text_cfg,
     text_entries,
 )
-from jaxclip.weights.mapping import SCALAR, Entry
+from jaxclip.weights.mapping import Entry
 
 # OpenAI's files tell these as numbers beside the weights; its models use quick-GELU.
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
@@ -70,11 +71,11 @@ class OtherTower(Family):
 
     @classmethod
     def entries(cls, sizes: CLIPConfig) -> list[Entry]:
-        found = [*cls.image_entries(sizes.image), *text_entries(sizes, cls.text_prefix)]
-        found.append(Entry("logit_scale", ("logit_scale",), SCALAR))
-        if sizes.logit_bias_init is not None:
-            found.append(Entry("logit_bias", ("logit_bias",), SCALAR))
-        return found
+        return [
+            *cls.image_entries(sizes.image),
+            *text_entries(sizes, cls.text_prefix),
+            *logit_entries(sizes),
+        ]
 
     @classmethod
     def config_files(

@@ -10,7 +10,7 @@ from jaxclip.models.presets import CLIPConfig, TextConfig
 from jaxclip.weights.families._base import SpecialIds
 from jaxclip.weights.families._layouts import ratio
 from jaxclip.weights.families._parts import count_blocks, norm_eps, read_number, torch_gelu
-from jaxclip.weights.mapping import SAME, Entry, dense, fused_attention, norm
+from jaxclip.weights.mapping import SAME, SCALAR, Entry, dense, fused_attention, norm
 
 # Blocks that open_clip can build and no published model has.
 _BLOCK_OPTIONS = (
@@ -104,6 +104,12 @@ def read_text(
         projection=projection,
         eos_id=int(text.get("eos_id", 2)) if pool == "eos" else 0,
     )
+
+
+def logit_entries(sizes: CLIPConfig) -> list[Entry]:
+    """``logit_scale``, and ``logit_bias`` where the model has one."""
+    names = ["logit_scale"] + ([] if sizes.logit_bias_init is None else ["logit_bias"])
+    return [Entry(name, (name,), SCALAR) for name in names]
 
 
 def text_entries(sizes: CLIPConfig, prefix: str = "") -> Iterator[Entry]:

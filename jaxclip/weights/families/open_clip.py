@@ -21,6 +21,7 @@ from jaxclip.weights.families._open_clip_text import (
     arithmetic,
     blocks,
     flat_name,
+    logit_entries,
     model_config,
     read_text,
     refuse_options,
@@ -37,7 +38,7 @@ from jaxclip.weights.families._parts import (
     torch_gelu,
 )
 from jaxclip.weights.files import Tensor
-from jaxclip.weights.mapping import SAME, SCALAR, Entry, convolution, norm
+from jaxclip.weights.mapping import SAME, Entry, convolution, norm
 
 # Long-CLIP's second table of positions, and the rows that the first one keeps.
 _LONG, KEEP = "positional_embedding_res", 20
@@ -102,11 +103,10 @@ class OpenCLIP(Family):
 
     @staticmethod
     def entries(sizes: CLIPConfig) -> list[Entry]:
-        bias = [] if sizes.logit_bias_init is None else ["logit_bias"]
         return [
             *image_entries(sizes.image),
             *text_entries(sizes),
-            *(Entry(name, (name,), SCALAR) for name in ["logit_scale", *bias]),
+            *logit_entries(sizes),
         ]
 
     layout = OPEN_CLIP_LAYOUT

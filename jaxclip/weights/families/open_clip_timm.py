@@ -14,6 +14,7 @@ from jaxclip.weights.families._base import Checkpoint, Family, Preprocess, Speci
 from jaxclip.weights.families._layouts import TIMM_LAYOUT, open_clip_preprocess
 from jaxclip.weights.families._open_clip_text import (
     custom_name,
+    logit_entries,
     model_config,
     read_text,
     text_cfg,
@@ -25,7 +26,6 @@ from jaxclip.weights.mapping import (
     BATCH_AXIS,
     ROW,
     SAME,
-    SCALAR,
     Entry,
     convolution,
     dense,
@@ -89,11 +89,10 @@ class OpenCLIPTimm(Family):
 
     @staticmethod
     def entries(sizes: CLIPConfig) -> list[Entry]:
-        bias = [] if sizes.logit_bias_init is None else ["logit_bias"]
         return [
             *_image_entries(sizes.image),
             *text_entries(sizes, "text."),
-            *(Entry(name, (name,), SCALAR) for name in ["logit_scale", *bias]),
+            *logit_entries(sizes),
         ]
 
     layout = TIMM_LAYOUT

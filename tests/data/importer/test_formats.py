@@ -217,7 +217,7 @@ def test_damaged_tars_and_what_follows(tmp_path, toys):
             ("e.png", toys.picture(6)),
             ("e.json", b'{"caption": "\xff"}'),
             ("f.png", toys.picture(6)),
-            ("f.json", b'{"caption": 3}'),
+            ("f.json", b'{"caption": {"x": 3}}'),
         ],
     )
     summary = import_records(tmp_path / "in", tmp_path / "out")
@@ -248,7 +248,7 @@ def test_parquet_with_bad_text_and_damage(tmp_path, toys):
     pq.write_table(table, tmp_path / "a.parquet")
     summary = import_records(tmp_path / "a.parquet", tmp_path / "out")
     assert summary.splits == {"train": 1}
-    assert summary.skipped == {"bad_utf8": 1, "zero_bytes": 1}
+    assert summary.skipped == {"bad_utf8": 1, "missing_image": 1}
 
 
 def test_mixed_kinds_of_labels(tmp_path, toys):

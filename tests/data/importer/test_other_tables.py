@@ -159,7 +159,6 @@ def test_what_is_no_table_says_so_in_one_line(fill, content, problem):
         ("photos.zip", r"unpack photos\.zip first"),
         ("captions.xlsx", r"captions\.xlsx is a spreadsheet: save it as CSV"),
         ("x.arrow", r"read in place: arrow:"),
-        ("x-train.tfrecord-00000-of-00001", r"it is a data set already"),
     ],
 )
 def test_folders_of_something_else(fill, name, problem):
@@ -168,6 +167,12 @@ def test_folders_of_something_else(fill, name, problem):
         open_reader(folder)
     with pytest.raises(ValueError, match=problem):
         open_reader(folder / name)
+
+
+def test_a_data_set_is_none_to_import(fill):
+    folder = fill("x-train.tfrecord-00000-of-00001", "dataset_info.json")
+    with pytest.raises(ValueError, match=r"is a data set already: data\.name="):
+        open_reader(folder)
 
 
 def test_what_save_to_disk_wrote_is_read_in_place(fill):

@@ -156,8 +156,8 @@ def test_captions_as_bytes():
     (odd,) = text_bytes("\ud800")
     with pytest.raises(UnicodeDecodeError):
         odd.decode("utf-8")
-    with pytest.raises(TypeError, match="int is no caption"):
-        text_bytes([3])
+    with pytest.raises(TypeError, match="members 'x' is no caption"):
+        text_bytes([{"x": 3}])
 
 
 def test_fields_find_their_place():
@@ -167,7 +167,7 @@ def test_fields_find_their_place():
     )  # fmt: skip
     assert (item.key, item.texts, item.label) == ("7", (b"c",), "x")
     assert item.meta == {"title": "t", "w": 3}
-    bad = from_fields({"caption": 3}, key="k", image=pathlib.Path("x"))
+    bad = from_fields({"caption": {"x": 3}}, key="k", image=pathlib.Path("x"))
     assert isinstance(bad, BadRecord) and bad.reason == "bad_row" and bad.key == "k"
 
 

@@ -1,0 +1,240 @@
+"""Every transformation under JAX's debugging switches, differentiated, and with odd dtypes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip import optim
+from tests.optim import registry
+from tests.optim.registry import Case
+from tests.optim.test_battery import make_gradients, make_params
+
+# optax's own Adam fails under "strict": wrappers get what does not.
+INNER = {"inner": optax.sgd(1e-2, momentum=0.9)}
+PARTS = [
+    Case("cautious", INNER),
+    Case("kahan_summation", INNER),
+    Case("skip_nonfinite", INNER),
+    Case("spam", {"learning_rate": 1e-2, "density": 0.5, "weight_decay": 0.1}, label="density"),
+    Case("stochastic_rounding", {**INNER, "seed": 0}),
+]
+CASES = [*registry.CASES, *PARTS]
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+BASE = {case.label or case.name: case for case in CASES if not case.label}
+
+
+def made(case: Case) -> optax.GradientTransformation:
+    return case.make(**INNER) if "inner" in case.options else case.make()
+
+
+def traced(case: Case, dtype: Any = np.float32) -> Any:
+    """Shapes of update and state after two steps; nothing is compiled."""
+    with jax.numpy_dtype_promotion("standard"):
+        params = make_params(dtype)
+        gradients = make_gradients(case, params, 2)
+
+    def steps(params: Any, gradients: Any) -> Any:
+        tx = made(case)
+        state = tx.init(params)
+        for gradient in gradients:
+            updates, state = tx.update(gradient, state, params)
+        return updates, state
+
+    return jax.eval_shape(steps, params, gradients)
+
+
+@pytest.mark.parametrize("name", BASE)
+def test_a_callers_rules_of_promotion_are_not_ours(name: str) -> None:
+    """In bfloat16, where nearly every operation has operands of two dtypes."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        updates, _ = traced(BASE[name], jnp.bfloat16)
+    assert all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(updates))
+
+
+SWITCHES = {
+    "jax_debug_nans": True,
+    "jax_disable_jit": True,
+    "jax_enable_checks": True,
+    "jax_check_tracer_leaks": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+}
+
+
+@pytest.mark.slow
+@every_case
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_switches(case: Case, switch: str) -> None:
+    params = make_params()
+    gradients = make_gradients(case, params, 3)
+    before = getattr(jax.config, switch)
+    jax.config.update(switch, SWITCHES[switch])
+    try:
+        tx = made(case)
+        state, step = tx.init(params), jax.jit(tx.update)
+        for gradient in gradients:
+            updates, state = step(gradient, state, params)
+        jax.block_until_ready(updates)
+    finally:
+        jax.config.update(switch, before)
+
+
+# --- Differentiation -----------------------------------------------------------------------------
+
+
+def learned(tx: optax.GradientTransformation, zero: bool, size: Any) -> Any:
+    """A function of parameters after three steps, the second in a direction of that size."""
+    params = {"a": jnp.arange(1.0, 5.0), "b": jnp.ones((2, 3))}
+    rng = np.random.default_rng(0)
+    state = tx.init(params)
+    for step in range(3):
+        gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+        if step == 1:
+            gradients["a"] = gradients["a"] * (1 + size)
+        if zero:
+            gradients["b"] = jnp.zeros_like(gradients["b"])
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(params))
+
+
+# With bounds at which they do not act: what acts is a constant factor to `jax.grad`.
+DIFFERENTIABLE: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "spam": lambda: optim.spam(0.1),
+    "stable_adam": lambda: optim.scale_by_stable_adam(),
+    "clip_radagrad_d": lambda: optim.clip_radagrad_d(0.1, clip=1e3, b1=0.9),
+    "skip_nonfinite": lambda: optim.skip_nonfinite(optax.sgd(0.1, momentum=0.9)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "spam" else pytest.param(n, marks=pytest.mark.slow) for n in DIFFERENTIABLE],
+)
+def test_updates_are_differentiated(name: str) -> None:
+    """As meta-learning does; also where a tensor has had no gradient so far."""
+    with jax.enable_x64(True):
+        of = functools.partial(learned, DIFFERENTIABLE[name]())
+        value, slope = jax.jit(jax.value_and_grad(functools.partial(of, True)))(0.0)
+        difference = (of(True, 1e-5) - float(value)) / 1e-5
+        slope = float(slope)
+    assert slope == pytest.approx(float(difference), rel=1e-3) and abs(slope) > 1e-6
+
+
+@pytest.mark.slow
+@every_case
+def test_no_update_refuses_to_be_differentiated(case: Case) -> None:
+    params = make_params()
+    gradients = make_gradients(case, params, 2)
+
+    def loss(size: Any) -> Any:
+        tx = made(case)
+        state, moved = tx.init(params), params
+        for gradient in gradients:
+            scaled = jax.tree.map(lambda leaf: size * leaf, gradient)
+            updates, state = tx.update(scaled, state, moved)
+            moved = optax.apply_updates(moved, updates)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(moved))
+
+    assert np.isfinite(jax.jit(jax.grad(loss))(1.0))
+
+
+# --- Dtypes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["zclip", "adaclip", "median_clip", "stable_adamw"])
+def test_eight_bit_floats(name: str) -> None:
+    """JAX promotes them to nothing of itself."""
+    updates, state = traced(BASE[name], jnp.float8_e4m3fn)
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(jnp.float8_e4m3fn)}
+    assert all(leaf.dtype.itemsize >= 2 or leaf.dtype == bool for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", ["stable_adamw", "acclip"])
+def test_whole_numbers_do_not_decay(name: str) -> None:
+    """5 - 0.001 is 4 as a whole number."""
+    params = {"w": jnp.ones(2), "counter": jnp.asarray(5)}
+    gradients = {"w": jnp.ones(2), "counter": jnp.asarray(0)}
+    tx = getattr(optim, name)(0.1, weight_decay=0.1)
+    updates, _ = tx.update(gradients, tx.init(params), params)
+    assert optax.apply_updates(params, updates)["counter"] == 5
+
+
+@pytest.mark.parametrize("dtype", [jax.dtypes.float0, np.bool_])
+def test_what_is_no_gradient_is_named(dtype: Any) -> None:
+    params = {"w": jnp.ones(2), "counter": jnp.asarray(5)}
+    gradients = {"w": jnp.ones(2), "counter": np.zeros((), dtype)}
+    for tx in (optim.zclip(), optim.scale_by_stable_adam()):
+        with pytest.raises(TypeError, match=r"updates hold counter of dtype (float0|bool), which"):
+            tx.update(gradients, tx.init(params), params)
+
+
+# --- States --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["stable_adamw", "median_clip", "clip_radagrad_d"])
+def test_a_state_of_other_parameters_is_refused(name: str) -> None:
+    tx = BASE[name].make()
+    state = tx.init({"a": jnp.ones((3, 4)), "b": jnp.ones(4)})
+    # [4] would go with [3, 4].
+    swapped = {"a": jnp.ones(4), "b": jnp.ones((3, 4))}
+    with pytest.raises(ValueError, match=r"updates hold a of shape \(4,\).*\(3, 4\).*`init`"):
+        tx.update(swapped, state, swapped)
+    renamed = {"a": jnp.ones((3, 4)), "c": jnp.ones(4)}
+    with pytest.raises(
+        ValueError, match=r"updates and state are of different structures: .*`init`"
+    ):
+        tx.update(renamed, state, renamed)
+
+
+def test_a_state_of_numpy_arrays_goes_on() -> None:
+    """As `flax.serialization.from_bytes` gives it."""
+    tx = optim.autoclip(history_size=3)
+    state = jax.tree.map(np.asarray, tx.init(jnp.ones(2)))
+    _, state = tx.update(jnp.ones(2), state)
+    assert state.history[0] == pytest.approx(np.sqrt(2))
+
+
+def test_a_state_is_made_from_shapes_alone() -> None:
+    """As optax's own optimizers take what `jax.eval_shape` gives."""
+    shapes = jax.eval_shape(lambda: {"w": jnp.ones((2, 3), jnp.bfloat16)})
+    for case in BASE.values():
+        if "inner" not in case.options:
+            assert all(
+                isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(made(case).init(shapes))
+            )
+
+
+# --- Hyperparameters -----------------------------------------------------------------------------
+
+LEARNING = ("acclip", "clip_radagrad_d", "spam", "stable_adamw", "stable_spam")
+WRONG = [
+    *((name, {"learning_rate": bad}) for name in LEARNING for bad in ("1e-3", True, -1e-3, np.nan)),
+    ("stable_adamw", {"learning_rate": 0.1, "weight_decay": np.inf}),
+    ("stable_adamw", {"learning_rate": 0.1, "b2": jnp.ones(2)}),
+    ("spam", {"learning_rate": 0.1, "density": "0.5"}),
+    ("zclip", {"warmup_steps": 1e300}),
+    ("zclip", {"skip_update_on_spike": "False"}),
+    ("adagc", {"inclusive_warmup": "False"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), WRONG)
+def test_hyperparameters_that_can_not_be(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"{name}\.{list(options)[-1]}"):
+        getattr(optim, name)(**options)
+
+
+def test_a_schedule_of_vectors_is_not_one_number_a_tensor() -> None:
+    tx = optim.adagc(beta=lambda count: jnp.full(2, 0.9))
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    with pytest.raises(TypeError, match=r"has shape \(2,\): it must be a scalar"):
+        tx.update(params, tx.init(params))
