@@ -136,6 +136,24 @@ def test_an_element_without_a_second_moment_is_not_held_down() -> None:
     assert not state.clipped
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_skipped_at_a_reset_stays_as_it_was(bad: float) -> None:
+    """No bound on elements, and a reset that waits: nothing to fall back on but weights of zero."""
+    tx = optim.scale_by_spam(threshold=np.inf, reset_interval=3, grace_steps=0)
+    gradient = jnp.asarray([1.0, -2.0, 0.0])
+    state = tx.init(gradient)
+    step = jax.jit(tx.update)
+    for _ in range(2):
+        _, state = step(gradient, state)
+    update, after = step(gradient.at[1].set(bad), state)
+    assert not update.any() and after.nonfinite_count.tolist() == [1]
+    np.testing.assert_array_equal(after.mu, state.mu)
+    np.testing.assert_array_equal(after.nu, state.nu)
+    _, after = step(gradient, after)  # the reset
+    np.testing.assert_allclose(after.mu, 0.1 * gradient, rtol=1e-6)
+    assert after.norm.tolist() == [0]
+
+
 # --- Density -------------------------------------------------------------------------------------
 
 
