@@ -677,6 +677,17 @@ def test_a_staging_folder_that_cannot_be_made_is_said_with_its_way_out(
     assert not names(address)
 
 
+def test_a_staging_folder_that_can_not_be_marked_is_let_go(address, monkeypatch):
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "write_text", fail)
+    with pytest.raises(workdir.WorkdirError, match="No space left"), workdir.hold(address):
+        pass
+    folder = folder_of(address).parent
+    assert folder.is_dir() and not (folder / lock.FILE_NAME).exists()
+
+
 def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(address, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
     with workdir.hold(address) as held:
