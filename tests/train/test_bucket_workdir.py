@@ -659,6 +659,24 @@ def test_a_process_that_was_overtaken_uploads_no_part(address, monkeypatch):
         assert Bucket(address).read("part") == b"of the next"
 
 
+def test_a_lock_that_is_lost_at_the_start_is_told_to_the_other_processes(address, monkeypatch):
+    """They would wait for this one without end."""
+    told = []
+
+    def agree(flag):
+        told.append(flag)
+        return flag
+
+    def lose(self):
+        raise LostLockError("taken over")
+
+    monkeypatch.setattr(workdir.multihost, "all_agree", agree)
+    monkeypatch.setattr(mirror.Mirror, "begin", lose)
+    with pytest.raises(LostLockError), workdir.hold(address):
+        pass
+    assert told == [False]
+
+
 def test_a_lost_lock_is_said_though_the_network_is_gone(address, still, network):
     with pytest.raises(LostLockError, match="by somebody"), workdir.hold(address) as held:
         held.lock._lost = True
