@@ -30,8 +30,10 @@ A finite gradient whose square overflows float32 (1e30, say) has its true, finit
 **Hyperparameters.** A float hyperparameter may be a number, an array (traced or not) or a schedule,
 a function of the number of updates before this one. A number of updates may not be a schedule.
 
-**Differentiation.** Statistics, thresholds and factors of clippers, and of clips within optimizers,
-are constants to ``jax.grad``: what is left is the derivative of factor times gradient, and of Adam.
+**Differentiation.** Statistics, thresholds and factors of clippers are constants to ``jax.grad``:
+what is left is the derivative of factor times gradient. So are those of the clips within
+``spam``, ``stable_spam`` and ``clip_radagrad_d``; ``stable_adamw`` and ``acclip`` have their whole
+derivative.
 """
 
 from __future__ import annotations

@@ -61,15 +61,20 @@ def direction(mu: jax.Array, nu: jax.Array, eps: jax.Array, positive: bool = Fal
     return mu / root if positive else _base.safe_divide(mu, root, 0.0)
 
 
-@jax.custom_jvp
+@jax.jit  # traced once a shape
 def square_root(values: jax.Array) -> jax.Array:
     """The root, with derivative 0, not infinite, at 0: of an element without a gradient so far."""
+    return _square_root(values)
+
+
+@jax.custom_jvp
+def _square_root(values: jax.Array) -> jax.Array:
     return jnp.sqrt(values)
 
 
-@square_root.defjvp
+@_square_root.defjvp
 def _square_root_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    root = square_root(*primals)
+    root = _square_root(*primals)
     return root, tangents[0] * _base.safe_divide(jnp.full_like(root, 0.5), root, 0.0)
 
 

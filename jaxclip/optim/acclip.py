@@ -276,7 +276,9 @@ def _root(v: jax.Array, alpha: jax.Array, known: float | None) -> jax.Array:
     """``v ** (1 / alpha)``."""
     if known in (1, 2):
         return v if known == 1 else _moments.square_root(v)
-    return v ** (1 / alpha)
+    # At 0 the power's derivative would be infinite, and the gradient's NaN.
+    nonzero = v != 0
+    return _base.where(nonzero, _base.where(nonzero, v, 1.0) ** (1 / alpha), 0.0)
 
 
 def _largest_ratio(

@@ -76,6 +76,7 @@ class Mirror(staging.Copy):
 
         Raises:
           OSError: the address can't be read or written, or the folder can't be written.
+          lock.LostLockError: another run has taken the address over.
         """
         state = storage.read_json(self.folder / staging.STATE, {})
         theirs = last_writer(self.bucket)

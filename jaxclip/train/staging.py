@@ -29,7 +29,7 @@ CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step_(\d{8,})")
 # At the address: which staging folder wrote there last.
 MARK = "staging.json"
-# In the folder: its number there, and whether all of it is at the address.
+# In the folder: its id in MARK, and whether all of it is at the address.
 STATE = ".staging.json"
 _FOLDERS = ("tensorboard/", "spikes/", "profile/")
 # Requests at a time. A piece of a checkpoint is read whole, so this bounds memory, too.

@@ -59,7 +59,6 @@ class StagingFolder:
             path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock = _lock(path.parent, hasty, stopped)
-                storage.write_text(path.parent / storage.STAGED, f"{address}\n")
             except LockedError:
                 if path is paths[-1] or stopped():
                     raise
@@ -67,6 +66,11 @@ class StagingFolder:
             break
         self.path = path
         self._first = path == staging.folder_of(address, process)
+        try:
+            storage.write_text(path.parent / storage.STAGED, f"{address}\n")
+        except OSError:
+            self._lock.release()
+            raise
 
     def release(self) -> None:
         """Let go of it; but for the first one, it is removed if all of it is at the address."""

@@ -149,7 +149,7 @@ def _context(
     towers: outputs.Towers,
     mesh: jax.sharding.Mesh | None,
 ) -> objectives.Context:
-    """What the terms may know beside outputs: of ``params`` the rows ``row`` of the batch."""
+    """What the terms may know beside outputs, for the rows ``row`` of a batch."""
     of_teacher = _teacher_params(state) or {}
     return objectives.Context(
         step=state.step,

@@ -23,6 +23,7 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.data import bucket as bucket_lib
+from jaxclip.errors import RunError
 from jaxclip.lock import FILE_NAME, Lock, Shared
 from jaxclip.train import manifest, multihost, staging
 from jaxclip.train.mirror import Mirror, last_writer
@@ -100,7 +101,7 @@ def hold(
             problem = error
         except OSError as error:
             problem = _unwritable(path, error, staged=bucket is not None)
-        except ValueError as error:
+        except (ValueError, RunError) as error:
             problem = error
         with _uploaded(held.copy if held else None):
             # All of them learn of it, for one that is alone in a collective would hang there.

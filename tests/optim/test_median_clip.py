@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,3 +56,28 @@ def test_refuses_what_makes_no_sense() -> None:
         optim.median_clip(0.1, "coordinate")
     with pytest.raises(ValueError, match=r"median_clip\.tau=0"):
         optim.median_clip(0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_tensor_that_is_not_finite_keeps_its_estimate(dtype: Any) -> None:
+    """The norm says which: NaN if there is any, whatever its sign and place, else infinity."""
+    nan, inf = jnp.nan, jnp.inf
+    cases = [  # gradient, norm of what it is from the estimate [0.5, -0.5], and the next estimate
+        ([nan, 3], nan, None),
+        ([3, -nan], nan, None),
+        ([inf, nan], nan, None),
+        ([nan, -inf], nan, None),
+        ([-inf, 3], inf, None),
+        ([3, -(2.0**126)], 2.0**126, [1, -1]),
+        ([-0.0, 0.25], 0.75, [0, 0]),
+    ] * 10  # so many tensors are put together
+    gradients = [jnp.asarray(gradient, dtype) for gradient, _, _ in cases]
+    tx = optim.median_clip(0.5)
+    update = jax.jit(tx.update)
+    _, state = update([jnp.asarray([2, -2], dtype)] * len(cases), tx.init(gradients))
+    updates, state = update(gradients, state)
+    np.testing.assert_array_equal(state.norm, np.asarray([norm for _, norm, _ in cases]))
+    np.testing.assert_array_equal(state.nonfinite_count, [new is None for *_, new in cases])
+    for moved, median, (*_, new) in zip(updates, state.median, cases, strict=True):
+        np.testing.assert_array_equal(median, [0.5, -0.5] if new is None else new)
+        np.testing.assert_array_equal(moved, [0, 0] if new is None else new)

@@ -659,6 +659,24 @@ def test_a_process_that_was_overtaken_uploads_no_part(address, monkeypatch):
         assert Bucket(address).read("part") == b"of the next"
 
 
+def test_a_lock_that_is_lost_at_the_start_is_told_to_the_other_processes(address, monkeypatch):
+    """They would wait for this one without end."""
+    told = []
+
+    def agree(flag):
+        told.append(flag)
+        return flag
+
+    def lose(self):
+        raise LostLockError("taken over")
+
+    monkeypatch.setattr(workdir.multihost, "all_agree", agree)
+    monkeypatch.setattr(mirror.Mirror, "begin", lose)
+    with pytest.raises(LostLockError), workdir.hold(address):
+        pass
+    assert told == [False]
+
+
 def test_a_lost_lock_is_said_though_the_network_is_gone(address, still, network):
     with pytest.raises(LostLockError, match="by somebody"), workdir.hold(address) as held:
         held.lock._lost = True
@@ -675,6 +693,17 @@ def test_a_staging_folder_that_cannot_be_made_is_said_with_its_way_out(
     with pytest.raises(workdir.WorkdirError, match=message), workdir.hold(address):
         pass
     assert not names(address)
+
+
+def test_a_staging_folder_that_can_not_be_marked_is_let_go(address, monkeypatch):
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "write_text", fail)
+    with pytest.raises(workdir.WorkdirError, match="No space left"), workdir.hold(address):
+        pass
+    folder = folder_of(address).parent
+    assert folder.is_dir() and not (folder / lock.FILE_NAME).exists()
 
 
 def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(address, monkeypatch):

@@ -204,3 +204,16 @@ def test_a_teacher_that_no_objective_asks_is_said_to_have_no_effect(
     total = objectives.from_config([objective], config["loss"])
     checks.warn_of_unused(config, types.SimpleNamespace(total=total))
     assert ("teacher.kind='ema' has no effect" in caplog.text) == said
+
+
+def test_what_only_the_report_needs_is_missed_before_the_first_step(resolved, monkeypatch):
+    find = checks.importlib.util.find_spec
+    monkeypatch.setattr(
+        checks.importlib.util,
+        "find_spec",
+        lambda name: None if name == "matplotlib" else find(name),
+    )
+    monkeypatch.setattr(checks.setup, "build", lambda config: pytest.fail("it was built"))
+    with pytest.raises(ModuleNotFoundError, match="'matplotlib'") as missing:
+        checks.build(resolved)
+    assert missing.value.name == "matplotlib"
