@@ -128,8 +128,8 @@ def say_of_splits(file: object, columns: Iterable[str]) -> None:
     """Log that a column of splits is not heeded in place, where there is one."""
     if find(columns, ("split",)):
         _say(
-            f"{file} has a column 'split', but in place all of its rows are of one; import it, and "
-            "the splits are kept"
+            f"{file} has a column 'split', which does not count in place: all rows of a file are "
+            "of one split; import it, and the splits are kept"
         )
 
 

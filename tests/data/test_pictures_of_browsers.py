@@ -268,6 +268,7 @@ PICTURES = {
     "cICP before a profile": (
         png(ROWS, 8, 2, OF_P3 + code_points(1, 8, 0, 1)), in_srgb(RGB, gamma=1.0), 1,
     ),
+    "cICP of sRGB before a profile": (png(ROWS, 8, 2, OF_P3 + code_points(1, 13, 0, 1)), RGB, 0),
     "cICP of a narrow range": (png(ROWS, 8, 2, code_points(1, 8, 0, 0)), RGB, 0),
     "cICP of palettes": (
         png(INDEX, 8, 3, code_points(1, 8, 0, 1) + chunk(b"PLTE", COLOURS.tobytes())),

@@ -63,8 +63,9 @@ class Pictures:
         """A name without what is only so on another machine."""
         if self._is_last_only:
             return name.replace("\\", "/").rpartition("/")[2]
-        plain = name.replace("\\", "/") if self._elsewhere else name
-        return plain.removeprefix(self._elsewhere) if self._elsewhere else name
+        if self._elsewhere:
+            return name.replace("\\", "/").removeprefix(self._elsewhere)
+        return name
 
     def _count(self, folder: pathlib.Path, names: list[str]) -> int:
         return sum(_file(folder, name) is not None for name in names)

@@ -283,6 +283,25 @@ def test_sets(fill, kind):
     assert sorted(found(fill(files))) == sorted(expected)
 
 
+def test_lists_of_one_split_are_all_kept(fill):
+    parts = {"train": [{"image": "a.jpg", "text": "a cat"}],
+             "restval": [{"image": "b.jpg", "text": "a dog"}]}  # fmt: skip
+    folder = fill({"a.jpg": A, "b.jpg": B, "x.json": json.dumps(parts)})
+    assert found(folder) == [(A, ("a cat",), "train"), (B, ("a dog",), "train")]
+
+
+def test_what_is_written_in_label_studio_goes_before_what_a_task_came_with(fill):
+    results = [{"value": {"text": ["a cat"]}}, {"value": {"text": "a kitten"}}]
+    task = {"data": {"image": "a.jpg", "captions": "draft"}, "annotations": [{"result": results}]}
+    folder = fill({"a.jpg": A, "project-1.json": json.dumps([task])})
+    assert found(folder) == [(A, ("a cat", "a kitten"), "")]
+
+
+def test_zeros_behind_a_caption_do_not_make_it_utf_16(fill):
+    ((_, (text,), _),) = found(fill({"a.jpg": A, "a.txt": b"a cat\0"}))
+    assert text.rstrip("\0") == "a cat"
+
+
 @pytest.mark.parametrize("names", [("train/0.tar", "val/0.tar"), ("train-0.tar", "val-0.tar")])
 def test_tars_of_the_hub_in_place(fill, names):
     folder = fill({f"data/{name}": tar({"0.jpg": A, "0.txt": b"x"}) for name in names})
