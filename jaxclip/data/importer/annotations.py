@@ -206,12 +206,13 @@ def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Itera
     """Rows of COCO's layout, with captions or, as iNaturalist's, a category of each picture."""
     captions: dict[str, list[Any]] = {}
     labels: dict[str, Any] = {}
-    names = {c.get("id"): c.get("name") for c in categories} if _are_objects(categories) else {}
+    known = categories if _are_objects(categories) else ()
+    names = {str(each.get("id")): each.get("name") for each in known}
     for note in notes:
         key = str(note.get("image_id"))
         captions.setdefault(key, []).append(note.get("caption"))
         if "category_id" in note and "caption" not in note:
-            labels[key] = names.get(note["category_id"], note["category_id"])
+            labels[key] = names.get(str(note["category_id"]), note["category_id"])
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:
