@@ -198,6 +198,18 @@ SETS = {
          "x.csv": "image,caption_0,caption_1\na.jpg,a cat,\nb.jpg,a dog,\n"},
         PAIR,
     ),
+    "names that are the same in all splits": (
+        {
+            "train_images/1.jpg": A, "val_images/1.jpg": B,
+            "train.csv": "file,caption\n1.jpg,a cat\n", "val.csv": "file,caption\n1.jpg,a dog\n",
+        },
+        SPLITS,
+    ),
+    "Karpathy's splits in a table": (
+        {"a.jpg": A, "b.jpg": B,
+         "x.csv": "file,caption,split\na.jpg,a cat,restval\nb.jpg,a dog,Val\n"},
+        SPLITS,
+    ),
     "ids of pandas": (
         {"images/12.jpg": A, "images/13.jpg": B,
          "x.csv": "image_id,text\n12.0,a cat\n13.0,a dog\n"},
