@@ -199,7 +199,8 @@ def _linear(transfer: int | float) -> np.ndarray:
 
 def _displayed(light: np.ndarray) -> np.ndarray:
     """Light of a screen by that of a scene in HLG (ITU-R BT.2100, for 1000 nits)."""
-    luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
+    # Primaries that are no colours can make less than none.
+    luminance = np.maximum(light @ np.array([0.2627, 0.6780, 0.0593], np.float32), 0)
     return light * (_PEAK / _WHITE * luminance**0.2)[..., None]
 
 

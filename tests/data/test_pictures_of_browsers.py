@@ -339,6 +339,13 @@ def test_light_of_high_dynamic_range_is_that_of_chromium():
         assert np.abs(image[[0, 0, 0, 8], [0, 8, 16, 0]].astype(int) - shown).max() <= 2
 
 
+@pytest.mark.parametrize("transfer", [8, 13, 16, 18])
+def test_colours_that_no_light_has_are_shown_all_the_same(transfer):
+    with np.errstate(all="raise"):
+        data = png(ROWS, 8, 2, code_points(10, transfer, 0, 1))  # XYZ's own
+        assert isinstance(decode(data), Image.Image)
+
+
 def test_a_jpeg_that_lacks_more_than_its_end_is_cut():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for options in ({}, {"progressive": True}):
