@@ -94,7 +94,7 @@ def _said(value: Any, language: str) -> Iterator[Said]:
     elif isinstance(value, Sequence):
         if not (value and all(map(_is_number, value))):
             yield from _of_list(value, language)
-    elif value == value:  # a time that is none is not
+    elif value == value:  # pandas' NaT, no time, is not equal to itself
         raise TypeError(f"{type(value).__name__} is no caption")
 
 

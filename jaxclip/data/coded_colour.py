@@ -59,14 +59,18 @@ class Code(NamedTuple):
 
 
 def of_png(data: bytes) -> Code | None:
-    """What a PNG's chunks say; None where that is sRGB, nothing of use, or left to its profile."""
+    """What a PNG's chunks say; None where that is sRGB, nothing of use, or left to its profile.
+
+    Code points go before a profile, those of sRGB, too.
+    """
     said: dict[bytes, bytes] = {}
     for kind, content in _chunks(data):
         said.setdefault(kind, content)
     if len(said.get(b"cICP", b"")) == 4:
         primaries, transfer, matrix, is_full = said[b"cICP"]
         if not matrix and is_full == 1 and _is_known(primaries, transfer):
-            return _code(_PRIMARIES[primaries], transfer)
+            code = Code(_PRIMARIES[primaries], transfer)
+            return code if b"iCCP" in said else _unless_srgb(code)
     if b"iCCP" in said or b"sRGB" in said or len(said.get(b"gAMA", b"")) != 4:
         return None
     (gamma,) = struct.unpack(">I", said[b"gAMA"])
@@ -86,7 +90,9 @@ def of_avif(data: bytes) -> Code | None:
     primaries, transfer = struct.unpack_from(">HH", data, place)
     primaries = 1 if primaries == _UNSPECIFIED else primaries
     transfer = _SRGB if transfer in _FILMS else transfer
-    return _code(_PRIMARIES[primaries], transfer) if _is_known(primaries, transfer) else None
+    if not _is_known(primaries, transfer):
+        return None
+    return _unless_srgb(Code(_PRIMARIES[primaries], transfer))
 
 
 def to_srgb(image: Image.Image, code: Code) -> Image.Image:
@@ -131,8 +137,8 @@ def _is_known(primaries: int, transfer: int) -> bool:
     return primaries in _PRIMARIES and (transfer in _POWERS or transfer in others)
 
 
-def _code(primaries: tuple[float, ...], transfer: int) -> Code | None:
-    return None if (primaries, transfer) == (_PRIMARIES[1], _SRGB) else Code(primaries, transfer)
+def _unless_srgb(code: Code) -> Code | None:
+    return None if code == (_PRIMARIES[1], _SRGB) else code
 
 
 def _chromaticities(content: bytes) -> tuple[float, ...] | None:
@@ -193,7 +199,8 @@ def _linear(transfer: int | float) -> np.ndarray:
 
 def _displayed(light: np.ndarray) -> np.ndarray:
     """Light of a screen by that of a scene in HLG (ITU-R BT.2100, for 1000 nits)."""
-    luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
+    # Primaries that are no colours can make less than none.
+    luminance = np.maximum(light @ np.array([0.2627, 0.6780, 0.0593], np.float32), 0)
     return light * (_PEAK / _WHITE * luminance**0.2)[..., None]
 
 

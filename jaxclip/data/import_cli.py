@@ -118,14 +118,3 @@ def run(args: argparse.Namespace) -> int:
     if args.val_fraction and "val" not in summary.splits:
         print(f"no record fell into 'val' by --val-fraction {args.val_fraction}: use a larger one")
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command on its own: ``python -m jaxclip.data.import_cli --from … --to …``."""
-    parser = argparse.ArgumentParser(prog="jaxclip data import")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -284,8 +284,8 @@ class RecordLoader:
         views: Mapping[str, np.ndarray],
     ) -> list[Loaded | BadRecord]:
         # Decoding drives all else out of a CPU's own cache, and then the little that is done for a
-        # record takes several times as long. So all before is done for some records at once, and
-        # all behind, too, where no large pictures are to be kept until then.
+        # record takes several times as long. So what comes before decoding is done for some records
+        # at once; so is what comes after it, unless that would keep many large pictures.
         begun = [self._begin(row, int(indices[row]), draws) for row in rows]
         found: list[Loaded | BadRecord] = []
         for piece in _cut_up(begun, self._together if self._cut_first else self._in_cache):

@@ -128,8 +128,8 @@ def say_of_splits(file: object, columns: Iterable[str]) -> None:
     """Log that a column of splits is not heeded in place, where there is one."""
     if find(columns, ("split",)):
         _say(
-            f"{file} has a column 'split', but in place all of its rows are of one; import it, and "
-            "the splits are kept"
+            f"{file} has a column 'split', which does not count in place: all rows of a file are "
+            "of one split; import it, and the splits are kept"
         )
 
 
@@ -172,6 +172,12 @@ def split_named(value: Any) -> str:
     return "train" if name == "restval" else name if name in SPLITS else ""
 
 
+def split_in_name(name: str) -> str:
+    """The split that a word of a file's name says: ``captions_val2017.json``; empty for none."""
+    words = re.split(r"[^a-z]+", name.lower().partition(".")[0])
+    return next((word for word in words if word in SPLITS), "")
+
+
 def splits_of_files(
     files: Sequence[str | os.PathLike[str]], root: str | os.PathLike[str] = ""
 ) -> list[str]:
@@ -180,10 +186,7 @@ def splits_of_files(
     They say so if all of them do, and not all the same; else each is "". Where the files are in
     folders within ``root``, these are the splits if all are called so, be it one: ``test/0.tar``.
     """
-    found = []
-    for file in map(pathlib.PurePath, files):
-        words = re.split(r"[^a-z]+", file.name.lower().partition(".")[0])
-        found.append(next((word for word in words if word in SPLITS), ""))
+    found = [split_in_name(pathlib.PurePath(file).name) for file in files]
     if all(found) and len(set(found)) > 1:
         return found
     if root:

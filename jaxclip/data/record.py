@@ -25,7 +25,7 @@ REASONS = {
     "empty_caption": "there is no caption, or only white space",
     "bad_utf8": "the caption is not valid UTF-8",
     "duplicate_key": "a record with this key came before",
-    "missing_image": "the row names an image file that does not exist or cannot be read",
+    "missing_image": "the row has no image, or names one that cannot be read",
     "bad_row": "the row cannot be read: not valid CSV or JSON, or without the needed fields",
     "missing_label": "the record has no class, which the run needs",
     "label_out_of_range": "the record's class is none of those that the run's classifier knows",

@@ -46,7 +46,8 @@ def open_pattern(pattern: str) -> DataSet:
 
     Args:
       pattern: of tar files, with ``{000..009}``, ``{a,b}``, ``*`` and ``?``, all of them one split,
-        ``train``; or a folder, whose tars are ``train``, or whose subfolders with tars are splits.
+        ``train``; or a folder, whose tars are ``train`` or, where all their names say so, of
+        several splits, or whose subfolders with tars are splits; both also in a folder ``data``.
 
     Returns:
       The data set.
@@ -116,6 +117,31 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     if not _is_folder(pattern):
         return {"train": expand(pattern)}
     folder = remote.path_of(pattern)
+    inner = folder / _HUB_FOLDER
+    splits = _splits_in(folder)
+    if set(splits) <= {_HUB_FOLDER} and inner.is_dir():
+        splits = _splits_in(inner)
+    if splits:
+        return splits
+    packed = [
+        file
+        for place in (folder, inner)
+        for ending in ("*.tar.*", "*.tgz")
+        for file in place.glob(ending)
+    ]
+    if packed:
+        raise ValueError(
+            f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
+            "`jaxclip data import`"
+        )
+    raise FileNotFoundError(
+        f"{pattern!r}: no .tar in this folder, nor in the folders in it; pictures and tables "
+        f"are imported: `jaxclip data import --from {pattern} --to DIR`"
+    )
+
+
+def _splits_in(folder: Any) -> dict[str, list[str]]:
+    """Tars of each split: those in a folder, by their names, or else in the folders in it."""
     here = _tars_in(folder)
     if here:
         splits: dict[str, list[str]] = {}
@@ -127,22 +153,7 @@ def _splits(pattern: str) -> dict[str, list[str]]:
         for each in sorted(folder.iterdir())
         if not is_hidden(each.name) and each.is_dir()
     }
-    below = {name: paths for name, paths in below.items() if paths}
-    inner = folder / _HUB_FOLDER
-    if set(below) <= {_HUB_FOLDER} and inner.is_dir() and any(True for _ in inner.iterdir()):
-        return _splits(str(inner))
-    if not below:
-        packed = [*folder.glob("*.tar.*"), *folder.glob("*.tgz")]
-        if packed:
-            raise ValueError(
-                f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
-                "`jaxclip data import`"
-            )
-        raise FileNotFoundError(
-            f"{pattern!r}: no .tar in this folder, nor in the folders in it; pictures and tables "
-            f"are imported: `jaxclip data import --from {pattern} --to DIR`"
-        )
-    return below
+    return {name: paths for name, paths in below.items() if paths}
 
 
 def _tars_in(folder: Any) -> list[str]:

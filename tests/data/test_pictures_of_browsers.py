@@ -268,6 +268,7 @@ PICTURES = {
     "cICP before a profile": (
         png(ROWS, 8, 2, OF_P3 + code_points(1, 8, 0, 1)), in_srgb(RGB, gamma=1.0), 1,
     ),
+    "cICP of sRGB before a profile": (png(ROWS, 8, 2, OF_P3 + code_points(1, 13, 0, 1)), RGB, 0),
     "cICP of a narrow range": (png(ROWS, 8, 2, code_points(1, 8, 0, 0)), RGB, 0),
     "cICP of palettes": (
         png(INDEX, 8, 3, code_points(1, 8, 0, 1) + chunk(b"PLTE", COLOURS.tobytes())),
@@ -336,6 +337,13 @@ def test_light_of_high_dynamic_range_is_that_of_chromium():
     for code, shown in SHOWN.items():
         image = np.asarray(decode(png(pixels, 8, 2, code_points(*code, 0, 1))))
         assert np.abs(image[[0, 0, 0, 8], [0, 8, 16, 0]].astype(int) - shown).max() <= 2
+
+
+@pytest.mark.parametrize("transfer", [8, 13, 16, 18])
+def test_colours_that_no_light_has_are_shown_all_the_same(transfer):
+    with np.errstate(all="raise"):
+        data = png(ROWS, 8, 2, code_points(10, transfer, 0, 1))  # XYZ's own
+        assert isinstance(decode(data), Image.Image)
 
 
 def test_a_jpeg_that_lacks_more_than_its_end_is_cut():

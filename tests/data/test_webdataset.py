@@ -518,9 +518,15 @@ def test_a_sidecar_that_counts_too_few_is_said(tmp_path, toys, caplog):
 
 
 def test_a_folder_of_compressed_tars_says_the_way(tmp_path):
-    (tmp_path / "0.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(ValueError, match=r"0\.tar\.gz is compressed.*`jaxclip data import`"):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.txt").write_text("x")
+    with pytest.raises(FileNotFoundError, match=f"^'{tmp_path}': no .tar in this folder"):
         webdataset.open_pattern(str(tmp_path))
+    for place in (tmp_path / "data", tmp_path):
+        (place / "0.tar.gz").write_bytes(b"\x1f\x8b")
+        said = f"{place}/0.tar.gz is compressed.*`jaxclip data import`"
+        with pytest.raises(ValueError, match=said):
+            webdataset.open_pattern(str(tmp_path))
 
 
 def test_an_index_that_can_not_stand_beside_its_tar_is_kept_elsewhere(toys, tmp_path, monkeypatch):

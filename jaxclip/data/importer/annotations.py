@@ -57,10 +57,12 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
         if columns is not None:
             return [row(each, image) for each in columns]
         lists = {name: each for name, each in document.items() if _are_objects(each)}
-        by_split = {split_named(name): each for name, each in lists.items()}
-        if lists and all(by_split):
+        splits = [split_named(name) for name in lists]
+        if lists and all(splits):
             return [
-                _in_split(row(each, image), split) for split in by_split for each in by_split[split]
+                _in_split(row(each, image), split)
+                for split, entries in zip(splits, lists.values(), strict=True)
+                for each in entries
             ]
         known = [found for each in lists.values() if (found := rows(each, image)) is not None]
         if len(known) == 1:
@@ -125,14 +127,16 @@ def _task(entry: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping) or not isinstance(notes, list):
         return {}
     values = {str(name): value for name, value in data.items()}
+    captions = []
     for note in notes if _are_objects(notes) else ():
         for result in note["result"] if _are_objects(note.get("result")) else ():
             said = result.get("value")
             if isinstance(said, Mapping) and "text" in said:
-                values.setdefault("captions", []).append(said["text"])
+                captions.append(said["text"])
             elif isinstance(said, Mapping) and isinstance(said.get("choices"), list):
                 values.setdefault("label", *said["choices"][:1])
-    return values
+    # What people wrote goes before what the task came with.
+    return {**values, "captions": captions} if captions else values
 
 
 def lacks(entry: Any) -> str:
@@ -202,12 +206,13 @@ def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Itera
     """Rows of COCO's layout, with captions or, as iNaturalist's, a category of each picture."""
     captions: dict[str, list[Any]] = {}
     labels: dict[str, Any] = {}
-    names = {c.get("id"): c.get("name") for c in categories} if _are_objects(categories) else {}
+    known = categories if _are_objects(categories) else ()
+    names = {str(each.get("id")): each.get("name") for each in known}
     for note in notes:
         key = str(note.get("image_id"))
         captions.setdefault(key, []).append(note.get("caption"))
         if "category_id" in note and "caption" not in note:
-            labels[key] = names.get(note["category_id"], note["category_id"])
+            labels[key] = names.get(str(note["category_id"]), note["category_id"])
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:

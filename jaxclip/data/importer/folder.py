@@ -193,7 +193,8 @@ def _utf8(data: bytes, encoding: str) -> bytes:
     """Captions in UTF-8; unchanged what is none in the encoding it should have."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif b"\0" in data and len(data) % 2 == 0:  # without a mark
+    elif b"\0" in data.rstrip(b"\0") and len(data) % 2 == 0:  # UTF-16 without a mark
+        # Zeros at the end alone are what programs in C leave behind a text.
         zeros = data[0::2].count(0), data[1::2].count(0)
         encoding = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
     if codecs.lookup(encoding).name == "utf-8":

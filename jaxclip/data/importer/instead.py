@@ -60,9 +60,9 @@ def check_tables(path: pathlib.Path, tars: Sequence[pathlib.Path]) -> None:
 
 def check_no_data_set(files: Sequence[str]) -> None:
     """Raise ValueError if TFRecord files are the shards of a TFDS data set."""
-    folder = pathlib.Path(files[0]).parent
-    if (folder / "dataset_info.json").is_file():
-        raise ValueError(f"{str(folder)!r} is a data set already: data.name={str(folder)!r}")
+    for folder in sorted({pathlib.Path(file).parent for file in files}):
+        if (folder / "dataset_info.json").is_file():
+            raise ValueError(f"{str(folder)!r} is a data set already: data.name={str(folder)!r}")
 
 
 def no_table(path: pathlib.Path, encoding: str, *, texts: bool = True) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
 from jaxclip.data.importer.inline import is_inline
-from jaxclip.data.naming import is_hidden
+from jaxclip.data.naming import is_hidden, split_in_name
 
 IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
 # Folders beside a table that are looked into, and names that decide which of them it is; fewer
@@ -52,7 +52,11 @@ class Pictures:
         self._is_last_only = False
         self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
-            self._folder = next(folder for count, folder in counts if count == best)
+            same = [folder for count, folder in counts if count == best]
+            # train/ and val/ may both have a 1.jpg: that of val.csv is in val/.
+            split = split_in_name(table.name)
+            own = (each for each in same if split and split_in_name(each.name) == split)
+            self._folder = next(own, same[0])
 
     def find(self, name: str) -> pathlib.Path:
         """The file of that name; where it would be if there is none."""
@@ -63,8 +67,9 @@ class Pictures:
         """A name without what is only so on another machine."""
         if self._is_last_only:
             return name.replace("\\", "/").rpartition("/")[2]
-        plain = name.replace("\\", "/") if self._elsewhere else name
-        return plain.removeprefix(self._elsewhere) if self._elsewhere else name
+        if self._elsewhere:
+            return name.replace("\\", "/").removeprefix(self._elsewhere)
+        return name
 
     def _count(self, folder: pathlib.Path, names: list[str]) -> int:
         return sum(_file(folder, name) is not None for name in names)

@@ -13,7 +13,7 @@ from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
 from jaxclip.data.importer.pictures import Pictures
 from jaxclip.data.importer.table_rows import Columns, Row
-from jaxclip.data.naming import SPLITS, TEXT_FIELDS, first_filled, split_of
+from jaxclip.data.naming import TEXT_FIELDS, first_filled, split_named, split_of
 from jaxclip.data.record import BadRecord
 
 
@@ -109,9 +109,9 @@ class TableReader:
         if is_inline(name):
             key, picture = f"{self._table.name.partition('.')[0]}/{number}", picture_in(name)
         split = self._split or split_of(self._found().relative(key))
-        own = values.get("split")
-        if not self._split and isinstance(own, str) and own.strip().lower() in SPLITS:
-            split = values.pop("split").strip().lower()
+        if not self._split and (own := split_named(values.get("split"))):
+            split = own
+            values.pop("split")
         if isinstance(picture, BadRecord):
             return dataclasses.replace(picture, key=self._prefix + key)
         item = from_fields(

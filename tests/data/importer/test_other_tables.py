@@ -170,9 +170,11 @@ def test_folders_of_something_else(fill, name, problem):
 
 
 def test_a_data_set_is_none_to_import(fill):
-    folder = fill("x-train.tfrecord-00000-of-00001", "dataset_info.json")
-    with pytest.raises(ValueError, match=r"is a data set already: data\.name="):
-        open_reader(folder)
+    names = ("x-train.tfrecord-00000-of-00001", "dataset_info.json")
+    folder = fill("README.md", *(f"1.0.0/{name}" for name in names))
+    for place in (folder, folder / "1.0.0"):
+        with pytest.raises(ValueError, match=r"1\.0\.0' is a data set already: data\.name="):
+            open_reader(place)
 
 
 def test_what_save_to_disk_wrote_is_read_in_place(fill):

@@ -198,6 +198,18 @@ SETS = {
          "x.csv": "image,caption_0,caption_1\na.jpg,a cat,\nb.jpg,a dog,\n"},
         PAIR,
     ),
+    "names that are the same in all splits": (
+        {
+            "train_images/1.jpg": A, "val_images/1.jpg": B,
+            "train.csv": "file,caption\n1.jpg,a cat\n", "val.csv": "file,caption\n1.jpg,a dog\n",
+        },
+        SPLITS,
+    ),
+    "Karpathy's splits in a table": (
+        {"a.jpg": A, "b.jpg": B,
+         "x.csv": "file,caption,split\na.jpg,a cat,restval\nb.jpg,a dog,Val\n"},
+        SPLITS,
+    ),
     "ids of pandas": (
         {"images/12.jpg": A, "images/13.jpg": B,
          "x.csv": "image_id,text\n12.0,a cat\n13.0,a dog\n"},
@@ -281,6 +293,32 @@ SETS = {
 def test_sets(fill, kind):
     files, expected = SETS[kind]
     assert sorted(found(fill(files))) == sorted(expected)
+
+
+def test_lists_of_one_split_are_all_kept(fill):
+    parts = {"train": [{"image": "a.jpg", "text": "a cat"}],
+             "restval": [{"image": "b.jpg", "text": "a dog"}]}  # fmt: skip
+    folder = fill({"a.jpg": A, "b.jpg": B, "x.json": json.dumps(parts)})
+    assert found(folder) == [(A, ("a cat",), "train"), (B, ("a dog",), "train")]
+
+
+def test_a_category_that_is_no_number_stops_nothing(fill):
+    notes = [{"image_id": 1, "category_id": [12]}, INATURALIST["annotations"][1]]
+    odd = {**INATURALIST, "annotations": notes}
+    folder = fill({"set/P/12/a.jpg": A, "set/B/13/b.jpg": B, "train.json": json.dumps(odd)})
+    assert [label for _, label, _ in found(folder)] == [None, "Turdus"]
+
+
+def test_what_is_written_in_label_studio_goes_before_what_a_task_came_with(fill):
+    results = [{"value": {"text": ["a cat"]}}, {"value": {"text": "a kitten"}}]
+    task = {"data": {"image": "a.jpg", "captions": "draft"}, "annotations": [{"result": results}]}
+    folder = fill({"a.jpg": A, "project-1.json": json.dumps([task])})
+    assert found(folder) == [(A, ("a cat", "a kitten"), "")]
+
+
+def test_zeros_behind_a_caption_do_not_make_it_utf_16(fill):
+    ((_, (text,), _),) = found(fill({"a.jpg": A, "a.txt": b"a cat\0"}))
+    assert text.rstrip("\0") == "a cat"
 
 
 @pytest.mark.parametrize("names", [("train/0.tar", "val/0.tar"), ("train-0.tar", "val-0.tar")])
