@@ -95,8 +95,8 @@ def take_apart(
         rate = options.pop("weight_decay", option_defaults(factory)["weight_decay"])
         decay = [optax.add_decayed_weights(rate, options.pop(DECAY_MASKS[name]))]
         options["weight_decay"] = 0.0
-    # A learning rate turns the sign: with -1 the direction is left.
-    tx = factory(learning_rate=-1.0, **options)
+    # An optimizer's update has the sign turned already.
+    tx = optax.chain(factory(learning_rate=1.0, **options), optax.scale(-1.0))
     for i, section in enumerate(sections if isinstance(sections, list) else [sections]):
         key = f"optim.direction[{i}]" if isinstance(sections, list) else "optim.direction"
         part, settings = _sections.named(key, section)

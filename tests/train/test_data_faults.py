@@ -67,13 +67,12 @@ def test_a_run_stops_when_too_many_are_bad(tiny_config, tmp_path, monkeypatch, c
     from jaxclip.train import loop
 
     # Two pictures of three are cut off.
-    decode = loader.Pillow.decode
+    prepare = loader.Pillow.prepare
+    cut_off = BadRecord("truncated", "made up")
     monkeypatch.setattr(
         loader.Pillow,
-        "decode",
-        lambda self, data, cuts: (
-            BadRecord("truncated", "made up") if sum(data) % 3 else decode(self, data, cuts)
-        ),
+        "prepare",
+        lambda self, data, cuts: (lambda: cut_off) if sum(data) % 3 else prepare(self, data, cuts),
     )
     monkeypatch.setattr(data_faults, "_ENOUGH", 50)
     with (

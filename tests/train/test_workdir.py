@@ -63,8 +63,11 @@ def test_what_takes_no_address_says_so(tmp_path, monkeypatch, capsys):
     lab = ["lab", "--config", "configs/lab_rules.py", "--workdir", "gs://bucket/run"]
     assert cli.main(lab) == 2
     assert "mount the bucket (`gcsfuse`" in one_line(capsys)
-    for address in ("https://bucket/run", "gs://"):
-        with pytest.raises(ValueError, match="can be written to"), workdir.hold(address):
+    for address, what in {
+        "https://bucket/run": "can be written to",
+        "gs://": "write 'gs://",
+    }.items():
+        with pytest.raises(ValueError, match=what), workdir.hold(address):
             pass
     assert not list(tmp_path.iterdir())
 
