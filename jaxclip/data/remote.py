@@ -149,9 +149,16 @@ def _read(url: str, byte_range: slice | None) -> Any:
             return found
     problem = f"{attempts} attempts: " if attempts > 1 else ""
     problem += reason(last, timeout)
-    if is_first:
+    if _is_forbidden(last):
+        _ANSWERED.add(root)  # so S3 says of a file that is not there to those who may not list
+    elif is_first:
         _SILENT[root] = (time.monotonic(), problem)
     raise OSError(f"{url} can't be read ({problem})") from last
+
+
+def _is_forbidden(error: BaseException | None) -> bool:
+    """Whether a store answered that a file is not for this account."""
+    return any(word in str(error) for word in ("PERMISSION_DENIED", "code='403'"))
 
 
 def reason(error: BaseException | None, timeout: float | None = None) -> str:
