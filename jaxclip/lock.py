@@ -181,9 +181,7 @@ class Lock:
           LostLockError: it was taken over.
           OSError: the place can't be reached.
         """
-        content = self.place.read()
-        other = _decode(content) if content else None
-        if content is None or (other is not None and other.token != self.holder.token):
+        if _is_another(self.place.read(), self.holder.token):
             self._lost = True
         self.check()
 
@@ -233,8 +231,7 @@ class Lock:
         while not self._released.wait(BEAT_SECONDS):
             try:
                 content = self.place.read()
-                held = _decode(content) if content else None
-                if content is None or (held is not None and held.token != self.holder.token):
+                if content is None or _is_another(content, self.holder.token):
                     self._lost = True
                     return
                 self.holder = self.holder._replace(beat=self.holder.beat + 1)
@@ -262,9 +259,8 @@ class Shared:
           OSError: the place can't be reached.
         """
         content = self._place.read()
-        other = _decode(content) if content else None
-        if content is None or (other is not None and other.token != self._token):
-            raise LostLockError(_lost(self._place.workdir, other))
+        if _is_another(content, self._token):
+            raise LostLockError(_lost(self._place.workdir, _decode(content or b"")))
 
 
 class FolderPlace:
@@ -323,6 +319,12 @@ def holder_of(place: Place) -> Holder | None:
     """Who holds a lock; None if nobody does, or if its file can't be read."""
     content = place.read()
     return _decode(content) if content else None
+
+
+def _is_another(content: bytes | None, token: str) -> bool:
+    """Whether a lock is not that of ``token`` any more; one that can't be read may be."""
+    other = _decode(content or b"")
+    return content is None or (other is not None and other.token != token)
 
 
 def _lost(workdir: str, other: Holder | None) -> str:

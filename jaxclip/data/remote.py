@@ -358,7 +358,7 @@ class RemotePath(os.PathLike[str]):
         try:
             names = names_below(store, key, self._url)
         except Exception as error:
-            raise OSError(f"{self._url} can't be listed: {reason(error, _FIRST)}") from error
+            raise OSError(f"{self._url} can't be listed: {reason(error)}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
@@ -373,13 +373,15 @@ def names_below(store: Any, prefix: str, url: str) -> list[str]:
     root = _split(url)[0]
     timeout = _TIMEOUT if root in _ANSWERED else _FIRST
     if isinstance(store, FsspecStore):
-        return list(_answer(lambda: Now(store.names(prefix)), timeout, url))
-    import tensorstore
+        names = _answer(lambda: Now(store.names(prefix)), timeout, url)
+    else:
+        import tensorstore
 
-    every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
-    names = _answer(lambda: store.list(every), timeout, url)
+        every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
+        found = _answer(lambda: store.list(every), timeout, url)
+        names = [name.decode("utf-8", "replace") for name in found]
     _ANSWERED.add(root)
-    return [name.decode("utf-8", "replace") for name in names]
+    return names
 
 
 def _after(prefix: str) -> str:
