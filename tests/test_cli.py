@@ -63,6 +63,7 @@ def test_help_names_every_command_and_the_overrides(capsys):
     [
         (["train"], "--config is missing"),
         (["train", "--config", "nowhere.py"], "'nowhere.py' does not exist"),
+        (["train", "--config", "total_steps=10"], "a key is set by --config.total_steps=10"),
         (["eval", "--workdir", "nowhere"], "not the workdir of a run"),
         (["report", "--workdir", "nowhere"], "not the workdir of a run"),
         (["data", "info", "nowhere"], "nowhere"),
