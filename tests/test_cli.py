@@ -144,7 +144,10 @@ def test_a_wrong_configuration_is_refused_before_anything_is_compiled(override, 
 def test_a_workdir_that_cannot_be_made(refused, tmp_path):
     (tmp_path / "file").write_text("")
     message = refused(workdir=tmp_path / "file" / "run")
-    assert f"workdir {tmp_path / 'file' / 'run'} can't be written" in message
+    assert (
+        f"workdir {tmp_path / 'file' / 'run'} can't be written (it is a file, or lies in one)"
+        in message
+    )
     assert "choose another --workdir" in message
 
 
