@@ -46,6 +46,7 @@ _OTHER_REGION = "the bucket is in another region; set AWS_REGION to that"
 # Words of a store's error, and what they mean: the first that is found.
 _REMEDIES = {
     ("not_found", "nosuchbucket", "bucket does not exist"): _NO_BUCKET,
+    ("could not resolve", "could not connect"): "it can't be reached; is there a network?",
     ("requesttimetooskewed",): "the clock of this machine is wrong; set it",
     ("authorizationheadermalformed", "permanentredirect", "code='301'"): _OTHER_REGION,
     ("expiredtoken", "token has expired", "invalid_grant"): (

@@ -355,6 +355,11 @@ def test_a_file_that_is_forbidden_forbids_no_other(kind, amazon, monkeypatch):
     assert remote.read(f"{root}/0.tar") == b"bytes"
 
 
+def test_a_network_that_is_not_there_is_asked_for():
+    gone = ValueError("ABORTED: All 4 retry attempts failed: CURL error Could not resolve host")
+    assert remote.reason(gone).startswith("it can't be reached; is there a network? (ABORTED")
+
+
 def test_a_file_elsewhere_is_called_what_it_is():
     with pytest.raises(ValueError, match=r"read in place as webdataset:https://nowhere/a\.tar"):
         sources.open("https://nowhere/a.tar")
