@@ -10,7 +10,8 @@ import sys
 import jax
 import pytest
 
-from jaxclip import cli
+from jaxclip import cli, errors
+from jaxclip.parallel import distributed
 from jaxclip.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -331,3 +332,15 @@ def test_a_misspelt_flag_names_the_right_one(capsys):
     with pytest.raises(SystemExit):
         cli.main(["import", "--from", "x", "--to", "y"])
     assert "did you mean 'data import'?" in capsys.readouterr().err
+
+
+def test_an_interrupted_upload_is_one_line_and_nothing_is_waited_for(monkeypatch, capsys):
+    def interrupt(args):
+        raise errors.UploadInterrupt("interrupted; all of it is in a folder")
+
+    monkeypatch.setattr(cli, "_report", interrupt)
+    monkeypatch.setattr(distributed, "leave", sys.exit)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["report", "--workdir", "nowhere"])
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "jaxclip: error: interrupted; all of it is in a folder\n"
