@@ -68,18 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complete_paths(args)
         return args.run(args)
     except BaseException as error:
-        distributed = _joined()
-        lost = distributed.explain_loss(error) if distributed else ""
+        from jaxclip.errors import UploadInterrupt
+
+        joined = _joined()
+        lost = joined.explain_loss(error) if joined else ""
         status = _explain(error, args.command, lost)
-        if distributed:
+        # Python's own exit waits for other processes, and for threads that wait for a store.
+        if joined or isinstance(error, UploadInterrupt):
             if status is None:
                 traceback.print_exc()
-            distributed.leave(status or 1)
-        if type(error).__name__ == "UploadInterrupt":
-            # Threads may be waiting for a store's answers, which Python's own exit waits for, too.
             from jaxclip.parallel import distributed
 
-            distributed.leave(128 + signal.SIGINT)
+            distributed.leave(status or 1)
         if status is None:
             raise
         return status

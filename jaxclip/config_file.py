@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import linecache
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -84,6 +85,8 @@ def _check_path(path: str, file: pathlib.Path) -> None:
     if not file.is_file():
         near = nearest(file.name, _siblings(file), cutoff=0.6)
         hint = f"; did you mean {file.parent / near}?" if near else ""
+        if re.match(r"[\w.]+=", path):
+            hint = f"; a key is set by --config.{path}"
         raise FileNotFoundError(f"config file {path!r} does not exist{hint}")
     if file.suffix != ".py":
         raise ValueError(

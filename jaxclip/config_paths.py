@@ -114,6 +114,8 @@ def absolute_data_name(name: str) -> str:
     scheme, colon, path = name.rpartition(":")
     if name.startswith("tfds:") and not name.removeprefix("tfds:").startswith(("/", ".", "~")):
         return name  # one that TFDS knows
+    if "://" in scheme:
+        return name  # an address with a colon in it, as before a port
     if colon and not path.startswith("//"):
         return f"{scheme}:{storage.absolute(path)}"
     path = storage.absolute(name)

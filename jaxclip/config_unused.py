@@ -206,7 +206,7 @@ def unused(config: Config, changed: Mapping[str, Any]) -> list[str]:
         not looked at.
 
     Returns:
-      Lines such as ``"teacher.decay=0.9 has no effect: it is for teacher.kind='ema'"``.
+      Lines such as ``"teacher.decay=0.9 has no effect: that is for teacher.kind='ema'"``.
     """
     lines = []
     for rule in _RULES:

@@ -26,3 +26,7 @@ class RunError(RuntimeError):
 
 class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+class UploadInterrupt(KeyboardInterrupt):
+    """A run at an address was interrupted; the message says where it lies and how to go on."""

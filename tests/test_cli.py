@@ -10,7 +10,8 @@ import sys
 import jax
 import pytest
 
-from jaxclip import cli
+from jaxclip import cli, errors
+from jaxclip.parallel import distributed
 from jaxclip.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,6 +64,7 @@ def test_help_names_every_command_and_the_overrides(capsys):
     [
         (["train"], "--config is missing"),
         (["train", "--config", "nowhere.py"], "'nowhere.py' does not exist"),
+        (["train", "--config", "total_steps=10"], "a key is set by --config.total_steps=10"),
         (["eval", "--workdir", "nowhere"], "not the workdir of a run"),
         (["report", "--workdir", "nowhere"], "not the workdir of a run"),
         (["data", "info", "nowhere"], "nowhere"),
@@ -143,7 +145,10 @@ def test_a_wrong_configuration_is_refused_before_anything_is_compiled(override, 
 def test_a_workdir_that_cannot_be_made(refused, tmp_path):
     (tmp_path / "file").write_text("")
     message = refused(workdir=tmp_path / "file" / "run")
-    assert f"workdir {tmp_path / 'file' / 'run'} can't be written" in message
+    assert (
+        f"workdir {tmp_path / 'file' / 'run'} can't be written (it is a file, or lies in one)"
+        in message
+    )
     assert "choose another --workdir" in message
 
 
@@ -327,3 +332,15 @@ def test_a_misspelt_flag_names_the_right_one(capsys):
     with pytest.raises(SystemExit):
         cli.main(["import", "--from", "x", "--to", "y"])
     assert "did you mean 'data import'?" in capsys.readouterr().err
+
+
+def test_an_interrupted_upload_is_one_line_and_nothing_is_waited_for(monkeypatch, capsys):
+    def interrupt(args):
+        raise errors.UploadInterrupt("interrupted; all of it is in a folder")
+
+    monkeypatch.setattr(cli, "_report", interrupt)
+    monkeypatch.setattr(distributed, "leave", sys.exit)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["report", "--workdir", "nowhere"])
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "jaxclip: error: interrupted; all of it is in a folder\n"

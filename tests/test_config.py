@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclip import config as config_lib
-from jaxclip import config_check
+from jaxclip import config_check, config_unused
 from jaxclip.train import checks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -370,3 +370,11 @@ def test_no_shipped_config_sets_a_key_without_effect():
     for name, arg in zip(names, ("", "", "", "", ":pairs", ":llm2clip"), strict=True):
         given = config_lib.load_file(f"{CONFIGS / name}.py{arg}")
         assert config_lib.unused(config_lib.resolve(given)) == [], name
+
+
+def test_rules_of_keys_without_effect_name_keys_that_there_are():
+    """One that was renamed would never be told of."""
+    known = {key for key, _ in config_lib.flatten(config_lib.resolve({}))}
+    known |= {key.rpartition(".")[0] for key in known}
+    for rule in config_unused._RULES:
+        assert set(rule.keys) <= known, rule

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -92,3 +93,17 @@ def test_a_terminal_that_goes_away(ignored):
             assert stop.received == (None if ignored else signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_in_the_midst_of_a_print_is_heard(monkeypatch):
+    """Python's streams take no second print there: they raise RuntimeError."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as other_end, open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        more = threading.Timer(0.3, lambda: other_end.read(2**20))
+        with signals.StopSignals() as stop:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            more.start()
+            print("x" * 2**20, end="", flush=True)  # waits for its reader
+            assert stop.received == signal.SIGTERM
+        more.join()

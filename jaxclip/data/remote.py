@@ -46,6 +46,7 @@ _OTHER_REGION = "the bucket is in another region; set AWS_REGION to that"
 # Words of a store's error, and what they mean: the first that is found.
 _REMEDIES = {
     ("not_found", "nosuchbucket", "bucket does not exist"): _NO_BUCKET,
+    ("could not resolve", "could not connect"): "it can't be reached; is there a network?",
     ("requesttimetooskewed",): "the clock of this machine is wrong; set it",
     ("authorizationheadermalformed", "permanentredirect", "code='301'"): _OTHER_REGION,
     ("expiredtoken", "token has expired", "invalid_grant"): (
@@ -149,9 +150,16 @@ def _read(url: str, byte_range: slice | None) -> Any:
             return found
     problem = f"{attempts} attempts: " if attempts > 1 else ""
     problem += reason(last, timeout)
-    if is_first:
+    if _is_forbidden(last):
+        _ANSWERED.add(root)  # so S3 says of a file that is not there to those who may not list
+    elif is_first:
         _SILENT[root] = (time.monotonic(), problem)
     raise OSError(f"{url} can't be read ({problem})") from last
+
+
+def _is_forbidden(error: BaseException | None) -> bool:
+    """Whether a store answered that a file is not for this account."""
+    return any(word in str(error) for word in ("PERMISSION_DENIED", "code='403'"))
 
 
 def reason(error: BaseException | None, timeout: float | None = None) -> str:
@@ -351,7 +359,7 @@ class RemotePath(os.PathLike[str]):
         try:
             names = names_below(store, key, self._url)
         except Exception as error:
-            raise OSError(f"{self._url} can't be listed: {reason(error, _FIRST)}") from error
+            raise OSError(f"{self._url} can't be listed: {reason(error)}") from error
         yield from (name.removeprefix(key) for name in sorted(names))
 
 
@@ -366,13 +374,15 @@ def names_below(store: Any, prefix: str, url: str) -> list[str]:
     root = _split(url)[0]
     timeout = _TIMEOUT if root in _ANSWERED else _FIRST
     if isinstance(store, FsspecStore):
-        return list(_answer(lambda: Now(store.names(prefix)), timeout, url))
-    import tensorstore
+        names = _answer(lambda: Now(store.names(prefix)), timeout, url)
+    else:
+        import tensorstore
 
-    every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
-    names = _answer(lambda: store.list(every), timeout, url)
+        every = tensorstore.KvStore.KeyRange(prefix, _after(prefix))
+        found = _answer(lambda: store.list(every), timeout, url)
+        names = [name.decode("utf-8", "replace") for name in found]
     _ANSWERED.add(root)
-    return [name.decode("utf-8", "replace") for name in names]
+    return names
 
 
 def _after(prefix: str) -> str:

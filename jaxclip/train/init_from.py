@@ -91,7 +91,8 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     place = storage.absolute(path)
     folder = pathlib.Path(place)
     if not exists(place):
-        raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder or file ({folder})")
+        where = "" if place == os.fspath(path) else f" ({folder})"
+        raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder or file{where}")
     if not is_run(place):
         return _published(folder, os.fspath(path), what)
     try:

@@ -23,7 +23,7 @@ from etils import epath
 
 from jaxclip import storage
 from jaxclip.data.bucket import Bucket
-from jaxclip.errors import RunError
+from jaxclip.errors import RunError, UploadInterrupt
 from jaxclip.lock import Lock, LostLockError
 from jaxclip.train import manifest, staging
 
@@ -39,10 +39,6 @@ _LONGEST_PAUSE = 60.0
 
 class MirrorError(RunError):
     """Not all of a run could be uploaded; the message says where it lies and how to go on."""
-
-
-class UploadInterrupt(KeyboardInterrupt):
-    """A run at an address was interrupted; the message says where it lies and how to go on."""
 
 
 class Mirror(staging.Copy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -88,8 +89,9 @@ class StopSignals:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._stop(signal.Signals(number))
-        # Ctrl-C also ends the `tee` that reads this.
-        standard_streams.say(
-            f"\n{signal.Signals(number).name}: finishing the step and writing a checkpoint"
-            + (" (again to stop at once)" if number == signal.SIGINT else "")
-        )
+        # Ctrl-C also ends the `tee` that reads this. Python prints nothing in the midst of a print.
+        with contextlib.suppress(RuntimeError):
+            standard_streams.say(
+                f"\n{signal.Signals(number).name}: finishing the step and writing a checkpoint"
+                + (" (again to stop at once)" if number == signal.SIGINT else "")
+            )

@@ -314,7 +314,9 @@ def _unwritable(path: pathlib.Path, error: OSError, *, staged: bool) -> WorkdirE
     what, way = "workdir", "choose another --workdir"
     if staged:
         what, way = "staging folder", "name another place in the environment's JAXCLIP_STAGING"
-    why = storage.bad_link(path) or error.strerror or error
+    is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+    plain = "it is a file, or lies in one" if is_file else error.strerror or error
+    why = storage.bad_link(path) or plain
     return WorkdirError(f"{what} {path} can't be written ({why}); {way}")
 
 

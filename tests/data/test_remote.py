@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import socket
 import threading
 import time
@@ -339,6 +340,24 @@ def test_a_store_that_never_answered_is_given_up_soon(monkeypatch, caplog):
         with pytest.raises(OSError, match="no answer within"):
             sources.open(f"webdataset:{root}/set/{{0..9}}.tar")
         assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("kind", ["amazon", "web"])
+def test_a_file_that_is_forbidden_forbids_no_other(kind, amazon, monkeypatch):
+    """S3 calls so what is not there, if one may not list: the first file asked for, mostly."""
+    monkeypatch.setattr(remote, "_ANSWERED", set())
+    monkeypatch.setattr(remote, "_SILENT", {})
+    amazon.files = {"0.tar": b"bytes"}
+    amazon.faults = {"sizes.json": [403]}
+    root = "s3://pictures" if kind == "amazon" else os.environ["AWS_ENDPOINT_URL"]
+    with pytest.raises(OSError, match="permission denied; log in"):
+        remote.read(f"{root}/sizes.json")
+    assert remote.read(f"{root}/0.tar") == b"bytes"
+
+
+def test_a_network_that_is_not_there_is_asked_for():
+    gone = ValueError("ABORTED: All 4 retry attempts failed: CURL error Could not resolve host")
+    assert remote.reason(gone).startswith("it can't be reached; is there a network? (ABORTED")
 
 
 def test_a_file_elsewhere_is_called_what_it_is():

@@ -106,6 +106,8 @@ def test_paths_of_a_configuration_hold_from_any_folder(tiny_dataset, tmp_path, m
         ("webdataset:/a/{0..9}.tar", "webdataset:/a/{0..9}.tar"),
         ("webdataset:gs://a/{0..9}.tar", "webdataset:gs://a/{0..9}.tar"),
         ("gs://a/b", "gs://a/b"),
+        ("http://a:80/b", "http://a:80/b"),
+        ("webdataset:https://a:80/b.tar", "webdataset:https://a:80/b.tar"),
     ],
 )
 def test_names_of_data_sets(name, expected, tmp_path, monkeypatch):
