@@ -26,8 +26,8 @@ from jaxclip.bench.loading import OPS, SIDE, import_reference, torch_transform
 from jaxclip.bench.timing import take_turns
 from jaxclip.markdown import table
 
-_BATCH = 32
-_REFERENCE = "webdataset, PIL, torchvision"
+BATCH = 32
+REFERENCE = "webdataset, PIL, torchvision"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,21 +57,21 @@ def _compare(
     args: argparse.Namespace,
     has_reference: bool,
 ) -> list[list[str]]:
-    loads = {name: _loader(photos, name, args.photos) for name in ("pillow", "fast")}
+    loads = {name: own_loader(photos, name, args.photos) for name in ("pillow", "fast")}
     candidates: dict[str, Callable[[], object]] = {
         f"jaxclip, {name}": load for name, load in loads.items()
     }
     reference = "jaxclip, pillow"
     if has_reference:
-        reference = _REFERENCE
-        candidates[reference] = _webdataset(files, args.photos)
+        reference = REFERENCE
+        candidates[reference] = webdataset_loader(files, args.photos)
     timings = take_turns(
         candidates, reference=reference, rounds=args.rounds, warmup=1, clock=time.process_time
     )
     exact = np.concatenate(loads["pillow"]())
     rows = []
     for name, timing in timings.items():
-        images = args.photos // _BATCH * _BATCH
+        images = args.photos // BATCH * BATCH
         difference = ""
         if name.startswith("jaxclip"):
             own = np.concatenate(loads[name.removeprefix("jaxclip, ")]())
@@ -81,7 +81,7 @@ def _compare(
     return rows
 
 
-def _loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list[np.ndarray]]:
+def own_loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list[np.ndarray]]:
     """What makes the first batches of a training run, uint8[32, 224, 224, 3] each; one thread,
     nothing ahead. The data set is opened before, as in a run."""
     from jaxclip.data import image_backend, image_ops, loader, order, sources
@@ -96,8 +96,8 @@ def _loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list
 
     def load() -> list[np.ndarray]:
         batches = []
-        for start in range(0, count - _BATCH + 1, _BATCH):
-            places = np.arange(start, start + _BATCH)
+        for start in range(0, count - BATCH + 1, BATCH):
+            places = np.arange(start, start + BATCH)
             u = order.uniforms(0, places, chain.num_draws)
             batches.append(reader.batch(places, {"image": u}, None)[0]["image"])
         return batches
@@ -105,7 +105,7 @@ def _loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list
     return load
 
 
-def _webdataset(files: pathlib.Path, count: int) -> Callable[[], None]:
+def webdataset_loader(files: pathlib.Path, count: int) -> Callable[[], None]:
     """As many pictures of the same files by webdataset, in this process."""
     import torch
     import webdataset
@@ -120,8 +120,8 @@ def _webdataset(files: pathlib.Path, count: int) -> Callable[[], None]:
     def run() -> None:
         data: Any = webdataset.WebDataset(str(shard), shardshuffle=False)
         data = data.decode("pil").to_tuple("jpg", "txt").map_tuple(transform, lambda text: text)
-        batches: Iterator[Any] = iter(data.batched(_BATCH, partial=False))
-        for _ in range(count // _BATCH):
+        batches: Iterator[Any] = iter(data.batched(BATCH, partial=False))
+        for _ in range(count // BATCH):
             next(batches)
 
     return run
