@@ -12,12 +12,13 @@ matter. Difference: mean of |ours - Pillow's| over the same crops, in grey level
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,10 @@ from jaxclip.bench.data import make_photos
 from jaxclip.bench.loading import OPS, SIDE, import_reference, torch_transform
 from jaxclip.bench.timing import take_turns
 from jaxclip.markdown import table
+
+if TYPE_CHECKING:
+    from jaxclip.data.image_chain import Chain
+    from jaxclip.data.loader import RecordLoader
 
 BATCH = 32
 REFERENCE = "webdataset, PIL, torchvision"
@@ -41,13 +46,20 @@ def main(arguments: Sequence[str]) -> int:
     has_reference = import_reference()
     rows = [["photographs", "loader", "CPU ms an image", "to the reference", "difference"]]
     for text in args.sizes:
-        width, _, height = text.partition("x")
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            photos = make_photos(folder, args.photos, (int(width), int(height)))
-            rows += _compare(text, folder / "source", photos, args, has_reference)
+        with photographs(text, args.photos) as (files, photos):
+            rows += _compare(text, files, photos, args, has_reference)
     print(table(rows))
     return 0
+
+
+@contextlib.contextmanager
+def photographs(size: str, count: int) -> Iterator[tuple[pathlib.Path, pathlib.Path]]:
+    """Folders of made-up photographs of a size such as ``"500x375"``: the files, the data set."""
+    width, _, height = size.partition("x")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        photos = make_photos(folder, count, (int(width), int(height)))
+        yield folder / "source", photos
 
 
 def _compare(
@@ -57,7 +69,7 @@ def _compare(
     args: argparse.Namespace,
     has_reference: bool,
 ) -> list[list[str]]:
-    loads = {name: own_loader(photos, name, args.photos) for name in ("pillow", "fast")}
+    loads = {name: _loader(photos, name, args.photos) for name in ("pillow", "fast")}
     candidates: dict[str, Callable[[], object]] = {
         f"jaxclip, {name}": load for name, load in loads.items()
     }
@@ -81,10 +93,9 @@ def _compare(
     return rows
 
 
-def own_loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list[np.ndarray]]:
-    """What makes the first batches of a training run, uint8[32, 224, 224, 3] each; one thread,
-    nothing ahead. The data set is opened before, as in a run."""
-    from jaxclip.data import image_backend, image_ops, loader, order, sources
+def reader_of(photos: pathlib.Path, backend: str) -> tuple[RecordLoader, Chain]:
+    """What reads a data set in one thread, nothing ahead, and the ops of its pictures."""
+    from jaxclip.data import image_backend, image_ops, loader, sources
 
     chain = image_ops.build(OPS, SIDE)
     reader = loader.RecordLoader(
@@ -93,6 +104,15 @@ def own_loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], l
         num_threads=1,
         backend=image_backend.BACKENDS.build(backend),
     )
+    return reader, chain
+
+
+def _loader(photos: pathlib.Path, backend: str, count: int) -> Callable[[], list[np.ndarray]]:
+    """What makes the first batches of a training run, uint8[32, 224, 224, 3] each. The data set is
+    opened before, as in a run."""
+    from jaxclip.data import order
+
+    reader, chain = reader_of(photos, backend)
 
     def load() -> list[np.ndarray]:
         batches = []

@@ -2,11 +2,12 @@
 
     python -m jaxclip.bench interpreter_lock [--photos 64] [--rounds 30] [--sizes 500x375 1024x768]
 
-The pictures, crops and loaders of ``bench decode``, in one thread. A thread that holds the lock
-keeps all others of its process from Python, so the share says how many threads a process can use.
+The pictures and crops of ``bench decode``, in one thread: rows as a worker process makes them, and
+webdataset's batches. A thread that holds the lock keeps all others of its process from Python, so
+the share says how many threads a process can use.
 
 Counted is processor time outside ``PyEval_SaveThread`` … ``PyEval_RestoreThread``, which every
-library calls to let go of the lock. For this a library of six lines is compiled (it takes a C
+library calls to let go of the lock. For this a small library is compiled (it takes a C
 compiler) and loaded before all others (which works on Linux). What the interpreter itself does
 without the lock is not seen where it is linked statically, so the share is one from above.
 """
@@ -25,9 +26,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from jaxclip.bench import decode
-from jaxclip.bench.data import make_photos
-from jaxclip.bench.loading import import_reference
+from jaxclip.bench.loading import SIDE, import_reference
 from jaxclip.markdown import table
 
 _COUNTER = """
@@ -82,6 +84,17 @@ def main(arguments: Sequence[str]) -> int:
         return subprocess.run(again, env={**os.environ, **loaded}, check=False).returncode
 
 
+def _rows_of(photos: pathlib.Path, backend: str, count: int) -> Callable[[], object]:
+    """What makes rows of batches, in memory that is used again, as a worker process does."""
+    from jaxclip.data import order
+
+    reader, chain = decode.reader_of(photos, backend)
+    places = np.arange(count // decode.BATCH * decode.BATCH)
+    draws = {"image": order.uniforms(0, places, chain.num_draws)}
+    views = {"image": np.empty((len(places), SIDE, SIDE, 3), np.uint8)}
+    return lambda: reader.outcomes(places, draws, views)
+
+
 def _take_turns(
     loads: Mapping[str, Callable[[], object]], rounds: int, without_lock: Callable[[], int]
 ) -> dict[str, list[tuple[float, float]]]:
@@ -104,16 +117,13 @@ def _measure(args: argparse.Namespace) -> None:
     has_reference = import_reference()
     rows = [["photographs", "loader", "CPU us an image", "of it under the lock", "share"]]
     for text in args.sizes:
-        width, _, height = text.partition("x")
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            photos = make_photos(folder, args.photos, (int(width), int(height)))
+        with decode.photographs(text, args.photos) as (files, photos):
             loads: dict[str, Callable[[], object]] = {
-                f"jaxclip, {backend}": decode.own_loader(photos, backend, args.photos)
+                f"jaxclip, {backend}": _rows_of(photos, backend, args.photos)
                 for backend in ("pillow", "fast")
             }
             if has_reference:
-                loads[decode.REFERENCE] = decode.webdataset_loader(folder / "source", args.photos)
+                loads[decode.REFERENCE] = decode.webdataset_loader(files, args.photos)
             found = _take_turns(loads, args.rounds, without_lock)
         images = args.photos // decode.BATCH * decode.BATCH
         for each, times in found.items():

@@ -182,15 +182,16 @@ def reason(error: BaseException | None, timeout: float | None = None) -> str:
 
 def _answer(ask: Callable[[], Any], timeout: float, url: str) -> Any:
     """What comes of a question to a store; says what it waits for if that takes long."""
-    # fsspec answers when it is asked, TensorStore later.
-    timer = threading.Timer(_PATIENCE, _LOG.warning, ("waiting for %s", url))
-    timer.daemon = True
     if not url.startswith(_OF_TENSORSTORE):
+        # fsspec answers when it is asked.
+        timer = threading.Timer(_PATIENCE, _LOG.warning, ("waiting for %s", url))
+        timer.daemon = True
         timer.start()
-    try:
-        future = ask()
-    finally:
-        timer.cancel()
+        try:
+            return ask().result(timeout=timeout)
+        finally:
+            timer.cancel()
+    future = ask()
     try:
         return future.result(timeout=_PATIENCE)
     except TimeoutError:

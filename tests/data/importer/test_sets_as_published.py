@@ -46,18 +46,6 @@ def table(**columns):
     return stream.getvalue()
 
 
-@pytest.fixture
-def fill(tmp_path):
-    def fill(files):
-        for name, content in files.items():
-            path = tmp_path / "in" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return tmp_path / "in"
-
-    return fill
-
-
 def found(source, **options):
     """(bytes of the picture, captions or label, split) of each record, or the reason."""
     return [
