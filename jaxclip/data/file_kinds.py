@@ -16,7 +16,7 @@ UNREAD_ENDINGS = (
 )  # fmt: skip
 
 
-# Endings of archives that are not looked into.
+# Endings of archives; of these only ZIP is looked into, by imports.
 ARCHIVES = (".zip", ".7z", ".rar", ".lz4", ".z")
 
 
@@ -79,7 +79,7 @@ _OTHERS = {
     b"ivborw0kgg": "a PNG written as base64; decode it first",
     b"data:image": "a picture written as a data: address; decode it first",
     b"\x1f\x8b": "gzip-compressed; unpack it first, say with gunzip",
-    b"pk\x03\x04": "a ZIP archive",
+    b"pk\x03\x04": "a ZIP archive, which only `jaxclip data import` reads",
     b"par1": "a Parquet file",
     b"pare": "an encrypted Parquet file; write it again without a key",
     b"arrow1": "an Arrow file",

@@ -21,6 +21,7 @@ FILE_FIELDS = (
     "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
     "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
     "img_b64", "base64", "image_data", "media_name", "photo_path", "photo", "picture",
+    "image_index",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
@@ -31,7 +32,7 @@ TEXT_FIELDS = (
     "caption_reference_description", "caption_attribution_description",
     "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
     "product_name", "product_title", "product_description", "prod_name", "detail_desc",
-    "tag_string",
+    "tag_string", "finding_labels",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 # Name pictures only where nothing else does, and then without their ending; the last one only in

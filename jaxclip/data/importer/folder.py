@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
+from jaxclip.data.importer.archives import scan
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
@@ -38,9 +39,12 @@ _TEXT_FOLDERS = (
 )
 # Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
 _NO_CLASSES = ("images", "imgs", "img")
-# Names of folders that are parts of a data set rather than classes (train2017, test_images).
+# Names of folders that are parts of a data set rather than classes (train2017, test_images,
+# images_001).
 _PART = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing)([\W\d_]|images?|imgs?|set)*", re.I
+    r"(train|training|val|valid|validation|dev|test|testing|images?|imgs?|parts?|batch|shard|chunk)"
+    r"([\W\d_]|images?|imgs?|set|part)*",
+    re.I,
 )
 
 
@@ -183,7 +187,7 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
 
 def _read(stem: pathlib.Path, suffix: str) -> bytes | None:
     for ending in (suffix, suffix.upper(), f".{suffix[1:].title()}"):
-        data = read_image(pathlib.Path(f"{stem}{ending}"))
+        data = read_image(stem.with_name(f"{stem.name}{ending}"))
         if isinstance(data, bytes):
             return data
     return None
@@ -211,7 +215,7 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
     if real in above:
         return
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted(scan(folder), key=lambda entry: entry.name)
     except OSError:
         return
     entries = [entry for entry in entries if not is_hidden(entry.name)]
@@ -220,7 +224,7 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
         is_picture = entry.name in pictures
         # A link to nowhere is missed later. What is neither is a pipe, say, which has no end.
         if is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir())):
-            yield pathlib.Path(entry.path)
+            yield folder / entry.name
     for entry in entries:
         if entry.is_dir():
-            yield from _images(pathlib.Path(entry.path), above | {real})
+            yield from _images(folder / entry.name, above | {real})

@@ -11,6 +11,7 @@ from jaxclip.data.importer.items import Cursor
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
 from jaxclip.data.importer.tars import TarReader
+from jaxclip.data.importer.zip_index import ENDING
 from jaxclip.data.record import BadRecord
 
 TAR_ENDINGS = (
@@ -32,6 +33,10 @@ def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
         endings = (*file_kinds.ARCHIVES, *TAR_ENDINGS)
         files = sorted(each.name for each in table.parent.iterdir() if each.is_file())
         packed = next((name for name in files if name.lower().endswith(endings)), "")
+        if packed.lower().endswith(ENDING):
+            raise ValueError(
+                f"none of the first pictures that {table} names is there, nor in {packed} beside it"
+            )
         if packed:
             way = ", or say --format webdataset" if packed.lower().endswith(TAR_ENDINGS) else ""
             raise ValueError(
@@ -91,7 +96,7 @@ def what_instead(path: pathlib.Path) -> str:
             if not path.is_file():
                 continue
             return "; it is one picture: name the folder that it is in"
-        if suffix in file_kinds.ARCHIVES:
+        if suffix in file_kinds.ARCHIVES and suffix != ENDING:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
             return f"; {file.name} is a spreadsheet: save it as CSV"
@@ -102,7 +107,7 @@ def what_instead(path: pathlib.Path) -> str:
             return f"; it is a data set already: data.name={str(path)!r}"
     for file in files[:MAX_TABLES]:
         is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
-        is_own = is_own or file.suffix.lower() in IMAGE_SUFFIXES
+        is_own = is_own or file.suffix.lower() in (*IMAGE_SUFFIXES, ENDING)
         kind = _VAGUE[0] if is_own else file_kinds.kind_by_name(file.name)
         kind = kind or file_kinds.kind_of(_begin(file))
         if not kind.startswith(_VAGUE):
@@ -138,5 +143,5 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _begin(file: pathlib.Path) -> bytes:
-    with open(file, "rb") as raw:
-        return raw.read(1024)
+    with file.open("rb") as raw:
+        return bytes(raw.read(1024))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import stat
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data.importer import packed
 from jaxclip.data.naming import (
     CAPTION_TAGS,
     KEY_FIELDS,
@@ -184,18 +184,20 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def read_image(image: bytes | os.PathLike[str]) -> bytes | BadRecord:
+def read_image(image: bytes | pathlib.Path) -> bytes | BadRecord:
     """The bytes of an item's picture."""
     if isinstance(image, bytes):
         return image
     try:
-        status = os.stat(image)
+        status = image.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             # Reading a pipe would wait for ever.
-            return BadRecord("missing_image", f"{os.fspath(image)} is no file")
+            return BadRecord("missing_image", f"{image} is no file")
         size = status.st_size
         if size > MAX_IMAGE_BYTES:
             return BadRecord("absurd_size", f"{size} bytes")
-        return pathlib.Path(image).read_bytes()
+        return image.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        if packed.is_damage(error):  # in an archive
+            return BadRecord("corrupted", str(error))
         return BadRecord("missing_image", f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -11,6 +12,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
+from jaxclip.data.importer.archives import scan
 from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.naming import is_hidden, split_in_name
 
@@ -28,11 +30,12 @@ class Pictures:
     """Files by the names in a table.
 
     Names are relative to the table's folder, or, where nothing is there, to one of the folders in
-    it (``Images/``), or beside it if it is called ``annotations`` as COCO's. Where nothing is there
-    either, the beginning that all names have in common is taken to be the place of the pictures on
-    another machine (``/home/me/photos/1.jpg``, ``C:\\photos\\1.jpg``), and left out as far as that
-    helps, all folders if need be. A name is understood as :func:`_spellings` has it; one without an
-    ending, or with another one, is completed by that of the file.
+    it (``Images/``; ``images_1/``, ``images_2/``, … are one), or beside it if it is called
+    ``annotations`` as COCO's. Where nothing is there either, the beginning that all names have in
+    common is taken to be the place of the pictures on another machine (``/home/me/photos/1.jpg``,
+    ``C:\\photos\\1.jpg``), and left out as far as that helps, all folders if need be. A name is
+    understood as :func:`_spellings` has it; one without an ending, or with another one, is
+    completed by that of the file.
 
     Args:
       table: the table.
@@ -57,11 +60,30 @@ class Pictures:
             split = split_in_name(table.name)
             own = (each for each in same if split and split_in_name(each.name) == split)
             self._folder = next(own, same[0])
+        # images_001/ to images_012/ are one folder that was too large.
+        kind = _without_numbers(table, self._folder)
+        self._parts = [
+            folder
+            for _, folder in counts
+            if folder != self._folder and _without_numbers(table, folder) == kind
+        ]
 
     def find(self, name: str) -> pathlib.Path:
         """The file of that name; where it would be if there is none."""
         own = self.relative(name)
-        return _file(self._folder, own) or self._folder / own
+        found = _file(self._folder, own) or self._in_other_parts(own)
+        return found or self._folder / own
+
+    def _in_other_parts(self, name: str) -> pathlib.Path | None:
+        """The file of that name in a folder that goes on where another one ends."""
+        for place, folder in enumerate(self._parts):
+            for each in (name, *_spellings(name)):
+                with contextlib.suppress(OSError, ValueError):
+                    if (folder / each).is_file():
+                        # The next one is there, most likely.
+                        self._parts.insert(0, self._parts.pop(place))
+                        return folder / each
+        return None
 
     def relative(self, name: str) -> str:
         """A name without what is only so on another machine."""
@@ -94,6 +116,10 @@ class Pictures:
         return False
 
 
+def _without_numbers(table: pathlib.Path, folder: pathlib.Path) -> str:
+    return re.sub(r"\d+", "0", os.path.relpath(folder, table.parent))
+
+
 def _folders(table: pathlib.Path) -> list[pathlib.Path]:
     above = [table.parent]
     if table.parent.name.lower().startswith("annotation"):
@@ -106,13 +132,11 @@ def _folders_in(folders: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     for folder in folders:
         try:
             inner = sorted(
-                each.path
-                for each in os.scandir(folder)
-                if each.is_dir() and not is_hidden(each.name)
+                each.name for each in scan(folder) if each.is_dir() and not is_hidden(each.name)
             )
         except OSError:
             continue
-        below += [pathlib.Path(path) for path in inner[:_MAX_FOLDERS]]
+        below += [folder / name for name in inner[:_MAX_FOLDERS]]
     return below[:_MAX_FOLDERS]
 
 

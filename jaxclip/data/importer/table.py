@@ -67,7 +67,7 @@ class TableReader:
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._found()
-        with open(self._table, "rb") as self._raw:
+        with self._table.open("rb") as self._raw:
             for number, item in enumerate(self._grouped(self._rows(self._raw)), start=1):
                 if number > start.item:
                     yield Cursor(0, number), item
@@ -78,7 +78,7 @@ class TableReader:
 
     def _found(self) -> Pictures:
         if self._pictures is None:
-            with open(self._table, "rb") as raw:
+            with self._table.open("rb") as raw:
                 names = (row.file for row in self._rows(raw) if isinstance(row, Row))
                 self._pictures = Pictures(self._table, names)
         return self._pictures

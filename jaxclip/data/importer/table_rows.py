@@ -66,7 +66,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
       OSError: it cannot be read.
     """
     try:
-        with open(table, "rb") as raw:
+        with table.open("rb") as raw:
             data = packed.unpacked(raw)
             begin = data.peek(4)[:4]
             if not begin and suffix(table) not in LINES:
@@ -142,7 +142,7 @@ def _line_of(table: pathlib.Path, encoding: str) -> re.Pattern[str] | None:
     """How each line of a list is made, by its first one; None if the file is no list."""
     if suffix(table) not in (".token", ".txt"):
         return None
-    with open(table, "rb") as raw:
+    with table.open("rb") as raw:
         text = _text(packed.unpacked(raw), encoding)
         try:
             line = text.readline()
@@ -167,7 +167,7 @@ def _list_rows(text: io.TextIOWrapper, form: re.Pattern[str]) -> Iterator[Row | 
 
 
 def _layout(table: pathlib.Path, columns: Columns, encoding: str) -> separated.Layout:
-    with open(table, "rb") as raw:
+    with table.open("rb") as raw:
         text = _text(packed.unpacked(raw), encoding)
         try:
             return separated.layout(table, text, suffix(table) == ".tsv", columns)
