@@ -130,7 +130,8 @@ def say_of_splits(file: object, columns: Iterable[str]) -> None:
     if find(columns, ("split",)):
         _say(
             f"{file} has a column 'split', which does not count in place: all rows of a file are "
-            "of one split; import it, and the splits are kept"
+            "of one split; write ?split=split behind the name of the data set, or import it, and "
+            "the splits are kept"
         )
 
 

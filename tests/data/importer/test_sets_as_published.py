@@ -318,7 +318,8 @@ def test_tars_of_the_hub_in_place(fill, names):
 def test_in_place_a_column_of_splits_is_said_to_be_of_no_use(fill, caplog):
     folder = fill({"a.parquet": table(image=[A, B], text=["x", "y"], split=["train", "val"])})
     assert sources.open(f"parquet:{folder}").splits == {"train": 2}
-    assert "import it, and the splits are kept" in caplog.text
+    assert "write ?split=split behind the name" in caplog.text
+    assert sources.open(f"parquet:{folder}?split=split").splits == {"train": 1, "val": 1}
 
 
 def test_folders_of_parts_are_no_classes(fill, caplog):
