@@ -40,6 +40,11 @@ KEY_FIELDS = ("key", "id")
 ID_FIELDS = ("image_id", "img_id", "photo_id", "id")
 LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url", "image_urls")
 LABEL_FIELDS = ("label", "class", "cls", "prediction_string")
+# Are labels only where there are neither these nor captions; else they say something more.
+ALSO_LABELS = (
+    "class_name", "label_name", "category_name", "class_id", "category", "target", "diagnosis",
+    "dx", "breed", "species",
+)  # fmt: skip
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
 # caption, captions that are wrong, boxes, and a text for each box.

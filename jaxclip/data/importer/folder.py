@@ -10,14 +10,14 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from jaxclip.data import file_kinds, tar_index
 from jaxclip.data.importer.archives import scan
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
+from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_in_name, split_of
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
@@ -43,9 +43,23 @@ _NO_CLASSES = ("images", "imgs", "img")
 # images_001).
 _PART = re.compile(
     r"(train|training|val|valid|validation|dev|test|testing|images?|imgs?|parts?|batch|shard|chunk)"
-    r"([\W\d_]|images?|imgs?|set|part)*",
+    r"([\W\d_]|images?|imgs?|set|part)*|.*[\W_]part[\W_]*\d+",
     re.I,
 )
+
+
+class _Classes(NamedTuple):
+    """Which folders are classes.
+
+    Attributes:
+      above: how many folders stand above those that are classes or splits (``images/cats/1.jpg``).
+      splits: the splits by their folders, which stand above the classes'.
+      in_splits: whether there are no classes but those in splits.
+    """
+
+    above: int
+    splits: dict[str, str]
+    in_splits: bool
 
 
 class TreeReader:
@@ -76,7 +90,7 @@ class TreeReader:
         self._encoding = encoding
         self._advice = advice
         self._unused = unused
-        self._classes: int | None = None
+        self._classes: _Classes | None = None
         self._texts = [each for each in _TEXT_FOLDERS if (folder / each).is_dir()]
 
     def has_images(self) -> bool:
@@ -93,7 +107,7 @@ class TreeReader:
         return None
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
-        self._classes = self._above_classes()
+        self._classes = self._find_classes()
         if self._classes is None and not self._advice:
             self._advice = self._unused(True)
         unused = self._unused(False) if self._classes is not None else ""
@@ -107,13 +121,14 @@ class TreeReader:
         key = printable(file.relative_to(self._folder).as_posix())
         split = split_of(key)
         if self._classes is not None:
-            folders = key.split("/")[self._classes :]
-            split = split_of("/".join(folders))
-            if folders[1 if split else 0].lower() in _NO_CLASSES:
+            folders = _once(key.split("/"))[self._classes.above :]
+            split = self._classes.splits.get(folders[0], "")
+            name = folders[1 if split else 0]
+            if name.lower() in _NO_CLASSES or (self._classes.in_splits and not split):
                 return BadRecord(
                     "empty_caption", "neither a caption nor in a folder of a class", key
                 )
-            return Item(key, file, (), folders[1 if split else 0], split=split)
+            return Item(key, file, (), name, split=split)
         texts, fields = self._beside(file)
         if texts is None and fields is None:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
@@ -124,29 +139,29 @@ class TreeReader:
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
-    def _above_classes(self) -> int | None:
-        """How many folders stand above those that are classes (``images/cats/1.jpg``); None if
-        none are: one alone (``images/``) says nothing."""
+    def _find_classes(self) -> _Classes | None:
+        """Which folders are classes; None if none are: one alone (``images/``) says nothing."""
         places = set()
         for file in self._images():
             if self._beside(file) != (None, None):
                 return None
-            places.add(file.relative_to(self._folder).parts[:-1])
+            places.add(_once(file.relative_to(self._folder).parts[:-1]))
         same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
         above = [each[0] for each in same]
         if any(len(place) == len(above) for place in places):
             return None  # pictures beside folders
         if above and above[-1].lower() in SPLITS:
             above.pop()
-        names = set()
-        for place in places:
-            within = place[len(above) :]
-            in_split = within[0].lower() in SPLITS
-            if len(within) <= in_split:
-                return None
-            names.add(within[in_split])
+        within = [place[len(above) :] for place in places]
+        splits = {place[0]: place[0] for place in within if place[0].lower() in SPLITS}
+        spelled = {} if splits else _spelled_splits(within)
+        splits.update(spelled)
+        if any(len(place) == 1 and place[0] in splits for place in within):
+            return None
+        names = {place[place[0] in splits] for place in within if place[0] in splits or not spelled}
         are_parts = all(map(_PART.fullmatch, names))
-        return len(above) if len(names) > 1 and not are_parts else None
+        is_class = len(names) > 1 and not are_parts
+        return _Classes(len(above), splits, bool(spelled)) if is_class else None
 
     def _beside(self, file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
         """Captions and named values in the files beside a picture, or in a folder of captions."""
@@ -162,6 +177,24 @@ class TreeReader:
     def _images(self) -> Iterator[pathlib.Path]:
         around = pathlib.Path(os.path.realpath(self._folder)).parents
         yield from _images(self._folder, frozenset(map(str, around)))
+
+
+def _once(folders: Sequence[str]) -> tuple[str, ...]:
+    """Folders without those that are in one of the same name (``flowers/flowers/``), as unpacking
+    often makes them."""
+    return tuple(name for name, _ in itertools.groupby(folders))
+
+
+def _spelled_splits(places: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """The splits that names of folders speak of (``training_set/``, ``seg_test/``), by these.
+
+    They count if there are several, one of them for training, and all of their pictures are in
+    further folders: else a bullet train and a test tube may be classes.
+    """
+    splits = {place[0]: split for place in places if (split := split_in_name(place[0]))}
+    known = set(splits.values())
+    is_deep = all(len(place) > 1 for place in places if place[0] in splits)
+    return splits if is_deep and len(known) > 1 and known & {"train", "training"} else {}
 
 
 def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict[str, Any] | None]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.importer import packed
 from jaxclip.data.naming import (
+    ALSO_LABELS,
     CAPTION_TAGS,
     KEY_FIELDS,
     LABEL_FIELDS,
@@ -143,6 +144,8 @@ def from_fields(
         rest.pop("split")
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = first_filled(rest, LABEL_FIELDS)
+    if texts is None and not labelled and not find(rest, (*TEXT_FIELDS, text_column)):
+        labelled = None if captioned(rest) else first_filled(rest, ALSO_LABELS)
     label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None
     if texts is None:
         name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)

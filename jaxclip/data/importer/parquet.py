@@ -14,6 +14,7 @@ from jaxclip.data.caption_shapes import CONVERSATIONS, captioned
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.naming import (
+    ALSO_LABELS,
     FILE_FIELDS,
     LABEL_FIELDS,
     LINK_FIELDS,
@@ -213,6 +214,7 @@ def columns_of(
     text = wanted[1] or next((n for n in texts if n != image and _may_be_text(types[n])), "")
     noted = _noted(schema.metadata or {})
     labels = find(types, LABEL_FIELDS) or [n for n in types if n in noted and not text]
+    labels = labels or (find(types, ALSO_LABELS) if not text else [])
     label = next(iter(labels), "")
     if not text and not label:
         text = next((n for n in texts if n != image and _is_number(types[n])), "")

@@ -53,6 +53,7 @@ class Pictures:
             counts += [(self._count(folder, first), folder) for folder in deeper]
         best = max((count for count, _ in counts), default=0)
         self._is_last_only = False
+        self._ending = ""  # of the last one that was found
         self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
             same = [folder for count, folder in counts if count == best]
@@ -71,13 +72,17 @@ class Pictures:
     def find(self, name: str) -> pathlib.Path:
         """The file of that name; where it would be if there is none."""
         own = self.relative(name)
-        found = _file(self._folder, own) or self._in_other_parts(own)
+        found = _file(self._folder, own)
+        if found is None:
+            found = self._in_other_parts(own)
+        elif self._parts:
+            self._ending = found.suffix
         return found or self._folder / own
 
     def _in_other_parts(self, name: str) -> pathlib.Path | None:
         """The file of that name in a folder that goes on where another one ends."""
         for place, folder in enumerate(self._parts):
-            for each in (name, *_spellings(name)):
+            for each in (name, f"{name}{self._ending}", *_spellings(name)):
                 with contextlib.suppress(OSError, ValueError):
                     if (folder / each).is_file():
                         # The next one is there, most likely.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES, Pictures
 from jaxclip.data.naming import (
+    ALSO_LABELS,
     FILE_FIELDS,
     ID_FIELDS,
     LABEL_FIELDS,
@@ -151,7 +152,7 @@ def _lacks(names: Sequence[str], wanted: Wanted) -> str:
     """What a line of columns' names lacks; empty if nothing."""
     for what, option, own, known in (
         ("the image file", "image", wanted.image, (*FILE_FIELDS, *ID_FIELDS)),
-        ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS)),
+        ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS, *ALSO_LABELS)),
     ):
         if own and own.lower() not in names:
             return f"no column {own!r} (--{option}-column){hint(own.lower(), names)}"

@@ -395,6 +395,74 @@ def test_a_data_set_of_the_hub(name):
             opened(name)
 
 
+CLASSES = {
+    "named like splits, each in itself": (
+        {"training_set/training_set/cats/1.jpg": A, "test_set/test_set/dogs/1.jpg": B},
+        [(B, "dogs", "test"), (A, "cats", "training")],
+    ),
+    "and some that are no split": (
+        {"seg_pred/2.jpg": A, "seg_train/cats/1.jpg": A, "seg_test/dogs/1.jpg": B},
+        ["empty_caption", (B, "dogs", "test"), (A, "cats", "train")],
+    ),
+    "in themselves": (
+        {"set/set/train/cats/1.jpg": A, "set/test/dogs/1.jpg": B},
+        [(A, "cats", "train"), (B, "dogs", "test")],
+    ),
+    "of things that are called like splits": (
+        {"bullet train/1.jpg": A, "test tube/1.jpg": B},
+        [(A, "bullet train", ""), (B, "test tube", "")],
+    ),
+    "that are parts": (
+        {"images_001/a.jpg": A, "images_002/b.jpg": B}, ["empty_caption"] * 2,
+    ),
+    "that are called parts": (
+        {"HAM_part_1/a.jpg": A, "HAM_part_2/b.jpg": B}, ["empty_caption"] * 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_folders_of_classes(fill, kind):
+    files, expected = CLASSES[kind]
+    assert found(fill(files)) == expected
+
+
+def test_a_table_of_pictures_in_parts(fill):
+    """NIH's chest X-rays and HAM10000: the pictures go on in the next folder."""
+    nih = "Image Index,Finding Labels\n1.png,Mass\n2.png,No Finding\n9.png,Mass\n"
+    ham = "lesion_id,image_id,dx\nH1,I1,nv\nH2,I2,mel\n"
+    folder = fill(
+        {
+            "nih/Data_Entry.csv": nih, "nih/images_001/images/1.png": A,
+            "nih/images_012/images/2.png": B, "nih/masks/images/9.png": A,
+            "ham/HAM_metadata.csv": ham, "ham/HAM_part_1/I1.jpg": A, "ham/HAM_part_2/I2.jpg": B,
+        }
+    )  # fmt: skip
+    *read, missing = found(folder / "nih")
+    assert read == [(A, ("Mass",), ""), (B, ("No Finding",), "")]
+    # Another folder is no part, whatever is in it.
+    assert missing[0].reason == "missing_image"
+    assert found(folder / "ham") == [(A, "nv", ""), (B, "mel", "")]
+
+
+def test_names_that_are_labels_where_nothing_else_says_anything(fill):
+    folder = fill(
+        {
+            "a.jpg": A, "1/t.csv": "file,category,label\n../a.jpg,1,cats\n",
+            "2/t.csv": "file,category,caption\n../a.jpg,1,a cat\n",
+            "3/t.csv": "file,category\n../a.jpg,dogs\n",
+            "4/t.parquet": table(image=[A], category=["dogs"]),
+            "5/t.parquet": table(image=[A], category=["dogs"], text=["a cat"]),
+            "6/t.jsonl": '{"file": "../a.jpg", "category": "dogs"}',
+        }
+    )  # fmt: skip
+    read = {n: found(next((folder / str(n)).iterdir())) for n in range(1, 7)}
+    assert read == {
+        1: [(A, "cats", "")], 2: [(A, ("a cat",), "")], 3: [(A, "dogs", "")], 4: [(A, "dogs", "")],
+        5: [(A, ("a cat",), "")], 6: [(A, "dogs", "")],
+    }  # fmt: skip
+
+
 def test_a_folder_of_pictures_beside_classes_is_none(fill):
     files = {"train/n1/images/1.jpg": A, "train/n2/images/2.jpg": B, "val/images/3.jpg": A}
     assert found(fill(files))[2:] == ["empty_caption"]
