@@ -1,24 +1,23 @@
-"""ZIP archives as the folders that they would be if they were unpacked where they are.
+"""Archives as the folders that they would be if they were unpacked where they are.
 
-A reader takes paths, lists folders by :func:`scan` and opens files by the paths' own methods. Where
-a source has archives, its paths are :class:`UnpackedPath`: what is in the archives is there, beside
-what is on the disk, and the archives themselves are not. Nothing is written, and no reader knows.
+That is ZIP archives, and tars of pictures that are no WebDataset.
+
+:mod:`jaxclip.data.importer.folders` has the paths that go through them.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import logging
 import os
 import pathlib
-import stat
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
 from jaxclip.data import file_kinds, tar_index
+from jaxclip.data.importer import tar_tree, zip_index
+from jaxclip.data.importer.archive_index import ArchiveIndex
+from jaxclip.data.importer.folders import UnpackedPath, unwrapped, walk
 from jaxclip.data.importer.items import Cursor, Item, Reader, files_stamp
-from jaxclip.data.importer.zip_index import ENDING, ZipIndex
 from jaxclip.data.naming import is_hidden, split_in_name
 from jaxclip.data.record import BadRecord
 
@@ -32,30 +31,19 @@ _NOTES = 4
 _AFTER = 1 << 40
 
 
-class Entry(NamedTuple):
-    """What is in a folder, as ``os.DirEntry`` has it."""
-
-    name: str
-    is_folder: bool
-
-    def is_file(self) -> bool:
-        return not self.is_folder
-
-    def is_dir(self) -> bool:
-        return self.is_folder
-
-    def is_symlink(self) -> bool:
-        return False
+ZIP = (zip_index.ENDING,)
+ALL = (*ZIP, tar_tree.ENDING)
 
 
-def scan(folder: pathlib.Path) -> list[Any]:
-    """What is in a folder: ``os.DirEntry`` or :class:`Entry`, hidden files too; raises OSError."""
-    return folder.scan() if isinstance(folder, UnpackedPath) else list(os.scandir(folder))
+def is_archive(path: pathlib.PurePath, kinds: Sequence[str] = ZIP) -> bool:
+    """Whether a file is an archive by its name."""
+    return path.suffix.lower() in kinds and not is_hidden(path.name)
 
 
-def is_archive(path: pathlib.PurePath) -> bool:
-    """Whether a file is a ZIP archive by its name."""
-    return path.suffix.lower() == ENDING and not is_hidden(path.name)
+def _index(file: pathlib.Path, encoding: str) -> ArchiveIndex:
+    if file.suffix.lower() == tar_tree.ENDING:
+        return tar_tree.TarTree(file)
+    return zip_index.ZipIndex(file, encoding)
 
 
 class Archives:
@@ -88,12 +76,12 @@ class Archives:
         self.files: list[pathlib.Path] = []
         self.problems: list[BadRecord] = []
         self.notes: list[str] = []
-        self._at: dict[str, list[ZipIndex]] = {}
+        self._at: dict[str, list[ArchiveIndex]] = {}
         self._hidden = frozenset(map(str, files))
-        by_folder: dict[pathlib.Path, list[ZipIndex]] = {}
+        by_folder: dict[pathlib.Path, list[ArchiveIndex]] = {}
         for file in files:
             try:
-                index = ZipIndex(file, encoding)
+                index = _index(file, encoding)
             except (OSError, ValueError) as error:
                 if folder is not None and len(files) == 1:
                     raise
@@ -105,16 +93,14 @@ class Archives:
         for place, found in by_folder.items():
             self._place(place, found, is_alone=folder is not None and len(files) == 1)
 
-    def _note(self, index: ZipIndex) -> None:
-        for name in index.refused:
-            detail = f"{index.file} holds {name!r}, which lies outside of the archive's folder"
-            self.problems.append(BadRecord("bad_row", detail, name))
+    def _note(self, index: ArchiveIndex) -> None:
+        self.problems += index.problems
         for name in index.walk():
             if name.lower().endswith(file_kinds.ARCHIVES):
                 detail = f"{index.file} holds the archive {name}; unpack {index.file.name} first"
                 self.problems.append(BadRecord("undecodable", detail, name))
 
-    def _place(self, folder: pathlib.Path, found: list[ZipIndex], *, is_alone: bool) -> None:
+    def _place(self, folder: pathlib.Path, found: list[ArchiveIndex], *, is_alone: bool) -> None:
         """Decide where the archives of a folder are unpacked."""
         here = [index for index in found if is_alone or not _wants_folder(index)]
         for one, other in itertools.combinations(here, 2):
@@ -144,7 +130,7 @@ class Archives:
         """Whether a path is that of an archive: in its place there is its content."""
         return path in self._hidden
 
-    def within(self, path: str) -> Iterator[tuple[ZipIndex, str]]:
+    def within(self, path: str) -> Iterator[tuple[ArchiveIndex, str]]:
         """Archives that may have something at a path, each with the path within it."""
         place, inner = path, ""
         while place:
@@ -163,89 +149,7 @@ class Archives:
                 yield last
 
 
-class UnpackedPath(pathlib.PosixPath):
-    """A path on the disk, or of a file or folder in an archive that is taken to be unpacked.
-
-    What is on the disk goes before. Made by :meth:`Archives.path`, which gives the class the
-    archives, so that every path made from one has them.
-    """
-
-    __slots__ = ()
-    archives: Archives
-
-    def _in_archive(self) -> tuple[ZipIndex, str] | None:
-        found = self.archives.within(str(self))
-        return next((each for each in found if each[0].is_file(each[1])), None)
-
-    def _is_on_disk(self) -> bool:
-        return os.path.isfile(self) and not self.archives.stand_for(str(self))
-
-    def is_dir(self, **kwargs: Any) -> bool:
-        text = str(self)
-        if any(index.is_folder(inner) for index, inner in self.archives.within(text)):
-            return True
-        if next(self.archives.places_in(text), None):
-            return True
-        return os.path.isdir(self)
-
-    def is_file(self, **kwargs: Any) -> bool:
-        return self._is_on_disk() or self._in_archive() is not None
-
-    def exists(self, **kwargs: Any) -> bool:
-        return self.is_file() or self.is_dir() or super().exists(**kwargs)
-
-    def packed_in(self) -> pathlib.Path | None:
-        """The archive that a file is in; None if it is on the disk."""
-        found = None if self._is_on_disk() else self._in_archive()
-        return None if found is None else found[0].file
-
-    def scan(self) -> list[Any]:
-        """See :func:`scan`."""
-        there: dict[str, Any] = {}
-        text = str(self)
-        if os.path.isdir(self):
-            with os.scandir(self) as entries:
-                there = {
-                    each.name: each for each in entries if not self.archives.stand_for(each.path)
-                }
-        for index, inner in self.archives.within(text):
-            if index.is_folder(inner):
-                for name in index.folders(inner):
-                    there.setdefault(name, Entry(name, True))
-                for name in index.files(inner):
-                    there.setdefault(name, Entry(name, False))
-        for name in self.archives.places_in(text):
-            there.setdefault(name, Entry(name, True))
-        if not there and not self.is_dir():
-            raise FileNotFoundError(f"{self}: no such folder")
-        return list(there.values())
-
-    def iterdir(self) -> Generator[UnpackedPath, None, None]:
-        yield from (self / entry.name for entry in self.scan())
-
-    def stat(self, **kwargs: Any) -> os.stat_result:
-        found = None if self._is_on_disk() else self._in_archive()
-        if found is None:
-            return super().stat(**kwargs)
-        index, inner = found
-        status = os.stat(index.file)
-        values = list(status[:10])
-        values[stat.ST_MODE], values[stat.ST_SIZE] = stat.S_IFREG | 0o444, index.size(inner)
-        return os.stat_result(values, {"st_mtime_ns": status.st_mtime_ns})
-
-    def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        found = None if self._is_on_disk() else self._in_archive()
-        if found is None:
-            return super().open(mode, *args, **kwargs)
-        stream = found[0].open(found[1])
-        return stream if "b" in mode else io.TextIOWrapper(stream, *args[1:], **kwargs)
-
-    def read_bytes(self) -> bytes:
-        found = None if self._is_on_disk() else self._in_archive()
-        return super().read_bytes() if found is None else found[0].read(found[1])
-
-
-def _wants_folder(index: ZipIndex) -> bool:
+def _wants_folder(index: ArchiveIndex) -> bool:
     """Whether an archive is one whose content needs a folder of its own."""
     if any(map(_is_picture, index.files())):
         return True
@@ -259,7 +163,7 @@ def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1][1:].lower() in tar_index.IMAGE_EXTENSIONS
 
 
-def _unpacked_to(index: ZipIndex, folder: pathlib.Path) -> pathlib.Path | None:
+def _unpacked_to(index: ArchiveIndex, folder: pathlib.Path) -> pathlib.Path | None:
     """Where an archive's files are on the disk already, beside it; None if they are not."""
     first = list(itertools.islice(filter(_is_picture, index.walk()), _SAMPLE))
     first = first or list(itertools.islice(index.walk(), _SAMPLE))
@@ -272,34 +176,12 @@ def _unpacked_to(index: ZipIndex, folder: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
-def walk(path: pathlib.Path, depth: int) -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Folders below one, none of them hidden, with the names of the files in them, sorted.
-
-    Links are followed once.
-
-    Args:
-      path: a folder; it comes first.
-      depth: how many folders below it are looked into.
-    """
-    yield from _walk(path, depth, set())
-
-
-def _walk(
-    path: pathlib.Path, depth: int, seen: set[str]
-) -> Iterator[tuple[pathlib.Path, list[str]]]:
-    seen.add(os.path.realpath(path))
-    try:
-        entries = [each for each in scan(path) if not is_hidden(each.name)]
-    except OSError:
-        return
-    yield path, sorted(each.name for each in entries if not each.is_dir())
-    for name in sorted(each.name for each in entries if each.is_dir()) if depth else ():
-        if os.path.realpath(path / name) not in seen:
-            yield from _walk(path / name, depth - 1, seen)
-
-
 def of_source(
-    path: pathlib.Path, files: Sequence[str], depth: int, encoding: str
+    path: pathlib.Path,
+    files: Sequence[str],
+    depth: int,
+    encoding: str,
+    kinds: Sequence[str] = ZIP,
 ) -> tuple[pathlib.Path, Archives | None]:
     """The path of a source, as it is with its archives unpacked, and these.
 
@@ -308,6 +190,7 @@ def of_source(
       files: the files that a pattern stands for.
       depth: how many folders below a folder are looked into.
       encoding: see :class:`Archives`.
+      kinds: endings of the archives that are looked into.
 
     Raises:
       ValueError: the one archive is damaged, or needs a password.
@@ -318,10 +201,17 @@ def of_source(
             folder / name
             for folder, names in walk(absolute, depth)
             for name in names
-            if is_archive(folder / name)
+            if is_archive(folder / name, kinds)
         ]
         archives = Archives(found, encoding=encoding) if found else None
-    elif files and all(is_archive(pathlib.Path(file)) for file in files):
+        if archives and kinds != ZIP:
+            archives.problems += [
+                BadRecord("undecodable", f"{folder / name} is compressed; unpack it first", name)
+                for folder, names in walk(absolute, depth)
+                for name in names
+                if tar_tree.is_compressed(name)
+            ]
+    elif files and all(is_archive(pathlib.Path(file), kinds) for file in files):
         found = [pathlib.Path(os.path.abspath(file)) for file in files]
         archives = Archives(found, absolute, encoding)
     else:
@@ -338,32 +228,13 @@ def beside(table: pathlib.Path, encoding: str) -> tuple[pathlib.Path, Archives] 
     folders = [table.parent]
     if table.parent.name.lower().startswith("annotation"):  # COCO's; pictures are beside it
         folders.append(table.parent.parent)
-    found = [file for folder in folders for file in sorted(folder.iterdir()) if is_archive(file)]
+    found = [
+        file for folder in folders for file in sorted(folder.iterdir()) if is_archive(file, ALL)
+    ]
     if not found:
         return None
     archives = Archives(found, encoding=encoding)
     return archives.path(table), archives
-
-
-def unwrapped(folder: pathlib.Path, depth: int) -> pathlib.Path:
-    """The folder that everything in one is in; one that is called like a split says something."""
-    for _ in range(depth):
-        try:
-            entries = [each for each in scan(folder) if not is_hidden(each.name)]
-        except OSError:
-            break
-        if len(entries) != 1 or not entries[0].is_dir() or split_in_name(entries[0].name):
-            break
-        folder = folder / entries[0].name
-    return folder
-
-
-def check_on_disk(files: Iterable[pathlib.Path]) -> None:
-    """Raise ValueError if one of the files is in an archive, where it can't be read."""
-    for file in files:
-        archive = file.packed_in() if isinstance(file, UnpackedPath) else None
-        if archive is not None:
-            raise ValueError(f"{archive} holds {file.name}; unpack {archive.name} first")
 
 
 class ArchiveReader:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip.data import file_kinds, tar_index
-from jaxclip.data.importer.archives import scan
+from jaxclip.data.importer.folders import scan
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_in_name, split_of

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 
 from jaxclip.data import file_kinds
 from jaxclip.data.importer import table_rows
-from jaxclip.data.importer.items import Cursor
+from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.zip_index import ENDING
-from jaxclip.data.record import BadRecord
 
 TAR_ENDINGS = (
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
 )  # fmt: skip
 # A folder with more tables keeps something else in them.
 MAX_TABLES = 16
+# Samples of a tar that tell whether it is a WebDataset.
+_LOOKED_AT = 1000
+_OF_NO_SAMPLES = ("empty_caption", "missing_image", "corrupted")
 # How file_kinds says that it knows nothing.
 _VAGUE = ("no known kind", "text (")
+
+
+class PackedError(ValueError):
+    """Pictures are in an archive that is not looked into.
+
+    Args:
+      message: for people.
+      tar: the archive, if it is a tar.
+    """
+
+    def __init__(self, message: str, tar: pathlib.Path | None = None):
+        super().__init__(message)
+        self.tar = tar
 
 
 def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
     """The reader of a table.
 
     Raises:
-      ValueError: none of the pictures that the table names is there, but an archive.
+      PackedError: none of the pictures that the table names is there, but a tar.
+      ValueError: none is there, but another archive.
     """
-    if not reader.has_pictures():
+    if not reader.has_pictures() and os.path.isdir(table.parent):
         endings = (*file_kinds.ARCHIVES, *TAR_ENDINGS)
-        files = sorted(each.name for each in table.parent.iterdir() if each.is_file())
+        files = sorted(os.listdir(table.parent))  # also those that are looked into
+        files.sort(key=lambda name: not name.lower().endswith(TAR_ENDINGS))
         packed = next((name for name in files if name.lower().endswith(endings)), "")
         if packed.lower().endswith(ENDING):
             raise ValueError(
@@ -39,27 +58,33 @@ def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
             )
         if packed:
             way = ", or say --format webdataset" if packed.lower().endswith(TAR_ENDINGS) else ""
-            raise ValueError(
+            raise PackedError(
                 f"none of the first pictures that {table} names is there; unpack {packed} "
-                f"first{way}"
+                f"first{way}",
+                table.parent / packed if way else None,
             )
     return reader
 
 
-def check_tables(path: pathlib.Path, tars: Sequence[pathlib.Path]) -> None:
-    """Raise ValueError if tars have nothing but pictures, of which a table beside them speaks."""
-    first = next(TarReader(tars[:1]).items(Cursor()), None) if path.is_dir() else None
-    item = first[1] if first else None
-    if not isinstance(item, BadRecord) or item.reason != "empty_caption":
-        return
-    for table in candidates(path):
-        try:
-            TableReader(table)
-        except (OSError, ValueError):
-            continue  # a table of something else
-        raise ValueError(
-            f"{tars[0]} holds pictures without captions; if {table.name} beside it has those, "
-            "unpack the tar first; if not, move the table away"
+def check_tar(path: pathlib.Path, tar: pathlib.Path) -> None:
+    """Raise PackedError if a tar is no WebDataset, but holds pictures without captions.
+
+    Args:
+      path: the source.
+      tar: the first one in it.
+    """
+    count = 0
+    for _, item in itertools.islice(TarReader([tar]).items(Cursor()), _LOOKED_AT):
+        if isinstance(item, Item) or item.reason not in _OF_NO_SAMPLES:
+            return
+        count += item.reason == "empty_caption"
+    if count:
+        names = [each.name for each in candidates(path)] if path.is_dir() else []
+        raise PackedError(
+            f"{tar} holds pictures without captions; unpack it and import the folder"
+            + (f" with {names[0]} in it, if that has the captions" if names else "")
+            + ", or say --format webdataset",
+            tar,
         )
 
 

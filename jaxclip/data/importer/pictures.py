@@ -12,7 +12,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 
 from jaxclip.data import tar_index
-from jaxclip.data.importer.archives import scan
+from jaxclip.data.importer.folders import scan
 from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.naming import is_hidden, split_in_name
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from jaxclip.data import file_kinds, patterns, remote, webdataset
-from jaxclip.data.importer import archives, instead, table_rows
+from jaxclip.data.importer import archives, folders, instead, table_rows
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Reader
 from jaxclip.data.importer.parquet import ParquetReader
@@ -84,9 +84,30 @@ def open_reader(
     if path.exists() and not (path.is_dir() or path.is_file()):
         raise ValueError(f"{text!r} is a pipe, socket or device, not a file")
     named = [] if path.is_dir() else _expand(text)
-    path, packed = archives.of_source(path, named, _DEEPEST, encoding)
+    columns = (image_column, text_column)
     try:
-        reader = _open(path, named, format, (image_column, text_column), encoding)
+        return _through_archives(path, named, format, columns, encoding, archives.ZIP)
+    except instead.PackedError as error:
+        if not error.tar or not archives.is_archive(error.tar, archives.ALL):
+            raise
+    # The tar is no WebDataset, but folders.
+    return _through_archives(path, named, "folder", columns, encoding, archives.ALL)
+
+
+def _through_archives(
+    path: pathlib.Path,
+    named: list[str],
+    format: str,
+    columns: tuple[str, str],
+    encoding: str,
+    kinds: Sequence[str],
+) -> Reader:
+    """The reader of a source with its archives of some kinds unpacked."""
+    path, packed = archives.of_source(path, named, _DEEPEST, encoding, kinds)
+    try:
+        reader = _open(path, named, format, columns, encoding)
+    except instead.PackedError:
+        raise
     except (FileNotFoundError, ValueError) as error:
         if packed and packed.problems:
             raise type(error)(f"{error}; {packed.problems[0].detail}") from error
@@ -107,7 +128,8 @@ def _open(
             str(file) for file in path.iterdir() if file.is_file() and not is_hidden(file.name)
         )
         files = files + _in_folders(path, files)
-    if format == "auto":
+    is_guessed = format == "auto"
+    if is_guessed:
         if path.is_dir() and _is_saved(path):
             raise ValueError(f"{text!r} was saved by `datasets`{instead.what_instead(path)}")
         format = _guess(path, files)
@@ -117,7 +139,7 @@ def _open(
     fitting = [as_path(file) for file in files if _ends(file, _ENDINGS[format])]
     if not path.is_dir() and len(fitting) < len(files):
         fitting = [as_path(file) for file in files]  # named outright, whatever they are called
-    archives.check_on_disk(fitting)
+    folders.check_on_disk(fitting)
     if not fitting:
         raise FileNotFoundError(
             f"{text!r} holds no file that ends in {', '.join(_ENDINGS[format])}; without "
@@ -127,7 +149,8 @@ def _open(
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
         names = webdataset.class_names(path) if path.is_dir() else None
-        instead.check_tables(path, fitting)
+        if is_guessed:
+            instead.check_tar(path, fitting[0])
         return TarReader(fitting, splits_of_files(fitting, path), names or [])
     if format == "tfrecord":
         return TFRecordReader(fitting, splits_of_files(fitting, path))
@@ -169,7 +192,7 @@ def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
         return []
     return sorted(
         str(folder / name)
-        for folder, names in archives.walk(path, _DEEPEST)
+        for folder, names in folders.walk(path, _DEEPEST)
         for name in names
         if folder != path and _ends(name, endings) and (folder / name).is_file()
     )
@@ -242,12 +265,12 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
             encoding=encoding,
             prefix=f"{folder.relative_to(path).as_posix()}/",
         )
-        for folder, _ in archives.walk(path, _DEEPEST)
+        for folder, _ in folders.walk(path, _DEEPEST)
         if folder != path and (table := _table(folder))
     ]
     if below:
         return SplitReader(below)
-    others = _other_tables(archives.unwrapped(path, _DEEPEST), columns, encoding)
+    others = _other_tables(folders.unwrapped(path, _DEEPEST), columns, encoding)
     if others:
         return others
     reader = TreeReader(

@@ -1,14 +1,12 @@
 """What is in a ZIP archive, and its files as streams, without unpacking it.
 
 The standard library's ``ZipFile`` keeps an object of half a kilobyte for each file, and one handle
-for all threads. Here it is a name and a number, about 90 bytes, and each file that is read has a
-handle of its own; reading is ``zipfile.ZipExtFile``'s, which checks lengths and checksums.
+for all threads. Here it is a name and a number, and each file that is read has a handle of its own;
+reading is ``zipfile.ZipExtFile``'s, which checks lengths and checksums.
 """
 
 from __future__ import annotations
 
-import array
-import bisect
 import io
 import os
 import pathlib
@@ -20,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from jaxclip.data import file_kinds
 from jaxclip.data.importer import packed
-from jaxclip.data.naming import is_hidden
+from jaxclip.data.importer.archive_index import ArchiveIndex
 
 ENDING = ".zip"
 
@@ -52,17 +50,12 @@ class _Entry(NamedTuple):
         return int(self.fields[5])
 
 
-class ZipIndex:
-    """The files of an archive by folder. Names are in Unicode, with ``/`` between folders.
+class ZipIndex(ArchiveIndex):
+    """The files of a ZIP archive.
 
     Args:
       file: the archive.
       encoding: of names that are no UTF-8, nor said to be; that of DOS if it is "utf-8".
-
-    Attributes:
-      file: the archive.
-      refused: names of files that lie outside the archive's folder (``../1.jpg``).
-      has_entries: whether there is any file.
 
     Raises:
       ValueError: it is no archive, damaged, one part of several, or needs a password.
@@ -70,89 +63,25 @@ class ZipIndex:
     """
 
     def __init__(self, file: pathlib.Path, encoding: str = "utf-8"):
-        self.file = file
-        self.refused: list[str] = []
-        self._encoding = "cp437" if encoding.lower() in ("utf-8", "utf8") else encoding
-        self._files: dict[str, tuple[list[str], array.array[int]]] = {"": ([], array.array("Q"))}
-        self._folders: dict[str, set[str]] = {"": set()}
+        super().__init__(file)
+        encoding = "cp437" if encoding.lower() in ("utf-8", "utf8") else encoding
         with open(file, "rb") as raw:
             self._begin, end, self._shift = _directory(file, raw)
             count = locked = 0
             for entry in _entries(file, raw, self._begin, end):
-                is_file = self._add(entry)
+                name = _text(entry, encoding).partition("\0")[0].replace("\\", "/")
+                is_file = self._add(name, entry.position - self._begin)
                 count += is_file
                 locked += is_file and bool(entry.flags & _IS_ENCRYPTED)
         if count and locked == count:
             raise ValueError(f"{file} is encrypted; unpack it with its password first")
-        self.has_entries = count > 0
-        for folder, (names, positions) in self._files.items():
-            order = sorted(range(len(names)), key=names.__getitem__)
-            sorted_positions = array.array("Q", (positions[i] for i in order))
-            self._files[folder] = ([names[i] for i in order], sorted_positions)
-
-    def _add(self, entry: _Entry) -> bool:
-        """Note an entry; whether it is of a file."""
-        name = _text(entry, self._encoding).partition("\0")[0].replace("\\", "/")
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        if ".." in parts:
-            self.refused.append(name)
-            return False
-        if not parts or any(map(is_hidden, parts)):
-            return False
-        is_folder = name.endswith("/")
-        folder = "/".join(parts if is_folder else parts[:-1])
-        self._add_folder(folder)
-        if not is_folder:
-            names, positions = self._files[folder]
-            names.append(parts[-1])
-            positions.append(entry.position - self._begin)
-        return not is_folder
-
-    def _add_folder(self, folder: str) -> None:
-        while folder not in self._folders:
-            self._folders[folder] = set()
-            self._files[folder] = ([], array.array("Q"))
-            above, _, last = folder.rpartition("/")
-            self._add_folder(above)
-            self._folders[above].add(last)
-
-    def is_folder(self, path: str) -> bool:
-        """Whether there is such a folder; ``""`` is the archive itself."""
-        return path in self._folders
-
-    def folders(self, path: str = "") -> set[str]:
-        """Names of the folders in one that is there."""
-        return self._folders[path]
-
-    def files(self, path: str = "") -> Iterator[str]:
-        """Names of the files in a folder that is there, sorted."""
-        names = self._files[path][0]
-        for i, name in enumerate(names):
-            if i + 1 == len(names) or names[i + 1] != name:
-                yield name
-
-    def walk(self) -> Iterator[str]:
-        """Paths of all files."""
-        for folder in self._files:
-            yield from (f"{folder}/{name}" if folder else name for name in self.files(folder))
-
-    def is_file(self, path: str) -> bool:
-        """Whether there is such a file."""
-        return self._position(path) is not None
+        self._sort()
 
     def size(self, path: str) -> int:
-        """How many bytes a file has, as the directory declares it."""
         with open(self.file, "rb") as raw:
             return self._info(raw, path).file_size
 
     def open(self, path: str) -> BinaryIO:
-        """A file as a stream.
-
-        Raises:
-          FileNotFoundError: there is none.
-          OSError: without a number, where it is damaged or needs a password; reading raises
-            :data:`packed.DAMAGE` as well.
-        """
         raw = open(self.file, "rb")  # noqa: SIM115  # the stream closes it
         try:
             info = self._info(raw, path)
@@ -180,25 +109,17 @@ class ZipIndex:
             raise
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file; raises as :meth:`open`."""
         try:
             with self.open(path) as stream:
                 return stream.read()
         except packed.DAMAGE as error:
             raise OSError(f"{self.file} is damaged: {error}") from error
 
-    def _position(self, path: str) -> int | None:
-        folder, _, name = path.rpartition("/")
-        names, positions = self._files.get(folder, ([], array.array("Q")))
-        place = bisect.bisect_right(names, name)  # of several the last one, as unpacking leaves it
-        if place and names[place - 1] == name:
-            return self._begin + positions[place - 1]
-        return None
-
     def _info(self, raw: BinaryIO, path: str) -> zipfile.ZipInfo:
         position = self._position(path)
         if position is None:
             raise FileNotFoundError(f"{self.file} holds no {path}")
+        position += self._begin
         entry = next(_entries(self.file, raw, position, position + 1))
         return _info(entry, self._shift)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+import tarfile
 import zipfile
 import zlib
 
@@ -24,6 +25,18 @@ def packed(members, method=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(stream, "w", method) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
+    return stream.getvalue()
+
+
+def tar(members):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in members.items():
+            data = data.encode() if isinstance(data, str) else data
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+            info.size = len(data or b"")
+            archive.addfile(info, io.BytesIO(data or b""))
     return stream.getvalue()
 
 
@@ -147,6 +160,39 @@ LAYOUTS = {
     "unpacked already without its folder": (
         {"all.zip": packed({"top/1.jpg": A, "top/1.txt": "x"}), "1.jpg": A, "1.txt": "x"},
         {"1.jpg": A, "1.txt": "x"},
+    ),
+    "a tar of splits of classes": (
+        {
+            "all.tar": tar(
+                {"set/train/cats/1.jpg": A, "set/test/dogs/1.jpg": B, "set/info.txt": "x"}
+            )
+        },
+        {"set/train/cats/1.jpg": A, "set/test/dogs/1.jpg": B, "set/info.txt": "x"},
+    ),
+    "tars of splits": (
+        {
+            "data/train.tar": tar({"metadata.csv": TABLE, **PAIR}),
+            "data/test.tar": tar({"metadata.csv": TABLE, **PAIR}),
+        },
+        {
+            f"data/{split}/{name}": content
+            for split in ("train", "test")
+            for name, content in {"metadata.csv": TABLE, **PAIR}.items()
+        },
+    ),
+    "a table beside a tar": (
+        {
+            "captions.csv": TABLE, "a.tar": tar({"images/1.jpg": A}),
+            "b.tar": tar({"images/2.jpg": B}),
+        },
+        {"captions.csv": TABLE, "images/1.jpg": A, "images/2.jpg": B},
+    ),
+    "a list beside a tar": (
+        {
+            "results.token": "1.jpg#0\tx\n",
+            "pictures.tar": tar({"./": None, "./flickr30k/1.jpg": A}),
+        },
+        {"results.token": "1.jpg#0\tx\n", "flickr30k/1.jpg": A},
     ),
     "captions beside": (
         {
@@ -289,6 +335,32 @@ def test_one_line_says_what_is_wrong_with_the_only_archive(fill, kind, source):
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         found(fill({"a.zip": data}) / source)
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_tar_of_pictures(fill):
+    long = "x" * 120 + ".jpg"
+    whole = tar({"cats/1.jpg": A, "dogs/2.jpg": B, f"dogs/{long}": C, "dogs/9.jpg": A * 99})
+    folder = fill({"all.tar": whole, "more.tar.gz": b"\x1f\x8b"})
+    *read, compressed = found(folder)
+    assert [(key, data) for key, data, *_ in read] == [
+        ("cats/1.jpg", A), ("dogs/2.jpg", B), ("dogs/9.jpg", A * 99), (f"dogs/{long}", C),
+    ]  # fmt: skip
+    assert compressed.reason == "undecodable" and "is compressed" in compressed.detail
+    (folder / "more.tar.gz").unlink()
+    (folder / "all.tar").write_bytes(whole[: whole.index(A * 99) + 1000])
+    *read, cut = found(folder / "all.tar")
+    assert [item[1].reason for item in read if isinstance(item[1], BadRecord)] == ["corrupted"]
+    assert len(read) == 4 and cut.reason == "corrupted" and "all.tar is damaged" in cut.detail
+
+
+def test_a_table_in_a_tar_is_a_stream(fill):
+    folder = fill({"all.tar": tar({"x/metadata.csv": TABLE, "x/1.jpg": A, "x/2.jpg": B})})
+    root = archives.Archives([folder / "all.tar"]).path(folder)
+    with (root / "x" / "metadata.csv").open("rb") as stream:
+        assert stream.read(4) == b"file" and stream.tell() == 4
+        stream.seek(0)
+        assert stream.read() == TABLE.encode() and not stream.read(1)
+    assert [each[:2] for each in found(folder)] == [("x/1.jpg", A), ("x/2.jpg", B)]
 
 
 def test_an_encrypted_archive(fill):

@@ -1,5 +1,6 @@
 """Layouts in which data sets are published, or left by the programs that make them."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -338,12 +339,20 @@ NOT_UNPACKED = {
     "by another name": ({"t.csv": TABLE, "images.7z": b"7z\xbc\xaf"}, "unpack images.7z first"),
     "all in one": ({"all.rar": b"Rar!"}, "unpack all.rar first"),
     "a table and a tar": (
-        {"metadata.csv": TABLE, "images.tar": tar({"a.jpg": A})},
+        {"metadata.csv": TABLE, "images.tar.gz": gzip.compress(tar({"a.jpg": A}))},
+        "unpack images.tar.gz first, or say --format webdataset",
+    ),
+    "a table and a tar of others": (
+        {"metadata.csv": TABLE, "a.zip": packed({"b.jpg": A}), "images.tar": tar({"c.jpg": A})},
         "unpack images.tar first, or say --format webdataset",
     ),
     "a list and a tar": (
-        {"results.token": "a.jpg#0\tx\n", "images.tar": tar({"a.jpg": A})},
-        "images.tar holds pictures without captions; if results.token beside it has those, unpack",
+        {"results.token": "a.jpg#0\tx\n", "images.tgz": gzip.compress(tar({"a.jpg": A}))},
+        "images.tgz holds pictures without captions; unpack it and import the folder with results",
+    ),
+    "a tar of classes": (
+        {"images.tgz": gzip.compress(tar({"cats/a.jpg": A, "dogs/b.jpg": A}))},
+        "images.tgz holds pictures without captions; unpack it and import the folder, or say",
     ),
     "tars in a tar": (
         {"all.tar": tar({"0.tar": tar({"a.jpg": A, "a.txt": b"x"})})},
