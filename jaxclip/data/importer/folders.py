@@ -12,13 +12,10 @@ import os
 import pathlib
 import stat
 from collections.abc import Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxclip.data.importer.archive_index import ArchiveIndex
 from jaxclip.data.naming import is_hidden, split_in_name
-
-if TYPE_CHECKING:
-    from jaxclip.data.importer.archives import Archives
 
 
 class Entry(NamedTuple):
@@ -89,15 +86,28 @@ def check_on_disk(files: Iterable[pathlib.Path]) -> None:
             raise ValueError(f"{archive} holds {file.name}; unpack {archive.name} first")
 
 
+class Unpacked(Protocol):
+    """Archives that are taken to be unpacked; :class:`jaxclip.data.importer.archives.Archives`."""
+
+    def stand_for(self, path: str) -> bool:
+        """Whether a path is that of an archive: in its place there is its content."""
+
+    def within(self, path: str) -> Iterator[tuple[ArchiveIndex, str]]:
+        """Archives that may have something at a path, each with the path within it."""
+
+    def places_in(self, folder: str) -> Iterator[str]:
+        """Names of the folders in one that archives of their own are unpacked to."""
+
+
 class UnpackedPath(pathlib.PosixPath):
     """A path on the disk, or of a file or folder in an archive that is taken to be unpacked.
 
-    What is on the disk goes before. Made by :meth:`Archives.path`, which gives the class the
+    What is on the disk goes before. Made by ``Archives.path``, which gives the class the
     archives, so that every path made from one has them.
     """
 
     __slots__ = ()
-    archives: Archives
+    archives: Unpacked
 
     def _in_archive(self) -> tuple[ArchiveIndex, str] | None:
         found = self.archives.within(str(self))

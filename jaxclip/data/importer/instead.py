@@ -49,7 +49,8 @@ def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
     """
     if not reader.has_pictures() and os.path.isdir(table.parent):
         endings = (*file_kinds.ARCHIVES, *TAR_ENDINGS)
-        files = sorted(os.listdir(table.parent))  # also those that are looked into
+        # Also those that are looked into.
+        files = sorted(each.name for each in os.scandir(table.parent) if each.is_file())
         files.sort(key=lambda name: not name.lower().endswith(TAR_ENDINGS))
         packed = next((name for name in files if name.lower().endswith(endings)), "")
         if packed.lower().endswith(ENDING):
