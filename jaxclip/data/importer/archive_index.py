@@ -104,8 +104,7 @@ class ArchiveIndex:
 
         Raises:
           FileNotFoundError: there is none.
-          OSError: without a number, where it is damaged or needs a password; reading raises
-            :data:`jaxclip.data.importer.packed.DAMAGE` as well.
+          OSError: without a number, where it is damaged or needs a password, from reading too.
         """
         raise NotImplementedError
 

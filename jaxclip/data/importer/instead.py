@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import table_rows
+from jaxclip.data.importer import packed, table_rows
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
@@ -52,17 +52,18 @@ def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
         # Also those that are looked into.
         files = sorted(each.name for each in os.scandir(table.parent) if each.is_file())
         files.sort(key=lambda name: not name.lower().endswith(TAR_ENDINGS))
-        packed = next((name for name in files if name.lower().endswith(endings)), "")
-        if packed.lower().endswith(ENDING):
+        archive = next((name for name in files if name.lower().endswith(endings)), "")
+        if archive.lower().endswith(ENDING):
             raise ValueError(
-                f"none of the first pictures that {table} names is there, nor in {packed} beside it"
+                f"none of the first pictures that {table} names is there, nor in {archive} "
+                "beside it"
             )
-        if packed:
-            way = ", or say --format webdataset" if packed.lower().endswith(TAR_ENDINGS) else ""
+        if archive:
+            way = ", or say --format webdataset" if archive.lower().endswith(TAR_ENDINGS) else ""
             raise PackedError(
-                f"none of the first pictures that {table} names is there; unpack {packed} "
+                f"none of the first pictures that {table} names is there; unpack {archive} "
                 f"first{way}",
-                table.parent / packed if way else None,
+                table.parent / archive if way else None,
             )
     return reader
 
@@ -169,5 +170,10 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _begin(file: pathlib.Path) -> bytes:
-    with file.open("rb") as raw:
-        return bytes(raw.read(1024))
+    try:
+        with file.open("rb") as raw:
+            return bytes(raw.read(1024))
+    except OSError as error:
+        if not packed.is_damage(error):
+            raise
+        return b""

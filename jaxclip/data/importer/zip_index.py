@@ -85,6 +85,7 @@ class ZipIndex(ArchiveIndex):
         raw = open(self.file, "rb")  # noqa: SIM115  # the stream closes it
         try:
             info = self._info(raw, path)
+            info.filename = str(self.file)  # for errors
             if info.flag_bits & _IS_ENCRYPTED:
                 raise OSError(f"it is encrypted; unpack {self.file} with its password first")
             if info.compress_type not in _METHODS:
@@ -99,7 +100,7 @@ class ZipIndex(ArchiveIndex):
                 raise zipfile.BadZipFile("nothing begins where it should")
             *_, name_size, extra_size = _LOCAL.unpack(header)
             raw.seek(name_size + extra_size, os.SEEK_CUR)
-            stream = zipfile.ZipExtFile(raw, "r", info, close_fileobj=True)  # type: ignore[arg-type]
+            stream = _Stream(raw, "r", info, close_fileobj=True)  # type: ignore[arg-type]
             return io.BufferedReader(stream, 1 << 16)  # type: ignore[return-value]
         except packed.DAMAGE as error:
             raw.close()
@@ -109,11 +110,8 @@ class ZipIndex(ArchiveIndex):
             raise
 
     def read(self, path: str) -> bytes:
-        try:
-            with self.open(path) as stream:
-                return stream.read()
-        except packed.DAMAGE as error:
-            raise OSError(f"{self.file} is damaged: {error}") from error
+        with self.open(path) as stream:
+            return stream.read()
 
     def _info(self, raw: BinaryIO, path: str) -> zipfile.ZipInfo:
         position = self._position(path)
@@ -122,6 +120,16 @@ class ZipIndex(ArchiveIndex):
         position += self._begin
         entry = next(_entries(self.file, raw, position, position + 1))
         return _info(entry, self._shift)
+
+
+class _Stream(zipfile.ZipExtFile):
+    """A file whose damage is an OSError without a number."""
+
+    def read(self, n: int | None = -1) -> bytes:
+        try:
+            return super().read(n)
+        except packed.DAMAGE as error:
+            raise OSError(f"{self.name} is damaged: {error}") from error
 
 
 def _directory(file: pathlib.Path, raw: BinaryIO) -> tuple[int, int, int]:
