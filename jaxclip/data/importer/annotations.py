@@ -87,6 +87,8 @@ def _in_split(found: Found | None, split: str) -> Found | None:
 
 def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
     """A row under a file's name, or under a number with the file inside."""
+    if isinstance(entry.get("p"), str) and not find(entry, TEXT_FIELDS):
+        entry = {"prompt": entry["p"], **{n: value for n, value in entry.items() if n != "p"}}
     if _names_picture(name) and not image and not find(entry, FILE_FIELDS):
         return name, dict(entry)  # whatever id it has, too
     return row(entry, image) or (name, dict(entry))

@@ -40,9 +40,10 @@ _TEXT_FOLDERS = (
 # Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
 _NO_CLASSES = ("images", "imgs", "img")
 # Names of folders that are parts of a data set rather than classes (train2017, test_images,
-# images_001).
+# images_001, and masks beside images).
 _PART = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing|images?|imgs?|parts?|batch|shard|chunk)"
+    r"(train|training|val|valid|validation|dev|test|testing|images?|imgs?|parts?|batch|shard|chunk|"
+    r"annotations?|labels?|masks?)"
     r"([\W\d_]|images?|imgs?|set|part)*|.*[\W_]part[\W_]*\d+",
     re.I,
 )

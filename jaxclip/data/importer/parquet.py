@@ -13,6 +13,7 @@ from jaxclip.data import file_kinds
 from jaxclip.data.caption_shapes import CONVERSATIONS, captioned
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
+from jaxclip.data.importer.pictures import Pictures
 from jaxclip.data.naming import (
     ALSO_LABELS,
     FILE_FIELDS,
@@ -94,6 +95,7 @@ class ParquetReader:
         """Items from a row on, each with the number of rows up to and with it."""
         with open_file(file) as opened:
             columns = columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
+            pictures = _pictures(opened, file, columns.image)
             row = 0
             for group in range(opened.num_row_groups):
                 size = opened.metadata.row_group(group).num_rows
@@ -105,7 +107,7 @@ class ParquetReader:
                         for item in items_of(batch, file, columns, row):
                             row += 1
                             if row > first:
-                                yield row, _with_alias(item, file, row - 1)
+                                yield row, _with_alias(_found(item, pictures), file, row - 1)
                 except (OSError, ValueError) as error:
                     lost = self._lost(opened, group, row)
                     detail = f"{file} is damaged in row group {group}, {lost - row} rows: {error}"
@@ -115,6 +117,24 @@ class ParquetReader:
     def _lost(self, opened: Any, group: int, row: int) -> int:
         """Number of the row after a damaged row group."""
         return sum(opened.metadata.row_group(g).num_rows for g in range(group + 1))
+
+
+def _pictures(opened: Any, file: pathlib.Path, column: str) -> Pictures | None:
+    """Where the pictures are that a file names; None if it names none."""
+    try:
+        first = next(opened.iter_batches(_BATCH_ROWS, columns=[column]), None)
+        values = first.column(0).to_pylist() if first is not None else []
+    except (OSError, ValueError):
+        return None  # said of the rows
+    names = [value for value in values if isinstance(value, str) and value]
+    return Pictures(file, names) if names else None
+
+
+def _found(item: Item | BadRecord, pictures: Pictures | None) -> Item | BadRecord:
+    """An item with its picture, if that is in another folder than beside the table."""
+    if pictures and isinstance(item, Item) and not isinstance(item.image, bytes):
+        return dataclasses.replace(item, image=pictures.locate(item.image))
+    return item
 
 
 def _with_alias(item: Item | BadRecord, file: pathlib.Path, row: int) -> Item | BadRecord:

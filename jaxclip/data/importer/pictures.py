@@ -40,9 +40,13 @@ class Pictures:
     Args:
       table: the table.
       names: the first of its names; they tell the folder.
+
+    Attributes:
+      has_some: whether any of the first names is there.
     """
 
     def __init__(self, table: pathlib.Path, names: Iterable[str] = ()):
+        self._table = table
         self._folder = table.parent
         self._elsewhere = ""
         first = [name for name, _ in zip(names, range(_MAX_NAMES), strict=False)]
@@ -78,6 +82,10 @@ class Pictures:
         elif self._parts:
             self._ending = found.suffix
         return found or self._folder / own
+
+    def locate(self, file: pathlib.Path) -> pathlib.Path:
+        """A file that should be beside the table, or the one in another folder that it is."""
+        return file if file.is_file() else self.find(os.path.relpath(file, self._table.parent))
 
     def _in_other_parts(self, name: str) -> pathlib.Path | None:
         """The file of that name in a folder that goes on where another one ends."""

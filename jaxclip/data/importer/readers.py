@@ -271,6 +271,7 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
     if below:
         return SplitReader(below)
     others = _other_tables(folders.unwrapped(path, _DEEPEST), columns, encoding)
+    others = others or _tables_of_folders(path, columns, encoding)
     if others:
         return others
     reader = TreeReader(
@@ -343,6 +344,29 @@ def _other_tables(
             for table, split in zip(readers, splits, strict=True)
         ]
     )
+
+
+def _tables_of_folders(
+    path: pathlib.Path, columns: tuple[str, str], encoding: str
+) -> SplitReader | None:
+    """A table of any name in each folder that has pictures, as DiffusionDB's parts have them."""
+    readers = []
+    for folder, names in folders.walk(path, _DEEPEST):
+        if not any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names):
+            continue
+        tables = instead.candidates(folder)
+        if len(tables) != 1:
+            return None
+        prefix = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
+        split = split_within(tables[0].relative_to(path))
+        try:
+            reader = TableReader(tables[0], *columns, split, encoding, prefix)
+            if not reader.has_pictures():
+                return None
+        except (OSError, ValueError):
+            return None
+        readers.append(reader)
+    return SplitReader(readers) if readers else None
 
 
 def _splits_of_tables(tables: Sequence[pathlib.Path]) -> list[str]:

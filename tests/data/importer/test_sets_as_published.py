@@ -424,6 +424,9 @@ CLASSES = {
     "that are parts": (
         {"images_001/a.jpg": A, "images_002/b.jpg": B}, ["empty_caption"] * 2,
     ),
+    "of which one is of masks": (
+        {"images/train/a.jpg": A, "masks/train/a.png": B}, ["empty_caption"] * 2,
+    ),
     "that are called parts": (
         {"HAM_part_1/a.jpg": A, "HAM_part_2/b.jpg": B}, ["empty_caption"] * 2,
     ),
@@ -486,6 +489,30 @@ def test_captions_nested_without_end(fill, depth):
         assert found(folder) == [(A, ("x",), "")] and records[0].texts == ("x",)
     else:
         assert found(folder) == ["bad_row"] and records[0].reason == "empty_caption"
+
+
+def test_a_table_of_any_name_in_each_folder(fill):
+    """DiffusionDB's parts; in a folder without one its pictures would be lost."""
+    parts = {"1": ("a.png", A, "a cat"), "2": ("b.png", B, "a dog")}
+    files = {}
+    for number, (name, data, prompt) in parts.items():
+        files[f"part-{number}/{name}"] = data
+        files[f"part-{number}/part-{number}.json"] = json.dumps({name: {"p": prompt, "se": 7}})
+    assert found(fill(files)) == PAIR
+    folder = fill({"other/c.png": A})
+    assert [each[1] for each in found(folder)] == ["other", "part-1", "part-2"]
+    (folder / "other/c.png").rename(folder / "other/c.txt")
+    assert found(folder) == PAIR
+
+
+def test_parquet_of_names_of_pictures_in_another_folder(fill):
+    rows = table(file_name=["1.jpg", "2.jpg", "3.jpg"], text=["x", "y", "z"])
+    folder = fill(
+        {"metadata.parquet": rows, "images_1.zip": packed({"1.jpg": A}), "images_2/2.jpg": B}
+    )
+    *read, missing = found(folder)
+    assert read == [(A, ("x",), ""), (B, ("y",), "")]
+    assert missing[0].reason == "missing_image"
 
 
 def test_a_row_without_a_file(fill):
