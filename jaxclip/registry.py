@@ -89,6 +89,57 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     return list(option_defaults(factory))
 
 
+def dependent(default: Any, *, on: str, values: tuple[Any, ...] = (), way: str = "") -> Any:
+    """The default of a dataclass's option that another option may leave without effect.
+
+    ::
+
+        pool: str = "cls"
+        num_queries: int = dependent(256, on="pool", values=("queries",))
+        num_experts: int = 0
+        expert_blocks: int = dependent(0, on="num_experts")
+
+    Whoever sets ``num_queries`` with another ``pool`` is told so, once, when a run starts
+    (:mod:`jaxclip.config_unused`); it is no error.
+
+    Args:
+      default: the option's default.
+      on: the option it depends on, or a property of the dataclass.
+      values: with which values of that one it has an effect; none: with any true one.
+      way: what the warning says behind the colon; "": to set ``on``, or that it is for ``values``.
+    """
+    return dataclasses.field(default=default, metadata={_DEPENDS: (on, values, way)})
+
+
+def without_effect(thing: Any, names: Iterable[str], section: str) -> dict[str, list[str]]:
+    """Which options another one leaves without effect, as :func:`dependent` declares it.
+
+    Args:
+      thing: an instance of a dataclass.
+      names: of the options that somebody set; others are not looked at.
+      section: where they stand in a configuration, ``"model.image"``.
+
+    Returns:
+      What would make them count -> the names for which that holds, in the dataclass's order.
+    """
+    found: dict[str, list[str]] = {}
+    names = set(names)
+    for field in dataclasses.fields(thing):
+        if field.name not in names or _DEPENDS not in field.metadata:
+            continue
+        on, values, way = field.metadata[_DEPENDS]
+        value = getattr(thing, on)
+        if value in values if values else value:
+            continue
+        either = " or ".join(map(repr, values))
+        way = way or (f"that is for {section}.{on}={either}" if values else f"set {section}.{on}")
+        found.setdefault(way, []).append(field.name)
+    return found
+
+
+_DEPENDS = "depends on"
+
+
 def check_numbers(thing: Any, what: str) -> None:
     """Refuse options of a dataclass that are no numbers where the default is one.
 
