@@ -323,7 +323,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip.train import workdir as workdir_lib
 
     if args.config:
-        return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+        return config_lib.resolve(config_lib.load_file(args.config, "train"), args.overrides)
     if args.workdir:
         known = workdir_lib.find_config(args.workdir)
         if known is not None:

@@ -119,7 +119,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip.config import parse_override
     from jaxclip.config_file import load_file
 
-    config = load_file(args.config) if args.config else {}
+    config = load_file(args.config, "curate") if args.config else {}
     if args.pool:
         config["source"] = args.pool
     if args.split:

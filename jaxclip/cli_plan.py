@@ -129,7 +129,7 @@ def _plan(args: argparse.Namespace) -> int:
     from jaxclip import config as config_lib
     from jaxclip.plan import command
 
-    config = config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+    config = config_lib.resolve(config_lib.load_file(args.config, "train"), args.overrides)
     return command.run(args, config)
 
 
