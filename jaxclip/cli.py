@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = _take_overrides(arguments)
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if overrides and not getattr(args, "takes_overrides", False):
+    if overrides and not getattr(args, "takes_overrides", ""):
         parser.error(f"`jaxclip {args.command}` takes no --config.* overrides")
     args.overrides = overrides
     _quiet()
@@ -227,7 +227,7 @@ def _add_train(commands: Any) -> None:
         help="take the workdir from a run elsewhere that is gone for good",
     )
     _add_distributed(parser)
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
@@ -251,7 +251,7 @@ def _add_eval(commands: Any) -> None:
     )
     parser.epilog = _OVERRIDES
     _add_distributed(parser)
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def _add_report(commands: Any) -> None:

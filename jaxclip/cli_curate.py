@@ -64,7 +64,7 @@ def add_curate(commands: Any, add: AddCommand) -> None:
         help="take the workdir from a run elsewhere that is gone for good",
     )
     parser.add_argument("beam_options", nargs="*", metavar="-- OPTIONS", help="of Apache Beam")
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="curate")
 
 
 def _run(args: argparse.Namespace) -> int:

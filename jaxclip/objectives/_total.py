@@ -24,7 +24,7 @@ from jaxclip.objectives._base import (
 from jaxclip.objectives._schedules import as_weight
 from jaxclip.registry import Registry
 
-REGISTRY = Registry("objective", "jaxclip.objectives")
+REGISTRY = Registry("objective", "jaxclip.objectives", listed_by="jaxclip methods")
 
 
 @dataclasses.dataclass(frozen=True)
