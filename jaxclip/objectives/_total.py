@@ -61,6 +61,11 @@ class Total:
         return frozenset().union(*(term.objective.row_needs for term in self.terms))
 
     @property
+    def comparing(self) -> tuple[str, ...]:
+        """Names of the terms whose global loss sees both towers: they compare pairs of a batch."""
+        return tuple(t.name for t in self.terms if _sees_both_towers(t.objective.needs))
+
+    @property
     def fields(self) -> dict[str, field_lib.Field]:
         """The batch that the terms want, image and text included.
 
@@ -175,6 +180,10 @@ class Total:
         """
         for term in self.terms:
             term.objective.check_run(global_batch_size, teacher)
+
+
+def _sees_both_towers(needs: frozenset[str]) -> bool:
+    return {"image", "text"} <= {key.rpartition("/")[2].partition("_")[0] for key in needs}
 
 
 def _own(ctx: Context, name: str) -> Context:

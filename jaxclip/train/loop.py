@@ -85,7 +85,7 @@ def train(
       ValueError: a configuration that can't be built.
     """
     experiment = checks.build(config)
-    checks.warn_of_unused(config, experiment)
+    checks.warn_of_training(config, experiment)
     tokenizer = checks.load_tokenizer(config)
     checks.check_data(config, experiment.batch_spec, experiment.total.owners())
     checks.check_start(config, f"{workdir}/{workdir_lib.CHECKPOINTS}")
