@@ -320,12 +320,12 @@ def _join_others(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip import config as config_lib
-    from jaxclip.train import workdir as workdir_lib
+    from jaxclip.train import workdir_config
 
     if args.config:
         return config_lib.resolve(config_lib.load_file(args.config, "train"), args.overrides)
     if args.workdir:
-        known = workdir_lib.find_config(args.workdir)
+        known = workdir_config.find_config(args.workdir)
         if known is not None:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
@@ -336,10 +336,9 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def _eval(args: argparse.Namespace) -> int:
     from jaxclip import config as config_lib
-    from jaxclip.train import evaluation
-    from jaxclip.train import workdir as workdir_lib
+    from jaxclip.train import evaluation, workdir_config
 
-    config = config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
+    config = config_lib.resolve(workdir_config.read_config(args.workdir), args.overrides)
     _join_others(args, config)
     evaluation.evaluate_workdir(
         args.workdir,
