@@ -119,6 +119,7 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         for file in files
         if table_rows.suffix(file) in table_rows.SUFFIXES
         and ".lemma." not in file.name  # Flickr8k's captions in the basic forms of their words
+        and "sample_submission" not in file.name  # Kaggle's form for answers
         # Not what lies beside a picture.
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import re
@@ -16,7 +17,9 @@ from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
-from jaxclip.data.naming import is_hidden, split_within, splits_of_files
+from jaxclip.data.naming import is_hidden, split_in_name, split_within, splits_of_files
+
+_LOG = logging.getLogger(__name__)
 
 FORMATS = ("folder", "webdataset", "parquet", "tfrecord")
 _ENDINGS = {
@@ -294,13 +297,20 @@ def _other_tables(
             continue  # a table of something else
     if len(readers) <= 1:
         return next(iter(readers.values()), None)
-    splits = _splits_of_tables(list(readers))
+    tables = list(readers)
+    of_splits = [table for table in tables if split_in_name(table.name)]
+    if 1 < len(of_splits) < len(tables) and _splits_of_tables(of_splits):
+        others = ", ".join(table.name for table in tables if table not in of_splits)
+        names = ", ".join(table.name for table in of_splits)
+        _LOG.warning("%s: taken are %s, not %s; name a table for that", folder, names, others)
+        tables = of_splits
+    splits = _splits_of_tables(tables)
     if not splits:
-        raise ValueError(_several(folder, list(readers)))
+        raise ValueError(_several(folder, tables))
     return SplitReader(
         [
             TableReader(table, *columns, split=split, encoding=encoding)
-            for table, split in zip(readers, splits, strict=True)
+            for table, split in zip(tables, splits, strict=True)
         ]
     )
 

@@ -26,7 +26,9 @@ def of_folder(folder: pathlib.Path) -> dict[str, str]:
     """The split of each picture that a list names, by what :func:`name_of` makes of its path."""
     found: dict[str, str] = {}
     for place in _FOLDERS:
-        for file in sorted((folder / place).glob("*.[tT][xX][tT]")):
+        files = (folder / place).iterdir() if (folder / place).is_dir() else ()
+        # That of train.txt goes before that of trainval.txt.
+        for file in sorted(files, key=lambda file: ("trainval" not in file.name.lower(), file)):
             if match := _LIST.fullmatch(file.name):
                 split = match[1].lower().removesuffix("ing")
                 found.update((name_of(line), split) for line in _lines(file) if "/" in line)
@@ -54,5 +56,5 @@ def _pairs(file: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _lines(file: pathlib.Path) -> Iterator[str]:
-    with open(file, encoding="utf-8", errors="replace") as text:
+    with file.open(encoding="utf-8", errors="replace") as text:
         yield from filter(None, map(str.strip, text))
