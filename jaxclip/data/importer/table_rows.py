@@ -231,6 +231,6 @@ def _document(table: pathlib.Path, data: Any, columns: Columns) -> Iterator[Row 
     if found is None:
         raise ValueError(f"{table} {layouts.EXPECTED}")
     return (
-        BadRecord("bad_row", f"entry {number} names no image file") if each is None else Row(*each)
+        BadRecord("bad_row", f"entry {number} {each}") if isinstance(each, str) else Row(*each)
         for number, each in enumerate(found, start=1)
     )

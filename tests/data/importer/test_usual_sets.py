@@ -1,12 +1,73 @@
 """The files in which the usual sets for evaluation, and some large ones, are published."""
 
+import json
+
 import pytest
 
 from jaxclip.data.record import BadRecord
 
 A, B, C = b"first picture" * 40, b"second picture" * 40, b"third picture" * 40
 PAIR = [(A, ("a cat",), ""), (B, ("a dog",), "")]
+SPLITS = [(A, ("a cat",), "train"), (B, ("a dog",), "val")]
+
+
+def beside(document, name="x.json"):
+    return {"1.jpg": A, "2.jpg": B, name: json.dumps(document)}
+
+
 SETS = {
+    "Visual Genome": (
+        {
+            "VG_100K/1.jpg": A, "VG_100K_2/2.jpg": B,
+            "region_descriptions.json": json.dumps([
+                {"id": 1, "regions": [
+                    {"image_id": 1, "phrase": "a cat", "x": 1, "y": 2, "width": 3, "height": 4},
+                    {"image_id": 1, "phrase": "its mat", "x": 1, "y": 2, "width": 3, "height": 4},
+                ]},
+                {"id": 2, "regions": [{"image_id": 2, "phrase": "a dog", "x": 1}]},
+            ]),
+            "image_data.json": json.dumps([{"image_id": 1, "url": "https://x/VG_100K/1.jpg"}]),
+        },
+        [(A, ("a cat", "its mat"), ""), (B, ("a dog",), "")],
+    ),
+    "captions by name by split": (
+        beside({"train": {"1.jpg": "a cat"}, "val": {"2.jpg": ["a dog"]}, "test": {}}), SPLITS,
+    ),
+    "objects by name by split": (
+        beside({"train": {"1.jpg": {"text": "a cat"}}, "val": {"2.jpg": {"text": "a dog"}}}),
+        SPLITS,
+    ),
+    "captions by name, in a member": (beside({"data": {"1.jpg": "a cat", "2.jpg": "a dog"}}), PAIR),
+    "a name and a caption in each object": (beside([{"1.jpg": "a cat"}, {"2.jpg": "a dog"}]), PAIR),
+    "pairs by split": (
+        beside({"train": [["1.jpg", "a cat"]], "val": [["2.jpg", "a dog"]]}), SPLITS,
+    ),
+    "CoOp": (
+        {"images/x/1.jpg": A, "images/y/2.jpg": B, "split_zhou_X.json": json.dumps(
+            {"train": [["x/1.jpg", 0, "apple pie"]], "val": [], "test": [["y/2.jpg", 1, "ribs"]]}
+        )},
+        [(A, "apple pie", "train"), (B, "ribs", "test")],
+    ),
+    "NWPU-Captions": (
+        {"NWPU_images/airport/airport_1.jpg": A, "NWPU_images/beach/beach_1.jpg": B,
+         "dataset_nwpu.json": json.dumps({
+             "airport": [{"filename": "airport_1.jpg", "split": "train", "raw": "a", "raw_1": "b"}],
+             "beach": [{"filename": "beach_1.jpg", "split": "val", "raw": "c", "raw_1": "d"}],
+         })},
+        [(A, ("a", "b"), "train"), (B, ("c", "d"), "val")],
+    ),
+    "DiffusionDB": (beside({"1.jpg": {"p": "a cat", "se": 1}, "2.jpg": {"p": "a dog", "se": 2}}),
+                    PAIR),
+    "Crossmodal-3600": (
+        {
+            "images/1.jpg": A, "images/2.jpg": B,
+            "captions.jsonl": "\n".join(json.dumps(each) for each in (
+                {"image/key": "1", "en": {"caption": ["a cat"]}, "de": {"caption": ["eine Katze"]}},
+                {"image/key": "2", "en": {"caption": ["a dog", "a pup"]}},
+            )),
+        },
+        [(A, ("a cat", "eine Katze"), ""), (B, ("a dog", "a pup"), "")],
+    ),
     "Oxford-IIIT Pets": (
         {
             "images/Abyssinian_1.jpg": A, "images/yorkshire_terrier_2.jpg": B,
@@ -80,3 +141,17 @@ def test_a_name_that_is_in_several_parts_is_not_guessed_at(fill, records):
         "x.csv": "file,caption\na.png,x\nb.png,y\nc.png,z\n",
     })  # fmt: skip
     assert isinstance(records(folder)[2][0], BadRecord)
+
+
+def test_an_entry_of_several_pictures_is_said_to_be_one(fill, records):
+    document = {"train": [{"image_path": ["1.jpg", "2.jpg"], "report": "x"}],
+                "val": [{"image_path": ["2.jpg"], "report": "y"}]}  # fmt: skip
+    assert records(fill(beside(document))) == [
+        ("bad_row", "entry 1 names 2 pictures in 'image_path'; a record has one"),
+        (B, ("y",), "val"),
+    ]
+
+
+def test_numbered_captions_do_not_stand_in_for_one_of_another_name(fill, records):
+    entry = {"image": "1.jpg", "text": "a cat", "caption_0": "x", "caption_1": "y"}
+    assert records(fill(beside([entry]))) == [(A, ("a cat",), "")]
