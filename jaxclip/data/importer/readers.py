@@ -245,6 +245,8 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
     if below:
         return SplitReader(below)
     others = _other_tables(path, columns, encoding)
+    if not others and (only := _only_folder(path)):
+        others = _other_tables(only, columns, encoding)
     if others:
         return others
     reader = TreeReader(
@@ -257,9 +259,21 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
         raise FileNotFoundError(
             f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
             f"images beside it (say {TABLES[0]})"
-            + (instead.what_instead(path) or instead.no_table(path, encoding))
+            + (
+                instead.what_instead(path)
+                or instead.no_table(path, encoding)
+                or instead.what_within(path)
+            )
         )
     return reader
+
+
+def _only_folder(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder that stands alone in one without pictures (``fgvc-aircraft-2013b/data``)."""
+    entries = [each for each in path.iterdir() if not is_hidden(each.name)]
+    folders = [each for each in entries if each.is_dir()]
+    pictures = any(each.suffix.lower() in IMAGE_SUFFIXES for each in entries)
+    return folders[0] if len(folders) == 1 and not pictures else None
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:

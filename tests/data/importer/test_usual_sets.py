@@ -1,6 +1,9 @@
 """The files in which the usual sets for evaluation, and some large ones, are published."""
 
+import io
 import json
+import re
+import tarfile
 
 import pytest
 
@@ -155,3 +158,63 @@ def test_an_entry_of_several_pictures_is_said_to_be_one(fill, records):
 def test_numbered_captions_do_not_stand_in_for_one_of_another_name(fill, records):
     entry = {"image": "1.jpg", "text": "a cat", "caption_0": "x", "caption_1": "y"}
     assert records(fill(beside([entry]))) == [(A, ("a cat",), "")]
+
+
+PICKLE = b"\x80\x02}q\x01"
+NOT_READ = {
+    "cifar-10-batches-py/data_batch_1": (PICKLE, "CIFAR-10, in pickles, .*/wds_vtab-cifar10'"),
+    "batches.meta": (PICKLE, "CIFAR-10, in pickles"),
+    "cifar-10-binary.tar.gz": (b"", "CIFAR-10, in raw bytes"),
+    "fine_label_names.txt": ("apple\n", "CIFAR-100, in raw bytes"),
+    "MNIST/raw/train-images-idx3-ubyte": (b"\0\0\x08\x03", "MNIST .*, in arrays .*/wds_mnist'"),
+    "t10k-images-idx3-ubyte.gz": (b"\x1f\x8b\x08", "MNIST"),
+    "stl10_binary/train_X.bin": (bytes(9), "STL-10, in raw bytes.*/wds_stl10'"),
+    "test_32x32.mat": (b"MATLAB", "SVHN, in files of MATLAB"),
+    "pcam/camelyonpatch_level_2_split_test_x.h5": (b"\x89HDF", "PatchCamelyon, in HDF5"),
+    "fer2013.csv": ("emotion,pixels\n0,1 2 3\n", "FER2013, in a table of pixels"),
+    "k700/val/sneezing/x.avi": (b"RIFF1234AVI ", "x.avi is sound or a film"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_sets_in_files_that_are_not_read_say_which_to_take(fill, records, name):
+    content, said = NOT_READ[name]
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as raised:
+        records(fill({name: content}))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"cars_train/1.jpg": A, "cars_test/1.jpg": B, "devkit/cars_meta.mat": b"MATLAB"},
+         "Stanford Cars, in files of MATLAB: take the set as tars, .*/wds_cars'"),
+        ({"jpg/1.jpg": A, "imagelabels.mat": b"MATLAB"}, "Flowers-102"),
+        ({"JPEGImages/1.jpg": A, "ImageSets/Main/aeroplane_test.txt": "1 -1"}, "Pascal VOC"),
+        ({"val/1.JPEG": A, "ILSVRC2012_validation_ground_truth.txt": "490\n"}, "other numbers"),
+        ({"ILSVRC/Data/CLS-LOC/val/v.JPEG": A, "LOC_val_solution.csv":
+          "ImageId,PredictionString\nv,n01440764 1 2 3 4\n"}, "into ILSVRC/Data/CLS-LOC/val"),
+    ],
+)  # fmt: skip
+def test_pictures_beside_classes_that_are_not_read(fill, records, files, said):
+    (reason, detail), *_ = records(fill(files))
+    assert reason == "empty_caption" and re.search(said, detail)
+
+
+def test_a_folder_in_a_tar(fill, records):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        info = tarfile.TarInfo("food-101/images/ribs/1.jpg")
+        info.size = len(A)
+        tar.addfile(info, io.BytesIO(A))
+    ((reason, detail),) = records(fill({"food-101.tar.gz": stream.getvalue()}))
+    assert reason == "empty_caption" and detail.endswith("unpack a tar that is a folder, and "
+                                                         "import the folder")  # fmt: skip
+
+
+def test_several_lists_in_the_only_folder_are_named(fill, records):
+    line = "1025794 747-400\n"
+    folder = fill({"data/images/1025794.jpg": A, "data/images_variant_test.txt": line,
+                   "data/images_family_test.txt": line})  # fmt: skip
+    with pytest.raises(ValueError, match=r"\(images_family_test.txt, images_variant_test.txt\)"):
+        records(folder)
