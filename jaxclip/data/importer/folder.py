@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import itertools
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
-from jaxclip.data.importer.folders import scan
+from jaxclip.data.importer import class_folders, split_lists
+from jaxclip.data.importer.class_folders import ClassFolders
+from jaxclip.data.importer.folders import scan, unwrapped
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_in_name, split_of
+from jaxclip.data.naming import TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
 
 # Endings of files with captions; that of the picture may stand before them (1.jpg.txt).
 _TEXT_SUFFIXES = (*(f".{ending}" for ending in tar_index.TEXT_EXTENSIONS), ".tags", ".cap")
+# How many folders around all others are passed through on the way to lists.
+_DEEPEST = 3
 # Lines of boxes beside a picture (YOLO's): a class, and four or more numbers.
 _BOX = re.compile(rb"\s*\d+(\s+-?[\d.]+){4,}\s*")
 # Folders of nothing but captions, beside one of pictures (images/1.jpg, captions/1.txt).
@@ -37,30 +40,6 @@ _TEXT_FOLDERS = (
     "text_c10",
     "descriptions",
 )
-# Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
-_NO_CLASSES = ("images", "imgs", "img")
-# Names of folders that are parts of a data set rather than classes (train2017, test_images,
-# images_001, and masks beside images).
-_PART = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing|images?|imgs?|parts?|batch|shard|chunk|"
-    r"annotations?|labels?|masks?)"
-    r"([\W\d_]|images?|imgs?|set|part)*|.*[\W_]part[\W_]*\d+",
-    re.I,
-)
-
-
-class _Classes(NamedTuple):
-    """Which folders are classes.
-
-    Attributes:
-      above: how many folders stand above those that are classes or splits (``images/cats/1.jpg``).
-      splits: the splits by their folders, which stand above the classes'.
-      in_splits: whether there are no classes but those in splits.
-    """
-
-    above: int
-    splits: dict[str, str]
-    in_splits: bool
 
 
 class TreeReader:
@@ -91,7 +70,8 @@ class TreeReader:
         self._encoding = encoding
         self._advice = advice
         self._unused = unused
-        self._classes: _Classes | None = None
+        self._classes: ClassFolders | None = None
+        self._splits: dict[str, str] = {}
         self._texts = [each for each in _TEXT_FOLDERS if (folder / each).is_dir()]
 
     def has_images(self) -> bool:
@@ -109,6 +89,8 @@ class TreeReader:
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._classes = self._find_classes()
+        if self._classes:
+            self._splits = split_lists.of_folder(unwrapped(self._folder, _DEEPEST))
         if self._classes is None and not self._advice:
             self._advice = self._unused(True)
         unused = self._unused(False) if self._classes is not None else ""
@@ -122,14 +104,13 @@ class TreeReader:
         key = printable(file.relative_to(self._folder).as_posix())
         split = split_of(key)
         if self._classes is not None:
-            folders = _once(key.split("/"))[self._classes.above :]
-            split = self._classes.splits.get(folders[0], "")
-            name = folders[1 if split else 0]
-            if name.lower() in _NO_CLASSES or (self._classes.in_splits and not split):
+            label, split = self._classes.label(key.split("/")[:-1])
+            if label is None:
                 return BadRecord(
                     "empty_caption", "neither a caption nor in a folder of a class", key
                 )
-            return Item(key, file, (), name, split=split)
+            split = split or self._splits.get(split_lists.name_of(key), "")
+            return Item(key, file, (), label, split=split)
         texts, fields = self._beside(file)
         if texts is None and fields is None:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
@@ -140,29 +121,14 @@ class TreeReader:
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
-    def _find_classes(self) -> _Classes | None:
-        """Which folders are classes; None if none are: one alone (``images/``) says nothing."""
+    def _find_classes(self) -> ClassFolders | None:
+        """What the folders say of classes; nothing where a picture has captions."""
         places = set()
         for file in self._images():
             if self._beside(file) != (None, None):
                 return None
-            places.add(_once(file.relative_to(self._folder).parts[:-1]))
-        same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
-        above = [each[0] for each in same]
-        if any(len(place) == len(above) for place in places):
-            return None  # pictures beside folders
-        if above and above[-1].lower() in SPLITS:
-            above.pop()
-        within = [place[len(above) :] for place in places]
-        splits = {place[0]: place[0] for place in within if place[0].lower() in SPLITS}
-        spelled = {} if splits else _spelled_splits(within)
-        splits.update(spelled)
-        if any(len(place) == 1 and place[0] in splits for place in within):
-            return None
-        names = {place[place[0] in splits] for place in within if place[0] in splits or not spelled}
-        are_parts = all(map(_PART.fullmatch, names))
-        is_class = len(names) > 1 and not are_parts
-        return _Classes(len(above), splits, bool(spelled)) if is_class else None
+            places.add(file.relative_to(self._folder).parts[:-1])
+        return class_folders.of_places(places)
 
     def _beside(self, file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
         """Captions and named values in the files beside a picture, or in a folder of captions."""
@@ -178,24 +144,6 @@ class TreeReader:
     def _images(self) -> Iterator[pathlib.Path]:
         around = pathlib.Path(os.path.realpath(self._folder)).parents
         yield from _images(self._folder, frozenset(map(str, around)))
-
-
-def _once(folders: Sequence[str]) -> tuple[str, ...]:
-    """Folders without those that are in one of the same name (``flowers/flowers/``), as unpacking
-    often makes them."""
-    return tuple(name for name, _ in itertools.groupby(folders))
-
-
-def _spelled_splits(places: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """The splits that names of folders speak of (``training_set/``, ``seg_test/``), by these.
-
-    They count if there are several, one of them for training, and all of their pictures are in
-    further folders: else a bullet train and a test tube may be classes.
-    """
-    splits = {place[0]: split for place in places if (split := split_in_name(place[0]))}
-    known = set(splits.values())
-    is_deep = all(len(place) > 1 for place in places if place[0] in splits)
-    return splits if is_deep and len(known) > 1 and known & {"train", "training"} else {}
 
 
 def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict[str, Any] | None]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import packed, table_rows
+from jaxclip.data.importer import packed, published, table_rows
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
@@ -68,6 +68,13 @@ def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
     return reader
 
 
+def check_usual(tar: pathlib.Path) -> None:
+    """Raise ValueError if a tar is a usual set without pictures."""
+    usual = published.in_other_files(tar)
+    if usual:
+        raise ValueError(f"{str(tar)!r} holds no pictures in files of their own{usual}")
+
+
 def check_tar(path: pathlib.Path, tar: pathlib.Path) -> None:
     """Raise PackedError if a tar is no WebDataset, but holds pictures without captions.
 
@@ -116,6 +123,9 @@ def no_table(path: pathlib.Path, encoding: str, *, texts: bool = True) -> str:
 
 def what_instead(path: pathlib.Path) -> str:
     """What to do with a folder, or file, that is nothing we import, for an error."""
+    usual = published.in_other_files(path)
+    if usual:
+        return usual
     files = [path] if path.is_file() else sorted(path.iterdir())
     for file in files:
         suffix = file.suffix.lower()
@@ -132,7 +142,18 @@ def what_instead(path: pathlib.Path) -> str:
             return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
-    for file in files[:MAX_TABLES]:
+    return _other_kind(files[:MAX_TABLES])
+
+
+def what_within(path: pathlib.Path) -> str:
+    """What the first files in the folders of a folder without any pictures are, for an error."""
+    deeper = (each for each in published.names(path) if each.parent != path and each.is_file())
+    return _other_kind(itertools.islice(deeper, MAX_TABLES))
+
+
+def _other_kind(files: Iterable[pathlib.Path]) -> str:
+    """The first of some files that is of a kind that tells why nothing of it is read."""
+    for file in files:
         is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
         is_own = is_own or file.suffix.lower() in (*IMAGE_SUFFIXES, ENDING)
         kind = _VAGUE[0] if is_own else file_kinds.kind_by_name(file.name)
@@ -151,6 +172,7 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         for file in files
         if table_rows.suffix(file) in table_rows.SUFFIXES
         and ".lemma." not in file.name  # Flickr8k's captions in the basic forms of their words
+        and "sample_submission" not in file.name  # Kaggle's form for answers
         # Not what lies beside a picture.
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures

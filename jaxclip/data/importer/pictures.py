@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import pathlib
@@ -22,6 +21,11 @@ IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS
 _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
 # Names of Label Studio's files, of a folder or uploaded to it.
 _LABEL_STUDIO = re.compile(r"/?data/(?:local-files/\?d=|upload/(?:\d+/)?(?:[0-9a-f]{8}-)?)(.+)")
+# Folders of what is drawn over pictures, under the pictures' names.
+_MASKS = frozenset((
+    "trimaps", "masks", "mask", "segmentationclass", "segmentationobject", "gtfine", "annotations",
+    "annotation",
+))  # fmt: skip
 # COCO's pictures are called by their ids.
 _ID_DIGITS = 12
 
@@ -30,12 +34,12 @@ class Pictures:
     """Files by the names in a table.
 
     Names are relative to the table's folder, or, where nothing is there, to one of the folders in
-    it (``Images/``; ``images_1/``, ``images_2/``, … are one), or beside it if it is called
-    ``annotations`` as COCO's. Where nothing is there either, the beginning that all names have in
-    common is taken to be the place of the pictures on another machine (``/home/me/photos/1.jpg``,
-    ``C:\\photos\\1.jpg``), and left out as far as that helps, all folders if need be. A name is
-    understood as :func:`_spellings` has it; one without an ending, or with another one, is
-    completed by that of the file.
+    it (``Images/``), or beside it if it is called ``annotations`` as COCO's. Where nothing is there
+    either, the beginning that all names have in common is taken to be the place of the pictures on
+    another machine (``/home/me/photos/1.jpg``, ``C:\\photos\\1.jpg``), and left out as far as that
+    helps, all folders if need be. A name is understood as :func:`_spellings` has it; one without an
+    ending, or with another one, is completed by that of the file. Pictures may be in several
+    folders of one name but for numbers behind it (``images_001/``, ``images_002/``).
 
     Args:
       table: the table.
@@ -49,6 +53,7 @@ class Pictures:
         self._table = table
         self._folder = table.parent
         self._elsewhere = ""
+        self._parts: list[pathlib.Path] = []
         first = [name for name, _ in zip(names, range(_MAX_NAMES), strict=False)]
         folders = [] if first and all(map(is_inline, first)) else _folders(table)
         counts = [(self._count(folder, first), folder) for folder in folders]
@@ -60,43 +65,35 @@ class Pictures:
         self._ending = ""  # of the last one that was found
         self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
+            counts.sort(key=lambda each: self._is_drawn(each[1]))
             same = [folder for count, folder in counts if count == best]
             # train/ and val/ may both have a 1.jpg: that of val.csv is in val/.
             split = split_in_name(table.name)
             own = (each for each in same if split and split_in_name(each.name) == split)
             self._folder = next(own, same[0])
-        # images_001/ to images_012/ are one folder that was too large.
-        kind = _without_numbers(table, self._folder)
-        self._parts = [
-            folder
-            for _, folder in counts
-            if folder != self._folder and _without_numbers(table, folder) == kind
-        ]
+            part = _without_numbers(self._folder, table.parent)
+            self._parts = [
+                folder
+                for _, folder in counts
+                if folder != self._folder
+                and part
+                and part == _without_numbers(folder, table.parent)
+            ]
 
     def find(self, name: str) -> pathlib.Path:
         """The file of that name; where it would be if there is none."""
         own = self.relative(name)
-        found = _file(self._folder, own)
-        if found is None:
-            found = self._in_other_parts(own)
-        elif self._parts:
-            self._ending = found.suffix
-        return found or self._folder / own
+        return _file(self._folder, own) or self._in_parts(own) or self._folder / own
 
     def locate(self, file: pathlib.Path) -> pathlib.Path:
         """A file that should be beside the table, or the one in another folder that it is."""
         return file if file.is_file() else self.find(os.path.relpath(file, self._table.parent))
 
-    def _in_other_parts(self, name: str) -> pathlib.Path | None:
-        """The file of that name in a folder that goes on where another one ends."""
-        for place, folder in enumerate(self._parts):
-            for each in (name, f"{name}{self._ending}", *_spellings(name)):
-                with contextlib.suppress(OSError, ValueError):
-                    if (folder / each).is_file():
-                        # The next one is there, most likely.
-                        self._parts.insert(0, self._parts.pop(place))
-                        return folder / each
-        return None
+    def _in_parts(self, name: str) -> pathlib.Path | None:
+        """The file of that name in another part of the set, if it is in one only."""
+        found = [folder / name for folder in self._parts if _is_file(folder / name)]
+        found = found or [file for folder in self._parts if (file := _file(folder, name))]
+        return found[0] if len(found) == 1 else None
 
     def relative(self, name: str) -> str:
         """A name without what is only so on another machine."""
@@ -105,6 +102,11 @@ class Pictures:
         if self._elsewhere:
             return name.replace("\\", "/").removeprefix(self._elsewhere)
         return name
+
+    def _is_drawn(self, folder: pathlib.Path) -> bool:
+        """Whether a folder is one of masks, or in one."""
+        inner = os.path.relpath(folder, self._table.parent).lower()
+        return not _MASKS.isdisjoint(inner.split(os.sep))
 
     def _count(self, folder: pathlib.Path, names: list[str]) -> int:
         return sum(_file(folder, name) is not None for name in names)
@@ -129,8 +131,18 @@ class Pictures:
         return False
 
 
-def _without_numbers(table: pathlib.Path, folder: pathlib.Path) -> str:
-    return re.sub(r"\d+", "0", os.path.relpath(folder, table.parent))
+def _without_numbers(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
+    """The folders of a path without the numbers at their ends; nothing where one is a number."""
+    parts = folder.parts[len(root.parts) :] if folder.is_relative_to(root) else ()
+    names = tuple(re.sub(r"[\W_]*\d+$", "", name) for name in parts)
+    return names if all(names) else ()
+
+
+def _is_file(file: pathlib.Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # as in _file
+        return False
 
 
 def _folders(table: pathlib.Path) -> list[pathlib.Path]:

@@ -169,6 +169,32 @@ LAYOUTS = {
         },
         {"set/train/cats/1.jpg": A, "set/test/dogs/1.jpg": B, "set/info.txt": "x"},
     ),
+    "a folder with a list of splits": (
+        {
+            "CUB.zip": packed(
+                {"CUB/images/x/1.jpg": A, "CUB/images/y/2.jpg": B,
+                 "CUB/images.txt": "1 x/1.jpg\n2 y/2.jpg\n",
+                 "CUB/train_test_split.txt": "1 1\n2 0\n"}
+            )
+        },
+        {
+            "CUB/images/x/1.jpg": A, "CUB/images/y/2.jpg": B,
+            "CUB/images.txt": "1 x/1.jpg\n2 y/2.jpg\n",
+            "CUB/train_test_split.txt": "1 1\n2 0\n",
+        },
+    ),
+    "a list beside pictures and masks": (
+        {
+            "ADE.zip": packed(
+                {"ADE/images/training/a.jpg": A, "ADE/annotations/training/a.png": B,
+                 "ADE/sceneCategories.txt": "a bathroom\n"}
+            )
+        },
+        {
+            "ADE/images/training/a.jpg": A, "ADE/annotations/training/a.png": B,
+            "ADE/sceneCategories.txt": "a bathroom\n",
+        },
+    ),
     "tars of splits": (
         {
             "data/train.tar": tar({"metadata.csv": TABLE, **PAIR}),
@@ -215,6 +241,13 @@ def test_as_if_unpacked(fill, tmp_path, layout):
     expected = found(fill(unpacked))
     assert read == expected
     assert expected and all(isinstance(each, tuple) and each[2] for each in expected)
+
+
+def test_lists_in_the_only_folder(fill):
+    read = found(fill(LAYOUTS["a folder with a list of splits"][0]))
+    assert [each[3] for each in read] == ["train", "test"]
+    read = found(fill(LAYOUTS["a list beside pictures and masks"][0]) / "ADE.zip")
+    assert [each[:3] for each in read] == [("a", A, ("bathroom",))]
 
 
 def test_an_archive_outright(fill):
