@@ -84,8 +84,12 @@ class TreeReader:
     def fraction(self) -> float | None:
         return None
 
-    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+    def class_names(self) -> list[str]:
         self._classes = self._find_classes()
+        return list(self._classes.names) if self._classes else []
+
+    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        self._classes = self._classes or self._find_classes()
         self._splits = split_lists.of_folder(self._folder) if self._classes else {}
         if self._classes is None and not self._advice:
             self._advice = self._unused(True)
