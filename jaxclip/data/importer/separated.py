@@ -35,6 +35,7 @@ _DELIMITERS = ",\t;|"
 # Cells that are longer are no text; what Python's module allows is less than some captions.
 _LONGEST_CELL = 16 << 20
 _NAMED = 12  # of the usual names of a column, in an error
+_BOX = re.compile(r"-?[\d.]+( -?[\d.]+){3}")
 _WORD = re.compile(r"[^\W\d]{2}")
 # What spreadsheets write above a table to say how it is separated.
 _SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
@@ -200,6 +201,9 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
     pictures = [_is_picture(cell) for cell in cells]
     if len(cells) > 2 and sum(map(is_inline, cells)) == 1:
         return _around_picture(cells)
+    if len(cells) == 6 and pictures[0] and _BOX.fullmatch(" ".join(cells[2:])):
+        # A class and its box, as Tiny ImageNet's val_annotations.txt.
+        return ("file", "label", *(f"box_{name}" for name in ("x0", "y0", "x1", "y1")))
     if len(cells) != 2 or sum(pictures) != 1:
         return ()
     other = cells[pictures.index(False)].strip()

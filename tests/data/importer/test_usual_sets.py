@@ -91,6 +91,23 @@ SETS = {
         },
         [(A, "Falcon 2000", ""), (B, "747-400", "")],
     ),
+    "Flickr30k Entities": (
+        {
+            "flickr30k-images/1.jpg": A, "flickr30k-images/2.jpg": B,
+            "Sentences/1.txt": "[/EN#1/people A man] in [/EN#2/clothing/other a hat] .\nHe .\n",
+            "Sentences/2.txt": "[/EN#3/animals A dog] .\n",
+        },
+        [(A, ("A man in a hat .", "He ."), ""), (B, ("A dog .",), "")],
+    ),
+    "Tiny ImageNet's val": (
+        {
+            "val/images/val_0.JPEG": A, "val/images/val_1.JPEG": B,
+            "val/val_annotations.txt": "val_0.JPEG\tn01443537\t0\t32\t44\t62\n"
+            "val_1.JPEG\tn01629819\t3\t3\t4\t6\n",
+            "": "val",
+        },
+        [(A, "n01443537", ""), (B, "n01629819", "")],
+    ),
     "names without endings": (
         {"images/a.jpg": A, "images/b.jpg": B, "x.txt": "a a cat\nb a dog\n", "box.txt": "a 1 2\n"},
         PAIR,
@@ -192,6 +209,8 @@ def test_sets_in_files_that_are_not_read_say_which_to_take(fill, records, name):
         ({"jpg/1.jpg": A, "imagelabels.mat": b"MATLAB"}, "Flowers-102"),
         ({"JPEGImages/1.jpg": A, "ImageSets/Main/aeroplane_test.txt": "1 -1"}, "Pascal VOC"),
         ({"val/1.JPEG": A, "ILSVRC2012_validation_ground_truth.txt": "490\n"}, "other numbers"),
+        ({"files/p10/s5/a.jpg": A, "files/p10/s5.txt": "FINAL REPORT\n",
+          "mimic-cxr-2.0.0-split.csv.gz": b"\x1f\x8b\x08"}, "has no reports: make a table"),
         ({"ILSVRC/Data/CLS-LOC/val/v.JPEG": A, "LOC_val_solution.csv":
           "ImageId,PredictionString\nv,n01440764 1 2 3 4\n"}, "into ILSVRC/Data/CLS-LOC/val"),
     ],
