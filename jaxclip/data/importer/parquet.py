@@ -222,7 +222,8 @@ def columns_of(
     if text in noted and _is_number(types[text]):  # a class that the user names
         text, labels = "", [text]
     else:
-        labels = find(types, LABEL_FIELDS) or [n for n in types if n in noted and not text]
+        known = [name for name in find(types, LABEL_FIELDS) if not _is_list(types[name])]
+        labels = known or [name for name in types if name in noted and not text]
         say_which_class(labels, option.format("text"))
     label = next(iter(labels), "")
     if not text and not label:

@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.record import BadRecord
 
 A, B, C = b"first picture" * 40, b"second picture" * 40, b"third picture" * 40
@@ -107,6 +108,27 @@ SETS = {
             "": "val",
         },
         [(A, "n01443537", ""), (B, "n01629819", "")],
+    ),
+    "StyleGAN's labels": (
+        beside({"labels": [["1.jpg", 3], ["2.jpg", 0]]}), [(A, 3, ""), (B, 0, "")],
+    ),
+    "a table of three columns without names": (
+        {"a.jpg": A, "b.jpg": B, "x.csv": "0,a cat,a.jpg\n1,a dog,b.jpg\n"}, PAIR,
+    ),
+    "a list of species": (
+        {"train/x/1.jpg": A, "valid/y/2.jpg": B, "birds.csv": "filepaths,labels\n"
+         "train/x/1.jpg,ALBATROSS\nvalid/y/2.jpg,CROW\n"},
+        [(A, "ALBATROSS", "train"), (B, "CROW", "valid")],
+    ),
+    "ImageNet-Captions": (
+        {
+            "train/n01440764/n01440764_10.JPEG": A, "train/n01443537/n01443537_2.JPEG": B,
+            "x.json": json.dumps([
+                {"filename": "n01440764_10.JPEG", "title": "a cat"},
+                {"filename": "n01443537_2.JPEG", "title": "a dog"},
+            ]),
+        },
+        PAIR,
     ),
     "names without endings": (
         {"images/a.jpg": A, "images/b.jpg": B, "x.txt": "a a cat\nb a dog\n", "box.txt": "a 1 2\n"},
@@ -237,3 +259,10 @@ def test_several_lists_in_the_only_folder_are_named(fill, records):
                    "data/images_family_test.txt": line})  # fmt: skip
     with pytest.raises(ValueError, match=r"\(images_family_test.txt, images_variant_test.txt\)"):
         records(folder)
+
+
+@pytest.mark.parametrize("line", ["a.jpg,1,2,3,4,a cat", "a.jpg,cat,a cat on a mat"])
+def test_a_table_without_names_that_may_be_anything_says_so(fill, line):
+    table = fill({"a.jpg": A, "x.csv": f"{line}\n"}) / "x.csv"
+    with pytest.raises(ValueError, match="if that is no line of names, put one above it"):
+        open_reader(table)
