@@ -201,6 +201,8 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
         image.info["icc_profile"] = profile
     if kind == "TIFF" and image.mode.startswith("I;16"):
         image = _of_16_bits(image, tiles)
+    elif image.mode == "La":  # greys that alpha is multiplied into; Pillow has no way on from it
+        image = image.convert("LA")
     turn = _TURNS.get(orientation(image))
     if kind == "AVIF" and image.info.get("icc_profile"):
         code = None

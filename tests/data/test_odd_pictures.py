@@ -18,14 +18,14 @@ ALPHA = np.where(COLUMN < 8, 255, 136).astype(np.uint8)
 ON_WHITE = np.rint(RGB * (ALPHA[..., None] / 255) + 255.0 - ALPHA[..., None])
 
 
-def tiff(strips, bits, samples, photometric, planes=False):
+def tiff(strips, bits, samples, photometric, planes=False, extra=()):
     """An uncompressed little-endian TIFF of a strip for all, or for each plane."""
     first = 8 + 2 + 12 * 12 + 4
     places = np.cumsum([first + 12 * 8, *map(len, strips)])[:-1].tolist()
     tags = {
         256: [W], 257: [H], 258: [bits] * samples, 259: [1], 262: [photometric], 273: places,
         277: [samples], 278: [H], 279: list(map(len, strips)), 284: [2 if planes else 1],
-        338: [2] * (samples - 3) * (photometric == 2), 339: [1] * samples,
+        338: list(extra), 339: [1] * samples,
     }  # fmt: skip
     tags = {tag: values for tag, values in tags.items() if values}
     entries, far = b"", b""
@@ -38,19 +38,25 @@ def tiff(strips, bits, samples, photometric, planes=False):
     return head.ljust(first, b"\0") + far.ljust(12 * 8, b"\0") + b"".join(strips)
 
 
-def planes_of_16_bits(pixels, photometric):
+def planes_of_16_bits(pixels, photometric, extra=()):
     strips = [(plane.astype("<u2") * 257).tobytes() for plane in np.moveaxis(pixels, 2, 0)]
-    return tiff(strips, 16, pixels.shape[2], photometric, planes=True)
+    return tiff(strips, 16, pixels.shape[2], photometric, planes=True, extra=extra)
 
 
 def test_planes_of_16_bits_with_alpha():
-    image = decode(planes_of_16_bits(np.dstack([RGB, ALPHA]), 2))
+    image = decode(planes_of_16_bits(np.dstack([RGB, ALPHA]), 2, extra=[2]))
     np.testing.assert_allclose(np.asarray(image), ON_WHITE, atol=1)
 
 
 def test_planes_of_16_bits_of_other_colours_are_refused():
     found = decode(planes_of_16_bits(np.dstack([RGB, ALPHA]), 5))
     assert isinstance(found, BadRecord) and "planes of 16 bits in CMYK" in found.detail
+
+
+def test_greys_that_alpha_is_multiplied_into():
+    grey = np.rint(RGB[..., 0] * (ALPHA / 255)).astype(np.uint8)
+    image = np.asarray(decode(tiff([np.dstack([grey, ALPHA]).tobytes()], 8, 2, 1, extra=[1])))
+    np.testing.assert_allclose(image[..., 0], ON_WHITE[..., 0], atol=1)
 
 
 def test_greys_of_12_bits():
