@@ -248,7 +248,8 @@ def test_a_folder_in_a_tar(fill, records):
         info = tarfile.TarInfo("food-101/images/ribs/1.jpg")
         info.size = len(A)
         tar.addfile(info, io.BytesIO(A))
-    ((reason, detail),) = records(fill({"food-101.tar.gz": stream.getvalue()}))
+    folder = fill({"food-101.tar.gz": stream.getvalue()})
+    ((reason, detail),) = records(folder, format="webdataset")
     assert reason == "empty_caption" and detail.endswith("unpack a tar that is a folder, and "
                                                          "import the folder")  # fmt: skip
 
