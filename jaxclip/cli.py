@@ -134,8 +134,11 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message, status = lost, 1
     elif fault := memory or explain_no_device(error):
         message, status = fault, 1
-    elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
-        message, status = str(error) or "interrupted", 128 + signal.SIGINT
+    elif isinstance(error, KeyboardInterrupt) and not str(error):
+        print("jaxclip: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    elif isinstance(error, KeyboardInterrupt):
+        message, status = str(error), 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
         # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
         standard_streams.silence(sys.stdout)

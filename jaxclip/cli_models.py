@@ -6,7 +6,6 @@ Building the parsers imports nothing that is heavy.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -175,11 +174,7 @@ def _use(name: str) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         from jaxclip.inference import command
 
-        try:
-            return getattr(command, f"run_{name}")(args)
-        except KeyboardInterrupt:
-            print("jaxclip: interrupted", file=sys.stderr)
-            return 130
+        return int(getattr(command, f"run_{name}")(args))
 
     return run
 

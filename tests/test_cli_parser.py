@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from jaxclip import cli, errors
+from jaxclip import cli, cli_methods, errors
+from jaxclip.data import sources
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,14 @@ def test_help_is_shown_in_any_encoding():
     )
     assert done.returncode == 0 and not done.stderr
     assert r"gs://\u2026" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["methods"], ["data", "info", "emoji"]])
+def test_ctrl_c_is_one_line(command, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_methods, "methods", interrupt)
+    monkeypatch.setattr(sources, "open", interrupt)
+    assert cli.main(command) == 130
+    assert capsys.readouterr().err == "jaxclip: interrupted\n"
