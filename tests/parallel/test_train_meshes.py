@@ -58,7 +58,7 @@ SLOW = [
 ]
 
 
-def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
+def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1, vocab_size=128):
     return config_lib.resolve(
         {
             "global_batch_size": 16,
@@ -71,7 +71,7 @@ def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
                 "embed_dim": 16,
                 "logit_bias_init": -5.0,
                 "image": {**TOWER, "patch_size": 8},
-                "text": {**TOWER, "vocab_size": 128},
+                "text": {**TOWER, "vocab_size": vocab_size},
             },
             "loss": LOSSES[loss],
             "optim": {
@@ -89,9 +89,9 @@ def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
 
 
 @functools.cache
-def train(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
+def train(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1, vocab_size=128):
     """State and losses after a few steps, as NumPy arrays."""
-    config = make_config(loss, optimizer, sharding, mesh, count)
+    config = make_config(loss, optimizer, sharding, mesh, count, vocab_size)
     experiment = setup.build(config, devices=jax.devices()[: math.prod(mesh)])
     state, losses = experiment.init_state(), []
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -108,8 +108,18 @@ def train(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
     [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW if case not in FAST)],
 )
 def test_same_numbers_on_every_mesh(loss, optimizer, sharding, mesh, count):
-    expected, expected_losses = train(loss, optimizer)
-    state, losses = train(loss, optimizer, sharding, mesh, count)
+    check_alike(train(loss, optimizer), train(loss, optimizer, sharding, mesh, count))
+
+
+@pytest.mark.slow
+def test_same_numbers_with_a_vocabulary_that_no_axis_divides():
+    """Its table is cut over both axes in its other dimension."""
+    case = ("softmax", "adamw+zclip")
+    check_alike(train(*case, vocab_size=131), train(*case, "fsdp+tp", (1, 4, 2), vocab_size=131))
+
+
+def check_alike(one, other):
+    (expected, expected_losses), (state, losses) = one, other
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert len(set(losses)) == STEPS
     for name in ("params", "ema_params"):
