@@ -72,7 +72,11 @@ class Checkpointer:
         self._retention = Retention(**retention)
         if writable and not storage.is_local(directory):
             raise ValueError(f"{directory}: a run at an address saves in its staging folder")
-        self._folder = CheckpointFolder(directory, copy)
+        if writable or storage.is_local(directory):
+            self._folder = CheckpointFolder(directory, copy)
+        else:
+            with multihost.together(f"{directory} can't be read by all processes"):
+                self._folder = CheckpointFolder(directory)
         self.directory = self._folder.directory
         self._one_by_one = one_by_one
         # Files are uploaded one by one, each from memory.
@@ -86,8 +90,9 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
         self._orbax: ocp.AsyncCheckpointer | None = None
-        if writable and jax.process_index() == 0:
-            problem = storage.probe(self.directory)
+        if writable:
+            problem = storage.probe(self.directory) if jax.process_index() == 0 else ""
+            problem = multihost.first_problem(problem)
             if problem:
                 raise CheckpointError(problem)
 

@@ -663,18 +663,18 @@ def test_a_lock_that_is_lost_at_the_start_is_told_to_the_other_processes(address
     """They would wait for this one without end."""
     told = []
 
-    def agree(flag):
-        told.append(flag)
-        return flag
+    def tell(problem):
+        told.append(problem)
+        return problem
 
     def lose(self):
         raise LostLockError("taken over")
 
-    monkeypatch.setattr(workdir.multihost, "all_agree", agree)
+    monkeypatch.setattr(workdir.multihost, "first_problem", tell)
     monkeypatch.setattr(mirror.Mirror, "begin", lose)
     with pytest.raises(LostLockError), workdir.hold(address):
         pass
-    assert told == [False]
+    assert told == ["taken over"]
 
 
 def test_a_lost_lock_is_said_though_the_network_is_gone(address, still, network):
@@ -852,7 +852,7 @@ def test_the_address_has_all_before_other_processes_look(address, still, network
         network(False)
     network(True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
     monkeypatch.setattr(workdir.multihost, "broadcast", lambda value: value)
     with workdir.hold(address, break_lock=True):
         assert whole(address) == [1]
@@ -862,14 +862,14 @@ def test_processes_that_do_not_come_to_hold_an_address_leave_all_as_it_was(addre
     """Neither the parts of a living run on these hosts, nor a trace at the address."""
     others = staging.folder_of(address, 1) / "checkpoints"
     others.mkdir(parents=True)
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: False)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: "no route")
     for process in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        with pytest.raises(workdir.WorkdirError, match="another process"), workdir.hold(address):
+        with pytest.raises(workdir.WorkdirError, match="another process.*no route"), workdir.hold(address):
             pass
     assert others.exists() and not names(address)
     assert not [each for each in threading.enumerate() if each.name == "workdir_mirror"]
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
     with workdir.hold(address) as held:
         assert held.path.exists() and not others.exists() and held.lock is None
 
