@@ -253,6 +253,8 @@ class Checkpointer:
             if self._parts is not None:
                 self._upload_part(step, content, number)
             elif jax.process_index() == 0:
+                if self._sizes:
+                    content["blocks"] = manifest.blocks_of(self._folder.path(step))
                 manifest.write(self._folder.path(step), content)
             if jax.process_index() == 0:
                 self._known.difference_update(self._folder.prune(self._retention))

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxclip import storage
 from jaxclip.errors import RunError
-from jaxclip.train import manifest, multihost, state_io
+from jaxclip.train import manifest, multihost, shards, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder
 
 logger = logging.getLogger("jaxclip")
@@ -83,22 +83,32 @@ def restore(
     search = _Search()
     while (step := _choose(folder, only, search)) >= 0:
         path = folder.path(step)
-        with multihost.together(f"{folder.place}/{path.name} can't be fetched by all processes"):
-            folder.fetch(step)
-            folder.check(step)
-            content = manifest.read(path)
+        what = f"{folder.place}/{path.name} can't be fetched by all processes"
+        with multihost.together(what):
+            content = folder.manifest(step)
         # Not a matter of damage: an older checkpoint of the same run would not fit either.
         saved, wanted = content["tree"], abstract_state
         if optional:
             saved, wanted = state_io.leave_out_unfit(saved, wanted, optional)
         state_io.check_tree(saved, wanted, path, partial=partial)
+        damage = ""
+        with multihost.together(what):
+            try:
+                place = folder.bring(step, wanted)
+            except shards.DamageError as error:
+                damage = str(error)
+        if damage := multihost.first_problem(damage):
+            search.damaged += 1
+            _pass_over(folder, search, step, damage)
+            continue
         failure = ""
         try:
-            folder.join(step, content)
-            state = state_io.restore(path / "state", wanted)
+            folder.join(place, content)
+            state = state_io.restore(place / "state", wanted)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         failure = multihost.first_problem(failure)
+        folder.release()
         if not failure:
             metrics = storage.decode_floats(content["metrics"])
             return Restored(state, step, content["extra"], metrics, tuple(search.lines))
@@ -131,9 +141,8 @@ def _newest(folder: CheckpointFolder, only: int | None, search: _Search) -> int:
     for step in reversed(folder.on_disk()):
         if step in search.passed or (only is not None and step != only):
             continue
-        folder.fetch(step)
         try:
-            folder.join(step, manifest.verify(folder.path(step)))
+            folder.check(step)
         except manifest.ManifestError as error:
             # One that was never finished is the trace of a kill, not of damage.
             search.damaged += not isinstance(error, manifest.MissingManifestError)

@@ -100,6 +100,7 @@ class Parts:
         base, process = f"{staging.CHECKPOINTS}/{folder.name}", jax.process_index()
         forget_index(folder / "state")
         table = {name: row for name, row in manifest.table_of(folder).items() if _is_mine(name)}
+        blocks = {name: row for name, row in manifest.blocks_of(folder).items() if name in table}
         left = dict(table)
 
         def upload(name: str) -> None:
@@ -109,7 +110,7 @@ class Parts:
         def upload_all() -> None:
             staging.each(upload, list(left))
             mark = f"{base}/part_{number}_{process}.json"
-            self._copy.put(mark, json.dumps(table).encode())
+            self._copy.put(mark, json.dumps({"files": table, "blocks": blocks}).encode())
 
         self._patiently(upload_all)
 
@@ -117,14 +118,14 @@ class Parts:
         self, mirror: Mirror, folder: epath.Path, content: dict[str, Any], number: str
     ) -> None:
         base = f"{staging.CHECKPOINTS}/{folder.name}"
-        whole = {**content, "format": manifest.FORMAT, "files": self._tables(base, number)}
+        whole = {**content, "format": manifest.FORMAT, **self._tables(base, number)}
         text = manifest.text_of(whole).encode()
         self._patiently(lambda: mirror.finish(folder.name, text))
         manifest.put(folder, whole)
 
     def _tables(self, base: str, number: str) -> dict[str, Any]:
-        """The files of all parts, once all are there."""
-        files: dict[str, Any] = {}
+        """The ``files`` and ``blocks`` of all parts, once all are there."""
+        tables: dict[str, dict[str, Any]] = {"files": {}, "blocks": {}}
         deadline = float("inf")
         for process in range(jax.process_count()):
             name, pause = f"{base}/part_{number}_{process}.json", 0.05
@@ -136,8 +137,9 @@ class Parts:
                     raise OSError(f"the part of process {process} did not come to {base}")
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
-            files |= json.loads(found)
-        return files
+            for kind, table in json.loads(found).items():
+                tables[kind] |= table
+        return tables
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask again, with pauses, until it succeeds or somebody waits."""

@@ -806,7 +806,7 @@ def other_part(address, step, number, tmp_path):
     table = manifest.table_of(folder.parent.parent)
     base = f"checkpoints/step_{step:08d}"
     Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
-    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps({"files": table, "blocks": {}}).encode())
 
 
 def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):

@@ -104,29 +104,35 @@ class Folder:
 
     def do(self, what):
         if self.harmed == (self.index, what):
-            raise {"check": manifest.ManifestError}.get(what, OSError)(f"{what} failed")
+            raise {"verify": manifest.ManifestError}.get(what, OSError)(f"{what} failed")
 
     def on_disk(self):
         return [1]
 
     def path(self, step):
-        raise AssertionError
+        return epath.Path("step_00000001")
 
-    def fetch(self, step):
-        self.do("fetch")
+    def manifest(self, step):
+        return {"tree": {}, "extra": {}, "metrics": {}}
 
     def check(self, step):
-        self.do("check")
+        self.do("choose")
+
+    def bring(self, step, wanted):
+        self.do("fetch")
+        self.do("verify")
+        return self.path(step)
+
+    def join(self, place, content):
+        pass
+
+    def release(self):
+        pass
 
 
-@pytest.mark.parametrize("harmed", [(0, "fetch"), (1, "fetch"), (1, "check")])
-def test_a_checkpoint_that_one_process_can_not_fetch_ends_all(
-    as_processes, monkeypatch, harmed, tmp_path
-):
+@pytest.mark.parametrize("harmed", [(0, "choose"), (1, "fetch"), (1, "verify")])
+def test_a_checkpoint_that_one_process_can_not_fetch_ends_all(as_processes, monkeypatch, harmed):
     """None goes on with an older checkpoint, or waits for the one that failed."""
-    manifest.write(epath.Path(tmp_path), {"tree": {}, "extra": {}, "metrics": {}})
-    monkeypatch.setattr(Folder, "path", lambda self, step: epath.Path(tmp_path))
-    monkeypatch.setattr(Folder, "join", lambda self, step, content: None, raising=False)
     monkeypatch.setattr(checkpoint_search.state_io, "restore", lambda path, wanted: "state")
     found = as_processes(2, lambda i: checkpoint_search.restore(Folder(i), {}))
     assert [each.state for each in found] == ["state"] * 2
