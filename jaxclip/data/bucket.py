@@ -65,8 +65,13 @@ class Bucket:
         return None if found.state == "missing" else bytes(found.value)
 
     def read_part(self, name: str, offset: int, length: int) -> bytes | None:
-        """Bytes of a file; None if there is none, fewer where it is shorter."""
-        found = self._read(name, length, part=slice(offset, offset + length))
+        """Bytes of a file; None if there is none, fewer or no bytes where it is shorter."""
+        try:
+            found = self._read(name, length, part=slice(offset, offset + length))
+        except BucketError as error:
+            if "OUT_OF_RANGE" in str(error.__cause__):  # TensorStore's word for a shorter file
+                return b""
+            raise
         return None if found.state == "missing" else bytes(found.value)
 
     def write(self, name: str, content: bytes) -> None:
