@@ -93,7 +93,8 @@ def initialize_distributed(
     if given is not None:
         if given["num_processes"] > 1:
             # "deactivate": what Slurm or Kubernetes have in the environment is of no concern here.
-            with waiting.told(timeouts, _how("num_processes")) as longer:
+            hint = f"for one process alone give no {_how('num_processes')}"
+            with waiting.told(timeouts, hint) as longer:
                 jax.distributed.initialize(
                     **given, **longer, cluster_detection_method="deactivate"
                 )
@@ -215,7 +216,8 @@ def _join(
         several processes.
     """
     try:
-        with waiting.told(timeouts, f"{says_several}={os.environ[says_several]}") as longer:
+        hint = f"{says_several}={os.environ[says_several]}; unset it for one process alone"
+        with waiting.told(timeouts, hint) as longer:
             jax.distributed.initialize(
                 **longer, cluster_detection_method=method, local_device_ids=devices
             )
@@ -283,7 +285,7 @@ def _visible_gpus() -> int | None:
 
 def _join_tpu_slice(timeouts: dict[str, Any]) -> None:
     try:
-        with waiting.told(timeouts, "the TPU's metadata") as longer:
+        with waiting.told(timeouts, "the TPU's metadata names several hosts") as longer:
             jax.distributed.initialize(**longer)
     except ValueError as error:
         # JAX's way to say that nothing told it of a slice: a TPU host that stands alone.

@@ -26,7 +26,7 @@ _ESTABLISHED = "01"
 
 
 @contextlib.contextmanager
-def told(timeouts: dict[str, Any], says_several: str) -> Iterator[dict[str, Any]]:
+def told(timeouts: dict[str, Any], hint: str) -> Iterator[dict[str, Any]]:
     """Around ``jax.distributed.initialize``: say after 10 s what is waited for, then once a minute.
 
     After ``initialization_timeout`` a line says so, and the process ends with status 1: the main
@@ -34,7 +34,7 @@ def told(timeouts: dict[str, Any], says_several: str) -> Iterator[dict[str, Any]
 
     Args:
       timeouts: those of ``jax.distributed.initialize``.
-      says_several: what says that there are several processes.
+      hint: what to do where there should be one process alone, for the lines.
 
     Yields:
       The timeouts, in which JAX has some time more.
@@ -42,7 +42,7 @@ def told(timeouts: dict[str, Any], says_several: str) -> Iterator[dict[str, Any]
     limit = timeouts["initialization_timeout"]
     here = threading.Event()
     thread = threading.Thread(
-        target=_watch, args=(here, limit, says_several), name="start_watch", daemon=True
+        target=_watch, args=(here, limit, hint), name="start_watch", daemon=True
     )
     with _interruptible():
         thread.start()
@@ -52,23 +52,22 @@ def told(timeouts: dict[str, Any], says_several: str) -> Iterator[dict[str, Any]
             here.set()
 
 
-def _watch(here: threading.Event, limit: float, says_several: str) -> None:
+def _watch(here: threading.Event, limit: float, hint: str) -> None:
     began, pause, first = time.monotonic(), min(_FIRST, limit), True
     while not here.wait(pause):
         left = limit - (time.monotonic() - began)
         what, again = _situation()
-        check = f"there are several processes by {says_several}"
         if here.is_set():
             return
         if left <= 0:
             _say(
-                f"jaxclip: error: {what} ({check}); gave up after {limit:g} s "
+                f"jaxclip: error: {what} ({hint}); gave up after {limit:g} s "
                 "(distributed.initialization_timeout_seconds)"
             )
             sys.stdout.flush()
             os._exit(1)
         if first or again:
-            _say(f"jaxclip: {what} ({check}); waiting for {left:.0f} s more")
+            _say(f"jaxclip: {what} ({hint}); waiting for {left:.0f} s more")
         pause, first = max(min(_AGAIN, left), 0.1), False
 
 
