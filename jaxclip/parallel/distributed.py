@@ -95,9 +95,7 @@ def initialize_distributed(
             # "deactivate": what Slurm or Kubernetes have in the environment is of no concern here.
             hint = f"for one process alone give no {_how('num_processes')}"
             with waiting.told(timeouts, hint) as longer:
-                jax.distributed.initialize(
-                    **given, **longer, cluster_detection_method="deactivate"
-                )
+                jax.distributed.initialize(**given, **longer, cluster_detection_method="deactivate")
     elif _count("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in os.environ:
         _join("SLURM_NTASKS", "slurm", _slurm_devices(), timeouts)
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:

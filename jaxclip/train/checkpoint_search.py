@@ -80,6 +80,15 @@ def restore(
       CheckpointError: there are some, but each of them is damaged.
       ValueError: the checkpoint is whole but of another state; the message names the leaves.
     """
+    try:
+        return _restore(folder, abstract_state, only, partial, optional)
+    finally:
+        folder.release()
+
+
+def _restore(
+    folder: CheckpointFolder, abstract_state: Any, only: int | None, partial: bool, optional: str
+) -> Restored | None:
     search = _Search()
     while (step := _choose(folder, only, search)) >= 0:
         path = folder.path(step)
@@ -108,7 +117,6 @@ def restore(
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         failure = multihost.first_problem(failure)
-        folder.release()
         if not failure:
             metrics = storage.decode_floats(content["metrics"])
             return Restored(state, step, content["extra"], metrics, tuple(search.lines))

@@ -21,9 +21,10 @@ from jaxclip.storage import is_local
 
 NAME = "manifest.json"
 FORMAT = 1
-# Bytes of a block that has a digest of its own, and digits of these (SHA-256's first 128 bits).
-BLOCK = 2**20
-DIGITS = 32
+# Bytes of a block that has a digest of its own, and digits of these (SHA-256's first 64 bits: they
+# are for what is altered by accident; there are many).
+BLOCK = 2**18
+DIGITS = 16
 
 
 class ManifestError(ValueError):

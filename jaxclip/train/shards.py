@@ -28,8 +28,9 @@ from jaxclip.train import manifest, staging, state_io
 
 # In the folder of a copy; for one checkpoint, while it is read.
 FOLDER = ".shards"
-# Bytes of one request.
-_LONGEST = 16 * manifest.BLOCK
+# Bytes of one request, and requests at a time; many are small.
+_LONGEST = 2**23
+_THREADS = 16
 _INDEX = "manifest.ocdbt"
 
 
@@ -130,7 +131,7 @@ class _Source:
                 runs += [(name, first, count) for first, count in _runs(sorted(missing))]
             elif missing:  # it has one digest, and is small
                 runs.append((name, 0, len(missing)))
-        staging.each(lambda run: self._bring(*run), runs)
+        staging.each(lambda run: self._bring(*run), runs, _THREADS)
 
     def read(self, place: _Place) -> bytes:
         """Bytes that are needed, and fetched if they are not there."""
@@ -197,7 +198,7 @@ class _Source:
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
     """Neighbouring blocks, not too many at a time: ``(first, count)``."""
-    most = _LONGEST // manifest.BLOCK
+    most = max(1, _LONGEST // manifest.BLOCK)
     for _, group in itertools.groupby(enumerate(blocks), lambda pair: pair[1] - pair[0]):
         run = [block for _, block in group]
         for start in range(0, len(run), most):

@@ -269,13 +269,13 @@ def is_manifest(name: str) -> bool:
     return folder == CHECKPOINTS and bool(STEP.fullmatch(step)) and file == manifest.NAME
 
 
-def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:
+def each(function: Callable[[Any], None], items: Iterable[Any], threads: int = _THREADS) -> None:
     """Call a function for every item, some at a time.
 
     Raises:
       Exception: of the first call that failed; calls that have not begun are left out.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         for future in [pool.submit(function, item) for item in items]:
             future.result()

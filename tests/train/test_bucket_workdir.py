@@ -806,7 +806,9 @@ def other_part(address, step, number, tmp_path):
     table = manifest.table_of(folder.parent.parent)
     base = f"checkpoints/step_{step:08d}"
     Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
-    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps({"files": table, "blocks": {}}).encode())
+    Bucket(address).write(
+        f"{base}/part_{number}_1.json", json.dumps({"files": table, "blocks": {}}).encode()
+    )
 
 
 def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
@@ -865,7 +867,10 @@ def test_processes_that_do_not_come_to_hold_an_address_leave_all_as_it_was(addre
     monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: "no route")
     for process in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        with pytest.raises(workdir.WorkdirError, match="another process.*no route"), workdir.hold(address):
+        with (
+            pytest.raises(workdir.WorkdirError, match="another process.*no route"),
+            workdir.hold(address),
+        ):
             pass
     assert others.exists() and not names(address)
     assert not [each for each in threading.enumerate() if each.name == "workdir_mirror"]

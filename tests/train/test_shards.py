@@ -32,7 +32,11 @@ def saved(tmp_path_factory):
     """A checkpoint with digests of small blocks; of several processes it has no common index."""
     folder = tmp_path_factory.mktemp("saved")
     state = {
-        "params": {"w": jax.device_put(W, sharding()), "b": jnp.arange(900.0), "zero": jnp.zeros(9)},
+        "params": {
+            "w": jax.device_put(W, sharding()),
+            "b": jnp.arange(900.0),
+            "zero": jnp.zeros(9),
+        },
         "moments": {"w": jax.device_put(1 - W, sharding())},
         "key": jax.random.key(3),
         "step": 1,
@@ -44,7 +48,9 @@ def saved(tmp_path_factory):
         patch.setattr(manifest, "BLOCK", BLOCK)
         content = manifest.read(path)
         blocks = manifest.blocks_of(path)
-        manifest.write(path, {k: v for k, v in content.items() if k != "files"} | {"blocks": blocks})
+        manifest.write(
+            path, {k: v for k, v in content.items() if k != "files"} | {"blocks": blocks}
+        )
     return folder
 
 
@@ -117,7 +123,9 @@ def test_a_state_is_read_whole_into_any_shards(copy, spec):
     np.testing.assert_array_equal(state["params"]["b"], np.arange(900.0))
     np.testing.assert_array_equal(state["params"]["zero"], np.zeros(9))
     np.testing.assert_array_equal(state["moments"]["w"], 1 - W)
-    assert jnp.array_equal(jax.random.key_data(state["key"]), jax.random.key_data(jax.random.key(3)))
+    assert jnp.array_equal(
+        jax.random.key_data(state["key"]), jax.random.key_data(jax.random.key(3))
+    )
     assert state["step"] == 1
     names = [name for name, *_ in copy.read]
     assert len(set(copy.read)) == len(names), "nothing is read twice"
