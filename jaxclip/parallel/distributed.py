@@ -123,8 +123,14 @@ def explain_loss(error: BaseException) -> str:
     Returns:
       A sentence; empty where the error is of this process's own making.
     """
-    causes = list(_causes(error))
-    if not any(phrase in str(cause).lower() for cause in causes for phrase in _LOST):
+    # A store that is gone says the same, as an OSError, and what is built around that repeats it.
+    ours: set[str] = set()
+    others: set[str] = set()
+    for cause in _causes(error):
+        found = {phrase for phrase in _LOST if phrase in str(cause).lower()}
+        is_other = isinstance(cause, OSError) or getattr(cause, "explained", False)
+        (others if is_other else ours).update(found)
+    if not ours - others:
         return ""
     lines = str(error).strip().splitlines() or [""]
     return (

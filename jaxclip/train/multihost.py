@@ -10,14 +10,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxclip.errors import RunError
+from jaxclip.errors import ProcessesError, RunError
 
 # Bytes of a line that is told to the other processes.
 _LONGEST = 2000
-
-
-class ProcessesError(RunError):
-    """One process could not do what all have to do; the same line on every one of them."""
 
 
 def broadcast(value: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -20,10 +19,8 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 
-from jaxclip import storage
 from jaxclip.train import manifest, staging, state_io
 
 # In the folder of a copy; for one checkpoint, while it is read.

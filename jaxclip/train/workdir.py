@@ -23,7 +23,7 @@ from jaxclip import config as config_lib
 from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.data import bucket as bucket_lib
-from jaxclip.errors import RunError
+from jaxclip.errors import ProcessesError, RunError
 from jaxclip.lock import FILE_NAME, Lock, Shared
 from jaxclip.train import manifest, multihost, staging
 from jaxclip.train.mirror import Mirror, last_writer
@@ -111,7 +111,7 @@ def hold(
             if elsewhere or held is None:
                 raise WorkdirError(
                     f"another process of this run could not take workdir {name}: {elsewhere}"
-                )
+                ) from ProcessesError(elsewhere)
             if bucket is None:
                 check_shared(path)
             else:

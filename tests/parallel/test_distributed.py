@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from jaxclip.errors import ProcessesError
 from jaxclip.parallel import distributed
 
 VARIABLES = (
@@ -205,6 +206,8 @@ def test_half_of_the_variables(start):
         (RuntimeError("NCCL error: remote process has exited or there was a network error"), True),
         (ValueError("global_batch_size=3 does not divide"), False),
         (KeyError("image"), False),
+        (OSError("gs://runs/a can't be read: Connection reset by peer"), False),
+        (ProcessesError("process 1 of 2 on h: gs://runs/a: Connection reset by peer"), False),
     ],
 )
 def test_which_errors_are_another_process(error, lost):
@@ -215,6 +218,14 @@ def test_which_errors_are_another_process(error, lost):
         wrapped = RuntimeError("checkpoint of step 3 was not written")
         wrapped.__cause__ = error
         assert distributed.explain_loss(wrapped)
+
+
+def test_a_store_that_is_gone_is_not_another_process():
+    wrapped = RuntimeError("checkpoint of step 3 was not written: Connection reset by peer")
+    wrapped.__cause__ = OSError("gs://runs/a: Connection reset by peer")
+    assert not distributed.explain_loss(wrapped)
+    wrapped.__cause__ = RuntimeError("Gloo: Connection reset by peer")
+    assert distributed.explain_loss(wrapped)
 
 
 def test_leaving_skips_what_python_does_at_the_end():

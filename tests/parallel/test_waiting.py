@@ -42,7 +42,7 @@ def test_what_a_process_waits_for(monkeypatch, port):
     assert not again
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # and nobody listens there
-        address = "127.0.0.1:%d" % unused.getsockname()[1]
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
         who(monkeypatch, address, 2, 3)
         what, again = waiting._situation()
     assert f"can't reach process 0 at {address} (Connection refused): see" in what and again

@@ -868,7 +868,7 @@ def test_processes_that_do_not_come_to_hold_an_address_leave_all_as_it_was(addre
     for process in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         with (
-            pytest.raises(workdir.WorkdirError, match="another process.*no route"),
+            pytest.raises(workdir.WorkdirError, match=r"another process.*no route"),
             workdir.hold(address),
         ):
             pass

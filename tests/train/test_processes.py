@@ -508,8 +508,8 @@ def test_a_checkpoint_that_one_process_can_not_fetch_ends_all(
         assert len(lines[0]) == 1 and lines[0] == lines[1]
         why = {"outage": "no route to host", "full": "no space left on the device"}[harm]
         assert re.search(
-            rf"gs://runs/apart/checkpoints/step_\d+ can't be fetched by all processes: process 1 of "
-            rf"2 on .*{why}", lines[0][0]
+            rf"gs://runs/apart/checkpoints/step_\d+ can't be fetched by all processes: "
+            rf"process 1 of 2 on .*{why}", lines[0][0]
         ), lines  # fmt: skip
         assert Bucket(address).names("checkpoints/") == before
         assert not list((tmp_path / "staging").glob("*/run/.shards")), "it leaves no files behind"

@@ -138,7 +138,7 @@ def test_a_process_reads_the_rows_of_its_devices_alone(copy):
     store = {"driver": "ocdbt", "base": f"file://{place}/state/"}
     array = tensorstore.open({"driver": "zarr3", "kvstore": store, "path": "params.w/"}).result()
     np.testing.assert_array_equal(array[16:24].read().result(), W[16:24])
-    with pytest.raises(ValueError, match="checksum|[Cc]orrupt|CRC|decod"):
+    with pytest.raises(ValueError, match=r"checksum|[Cc]orrupt|CRC|decod"):
         array[40:48].read().result()  # a hole is never taken for numbers
     assert (copy.folder / shards.FOLDER).exists()
     shards.drop(copy)
