@@ -37,6 +37,10 @@ logger = logging.getLogger("jaxclip")
 _LARGEST_FILE = 2**28
 
 
+# What orbax says of a save that failed, at length, and we in a line; and with every save of parts.
+_NO_NEWS = ("in background save thread", "_SignalingThread.run() raised", "Global object size")
+
+
 class Checkpointer:
     """Saves and restores training states in a folder.
 
@@ -81,6 +85,7 @@ class Checkpointer:
         self._one_by_one = one_by_one
         # Files are uploaded one by one, each from memory.
         self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}
+        logging.getLogger("absl").addFilter(_is_news)
         apart = writable and copy is not None and jax.process_count() > 1
         self._parts = parts.Parts(copy) if apart and copy is not None else None
         # The step that several processes gave up uploading, and why.
@@ -161,7 +166,9 @@ class Checkpointer:
             if self._parts is not None:
                 number = self._parts.begin(target)
             if self._orbax is None:
-                options = {} if self._parts is None else {"multiprocessing_options": parts.OPTIONS}
+                options = (
+                    {} if self._parts is None else {"multiprocessing_options": parts.options()}
+                )
                 self._orbax = ocp.AsyncCheckpointer(
                     state_io.handler(
                         one_by_one=self._one_by_one,
@@ -186,10 +193,14 @@ class Checkpointer:
 
         Raises:
           CheckpointError: it failed; the checkpoints before it are untouched.
+          errors.ProcessesError: it failed on another process, with the same words.
         """
-        self._join()
-        if self._parts is not None:
-            self._known = multihost.broadcast_steps(self._folder.steps())
+        if self._parts is None:
+            self._join()
+            return
+        with multihost.together("a checkpoint can't be written by all processes"):
+            self._join()
+        self._known = multihost.broadcast_steps(self._folder.steps())
 
     def _join(self, patience: float = 0.0) -> None:
         """:meth:`wait`, for this process alone; a failing upload is given up after ``patience``."""
@@ -262,6 +273,9 @@ class Checkpointer:
         except BaseException as error:  # handed to the main thread by wait()
             self._error = (step, error)
             self._known.discard(step)
+            if self._parts is not None:
+                name = self._folder.path(step).name
+                self._parts.fail(name, number, storage.reason(error, self.directory))
             if jax.process_index() == 0:
                 self._folder.remove(step)
 
@@ -270,6 +284,8 @@ class Checkpointer:
         self._given_up = None
         try:
             self._parts.commit(self._folder.path(step), content, number)
+        except parts.PartError:
+            self._folder.remove(step)  # all learn of it in wait()
         except OSError as error:
             self._given_up = (step, error)
             self._folder.remove(step)
@@ -358,3 +374,9 @@ class Checkpointer:
                 self._parts.release(self._folder.path(found.step))
             self._known = multihost.broadcast_steps(self._folder.steps())
         return found
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of orbax's says something that we don't say ourselves."""
+    text = record.getMessage()
+    return not any(each in text for each in _NO_NEWS)

@@ -848,6 +848,17 @@ def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, mo
         assert not folder.exists()
 
 
+def test_a_part_that_failed_is_not_waited_for(address, still, monkeypatch):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.fail(folder.name, number, "disk full")
+        failed = Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json")
+        Bucket(address).write(f"checkpoints/{folder.name}/part_{number}_1.json", failed)
+        with pytest.raises(parts.PartError, match="process 1 could not write its part: disk full"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+
+
 def test_the_address_has_all_before_other_processes_look(address, still, network, monkeypatch):
     with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
         save(held.path, 1)

@@ -56,7 +56,7 @@ _DRIVER = """
 import errno, json, os, pathlib, signal, sys, time
 from jaxclip import cli
 from jaxclip.data import bucket, order, pipeline
-from jaxclip.train import manifest, workdir
+from jaxclip.train import checkpoint, manifest, workdir
 
 workdir._SHARING_SECONDS = 1.0
 manifest.BLOCK = 2**13  # the checkpoints are small, too
@@ -100,6 +100,11 @@ def writing(self, mode="r", *arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
     return write(self, mode, *arguments, **options)
 
+def unsaved(self):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+if harm == "full save":
+    checkpoint.ocp.AsyncCheckpointer.wait_until_finished = unsaved
 if harm == "full":
     pathlib.Path.open = writing
 bucket.Bucket._read = fetching
@@ -513,3 +518,22 @@ def test_a_checkpoint_that_one_process_can_not_fetch_ends_all(
         ), lines  # fmt: skip
         assert Bucket(address).names("checkpoints/") == before
         assert not list((tmp_path / "staging").glob("*/run/.shards")), "it leaves no files behind"
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_ends_all_at_once(tmp_path, processes, config_file, monkeypatch):
+    """By one and the same line; nobody waits for a part that will not come."""
+    file = config_file("mesh={'data': 1, 'fsdp': 2}", "sharding=fsdp", "evaluate.every_steps=0")
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with serve(monkeypatch) as google:
+        with processes(tmp_path, 2, file, ["gs://runs/apart"], harm=(1, "full save", 0)) as run:
+            assert run.wait() == [1, 1], run.log(0) + run.log(1)
+            assert abs(run.ended[0] - run.ended[1]) < HEARTBEAT / 2
+        assert not any(name.endswith("manifest.json") for name in google.files)
+    lines = [
+        [line for line in run.log(i).splitlines() if line.startswith("jaxclip: error: ")]
+        for i in range(2)
+    ]
+    assert len(lines[0]) == 1 and lines[0] == lines[1], run.log(0) + run.log(1)
+    assert re.search(r"process 1 of 2 on .*step 2 .*no space left on the device", lines[0][0])
+    assert "Traceback" not in run.log(0) + run.log(1)
