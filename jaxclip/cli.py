@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, overrides = _take_overrides(arguments)
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if overrides and not getattr(args, "takes_overrides", False):
+    if overrides and not getattr(args, "takes_overrides", ""):
         parser.error(f"`jaxclip {args.command}` takes no --config.* overrides")
     args.overrides = overrides
     _quiet()
@@ -227,7 +227,7 @@ def _add_train(commands: Any) -> None:
         help="take the workdir from a run elsewhere that is gone for good",
     )
     _add_distributed(parser)
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
@@ -251,7 +251,7 @@ def _add_eval(commands: Any) -> None:
     )
     parser.epilog = _OVERRIDES
     _add_distributed(parser)
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def _add_report(commands: Any) -> None:
@@ -320,12 +320,12 @@ def _join_others(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip import config as config_lib
-    from jaxclip.train import workdir as workdir_lib
+    from jaxclip.train import workdir_config
 
     if args.config:
-        return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+        return config_lib.resolve(config_lib.load_file(args.config, "train"), args.overrides)
     if args.workdir:
-        known = workdir_lib.find_config(args.workdir)
+        known = workdir_config.find_config(args.workdir)
         if known is not None:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
@@ -336,10 +336,9 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def _eval(args: argparse.Namespace) -> int:
     from jaxclip import config as config_lib
-    from jaxclip.train import evaluation
-    from jaxclip.train import workdir as workdir_lib
+    from jaxclip.train import evaluation, workdir_config
 
-    config = config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
+    config = config_lib.resolve(workdir_config.read_config(args.workdir), args.overrides)
     _join_others(args, config)
     evaluation.evaluate_workdir(
         args.workdir,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jaxclip.registry import hint, nearest
+from jaxclip.registry import hint, meant, nearest
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -50,7 +50,8 @@ class Parser(argparse.ArgumentParser):
         elif stray:
             message += f"; write --{stray[1]}"
         elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            near = nearest(unknown[1], _options(self, self._given), cutoff=0.6)
+            near = _key_option(self, self._given, unknown[1])
+            near = near or nearest(unknown[1], _options(self, self._given), cutoff=0.6)
             message += f"; did you mean {near}?" if near else ""
         super().error(message)
 
@@ -78,3 +79,17 @@ def _options(parser: argparse.ArgumentParser, given: Sequence[str]) -> set[str]:
     for name in choices.keys() & set(given):
         found |= _options(choices[name], given)
     return found
+
+
+def _key_option(parser: argparse.ArgumentParser, given: Sequence[str], option: str) -> str:
+    """``--config.optim.learning_rate`` for ``--lr`` of a command that takes a run's keys."""
+    command = _choices(parser).get(given[0]) if given else None
+    if command is None or command.get_default("takes_overrides") != "train":
+        return ""
+    from jaxclip.config import flatten, resolve
+
+    keys = [key for key, _ in flatten(resolve({}))]
+    word = option.lstrip("-").replace("-", "_")
+    named = [key for key in keys if key.rpartition(".")[2] == word]
+    near = meant(word, keys) or min(named, key=lambda key: key.count("."), default="")
+    return f"--config.{near}" if near else ""

@@ -1,15 +1,24 @@
 """What ends a run from outside: the disk, the numbers, the machine."""
 
 import os
+import sys
 
 
 def explain_no_device(error: BaseException) -> str:
-    """What is wrong with the devices, if JAX could not start any; else nothing."""
-    trace, last = error.__traceback__, ""
-    while trace is not None:
-        last, trace = trace.tb_frame.f_code.co_filename, trace.tb_next
-    if not last.replace(os.sep, "/").endswith("jax/_src/xla_bridge.py"):
+    """What is wrong with the devices, if JAX could not start any; else nothing.
+
+    JAX has no error of its own for that: it is a RuntimeError, or an assertion without a word. So
+    JAX is asked once more for its devices, and fails with the same, or has them at hand.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or type(error) not in (RuntimeError, AssertionError):
         return ""
+    try:
+        jax.devices()
+        return ""
+    except Exception as again:
+        if (type(again), str(again)) != (type(error), str(error)):
+            return ""
     wanted = os.environ.get("JAX_PLATFORMS", "")
     if not wanted:
         return f"JAX finds no device: {error}"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxclip.data import coded_colour, colour, mending
+from jaxclip.data import bitmaps, coded_colour, colour, mending
 from jaxclip.data.file_kinds import jpeg_process, kind_of
 from jaxclip.data.record import BadRecord
 
@@ -116,8 +116,7 @@ def decode_mended(
         loaded = _loaded(image, data)
     except Exception as error:
         reason = _load_failure(error, data)
-        mend = mending.jpeg_with_end if reason == "truncated" else mending.png_without_extras
-        sound = mend(data)
+        sound = mending.jpeg_with_end(data) if reason == "truncated" else _mended(data)
         if sound is not None:
             return decode_mended(
                 sound, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
@@ -148,7 +147,7 @@ def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
     """The picture, not yet loaded, and the bytes it is in; or why there is none."""
     if not data:
         return BadRecord("zero_bytes")
-    data = mending.cursor_as_icon(data)
+    data = bitmaps.icon_with_masks(mending.cursor_as_icon(data))
     try:
         return _opened_by_pillow(data)
     except Image.DecompressionBombError as error:
@@ -163,10 +162,15 @@ def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
     except Image.DecompressionBombError:
         raise
     except Exception:
-        sound = mending.png_without_extras(data)
+        sound = _mended(data)
         if sound is None:
             raise
     return Image.open(io.BytesIO(sound), formats=_formats()), sound
+
+
+def _mended(data: bytes) -> bytes | None:
+    """The same picture in bytes that Pillow reads, where it gave up; None if there are none."""
+    return mending.png_without_extras(data) or bitmaps.sound_bitmap(data)
 
 
 def _no_picture(data: bytes, error: Exception) -> BadRecord:

@@ -21,6 +21,7 @@ FILE_FIELDS = (
     "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
     "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
     "img_b64", "base64", "image_data", "media_name", "photo_path", "photo", "picture",
+    "image_index", "path_to_image",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
@@ -38,7 +39,7 @@ KEY_FIELDS = ("key", "id")
 # tables of rows.
 ID_FIELDS = ("image_id", "img_id", "photo_id", "id")
 LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url", "image_urls")
-LABEL_FIELDS = ("label", "class", "cls", "prediction_string")
+LABEL_FIELDS = ("label", "class", "cls", "prediction_string", "class_name", "class_id")
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
 # caption, captions that are wrong, boxes, and a text for each box.
@@ -145,7 +146,9 @@ def is_hidden(name: str) -> bool:
 
 
 # Names of folders that are splits.
-SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+SPLITS = (
+    "train", "training", "val", "valid", "validation", "dev", "test", "testing", "trainval",
+)  # fmt: skip
 
 
 def split_of(path: str) -> str:

@@ -19,7 +19,7 @@ from jaxclip import config as config_lib
 from jaxclip import objectives, parallel, storage
 from jaxclip.config import Config
 from jaxclip.models.sparsity import rules as sparsity
-from jaxclip.train import low_rank, state_io, towers
+from jaxclip.train import low_rank, state_io, towers, workdir_config
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.weights import checkpoint, surgery
@@ -96,7 +96,7 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     if not is_run(place):
         return _published(folder, os.fspath(path), what)
     try:
-        config = config_lib.resolve(workdir_lib.read_config(place))
+        config = config_lib.resolve(workdir_config.read_config(place))
     except ValueError as error:
         way = "" if storage.is_local(place) else "; published weights have to be downloaded first"
         raise ValueError(

@@ -30,6 +30,7 @@ from jaxclip.train import (
     setup,
     staging,
     workdir,
+    workdir_config,
 )
 from tests.google_store import serve
 
@@ -720,7 +721,7 @@ def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(addre
     Bucket(address).write("config.json", b"{}")
     monkeypatch.setattr("pathlib.Path.write_bytes", fill)
     with pytest.raises(staging.CopyError, match=r"config.json can't be copied .* TMPDIR, on"):
-        workdir.find_config(address)
+        workdir_config.find_config(address)
 
 
 @pytest.mark.parametrize(
@@ -760,7 +761,7 @@ def test_addresses_and_folders_are_what_they_are(tmp_path, monkeypatch):
 def test_a_refusal_names_the_address(tiny_config, tmp_path):
     config_lib.save(tiny_config(), tmp_path / "config.json")
     with pytest.raises(workdir.WorkdirError) as refused:
-        workdir.check_config(tiny_config("seed=5"), tmp_path, name="gs://bucket/run")
+        workdir_config.check_config(tiny_config("seed=5"), tmp_path, name="gs://bucket/run")
     assert str(refused.value).startswith("workdir gs://bucket/run holds a run of another")
     assert "--config.init_from=gs://bucket/run" in str(refused.value)
 

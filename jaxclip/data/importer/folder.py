@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -14,9 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
+from jaxclip.data.importer import class_folders, split_lists
+from jaxclip.data.importer.class_folders import ClassFolders
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
+from jaxclip.data.naming import TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
@@ -35,12 +36,6 @@ _TEXT_FOLDERS = (
     "prompts",
     "text_c10",
     "descriptions",
-)
-# Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
-_NO_CLASSES = ("images", "imgs", "img")
-# Names of folders that are parts of a data set rather than classes (train2017, test_images).
-_PART = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing)([\W\d_]|images?|imgs?|set)*", re.I
 )
 
 
@@ -72,7 +67,8 @@ class TreeReader:
         self._encoding = encoding
         self._advice = advice
         self._unused = unused
-        self._classes: int | None = None
+        self._classes: ClassFolders | None = None
+        self._splits: dict[str, str] = {}
         self._texts = [each for each in _TEXT_FOLDERS if (folder / each).is_dir()]
 
     def has_images(self) -> bool:
@@ -89,7 +85,8 @@ class TreeReader:
         return None
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
-        self._classes = self._above_classes()
+        self._classes = self._find_classes()
+        self._splits = split_lists.of_folder(self._folder) if self._classes else {}
         if self._classes is None and not self._advice:
             self._advice = self._unused(True)
         unused = self._unused(False) if self._classes is not None else ""
@@ -103,13 +100,13 @@ class TreeReader:
         key = printable(file.relative_to(self._folder).as_posix())
         split = split_of(key)
         if self._classes is not None:
-            folders = key.split("/")[self._classes :]
-            split = split_of("/".join(folders))
-            if folders[1 if split else 0].lower() in _NO_CLASSES:
+            label, split = self._classes.label(key.split("/")[:-1])
+            if label is None:
                 return BadRecord(
                     "empty_caption", "neither a caption nor in a folder of a class", key
                 )
-            return Item(key, file, (), folders[1 if split else 0], split=split)
+            split = split or self._splits.get(split_lists.name_of(key), "")
+            return Item(key, file, (), label, split=split)
         texts, fields = self._beside(file)
         if texts is None and fields is None:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
@@ -120,29 +117,14 @@ class TreeReader:
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
-    def _above_classes(self) -> int | None:
-        """How many folders stand above those that are classes (``images/cats/1.jpg``); None if
-        none are: one alone (``images/``) says nothing."""
+    def _find_classes(self) -> ClassFolders | None:
+        """What the folders say of classes; nothing where a picture has captions."""
         places = set()
         for file in self._images():
             if self._beside(file) != (None, None):
                 return None
             places.add(file.relative_to(self._folder).parts[:-1])
-        same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
-        above = [each[0] for each in same]
-        if any(len(place) == len(above) for place in places):
-            return None  # pictures beside folders
-        if above and above[-1].lower() in SPLITS:
-            above.pop()
-        names = set()
-        for place in places:
-            within = place[len(above) :]
-            in_split = within[0].lower() in SPLITS
-            if len(within) <= in_split:
-                return None
-            names.add(within[in_split])
-        are_parts = all(map(_PART.fullmatch, names))
-        return len(above) if len(names) > 1 and not are_parts else None
+        return class_folders.of_places(places)
 
     def _beside(self, file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
         """Captions and named values in the files beside a picture, or in a folder of captions."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import table_rows
+from jaxclip.data.importer import published, table_rows
 from jaxclip.data.importer.items import Cursor
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
@@ -42,7 +43,12 @@ def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
 
 
 def check_tables(path: pathlib.Path, tars: Sequence[pathlib.Path]) -> None:
-    """Raise ValueError if tars have nothing but pictures, of which a table beside them speaks."""
+    """Raise ValueError if tars are of no use: nothing but pictures, of which a table beside them
+    speaks, or a usual set without any."""
+    for tar in tars:
+        usual = published.in_other_files(tar)
+        if usual:
+            raise ValueError(f"{str(tar)!r} holds no pictures in files of their own{usual}")
     first = next(TarReader(tars[:1]).items(Cursor()), None) if path.is_dir() else None
     item = first[1] if first else None
     if not isinstance(item, BadRecord) or item.reason != "empty_caption":
@@ -84,6 +90,9 @@ def no_table(path: pathlib.Path, encoding: str, *, texts: bool = True) -> str:
 
 def what_instead(path: pathlib.Path) -> str:
     """What to do with a folder, or file, that is nothing we import, for an error."""
+    usual = published.in_other_files(path)
+    if usual:
+        return usual
     files = [path] if path.is_file() else sorted(path.iterdir())
     for file in files:
         suffix = file.suffix.lower()
@@ -100,7 +109,18 @@ def what_instead(path: pathlib.Path) -> str:
             return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
-    for file in files[:MAX_TABLES]:
+    return _other_kind(files[:MAX_TABLES])
+
+
+def what_within(path: pathlib.Path) -> str:
+    """What the first files in the folders of a folder without any pictures are, for an error."""
+    deeper = (each for each in published.names(path) if each.parent != path and each.is_file())
+    return _other_kind(itertools.islice(deeper, MAX_TABLES))
+
+
+def _other_kind(files: Iterable[pathlib.Path]) -> str:
+    """The first of some files that is of a kind that tells why nothing of it is read."""
+    for file in files:
         is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
         is_own = is_own or file.suffix.lower() in IMAGE_SUFFIXES
         kind = _VAGUE[0] if is_own else file_kinds.kind_by_name(file.name)
@@ -119,6 +139,7 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         for file in files
         if table_rows.suffix(file) in table_rows.SUFFIXES
         and ".lemma." not in file.name  # Flickr8k's captions in the basic forms of their words
+        and "sample_submission" not in file.name  # Kaggle's form for answers
         # Not what lies beside a picture.
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures

@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS
 _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
 # Names of Label Studio's files, of a folder or uploaded to it.
 _LABEL_STUDIO = re.compile(r"/?data/(?:local-files/\?d=|upload/(?:\d+/)?(?:[0-9a-f]{8}-)?)(.+)")
+# Folders of what is drawn over pictures, under the pictures' names.
+_MASKS = ("trimaps", "masks", "mask", "segmentationclass", "segmentationobject", "gtfine")
 # COCO's pictures are called by their ids.
 _ID_DIGITS = 12
 
@@ -32,7 +34,8 @@ class Pictures:
     either, the beginning that all names have in common is taken to be the place of the pictures on
     another machine (``/home/me/photos/1.jpg``, ``C:\\photos\\1.jpg``), and left out as far as that
     helps, all folders if need be. A name is understood as :func:`_spellings` has it; one without an
-    ending, or with another one, is completed by that of the file.
+    ending, or with another one, is completed by that of the file. Pictures may be in several
+    folders of one name but for numbers behind it (``images_001/``, ``images_002/``).
 
     Args:
       table: the table.
@@ -42,6 +45,7 @@ class Pictures:
     def __init__(self, table: pathlib.Path, names: Iterable[str] = ()):
         self._folder = table.parent
         self._elsewhere = ""
+        self._parts: list[pathlib.Path] = []
         first = [name for name, _ in zip(names, range(_MAX_NAMES), strict=False)]
         folders = [] if first and all(map(is_inline, first)) else _folders(table)
         counts = [(self._count(folder, first), folder) for folder in folders]
@@ -52,16 +56,31 @@ class Pictures:
         self._is_last_only = False
         self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
+            counts.sort(key=lambda each: each[1].name.lower() in _MASKS)
             same = [folder for count, folder in counts if count == best]
             # train/ and val/ may both have a 1.jpg: that of val.csv is in val/.
             split = split_in_name(table.name)
             own = (each for each in same if split and split_in_name(each.name) == split)
             self._folder = next(own, same[0])
+            part = _without_numbers(self._folder, table.parent)
+            self._parts = [
+                folder
+                for _, folder in counts
+                if folder != self._folder
+                and part
+                and part == _without_numbers(folder, table.parent)
+            ]
 
     def find(self, name: str) -> pathlib.Path:
         """The file of that name; where it would be if there is none."""
         own = self.relative(name)
-        return _file(self._folder, own) or self._folder / own
+        return _file(self._folder, own) or self._in_parts(own) or self._folder / own
+
+    def _in_parts(self, name: str) -> pathlib.Path | None:
+        """The file of that name in another part of the set, if it is in one only."""
+        found = [folder / name for folder in self._parts if _is_file(folder / name)]
+        found = found or [file for folder in self._parts if (file := _file(folder, name))]
+        return found[0] if len(found) == 1 else None
 
     def relative(self, name: str) -> str:
         """A name without what is only so on another machine."""
@@ -91,6 +110,20 @@ class Pictures:
                 if self._count(folder, last[:_MAX_GUESSED]):
                     self._is_last_only, self._folder = True, folder
                     return True
+        return False
+
+
+def _without_numbers(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
+    """The folders of a path without the numbers at their ends; nothing where one is a number."""
+    parts = folder.parts[len(root.parts) :] if folder.is_relative_to(root) else ()
+    names = tuple(re.sub(r"[\W_]*\d+$", "", name) for name in parts)
+    return names if all(names) else ()
+
+
+def _is_file(file: pathlib.Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # as in _file
         return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import re
@@ -16,7 +17,9 @@ from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
-from jaxclip.data.naming import is_hidden, split_within, splits_of_files
+from jaxclip.data.naming import is_hidden, split_in_name, split_within, splits_of_files
+
+_LOG = logging.getLogger(__name__)
 
 FORMATS = ("folder", "webdataset", "parquet", "tfrecord")
 _ENDINGS = {
@@ -242,6 +245,8 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
     if below:
         return SplitReader(below)
     others = _other_tables(path, columns, encoding)
+    if not others and (only := _only_folder(path)):
+        others = _other_tables(only, columns, encoding)
     if others:
         return others
     reader = TreeReader(
@@ -254,9 +259,21 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
         raise FileNotFoundError(
             f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
             f"images beside it (say {TABLES[0]})"
-            + (instead.what_instead(path) or instead.no_table(path, encoding))
+            + (
+                instead.what_instead(path)
+                or instead.no_table(path, encoding)
+                or instead.what_within(path)
+            )
         )
     return reader
+
+
+def _only_folder(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder that stands alone in one without pictures (``fgvc-aircraft-2013b/data``)."""
+    entries = [each for each in path.iterdir() if not is_hidden(each.name)]
+    folders = [each for each in entries if each.is_dir()]
+    pictures = any(each.suffix.lower() in IMAGE_SUFFIXES for each in entries)
+    return folders[0] if len(folders) == 1 and not pictures else None
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:
@@ -294,13 +311,20 @@ def _other_tables(
             continue  # a table of something else
     if len(readers) <= 1:
         return next(iter(readers.values()), None)
-    splits = _splits_of_tables(list(readers))
+    tables = list(readers)
+    of_splits = [table for table in tables if split_in_name(table.name)]
+    if 1 < len(of_splits) < len(tables) and _splits_of_tables(of_splits):
+        others = ", ".join(table.name for table in tables if table not in of_splits)
+        names = ", ".join(table.name for table in of_splits)
+        _LOG.warning("%s: taken are %s, not %s; name a table for that", folder, names, others)
+        tables = of_splits
+    splits = _splits_of_tables(tables)
     if not splits:
-        raise ValueError(_several(folder, list(readers)))
+        raise ValueError(_several(folder, tables))
     return SplitReader(
         [
             TableReader(table, *columns, split=split, encoding=encoding)
-            for table, split in zip(readers, splits, strict=True)
+            for table, split in zip(tables, splits, strict=True)
         ]
     )
 

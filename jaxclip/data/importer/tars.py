@@ -7,6 +7,7 @@ import itertools
 import json
 import lzma
 import pathlib
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from jaxclip.data.importer.items import (
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
 from jaxclip.data.record import BadRecord
 
+# Names of pictures in ImageNet's tars of a class each.
+_OF_IMAGENET = re.compile(r"n\d{8}_\d+")
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
@@ -236,5 +239,7 @@ def _item(key: str, parts: Mapping[str, bytes | None], remark: str) -> Item | Ba
         fields["label"] = cls.decode("utf-8", "replace")
     item = from_fields(fields, key=key, image=image, texts=texts if has_text else None)
     if isinstance(item, Item) and not item.texts and item.label is None:
-        return BadRecord("empty_caption", f"the sample has only {', '.join(parts)}", key)
+        is_folder = "/" in key or _OF_IMAGENET.match(key)
+        way = "; unpack a tar that is a folder, and import the folder" if is_folder else ""
+        return BadRecord("empty_caption", f"the sample has only {', '.join(parts)}{way}", key)
     return item

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from jaxclip.data import sources
-from jaxclip.data.importer import Options, import_records, job
+from jaxclip.data.importer import Options, import_records, job, output_folder
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -150,8 +150,8 @@ def test_uncommitted_work_is_done_again(tmp_path, toys, monkeypatch):
 def test_killed_while_finishing_it_still_finishes(tmp_path, toys, monkeypatch):
     source = toys.photo_folder(tmp_path / "in", 8)
     import_records(source, tmp_path / "whole", Options(name="toy"))
-    for name in ("_write_metadata", "_move"):
-        monkeypatch.setattr(job, name, lambda *args: (_ for _ in ()).throw(Stop()))
+    for module, name in ((job, "_write_metadata"), (output_folder, "move")):
+        monkeypatch.setattr(module, name, lambda *args: (_ for _ in ()).throw(Stop()))
         with pytest.raises(Stop):
             import_records(source, tmp_path / "out", Options(name="toy"))
         assert not (tmp_path / "out").exists()
@@ -185,7 +185,7 @@ def test_killed_for_real(tmp_path, toys):
 
 def test_unfinished_imports_are_not_mixed(tmp_path, toys, monkeypatch):
     source = toys.photo_folder(tmp_path / "in")
-    monkeypatch.setattr(job, "_move", lambda *args: (_ for _ in ()).throw(Stop()))
+    monkeypatch.setattr(output_folder, "move", lambda *args: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
         import_records(source, tmp_path / "out")
     monkeypatch.undo()

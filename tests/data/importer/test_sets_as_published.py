@@ -366,7 +366,7 @@ OTHERS = {
     "shard.00000.mds": (b"\1\0\0\0", "a shard of MosaicML's streaming"),
     "train.rec": (b"\n#\xd7\xce", "MXNet's RecordIO"),
     "x.sqlite": (b"SQLite format 3\0", "an SQLite database"),
-    "train-images-idx3-ubyte": (b"\0\0\x08\x03\0", "an array of pictures"),
+    "emnist-images-idx3-ubyte": (b"\0\0\x08\x03\0", "an array of pictures"),
 }
 
 
