@@ -17,7 +17,7 @@ from jaxclip.data import file_kinds, tar_index
 from jaxclip.data.importer import tar_tree, zip_index
 from jaxclip.data.importer.archive_index import ArchiveIndex
 from jaxclip.data.importer.folders import UnpackedPath, unwrapped, walk
-from jaxclip.data.importer.items import Cursor, Item, Reader, files_stamp
+from jaxclip.data.importer.items import Cursor, Item, KnowsClasses, Reader, files_stamp
 from jaxclip.data.naming import is_hidden, split_in_name
 from jaxclip.data.record import BadRecord
 
@@ -254,6 +254,9 @@ class ArchiveReader:
 
     def fraction(self) -> float | None:
         return self._reader.fraction()
+
+    def class_names(self) -> Sequence[str]:
+        return self._reader.class_names() if isinstance(self._reader, KnowsClasses) else ()
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         notes = self._archives.notes

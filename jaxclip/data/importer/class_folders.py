@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jaxclip.data.naming import SPLITS, split_in_name, split_of
@@ -38,12 +39,15 @@ class ClassFolders(NamedTuple):
         (``a/apartment_building/outdoor/1.jpg``, SUN397).
       splits: the splits by folders whose names only speak of them (``training_set/``); where there
         are any, other folders beside them hold no classes.
+      names: of all classes in the order of letters, as torchvision numbers them; none if they are
+        numbers.
     """
 
     above: int
     are_numbers: bool
     are_paths: bool
-    splits: Mapping[str, str]
+    names: tuple[str, ...] = ()
+    splits: Mapping[str, str] = MappingProxyType({})
 
     def label(self, folders: Sequence[str]) -> tuple[int | str | None, str]:
         """The class and the split of a picture by the folders that it is in, outermost first.
@@ -94,7 +98,9 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         return None
     are_numbers = all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
     are_paths = are_deeper and all(map(_LETTER.fullmatch, names))
-    return ClassFolders(len(above), are_numbers, are_paths, splits)
+    found = ClassFolders(len(above), are_numbers, are_paths, splits=splits)
+    labels = {found.label(place)[0] for place in places}
+    return found._replace(names=tuple(sorted(each for each in labels if isinstance(each, str))))
 
 
 def _once(folders: Sequence[str]) -> tuple[str, ...]:

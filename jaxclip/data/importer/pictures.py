@@ -9,6 +9,7 @@ import re
 import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from jaxclip.data import tar_index
 from jaxclip.data.importer.folders import scan
@@ -26,6 +27,7 @@ _MASKS = frozenset((
     "trimaps", "masks", "mask", "segmentationclass", "segmentationobject", "gtfine", "annotations",
     "annotation",
 ))  # fmt: skip
+_IMAGENET = re.compile(r"(n\d{8})_\d+(\.|$)")
 # COCO's pictures are called by their ids.
 _ID_DIGITS = 12
 
@@ -131,6 +133,17 @@ class Pictures:
         return False
 
 
+def pictures_of(opened: Any, file: pathlib.Path, column: str) -> Pictures | None:
+    """Where the pictures are that an open Parquet file names in a column; None if it names none."""
+    try:
+        first = next(opened.iter_batches(_MAX_NAMES, columns=[column]), None)
+        values = first.column(0).to_pylist() if first is not None else []
+    except (OSError, ValueError):
+        return None  # said of the rows
+    names = [value for value in values if isinstance(value, str) and value]
+    return Pictures(file, names) if names else None
+
+
 def _without_numbers(folder: pathlib.Path, root: pathlib.Path) -> tuple[str, ...]:
     """The folders of a path without the numbers at their ends; nothing where one is a number."""
     parts = folder.parts[len(root.parts) :] if folder.is_relative_to(root) else ()
@@ -195,6 +208,8 @@ def _spellings(name: str) -> Iterator[str]:
     names = [name]
     if name.isdecimal():
         names.append(name.zfill(_ID_DIGITS))
+    if match := _IMAGENET.match(name):  # in the folder of its class
+        names.append(f"{match[1]}/{name}")
     if name.endswith(".0") and name[:-2].isdecimal():  # of a column with gaps, in pandas
         names += [name[:-2], name[:-2].zfill(_ID_DIGITS)]
     if name.startswith("file:"):

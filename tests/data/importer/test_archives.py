@@ -11,7 +11,7 @@ import pytest
 
 from jaxclip.data import sources
 from jaxclip.data.importer import archives
-from jaxclip.data.importer.items import Cursor, Item, read_image
+from jaxclip.data.importer.items import Cursor, Item, KnowsClasses, read_image
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.importer.zip_index import ZipIndex
 from jaxclip.data.record import BadRecord, decode_foreign_texts
@@ -53,6 +53,11 @@ def found(source, **options):
         else item
         for _, item in open_reader(source, **options).items(Cursor())
     ]
+
+
+def class_names(source):
+    reader = open_reader(source)
+    return list(reader.class_names()) if isinstance(reader, KnowsClasses) else []
 
 
 def coco(split):
@@ -235,11 +240,11 @@ def test_as_if_unpacked(fill, tmp_path, layout):
     published, unpacked = LAYOUTS[layout]
     folder = fill(published)
     before = sorted(folder.rglob("*"))
-    read = found(folder)
+    read, names = found(folder), class_names(folder)
     assert sorted(folder.rglob("*")) == before
     folder.rename(tmp_path / "published")
     expected = found(fill(unpacked))
-    assert read == expected
+    assert read == expected and names == class_names(folder)
     assert expected and all(isinstance(each, tuple) and each[2] for each in expected)
 
 
