@@ -20,6 +20,7 @@ from jaxclip.data.naming import (
     TEXT_FIELDS,
     find,
     first_filled,
+    is_filled,
     plain,
     split_named,
 )
@@ -151,7 +152,9 @@ def from_fields(
         rest.pop("split")
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = first_filled(rest, LABEL_FIELDS)
-    label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None
+    label = parse_label(_first_class(labelled, rest[labelled])) if labelled else None
+    if labelled and (label is not None or not is_filled(rest[labelled])):
+        rest.pop(labelled)  # else it is something more, such as a list of labels
     if texts is None:
         name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(name, None) if name else None
