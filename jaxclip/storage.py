@@ -127,7 +127,7 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
         staging folder is known.
     """
     setting = setting or _setting_of(directory)
-    another = "choose another workdir"
+    another = "choose another folder"
     if setting:
         another = f"name another folder in the environment's {setting}"
     chain: list[BaseException] = []

@@ -69,6 +69,8 @@ def import_records(
       FileExistsError: the folder holds something else.
       ValueError: the source is none we know, or holds no usable record.
     """
+    if num_threads < 0:
+        raise ValueError(f"threads={num_threads} must be 0, for one a CPU, or more")
     _check_tfds()
     target = pathlib.Path(os.path.abspath(to))
     options = options or Options()
