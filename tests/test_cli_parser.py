@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from jaxclip import cli, cli_methods, errors
+from jaxclip import cli, cli_methods, errors, storage
 from jaxclip.data import sources
+from jaxclip.inference import command
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,41 @@ def test_options_are_called_as_they_are_and_before_any_work(argv, line, tmp_path
     (tmp_path / "c.py").write_text("def get_config():\n    return {}\n")
     assert cli.main([word.replace("{}", str(tmp_path)) for word in argv]) == 2
     assert line.replace("{}", str(tmp_path)) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["embed", "--images", "{}", "--to", "{}/file/x"], "{}/file: not a directory; a part of"),
+        (["embed", "--images", "{}", "--to", "{}/x", "--part", "4"], "--part '4' is not"),
+        (["embed", "--images", "{}/no", "--to", "{}/x"], "no picture or folder of pictures"),
+        (["classify", "--images", "{}", "--classes", "a"], "--classes 'a': name at least two"),
+        (["classify", "--classes", "a,b"], "name either --images or --embeddings"),
+        (["search", "--embeddings", "{}", "text"], "{} holds no embeddings"),
+    ],
+)
+def test_what_is_wrong_beside_the_weights_is_said_before_they_are_read(
+    argv, line, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(command, "load", lambda *_, **__: pytest.fail("they were read"))
+    (tmp_path / "file").write_text("x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = [word.replace("{}", str(tmp_path)) for word in argv]
+    assert cli.main([*words, "--weights", "w"]) == 2
+    assert line.replace("{}", str(tmp_path)) in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    storage.check_place(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("link", "link/x"):
+        with pytest.raises(NotADirectoryError):
+            storage.check_place(tmp_path / name)
+    monkeypatch.setattr(storage.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as found:
+        storage.check_place(tmp_path / "a" / "b")
+    assert found.value.filename == str(tmp_path)
 
 
 def test_an_error_of_the_system_has_its_file_first():
