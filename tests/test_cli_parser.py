@@ -25,6 +25,7 @@ from jaxclip.inference import command
         (["train", "--config.seed"], "--config.seed has no value"),
         (["train", "--config.seed", "--workdir", "x"], "--config.seed has no value"),
         (["train", "--dry_run_batch_size=0"], "--dry_run_batch_size: 0 must be at least 1"),
+        (["eval", "--workdir", "x", "--config", "a.py"], "leave it out, the workdir has its own"),
         (["data", "import", "a", "b"], "are required: --from, --to; write --from a --to b"),
         (["weights", "export", "a"], "are required: --from, --to, --format; write --from a"),
         (["search", "--weights", "w", "a", "car"], "put a text of several words in quotes"),
@@ -55,6 +56,7 @@ def test_what_is_missing_is_not_guessed_beside_options(capsys):
             ["plan", "--config", "{}/c.py", "--sweep_micro_batches", "4,x"],
             "'x' is no number of mic",
         ),
+        (["weights", "prune", "--from", "vit_b32", "--to", "{}/o"], "model.preset=vit_b32 are the"),
         (["weights", "wise-ft", "--before", "{}/a", "--after", "b", "--to", "{}/o"], "--before='"),
     ],
 )
