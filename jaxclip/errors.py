@@ -55,5 +55,16 @@ class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that was not finite."""
 
 
+class ProcessesError(RunError):
+    """One process could not do what all have to do; the same line on every one of them.
+
+    Attributes:
+      explained: that its text says what another process met with
+        (:func:`jaxclip.parallel.distributed.explain_loss`).
+    """
+
+    explained = True
+
+
 class UploadInterrupt(KeyboardInterrupt):
     """A run at an address was interrupted; the message says where it lies and how to go on."""

@@ -89,6 +89,7 @@ _OTHERS = {
 }
 # Those whose first bytes must be taken as they are.
 _EXACT = {
+    b"MM\0+": "a big-endian BigTIFF; write it as little-endian or as an ordinary TIFF",
     b"\n\x05\x01": "PCX; convert it to PNG first",
     b"\n#\xd7\xce": "MXNet's RecordIO; write its pictures as tars or Parquet",
     b"\0\0\x08\x03": "an array of pictures (IDX, as MNIST's); write them as Parquet",

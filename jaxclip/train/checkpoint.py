@@ -37,6 +37,10 @@ logger = logging.getLogger("jaxclip")
 _LARGEST_FILE = 2**28
 
 
+# What orbax says of a save that failed, at length, and we in a line; and with every save of parts.
+_NO_NEWS = ("in background save thread", "_SignalingThread.run() raised", "Global object size")
+
+
 class Checkpointer:
     """Saves and restores training states in a folder.
 
@@ -72,11 +76,16 @@ class Checkpointer:
         self._retention = Retention(**retention)
         if writable and not storage.is_local(directory):
             raise ValueError(f"{directory}: a run at an address saves in its staging folder")
-        self._folder = CheckpointFolder(directory, copy)
+        if writable or storage.is_local(directory):
+            self._folder = CheckpointFolder(directory, copy)
+        else:
+            with multihost.together(f"{directory} can't be read by all processes"):
+                self._folder = CheckpointFolder(directory)
         self.directory = self._folder.directory
         self._one_by_one = one_by_one
         # Files are uploaded one by one, each from memory.
         self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}
+        logging.getLogger("absl").addFilter(_is_news)
         apart = writable and copy is not None and jax.process_count() > 1
         self._parts = parts.Parts(copy) if apart and copy is not None else None
         # The step that several processes gave up uploading, and why.
@@ -86,8 +95,9 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
         self._orbax: ocp.AsyncCheckpointer | None = None
-        if writable and jax.process_index() == 0:
-            problem = storage.probe(self.directory)
+        if writable:
+            problem = storage.probe(self.directory) if jax.process_index() == 0 else ""
+            problem = multihost.first_problem(problem)
             if problem:
                 raise CheckpointError(problem)
 
@@ -156,7 +166,9 @@ class Checkpointer:
             if self._parts is not None:
                 number = self._parts.begin(target)
             if self._orbax is None:
-                options = {} if self._parts is None else {"multiprocessing_options": parts.OPTIONS}
+                options = (
+                    {} if self._parts is None else {"multiprocessing_options": parts.options()}
+                )
                 self._orbax = ocp.AsyncCheckpointer(
                     state_io.handler(
                         one_by_one=self._one_by_one,
@@ -181,10 +193,14 @@ class Checkpointer:
 
         Raises:
           CheckpointError: it failed; the checkpoints before it are untouched.
+          errors.ProcessesError: it failed on another process, with the same words.
         """
-        self._join()
-        if self._parts is not None:
-            self._known = multihost.broadcast_steps(self._folder.steps())
+        if self._parts is None:
+            self._join()
+            return
+        with multihost.together("a checkpoint can't be written by all processes"):
+            self._join()
+        self._known = multihost.broadcast_steps(self._folder.steps())
 
     def _join(self, patience: float = 0.0) -> None:
         """:meth:`wait`, for this process alone; a failing upload is given up after ``patience``."""
@@ -248,6 +264,8 @@ class Checkpointer:
             if self._parts is not None:
                 self._upload_part(step, content, number)
             elif jax.process_index() == 0:
+                if self._sizes:
+                    content["blocks"] = manifest.blocks_of(self._folder.path(step))
                 manifest.write(self._folder.path(step), content)
             if jax.process_index() == 0:
                 self._known.difference_update(self._folder.prune(self._retention))
@@ -255,6 +273,9 @@ class Checkpointer:
         except BaseException as error:  # handed to the main thread by wait()
             self._error = (step, error)
             self._known.discard(step)
+            if self._parts is not None:
+                name = self._folder.path(step).name
+                self._parts.fail(name, number, storage.reason(error, self.directory))
             if jax.process_index() == 0:
                 self._folder.remove(step)
 
@@ -263,6 +284,8 @@ class Checkpointer:
         self._given_up = None
         try:
             self._parts.commit(self._folder.path(step), content, number)
+        except parts.PartError:
+            self._folder.remove(step)  # all learn of it in wait()
         except OSError as error:
             self._given_up = (step, error)
             self._folder.remove(step)
@@ -351,3 +374,9 @@ class Checkpointer:
                 self._parts.release(self._folder.path(found.step))
             self._known = multihost.broadcast_steps(self._folder.steps())
         return found
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of orbax's says something that we don't say ourselves."""
+    text = record.getMessage()
+    return not any(each in text for each in _NO_NEWS)

@@ -94,7 +94,8 @@ def restore(path: epath.Path, abstract_state: Any) -> Any:
             )
     arrays: dict[str, Any] = {}
     if wanted:
-        reader = ocp.Checkpointer(handler())
+        # Not by orbax's Checkpointer: it would wait for the other processes, of which one may fail.
+        reader = handler()
         try:
             nested = reader.restore(
                 path,

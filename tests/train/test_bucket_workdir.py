@@ -664,18 +664,18 @@ def test_a_lock_that_is_lost_at_the_start_is_told_to_the_other_processes(address
     """They would wait for this one without end."""
     told = []
 
-    def agree(flag):
-        told.append(flag)
-        return flag
+    def tell(problem):
+        told.append(problem)
+        return problem
 
     def lose(self):
         raise LostLockError("taken over")
 
-    monkeypatch.setattr(workdir.multihost, "all_agree", agree)
+    monkeypatch.setattr(workdir.multihost, "first_problem", tell)
     monkeypatch.setattr(mirror.Mirror, "begin", lose)
     with pytest.raises(LostLockError), workdir.hold(address):
         pass
-    assert told == [False]
+    assert told == ["taken over"]
 
 
 def test_a_lost_lock_is_said_though_the_network_is_gone(address, still, network):
@@ -807,7 +807,9 @@ def other_part(address, step, number, tmp_path):
     table = manifest.table_of(folder.parent.parent)
     base = f"checkpoints/step_{step:08d}"
     Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
-    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+    Bucket(address).write(
+        f"{base}/part_{number}_1.json", json.dumps({"files": table, "blocks": {}}).encode()
+    )
 
 
 def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
@@ -847,13 +849,24 @@ def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, mo
         assert not folder.exists()
 
 
+def test_a_part_that_failed_is_not_waited_for(address, still, monkeypatch):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.fail(folder.name, number, "disk full")
+        failed = Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json")
+        Bucket(address).write(f"checkpoints/{folder.name}/part_{number}_1.json", failed)
+        with pytest.raises(parts.PartError, match="process 1 could not write its part: disk full"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+
+
 def test_the_address_has_all_before_other_processes_look(address, still, network, monkeypatch):
     with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
         save(held.path, 1)
         network(False)
     network(True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
     monkeypatch.setattr(workdir.multihost, "broadcast", lambda value: value)
     with workdir.hold(address, break_lock=True):
         assert whole(address) == [1]
@@ -863,14 +876,17 @@ def test_processes_that_do_not_come_to_hold_an_address_leave_all_as_it_was(addre
     """Neither the parts of a living run on these hosts, nor a trace at the address."""
     others = staging.folder_of(address, 1) / "checkpoints"
     others.mkdir(parents=True)
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: False)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: "no route")
     for process in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        with pytest.raises(workdir.WorkdirError, match="another process"), workdir.hold(address):
+        with (
+            pytest.raises(workdir.WorkdirError, match=r"another process.*no route"),
+            workdir.hold(address),
+        ):
             pass
     assert others.exists() and not names(address)
     assert not [each for each in threading.enumerate() if each.name == "workdir_mirror"]
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
     with workdir.hold(address) as held:
         assert held.path.exists() and not others.exists() and held.lock is None
 

@@ -36,11 +36,14 @@ class ClassFolders(NamedTuple):
       are_numbers: the folders are called by the numbers of the classes (ImageNetV2, GTSRB).
       are_paths: classes are sorted into folders of one letter, and may have folders within
         (``a/apartment_building/outdoor/1.jpg``, SUN397).
+      names: of all classes in the order of letters, as torchvision numbers them; none if they are
+        numbers.
     """
 
     above: int
     are_numbers: bool
     are_paths: bool
+    names: tuple[str, ...] = ()
 
     def label(self, folders: Sequence[str]) -> tuple[int | str | None, str]:
         """The class and the split of a picture by the folders that it is in, outermost first.
@@ -86,4 +89,6 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         return None
     are_numbers = all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
     are_paths = are_deeper and all(map(_LETTER.fullmatch, names))
-    return ClassFolders(len(above), are_numbers, are_paths)
+    found = ClassFolders(len(above), are_numbers, are_paths)
+    labels = {found.label(place)[0] for place in places}
+    return found._replace(names=tuple(sorted(each for each in labels if isinstance(each, str))))

@@ -36,7 +36,13 @@ _TEXT_FOLDERS = (
     "prompts",
     "text_c10",
     "descriptions",
+    "celeba-caption",
+    "Sentences",  # of Flickr30k Entities
 )
+# What is marked in these, and how: "[/EN#1/people A man] waves".
+_MARKED = re.compile(rb"\[/EN#\S+ ([^\]]*)\]")
+
+_TINY_IMAGENETS = "val_annotations.txt"  # beside val/images, which are in no folders of classes
 
 
 class TreeReader:
@@ -84,8 +90,12 @@ class TreeReader:
     def fraction(self) -> float | None:
         return None
 
-    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+    def class_names(self) -> list[str]:
         self._classes = self._find_classes()
+        return list(self._classes.names) if self._classes else []
+
+    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
+        self._classes = self._classes or self._find_classes()
         self._splits = split_lists.of_folder(self._folder) if self._classes else {}
         if self._classes is None and not self._advice:
             self._advice = self._unused(True)
@@ -102,9 +112,10 @@ class TreeReader:
         if self._classes is not None:
             label, split = self._classes.label(key.split("/")[:-1])
             if label is None:
-                return BadRecord(
-                    "empty_caption", "neither a caption nor in a folder of a class", key
-                )
+                detail = "neither a caption nor in a folder of a class"
+                if (file.parent.parent / _TINY_IMAGENETS).is_file():
+                    detail += f"; import {file.parent.parent / _TINY_IMAGENETS} by itself"
+                return BadRecord("empty_caption", detail, key)
             split = split or self._splits.get(split_lists.name_of(key), "")
             return Item(key, file, (), label, split=split)
         texts, fields = self._beside(file)
@@ -149,7 +160,7 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
         for suffix in _TEXT_SUFFIXES:
             data = _read(stem, suffix)
             if data is not None and not (texts and b"".join(texts).strip()):
-                read = _utf8(data, encoding).splitlines()
+                read = _MARKED.sub(rb"\1", _utf8(data, encoding)).splitlines()
                 texts = texts if read and all(map(_BOX.fullmatch, read)) else read
     data = _read(file.with_suffix(""), ".json") or _read(file, ".json")
     try:

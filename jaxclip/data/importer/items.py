@@ -9,8 +9,8 @@ import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.naming import (
@@ -76,6 +76,14 @@ class Reader(Protocol):
 
     def fraction(self) -> float | None:
         """Share of the source that was handed over so far; None if unknown."""
+
+
+@runtime_checkable
+class KnowsClasses(Protocol):
+    """A reader that knows the names of all classes before it reads any record."""
+
+    def class_names(self) -> Sequence[str]:
+        """Names by the number of the class; none if there are no classes, or they are numbers."""
 
 
 def files_stamp(files: Iterable[pathlib.Path]) -> str:

@@ -22,6 +22,7 @@ _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
 _LABEL_STUDIO = re.compile(r"/?data/(?:local-files/\?d=|upload/(?:\d+/)?(?:[0-9a-f]{8}-)?)(.+)")
 # Folders of what is drawn over pictures, under the pictures' names.
 _MASKS = ("trimaps", "masks", "mask", "segmentationclass", "segmentationobject", "gtfine")
+_IMAGENET = re.compile(r"(n\d{8})_\d+(\.|$)")
 # COCO's pictures are called by their ids.
 _ID_DIGITS = 12
 
@@ -179,6 +180,8 @@ def _spellings(name: str) -> Iterator[str]:
     names = [name]
     if name.isdecimal():
         names.append(name.zfill(_ID_DIGITS))
+    if match := _IMAGENET.match(name):  # in the folder of its class
+        names.append(f"{match[1]}/{name}")
     if name.endswith(".0") and name[:-2].isdecimal():  # of a column with gaps, in pandas
         names += [name[:-2], name[:-2].zfill(_ID_DIGITS)]
     if name.startswith("file:"):

@@ -35,6 +35,8 @@ _DELIMITERS = ",\t;|"
 # Cells that are longer are no text; what Python's module allows is less than some captions.
 _LONGEST_CELL = 16 << 20
 _NAMED = 12  # of the usual names of a column, in an error
+_BOX_NUMBERS = 4
+_BOX = re.compile(r"-?[\d.]+( -?[\d.]+){3}")
 _WORD = re.compile(r"[^\W\d]{2}")
 # What spreadsheets write above a table to say how it is separated.
 _SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
@@ -118,6 +120,8 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
     count, problem, cells = max(problems, key=lambda each: each[0])
     tried = "" if count > 1 else " (separated by comma, tab, ; or |)"
     first = [cell if len(cell) <= 100 else f"{cell[:97]}..." for cell in cells[:20]]
+    if any(map(_is_picture, cells)):
+        tried += "; if that is no line of names, put one above it, such as image,caption"
     raise ValueError(f"{table} has {problem}: its first line is {first}{tried}")
 
 
@@ -200,6 +204,11 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
     pictures = [_is_picture(cell) for cell in cells]
     if len(cells) > 2 and sum(map(is_inline, cells)) == 1:
         return _around_picture(cells)
+    if len(cells) == 6 and pictures[0] and _BOX.fullmatch(" ".join(cells[2:])):
+        # A class and its box, as Tiny ImageNet's val_annotations.txt.
+        return ("file", "label", *(f"box_{name}" for name in ("x0", "y0", "x1", "y1")))
+    if len(cells) > 2 and sum(pictures) == 1:
+        return _with_one_text(cells, pictures)
     if len(cells) != 2 or sum(pictures) != 1:
         return ()
     other = cells[pictures.index(False)].strip()
@@ -207,6 +216,19 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
         return ()  # more likely the picture's number, as Chinese-CLIP has it, than its class
     return tuple(
         "file" if is_file else "label" if other.isdecimal() else "caption" for is_file in pictures
+    )
+
+
+def _with_one_text(cells: Sequence[str], pictures: Sequence[bool]) -> tuple[str, ...]:
+    """Names of the columns of a table with one text beside names of pictures and numbers; four
+    numbers are a box, and the text what is in it."""
+    others = [cell for cell, is_file in zip(cells, pictures, strict=True) if not is_file]
+    texts = [cell for cell in others if _WORD.search(cell)]
+    if len(texts) != 1 or len(others) > _BOX_NUMBERS:
+        return ()
+    return tuple(
+        "file" if is_file else "caption" if cell == texts[0] else f"column {i}"
+        for i, (cell, is_file) in enumerate(zip(cells, pictures, strict=True))
     )
 
 
