@@ -793,7 +793,8 @@ def part(held, step, monkeypatch):
     monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
     mine = parts.Parts(held.copy)
     folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
-    number = mine.begin(folder)
+    mine.prepare(folder)
+    number = mine.begin()
     for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
         (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "state" / name).write_text(name)
