@@ -117,6 +117,8 @@ def _way_of_stray(command: argparse.ArgumentParser, words: str) -> str:
         return f"write --{found[1]}"
     if re.search(r"\.py(:|$)", word) and "--config" in options:
         return f"write --config {word}"
+    if re.match("--config(=|$)", word) and "--workdir" in options:
+        return "leave it out, the workdir has its own"
     if re.match(r"[a-z_]+(\.\w+)*=", word) and command.get_default("takes_overrides"):
         return f"write --config.{word}"
     if not word.startswith("-") and "text" in {action.dest for action in command._actions}:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from jaxclip import cli, cli_methods, errors
+from jaxclip import cli, cli_methods, errors, storage
 from jaxclip.data import sources
+from jaxclip.inference import command
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,7 @@ from jaxclip.data import sources
         (["train", "--config.seed"], "--config.seed has no value"),
         (["train", "--config.seed", "--workdir", "x"], "--config.seed has no value"),
         (["train", "--dry_run_batch_size=0"], "--dry_run_batch_size: 0 must be at least 1"),
+        (["eval", "--workdir", "x", "--config", "a.py"], "leave it out, the workdir has its own"),
         (["data", "import", "a", "b"], "are required: --from, --to; write --from a --to b"),
         (["weights", "export", "a"], "are required: --from, --to, --format; write --from a"),
         (["search", "--weights", "w", "a", "car"], "put a text of several words in quotes"),
@@ -53,6 +56,7 @@ def test_what_is_missing_is_not_guessed_beside_options(capsys):
             ["plan", "--config", "{}/c.py", "--sweep_micro_batches", "4,x"],
             "'x' is no number of mic",
         ),
+        (["weights", "prune", "--from", "vit_b32", "--to", "{}/o"], "model.preset=vit_b32 are the"),
         (["weights", "wise-ft", "--before", "{}/a", "--after", "b", "--to", "{}/o"], "--before='"),
     ],
 )
@@ -61,6 +65,41 @@ def test_options_are_called_as_they_are_and_before_any_work(argv, line, tmp_path
     (tmp_path / "c.py").write_text("def get_config():\n    return {}\n")
     assert cli.main([word.replace("{}", str(tmp_path)) for word in argv]) == 2
     assert line.replace("{}", str(tmp_path)) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["embed", "--images", "{}", "--to", "{}/file/x"], "{}/file: not a directory; a part of"),
+        (["embed", "--images", "{}", "--to", "{}/x", "--part", "4"], "--part '4' is not"),
+        (["embed", "--images", "{}/no", "--to", "{}/x"], "no picture or folder of pictures"),
+        (["classify", "--images", "{}", "--classes", "a"], "--classes 'a': name at least two"),
+        (["classify", "--classes", "a,b"], "name either --images or --embeddings"),
+        (["search", "--embeddings", "{}", "text"], "{} holds no embeddings"),
+    ],
+)
+def test_what_is_wrong_beside_the_weights_is_said_before_they_are_read(
+    argv, line, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(command, "load", lambda *_, **__: pytest.fail("they were read"))
+    (tmp_path / "file").write_text("x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = [word.replace("{}", str(tmp_path)) for word in argv]
+    assert cli.main([*words, "--weights", "w"]) == 2
+    assert line.replace("{}", str(tmp_path)) in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    storage.check_place(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("link", "link/x"):
+        with pytest.raises(NotADirectoryError):
+            storage.check_place(tmp_path / name)
+    monkeypatch.setattr(storage.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as found:
+        storage.check_place(tmp_path / "a" / "b")
+    assert found.value.filename == str(tmp_path)
 
 
 def test_an_error_of_the_system_has_its_file_first():

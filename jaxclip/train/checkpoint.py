@@ -12,6 +12,7 @@ other programs, and later versions of the same optimizer, can read parts of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxclip import storage
+from jaxclip.errors import ProcessesError
 from jaxclip.parallel import distributed
 from jaxclip.train import manifest, mirror, multihost, parts, staging, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder, Retention
@@ -35,10 +37,6 @@ logger = logging.getLogger("jaxclip")
 
 # Bytes of a file that is to be uploaded.
 _LARGEST_FILE = 2**28
-
-
-# What orbax says of a save that failed, at length, and we in a line; and with every save of parts.
-_NO_NEWS = ("in background save thread", "_SignalingThread.run() raised", "Global object size")
 
 
 class Checkpointer:
@@ -85,7 +83,7 @@ class Checkpointer:
         self._one_by_one = one_by_one
         # Files are uploaded one by one, each from memory.
         self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}
-        logging.getLogger("absl").addFilter(_is_news)
+        logging.getLogger("absl").addFilter(state_io.is_news)
         apart = writable and copy is not None and jax.process_count() > 1
         self._parts = parts.Parts(copy) if apart and copy is not None else None
         # The step that several processes gave up uploading, and why.
@@ -139,6 +137,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: an earlier save failed in the background, or this one can't start.
+          errors.ProcessesError: so it is on some of several processes, with the same words.
           TypeError: ``extra`` is not JSON-serialisable.
         """
         self.wait()
@@ -157,27 +156,18 @@ class Checkpointer:
             "tree": state_io.describe(state),
         }
         target, number = self._folder.path(step), ""
+        what = f"checkpoint of step {step} can't be written by all processes"
         try:
-            if jax.process_index() == 0:
-                self._folder.remove_unfinished()
-                self._folder.remove(step)
-                self._folder.damaged.discard(step)
-                target.mkdir(parents=True, exist_ok=True)
+            with multihost.together(what):
+                self._prepare(step)
             if self._parts is not None:
-                number = self._parts.begin(target)
-            if self._orbax is None:
-                options = (
-                    {} if self._parts is None else {"multiprocessing_options": parts.options()}
-                )
-                self._orbax = ocp.AsyncCheckpointer(
-                    state_io.handler(
-                        one_by_one=self._one_by_one,
-                        processes=options.get("multiprocessing_options"),
-                    ),
-                    timeout_secs=3600,
-                    **options,
-                )
-            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
+                number = self._parts.begin()
+            # By itself orbax has the processes wait for each other.
+            with contextlib.nullcontext() if self._parts is None else multihost.together(what):
+                self._writer().save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
+        except ProcessesError:
+            self._folder.remove(step)
+            raise
         except Exception as error:
             self._folder.remove(step)
             raise self._explain(step, error) from error
@@ -187,6 +177,30 @@ class Checkpointer:
         )
         self._thread.start()
         return True
+
+    def _prepare(self, step: int) -> None:
+        """Make room for a checkpoint."""
+        target = self._folder.path(step)
+        if jax.process_index() == 0:
+            self._folder.remove_unfinished()
+            self._folder.remove(step)
+            self._folder.damaged.discard(step)
+            target.mkdir(parents=True, exist_ok=True)
+        if self._parts is not None:
+            self._parts.prepare(target)
+
+    def _writer(self) -> ocp.AsyncCheckpointer:
+        if self._orbax is None:
+            options = {} if self._parts is None else {"multiprocessing_options": parts.options()}
+            self._orbax = ocp.AsyncCheckpointer(
+                state_io.handler(
+                    one_by_one=self._one_by_one,
+                    processes=options.get("multiprocessing_options"),
+                ),
+                timeout_secs=3600,
+                **options,
+            )
+        return self._orbax
 
     def wait(self) -> None:
         """Block until the save in the background, if any, is committed.
@@ -374,9 +388,3 @@ class Checkpointer:
                 self._parts.release(self._folder.path(found.step))
             self._known = multihost.broadcast_steps(self._folder.steps())
         return found
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of orbax's says something that we don't say ourselves."""
-    text = record.getMessage()
-    return not any(each in text for each in _NO_NEWS)

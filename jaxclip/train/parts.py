@@ -58,8 +58,8 @@ class Parts:
         self._copy = copy
         self.hurry = threading.Event()
 
-    def begin(self, folder: epath.Path) -> str:
-        """Prepare the saving of a checkpoint; called by all processes, whose number it returns.
+    def prepare(self, folder: epath.Path) -> None:
+        """Make an empty folder for this process's part of a checkpoint.
 
         Raises:
           OSError: the address can't be reached, or the folder can't be made.
@@ -69,6 +69,9 @@ class Parts:
             self._copy.clear(folder.name)
         shutil.rmtree(os.fspath(folder), ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> str:
+        """A number for the save of a checkpoint, the same on all processes, which all call it."""
         number = np.random.default_rng().integers(2**31, size=2, dtype=np.int32)
         return "".join(f"{int(each):08x}" for each in multihost.broadcast(number))
 
@@ -85,7 +88,7 @@ class Parts:
         Args:
           folder: of the checkpoint, this process's part saved.
           content: of the manifest.
-          number: of :meth:`begin`.
+          number: of :meth:`begin`, of this save.
 
         Raises:
           OSError: the address could not be reached for too long; there is no such checkpoint.
@@ -106,7 +109,7 @@ class Parts:
 
         Args:
           step: name of the checkpoint.
-          number: of :meth:`begin`.
+          number: of :meth:`begin`, of this save.
           reason: why.
         """
         with contextlib.suppress(OSError, RunError):

@@ -114,8 +114,9 @@ class _Source:
         """
         wanted: dict[str, set[int]] = {}
         for name, offset, length in places:
-            if name not in self.files or ".." in name.split("/"):
-                raise DamageError(f"its index names a file {name}, which it has not")
+            # Outside of the folder somebody else's bucket may try to have a file written.
+            if name not in self.files or name.startswith("/") or ".." in name.split("/"):
+                raise DamageError(f"it names a file {name}, which it has not")
             last = (offset + max(length, 1) - 1) // manifest.BLOCK
             wanted.setdefault(name, set()).update(range(offset // manifest.BLOCK, last + 1))
         runs = []

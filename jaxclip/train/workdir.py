@@ -159,10 +159,15 @@ def _with_copy(held: Workdir, bucket: bucket_lib.Bucket, token: str) -> Workdir:
     """With the copy of a process other than 0, once the run is known to hold the address."""
     if held.copy is not None:
         return held
+    place = bucket_lib.LockFile(bucket, FILE_NAME)
+    if place.read() is None:
+        raise WorkdirError(
+            f"{bucket / FILE_NAME}, which process 0 has written, is not there for this process: "
+            "give all hosts the same endpoint and credentials, and no memory:// of their own"
+        )
     shutil.rmtree(held.path, ignore_errors=True)  # parts of checkpoints, as the address has them
     held.path.mkdir(parents=True, exist_ok=True)
-    shared = Shared(bucket_lib.LockFile(bucket, FILE_NAME), token)
-    copy = staging.Copy(bucket, held.path, shared.look)
+    copy = staging.Copy(bucket, held.path, Shared(place, token).look)
     copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
     return held._replace(copy=copy)
 

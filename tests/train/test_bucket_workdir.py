@@ -793,7 +793,8 @@ def part(held, step, monkeypatch):
     monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
     mine = parts.Parts(held.copy)
     folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
-    number = mine.begin(folder)
+    mine.prepare(folder)
+    number = mine.begin()
     for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
         (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "state" / name).write_text(name)
@@ -887,6 +888,11 @@ def test_processes_that_do_not_come_to_hold_an_address_leave_all_as_it_was(addre
     assert others.exists() and not names(address)
     assert not [each for each in threading.enumerate() if each.name == "workdir_mirror"]
     monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
+    # What process 0 wrote: this is another place, as memory:// is to each process.
+    with pytest.raises(workdir.WorkdirError, match="same endpoint"), workdir.hold(address):
+        pass
+    assert others.exists()
+    Bucket(address).write(lock.FILE_NAME, b"of process 0")
     with workdir.hold(address) as held:
         assert held.path.exists() and not others.exists() and held.lock is None
 

@@ -53,7 +53,7 @@ def flags(devices):
 
 
 _DRIVER = """
-import errno, json, os, pathlib, signal, sys, time
+import errno, json, os, pathlib, signal, sys, threading, time
 from jaxclip import cli
 from jaxclip.data import bucket, order, pipeline
 from jaxclip.train import checkpoint, manifest, workdir
@@ -100,8 +100,12 @@ def writing(self, mode="r", *arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
     return write(self, mode, *arguments, **options)
 
+finish = checkpoint.ocp.AsyncCheckpointer.wait_until_finished
+
 def unsaved(self):
-    raise OSError(errno.ENOSPC, "No space left on device")
+    finish(self)
+    if threading.current_thread().name == "checkpoint_commit":
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 if harm == "full save":
     checkpoint.ocp.AsyncCheckpointer.wait_until_finished = unsaved

@@ -195,6 +195,16 @@ def test_damage_where_it_reads_is_found_and_elsewhere_is_nobody_s(copy):
         fetch(copy, {"params": {"w": half_of(W, 0, 8)}})
 
 
+@pytest.mark.parametrize("name", ["../../../outside", "{tmp_path}/outside"])
+def test_nothing_is_written_outside_of_the_copy(copy, tmp_path, name):
+    name = name.format(tmp_path=tmp_path)
+    copy.content["files"] |= {name: [1, manifest.digest_of(b"x")]}
+    Bucket(ADDRESS).write(f"checkpoints/{STEP}/{name}", b"x")
+    with pytest.raises(shards.DamageError, match="outside, which it has not"):
+        fetch(copy, {"step": 0})
+    assert not list(tmp_path.rglob("outside"))
+
+
 def test_what_was_altered_on_the_way_is_read_again(copy):
     ask, spoilt = copy.bucket.read_part, []
 

@@ -15,7 +15,7 @@ from typing import Any
 from jaxclip.data import file_kinds, tar_index
 from jaxclip.data.importer import class_folders, split_lists
 from jaxclip.data.importer.class_folders import ClassFolders
-from jaxclip.data.importer.folders import scan, unwrapped
+from jaxclip.data.importer.folders import scan
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import TEXT_FIELDS, find, is_hidden, split_of
@@ -99,8 +99,7 @@ class TreeReader:
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._classes = self._classes or self._find_classes()
-        if self._classes:
-            self._splits = split_lists.of_folder(unwrapped(self._folder, _DEEPEST))
+        self._splits = self._listed_splits()
         if self._classes is None and not self._advice:
             self._advice = self._unused(True)
         unused = self._unused(False) if self._classes is not None else ""
@@ -131,6 +130,15 @@ class TreeReader:
         for name in find(fields, TEXT_FIELDS):
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
+
+    def _listed_splits(self) -> dict[str, str]:
+        """What lists say of splits, in the folder or in one around those of the classes."""
+        first = next(self._images(), None) if self._classes else None
+        if self._classes is None or first is None:
+            return {}
+        parts = first.relative_to(self._folder).parts
+        around = (self._folder.joinpath(*parts[:n]) for n in range(self._classes.above + 1))
+        return next(filter(None, map(split_lists.of_folder, around)), {})
 
     def _find_classes(self) -> ClassFolders | None:
         """What the folders say of classes; nothing where a picture has captions."""

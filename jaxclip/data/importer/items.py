@@ -21,6 +21,7 @@ from jaxclip.data.naming import (
     TEXT_FIELDS,
     find,
     first_filled,
+    is_filled,
     plain,
     split_named,
 )
@@ -154,7 +155,9 @@ def from_fields(
     labelled = first_filled(rest, LABEL_FIELDS)
     if texts is None and not labelled and not find(rest, (*TEXT_FIELDS, text_column)):
         labelled = None if captioned(rest) else first_filled(rest, ALSO_LABELS)
-    label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None
+    label = parse_label(_first_class(labelled, rest[labelled])) if labelled else None
+    if labelled and (label is not None or not is_filled(rest[labelled])):
+        rest.pop(labelled)  # else it is something more, such as a list of labels
     if texts is None:
         name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(name, None) if name else None

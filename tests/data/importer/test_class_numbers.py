@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxclip.data import sources
+from jaxclip.data.importer.items import from_fields
 from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.naming import unique_names
 from jaxclip.evaluate import class_names
@@ -64,3 +65,10 @@ def test_a_truth_value_is_a_class(fill, records):
 def test_unique_names(names, expected):
     assert unique_names(names) == expected
     assert [class_names.tidy(name) for name in expected] == names
+
+
+def test_several_labels_are_no_class_and_not_lost():
+    item = from_fields({"labels": ["cat", "dog"], "text": "x"}, key="a", image=b"a")
+    assert (item.label, item.meta) == (None, {"labels": ["cat", "dog"]})
+    item = from_fields({"labels": "cat", "text": "x"}, key="a", image=b"a")
+    assert (item.label, item.meta) == ("cat", {})
