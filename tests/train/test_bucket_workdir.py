@@ -927,6 +927,7 @@ def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(
     for folder in (trained / "checkpoints").iterdir() if in_part else ():
         path = epath.Path(folder)
         content = manifest.read(path) | {"blocks": manifest.blocks_of(path)}
+        content["block_bytes"] = manifest.BLOCK
         text = manifest.text_of(content).encode()
         Bucket(address).write(f"checkpoints/{folder.name}/manifest.json", text)
     assert int(final_state(tiny_config(), address).step) == 20
