@@ -21,8 +21,8 @@ from jaxclip.storage import is_local
 
 NAME = "manifest.json"
 FORMAT = 1
-# Bytes of a block that has a digest of its own, where one is written, and digits of these (SHA-256's first 64 bits: they
-# are for what is altered by accident; there are many).
+# Bytes of a block that has a digest of its own, where one is written, and digits of these: SHA-256's
+# first 64 bits, for they are many, and only accidents are to be found.
 BLOCK = 2**18
 DIGITS = 16
 
