@@ -39,7 +39,7 @@ _OPEN_SECTIONS = ("optim", "loss", "tokenizer")
 _OPEN_SUBSECTIONS = ("evaluate.token_reduction",)
 
 # Lists of names, which may be written "a|b", too.
-_SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
+_SPLIT_LISTS = ("objective", "data.languages", "evaluate.zero_shot", "evaluate.retrieval")
 
 # None where the optimizer has no such option.
 _NULLABLE = ("optim.weight_decay",)

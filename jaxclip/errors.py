@@ -1,5 +1,6 @@
 """What ends a run from outside: the disk, the numbers, the machine."""
 
+import errno
 import os
 import sys
 
@@ -27,6 +28,23 @@ def explain_no_device(error: BaseException) -> str:
         f"JAX_PLATFORMS={wanted} names a device that is not there ({why}); unset it, or install "
         "JAX for that device (pip install 'jax[cuda12]', 'jax[tpu]')"
     )
+
+
+# What helps with an error of the system, by its number.
+_WAYS = {
+    errno.EACCES: "change its owner or mode, or name another place",
+    errno.EPERM: "change its owner or mode, or name another place",
+    errno.EROFS: "name a place on another file system",
+    errno.ENOTDIR: "a part of the path is a file; name another place",
+}
+
+
+def explain_file(error: BaseException) -> str:
+    """An error of the system with its file first and a way out; nothing if it names no file."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return ""
+    way = _WAYS.get(error.errno or 0)
+    return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}{f'; {way}' if way else ''}"
 
 
 class RunError(RuntimeError):

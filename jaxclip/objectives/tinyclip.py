@@ -151,7 +151,7 @@ def expected_share(params: Params, sizes: CLIPConfig) -> jax.Array:
     for tower in _TOWERS:
         config, p = getattr(sizes, tower), jax.tree.map(chance, params[tower])
         head = 4.0 * config.width * config.head_size  # of a pruned tower not width / num_heads
-        unit = 2.0 * config.width
+        unit = (3.0 if getattr(config, "mlp", "") == "gated" else 2.0) * config.width
         kept += jnp.sum(p["attention"] * jnp.sum(p["heads"], axis=1)) * head
         kept += jnp.sum(p["mlp"] * jnp.sum(p["units"], axis=1)) * unit
         total += config.depth * (config.num_heads * head + config.mlp_dim * unit)

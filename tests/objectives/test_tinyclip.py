@@ -73,6 +73,10 @@ def test_a_pruned_towers_heads_count_at_their_own_width():
     lost = 3 * 512 / (3 * (512 + 192) + 3 * (1024 + 192))
     expected = p**2 - lost * (p - low) * p
     assert float(tinyclip.expected_share(own, sizes)) == pytest.approx(expected, rel=1e-5)
+    gated = dataclasses.replace(sizes, image=dataclasses.replace(pruned, mlp="gated"))
+    lost = 3 * 512 / (3 * (512 + 288) + 3 * (1024 + 192))
+    expected = p**2 - lost * (p - low) * p
+    assert float(tinyclip.expected_share(own, gated)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_is_affinitys_and_a_penalty_whose_factors_grow():
