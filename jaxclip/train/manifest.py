@@ -21,7 +21,7 @@ from jaxclip.storage import is_local
 
 NAME = "manifest.json"
 FORMAT = 1
-# Bytes of a block that has a digest of its own, where one is written, and digits of these: SHA-256's
+# Bytes of a block that has a digest of its own, where one is written, and its digits: SHA-256's
 # first 64 bits, for they are many, and only accidents are to be found.
 BLOCK = 2**18
 DIGITS = 16
