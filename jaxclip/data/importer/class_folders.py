@@ -105,8 +105,13 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
 
 def _once(folders: Sequence[str]) -> tuple[str, ...]:
     """Folders without those that are in one of the same name (``flowers/flowers/``), as unpacking
-    often makes them."""
-    return tuple(name for name, _ in itertools.groupby(folders))
+    often makes them.
+
+    The last one in a split of its name is kept: ``train/train/1.jpg`` may show a train.
+    """
+    once = tuple(name for name, _ in itertools.groupby(folders))
+    is_in_split = len(folders) > 1 and folders[-1] == folders[-2] and folders[-1].lower() in SPLITS
+    return (*once, folders[-1]) if is_in_split else once
 
 
 def _spelled_splits(places: Sequence[tuple[str, ...]]) -> dict[str, str]:
