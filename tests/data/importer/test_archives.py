@@ -18,6 +18,7 @@ from jaxclip.data.record import BadRecord, decode_foreign_texts
 
 A, B, C = (name * 40 for name in (b"first picture", b"second picture", b"third picture"))
 TABLE = "file_name,text\n1.jpg,one\n2.jpg,two\n"
+UPWARD = "file,caption\n../a/1.jpg,x\n../b/1.jpg,y\n"
 
 
 def packed(members, method=zipfile.ZIP_DEFLATED):
@@ -161,6 +162,19 @@ LAYOUTS = {
     "unpacked already": (
         {"photos.zip": packed({"1.jpg": A, "1.txt": "x"}), "photos/1.jpg": A, "photos/1.txt": "x"},
         {"photos/1.jpg": A, "photos/1.txt": "x"},
+    ),
+    "unpacked in part": (
+        {
+            "all.zip": packed({f"i/{n:02}.{e}": A for n in range(40) for e in ("jpg", "txt")}),
+            **{f"i/{n:02}.{e}": A for n in range(38) for e in ("jpg", "txt")},
+        },
+        {f"i/{n:02}.{e}": A for n in range(40) for e in ("jpg", "txt")},
+    ),
+    "a table that goes up": (
+        {
+            "all.zip": packed({"a/1.jpg": A, "b/1.jpg": B, "meta/captions.csv": UPWARD})
+        },
+        {"a/1.jpg": A, "b/1.jpg": B, "meta/captions.csv": UPWARD},
     ),
     "unpacked already without its folder": (
         {"all.zip": packed({"top/1.jpg": A, "top/1.txt": "x"}), "1.jpg": A, "1.txt": "x"},
@@ -341,7 +355,8 @@ def test_a_name_in_unicode_beside_another_one(fill):
 def test_what_is_wrong_is_counted_and_does_not_stop_an_import(fill, monkeypatch):
     monkeypatch.setattr("jaxclip.data.importer.items.MAX_IMAGE_BYTES", 1 << 20)
     data = packed({"torn.jpg": A, "bomb.jpg": bytes(2 << 20), "good.jpg": B, "strange.jpg": C,
-                   "../outside.jpg": A, "in/more.zip": packed(PAIR), "locked.jpg": A})  # fmt: skip
+                   "../outside.jpg": A, "in/more.zip": packed(PAIR), "locked.jpg": A,
+                   f"{'d/' * 2000}deep.jpg": A})  # fmt: skip
     place = data.index(b"torn.jpg") + len(b"torn.jpg")
     data = data[:place] + bytes(4) + data[place + 4 :]
     place = data.rindex(b"strange.jpg") - 46
@@ -352,7 +367,7 @@ def test_what_is_wrong_is_counted_and_does_not_stop_an_import(fill, monkeypatch)
         f"{name}.jpg,x\n" for name in ("torn", "bomb", "good", "strange", "locked", "gone")
     )
     folder = fill({"a.zip": data, "captions.csv": table, "cut.zip": packed(PAIR)[:-9]})
-    *read, outside, nested, cut = sorted(
+    *read, cut, outside, deep, nested = sorted(
         found(folder), key=lambda each: isinstance(each, BadRecord) and each.key != "cut.zip"
     )
     reasons = {key: image.reason for key, image, *_ in read if isinstance(image, BadRecord)}
@@ -365,7 +380,12 @@ def test_what_is_wrong_is_counted_and_does_not_stop_an_import(fill, monkeypatch)
     assert "by Deflate64, which is not read; unpack" in details["strange.jpg"]
     assert "a.zip is damaged: " in details["torn.jpg"]
     assert read[2][:2] == ("good.jpg", B)
-    assert outside.reason and nested.reason and cut.reason
+    details = [each.detail for each in (cut, outside, deep, nested)]
+    for detail, said in zip(
+        details, ("is cut off", "outside of", "more than 100 folders", "the archive in/more.zip"),
+        strict=True,
+    ):  # fmt: skip
+        assert said in detail
 
 
 DAMAGED = {
