@@ -241,3 +241,10 @@ def test_what_img2dataset_writes_as_files(fill):
     })  # fmt: skip
     pq.write_table(pa.table({"url": ["u"], "caption": ["a cat"]}), folder / "00000.parquet")
     assert read(folder) == {"00000/1.jpg": ("a cat",)}
+
+
+def test_parquet_beside_the_folder_of_its_split_has_captions_of_its_own(fill):
+    folder = fill("train/cats/1.jpg", "train/dogs/2.jpg")
+    rows = pa.table({"file_name": ["cats/1.jpg", "dogs/2.jpg"], "caption": ["a cat", "a dog"]})
+    pq.write_table(rows, folder / "train.parquet")
+    assert read(folder) == {"cats/1.jpg": ("a cat",), "dogs/2.jpg": ("a dog",)}
