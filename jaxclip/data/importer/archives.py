@@ -7,6 +7,7 @@ That is ZIP archives, and tars of pictures that are no WebDataset.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import os
@@ -103,10 +104,8 @@ class Archives:
     def _place(self, folder: pathlib.Path, found: list[ArchiveIndex], *, is_alone: bool) -> None:
         """Decide where the archives of a folder are unpacked."""
         here = [index for index in found if is_alone or not _wants_folder(index)]
-        for one, other in itertools.combinations(here, 2):
-            may_clash = one.folders() & other.folders() or set(one.files()) & set(other.files())
-            if may_clash and any(map(other.is_file, one.walk())):
-                here = [index for index in here if index not in (one, other)]
+        clashing = _clashing(here)
+        here = [index for index in here if index not in clashing]
         for index in found:
             place = folder
             if index not in here:
@@ -157,6 +156,23 @@ def _wants_folder(index: ArchiveIndex) -> bool:
     if not has_split or any(map(split_in_name, index.folders())):
         return False
     return any(map(_is_picture, index.walk()))
+
+
+def _clashing(found: Sequence[ArchiveIndex]) -> set[ArchiveIndex]:
+    """Archives that have files of the same path as others."""
+    tops = collections.Counter(
+        name for index in found for name in (*index.folders(), *index.files())
+    )
+    clashing = set()
+    first: dict[int, ArchiveIndex] = {}  # by hashes of paths, which take less memory than these
+    for index in found:
+        if all(tops[name] == 1 for name in (*index.folders(), *index.files())):
+            continue
+        for path in index.walk():
+            other = first.setdefault(hash(path), index)
+            if other is not index:
+                clashing |= {index, other}
+    return clashing
 
 
 def _is_picture(name: str) -> bool:
