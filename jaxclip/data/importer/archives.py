@@ -187,9 +187,15 @@ def _unpacked_to(index: ArchiveIndex, folder: pathlib.Path) -> pathlib.Path | No
     is_wrapped = len(tops) == 1 and not any(index.files())
     inner = [name.partition("/")[2] for name in first] if is_wrapped else first
     for names, place in itertools.product((first, inner), (folder, folder / index.file.stem)):
-        if names and all(os.path.isfile(place / name) for name in names):
+        pairs = zip(first, names, strict=True)
+        if names and all(_is_copy(place / name, index, path) for path, name in pairs):
             return place
     return None
+
+
+def _is_copy(file: pathlib.Path, index: ArchiveIndex, path: str) -> bool:
+    """Whether a file on the disk is of the size of one in an archive."""
+    return file.is_file() and file.stat().st_size == index.size(path)
 
 
 def of_source(
