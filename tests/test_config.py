@@ -408,3 +408,20 @@ def test_objectives_may_be_named_alone():
     assert [term.name for term in objectives.listed(given)] == ["contrastive", "dcl"]
     with pytest.raises(ValueError, match="'objective' wants list"):
         config_lib.resolve({}, ["objective=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ({"data": {"batch_size": 3}}, "global_batch_size"),
+        ({"data": {"imge_size": 3}}, "data.image_size"),
+        ({"model": {"learning_rate": 3}}, "optim.learning_rate"),
+        ({"checkpoint": {"ema": 0.1}}, "ema_decay"),
+        ({"model": {"image": {"num_layers": 3}}}, "model.image.depth"),
+        ({"model": {"image": {"dept": 3}}}, "model.image.depth"),
+        ({"watch": {"enable": True}}, "watch.enabled"),
+    ],
+)
+def test_a_key_in_the_wrong_section_of_a_file_names_the_right_one(given, near):
+    with pytest.raises(ValueError, match=rf"did you mean '{near}'\?$"):
+        config_lib.resolve(given)

@@ -62,7 +62,8 @@ class TreeReader:
       folder: searched with all folders in it, in alphabetical order, but for hidden ones.
       encoding: of the files with captions.
       advice: what to do about pictures without any, for the log of skipped records.
-      unused: which table there is of no use, and why; called with whether a ``.txt`` may be one.
+      unused_table: which table beside the pictures is of no use, and why.
+      unused: the same where a ``.txt`` may be one, too.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class TreeReader:
         folder: pathlib.Path,
         encoding: str = "utf-8",
         advice: str = "",
-        unused: Callable[[bool], str] = lambda texts: "",
+        unused_table: Callable[[], str] = lambda: "",
+        unused: Callable[[], str] = lambda: "",
     ):
         self._folder = folder
         self._encoding = encoding
         self._advice = advice
+        self._unused_table = unused_table
         self._unused = unused
         self._classes: ClassFolders | None = None
         self._splits: dict[str, str] = {}
@@ -101,8 +104,8 @@ class TreeReader:
         self._classes = self._classes or self._find_classes()
         self._splits = self._listed_splits()
         if self._classes is None and not self._advice:
-            self._advice = self._unused(True)
-        unused = self._unused(False) if self._classes is not None else ""
+            self._advice = self._unused()
+        unused = self._unused_table() if self._classes is not None else ""
         if unused:
             _LOG.warning("the folders of the pictures are taken for classes%s", unused)
         for number, file in enumerate(self._images(), start=1):

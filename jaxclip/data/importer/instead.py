@@ -104,15 +104,23 @@ def check_no_data_set(files: Sequence[str]) -> None:
             raise ValueError(f"{str(folder)!r} is a data set already: data.name={str(folder)!r}")
 
 
-def no_table(path: pathlib.Path, encoding: str, *, texts: bool = True) -> str:
+def no_table(path: pathlib.Path, encoding: str) -> str:
     """Why the first table in a folder is not one of pictures and captions, for an error.
 
-    Texts come last, or not at all: most are no tables.
+    Texts come last: most are no tables.
     """
-    is_text = {each: table_rows.suffix(each) == ".txt" for each in candidates(path)}
-    for table in sorted(is_text, key=lambda each: is_text[each]):
-        if is_text[table] and not texts:
-            break
+    texts = [each for each in candidates(path) if table_rows.suffix(each) == ".txt"]
+    return no_table_but_texts(path, encoding) or _why_none(texts, encoding)
+
+
+def no_table_but_texts(path: pathlib.Path, encoding: str) -> str:
+    """As :func:`no_table`, but ``.txt`` is none."""
+    tables = [each for each in candidates(path) if table_rows.suffix(each) != ".txt"]
+    return _why_none(tables, encoding)
+
+
+def _why_none(tables: Sequence[pathlib.Path], encoding: str) -> str:
+    for table in tables[:1]:
         try:
             TableReader(table, encoding=encoding)
         except (OSError, ValueError) as error:

@@ -285,7 +285,8 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
         path,
         encoding,
         instead.what_instead(path),
-        lambda texts: instead.no_table(path, encoding, texts=texts),
+        lambda: instead.no_table_but_texts(path, encoding),
+        lambda: instead.no_table(path, encoding),
     )
     if not reader.has_images():
         raise FileNotFoundError(
