@@ -71,12 +71,14 @@ def initialize_distributed(
       heartbeat_timeout_seconds: a process silent for so long counts as dead, and JAX ends the
         others (by SIGABRT, with a line that names the process). They learn of one that ended,
         rather than hung, as soon as its connections close.
-      initialization_timeout_seconds: how long to wait for all processes to appear.
+      initialization_timeout_seconds: how long to wait for all processes to appear. A line on
+        standard error says after 10 s what is waited for; when the time is up another one does, and
+        the process ends with status 1, where JAX would abort it.
       shutdown_timeout_seconds: how long a process that has finished waits for the others.
 
     Raises:
       ValueError: some of the three are given and others not, or they make no sense.
-      RuntimeError: JAX has computed something already, or not all processes appeared in time.
+      RuntimeError: JAX has computed something already.
     """
     timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": heartbeat_timeout_seconds,

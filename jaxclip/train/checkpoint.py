@@ -280,6 +280,7 @@ class Checkpointer:
             elif jax.process_index() == 0:
                 if self._sizes:
                     content["blocks"] = manifest.blocks_of(self._folder.path(step))
+                    content["block_bytes"] = manifest.BLOCK
                 manifest.write(self._folder.path(step), content)
             if jax.process_index() == 0:
                 self._known.difference_update(self._folder.prune(self._retention))

@@ -21,8 +21,8 @@ from jaxclip.storage import is_local
 
 NAME = "manifest.json"
 FORMAT = 1
-# Bytes of a block that has a digest of its own, and digits of these (SHA-256's first 64 bits: they
-# are for what is altered by accident; there are many).
+# Bytes of a block that has a digest of its own, where one is written, and its digits: SHA-256's
+# first 64 bits, for they are many, and only accidents are to be found.
 BLOCK = 2**18
 DIGITS = 16
 
@@ -49,8 +49,8 @@ def write(directory: epath.Path, content: dict[str, Any]) -> None:
 def blocks_of(directory: epath.Path) -> dict[str, str]:
     """``{name: digests of its blocks, one after the other}`` of the files that hold arrays.
 
-    With them in its manifest, as ``blocks``, a checkpoint can be read in part
-    (:mod:`jaxclip.train.shards`).
+    With them in its manifest, as ``blocks``, and their size as ``block_bytes``, a checkpoint can be
+    read in part (:mod:`jaxclip.train.shards`).
     """
     names = [name for name in list_files(directory) if is_data(name)]
 
@@ -58,7 +58,7 @@ def blocks_of(directory: epath.Path) -> dict[str, str]:
         found = []
         with (directory / name).open("rb") as file:
             while block := file.read(BLOCK):
-                found.append(block_digests(block))
+                found.append(block_digests(block, BLOCK))
         return "".join(found)
 
     with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
@@ -70,11 +70,11 @@ def is_data(name: str) -> bool:
     return "/d/" in name
 
 
-def block_digests(content: bytes) -> str:
-    """The digests of blocks, the last of which may be shorter."""
+def block_digests(content: bytes, size: int) -> str:
+    """The digests of blocks of ``size`` bytes, the last of which may be shorter."""
     view = memoryview(content)
-    starts = range(0, len(content), BLOCK)
-    return "".join(digest_of(view[start : start + BLOCK])[:DIGITS] for start in starts)
+    starts = range(0, len(content), size)
+    return "".join(digest_of(view[start : start + size])[:DIGITS] for start in starts)
 
 
 def digest_of(content: bytes | memoryview) -> str:

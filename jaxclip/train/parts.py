@@ -136,7 +136,8 @@ class Parts:
     def _finish(
         self, mirror: Mirror, folder: epath.Path, content: dict[str, Any], number: str
     ) -> None:
-        whole = {**content, "format": manifest.FORMAT, **self._tables(folder.name, number)}
+        content = {**content, "format": manifest.FORMAT, "block_bytes": manifest.BLOCK}
+        whole = {**content, **self._tables(folder.name, number)}
         text = manifest.text_of(whole).encode()
         self._patiently(lambda: mirror.finish(folder.name, text))
         manifest.put(folder, whole)

@@ -45,9 +45,13 @@ class _Place(NamedTuple):
 
 def is_possible(content: Mapping[str, Any]) -> bool:
     """Whether a checkpoint can be read in part, given its manifest."""
-    blocks = content.get("blocks", {})
-    return bool(blocks) and all(
-        name in blocks for name in content["files"] if manifest.is_data(name)
+    blocks, size = content.get("blocks", {}), content.get("block_bytes", 0)
+    if not blocks or size < 1:
+        return False
+    return all(
+        len(blocks.get(name, "")) == -(-length // size) * manifest.DIGITS
+        for name, (length, _) in content["files"].items()
+        if manifest.is_data(name)
     )
 
 
@@ -103,6 +107,7 @@ class _Source:
     def __init__(self, copy: staging.Copy, step: str, content: Mapping[str, Any]):
         self._copy, self._base = copy, f"{staging.CHECKPOINTS}/{step}"
         self.files, self._blocks = content["files"], content["blocks"]
+        self._size = content["block_bytes"]
         self.folder = epath.Path(copy.folder / FOLDER / step)
         self._have: dict[str, set[int]] = {}
 
@@ -117,8 +122,8 @@ class _Source:
             # Outside of the folder somebody else's bucket may try to have a file written.
             if name not in self.files or name.startswith("/") or ".." in name.split("/"):
                 raise DamageError(f"it names a file {name}, which it has not")
-            last = (offset + max(length, 1) - 1) // manifest.BLOCK
-            wanted.setdefault(name, set()).update(range(offset // manifest.BLOCK, last + 1))
+            last = (offset + max(length, 1) - 1) // self._size
+            wanted.setdefault(name, set()).update(range(offset // self._size, last + 1))
         runs = []
         for name, blocks in wanted.items():
             missing = blocks - self._have.setdefault(name, set())
@@ -126,7 +131,8 @@ class _Source:
             if missing:
                 self._make(name)
             if name in self._blocks:
-                runs += [(name, first, count) for first, count in _runs(sorted(missing))]
+                most = max(1, _LONGEST // self._size)
+                runs += [(name, first, count) for first, count in _runs(sorted(missing), most)]
             elif missing:  # it has one digest, and is small
                 runs.append((name, 0, len(missing)))
         staging.each(lambda run: self._bring(*run), runs, _THREADS)
@@ -151,15 +157,15 @@ class _Source:
 
     def _bring(self, name: str, first: int, count: int) -> None:
         size, whole = self.files[name]
-        offset = first * manifest.BLOCK
-        length = min(size - offset, count * manifest.BLOCK)
+        offset = first * self._size
+        length = min(size - offset, count * self._size)
 
         def is_right(found: bytes | None) -> bool:
             if found is None or len(found) != length:
                 return False
             if name not in self._blocks:
                 return manifest.digest_of(found) == whole
-            digests = manifest.block_digests(found)
+            digests = manifest.block_digests(found, self._size)
             start = first * manifest.DIGITS
             return digests == self._blocks[name][start : start + len(digests)]
 
@@ -194,9 +200,8 @@ class _Source:
             return None
 
 
-def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring blocks, not too many at a time: ``(first, count)``."""
-    most = max(1, _LONGEST // manifest.BLOCK)
+def _runs(blocks: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring blocks, ``most`` at a time: ``(first, count)``."""
     for _, group in itertools.groupby(enumerate(blocks), lambda pair: pair[1] - pair[0]):
         run = [block for _, block in group]
         for start in range(0, len(run), most):

@@ -919,11 +919,25 @@ def test_all_that_reads_a_workdir_reads_an_address(address, trained, tmp_path, c
     assert not folder_of(address).exists(), "readers leave nothing behind"
 
 
-def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(address, trained, tiny_config):
+@pytest.mark.parametrize("in_part", [False, True])
+def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(
+    address, trained, tiny_config, in_part, caplog
+):
     upload(trained, address)
+    for folder in (trained / "checkpoints").iterdir() if in_part else ():
+        path = epath.Path(folder)
+        content = manifest.read(path) | {"blocks": manifest.blocks_of(path)}
+        content["block_bytes"] = manifest.BLOCK
+        text = manifest.text_of(content).encode()
+        Bucket(address).write(f"checkpoints/{folder.name}/manifest.json", text)
+    assert int(final_state(tiny_config(), address).step) == 20
     damaged = next(name for name in names(address) if "00000020/state/d/" in name)
-    Bucket(address).write(damaged, b"x")
-    assert int(final_state(tiny_config(), address).step) == 10
+    for change in (lambda: Bucket(address).write(damaged, b"x"),
+                   lambda: Bucket(address).remove(damaged)):  # fmt: skip
+        change()
+        caplog.clear()
+        assert int(final_state(tiny_config(), address).step) == 10
+        assert damaged.rpartition("state/")[2] in caplog.text
 
 
 def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config, tmp_path):

@@ -47,17 +47,16 @@ def saved(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest, "BLOCK", BLOCK)
         content = manifest.read(path)
-        blocks = manifest.blocks_of(path)
-        manifest.write(
-            path, {k: v for k, v in content.items() if k != "files"} | {"blocks": blocks}
-        )
+        content |= {"blocks": manifest.blocks_of(path), "block_bytes": BLOCK}
+        del content["files"]
+        manifest.write(path, content)
     return folder
 
 
 @pytest.fixture(params=["one index", "an index of each part"])
-def copy(request, saved, monkeypatch, tmp_path):
+def copy(request, saved, tmp_path):
     """Of the checkpoint at an address, with its manifest alone; ``copy.read`` is what is read."""
-    monkeypatch.setattr(manifest, "BLOCK", BLOCK)
+    assert manifest.BLOCK != BLOCK, "it was saved with blocks of another size"
     files = fsspec.filesystem("memory")
     files.store.clear()
     path = saved / "checkpoints" / STEP
@@ -108,6 +107,19 @@ def half_of(array, first, last):
     regions = {"device": (slice(first, last), slice(None))}
     here = SimpleNamespace(addressable_devices_indices_map=lambda shape: regions)
     return SimpleNamespace(shape=array.shape, dtype=array.dtype, sharding=here)
+
+
+def test_what_has_not_all_digests_is_not_read_in_part(copy):
+    assert shards.is_possible(copy.content)
+    name, digests = max(copy.content["blocks"].items(), key=lambda item: len(item[1]))
+    for change in (
+        {"blocks": {}},
+        {"block_bytes": BLOCK // 2},
+        {"blocks": {**copy.content["blocks"], name: digests[:-1]}},
+        {"blocks": {n: d for n, d in copy.content["blocks"].items() if n != name}},
+    ):
+        assert not shards.is_possible(copy.content | change)
+    assert not shards.is_possible({"files": copy.content["files"]})
 
 
 @pytest.mark.parametrize("spec", [("fsdp",), (None, "fsdp"), ()])
@@ -249,6 +261,7 @@ def test_an_index_of_many_levels_is_followed(tmp_path, monkeypatch):
             store.with_transaction(transaction)[key] = key.encode() * 3
     path = epath.Path(tmp_path / STEP)
     content = {"files": manifest.table_of(path), "blocks": manifest.blocks_of(path)}
+    content["block_bytes"] = manifest.BLOCK
     for name in content["files"]:
         Bucket(ADDRESS).write(f"checkpoints/{STEP}/{name}", (path / name).read_bytes())
     source = shards._Source(staging.Copy(Bucket(ADDRESS), tmp_path / "copy"), STEP, content)

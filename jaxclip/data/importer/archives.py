@@ -186,13 +186,15 @@ def of_source(
     """The path of a source, as it is with its archives unpacked, and these.
 
     Args:
-      path: a folder, an archive, or a pattern of archives; anything else has none.
+      path: a folder, an archive, a path within one, or a pattern of archives; anything else has
+        none.
       files: the files that a pattern stands for.
       depth: how many folders below a folder are looked into.
       encoding: see :class:`Archives`.
       kinds: endings of the archives that are looked into.
 
     Raises:
+      FileNotFoundError: the archive has no such path.
       ValueError: the one archive is damaged, or needs a password.
     """
     absolute = pathlib.Path(os.path.abspath(path))
@@ -211,6 +213,12 @@ def of_source(
                 for name in names
                 if tar_tree.is_compressed(name)
             ]
+    elif within := around(path):
+        archives = Archives([within], within, encoding)
+        place = archives.path(absolute)
+        if not place.exists():
+            raise FileNotFoundError(f"{within} holds no {absolute.relative_to(within)}")
+        return place, archives
     elif files and all(is_archive(pathlib.Path(file), kinds) for file in files):
         found = [pathlib.Path(os.path.abspath(file)) for file in files]
         archives = Archives(found, absolute, encoding)
@@ -222,8 +230,18 @@ def of_source(
     return (root if path.is_dir() else unwrapped(root, depth)), archives
 
 
+def around(path: pathlib.Path) -> pathlib.Path | None:
+    """The archive on the disk that a path leads into (``photos.zip/cats``); None if it does not."""
+    absolute = pathlib.Path(os.path.abspath(path))
+    if os.path.exists(absolute):
+        return None
+    return next((p for p in absolute.parents if is_archive(p, ALL) and p.is_file()), None)
+
+
 def beside(table: pathlib.Path, encoding: str) -> tuple[pathlib.Path, Archives] | None:
     """The path of a table, as it is with the archives in its folder unpacked, and these."""
+    if isinstance(table, UnpackedPath):
+        return None
     table = pathlib.Path(os.path.abspath(table))
     folders = [table.parent]
     if table.parent.name.lower().startswith("annotation"):  # COCO's; pictures are beside it

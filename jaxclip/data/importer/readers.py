@@ -86,7 +86,7 @@ def open_reader(
     path = pathlib.Path(text)
     if path.exists() and not (path.is_dir() or path.is_file()):
         raise ValueError(f"{text!r} is a pipe, socket or device, not a file")
-    named = [] if path.is_dir() else _expand(text)
+    named = [] if path.is_dir() or archives.around(path) else _expand(text)
     columns = (image_column, text_column)
     try:
         return _through_archives(path, named, format, columns, encoding, archives.ZIP)
@@ -125,7 +125,7 @@ def _open(
 ) -> Reader:
     """The reader of a folder, or of the files that are named."""
     text = str(path)
-    files = named
+    files = named or [text]
     if path.is_dir():
         files = sorted(
             str(file) for file in path.iterdir() if file.is_file() and not is_hidden(file.name)

@@ -274,6 +274,24 @@ def test_an_archive_outright(fill):
     assert [each[0] for each in found(f"{folder}/p/[12].zip")] == ["1/1.jpg", "2/2.jpg"]
 
 
+def test_a_path_within_an_archive(fill):
+    files = {"set/train.csv": "file,caption\na.jpg,x\n", "set/other.csv": "file,caption\na.jpg,y\n",
+             "set/a.jpg": A, "set/1/b.jpg": B, "set/1/b.txt": "z", "set/0.tar": b"x"}  # fmt: skip
+    folder = fill(
+        {"a.zip": packed(files), "b.tar": tar(files), "c.zip/d/1.jpg": A, "c.zip/d/1.txt": "x"}
+    )
+    for archive in ("a.zip", "b.tar"):
+        for name, expected in (
+            ("train.csv", ("a.jpg", A, ("x",), "")), ("other.csv", ("a.jpg", A, ("y",), "")),
+            ("1", ("b.jpg", B, ("z",), "")),
+        ):  # fmt: skip
+            assert found(folder / archive / "set" / name) == [expected]
+    assert found(folder / "c.zip" / "d") == [("1.jpg", A, ("x",), "")]
+    for name, said in (("2", r"a\.zip holds no set/2"), ("0.tar", "holds 0.tar; unpack a.zip")):
+        with pytest.raises((FileNotFoundError, ValueError), match=said):
+            found(folder / "a.zip" / "set" / name)
+
+
 def test_a_folder_by_a_relative_name(fill, monkeypatch):
     monkeypatch.chdir(fill({"a.zip": packed({"1.jpg": A, "1.txt": "x"})}))
     assert found(".") == [("a/1.jpg", A, ("x",), "")]
