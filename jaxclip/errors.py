@@ -1,5 +1,6 @@
 """What ends a run from outside: the disk, the numbers, the machine."""
 
+import errno
 import os
 import sys
 
@@ -29,12 +30,40 @@ def explain_no_device(error: BaseException) -> str:
     )
 
 
+# What helps with an error of the system, by its number.
+_WAYS = {
+    errno.EACCES: "change its owner or mode, or name another place",
+    errno.EPERM: "change its owner or mode, or name another place",
+    errno.EROFS: "name a place on another file system",
+    errno.ENOTDIR: "a part of the path is a file; name another place",
+}
+
+
+def explain_file(error: BaseException) -> str:
+    """An error of the system with its file first and a way out; nothing if it names no file."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return ""
+    way = _WAYS.get(error.errno or 0)
+    return f"{os.fsdecode(error.filename)}: {error.strerror.lower()}{f'; {way}' if way else ''}"
+
+
 class RunError(RuntimeError):
     """A run can't go on; the message says why and what helps, and is shown without a traceback."""
 
 
 class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+class ProcessesError(RunError):
+    """One process could not do what all have to do; the same line on every one of them.
+
+    Attributes:
+      explained: that its text says what another process met with
+        (:func:`jaxclip.parallel.distributed.explain_loss`).
+    """
+
+    explained = True
 
 
 class UploadInterrupt(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclip import config as config_lib
-from jaxclip import config_check, config_unused, registry
+from jaxclip import config_check, config_unused, objectives, registry
 from jaxclip.models import presets
 from jaxclip.train import checks
 
@@ -400,3 +400,28 @@ def test_other_kinds_of_text_towers_read_what_they_like_of_the_sizes(kind):
     overrides = [f"model.text.kind={kind}", "model.text.num_positions=99"]
     lines = config_lib.unused(config_lib.resolve({}, overrides))
     assert len(lines) == (kind == "transformer")
+
+
+def test_objectives_may_be_named_alone():
+    assert config_lib.resolve({}, ["objective=slip"])["objective"] == ["slip"]
+    given = config_lib.resolve({"objective": "contrastive|dcl"})["objective"]
+    assert [term.name for term in objectives.listed(given)] == ["contrastive", "dcl"]
+    with pytest.raises(ValueError, match="'objective' wants list"):
+        config_lib.resolve({}, ["objective=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ({"data": {"batch_size": 3}}, "global_batch_size"),
+        ({"data": {"imge_size": 3}}, "data.image_size"),
+        ({"model": {"learning_rate": 3}}, "optim.learning_rate"),
+        ({"checkpoint": {"ema": 0.1}}, "ema_decay"),
+        ({"model": {"image": {"num_layers": 3}}}, "model.image.depth"),
+        ({"model": {"image": {"dept": 3}}}, "model.image.depth"),
+        ({"watch": {"enable": True}}, "watch.enabled"),
+    ],
+)
+def test_a_key_in_the_wrong_section_of_a_file_names_the_right_one(given, near):
+    with pytest.raises(ValueError, match=rf"did you mean '{near}'\?$"):
+        config_lib.resolve(given)

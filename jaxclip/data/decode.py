@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -198,8 +199,10 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
         profile = image.info.get("icc_profile")
         image = image.convert("LA")
         image.info["icc_profile"] = profile
-    if kind == "TIFF" and image.mode.startswith("I;16") and _is_white_0(image):
-        image = Image.fromarray(65535 - np.asarray(image))
+    if kind == "TIFF" and image.mode.startswith("I;16"):
+        image = _of_16_bits(image, tiles)
+    elif image.mode == "La":  # greys that alpha is multiplied into; Pillow has no way on from it
+        image = image.convert("LA")
     turn = _TURNS.get(orientation(image))
     if kind == "AVIF" and image.info.get("icc_profile"):
         code = None
@@ -207,6 +210,8 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
     image = to_rgb(image if turn is None else image.transpose(turn))
     if kind == "GIF" and tiles:
         image = _on_white(image, tiles[0][1])
+    elif kind == "WEBP" and turn is None and (box := mending.webp_frame(data)):
+        image = _on_white(image, box)
     return image
 
 
@@ -215,15 +220,30 @@ def _read_planes_of_16_bits(image: Image.Image) -> None:
     tiles: list[Any] = getattr(image, "tile", [])
     info: Any = getattr(image, "tag_v2", {})
     modes = [tile[3][0] for tile in tiles if isinstance(tile[3], tuple) and tile[0] == "raw"]
-    if set(modes) == {"R", "G", "B"} and set(info.get(258, ())) == {16}:
+    if set(info.get(258, ())) != {16} or len(set(modes)) < 2 or not all(len(m) == 1 for m in modes):
+        return
+    if set(modes) - set("RGBA"):
+        raise ValueError(f"planes of 16 bits in {image.mode}; make 8 bits of them")
+    if set(modes) >= {"R", "G", "B"}:
         end = "B" if info.prefix == b"MM" else "L"
         image.tile = [  # type: ignore[attr-defined]
             tile._replace(args=(f"{tile[3][0]};16{end}", *tile[3][1:])) for tile in tiles
         ]
 
 
-def _is_white_0(image: Image.Image) -> bool:
-    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_0
+def _of_16_bits(image: Image.Image, tiles: Sequence[Any]) -> Image.Image:
+    """A grey TIFF with samples from 0, black, to 65535; Pillow leaves those of 12 bits small."""
+    samples = np.asarray(image)
+    is_12_bit = any("I;12" in str(tile[3]) for tile in tiles)
+    is_white_0 = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_0
+    if not (is_12_bit or is_white_0):
+        return image
+    if is_12_bit:
+        samples = samples << 4 | samples >> 8
+    result = Image.fromarray(65535 - samples if is_white_0 else samples)
+    if "icc_profile" in image.info:
+        result.info["icc_profile"] = image.info["icc_profile"]
+    return result
 
 
 def orientation(image: Image.Image) -> int:
@@ -243,7 +263,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _on_white(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """The first frame of a GIF, which need not cover all of the picture: around it is nothing."""
+    """The first frame of an animation, which need not cover all of it: around it is nothing."""
     if box == (0, 0, *image.size):
         return image
     canvas = Image.new("RGB", image.size, "white")

@@ -185,6 +185,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batches", "batch_size", "probes", "places"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.to:
+        storage.check_place(args.to)
     source, params = _read(args.workdir, "--workdir")
     other = _read(args.between, "--between")[1] if args.between else None
     if other is not None:

@@ -64,6 +64,37 @@ def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S
     return lax.platform_dependent(inputs, cpu=by_a_reduction, default=plainly)
 
 
+def in_one_kernel(function: Callable[..., S], *tensors: jax.Array | None) -> S:
+    """What a function of small tensors gives; on CPUs all of it from one kernel.
+
+    As :func:`together`. Other kernels take the results, and do not compute them.
+
+    Args:
+      function: of the tensors, element by element. All that it gives is of their shape.
+      *tensors: of one shape, or ``None``.
+    """
+
+    def by_a_reduction(*given: jax.Array | None) -> S:
+        results: list[jax.Array]
+        treedef: Any
+        pairs = jax.tree.map(lambda leaf: _first_of_two(leaf, leaf.shape), given)
+        results, treedef = jax.tree.flatten(jax.vmap(function)(*pairs))
+        terms = [_masked(result, result.shape[1:]) for result in results]
+        # A reduction has results of one floating type.
+        floats = [term.dtype for term in terms if jnp.issubdtype(term.dtype, jnp.floating)]
+        wide = [
+            jnp.result_type(term, *floats) if term.dtype in floats else term.dtype for term in terms
+        ]
+        terms = [term.astype(dtype) for term, dtype in zip(terms, wide, strict=True)]
+        zeros = [np.zeros((), dtype) for dtype in wide]
+        sums = lax.reduce(terms, zeros, _add_each, (0,))
+        return treedef.unflatten(
+            [found.astype(like.dtype) for found, like in zip(sums, results, strict=True)]
+        )
+
+    return lax.platform_dependent(*tensors, cpu=by_a_reduction, default=function)
+
+
 def _first_of_two(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """``[2, *shape]``: the array, and zeros."""
     return _masked(jnp.broadcast_to(leaf, (2, *shape)), shape)

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxclip import storage
 from jaxclip.data import bucket as bucket_lib
-from jaxclip.errors import RunError
+from jaxclip.errors import ProcessesError, RunError
 from jaxclip.lock import FILE_NAME, Lock, Shared
 from jaxclip.train import multihost, staging
 from jaxclip.train.mirror import Mirror, last_writer
@@ -102,17 +102,19 @@ def hold(
             problem = error
         with _uploaded(held.copy if held else None):
             # All of them learn of it, for one that is alone in a collective would hang there.
-            everywhere = multihost.all_agree(problem is None)
+            elsewhere = multihost.first_problem(str(problem) if problem else "")
             if problem is not None:
                 raise problem
-            if not everywhere or held is None:
+            if elsewhere or held is None:
                 raise WorkdirError(
-                    f"another process of this run could not take workdir {name}; its log says why"
-                )
+                    f"another process of this run could not take workdir {name}: {elsewhere}"
+                ) from ProcessesError(elsewhere)
             if bucket is None:
                 check_shared(path)
             else:
-                held = _with_copy(held, bucket)
+                token = _token(held.lock)
+                with multihost.together(f"workdir {name} can't be brought to all processes"):
+                    held = _with_copy(held, bucket, token)
             yield held
 
 
@@ -145,18 +147,27 @@ def _take(
     return Workdir(staged.path, lock, name, mirror)
 
 
-def _with_copy(held: Workdir, bucket: bucket_lib.Bucket) -> Workdir:
-    """With the copy of a process other than 0, once the run is known to hold the address."""
+def _token(lock: Lock | None) -> str:
+    """Of the lock, on all processes, one of which has it."""
     token = np.zeros(2, np.int32)
-    if held.lock is not None:
-        token = np.frombuffer(bytes.fromhex(held.lock.holder.token), np.int32)
-    token = multihost.broadcast(token)
+    if lock is not None:
+        token = np.frombuffer(bytes.fromhex(lock.holder.token), np.int32)
+    return multihost.broadcast(token).tobytes().hex()
+
+
+def _with_copy(held: Workdir, bucket: bucket_lib.Bucket, token: str) -> Workdir:
+    """With the copy of a process other than 0, once the run is known to hold the address."""
     if held.copy is not None:
         return held
+    place = bucket_lib.LockFile(bucket, FILE_NAME)
+    if place.read() is None:
+        raise WorkdirError(
+            f"{bucket / FILE_NAME}, which process 0 has written, is not there for this process: "
+            "give all hosts the same endpoint and credentials, and no memory:// of their own"
+        )
     shutil.rmtree(held.path, ignore_errors=True)  # parts of checkpoints, as the address has them
     held.path.mkdir(parents=True, exist_ok=True)
-    shared = Shared(bucket_lib.LockFile(bucket, FILE_NAME), token.tobytes().hex())
-    copy = staging.Copy(bucket, held.path, shared.look)
+    copy = staging.Copy(bucket, held.path, Shared(place, token).look)
     copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
     return held._replace(copy=copy)
 

@@ -51,7 +51,8 @@ def rows(document: Any, image: str = "") -> list[Found | str] | None:
     if isinstance(document, Mapping):
         return _of_object(document, image)
     if _are_pairs(document):
-        return [(name, {"caption": text}) for name, text in document]
+        are_numbers = all(type(said) is int for _, said in document)  # of classes, as StyleGAN's
+        return [(name, {"label" if are_numbers else "caption": said}) for name, said in document]
     if _are_classed(document):
         return [(name, {"label": class_name}) for name, _, class_name in document]
     if not _are_objects(document):
@@ -74,7 +75,8 @@ def _of_object(document: Mapping[str, Any], image: str) -> list[Found | str] | N
     parts = {name: each for name, each in document.items() if isinstance(each, list | Mapping)}
     if parts and all(map(split_named, parts)):
         return _by_split(parts, image)
-    lists = {name: each for name, each in parts.items() if _are_objects(each)}
+    kinds = (_are_objects, _are_pairs, _are_classed)
+    lists = {name: each for name, each in parts.items() if any(kind(each) for kind in kinds)}
     known = [found for each in lists.values() if (found := rows(each, image)) is not None]
     if len(known) == 1:
         return known[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
-from jaxclip.data.naming import SPLITS, split_of
+from jaxclip.data.naming import SPLITS, split_in_name, split_of
 
 # Folders that are no classes, beside others that are (Tiny ImageNet's val/images) or alone.
 _NO_CLASSES = frozenset((
@@ -36,11 +37,17 @@ class ClassFolders(NamedTuple):
       are_numbers: the folders are called by the numbers of the classes (ImageNetV2, GTSRB).
       are_paths: classes are sorted into folders of one letter, and may have folders within
         (``a/apartment_building/outdoor/1.jpg``, SUN397).
+      splits: the splits by folders whose names only speak of them (``training_set/``); where there
+        are any, other folders beside them hold no classes.
+      names: of all classes in the order of letters, as torchvision numbers them; none if they are
+        numbers.
     """
 
     above: int
     are_numbers: bool
     are_paths: bool
+    names: tuple[str, ...] = ()
+    splits: Mapping[str, str] = MappingProxyType({})
 
     def label(self, folders: Sequence[str]) -> tuple[int | str | None, str]:
         """The class and the split of a picture by the folders that it is in, outermost first.
@@ -48,9 +55,10 @@ class ClassFolders(NamedTuple):
         Returns:
           A number or a name, None where the folder is no class; the split, empty for none.
         """
-        split = split_of("/".join((*folders[self.above :], "")))
-        within = folders[self.above + bool(split) :]
-        if not within or within[0].lower() in _NO_CLASSES:
+        folders = _once(folders)[self.above :]
+        split = split_of("/".join((*folders, ""))) or self.splits.get(folders[0], "")
+        within = folders[bool(split) :]
+        if not within or (self.splits and not split) or within[0].lower() in _NO_CLASSES:
             return None, split
         if self.are_numbers:
             return int(within[0]), split
@@ -66,6 +74,7 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
     Returns:
       None if they are no classes: one alone (``images/``) says nothing.
     """
+    places = {_once(place) for place in places}
     same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
     above = [each[0] for each in same]
     if any(len(place) == len(above) for place in places):
@@ -73,11 +82,14 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
     if above and above[-1].lower() in SPLITS:
         above.pop()
     names, are_deeper = set(), True
-    for place in places:
-        within = place[len(above) :]
-        in_split = within[0].lower() in SPLITS
+    inner = [place[len(above) :] for place in places]
+    splits = _spelled_splits(inner)
+    for within in inner:
+        in_split = within[0].lower() in SPLITS or within[0] in splits
         if len(within) <= in_split:
             return None
+        if splits and not in_split:
+            continue
         name = within[in_split]
         if name.lower() not in _NO_CLASSES:
             names.add(name)
@@ -86,4 +98,25 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         return None
     are_numbers = all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
     are_paths = are_deeper and all(map(_LETTER.fullmatch, names))
-    return ClassFolders(len(above), are_numbers, are_paths)
+    found = ClassFolders(len(above), are_numbers, are_paths, splits=splits)
+    labels = {found.label(place)[0] for place in places}
+    return found._replace(names=tuple(sorted(each for each in labels if isinstance(each, str))))
+
+
+def _once(folders: Sequence[str]) -> tuple[str, ...]:
+    """Folders without those that are in one of the same name (``flowers/flowers/``), as unpacking
+    often makes them."""
+    return tuple(name for name, _ in itertools.groupby(folders))
+
+
+def _spelled_splits(places: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """The splits that names of folders speak of (``training_set/``, ``seg_test/``), by these.
+
+    They count if there are several, one of them for training, and all of their pictures are in
+    further folders: else a bullet train and a test tube may be classes.
+    """
+    splits = {place[0]: split for place in places if (split := split_in_name(place[0]))}
+    known = set(splits.values())
+    is_exact = any(place[0].lower() in SPLITS for place in places)
+    is_deep = not is_exact and all(len(place) > 1 for place in places if place[0] in splits)
+    return splits if is_deep and len(known) > 1 and known & {"train", "training"} else {}

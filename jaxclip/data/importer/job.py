@@ -26,7 +26,7 @@ from typing import Any
 
 from jaxclip.data import schema
 from jaxclip.data.importer import images, output_folder, tags
-from jaxclip.data.importer.items import Cursor, Item, Reader, SourceError, read_image
+from jaxclip.data.importer.items import Cursor, Item, KnowsClasses, Reader, SourceError, read_image
 from jaxclip.data.importer.options import Options, Summary
 from jaxclip.data.importer.progress import Progress
 from jaxclip.data.importer.readers import open_reader
@@ -69,6 +69,8 @@ def import_records(
       FileExistsError: the folder holds something else.
       ValueError: the source is none we know, or holds no usable record.
     """
+    if num_threads < 0:
+        raise ValueError(f"threads={num_threads} must be 0, for one a CPU, or more")
     _check_tfds()
     target = pathlib.Path(os.path.abspath(to))
     options = options or Options()
@@ -130,6 +132,9 @@ def _run(
     state = store.state
     if state.done:
         return
+    if not state.records() and not store.label_names() and isinstance(reader, KnowsClasses):
+        for name in reader.class_names():
+            store.label_id(name)  # so that the numbers are those of the source
     began = committed = time.monotonic()
     before = state.seconds
     for cursor, outcome in _checked(reader, state.cursor, options, num_threads):
@@ -259,7 +264,7 @@ def _finish(store: Store, target: pathlib.Path, options: Options) -> Summary:
     for part, final in store.shard_files(options.name):
         if part.exists():
             os.replace(part, final)
-    names = store.label_names()
+    names = store.label_names() if state.named_labels else []
     summary = Summary(
         str(target), counts, state.captions, sum(shard.payload for shard in state.shards),
         state.skipped, state.lost_captions, len(names), round(state.seconds, 3),

@@ -58,6 +58,8 @@ _SETS = (
 _OTHERS = {
     r"ILSVRC2012_validation_ground_truth\.txt": "has other numbers than classes usually have: sort "
     "the pictures into folders of WordNet ids, or put LOC_val_solution.csv beside them",
+    r"mimic-cxr-2\.\d\.\d-\w+\.csv(\.gz)?": "has no reports: make a table of pictures and of "
+    "sections of their reports, such as files/p10/p10000032/s50414267.txt",
     r"LOC_(train|val)_solution\.csv": "is of no use here: put LOC_val_solution.csv into "
     "ILSVRC/Data/CLS-LOC/val, and import that; import ILSVRC/Data/CLS-LOC/train by its folders",
 }

@@ -59,7 +59,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
       OSError: it cannot be read.
     """
     try:
-        with open(table, "rb") as raw:
+        with table.open("rb") as raw:
             data = packed.unpacked(raw)
             begin = data.peek(4)[:4]
             if not begin and suffix(table) not in LINES:
@@ -152,7 +152,7 @@ def _form_of(table: pathlib.Path, encoding: str) -> lists.Form | None:
 
 
 def _layout(table: pathlib.Path, columns: Columns, encoding: str) -> separated.Layout:
-    with open(table, "rb") as raw:
+    with table.open("rb") as raw:
         text = _text(packed.unpacked(raw), encoding)
         try:
             return separated.layout(table, text, suffix(table) == ".tsv", columns)

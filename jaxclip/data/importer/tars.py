@@ -24,7 +24,7 @@ from jaxclip.data.importer.items import (
     from_fields,
     parse_label,
 )
-from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
+from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, unique_names
 from jaxclip.data.record import BadRecord
 
 # Names of pictures in ImageNet's tars of a class each.
@@ -49,10 +49,13 @@ class TarReader:
     ):
         self._tars = list(tars)
         self._splits = list(splits) or [""] * len(self._tars)
-        self._class_names = list(class_names)
+        self._class_names = unique_names(class_names)
         self._by_line = webdataset.captions_by_line(self._tars)
         self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
         self._current: tuple[int, Any] | None = None
+
+    def class_names(self) -> list[str]:
+        return self._class_names
 
     def stamp(self) -> str:
         return files_stamp(self._tars)

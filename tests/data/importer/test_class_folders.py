@@ -70,11 +70,13 @@ SPLITS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("around", ["", "set/"])
 @pytest.mark.parametrize("kind", SPLITS)
-def test_lists_of_splits(fill, kind):
-    folder = fill({"images/x/1.jpg": "a", "images/y/1.jpg": "b", **SPLITS[kind]})
+def test_lists_of_splits(fill, kind, around):
+    files = {"images/x/1.jpg": "a", "images/y/1.jpg": "b", **SPLITS[kind]}
+    folder = fill({f"{around}{name}": content for name, content in files.items()})
     items = [item for _, item in open_reader(folder).items(Cursor())]
-    found = {item.key: (item.label, item.split or "train") for item in items}
+    found = {item.key.removeprefix(around): (item.label, item.split or "train") for item in items}
     assert found == {"images/x/1.jpg": ("x", "train"), "images/y/1.jpg": ("y", "test")}
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
@@ -74,7 +75,7 @@ class Stop(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("kind", ["csv", "txt", "tar", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "txt", "tar", "parquet", "zip"])
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(tmp_path, toys, kind, monkeypatch):
     count = 25
     source = tmp_path / "in"
@@ -85,6 +86,12 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(tmp_path, toys, kind,
         for i in range(count):
             (source / f"{i:02d}.png").write_bytes(toys.picture(i))
             (source / f"{i:02d}.txt").write_text("" if i % 7 == 3 else f"thing {i}")
+    elif kind == "zip":
+        with zipfile.ZipFile(source / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(count):
+                archive.writestr(f"{i:02d}.png", toys.picture(i) if i != 4 else b"torn")
+                archive.writestr(f"{i:02d}.txt", "" if i % 7 == 3 else f"thing {i}")
+        (source / "b.zip").write_bytes(b"PK")
     elif kind == "tar":
         for t in range(3):
             toys.make_tar(source / f"{t}.tar", [(f"{t}-{i}.{e}", d) for i in range(8) for e, d in

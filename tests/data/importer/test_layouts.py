@@ -309,7 +309,9 @@ def test_clip_benchmarks_layout(tmp_path, toys, run):
     (source / "classnames.txt").write_text("cat\nhot dog\n")
     found, summary = run(source)
     assert list(found) == ["test"] and summary.classes == 2
-    assert sources.open(tmp_path / "out").class_names("test") == ["hot dog", "cat"]  # as they came
+    data = sources.open(tmp_path / "out")
+    assert data.class_names("test") == ["cat", "hot dog"]  # the source's numbers
+    assert [record.label for record in data.source("test").read([0, 1])] == [1, 0]
     in_place = sources.open(f"webdataset:{source}")
     assert in_place.class_names("test") == ["cat", "hot dog"]
     assert [r.label for r in in_place.source("test").read(range(2))] == [1, 0]

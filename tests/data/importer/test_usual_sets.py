@@ -7,6 +7,7 @@ import tarfile
 
 import pytest
 
+from jaxclip.data.importer.readers import open_reader
 from jaxclip.data.record import BadRecord
 
 A, B, C = b"first picture" * 40, b"second picture" * 40, b"third picture" * 40
@@ -90,6 +91,44 @@ SETS = {
             "": "data/images_variant_test.txt",
         },
         [(A, "Falcon 2000", ""), (B, "747-400", "")],
+    ),
+    "Flickr30k Entities": (
+        {
+            "flickr30k-images/1.jpg": A, "flickr30k-images/2.jpg": B,
+            "Sentences/1.txt": "[/EN#1/people A man] in [/EN#2/clothing/other a hat] .\nHe .\n",
+            "Sentences/2.txt": "[/EN#3/animals A dog] .\n",
+        },
+        [(A, ("A man in a hat .", "He ."), ""), (B, ("A dog .",), "")],
+    ),
+    "Tiny ImageNet's val": (
+        {
+            "val/images/val_0.JPEG": A, "val/images/val_1.JPEG": B,
+            "val/val_annotations.txt": "val_0.JPEG\tn01443537\t0\t32\t44\t62\n"
+            "val_1.JPEG\tn01629819\t3\t3\t4\t6\n",
+            "": "val",
+        },
+        [(A, "n01443537", ""), (B, "n01629819", "")],
+    ),
+    "StyleGAN's labels": (
+        beside({"labels": [["1.jpg", 3], ["2.jpg", 0]]}), [(A, 3, ""), (B, 0, "")],
+    ),
+    "a table of three columns without names": (
+        {"a.jpg": A, "b.jpg": B, "x.csv": "0,a cat,a.jpg\n1,a dog,b.jpg\n"}, PAIR,
+    ),
+    "a list of species": (
+        {"train/x/1.jpg": A, "valid/y/2.jpg": B, "birds.csv": "filepaths,labels\n"
+         "train/x/1.jpg,ALBATROSS\nvalid/y/2.jpg,CROW\n"},
+        [(A, "ALBATROSS", "train"), (B, "CROW", "valid")],
+    ),
+    "ImageNet-Captions": (
+        {
+            "train/n01440764/n01440764_10.JPEG": A, "train/n01443537/n01443537_2.JPEG": B,
+            "x.json": json.dumps([
+                {"filename": "n01440764_10.JPEG", "title": "a cat"},
+                {"filename": "n01443537_2.JPEG", "title": "a dog"},
+            ]),
+        },
+        PAIR,
     ),
     "names without endings": (
         {"images/a.jpg": A, "images/b.jpg": B, "x.txt": "a a cat\nb a dog\n", "box.txt": "a 1 2\n"},
@@ -192,6 +231,8 @@ def test_sets_in_files_that_are_not_read_say_which_to_take(fill, records, name):
         ({"jpg/1.jpg": A, "imagelabels.mat": b"MATLAB"}, "Flowers-102"),
         ({"JPEGImages/1.jpg": A, "ImageSets/Main/aeroplane_test.txt": "1 -1"}, "Pascal VOC"),
         ({"val/1.JPEG": A, "ILSVRC2012_validation_ground_truth.txt": "490\n"}, "other numbers"),
+        ({"files/p10/s5/a.jpg": A, "files/p10/s5.txt": "FINAL REPORT\n",
+          "mimic-cxr-2.0.0-split.csv.gz": b"\x1f\x8b\x08"}, "has no reports: make a table"),
         ({"ILSVRC/Data/CLS-LOC/val/v.JPEG": A, "LOC_val_solution.csv":
           "ImageId,PredictionString\nv,n01440764 1 2 3 4\n"}, "into ILSVRC/Data/CLS-LOC/val"),
     ],
@@ -207,7 +248,8 @@ def test_a_folder_in_a_tar(fill, records):
         info = tarfile.TarInfo("food-101/images/ribs/1.jpg")
         info.size = len(A)
         tar.addfile(info, io.BytesIO(A))
-    ((reason, detail),) = records(fill({"food-101.tar.gz": stream.getvalue()}))
+    folder = fill({"food-101.tar.gz": stream.getvalue()})
+    ((reason, detail),) = records(folder, format="webdataset")
     assert reason == "empty_caption" and detail.endswith("unpack a tar that is a folder, and "
                                                          "import the folder")  # fmt: skip
 
@@ -218,3 +260,10 @@ def test_several_lists_in_the_only_folder_are_named(fill, records):
                    "data/images_family_test.txt": line})  # fmt: skip
     with pytest.raises(ValueError, match=r"\(images_family_test.txt, images_variant_test.txt\)"):
         records(folder)
+
+
+@pytest.mark.parametrize("line", ["a.jpg,1,2,3,4,a cat", "a.jpg,cat,a cat on a mat"])
+def test_a_table_without_names_that_may_be_anything_says_so(fill, line):
+    table = fill({"a.jpg": A, "x.csv": f"{line}\n"}) / "x.csv"
+    with pytest.raises(ValueError, match="if that is no line of names, put one above it"):
+        open_reader(table)
