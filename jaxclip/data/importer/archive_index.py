@@ -93,14 +93,6 @@ class ArchiveIndex:
             if i + 1 == len(names) or names[i + 1] != name:
                 yield name
 
-    def has_file_of(self, other: ArchiveIndex) -> bool:
-        """Whether a file of this one is in another one, too, by its path."""
-        return any(
-            not set(names).isdisjoint(other._files[folder][0])
-            for folder, (names, _) in self._files.items()
-            if folder in other._files
-        )
-
     def walk(self) -> Iterator[str]:
         """Paths of all files."""
         for folder in self._files:

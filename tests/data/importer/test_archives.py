@@ -176,6 +176,10 @@ LAYOUTS = {
         },
         {"a/1.jpg": A, "b/1.jpg": B, "meta/captions.csv": UPWARD},
     ),
+    "others of the same names": (
+        {"test.zip": packed({"1.jpg": A, "1.txt": "x"}), "1.jpg": B, "1.txt": "y"},
+        {"test/1.jpg": A, "test/1.txt": "x", "1.jpg": B, "1.txt": "y"},
+    ),
     "unpacked already without its folder": (
         {"all.zip": packed({"top/1.jpg": A, "top/1.txt": "x"}), "1.jpg": A, "1.txt": "x"},
         {"1.jpg": A, "1.txt": "x"},
