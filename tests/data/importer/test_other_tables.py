@@ -248,3 +248,25 @@ def test_parquet_beside_the_folder_of_its_split_has_captions_of_its_own(fill):
     rows = pa.table({"file_name": ["cats/1.jpg", "dogs/2.jpg"], "caption": ["a cat", "a dog"]})
     pq.write_table(rows, folder / "train.parquet")
     assert read(folder) == {"cats/1.jpg": ("a cat",), "dogs/2.jpg": ("a dog",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.txt", "1 photo a day\n2 at most\n"),
+        ("classes.txt", "1 cat\n2 dog\n"),
+        ("scores.csv", "id,target,score\n1,0,0.5\n2,1,0.3\n"),
+        ("found.csv", "1.jpg,person,0.9\n2.jpg,person,0.8\n"),
+    ],
+)
+def test_a_doubtful_table_goes_behind_captions_and_classes(fill, name, content, caplog):
+    folder = fill("set/1.jpg", "set/2.jpg", **{"set/1.txt": "one", "set/2.txt": "two"}) / "set"
+    (folder / name).write_text(content)
+    assert read(folder) == {"1.jpg": ("one",), "2.jpg": ("two",)}
+    assert f"{name} is left out; name it to import it" in caplog.text
+    assert len(read(folder / name)) == 2
+    for number, place in enumerate(("cats", "dogs"), start=1):
+        (folder / place).mkdir()
+        (folder / f"{number}.jpg").rename(folder / place / f"{number}.jpg")
+        (folder / f"{number}.txt").unlink()
+    assert set(read(folder)) == {"cats/1.jpg", "dogs/2.jpg"}
