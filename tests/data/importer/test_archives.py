@@ -417,6 +417,24 @@ def test_one_line_says_what_is_wrong_with_the_only_archive(fill, kind, source):
     assert "\n" not in str(error.value)
 
 
+def test_links_in_a_tar_are_the_files_that_they_lead_to(fill):
+    stream = io.BytesIO(tar({"./set/cats/1.jpg": A, "./set/dogs/2.jpg": B}))
+    with tarfile.open(fileobj=stream, mode="a") as archive:
+        for name, kind, target in (
+            ("./set/cats/3.jpg", tarfile.LNKTYPE, "./set/cats/1.jpg"),
+            ("./set/dogs/4.jpg", tarfile.SYMTYPE, "../cats/1.jpg"),
+            ("./set/dogs/5.jpg", tarfile.SYMTYPE, "../../../../etc/passwd"),
+            ("./set/dogs/6.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    *read, up, elsewhere = found(fill({"a.tar": stream.getvalue()}))
+    assert [each[1:3] for each in read] == [(A, "cats"), (A, "cats"), (B, "dogs"), (A, "dogs")]
+    assert up.reason == elsewhere.reason == "missing_image"
+    assert "6.jpg is a link to /etc/passwd, which is no file in it" in elsewhere.detail
+
+
 def test_a_damaged_tar_of_pictures(fill):
     long = "x" * 120 + ".jpg"
     whole = tar({"cats/1.jpg": A, "dogs/2.jpg": B, f"dogs/{long}": C, "dogs/9.jpg": A * 99})
