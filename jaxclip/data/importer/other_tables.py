@@ -37,11 +37,15 @@ def in_folder(
             if not reader.has_pictures():
                 continue
             if _is_of_something_else(reader, folder, encoding):
-                _LOG.warning("%s: %s is left out; name it to import it", folder, table.name)
+                _say_left_out(folder, table)
                 continue
             readers[table] = reader
         except (OSError, ValueError):
             continue  # a table of something else
+    certain = [table for table, reader in readers.items() if not reader.is_doubtful()]
+    for table in set(readers).difference(certain) if certain else ():
+        readers.pop(table)
+        _say_left_out(folder, table)
     if len(readers) <= 1:
         return next(iter(readers.values()), None)
     tables = list(readers)
@@ -83,6 +87,10 @@ def in_each_folder(
             return None
         readers.append(reader)
     return SplitReader(readers) if readers else None
+
+
+def _say_left_out(folder: pathlib.Path, table: pathlib.Path) -> None:
+    _LOG.warning("%s: %s is left out; name it to import it", folder, table.name)
 
 
 def _is_of_something_else(reader: TableReader, folder: pathlib.Path, encoding: str) -> bool:

@@ -27,6 +27,7 @@ def places(*names):
         ("leftImg8bit/train/aachen", "gtFine/train/aachen"),
         ("images", "cats"),
         ("train/train", "test/test"),
+        ("images", "mask", "mask_colour"),
     ],
 )
 def test_folders_that_are_no_classes(names):
@@ -52,6 +53,8 @@ def test_folders_that_are_no_classes(names):
         (("a", "b"), [("a", ""), ("b", "")]),
         (("train/car", "train/train", "test/car", "test/train"),
          [("car", "train"), ("train", "train"), ("car", "test"), ("train", "test")]),
+        (("mask", "no_mask", "mask_worn_badly"),
+         [("mask", ""), ("no_mask", ""), ("mask_worn_badly", "")]),
         (("train/train/car", "train/train/bus", "test/test/car"),
          [("car", "train"), ("bus", "train"), ("car", "test")]),
         (("train/n01/images", "train/n02/images", "val/images"),

@@ -270,3 +270,12 @@ def test_a_doubtful_table_goes_behind_captions_and_classes(fill, name, content, 
         (folder / f"{number}.jpg").rename(folder / place / f"{number}.jpg")
         (folder / f"{number}.txt").unlink()
     assert set(read(folder)) == {"cats/1.jpg", "dogs/2.jpg"}
+
+
+def test_a_doubtful_table_goes_behind_one_of_captions(fill, caplog):
+    kinds = "image,category\n1.jpg,animal\n2.jpg,animal\n"
+    folder = fill("1.jpg", "2.jpg", **{"a.csv": kinds})
+    assert read(folder) == {"1.jpg": "animal", "2.jpg": "animal"}
+    (folder / "b.csv").write_text("image,caption\n1.jpg,one\n2.jpg,two\n")
+    assert read(folder) == {"1.jpg": ("one",), "2.jpg": ("two",)}
+    assert "a.csv is left out; name it to import it" in caplog.text
