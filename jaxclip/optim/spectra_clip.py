@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip.optim import _base, _clipper
-from jaxclip.optim._norms import short_axes
+from jaxclip.optim import _base, _clipper, _places
+from jaxclip.optim._inverse_roots import inverse_roots, product
 from jaxclip.optim._together import together
 
 # Elements of the matrices whose roots are found together: 16 of 256 x 256. Products of larger ones
@@ -108,16 +109,23 @@ def spectra_clip(
     ) -> _clipper.Plan:
         bound = now.value(threshold)
         sizes = _base.tensor_norms(leaves, now.dtype)
-        norms, columns = _factors(leaves, sizes, bound, number)
-        return _clipper.Plan(
-            norms,
-            lambda norms, _: _clipper.Decision(
-                norms, jnp.broadcast_to(bound, norms.shape), norms > bound
-            ),
-            lambda leaves: _clipper.each(_multiply)(leaves, *columns),
-        )
+        seen, act = _factors(leaves, sizes, bound, number)
+        matrices = np.asarray([_is_matrix(leaf) for leaf in leaves], bool)
+        decide = functools.partial(_decide, bound=bound, matrices=matrices)
+        return _clipper.Plan((sizes, seen), decide, act)
 
     return _clipper.clipper(SpectraClipState, rule, per_tensor=True)
+
+
+def _decide(
+    seen: tuple[jax.Array, jax.Array], state: SpectraClipState, bound: jax.Array, matrices: Any
+) -> _clipper.Decision:
+    """The decision: a matrix's norm is the bound on its largest singular value."""
+    del state
+    sizes, largest = seen
+    spectral = _unit(sizes, bound) * jnp.sqrt(largest)
+    norms = jnp.where(matrices & jnp.isfinite(sizes), spectral, sizes)
+    return _clipper.Decision(norms, jnp.broadcast_to(bound, norms.shape), norms > bound)
 
 
 def _is_matrix(leaf: jax.Array) -> bool:
@@ -125,43 +133,71 @@ def _is_matrix(leaf: jax.Array) -> bool:
     return leaf.ndim >= 2 and leaf.size > 0
 
 
+def _unit(norm: jax.Array, bound: jax.Array) -> jax.Array:
+    """What a matrix of this norm is measured in: c, or one if that is infinite.
+
+    If the norm is so much larger that squares may overflow, a power of two about 2^-28 times it: of
+    what c then is to the square of the norm, float32 and float64 keep nothing.
+    """
+    bits = jnp.int64 if norm.dtype == jnp.float64 else jnp.int32
+    # Infinity's pattern is that of the exponent's bits.
+    exponent = np.asarray(np.inf, norm.dtype).view(bits)
+    pattern = jax.lax.bitcast_convert_type(norm * 2.0**-28, bits) & exponent
+    power = jax.lax.bitcast_convert_type(pattern, norm.dtype)
+    return jnp.maximum(jnp.where(jnp.isinf(bound), 1.0, bound), power)
+
+
 def _factors(
     leaves: list[jax.Array], sizes: jax.Array, bound: jax.Array, steps: int
-) -> tuple[jax.Array, tuple[list[jax.Array], list[jax.Array]]]:
-    """The bounds on singular values ``[num_tensors]``, and the numbers of :func:`_multiply`.
+) -> tuple[jax.Array, _clipper.Act]:
+    """Looks at tensors and finds their factors.
 
     Args:
       leaves: tensors.
       sizes: their norms, ``[num_tensors]``.
       bound: c.
       steps: of Newton-Schulz.
+
+    Returns:
+      Bounds on the squares of matrices' singular values, in their units, ``[num_tensors]``; and how
+      to multiply the tensors by their factors.
     """
+    matrices = np.asarray([_is_matrix(leaf) for leaf in leaves], bool)
+    # Less than any bound where there is no matrix.
+    largest = jnp.asarray(np.where(matrices, 0, -1), sizes.dtype)
     if not leaves:
-        return sizes, ([], [])
-    # Everything relative to the norm (or c, if that is larger): squares of 1e30 overflow float32.
-    units = jnp.maximum(sizes, jnp.where(jnp.isinf(bound), 1.0, bound))
-    groups = _groups(leaves)
-    members = [np.repeat(places, [_matrices(leaves[i]) for i in places]) for places in groups]
-    # Where in its group each tensor's matrices begin; not as a constant of its kernels.
-    starts = np.zeros(len(leaves))
-    for places, at in zip(groups, members, strict=True):
-        starts[places] = np.searchsorted(at, places)
-    factors_of = functools.partial(_vector_factors, bound=bound)
-    columns = together(
-        lambda given: (factors_of(given[0]), 1 / given[1]), (sizes, units), sizes.shape
-    )
-    rows = _base.unpack_columns([*columns, jnp.asarray(starts, sizes.dtype)])
-    factors, norms = [row[0] for row in rows], []
-    for places, at in zip(groups, members, strict=True):
-        grams = jnp.concatenate([_gram(leaves[i], rows[i][1]) for i in places])
-        inverses, scales, largest = _inverse_roots(grams, units[at], bound, steps)
-        norms.append(largest)
-        for i in places:
-            factors[i] = _part(inverses, scales, rows[i][2], shape=_square(leaves[i]))
-    if norms:
-        known = np.asarray([not _is_matrix(leaf) for leaf in leaves])
-        sizes = jnp.where(known, sizes, 0).at[np.concatenate(members)].max(jnp.concatenate(norms))
-    return sizes, (factors, [row[0] for row in rows])
+        return largest, lambda leaves: (leaves, {})
+
+    def numbers_of(norms: jax.Array) -> tuple[jax.Array, jax.Array]:
+        unit = _unit(norms, bound)
+        last = jnp.where(jnp.isinf(bound), 1.0, bound / unit)
+        last = jnp.where(matrices, last, _vector_factors(norms, bound))
+        # Where the norm is not finite all is to become zero.
+        finite = jnp.isfinite(norms)
+        return jnp.where(finite, 1 / unit, jnp.nan), jnp.where(finite, last, jnp.nan)
+
+    first, last = together(numbers_of, sizes, sizes.shape)
+    roots: list[tuple[jax.Array, jax.Array] | None] = [None] * len(leaves)
+    places = [_places.constants(i) for i in range(len(leaves))]
+    members, found = [], []
+    for group in _groups(leaves):
+        counts = [_matrices(leaves[i]) for i in group]
+        for i, start in zip(group, np.cumsum([0, *counts]), strict=False):
+            places[i] = _places.constants(i, start)
+        grams = jnp.concatenate([_gram(leaves[i], first, places[i]) for i in group])
+        inverses, scales, bounds = inverse_roots(grams, jnp.isinf(bound), steps)
+        for i in group:
+            roots[i] = inverses, scales
+        members.append(np.repeat(group, counts))
+        found.append(bounds)
+    if found:
+        largest = largest.at[np.concatenate(members)].max(jnp.concatenate(found))
+
+    def act(leaves: list[jax.Array]) -> tuple[list[jax.Array], Mapping[str, Any]]:
+        columns = leaves, roots, [last] * len(leaves), places
+        return list(map(_multiply, *columns)), {}
+
+    return largest, act
 
 
 def _square(leaf: jax.Array) -> tuple[int, ...]:
@@ -177,139 +213,94 @@ def _matrices(leaf: jax.Array) -> int:
 def _groups(leaves: list[jax.Array]) -> list[list[int]]:
     """Places of the matrices with the same shorter side, in groups of a bounded size.
 
-    Their roots are found together: there is less to compile, and less to launch.
+    Their roots are found together: there is less to compile, and less to launch. Groups of one
+    side are of one size if they can be, for then they have the same kernels.
     """
-    groups: dict[Any, list[list[int]]] = {}
-    room: dict[Any, int] = {}
+    sides: dict[int, list[int]] = {}
     for place, leaf in enumerate(leaves):
-        if not _is_matrix(leaf):
-            continue
-        key, size = min(leaf.shape[-2:]), math.prod(_square(leaf))
-        if room.get(key, 0) < size:
-            groups.setdefault(key, []).append([])
-            room[key] = _LARGEST_GROUP
-        groups[key][-1].append(place)
-        room[key] -= size
-    return [places for own in groups.values() for places in own]
+        if _is_matrix(leaf):
+            sides.setdefault(min(leaf.shape[-2:]), []).append(place)
+    groups: list[list[int]] = []
+    for places in sides.values():
+        sizes = [math.prod(_square(leaves[place])) for place in places]
+        most = math.ceil(sum(sizes) / math.ceil(sum(sizes) / _LARGEST_GROUP))
+        room = 0
+        for place, size in zip(places, sizes, strict=True):
+            if room < size:
+                groups.append([])
+                room = most
+            groups[-1].append(place)
+            room -= size
+    return groups
 
 
 def _vector_factors(norm: jax.Array, bound: jax.Array) -> jax.Array:
-    """What vectors of these norms are multiplied by; NaN for a norm that is not finite."""
+    """What vectors of these norms are multiplied by."""
     ratio = jnp.maximum(norm / bound, 1)
     # 1 / sqrt(1 + r^2) without the square that overflows.
     soft = jax.lax.rsqrt(jnp.square(1 / ratio) + 1) / ratio
-    factor = jnp.where(norm > bound, soft, 1.0).astype(norm.dtype)
-    return jnp.where(jnp.isfinite(norm), factor, jnp.nan)
+    return jnp.where(norm > bound, soft, 1.0).astype(norm.dtype)
 
 
 @jax.jit  # traced once a shape
-def _gram(leaf: jax.Array, scale: jax.Array) -> jax.Array:
-    """Products of scaled matrices ``[..., m, n]`` with their transposes, ``[b, m, m]``."""
-    wide = _widened(leaf.astype(scale.dtype) * scale)
-    return _product(wide, jnp.swapaxes(wide, -1, -2)).reshape(-1, *_square(leaf)[-2:])
-
-
-def _inverse_roots(
-    grams: jax.Array, units: jax.Array, bound: jax.Array, steps: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Inverse roots of ``I + U Uᵀ / c²``.
+def _gram(leaf: jax.Array, numbers: jax.Array, place: jax.Array) -> jax.Array:
+    """Products of scaled matrices ``[..., m, n]`` with their transposes, ``[b, m, m]``.
 
     Args:
-      grams: of U over its unit, ``[k, m, m]``.
-      units: ``[k]``, not finite for those to be left out.
-      bound: c; if it is infinite the roots are ones.
-      steps: of Newton-Schulz.
-
-    Returns:
-      Matrices ``[k, m, m]`` and their factors ``[k]``, which together are the roots; and bounds on
-      the singular values of U, ``[k]``.
+      leaf: matrix or stack of them.
+      numbers: ``[num_tensors]``, NaN for a matrix that is to be zero.
+      place: of the tensor, and of its first matrix in its group, as of ``_places.constants``.
     """
-    sums = short_axes(jnp.sum(jnp.abs(grams), axis=-1), kept=1)
-    rows = jnp.max(sums, axis=range(1, sums.ndim))
-    squares = jnp.sum(jnp.square(grams), axis=(-2, -1))
-    settle = functools.partial(_settle, bound=bound)
-    ones, weights, scales, largest = together(settle, (units, rows, squares), units.shape)
-    eye = jnp.eye(grams.shape[-1], dtype=grams.dtype)
-    matrices = ones[:, None, None] * eye + weights[:, None, None] * grams
-    return _inverse_root(matrices, steps), scales, largest
+    scaled = _scaled(leaf, numbers, place)
+    axes = (-1, -1) if _is_wide(leaf) else (-2, -2)
+    return product(scaled, scaled, axes).reshape(-1, *_square(leaf)[-2:])
 
 
-def _settle(
-    inputs: tuple[jax.Array, jax.Array, jax.Array], *, bound: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Weights of ones and of a matrix in what the root is taken of, the root's factor; the bound.
-
-    Args:
-      inputs: unit, largest sum of a row (Gershgorin's bound), and sum of squares of a matrix.
-      bound: c.
-    """
-    units, rows, squares = inputs
-    unbounded, finite = jnp.isinf(bound), jnp.isfinite(units)
-    shares = jnp.where(unbounded, 1.0, bound) / units
-    largest = jnp.minimum(rows, jnp.sqrt(squares))
-    inverse = 1 / (jnp.square(shares) + largest)
-    scales = jnp.where(unbounded, 1.0, shares * jnp.sqrt(inverse))
-    return (
-        jnp.where(unbounded, 1.0, jnp.square(shares) * inverse),
-        jnp.where(unbounded, 0.0, inverse),
-        jnp.where(finite, scales, jnp.nan),
-        jnp.where(finite, units * jnp.sqrt(largest), units),
-    )
-
-
-@functools.partial(jax.jit, static_argnames="shape")  # traced once a shape
-def _part(
-    inverses: jax.Array, scales: jax.Array, start: jax.Array, shape: tuple[int, ...]
+@jax.jit  # traced once a shape
+def _multiply(
+    leaf: jax.Array,
+    root: tuple[jax.Array, jax.Array] | None,
+    numbers: jax.Array,
+    place: jax.Array,
 ) -> jax.Array:
-    """One tensor's factor.
+    """A tensor times its number, zero where that is NaN; and a matrix times its inverse root.
 
     Args:
-      inverses: ``[k, m, m]``.
-      scales: ``[k]``, see :func:`_inverse_roots`.
-      start: place of the tensor's first matrix.
-      shape: of its squares.
+      leaf: tensor.
+      root: the inverse roots of the matrix's group ``[k, m, m]`` and their factors ``[k]``.
+      numbers: ``[num_tensors]``.
+      place: see :func:`_gram`.
     """
+    out = leaf
+    if root is not None:
+        own = _own_root(*root, place, _square(leaf))
+        wide = leaf.astype(own.dtype)
+        # The root is symmetric.
+        out = product(own, wide) if _is_wide(leaf) else product(wide, own)
+    # By the same kernel that scales a matrix for its product with itself.
+    return _scaled(out, numbers, place).astype(leaf.dtype)
+
+
+def _scaled(leaf: jax.Array, numbers: jax.Array, place: jax.Array) -> jax.Array:
+    """A tensor times its number, zero where that is NaN."""
+    number = _places.at(numbers, _places.settled(place)[0])
+    return _base.rescale(_base.widened(leaf, number.dtype), number, number == number)
+
+
+def _own_root(
+    inverses: jax.Array, scales: jax.Array, place: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """A tensor's part of its group's roots, of a shape ``[..., m, m]``."""
+    start = _places.settled(place)[1]
 
     def own(array: jax.Array) -> jax.Array:
-        starts = (start.astype(jnp.int32), *[jnp.int32(0)] * (array.ndim - 1))
+        starts = (start, *[jnp.int32(0)] * (array.ndim - 1))
         size = (math.prod(shape[:-2]), *array.shape[1:])
         return jax.lax.dynamic_slice(array, starts, size, allow_negative_indices=False)
 
     return (own(inverses) * own(scales)[:, None, None]).reshape(shape)
 
 
-def _multiply(leaf: jax.Array, factor: jax.Array, number: jax.Array) -> jax.Array:
-    """A tensor times its factor (for a vector the number); zero where the number is NaN."""
-    keep = number == number
-    if not _is_matrix(leaf):
-        return _base.rescale(leaf, factor, keep)
-    out = _widened(_product(factor, _widened(leaf.astype(factor.dtype))), like=leaf)
-    return _base.where(keep, out, 0.0).astype(leaf.dtype)
-
-
-def _widened(leaf: jax.Array, like: jax.Array | None = None) -> jax.Array:
-    """Matrices with no more rows than columns; turned if those of ``like`` would be."""
-    shape = (leaf if like is None else like).shape
-    return jnp.swapaxes(leaf, -1, -2) if shape[-2] > shape[-1] else leaf
-
-
-def _inverse_root(matrix: jax.Array, steps: int) -> jax.Array:
-    """Inverse square roots of symmetric matrices ``[k, m, m]`` with eigenvalues in (0, 1]."""
-
-    def mean(product: jax.Array) -> jax.Array:
-        # Made here, and not once for all steps: that would be an array to keep.
-        return 1.5 * jnp.eye(product.shape[-1], dtype=product.dtype) - 0.5 * product
-
-    def step(_: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        root, inverse = pair
-        factor = mean(_product(inverse, root))
-        return _product(root, factor), _product(factor, inverse)
-
-    # The first step, from Z = I.
-    first = mean(matrix)
-    return jax.lax.fori_loop(1, steps, step, (_product(matrix, first), first))[1]
-
-
-def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """A matrix product in full float32, which accelerators would else cut to bfloat16."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+def _is_wide(leaf: jax.Array) -> bool:
+    """Whether matrices have no more rows than columns."""
+    return bool(leaf.shape[-2] <= leaf.shape[-1])

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxclip import optim
-from jaxclip.optim import _moments, _norms, _stacks, _unpack, _where
+from jaxclip.optim import _moments, _norms, _places, _stacks, _unpack, _where
 
 TRANSFORMATIONS = {
     "adaclip": optim.adaclip(),
@@ -76,6 +76,25 @@ def test_matrices_with_one_shorter_side_share_a_loop() -> None:
     program = jax.jit(tx.update).lower(params, tx.init(params)).as_text()
     # One for each side, and that of the norms.
     assert program.count("stablehlo.while") == 3
+
+
+def test_kernels_are_told_their_places() -> None:
+    """All places that there are, zero and neighbours among them, and not one kernel more."""
+
+    def function(vector: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
+        vector = jax.lax.reduce(vector, jnp.float32(0), jax.lax.add, (0,))
+        places = [_places.settled(_places.constants(i, 7 - i)) for i in range(len(leaves))]
+        return [
+            leaf * _places.at(vector, place[0]) + _places.at(vector, place[1])
+            for leaf, place in zip(leaves, places, strict=True)
+        ]
+
+    leaves = [jnp.ones((96, 128))] * 8
+    vector = jnp.stack([jnp.arange(8.0), jnp.ones(8)])
+    program = jax.jit(function).lower(vector, leaves).compile()
+    assert len(kernels(program.as_text())) == 1
+    for i, found in enumerate(program(vector, leaves)):
+        np.testing.assert_array_equal(found, (i + 1.0) + (8.0 - i))
 
 
 def test_no_array_of_agreement_is_held() -> None:

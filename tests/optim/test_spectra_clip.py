@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,14 @@ def test_without_a_bound_nothing_happens() -> None:
     assert not state.clipped.any() and not state.nonfinite_count.any()
 
 
+@pytest.mark.parametrize(("size", "c"), [(1e20, np.inf), (1e-20, np.inf), (1e10, 1e30)])
+def test_no_bound_leaves_any_size_alone(size: float, c: float) -> None:
+    update = (size * np.random.default_rng(2).normal(size=(5, 7))).astype(np.float32)
+    out, state = clip(update, c)
+    np.testing.assert_array_equal(out, update)
+    assert not state.clipped.any() and np.isfinite(state.norm).all()
+
+
 def test_vectors_and_scalars_go_by_their_norm() -> None:
     for update, wanted in (([3.0, 4.0], [1.5, 2.0]), ([0.3, 0.4], [0.3, 0.4])):
         c = 2.5 / np.sqrt(0.75)  # 5 / sqrt(1 + 25 / c^2) = 2.5 at c = 5 / sqrt(3)
@@ -89,6 +99,25 @@ def test_any_finite_size(size: float) -> None:
     wanted = size if size < 1 else 2.0
     np.testing.assert_allclose(np.diag(out), wanted, rtol=1e-3)
     assert np.isfinite(state.norm).all()
+
+
+def test_matrices_of_a_group_are_each_clipped_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very different sizes, one with a NaN, in several groups of one side."""
+    monkeypatch.setattr(sys.modules["jaxclip.optim.spectra_clip"], "_LARGEST_GROUP", 64)
+    rng = np.random.default_rng(4)
+    updates = [jnp.asarray(rng.normal(size=(4, 6)) * 10.0**k, jnp.float32) for k in range(-3, 4)]
+    updates[3] = updates[3].at[0, 0].set(jnp.nan)
+    updates.append(jnp.asarray(rng.normal(size=(2, 7, 4)), jnp.float32))
+    tx = optim.spectra_clip(10.0)
+    assert jax.jit(tx.update).lower(updates, tx.init(updates)).as_text().count("while") == 4
+    together, state = jax.jit(tx.update)(updates, tx.init(updates))
+    assert not together[3].any() and np.isnan(state.norm[3])
+    for place in (0, 4, 6, 7):
+        stack = np.reshape(updates[place], (-1, *updates[place].shape[-2:]))
+        wanted = np.stack([by_svd(matrix, 10.0) for matrix in stack])
+        np.testing.assert_allclose(np.reshape(together[place], stack.shape), wanted, rtol=1e-2)
+        largest = np.linalg.svd(stack, compute_uv=False).max()
+        assert largest * 0.999 < state.norm[place] < 2 * largest
 
 
 def test_follows_the_rule_in_both_precisions() -> None:
