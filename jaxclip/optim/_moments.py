@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.optim import _base, _decay, _dtypes
-from jaxclip.optim._stacks import ENOUGH, LEAST, Stacks
+from jaxclip.optim._stacks import ENOUGH, ENOUGH_BY_ONE_KERNEL, LEAST, Stacks
 from jaxclip.optim._together import together
 
 
@@ -300,16 +300,22 @@ def each_in_lists(
     return stacks.tensors(results, count), list(stacks.matrix(list(zip(*seen, strict=True))))
 
 
-def stacks_of(found: Tensors) -> Stacks:
-    """How the tensors of an optimizer's step are put together: small ones of which all is alike."""
+def stacks_of(found: Tensors, *, by_one_kernel: bool = False) -> Stacks:
+    """How the tensors of an optimizer's step are put together: small ones of which all is alike.
+
+    Args:
+      found: the tensors.
+      by_one_kernel: whether the step of small tensors is one kernel.
+    """
     kinds = [
         (*(None if part is None else jax.typeof(part) for part in parts), dtype)
         for *parts, dtype in zip(*_columns(found), found.dtypes, strict=True)
     ]
-    stacks = Stacks(found.leaves, kinds, least=ENOUGH)
+    enough = min(ENOUGH, ENOUGH_BY_ONE_KERNEL) if by_one_kernel else ENOUGH
+    stacks = Stacks(found.leaves, kinds, least=enough)
     if len(stacks) < len(found.leaves):
         # What takes the stacks apart is there then, and others are cheap.
-        stacks = Stacks(found.leaves, kinds, least=min(ENOUGH, LEAST))
+        stacks = Stacks(found.leaves, kinds, least=min(enough, LEAST))
     return stacks
 
 
@@ -333,7 +339,8 @@ def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:
         return found._replace(**{n: [getattr(found, n)[i] for i in at] for n in names})
 
     # In their stacks' order, which no vector has then to be brought into.
-    most = most[stacks_of(part(most)).order] if most.size else most
+    if most.size:
+        most = most[stacks_of(part(most), by_one_kernel=True).order]
     places = [at for at in (most, *large.reshape(-1, 1)) if at.size]
     return [(at, part(at)) for at in places]
 

@@ -92,7 +92,7 @@ def step_all(
       Updates, first and second moments, a list of tensors each; and s, M̂, M, a and b, one a tensor.
     """
     shape = before.maximum.shape
-    stacks = _moments.stacks_of(part)
+    stacks = _moments.stacks_of(part, by_one_kernel=True)
     leaves = stacks.arrays(part.leaves)
     look = functools.partial(_largest, dtype=before.maximum.dtype)
     largest = stacks.vector(stacks.each(look, leaves))

@@ -29,8 +29,10 @@ LARGEST = 2**13
 # five times as long to compile as another. Of more arrays it is a plain copy.
 LEAST = 9
 
-# From so many on it pays to do the whole step together, which has to be taken apart again.
-ENOUGH = 20
+# From so many on it pays to do the whole step together, which has to be taken apart again; and if
+# the step of small tensors is one kernel.
+ENOUGH = 32
+ENOUGH_BY_ONE_KERNEL = 20
 
 
 class Stacks:

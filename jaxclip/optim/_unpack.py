@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxclip.optim import _together
+
 # So many numbers are looked up in a sum over all of them, more in two steps.
 _AT_ONCE = 128
 
@@ -189,15 +191,30 @@ def _by_index(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Ar
 def _by_places(
     arrays: Sequence[jax.Array], count: jax.Array, settled: bool
 ) -> list[list[jax.Array]]:
-    """As :func:`unstack`, by places each of which is the one before plus one."""
-    one = _by_sum(jnp.minimum(count, 0) + 1)
-    # A division, for that is done once: a sum would be done anew in all kernels that need it.
-    places = [lax.div(one - 1, one)]
-    while len(places) < max(array.shape[0] for array in arrays):
-        places.append(lax.div(places[-1] + one, one))
+    """As :func:`unstack`, by places that XLA does not know.
+
+    Each is the element of an array that a zero says which XLA does not know to be zero. Numbers
+    would be constants of the kernels.
+    """
+    zero = _by_sum(jnp.minimum(count, 0))
+    places = [
+        _at(jnp.asarray([i, -1], jnp.int32), zero)
+        for i in range(max(array.shape[0] for array in arrays))
+    ]
     if not settled:
-        arrays = [_by_sum(array) for array in arrays]
+        arrays = _settled_by_shape(arrays)
     return [[_at(array, place) for place in places[: array.shape[0]]] for array in arrays]
+
+
+def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """As ``_together.settled``, for arrays of several shapes."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, array in enumerate(arrays):
+        shapes.setdefault(array.shape, []).append(i)
+    found: dict[int, jax.Array] = {}
+    for group in shapes.values():
+        found.update(zip(group, _together.settled([arrays[i] for i in group]), strict=True))
+    return [found[i] for i in range(len(arrays))]
 
 
 def _at(array: jax.Array, place: jax.Array) -> jax.Array:
