@@ -276,13 +276,13 @@ def each(
     """
     if not found.leaves:
         return found.treedef.unflatten([]), {"mu": state.mu, "nu": state.nu}, [state.norm] * 2
-    tensors, seen = each_in_lists(step, found, state.count, numbers)
+    tensors, seen = each_in_lists(step, found, numbers)
     update, mu, nu = map(found.treedef.unflatten, tensors)
     return update, {"mu": mu, "nu": nu}, seen
 
 
 def each_in_lists(
-    step: Callable[..., Step], found: Tensors, count: jax.Array, numbers: Sequence[jax.Array]
+    step: Callable[..., Step], found: Tensors, numbers: Sequence[jax.Array]
 ) -> tuple[list[list[jax.Array]], list[jax.Array]]:
     """As :func:`each`, for at least one tensor.
 
@@ -297,7 +297,7 @@ def each_in_lists(
         static={"dtype": found.dtypes},
     )
     *results, seen = zip(*steps, strict=True)
-    return stacks.tensors(results, count), list(stacks.matrix(list(zip(*seen, strict=True))))
+    return stacks.tensors(results), list(stacks.matrix(list(zip(*seen, strict=True))))
 
 
 def stacks_of(found: Tensors, *, by_one_kernel: bool = False) -> Stacks:

@@ -72,7 +72,6 @@ def step_all(
     before: Averages,
     shared: Shared,
     interval: jax.Array,
-    count: jax.Array,
     positive: bool,
 ) -> tuple[list[list[jax.Array]], tuple[jax.Array, ...]]:
     """The step of a part of the tensors.
@@ -85,7 +84,6 @@ def step_all(
       before: ``[num_tensors]`` each.
       shared: what is the same for all.
       interval: number of updates between resets.
-      count: number of updates before this one.
       positive: whether ε is known to be above zero.
 
     Returns:
@@ -112,7 +110,7 @@ def step_all(
         static={"dtype": part.dtypes},
     )
     *results, _ = zip(*steps, strict=True)
-    tensors = stacks.tensors(results, count, settled=True)
+    tensors = stacks.tensors(results, settled=True)
     return tensors, (norm, clip.bound, clip.maximum, first, second)
 
 

@@ -264,7 +264,7 @@ def _stable_spam(
             maximum, first, second, number = values
             own = _stable_spam_step.Averages(maximum, first, second, number.astype(jnp.int32))
             lists, seen = _stable_spam_step.step_all(
-                part, own, shared, interval, count, _moments.known_positive(eps)
+                part, own, shared, interval, _moments.known_positive(eps)
             )
             done.append((*lists, *seen))
             order.extend(at)
