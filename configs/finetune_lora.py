@@ -6,8 +6,9 @@
 
 Hu et al. (2021, arXiv:2106.09685) as Zanella and Ben Ayed (2024, arXiv:2405.18541) set it for CLIP:
 query, key and value of all blocks of both towers, rank 2, the temperature frozen. ``scaling`` is
-alpha / rank for alpha = 1. Whatever reads the workdir (``jaxclip.load``, ``weights export``) gets
-the sums. Their dropout of the additions' inputs is not here.
+alpha / rank for alpha = 1; their code divides by the root of the rank (0.707). Whatever reads the
+workdir (``jaxclip.load``, ``weights export``) gets the sums. Their dropout of the additions' inputs
+is not here.
 """
 
 import common

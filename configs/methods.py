@@ -22,6 +22,7 @@ Or its vectors are stored first, of augmentations that are replayed (docs/method
 Pictures as patches, of which a batch has 16, 36 or 64 (NaFlex):
 
     bash launch/local.sh configs/methods.py:naflex
+
 Some want what the emoji records do not have: boxes (alpha_clip), vectors of other models
 (llm2clip, sam_clip), cluster numbers (mlcd), maps (cliptex). ``--config.data.name`` names a data
 set that has them; ``--dry_run`` runs any of them.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxclip import standard_streams
-from jaxclip.cli_parser import Parser
+from jaxclip.cli_parser import Parser, at_least, take_overrides
 
 _TRAIN = """\
 Train a model, or go on training it.
@@ -30,6 +30,15 @@ when.
 
 A workdir serves one run at a time: its lock.json names host and process. A run that died does not
 keep it, except on another host for a minute.
+"""
+
+_EVAL = """\
+Evaluate a checkpoint of a workdir, by what its configuration asks for or by other tasks.
+
+  jaxclip eval --workdir runs/emoji
+  jaxclip eval --workdir runs/emoji --task 'zero_shot data=emoji split=test_style'
+
+The results are printed and go to eval.json in the workdir; docs/evaluation.md has the tasks.
 """
 
 _OVERRIDES = """\
@@ -57,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for a mistake in what was asked)."""
     standard_streams.keep_open()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    arguments, overrides = _take_overrides(arguments)
+    arguments, overrides = take_overrides(arguments)
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if overrides and not getattr(args, "takes_overrides", False):
+    if overrides and not getattr(args, "takes_overrides", ""):
         parser.error(f"`jaxclip {args.command}` takes no --config.* overrides")
     args.overrides = overrides
     _quiet()
@@ -116,7 +125,7 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
     """Say what went wrong in one line; returns the exit status, None where a traceback is due."""
     if os.environ.get("JAXCLIP_TRACEBACK"):
         return None
-    from jaxclip.errors import RunError, explain_no_device
+    from jaxclip.errors import RunError, explain_file, explain_no_device
 
     checks = sys.modules.get("jaxclip.train.checks")
     memory = checks.explain_memory(error) if checks and type(error).__name__ in _DEVICE else ""
@@ -125,16 +134,19 @@ def _explain(error: BaseException, command: str, lost: str) -> int | None:
         message, status = lost, 1
     elif fault := memory or explain_no_device(error):
         message, status = fault, 1
-    elif isinstance(error, KeyboardInterrupt) and (_joined() or str(error)):
-        message, status = str(error) or "interrupted", 128 + signal.SIGINT
+    elif isinstance(error, KeyboardInterrupt) and not str(error):
+        print("jaxclip: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    elif isinstance(error, KeyboardInterrupt):
+        message, status = str(error), 128 + signal.SIGINT
     elif isinstance(error, BrokenPipeError):
         # Whoever read our output (`| head`) has had enough. What is buffered has nowhere to go.
         standard_streams.silence(sys.stdout)
         return 128 + signal.SIGPIPE
     elif isinstance(error, _MISTAKES):
-        message = str(error)
+        message = explain_file(error) or str(error)
     elif isinstance(error, (RunError, OSError)):
-        message, status = standard_streams.explain(error) or str(error), 1
+        message, status = standard_streams.explain(error) or explain_file(error) or str(error), 1
     elif isinstance(error, ImportError) and "pip install" in str(error):
         message = str(error)  # ours: says what is needed for what
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("jaxclip"):
@@ -209,7 +221,7 @@ def _add_train(commands: Any) -> None:
     )
     parser.add_argument(
         "--dry_run_batch_size",
-        type=int,
+        type=at_least(1),
         default=None,
         help="global batch of the dry run (default: 8 a device, at most the configured one)",
     )
@@ -227,7 +239,7 @@ def _add_train(commands: Any) -> None:
         help="take the workdir from a run elsewhere that is gone for good",
     )
     _add_distributed(parser)
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def _add_distributed(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +250,8 @@ def _add_distributed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    parser = _command(commands, "eval", _eval, "evaluate a checkpoint of a workdir")
+    about = "evaluate a checkpoint of a workdir"
+    parser = _command(commands, "eval", _eval, about, description=_EVAL)
     parser.add_argument("--workdir", required=True, help="workdir of a run, or its address")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
     parser.add_argument(
@@ -251,7 +264,7 @@ def _add_eval(commands: Any) -> None:
     )
     parser.epilog = _OVERRIDES
     _add_distributed(parser)
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def _add_report(commands: Any) -> None:
@@ -320,12 +333,12 @@ def _join_others(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip import config as config_lib
-    from jaxclip.train import workdir as workdir_lib
+    from jaxclip.train import workdir_config
 
     if args.config:
-        return config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+        return config_lib.resolve(config_lib.load_file(args.config, "train"), args.overrides)
     if args.workdir:
-        known = workdir_lib.find_config(args.workdir)
+        known = workdir_config.find_config(args.workdir)
         if known is not None:
             return config_lib.resolve(known, args.overrides)
     raise ValueError(
@@ -336,10 +349,9 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def _eval(args: argparse.Namespace) -> int:
     from jaxclip import config as config_lib
-    from jaxclip.train import evaluation
-    from jaxclip.train import workdir as workdir_lib
+    from jaxclip.train import evaluation, workdir_config
 
-    config = config_lib.resolve(workdir_lib.read_config(args.workdir), args.overrides)
+    config = config_lib.resolve(workdir_config.read_config(args.workdir), args.overrides)
     _join_others(args, config)
     evaluation.evaluate_workdir(
         args.workdir,
@@ -355,27 +367,6 @@ def _report(args: argparse.Namespace) -> int:
 
     print(report.write_report_at(args.workdir))
     return 0
-
-
-def _take_overrides(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separate ``--config.key=value`` and ``--config.key value`` from the other arguments."""
-    rest, overrides = [], []
-    waiting: str | None = None
-    for argument in arguments:
-        if waiting is not None:
-            overrides.append(f"{waiting}={argument}")
-            waiting = None
-        elif argument.startswith("--config."):
-            key, equals, _ = argument.removeprefix("--config.").partition("=")
-            if equals:
-                overrides.append(argument.removeprefix("--config."))
-            else:
-                waiting = key
-        else:
-            rest.append(argument)
-    if waiting is not None:
-        raise SystemExit(f"jaxclip: error: --config.{waiting} has no value")
-    return rest, overrides
 
 
 def _quiet() -> None:

@@ -64,7 +64,7 @@ def add_curate(commands: Any, add: AddCommand) -> None:
         help="take the workdir from a run elsewhere that is gone for good",
     )
     parser.add_argument("beam_options", nargs="*", metavar="-- OPTIONS", help="of Apache Beam")
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="curate")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -119,7 +119,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     from jaxclip.config import parse_override
     from jaxclip.config_file import load_file
 
-    config = load_file(args.config) if args.config else {}
+    config = load_file(args.config, "curate") if args.config else {}
     if args.pool:
         config["source"] = args.pool
     if args.split:

@@ -12,10 +12,22 @@ from jaxclip.cli_models import AddCommand
 
 _DATA = "emoji, a TFDS directory, or KIND:FILES (webdataset, parquet, arrow, tfds)"
 
+_ABOUT = """\
+Data sets of image-text records: write one from your own files, and look at it.
+
+  jaxclip data import --from photos/ --to data/mine
+  jaxclip data info data/mine
+  jaxclip data inspect data/mine --to sheet.html
+
+Training names it by --config.data.name=data/mine; docs/data.md has all forms.
+"""
+
 
 def add_data(commands: Any, add: AddCommand) -> None:
     """Add ``jaxclip data import|info|inspect|reinforce``."""
-    parser = commands.add_parser("data", help="import image-text records, look at a data set")
+    parser = commands.add_parser(
+        "data", help="import image-text records, look at a data set", description=_ABOUT
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     importer = add(actions, "import", _data_import, "write a data set from your own files")
     info = add(actions, "info", _data_info, "show splits, sizes and examples of a data set")

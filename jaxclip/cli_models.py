@@ -6,9 +6,10 @@ Building the parsers imports nothing that is heavy.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
+
+from jaxclip.cli_parser import at_least
 
 AddCommand = Callable[..., argparse.ArgumentParser]
 
@@ -136,7 +137,7 @@ def add_use(commands: Any, add: AddCommand) -> None:
         help="folder, tars, or a data set and its split, as emoji:test_style",
     )
     parser.add_argument("--to", required=True, help="folder of the embeddings")
-    parser.add_argument("--shard_size", type=int, default=16_384, help="pictures of a file")
+    parser.add_argument("--shard_size", type=at_least(1), default=16_384, help="pictures of a file")
     parser.add_argument("--part", default="0/1", help="do every n-th file from the i-th: i/n")
     parser = add(commands, "classify", _use("classify"), "say what pictures show",
                  description=_CLASSIFY)  # fmt: skip
@@ -146,18 +147,19 @@ def add_use(commands: Any, add: AddCommand) -> None:
     parser.add_argument(
         "--templates", default="photo", help="a set of templates, a file, or 'a photo of a {}.'"
     )
-    parser.add_argument("--top", type=int, default=1, help="classes shown of each picture")
+    parser.add_argument("--top", type=at_least(1), default=1, help="classes shown of each picture")
     parser = add(commands, "search", _use("search"), "find pictures by a text",
                  description=_SEARCH)  # fmt: skip
     _add_model(parser)
     _add_pictures(parser)
     parser.add_argument("text", help="what to look for")
-    parser.add_argument("--top", type=int, default=10, help="pictures shown")
+    parser.add_argument("--top", type=at_least(1), default=10, help="pictures shown")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", required=True, help="workdir, or published weights")
-    parser.add_argument("--batch_size", type=int, default=128, help="pictures or texts at once")
+    parser.add_argument("--batch_size", type=at_least(1), default=128,
+                        help="pictures or texts at once")  # fmt: skip
     _add_tokenizer(parser)
 
 
@@ -172,11 +174,7 @@ def _use(name: str) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         from jaxclip.inference import command
 
-        try:
-            return getattr(command, f"run_{name}")(args)
-        except KeyboardInterrupt:
-            print("jaxclip: interrupted", file=sys.stderr)
-            return 130
+        return int(getattr(command, f"run_{name}")(args))
 
     return run
 

@@ -69,7 +69,7 @@ def add_plan(commands: Any, add: AddCommand, *, epilog: str) -> None:
         action="store_true",
         help="on the devices at hand: do not run steps to check the model against the clock",
     )
-    parser.set_defaults(takes_overrides=True)
+    parser.set_defaults(takes_overrides="train")
 
 
 def add_lab(commands: Any, add: AddCommand) -> None:
@@ -129,7 +129,7 @@ def _plan(args: argparse.Namespace) -> int:
     from jaxclip import config as config_lib
     from jaxclip.plan import command
 
-    config = config_lib.resolve(config_lib.load_file(args.config), args.overrides)
+    config = config_lib.resolve(config_lib.load_file(args.config, "train"), args.overrides)
     return command.run(args, config)
 
 

@@ -39,7 +39,7 @@ _OPEN_SECTIONS = ("optim", "loss", "tokenizer")
 _OPEN_SUBSECTIONS = ("evaluate.token_reduction",)
 
 # Lists of names, which may be written "a|b", too.
-_SPLIT_LISTS = ("data.languages", "evaluate.zero_shot", "evaluate.retrieval")
+_SPLIT_LISTS = ("objective", "data.languages", "evaluate.zero_shot", "evaluate.retrieval")
 
 # None where the optimizer has no such option.
 _NULLABLE = ("optim.weight_decay",)
@@ -87,7 +87,7 @@ def resolve(config: Any, overrides: Sequence[str] = ()) -> Config:
     base = defaults()
     base["model"] = _model_defaults(preset, _image_kind_of(given, parsed))
     base["data"] = _data_defaults()
-    result = _merge(base, given, "")
+    result = _merge(base, given, "", [*base, *(key for key, _ in flatten(base))])
     for key, value in parsed:
         _set(result, key, value)
     _tie(result, given, {key for key, _ in parsed})
@@ -171,14 +171,18 @@ def nearest(key: str, known: Sequence[str], listed: Iterable[str] | None = None)
       known: what is.
       listed: what to list where nothing is near, if that is not all of it.
     """
+    section, _, last = key.rpartition(".")
+    here = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     # A right name in the wrong section counts as near, too.
-    last = key.rsplit(".", 1)[-1]
-    elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last][:1]
-    if elsewhere and not registry.nearest(key, known):
-        return registry.hint(elsewhere[0], elsewhere)
-    if listed is not None and not registry.nearest(key, known):
-        return registry.hint(key, listed)
-    return registry.hint(key, known)
+    elsewhere = next((name for name in known if name.rpartition(".")[2] == last), "")
+    near = (
+        registry.meant(key, here.values())
+        or registry.meant(key, known)
+        or here.get(registry.nearest(last, here, cutoff=0.6))
+        or elsewhere
+        or registry.nearest(key, known, cutoff=0.6)
+    )
+    return registry.hint(near, [near]) if near else registry.hint(key, listed or known)
 
 
 def _leaves(key: str, value: Any) -> list[tuple[str, Any]]:
@@ -225,16 +229,14 @@ def _data_defaults() -> Config:
     return to_plain(defaults.DEFAULTS)
 
 
-def _merge(base: Config, given: Config, prefix: str) -> Config:
+def _merge(base: Config, given: Config, prefix: str, everything: Sequence[str]) -> Config:
     result = copy.deepcopy(base)
     for key, value in given.items():
         path = f"{prefix}{key}"
         if key not in base and not _is_open(path):
-            known = [f"{prefix}{name}" for name in base]
-            everything = known if prefix else [*known, *(k for k, _ in flatten(base))]
-            raise ValueError(
-                f"unknown config key {path!r}{nearest(path, everything, listed=known)}"
-            )
+            here = [f"{prefix}{name}" for name in base]
+            near = nearest(path, [*here, *everything], listed=here)
+            raise ValueError(f"unknown config key {path!r}{near}")
         if path in _NAMED_SECTIONS and isinstance(value, (str, list)):
             # A name alone, or a list of algorithms to be chained: their owner reads either.
             result[key] = {"name": value} if isinstance(value, str) else value
@@ -242,7 +244,7 @@ def _merge(base: Config, given: Config, prefix: str) -> Config:
             if _names_another(path, base[key], value):
                 result[key] = copy.deepcopy(dict(value))
             else:
-                result[key] = _merge(base[key], dict(value), f"{path}.")
+                result[key] = _merge(base[key], dict(value), f"{path}.", everything)
         else:
             result[key] = _typed(path, base.get(key), value)
     return result

@@ -13,16 +13,26 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxclip.config_defaults import defaults
 from jaxclip.registry import nearest
 
 _OURS = pathlib.Path(__file__).resolve().parent
 
+# Command -> what its config files are called, and top-level keys that no other command's have.
+_KINDS = {
+    "train": ("a training run's", defaults().keys() - {"seed", "watch"}),
+    "lab": ("a lab's", {"rules", "rates", "injectors"}),
+    "curate": ("a curation's", {"steps"}),
+}
 
-def load_file(spec: str | pathlib.Path) -> dict[str, Any]:
+
+def load_file(spec: str | pathlib.Path, command: str = "") -> dict[str, Any]:
     """Load ``get_config`` of a config file; ``path.py:arg`` passes ``arg`` to it.
 
     Args:
       spec: path of a Python file, optionally followed by ``:`` and an argument.
+      command: refuse a file that is another command's, ``"train"``, ``"lab"`` or ``"curate"``;
+        empty to take any.
 
     Returns:
       The partial configuration as a plain nested dict.
@@ -30,7 +40,7 @@ def load_file(spec: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       FileNotFoundError: the file does not exist.
       ValueError: it is a folder or no Python file, its code fails (naming file, line and what
-        helps), or it has no ``get_config`` that returns a mapping.
+        helps), it has no ``get_config`` that returns a mapping, or it is another command's.
     """
     path, _, arg = str(spec).partition(":")
     file = pathlib.Path(path)
@@ -48,13 +58,31 @@ def load_file(spec: str | pathlib.Path) -> dict[str, Any]:
     _check_argument(get_config, given, path)
     with _failures_in_one_line(path, file), _importing_from(file.parent.resolve()):
         # Values of a ConfigDict may refer to others, and fail only when they are read.
-        config = get_config(*given)
-        if isinstance(config, Mapping) or hasattr(config, "to_dict"):
-            return to_plain(config)
-    found = "nothing" if config is None else type(config).__name__
+        found = get_config(*given)
+        config = to_plain(found) if _is_config(found) else None
+    if config is not None:
+        _check_kind(config, str(spec), command)
+        return config
+    kind = "nothing" if found is None else type(found).__name__
     raise ValueError(
-        f"get_config of {path!r} returned {found}; return an ml_collections.ConfigDict or a dict"
+        f"get_config of {path!r} returned {kind}; return an ml_collections.ConfigDict or a dict"
     )
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping) or hasattr(value, "to_dict")
+
+
+def _check_kind(config: Mapping[str, Any], spec: str, command: str) -> None:
+    """Refuse a file with keys of another command and none of its own."""
+    if not command or config.keys() & _KINDS[command][1]:
+        return
+    for other, (called, keys) in _KINDS.items():
+        if found := [repr(key) for key in config if key in keys]:
+            raise ValueError(
+                f"config file {spec!r} is {called} (it has {', '.join(found[:3])}), not "
+                f"{_KINDS[command][0]}; it goes with: jaxclip {other} --config {spec}"
+            )
 
 
 def to_plain(value: Any) -> Any:

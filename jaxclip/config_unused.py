@@ -2,15 +2,19 @@
 
 They are no mistake that stops a run: ``--config.low_rank.rank=0`` on a file with patterns is how
 one compares. But whoever sets ``loss`` beside ``objective`` may believe that it trains.
+
+What keys of the configuration itself depend on is listed here. Options of a tower say it where they
+are defined, by :func:`jaxclip.registry.dependent`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxclip import config_check
+from jaxclip.registry import without_effect
 from jaxclip.spike_actions import REWIND, as_actions
 
 Config = Mapping[str, Any]
@@ -52,25 +56,6 @@ def _starts_anew(config: Config) -> bool:
 
 def _teacher_is(*kinds: str) -> Callable[[Config], bool]:
     return lambda config: config["teacher"]["kind"] in kinds
-
-
-def _tower(name: str, kind: str, is_read: Callable[[Config], Any]) -> Callable[[Config], Any]:
-    """The same of a tower's sizes; towers of other kinds read what they like."""
-    return lambda config: config["model"][name]["kind"] != kind or is_read(config["model"][name])
-
-
-def _image(keys: str, is_read: Callable[[Config], Any], way: str) -> _Rule:
-    names = tuple(f"model.image.{key}" for key in keys.split())
-    return _Rule(names, _tower("image", "vit", is_read), way)
-
-
-def _experts(tower: str, kind: str) -> _Rule:
-    keys = ("expert_blocks", "experts_per_token", "expert_capacity")
-    return _Rule(
-        tuple(f"model.{tower}.{key}" for key in keys),
-        _tower(tower, kind, lambda sizes: sizes["num_experts"]),
-        f"set model.{tower}.num_experts",
-    )
 
 
 _RULES = (
@@ -152,48 +137,6 @@ _RULES = (
         lambda config: config["profile"]["num_steps"],
         "set profile.num_steps",
     ),
-    _image(
-        "stem_widths stem_depth",
-        lambda sizes: sizes["stem"] != "patch",
-        "that is for model.image.stem='conv'",
-    ),
-    _image(
-        "num_queries",
-        lambda sizes: sizes["pool"] == "queries",
-        "that is for model.image.pool='queries'",
-    ),
-    _image(
-        "pool_heads pool_mlp_dim",
-        lambda sizes: sizes["pool"] in ("map", "queries"),
-        "that is for model.image.pool='map' or 'queries'",
-    ),
-    _image(
-        "rope_grid rope_offset",
-        lambda sizes: sizes["rope"] != "none",
-        "that is for model.image.rope='yx' or 'xy'",
-    ),
-    _image(
-        "class_position",
-        lambda sizes: sizes["class_token"] or sizes["pool"] in ("cls", "queries"),
-        "there is no class token",
-    ),
-    _image(
-        "tract_lambda",
-        lambda sizes: sizes["first_layer"] == "tract",
-        "that is for model.image.first_layer='tract'",
-    ),
-    _experts("image", "vit"),
-    _experts("text", "transformer"),
-    _Rule(
-        ("model.text.eos_id",),
-        _tower("text", "transformer", lambda sizes: sizes["pool"] == "eos"),
-        "that is for model.text.pool='eos'",
-    ),
-    _Rule(
-        ("model.text.num_positions",),
-        _tower("text", "transformer", lambda sizes: False),
-        "that is for model.text.kind='roberta'",
-    ),
 )
 
 
@@ -211,11 +154,35 @@ def unused(config: Config, changed: Mapping[str, Any]) -> list[str]:
     lines = []
     for rule in _RULES:
         given = [
-            f"{key}={value!r}"
-            for key, value in changed.items()
+            key
+            for key in changed
             if any(key == name or key.startswith(f"{name}.") for name in rule.keys)
         ]
         if given and not rule.is_read(config):
-            verb = "has" if len(given) == 1 else "have"
-            lines.append(f"{', '.join(given)} {verb} no effect: {rule.way}")
+            lines.append(_line(given, changed, rule.way))
+    for section, sizes in _towers(config):
+        names = [key.removeprefix(f"{section}.") for key in changed if key.startswith(section)]
+        for way, unread in without_effect(sizes, names, section).items():
+            lines.append(_line([f"{section}.{name}" for name in unread], changed, way))
     return lines
+
+
+def _line(keys: list[str], changed: Mapping[str, Any], way: str) -> str:
+    verb = "has" if len(keys) == 1 else "have"
+    return f"{', '.join(f'{key}={changed[key]!r}' for key in keys)} {verb} no effect: {way}"
+
+
+def _towers(config: Config) -> Iterator[tuple[str, Any]]:
+    """The dataclasses of the towers' sizes, whose options say themselves what they depend on."""
+    from jaxclip.models.sizes import CLIPConfig, TextConfig
+
+    sizes = {key: value for key, value in config["model"].items() if key != "preset"}
+    try:
+        model = CLIPConfig.from_dict(sizes)
+    except ValueError:
+        return  # refused where it is built
+    yield "model.image", model.image
+    # All kinds of text towers have one dataclass; other kinds than its own read of it what they
+    # like.
+    if model.text.kind == TextConfig.kind:
+        yield "model.text", model.text

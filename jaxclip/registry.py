@@ -14,32 +14,94 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+# A name here, or the last parts of one -> what other programs call it.
+_CALLED_ELSEWHERE = {
+    "learning_rate": "lr base_lr peak_lr max_lr",
+    "weight_decay": "wd",
+    "warmup_steps": "warmup num_warmup_steps lr_warmup_steps",
+    "b1": "beta1 beta_1 betas",
+    "b2": "beta2 beta_2",
+    "eps": "epsilon",
+    "clip": "grad_clip clip_grad clip_grad_norm max_grad_norm gradient_clip_val",
+    "schedule": "scheduler lr_scheduler lr_schedule",
+    "optim": "optimizer opt",
+    "global_batch_size": "bs batch batch_size",
+    "total_steps": "steps num_steps max_steps train_steps num_train_steps iterations "
+    "epoch epochs num_epochs max_epochs num_train_epochs",
+    "num_micro_batches": "accum_freq accum_steps grad_accum grad_accum_steps accumulation_steps "
+    "gradient_accumulation_steps",
+    "seed": "random_seed rng_seed",
+    "compute_dtype": "dtype amp bf16 fp16 precision",
+    "ema_decay": "ema ema_rate",
+    "depth": "num_layers n_layers layers",
+    "width": "hidden_size hidden_dim d_model",
+    "num_heads": "heads n_heads num_attention_heads",
+    "remat": "grad_checkpointing gradient_checkpointing",
+    "init_from": "pretrained weights",
+    "model.preset": "arch architecture backbone model_name",
+    "data.name": "dataset dataset_name train_data",
+    "data.workers": "num_workers dataloader_num_workers",
+    "image_size": "img_size input_size resolution",
+    "log_every_steps": "log_every logging_steps",
+    "checkpoint.every_steps": "save_every save_steps save_frequency",
+    "evaluate.every_steps": "eval_every eval_steps val_frequency",
+}
+_CALLED_HERE = {word: name for name, words in _CALLED_ELSEWHERE.items() for word in words.split()}
+
+# A list of more names than this is cut where a command can show it whole.
+_MANY = 16
+
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """The known name that is most like another one; empty where none is near.
+    """The known name that is most like another one, or means the same; empty where none is near.
 
     Args:
-      name: what was asked for.
+      name: what was asked for; ``"optim.lr"`` means what ``"lr"`` does.
       known: what there is.
       cutoff: how alike a name must be, in [0, 1].
     """
-    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)), "")
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return meant(name, known) or next(iter(near), "")
 
 
-def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+def meant(name: str, known: Iterable[str]) -> str:
+    """The known name for what other programs call so; empty if there is none.
+
+    Args:
+      name: what was asked for; of ``"optim.lr"`` the last part counts.
+      known: what there is; of ``"optim.clip.name"`` the section ``"optim.clip"``, too.
+    """
+    here = _CALLED_HERE.get(name.rpartition(".")[2])
+    known = set(known)
+    if here is None or name in known:
+        return ""
+    parts = [each.split(".") for each in known]
+    names = {".".join(each[: n + 1]) for each in parts for n in range(len(each))}
+    same = [each for each in names if f".{each}".endswith(f".{here}")]
+    return min(same, key=lambda each: (each.count("."), each), default="")
+
+
+def hint(name: str, known: Iterable[str], *, cutoff: float = 0.5, listed_by: str = "") -> str:
     """The end of an error about an unknown name.
 
     Args:
       name: what was asked for.
       known: what there is.
       cutoff: how alike a name must be to be offered, in [0, 1].
+      listed_by: the command that lists all; with it a long list is cut.
 
     Returns:
       ``"; did you mean 'x'?"``, or ``"; known: a, b, c"`` where nothing is near.
     """
     known = sorted(known)
-    near = nearest(name, known, cutoff=cutoff)
-    return f"; did you mean {near!r}?" if near else f"; known: {', '.join(known) or 'none'}"
+    if near := nearest(name, known, cutoff=cutoff):
+        return f"; did you mean {near!r}?"
+    if listed_by and len(known) > _MANY:
+        some = difflib.get_close_matches(name, known, n=4, cutoff=0.0)
+        rest = len(known) - len(some)
+        return f"; known: {', '.join(some)} and {rest} more (`{listed_by}` lists them)"
+    return f"; known: {', '.join(known) or 'none'}"
 
 
 def check_options(options: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -89,6 +151,57 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     return list(option_defaults(factory))
 
 
+def dependent(default: Any, *, on: str, values: tuple[Any, ...] = (), way: str = "") -> Any:
+    """The default of a dataclass's option that another option may leave without effect.
+
+    ::
+
+        pool: str = "cls"
+        num_queries: int = dependent(256, on="pool", values=("queries",))
+        num_experts: int = 0
+        expert_blocks: int = dependent(0, on="num_experts")
+
+    Whoever sets ``num_queries`` with another ``pool`` is told so, once, when a run starts
+    (:mod:`jaxclip.config_unused`); it is no error.
+
+    Args:
+      default: the option's default.
+      on: the option it depends on, or a property of the dataclass.
+      values: with which values of that one it has an effect; none: with any true one.
+      way: what the warning says behind the colon; "": to set ``on``, or that it is for ``values``.
+    """
+    return dataclasses.field(default=default, metadata={_DEPENDS: (on, values, way)})
+
+
+def without_effect(thing: Any, names: Iterable[str], section: str) -> dict[str, list[str]]:
+    """Which options another one leaves without effect, as :func:`dependent` declares it.
+
+    Args:
+      thing: an instance of a dataclass.
+      names: of the options that somebody set; others are not looked at.
+      section: where they stand in a configuration, ``"model.image"``.
+
+    Returns:
+      What would make them count -> the names for which that holds, in the dataclass's order.
+    """
+    found: dict[str, list[str]] = {}
+    names = set(names)
+    for field in dataclasses.fields(thing):
+        if field.name not in names or _DEPENDS not in field.metadata:
+            continue
+        on, values, way = field.metadata[_DEPENDS]
+        value = getattr(thing, on)
+        if value in values if values else value:
+            continue
+        either = " or ".join(map(repr, values))
+        way = way or (f"that is for {section}.{on}={either}" if values else f"set {section}.{on}")
+        found.setdefault(way, []).append(field.name)
+    return found
+
+
+_DEPENDS = "depends on"
+
+
 def check_numbers(thing: Any, what: str) -> None:
     """Refuse options of a dataclass that are no numbers where the default is one.
 
@@ -119,16 +232,20 @@ class Registry:
     with :meth:`register`.
     """
 
-    def __init__(self, kind: str, package: str = "", *, exclude: Iterable[str] = ()):
+    def __init__(
+        self, kind: str, package: str = "", *, exclude: Iterable[str] = (), listed_by: str = ""
+    ):
         """
         Args:
           kind: what the things are, for errors: ``"objective"``.
           package: the package whose files are entries; none if all are registered by hand.
           exclude: names of files of the package that hold no entry.
+          listed_by: the command that lists all names, for errors.
         """
         self.kind = kind
         self._package = package
         self._exclude = frozenset(exclude)
+        self._listed_by = listed_by
         self._registered: dict[str, Any] = {}
 
     def register(self, name: str, thing: Any) -> Any:
@@ -157,7 +274,8 @@ class Registry:
         if ":" in name:
             return outside(self.kind, name)
         if name not in self.names():
-            raise ValueError(f"unknown {self.kind} {name!r}{hint(name, self.names())}")
+            near = hint(name, self.names(), listed_by=self._listed_by)
+            raise ValueError(f"unknown {self.kind} {name!r}{near}")
         return _member(importlib.import_module(f"{self._package}.{name}"), name)
 
     def build(self, config: Mapping[str, Any] | str) -> Any:

@@ -100,6 +100,21 @@ def probe(directory: epath.Path) -> str:
     return ""
 
 
+def check_place(folder: os.PathLike[str] | str) -> None:
+    """Refuse a folder that can't be made, or written to, before the work whose result it gets.
+
+    Raises:
+      NotADirectoryError, PermissionError: names the part of the path that is in the way.
+    """
+    place = pathlib.Path(os.path.abspath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
 def make_cache(key: str, path: str) -> None:
     """Create a folder for files that may be lost.
 
@@ -127,7 +142,7 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
         staging folder is known.
     """
     setting = setting or _setting_of(directory)
-    another = "choose another workdir"
+    another = "choose another folder"
     if setting:
         another = f"name another folder in the environment's {setting}"
     chain: list[BaseException] = []

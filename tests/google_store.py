@@ -57,10 +57,20 @@ class Google(http.server.BaseHTTPRequestHandler):
             if query.get("alt") != "media":  # what is known of it, without its bytes
                 about = {"name": name, "size": str(len(content)), "generation": str(version)}
                 content = json.dumps(about).encode()
-            return self.answer(200, content, version)
+            kind, _, part = self.headers.get("Range", "").partition("=")
+            if kind != "bytes":
+                return self.answer(200, content, version)
+            first, last = (int(end) for end in part.split("-"))
+            if first >= len(content):
+                return self.answer(416, b"", version)
+            last = min(last, len(content) - 1)
+            about = f"bytes {first}-{last}/{len(content)}"
+            return self.answer(206, content[first : last + 1], version, about)
 
-    def answer(self, status, body, version=0):
+    def answer(self, status, body, version=0, part=""):
         self.send_response(status)
+        if part:
+            self.send_header("Content-Range", part)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("x-goog-generation", str(version))
         self.end_headers()

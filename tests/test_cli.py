@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from jaxclip import cli, errors
+from jaxclip import cli, cli_parser, errors
 from jaxclip.parallel import distributed
 from jaxclip.train import loop
 
@@ -38,7 +38,7 @@ def refused(tiny_config_file, tmp_path, capsys, monkeypatch):
 
 
 def test_overrides_are_taken_in_both_forms():
-    rest, overrides = cli._take_overrides(
+    rest, overrides = cli_parser.take_overrides(
         ["train", "--config.seed=3", "--config", "c.py", "--config.optim.name", "lion"]
     )
     assert rest == ["train", "--config", "c.py"]

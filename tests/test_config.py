@@ -1,5 +1,6 @@
 """Configurations: merging, overrides, nearest-key errors, resume differences."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclip import config as config_lib
-from jaxclip import config_check, config_unused
+from jaxclip import config_check, config_unused, objectives, registry
+from jaxclip.models import presets
 from jaxclip.train import checks
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -378,3 +380,48 @@ def test_rules_of_keys_without_effect_name_keys_that_there_are():
     known |= {key.rpartition(".")[0] for key in known}
     for rule in config_unused._RULES:
         assert set(rule.keys) <= known, rule
+
+
+def test_options_of_towers_depend_on_options_that_there_are():
+    for sizes in (presets.ImageConfig(), presets.TextConfig()):
+        names = [field.name for field in dataclasses.fields(sizes)]
+        assert registry.without_effect(sizes, names, "model.image")  # reads each `on`
+
+
+def test_keys_of_towers_with_the_same_cause_are_one_line():
+    overrides = ["model.image.pool_mlp_dim=4", "model.image.pool_heads=3"]
+    (line,) = config_lib.unused(config_lib.resolve({}, overrides))
+    assert line.startswith("model.image.pool_heads=3, model.image.pool_mlp_dim=4 have no effect")
+    assert line.endswith("that is for model.image.pool='map' or 'queries'")
+
+
+@pytest.mark.parametrize("kind", ["roberta", "transformer"])
+def test_other_kinds_of_text_towers_read_what_they_like_of_the_sizes(kind):
+    overrides = [f"model.text.kind={kind}", "model.text.num_positions=99"]
+    lines = config_lib.unused(config_lib.resolve({}, overrides))
+    assert len(lines) == (kind == "transformer")
+
+
+def test_objectives_may_be_named_alone():
+    assert config_lib.resolve({}, ["objective=slip"])["objective"] == ["slip"]
+    given = config_lib.resolve({"objective": "contrastive|dcl"})["objective"]
+    assert [term.name for term in objectives.listed(given)] == ["contrastive", "dcl"]
+    with pytest.raises(ValueError, match="'objective' wants list"):
+        config_lib.resolve({}, ["objective=3"])
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ({"data": {"batch_size": 3}}, "global_batch_size"),
+        ({"data": {"imge_size": 3}}, "data.image_size"),
+        ({"model": {"learning_rate": 3}}, "optim.learning_rate"),
+        ({"checkpoint": {"ema": 0.1}}, "ema_decay"),
+        ({"model": {"image": {"num_layers": 3}}}, "model.image.depth"),
+        ({"model": {"image": {"dept": 3}}}, "model.image.depth"),
+        ({"watch": {"enable": True}}, "watch.enabled"),
+    ],
+)
+def test_a_key_in_the_wrong_section_of_a_file_names_the_right_one(given, near):
+    with pytest.raises(ValueError, match=rf"did you mean '{near}'\?$"):
+        config_lib.resolve(given)

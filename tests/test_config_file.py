@@ -130,3 +130,35 @@ def test_every_command_says_it_in_one_line(command, tmp_path, monkeypatch, capsy
     line = "config file bad.py, line 2 (`return 1 / 0`): ZeroDivisionError: division by zero; "
     assert capsys.readouterr().err.startswith(f"jaxclip: error: {line}correct it")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "line"),
+    [
+        ("train", "lab_rules", "a lab's (it has 'rules', 'rates', 'injectors'), not a training "),
+        ("plan", "lab_rules", "a lab's (it has"),
+        ("train", "curate", "a curation's (it has 'steps')"),
+        ("lab", "emoji", "a training run's (it has "),
+        ("lab", "curate", "a curation's (it has 'steps'), not a lab's"),
+        ("curate", "emoji", "a training run's (it has "),
+        ("curate", "lab_rules", "a lab's (it has "),
+    ],
+)
+def test_a_file_of_another_command_is_told_to_be_that(command, name, line, capsys, monkeypatch):
+    monkeypatch.delenv("JAXCLIP_TRACEBACK", raising=False)
+    file = f"{CONFIGS / name}.py"
+    step = ["--step", "captions"] if command == "curate" else []
+    assert main([command, "--config", file, *step]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"jaxclip: error: config file {file!r} is {line}")
+    other = name.partition("_")[0].replace("emoji", "train")
+    assert said.endswith(f"it goes with: jaxclip {other} --config {file}\n")
+
+
+def test_a_misspelt_key_makes_no_file_another_commands(tmp_path):
+    (tmp_path / "odd.py").write_text(GET + "return {'rules': {}, 'optim': {}}\n")
+    assert config_file.load_file(tmp_path / "odd.py", "lab").keys() == {"rules", "optim"}
+    assert config_file.load_file(tmp_path / "odd.py", "train").keys() == {"rules", "optim"}
+    (tmp_path / "odd.py").write_text(GET + "return {'optm': {}, 'seeds': [1]}\n")
+    for command in ("train", "lab", "curate"):
+        assert config_file.load_file(tmp_path / "odd.py", command)

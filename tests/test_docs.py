@@ -55,6 +55,24 @@ def test_commands_and_their_options(page):
             assert option in known or is_override, f"{page.name}: {option} of jaxclip {found}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_of_modules_that_are_run(page):
+    """Of ``python -m jaxclip.bench NAME`` and the like, by what their files name."""
+    text = re.sub(r"\n(--)", r" \1", text_of(page))  # a line may end within a command
+    for module, rest in re.findall(r"python -m jaxclip\.([\w.]+)([^`#\n]*)", text):
+        file = module.replace(".", "/").rstrip("/")
+        if module == "bench" and rest.split():
+            file += f"/{rest.split()[0]}"
+        options = re.findall(r"(?<!\S)--[a-z][\w-]*", rest)
+        source = ROOT / "jaxclip" / f"{file}.py"
+        if not options and not source.exists():
+            source = ROOT / "jaxclip" / file / "__init__.py"
+        assert source.exists(), f"{page.name}: {module}{rest}"
+        known = source.read_text(encoding="utf-8")
+        for option in options:
+            assert f'"{option}"' in known, f"{page.name}: {option} of {module}{rest}"
+
+
 def test_help_says_what_each_option_is_and_its_default():
     for names, parser in PARSERS.items():
         text = re.sub(r"\s+", " ", parser.format_help())
@@ -106,3 +124,4 @@ def test_all_of_them_are_looked_at():
     """The expressions above find what there is to find."""
     everything = "".join(map(text_of, PAGES))
     assert len(_COMMAND.findall(everything)) > 80 and everything.count("--config.") > 40
+    assert everything.count("python -m jaxclip.bench ") > 20

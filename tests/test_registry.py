@@ -65,3 +65,31 @@ def test_options_with_their_defaults():
     def function(rate, decay=0.9, **rest): ...
 
     assert registry.option_defaults(function) == {"rate": registry.REQUIRED, "decay": 0.9}
+
+
+@dataclasses.dataclass
+class Pooled:
+    """A thing whose options depend on others."""
+
+    pool: str = "cls"
+    num_queries: int = registry.dependent(256, on="pool", values=("queries", "map"))
+    num_experts: int = 0
+    capacity: float = registry.dependent(0.0, on="num_experts")
+    token: bool = registry.dependent(True, on="is_even", way="there is none")
+
+    @property
+    def is_even(self) -> bool:
+        return self.num_experts % 2 == 0
+
+
+def test_options_say_what_they_depend_on():
+    names = ["token", "capacity", "num_queries", "pool", "other"]
+    assert registry.option_defaults(Pooled)["num_queries"] == Pooled().num_queries == 256
+    assert registry.without_effect(Pooled(num_experts=1), names, "model") == {
+        "that is for model.pool='queries' or 'map'": ["num_queries"],
+        "there is none": ["token"],
+    }
+    assert registry.without_effect(Pooled("map"), names, "model") == {
+        "set model.num_experts": ["capacity"]
+    }
+    assert not registry.without_effect(Pooled(), ["pool", "num_experts"], "model")

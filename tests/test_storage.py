@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxclip import config as config_lib
@@ -77,3 +78,19 @@ def test_a_device_that_is_not_there():
     )
     assert done.stdout.startswith("JAX_PLATFORMS=cuda names a device that is not there")
     assert not errors.explain_no_device(json.JSONDecodeError("other", "", 0))
+
+
+def test_only_what_the_devices_fail_with_again_is_about_devices(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    error = RuntimeError("Unable to initialize backend 'tpu': busy")
+    assert not errors.explain_no_device(error)  # there are devices here
+
+    def fail():
+        raise RuntimeError(str(error))
+
+    monkeypatch.setattr(jax, "devices", fail)
+    assert errors.explain_no_device(error) == f"JAX finds no device: {error}"
+    assert not errors.explain_no_device(RuntimeError("other"))
+    assert not errors.explain_no_device(errors.RunError(str(error)))
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert not errors.explain_no_device(error)

@@ -6,7 +6,8 @@
 Trains towers of several widths at several rates on made-up pairs (two attributes of 16 values each,
 drawn into an image and named in a text) and prints the loss of the last tenth of the steps, with
 ``mup_base_width`` the narrowest and without it. A rate carries over where the best one is the same
-at all widths. ``--check`` prints the coordinate check instead: how far five steps move activations.
+at all widths. ``--check`` prints the coordinate check instead: how far five steps at the rate 0.002
+move activations.
 """
 
 from __future__ import annotations
@@ -179,14 +180,14 @@ def main(arguments: Sequence[str]) -> int:
         "--rates", type=numbers, default=[-2, -1, 0, 1, 2, 3, 4], help="powers of 2 times 1e-3"
     )
     parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, help="pairs (default: 64, with --check 32)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="the coordinate check instead")
     options = parser.parse_args(list(arguments))
     if options.widths != sorted(options.widths) or any(w % HEADS for w in options.widths):
         parser.error(f"--widths {options.widths}: give them ascending, multiples of {HEADS}")
     if options.check:
-        found = coordinate_check(options.widths)
+        found = coordinate_check(options.widths, batch_size=options.batch_size or 32)
         rows = [["change after 5 steps", *(f"width {w}" for w in options.widths)]]
         for way, by_width in found.items():
             for name in by_width[0]:
@@ -194,7 +195,8 @@ def main(arguments: Sequence[str]) -> int:
         print(table(rows))
         return 0
     rates = [1e-3 * 2.0**power for power in options.rates]
-    losses_of = sweep(options.widths, rates, options.steps, options.batch_size, options.seeds)
+    batch_size = options.batch_size or 64
+    losses_of = sweep(options.widths, rates, options.steps, batch_size, options.seeds)
     rows = [["", "width", *(f"{rate:.2g}" for rate in rates), "best"]]
     for (way, width), values in losses_of.items():
         best = rates[int(np.nanargmin(values))]

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 
-from jaxclip.data import patterns, remote, sources
+from jaxclip.data import patterns, remote, sources, table_splits
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, read_image
 from jaxclip.data.importer.readers import open_reader
@@ -123,6 +123,7 @@ def stamp(name: str) -> list[str]:
     if name in sources.BUILT_IN or remote.is_remote(rest if colon else name):
         return [name]
     path = pathlib.Path(rest if colon and kind in sources.KINDS.names() else name)
+    path = pathlib.Path(table_splits.parse(str(path))[0])
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
     else:

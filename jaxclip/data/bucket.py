@@ -64,6 +64,16 @@ class Bucket:
         found = self._read(name, size)
         return None if found.state == "missing" else bytes(found.value)
 
+    def read_part(self, name: str, offset: int, length: int) -> bytes | None:
+        """Bytes of a file; None if there is none, fewer or no bytes where it is shorter."""
+        try:
+            found = self._read(name, length, part=slice(offset, offset + length))
+        except BucketError as error:
+            if "OUT_OF_RANGE" in str(error.__cause__):  # TensorStore's word for a shorter file
+                return b""
+            raise
+        return None if found.state == "missing" else bytes(found.value)
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file, whole or not at all."""
         self._try(
@@ -92,7 +102,7 @@ class Bucket:
 
     def version(self, name: str) -> bytes:
         """The version of a file alone, without its bytes."""
-        return self._read(name, only_version=True).stamp.generation
+        return self._read(name, part=slice(0, 0)).stamp.generation
 
     def swap(self, name: str, before: bytes, content: bytes | None) -> bytes | None:
         """Write or remove (None) a file if it has the version ``before``.
@@ -122,8 +132,7 @@ class Bucket:
         found = self._read(name)
         return fits(found) and self.swap(name, found.stamp.generation, content) is not None
 
-    def _read(self, name: str, size: int = 0, *, only_version: bool = False) -> Any:
-        part = slice(0, 0) if only_version else None
+    def _read(self, name: str, size: int = 0, *, part: slice | None = None) -> Any:
         return self._try(
             f"{self / name} can't be read",
             lambda: self._store.read(self._prefix + name, byte_range=part).result(

@@ -44,6 +44,7 @@ class DataSet:
       splits: number of records of each split.
       has_texts: whether records carry captions of their own (else class names stand in).
       directory: where it is, None if it is no TFDS directory.
+      templates: of prompts for its class names, if it brings any.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class DataSet:
         class_names: list[str] | None = None,
         has_texts: bool = True,
         directory: pathlib.Path | None = None,
+        templates: list[str] | None = None,
     ):
         self.name = name
+        self.templates = templates
         self.directory = directory
         self.splits = dict(splits)
         self.has_texts = has_texts

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxclip.data import coded_colour, colour, mending
+from jaxclip.data import bitmaps, coded_colour, colour, mending
 from jaxclip.data.file_kinds import jpeg_process, kind_of
 from jaxclip.data.record import BadRecord
 
@@ -116,8 +117,7 @@ def decode_mended(
         loaded = _loaded(image, data)
     except Exception as error:
         reason = _load_failure(error, data)
-        mend = mending.jpeg_with_end if reason == "truncated" else mending.png_without_extras
-        sound = mend(data)
+        sound = mending.jpeg_with_end(data) if reason == "truncated" else _mended(data)
         if sound is not None:
             return decode_mended(
                 sound, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
@@ -148,7 +148,7 @@ def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
     """The picture, not yet loaded, and the bytes it is in; or why there is none."""
     if not data:
         return BadRecord("zero_bytes")
-    data = mending.cursor_as_icon(data)
+    data = bitmaps.icon_with_masks(mending.cursor_as_icon(data))
     try:
         return _opened_by_pillow(data)
     except Image.DecompressionBombError as error:
@@ -163,10 +163,15 @@ def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
     except Image.DecompressionBombError:
         raise
     except Exception:
-        sound = mending.png_without_extras(data)
+        sound = _mended(data)
         if sound is None:
             raise
     return Image.open(io.BytesIO(sound), formats=_formats()), sound
+
+
+def _mended(data: bytes) -> bytes | None:
+    """The same picture in bytes that Pillow reads, where it gave up; None if there are none."""
+    return mending.png_without_extras(data) or bitmaps.sound_bitmap(data)
 
 
 def _no_picture(data: bytes, error: Exception) -> BadRecord:
@@ -194,8 +199,10 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
         profile = image.info.get("icc_profile")
         image = image.convert("LA")
         image.info["icc_profile"] = profile
-    if kind == "TIFF" and image.mode.startswith("I;16") and _is_white_0(image):
-        image = Image.fromarray(65535 - np.asarray(image))
+    if kind == "TIFF" and image.mode.startswith("I;16"):
+        image = _of_16_bits(image, tiles)
+    elif image.mode == "La":  # greys that alpha is multiplied into; Pillow has no way on from it
+        image = image.convert("LA")
     turn = _TURNS.get(orientation(image))
     if kind == "AVIF" and image.info.get("icc_profile"):
         code = None
@@ -203,6 +210,8 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
     image = to_rgb(image if turn is None else image.transpose(turn))
     if kind == "GIF" and tiles:
         image = _on_white(image, tiles[0][1])
+    elif kind == "WEBP" and turn is None and (box := mending.webp_frame(data)):
+        image = _on_white(image, box)
     return image
 
 
@@ -211,15 +220,30 @@ def _read_planes_of_16_bits(image: Image.Image) -> None:
     tiles: list[Any] = getattr(image, "tile", [])
     info: Any = getattr(image, "tag_v2", {})
     modes = [tile[3][0] for tile in tiles if isinstance(tile[3], tuple) and tile[0] == "raw"]
-    if set(modes) == {"R", "G", "B"} and set(info.get(258, ())) == {16}:
+    if set(info.get(258, ())) != {16} or len(set(modes)) < 2 or not all(len(m) == 1 for m in modes):
+        return
+    if set(modes) - set("RGBA"):
+        raise ValueError(f"planes of 16 bits in {image.mode}; make 8 bits of them")
+    if set(modes) >= {"R", "G", "B"}:
         end = "B" if info.prefix == b"MM" else "L"
         image.tile = [  # type: ignore[attr-defined]
             tile._replace(args=(f"{tile[3][0]};16{end}", *tile[3][1:])) for tile in tiles
         ]
 
 
-def _is_white_0(image: Image.Image) -> bool:
-    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_0
+def _of_16_bits(image: Image.Image, tiles: Sequence[Any]) -> Image.Image:
+    """A grey TIFF with samples from 0, black, to 65535; Pillow leaves those of 12 bits small."""
+    samples = np.asarray(image)
+    is_12_bit = any("I;12" in str(tile[3]) for tile in tiles)
+    is_white_0 = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_0
+    if not (is_12_bit or is_white_0):
+        return image
+    if is_12_bit:
+        samples = samples << 4 | samples >> 8
+    result = Image.fromarray(65535 - samples if is_white_0 else samples)
+    if "icc_profile" in image.info:
+        result.info["icc_profile"] = image.info["icc_profile"]
+    return result
 
 
 def orientation(image: Image.Image) -> int:
@@ -239,7 +263,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _on_white(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """The first frame of a GIF, which need not cover all of the picture: around it is nothing."""
+    """The first frame of an animation, which need not cover all of it: around it is nothing."""
     if box == (0, 0, *image.size):
         return image
     canvas = Image.new("RGB", image.size, "white")

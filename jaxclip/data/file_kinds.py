@@ -16,7 +16,7 @@ UNREAD_ENDINGS = (
 )  # fmt: skip
 
 
-# Endings of archives that are not looked into.
+# Endings of archives; of these only ZIP is looked into, by imports.
 ARCHIVES = (".zip", ".7z", ".rar", ".lz4", ".z")
 
 
@@ -79,7 +79,7 @@ _OTHERS = {
     b"ivborw0kgg": "a PNG written as base64; decode it first",
     b"data:image": "a picture written as a data: address; decode it first",
     b"\x1f\x8b": "gzip-compressed; unpack it first, say with gunzip",
-    b"pk\x03\x04": "a ZIP archive",
+    b"pk\x03\x04": "a ZIP archive, which only `jaxclip data import` reads",
     b"par1": "a Parquet file",
     b"pare": "an encrypted Parquet file; write it again without a key",
     b"arrow1": "an Arrow file",
@@ -89,6 +89,7 @@ _OTHERS = {
 }
 # Those whose first bytes must be taken as they are.
 _EXACT = {
+    b"MM\0+": "a big-endian BigTIFF; write it as little-endian or as an ordinary TIFF",
     b"\n\x05\x01": "PCX; convert it to PNG first",
     b"\n#\xd7\xce": "MXNet's RecordIO; write its pictures as tars or Parquet",
     b"\0\0\x08\x03": "an array of pictures (IDX, as MNIST's); write them as Parquet",

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data import op_syntax
-from jaxclip.data.image_op import IMAGE_OPS, Cut, ExampleFn, Size
+from jaxclip.data.image_op import IMAGE_OPS, Cut, ExampleFn, Size, cut_of, where_of
 from jaxclip.data.op_syntax import Spec
 
 _EXAMPLE = "random_resized_crop(0.6, 1.0)|flip"
@@ -45,7 +45,7 @@ class Chain:
     def _begins(self) -> tuple[Callable[[Size, np.ndarray], Cut] | None, int, int]:
         """The first op as a cut, if it is one, and the draws that it takes."""
         _, function, first, last = (*self.steps, ("example", self.resize, 0, 0))[0]
-        return getattr(function, "cut", None), first, last
+        return cut_of(function), first, last
 
     @property
     def cuts_first(self) -> bool:
@@ -122,7 +122,7 @@ class Chain:
     def check_moves(self) -> None:
         """Raise ValueError if boxes can't follow one of the ops."""
         for spec, (level, function, _, _) in zip(self.specs, self.steps, strict=True):
-            if level == "example" and not hasattr(function, "where"):
+            if level == "example" and where_of(function) is None:
                 raise ValueError(
                     f"image op {spec.name!r} does not say where it puts a box; make it return an "
                     "image_op.Moving, or leave it out of the chain"
@@ -146,7 +146,7 @@ class Chain:
         corners = np.asarray(boxes, np.float64)[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2)
         corners = corners * size
         for _, function, first, last in self.steps:
-            where = getattr(function, "where", None)
+            where = where_of(function)
             if where is not None:
                 size, matrix = where(size, u[first:last])
                 corners = corners @ matrix[:, :2].T + matrix[:, 2]

@@ -77,6 +77,16 @@ class Moving:
         return self.apply(image, u)
 
 
+def where_of(function: Any) -> WhereFn | None:
+    """What an op's function does to coordinates; None if it does not say, or moves nothing."""
+    return function.where if isinstance(function, (Moving, Either)) else None
+
+
+def cut_of(function: Any) -> Callable[[Size, np.ndarray], Cut] | None:
+    """What an op's function cuts out; None if it is something else than a cut."""
+    return function.cut if isinstance(function, Moving) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageOp:
     """An op of the registry.

@@ -15,7 +15,9 @@ SOURCE is one of
   each image;
   WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
   Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them;
-  TFRecord files of img2dataset and others, in the same ways.
+  TFRecord files of img2dataset and others, in the same ways;
+  a ZIP archive of the first, a pattern of some, or a folder with archives in it: they are read as
+  if they were unpacked where they are.
 
 An import that was interrupted goes on where it stopped when the same command is run again.
 """

@@ -41,11 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry it out; returns the exit status."""
+    from etils import epath
+
     from jaxclip import storage
     from jaxclip.data import defaults, inspection, loader, pipeline, sources, tokenizers
 
     if args.records < 0:
         raise ValueError(f"--records={args.records} must not be negative")
+    if args.to and (problem := storage.probe(epath.Path(args.to).parent)):
+        raise ValueError(f"--to: {problem}")
     splits = sources.open(args.name).splits
     split = args.split or ("train" if "train" in splits else next(iter(splits)))
     length = args.context_length or defaults.context_length(args.tokenizer_kind)

@@ -86,3 +86,20 @@ def is_cut_webp(data: bytes) -> bool:
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return False
     return len(data) < 8 + int(struct.unpack_from("<I", data, 4)[0])
+
+
+def webp_frame(data: bytes) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of the first frame of a WebP; None if it is no animation."""
+    if data[:4] != b"RIFF" or data[8:16] != b"WEBPVP8X":
+        return None
+    position = 12
+    while position + 24 <= len(data):
+        (length,) = struct.unpack_from("<I", data, position + 4)
+        if data[position : position + 4] == b"ANMF":
+            x, y, width, height = (
+                int.from_bytes(data[start : start + 3], "little")
+                for start in range(position + 8, position + 20, 3)
+            )
+            return 2 * x, 2 * y, 2 * x + width + 1, 2 * y + height + 1
+        position += 8 + length + length % 2
+    return None

@@ -21,6 +21,7 @@ FILE_FIELDS = (
     "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
     "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
     "img_b64", "base64", "image_data", "media_name", "photo_path", "photo", "picture",
+    "image_index", "path_to_image", "filepaths", "file_paths",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
@@ -31,14 +32,18 @@ TEXT_FIELDS = (
     "caption_reference_description", "caption_attribution_description",
     "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
     "product_name", "product_title", "product_description", "prod_name", "detail_desc",
-    "tag_string",
+    "tag_string", "finding_labels",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 # Name pictures only where nothing else does, and then without their ending; the last one only in
 # tables of rows.
 ID_FIELDS = ("image_id", "img_id", "photo_id", "id")
 LINK_FIELDS = ("url", "image_url", "urls", "link", "image_link", "img_url", "image_urls")
-LABEL_FIELDS = ("label", "class", "cls", "prediction_string")
+LABEL_FIELDS = ("label", "class", "cls", "prediction_string", "labels", "class_name", "class_id")
+# Are labels only where there are neither these nor captions; else they say something more.
+ALSO_LABELS = (
+    "label_name", "category_name", "category", "target", "diagnosis", "dx", "breed", "species",
+)  # fmt: skip
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
 # caption, captions that are wrong, boxes, and a text for each box.
@@ -124,13 +129,36 @@ def say_which_picture(names: Sequence[str], way: str) -> None:
         _say(f"the picture of a record is {names[0]!r}, not {', '.join(names[1:])}; {way}")
 
 
+def say_which_class(names: Sequence[str], way: str) -> None:
+    """Log which of several columns of classes is taken, unless it is called ``label``.
+
+    Args:
+      names: of the columns; the first is taken.
+      way: how to name another one.
+    """
+    if len(names) > 1 and names[0].lower() != "label":
+        _say(f"the class of a record is {names[0]!r}, not {', '.join(names[1:])}; {way}")
+
+
 def say_of_splits(file: object, columns: Iterable[str]) -> None:
     """Log that a column of splits is not heeded in place, where there is one."""
     if find(columns, ("split",)):
         _say(
             f"{file} has a column 'split', which does not count in place: all rows of a file are "
-            "of one split; import it, and the splits are kept"
+            "of one split; write ?split=split behind the name of the data set, or import it, and "
+            "the splits are kept"
         )
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of classes, of which a data set wants each once: a second ``missile`` (ImageNet has two
+    by CLIP's names) becomes ``missile #2``."""
+    counts: dict[str, int] = {}
+    found = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        found.append(name if counts[name] == 1 else f"{name} #{counts[name]}")
+    return found
 
 
 # Folders that systems leave among people's files, and what is in them.
@@ -145,7 +173,9 @@ def is_hidden(name: str) -> bool:
 
 
 # Names of folders that are splits.
-SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+SPLITS = (
+    "train", "training", "val", "valid", "validation", "dev", "test", "testing", "trainval",
+)  # fmt: skip
 
 
 def split_of(path: str) -> str:

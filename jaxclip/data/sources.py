@@ -81,6 +81,11 @@ def open(name: str | os.PathLike[str]) -> DataSet:
             way = read_as
         elif path.suffix.lower() in file_kinds.ARCHIVES:
             way = "it is an archive: unpack it, and import the folder that this makes"
+            if path.suffix.lower() == ".zip":
+                way = (
+                    "training reads no archives: `jaxclip data import --from "
+                    f"{text} --to DIR` makes a data set of it"
+                )
         raise ValueError(f"data set {text!r} is a file, not a folder; {way}")
     if not path.is_dir():
         built_in = BUILT_IN if "/" not in text else ()

@@ -6,6 +6,7 @@ or a folder, whose files are put into splits by the folder they are in or by how
 ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote, or has in its cache, or one file of
 Arrow's or Feather's. Columns are found by their usual
 names, as in ``jaxclip data import``; nothing is copied, and ``datasets`` need not be installed.
+With ``?split=COLUMN`` behind either, the values of a column are the splits of the rows.
 
 Arrow files are mapped into memory: any row costs the same. Of a Parquet file a whole group of rows
 is read for one of them, so make ``data.shuffle_window`` a few groups long, or import the files.
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import remote
+from jaxclip.data import remote, table_splits
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import parquet
 from jaxclip.data.importer.items import Item, read_image
@@ -49,6 +50,7 @@ class Group(NamedTuple):
       first: number of the first row within the file.
       rows: number of them.
       read: gives them as a ``pyarrow.RecordBatch``; raises OSError or ValueError where damaged.
+      chosen: numbers of those of the rows that are meant; None = all.
     """
 
     file: Any
@@ -56,6 +58,7 @@ class Group(NamedTuple):
     first: int
     rows: int
     read: Callable[[], Any]
+    chosen: np.ndarray | None = None
 
 
 def open_parquet(pattern: str) -> DataSet:
@@ -65,6 +68,8 @@ def open_parquet(pattern: str) -> DataSet:
       FileNotFoundError: no file matches, or one that the pattern names does not exist.
       ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
+    name = f"parquet:{pattern}"
+    pattern, column = table_splits.parse(pattern)
     folder = remote.path_of(pattern)
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
@@ -80,11 +85,8 @@ def open_parquet(pattern: str) -> DataSet:
             raise FileNotFoundError(f"{folder} holds no *.parquet{more}")
     else:
         splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
-    groups = {
-        split: [group for file in files for group in _row_groups(file)]
-        for split, files in splits.items()
-    }
-    return _data_set(f"parquet:{pattern}", groups)
+    found = [(split, _row_groups(file, column)) for split in splits for file in splits[split]]
+    return _data_set(name, table_splits.divide(found, column))
 
 
 def _is_folder(pattern: str) -> bool:
@@ -101,10 +103,16 @@ def _split_of(path: pathlib.PurePath) -> str:
     return begin if begin.lower() in SPLITS else "train"
 
 
-def _row_groups(file: Any) -> list[Group]:
+def _row_groups(file: Any, column: str) -> tuple[list[Group], Any]:
+    """The groups of a file, and the values of its column of splits, if one is named."""
     with _opened(file) as opened:
         columns = parquet.columns_of(file, opened.schema_arrow, _OPTION)
-        say_of_splits(file, opened.schema_arrow.names)
+        values = None
+        if column:
+            table_splits.check(file, column, opened.schema_arrow.names)
+            values = opened.read(columns=[column]).column(0).combine_chunks()
+        else:
+            say_of_splits(file, opened.schema_arrow.names)
         metadata = opened.metadata
         counts = [metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
     firsts = np.cumsum([0, *counts])
@@ -118,11 +126,12 @@ def _row_groups(file: Any) -> list[Group]:
 
         return read
 
-    return [
+    groups = [
         Group(file, columns, int(firsts[number]), count, reader(number))
         for number, count in enumerate(counts)
         if count
     ]
+    return groups, values
 
 
 def _opened(file: Any, metadata: Any = None) -> Any:
@@ -162,9 +171,12 @@ def open_arrow(name: str) -> DataSet:
             f"{name}: what save_to_disk wrote is read from this machine's disks only; mount the "
             "bucket, copy it, or save it as Parquet, which is read in place"
         )
+    written, (name, column) = f"arrow:{name}", table_splits.parse(name)
     folder = pathlib.Path(name)
     if folder.is_file():
-        return _data_set(f"arrow:{name}", {"train": _batches(folder)})
+        return _data_set(
+            written, table_splits.divide([("train", _batches(folder, column))], column)
+        )
     if not folder.is_dir():
         siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
         raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
@@ -174,12 +186,9 @@ def open_arrow(name: str) -> DataSet:
         splits = {str(split): folder / str(split) for split in listed}
     else:
         splits = {"train": folder}
-    loose = _loose(folder)
-    if loose:
-        groups = {split: [g for file in files for g in _batches(file)] for split, files in loose}
-    else:
-        groups = {split: _arrow_groups(place) for split, place in splits.items()}
-    return _data_set(f"arrow:{name}", groups)
+    files = _loose(folder) or [(split, _files_of(place)) for split, place in splits.items()]
+    found = [(split, _batches(file, column)) for split, each in files for file in each]
+    return _data_set(written, table_splits.divide(found, column))
 
 
 def _loose(folder: pathlib.Path) -> list[tuple[str, list[pathlib.Path]]]:
@@ -195,7 +204,7 @@ def _loose(folder: pathlib.Path) -> list[tuple[str, list[pathlib.Path]]]:
     return list(found.items())
 
 
-def _arrow_groups(folder: pathlib.Path) -> list[Group]:
+def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
     state = _json(folder / "state.json")
     files = state.get("_data_files")
     entries = files if isinstance(files, list) else []
@@ -210,10 +219,11 @@ def _arrow_groups(folder: pathlib.Path) -> list[Group]:
         raise ValueError(
             f"{folder} is a selection of rows; call flatten_indices() and save it again"
         )
-    return [group for each in names for group in _batches(folder / pathlib.Path(each).name)]
+    return [folder / pathlib.Path(each).name for each in names]
 
 
-def _batches(file: pathlib.Path) -> list[Group]:
+def _batches(file: pathlib.Path, name: str) -> tuple[list[Group], Any]:
+    """As :func:`_row_groups`."""
     import pyarrow
 
     if not file.is_file():
@@ -234,13 +244,20 @@ def _batches(file: pathlib.Path) -> list[Group]:
             f"{file} is no Arrow stream, nor a file of Arrow's, or is damaged: {error}"
         ) from error
     columns = parquet.columns_of(file, schema, _OPTION)
-    say_of_splits(file, schema.names)
+    values = None
+    if name:
+        table_splits.check(file, name, schema.names)
+        values = pyarrow.chunked_array([batch.column(name) for batch in batches] or [[]])
+        values = values.combine_chunks()
+    else:
+        say_of_splits(file, schema.names)
     firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
-    return [
+    groups = [
         Group(file, columns, int(first), batch.num_rows, _Mapped(batch).read)
         for first, batch in zip(firsts, batches, strict=False)
         if batch.num_rows
     ]
+    return groups, values
 
 
 class _Mapped:
@@ -332,6 +349,7 @@ class TableSource(RecordSource):
     def __getitem__(self, index: int) -> Record | BadRecord:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         group, row = self._groups[number], index - int(self._starts[number])
+        row = row if group.chosen is None else int(group.chosen[row])
         try:
             rows = self._read(number).slice(row, 1)
             item = next(parquet.items_of(rows, group.file, group.columns, group.first + row))

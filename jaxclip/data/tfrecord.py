@@ -211,6 +211,13 @@ def save_sidecar(
             temporary.unlink(missing_ok=True)
 
 
+class _File(io.FileIO):
+    """A file that is closed with its last reader, as one that is meant to be."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class FileCache:
     """Open files by path, the least recently used one dropped first.
 
@@ -219,7 +226,7 @@ class FileCache:
 
     def __init__(self, limit: int = 128):
         self._limit = limit
-        self._files: OrderedDict[str, io.FileIO] = OrderedDict()
+        self._files: OrderedDict[str, _File] = OrderedDict()
         self._lock = threading.Lock()
 
     def pread(self, path: str, size: int, offset: int) -> bytes:
@@ -233,7 +240,7 @@ class FileCache:
         with self._lock:
             file = self._files.get(path)
             if file is None:
-                file = self._files[path] = io.FileIO(path, "rb")
+                file = self._files[path] = _File(path, "rb")
                 if len(self._files) > self._limit:
                     self._files.popitem(last=False)
             else:

@@ -37,6 +37,7 @@ _LOG = logging.getLogger(__name__)
 SIZES_FILE = "sizes.json"
 NUMBER_FILE = "nshards.txt"
 CLASS_NAMES_FILE = "classnames.txt"
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
 # Where the Hugging Face hub keeps tars, by split or not.
 _HUB_FOLDER = "data"
 
@@ -65,12 +66,14 @@ def open_pattern(pattern: str) -> DataSet:
         if not sum(counts[name]):
             problem = bytes(index_tar(paths[0]).problem.item()).decode("utf-8")
             raise ValueError(f"{paths[0]} holds no samples" + (f": {problem}" if problem else ""))
-    names = class_names(remote.path_of(pattern)) if _is_folder(pattern) else None
+    folder = remote.path_of(pattern) if _is_folder(pattern) else None
+    names = None if folder is None else class_names(folder)
     return DataSet(
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
         lambda name: TarSource(splits[name], counts[name], class_names=names or ()),
         class_names=names,
+        templates=None if folder is None else _lines_of(folder / TEMPLATES_FILE),
     )
 
 
@@ -86,7 +89,11 @@ def class_names(folder: Any) -> list[str] | None:
     Raises:
       ValueError: it is not UTF-8.
     """
-    file = folder / CLASS_NAMES_FILE
+    return _lines_of(folder / CLASS_NAMES_FILE)
+
+
+def _lines_of(file: Any) -> list[str] | None:
+    """The lines of a file that say anything; None if there is no such file or line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, NotADirectoryError):

@@ -93,6 +93,10 @@ class Data(abc.ABC):
     def split_classes(self, split: str) -> list[int] | None:
         """Labels that can occur in a split; None if that is not known."""
 
+    def templates(self) -> list[str] | None:
+        """Templates of prompts that the data set brings for its class names; None if none."""
+        return None
+
     @abc.abstractmethod
     def sample(self, split: str) -> list[tuple[int, int]]:
         """``(label, number of captions)`` of a few records of a split, read without decoding."""

@@ -33,12 +33,14 @@ def tidy(name: str) -> str:
     ``american_bulldog`` becomes ``american bulldog``, ``/a/apartment_building/outdoor`` (SUN397)
     ``apartment building outdoor``, ``001.Black_footed_Albatross`` (CUB) ``Black footed Albatross``,
     ``n02085620-Chihuahua`` (Stanford Dogs) ``Chihuahua``. A WordNet id alone gets its name in
-    ImageNet; other names stay as they are.
+    ImageNet; of a second class of one name, ``missile #2``, the number goes; other names stay as
+    they are.
     """
     if _WORDNET_ID.fullmatch(name):
         return imagenet().get(name, name)
     result = re.sub(r"^/[a-z]/(?=.)", "", name)
     result = re.sub(r"^(n\d{8}-|\d{3}\.)(?=[^\d\s])", "", result)
+    result = re.sub(r" #\d+$", "", result)
     result = re.sub(r"[_/\s]+", " ", result).strip()
     return result or name
 

@@ -57,6 +57,9 @@ class StoredData(Data):
     def split_classes(self, split: str) -> list[int] | None:
         return self._data_set.split_classes(split)
 
+    def templates(self) -> list[str] | None:
+        return self._data_set.templates
+
     def sample(self, split: str) -> list[tuple[int, int]]:
         from jaxclip.data.record import Record
 

@@ -13,6 +13,8 @@ from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.class_names import ClassNames
 from jaxclip.evaluate.templates import Templates
 
+OWN_TEMPLATES = "own"
+
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Evaluator):
@@ -21,7 +23,8 @@ class ZeroShot(Evaluator):
     Attributes:
       class_names: the classes that compete: ``""`` for the data set's own names, tidied; else as
         :func:`jaxclip.evaluate.class_names.resolve` takes them.
-      templates: as :func:`jaxclip.evaluate.templates.resolve` takes them.
+      templates: ``"own"`` for those that the data set brings, as CLIP_benchmark's do; else as
+        :func:`jaxclip.evaluate.templates.resolve` takes them.
       ks: cut-offs: an image counts at k if its class is among the k best.
     """
 
@@ -36,7 +39,7 @@ class ZeroShot(Evaluator):
         """Refuse wrong options, and a split without labels or with labels that have no name."""
         ranking.check_cutoffs(self.ks)
         names = self.names(data)
-        self._prompts(names)
+        self.prompts(data)
         if data.class_names() is not None:
             return
         # Nothing says which labels there are but the records themselves.
@@ -53,7 +56,7 @@ class ZeroShot(Evaluator):
         """``top1``, ``top5``, ``num_examples``, ``num_classes``; images of classes that do not
         compete do not count."""
         names = self.names(data)
-        prompts = self._prompts(names)
+        prompts = self.prompts(data)
         embedded = model.texts([prompt for each in prompts for prompt in each])
         classes = class_embeddings(embedded, [len(each) for each in prompts])
         images = data.images(model)
@@ -73,8 +76,17 @@ class ZeroShot(Evaluator):
             self.class_names, data.class_names(), occurring, what=f"data set {data.name!r}"
         )
 
-    def _prompts(self, names: dict[int, str]) -> list[list[str]]:
-        return templates.prompts(list(names.values()), templates.resolve(self.templates))
+    def prompts(self, data: Data) -> list[list[str]]:
+        """The prompts of each class that competes, in the order of :meth:`names`."""
+        given = self.templates
+        if given == OWN_TEMPLATES:
+            given = data.templates() or ()
+            if not given:
+                raise ValueError(
+                    f"data set {data.name!r} brings no templates; give templates a set "
+                    f"({', '.join(templates.TEMPLATES)}), a template or a file"
+                )
+        return templates.prompts(list(self.names(data).values()), templates.resolve(given))
 
 
 class Counts(NamedTuple):

@@ -10,22 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip import storage
 from jaxclip.inference import embed, reinforce, search
 from jaxclip.inference.model import Model, load
-from jaxclip.inference.pictures import open_pictures
+from jaxclip.inference.pictures import Pictures, open_pictures
 
 logger = logging.getLogger("jaxclip")
 
 
 def run_embed(args: argparse.Namespace) -> int:
     """Embed pictures into a folder."""
+    # Weights take longest: everything else that may be wrong comes first.
+    part, pictures = _part(args.part), open_pictures(args.images)
+    storage.check_place(args.to)
     summary = embed.embed_images(
         _model(args),
-        open_pictures(args.images),
+        pictures,
         args.to,
         batch_size=args.batch_size,
         shard_size=args.shard_size,
-        part=_part(args.part),
+        part=part,
         report=logger.info,
     )
     bad = "".join(f", {count} {reason}" for reason, count in sorted(summary.bad.items()))
@@ -36,8 +40,9 @@ def run_embed(args: argparse.Namespace) -> int:
 
 def run_search(args: argparse.Namespace) -> int:
     """Print the pictures that a text describes best."""
+    pictures = _pictures(args)
     model = _model(args)
-    ids, embeddings = _embeddings(args, model)
+    ids, embeddings = _embeddings(args, pictures, model)
     for hit in search.search(model, args.text, ids, embeddings, top=args.top):
         print(f"{hit.score:.4f}\t{hit.id}")
     return 0
@@ -45,9 +50,11 @@ def run_search(args: argparse.Namespace) -> int:
 
 def run_classify(args: argparse.Namespace) -> int:
     """Print the likeliest class of each picture."""
-    model = _model(args)
     names = [name.strip() for name in args.classes.split(",") if name.strip()]
-    ids, embeddings = _embeddings(args, model)
+    search.check_classes(names)
+    pictures = _pictures(args)
+    model = _model(args)
+    ids, embeddings = _embeddings(args, pictures, model)
     found = search.class_probabilities(model, names, embeddings, templates=args.templates)
     for identity, row in zip(ids, found, strict=True):
         best = np.argsort(-row, kind="stable")[: args.top]
@@ -82,17 +89,25 @@ def _model(args: argparse.Namespace) -> Model:
     return model
 
 
-def _embeddings(args: argparse.Namespace, model: Model) -> tuple[list[str], np.ndarray]:
-    """Of ``--embeddings``, checked against the weights, or of ``--images``, made now."""
+def _pictures(args: argparse.Namespace) -> Pictures | None:
+    """Those of ``--images``; None with ``--embeddings``, which are there then."""
     if bool(args.images) == bool(args.embeddings):
         raise ValueError("name either --images or --embeddings")
-    if args.embeddings:
+    if args.images:
+        return open_pictures(args.images)
+    embed.check_embeddings(args.embeddings)
+    return None
+
+
+def _embeddings(
+    args: argparse.Namespace, pictures: Pictures | None, model: Model
+) -> tuple[list[str], np.ndarray]:
+    """Of pictures, made now, or of ``--embeddings``, checked against the weights."""
+    if pictures is None:
         embed.check_weights(args.embeddings, model)
         return embed.read_embeddings(args.embeddings)
     with tempfile.TemporaryDirectory() as folder:
-        summary = embed.embed_images(
-            model, open_pictures(args.images), folder, batch_size=args.batch_size
-        )
+        summary = embed.embed_images(model, pictures, folder, batch_size=args.batch_size)
         for reason, count in summary.bad.items():
             logger.warning("%d pictures were left out: %s", count, reason)
         return embed.read_embeddings(pathlib.Path(folder))

@@ -112,6 +112,7 @@ def read_embeddings(folder: str | os.PathLike[str]) -> tuple[list[str], np.ndarr
     Raises:
       ValueError: there are none.
     """
+    check_embeddings(folder)
     place = pathlib.Path(folder).expanduser()
     ids: list[str] = []
     arrays = []
@@ -120,9 +121,14 @@ def read_embeddings(folder: str | os.PathLike[str]) -> tuple[list[str], np.ndarr
         arrays.append(
             np.load(place / file.name.replace("ids_", "embeddings_").replace("jsonl", "npy"))
         )
-    if not arrays:
-        raise ValueError(f"{place} holds no embeddings; `jaxclip embed` makes them")
     return ids, np.concatenate(arrays)
+
+
+def check_embeddings(folder: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a folder without any embeddings."""
+    place = pathlib.Path(folder).expanduser()
+    if not any(place.glob("ids_*.jsonl")):
+        raise ValueError(f"{place} holds no embeddings; `jaxclip embed` makes them")
 
 
 def check_weights(folder: str | os.PathLike[str], model: Model) -> None:

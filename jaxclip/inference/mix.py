@@ -39,7 +39,7 @@ def wise_ft(before: PathLike, after: PathLike, to: PathLike, alpha: float) -> st
     target = export.check_free(to)
     if not 0 <= alpha <= 1:
         raise ValueError(f"--alpha {alpha} must be from 0 (before) to 1 (after)")
-    sources, models = _read([before, after])
+    sources, models = _read([before, after], ("--before", "--after"))
     mixed = surgery.wise_ft(models[0], models[1], alpha)
     count = convert.write_workdir(sources[1].config, mixed, target)
     return (
@@ -163,13 +163,20 @@ def chosen(metrics: Mapping[str, float], task: str, metric: str = "") -> float:
     raise ValueError(f"--task {task!r} has no metric {end!r}{hint(end, list(metrics))}")
 
 
-def _read(paths: Sequence[PathLike]) -> tuple[list[init_from.Source], list[Params]]:
+def _read(
+    paths: Sequence[PathLike], options: Sequence[str] = ()
+) -> tuple[list[init_from.Source], list[Params]]:
     """Models of one architecture, with the heads of objectives that all of them have.
+
+    Args:
+      paths: workdirs, or published weights.
+      options: which option of the command line named each, for errors; default: ``--from``.
 
     Raises:
       ValueError: they differ; names the first difference.
     """
-    sources = [init_from.open_source(path, "--from") for path in paths]
+    options = options or ["--from"] * len(paths)
+    sources = [init_from.open_source(*each) for each in zip(paths, options, strict=True)]
     first = towers.model_sizes(sources[0].config)
     for source in sources[1:]:
         sizes = towers.model_sizes(source.config)

@@ -390,7 +390,7 @@ def _hint_of_weights(path: str) -> str:
     near = nearest(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else ())
     if near and not nearest(path, presets.names()):
         return f"; did you mean {os.path.join(folder, near)!r}?"
-    return hint(path, presets.names()) if not folder else ""
+    return hint(path, presets.names(), listed_by=presets.LISTED_BY) if not folder else ""
 
 
 def _sized(sizes: models.CLIPConfig) -> dict[str, Any]:

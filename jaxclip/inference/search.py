@@ -74,6 +74,12 @@ def search(
     return [Hit(ids[row], score) for row, score in rank(query, embeddings, top)]
 
 
+def check_classes(class_names: Sequence[str]) -> None:
+    """Raise ValueError for fewer than two classes."""
+    if len(class_names) < 2:
+        raise ValueError(f"--classes {','.join(class_names)!r}: name at least two, with commas")
+
+
 def class_probabilities(
     model: Model,
     class_names: Sequence[str],
@@ -95,8 +101,7 @@ def class_probabilities(
     Raises:
       ValueError: fewer than two classes, or bad templates.
     """
-    if len(class_names) < 2:
-        raise ValueError(f"--classes {','.join(class_names)!r}: name at least two, with commas")
+    check_classes(class_names)
     prompts = templates_lib.prompts(class_names, templates_lib.resolve(templates))
     texts = [prompt for each in prompts for prompt in each]
     encoded = [

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       ValueError: a mistake in the configuration or in ``--cell``, or a workdir in use.
     """
-    config = config_lib.resolve(config_file.load_file(args.config))
+    config = config_lib.resolve(config_file.load_file(args.config, "lab"))
     workdir = pathlib.Path(storage.absolute(args.workdir)) if args.workdir else None
     if args.cell is not None:
         return _one_cell(config, workdir, config_lib.parse_cell(args.cell, config))

@@ -112,7 +112,8 @@ def resolve(given: Mapping[str, Any]) -> Config:
     given = config_lib.to_plain(given)
     for key in given:
         if key not in DEFAULTS:
-            raise ValueError(f"unknown lab config key {key!r}{hint(key, DEFAULTS)}")
+            way = "; put it into 'train'" if key in TRAIN_KEYS else hint(key, DEFAULTS)
+            raise ValueError(f"unknown lab config key {key!r}{way}")
     config = {**copy.deepcopy(DEFAULTS), **given}
     for key, default in DEFAULTS.items():
         if type(config[key]) is not type(default):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from jaxclip.evaluate.sharpness.fixed_loss import TOWERS, Loss, Params
 from jaxclip.lab import sharpness_page
 from jaxclip.train import init_from, spike_files, state_io, towers
 from jaxclip.train.fixed_batches import fixed_batches
+
+logger = logging.getLogger("jaxclip")
 
 FOLDER = "sharpness"
 FILE_NAME = "sharpness.json"
@@ -182,6 +185,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("batches", "batch_size", "probes", "places"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.to:
+        storage.check_place(args.to)
     source, params = _read(args.workdir, "--workdir")
     other = _read(args.between, "--between")[1] if args.between else None
     if other is not None:
@@ -196,21 +201,28 @@ def run(args: argparse.Namespace) -> int:
     tool = Sharpness(source.config, batches, params.pop("logit_scale"), args.seed)
     if other is not None:
         other.pop("logit_scale")
+    measures: dict[str, tuple[str, Callable[[], Any]]] = {
+        "loss": ("loss", lambda: float(tool.loss(params))),
+        "adaptive": ("adaptive sharpness", lambda: tool.adaptive(params)),
+        "directions": ("sharpness along updates", lambda: tool.directions(params)),
+        "trace": ("trace of the Hessian", lambda: tool.traces(params, args.probes)),
+    }
+    if other is not None:
+        measures["between"] = (f"way from {args.between}", lambda: tool.between(other, params))
+    if args.landscape:
+        measures["landscape"] = ("landscape", lambda: tool.landscape(params, other, args.places))
     result: dict[str, Any] = {
         "workdir": str(args.workdir),
         "split": args.split or source.config["data"]["train_split"],
         "batches": int(count),
         "batch_size": int(size),
         "seed": args.seed,
-        "loss": float(tool.loss(params)),
-        "adaptive": tool.adaptive(params),
-        "directions": tool.directions(params),
-        "trace": tool.traces(params, args.probes),
     }
+    for number, (key, (what, measure)) in enumerate(measures.items(), start=1):
+        logger.info("%d of %d: %s", number, len(measures), what)  # each compiles for a while
+        result[key] = measure()
     if other is not None:
-        result["between"] = {"other": str(args.between), **tool.between(other, params)}
-    if args.landscape:
-        result["landscape"] = tool.landscape(params, other, args.places)
+        result["between"] = {"other": str(args.between), **result["between"]}
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_json(folder / FILE_NAME, spike_files.without_nan(result))
     page = sharpness_page.write(result, folder)

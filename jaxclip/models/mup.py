@@ -10,6 +10,7 @@ hidden kernels                    1 / fan_in          1 / m             here, by
 patch embedding, positions, …     as at the base      1                 their initialisers
 biases, gains                     0, 1                1
 projection to the joint space     1 / fan_in          1 / m             as hidden ones are
+router of experts                 0.02²               1 / m
 ================================  ==================  ================  ======================
 
 Attention scores are q·k sqrt(d₀) / d, with d the size of a head and d₀ that at the base. The output
@@ -27,9 +28,11 @@ import jax.numpy as jnp
 
 from jaxclip.models.presets import CLIPConfig
 
-# Matrices both of whose sides grow with the width, and the projection.
-HIDDEN = r"(attention|mlp|cross_attention)/(query|key|value|out|up|down)/kernel$"
-PROJECTION = r"projection/kernel$"
+# Matrices both of whose sides grow with the width (a router's inputs alone), and the projection.
+HIDDEN = (
+    r"(attention|cross_attention|mlp)/(experts/)?(query|key|value|out|up|gate|down|router)/kernel$"
+)
+PROJECTION = r"projection/((hidden|out)/)?kernel$"
 
 # Optimizers whose update does not grow with the gradient, element by element, as the table wants.
 OPTIMIZERS = (

@@ -17,7 +17,10 @@ from jaxclip.models.sizes import CLIPConfig, ImageConfig, TextConfig, image_clas
 from jaxclip.models.variants import VARIANTS
 from jaxclip.registry import hint
 
-__all__ = ["CLIPConfig", "ImageConfig", "TextConfig", "get", "image_class", "names"]
+__all__ = ["LISTED_BY", "CLIPConfig", "ImageConfig", "TextConfig", "get", "image_class", "names"]
+
+# The command that shows all presets, for errors.
+LISTED_BY = "jaxclip methods"
 
 
 def get(name: str) -> CLIPConfig:
@@ -27,7 +30,8 @@ def get(name: str) -> CLIPConfig:
       ValueError: there is none of that name; the message names the nearest.
     """
     if name not in _PRESETS:
-        raise ValueError(f"unknown model preset {name!r}{hint(name, names())}")
+        near = hint(name, names(), listed_by=LISTED_BY)
+        raise ValueError(f"unknown model preset {name!r}{near}")
     return _PRESETS[name]()
 
 

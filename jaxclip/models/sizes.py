@@ -18,7 +18,7 @@ from jaxclip.models._size_checks import (
 )
 from jaxclip.models.image_towers import TOWERS
 from jaxclip.models.text_towers import TEXT_TOWERS
-from jaxclip.registry import hint
+from jaxclip.registry import dependent, hint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,23 +97,23 @@ class ImageConfig:
     image_size: int = 224
     patch_size: int = 16
     stem: str = "patch"
-    stem_widths: tuple[int, ...] = ()
-    stem_depth: int = 1
+    stem_widths: tuple[int, ...] = dependent((), on="stem", values=("conv", "conv_bn"))
+    stem_depth: int = dependent(1, on="stem", values=("conv", "conv_bn"))
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_dim: int = 3072
     pool: str = "cls"
-    num_queries: int = 256
+    num_queries: int = dependent(256, on="pool", values=("queries",))
     class_token: bool = False
     pool_prefix: bool = False
-    pool_heads: int = 0
-    pool_mlp_dim: int = 0
+    pool_heads: int = dependent(0, on="pool", values=("map", "queries"))
+    pool_mlp_dim: int = dependent(0, on="pool", values=("map", "queries"))
     norm_after_pool: bool = False
     positions: str = "learned"
     rope: str = "none"
-    rope_grid: int = 0
-    rope_offset: float = 0.0
+    rope_grid: int = dependent(0, on="rope", values=("yx", "xy"))
+    rope_offset: float = dependent(0.0, on="rope", values=("yx", "xy"))
     pre_norm: bool = True
     patch_bias: bool = False
     activation: str = "gelu"
@@ -130,17 +130,17 @@ class ImageConfig:
     dropout: float = 0.0
     patch_dropout: float = 0.0
     first_layer: str = "plain"
-    tract_lambda: float = 0.1
+    tract_lambda: float = dependent(0.1, on="first_layer", values=("tract",))
     qk_norm: bool = False
     attention_soft_cap: float = 0.0
     layer_scale: float | None = None
     mup_base_width: int = 0
     mup_base_heads: int = 0
     num_experts: int = 0
-    expert_blocks: int = 0
-    experts_per_token: int = 2
-    expert_capacity: float = 0.0
-    class_position: bool = True
+    expert_blocks: int = dependent(0, on="num_experts")
+    experts_per_token: int = dependent(2, on="num_experts")
+    expert_capacity: float = dependent(0.0, on="num_experts")
+    class_position: bool = dependent(True, on="has_class_token", way="there is no class token")
     head_dim: int = 0
     kind: str = "vit"
 
@@ -226,13 +226,13 @@ class TextConfig:
     layer_scale: float | None = None
     mup_base_width: int = 0
     mup_base_heads: int = 0
-    eos_id: int = 0
+    eos_id: int = dependent(0, on="pool", values=("eos",))
     kind: str = "transformer"
-    num_positions: int = 0
+    num_positions: int = dependent(0, on="kind", values=("roberta",))
     num_experts: int = 0
-    expert_blocks: int = 0
-    experts_per_token: int = 2
-    expert_capacity: float = 0.0
+    expert_blocks: int = dependent(0, on="num_experts")
+    experts_per_token: int = dependent(2, on="num_experts")
+    expert_capacity: float = dependent(0.0, on="num_experts")
     head_dim: int = 0
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ from jaxclip.objectives._base import (
 from jaxclip.objectives._schedules import as_weight
 from jaxclip.registry import Registry
 
-REGISTRY = Registry("objective", "jaxclip.objectives")
+REGISTRY = Registry("objective", "jaxclip.objectives", listed_by="jaxclip methods")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Total:
     def row_needs(self) -> frozenset[str]:
         """Outputs that are used within a micro-batch."""
         return frozenset().union(*(term.objective.row_needs for term in self.terms))
+
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        """Names of the terms whose global loss sees both towers: they compare pairs of a batch."""
+        return tuple(t.name for t in self.terms if _sees_both_towers(t.objective.needs))
 
     @property
     def fields(self) -> dict[str, field_lib.Field]:
@@ -175,6 +180,10 @@ class Total:
         """
         for term in self.terms:
             term.objective.check_run(global_batch_size, teacher)
+
+
+def _sees_both_towers(needs: frozenset[str]) -> bool:
+    return {"image", "text"} <= {key.rpartition("/")[2].partition("_")[0] for key in needs}
 
 
 def _own(ctx: Context, name: str) -> Context:

@@ -30,8 +30,10 @@ class TinyCLIP(Affinity):
     A mask z of a head, of a hidden unit of an MLP, of a block's attention or MLP is hard concrete
     (Louizos et al. 2018, arXiv:1712.01312): z = clip(1.2 sigmoid((logit u + a) 3/2) - 0.1, 0, 1),
     P(z > 0) = sigmoid(a - 2/3 ln(0.1 / 1.1)), with one draw u for a step and a learned a. l1 and l2
-    grow by ``multiplier_rate`` (t - e): state, not parameters. The model itself is evaluated and
-    saved whole; ``jaxclip weights prune --score masks`` takes out what :meth:`masks` has at 0.
+    both grow by ``multiplier_rate`` max(t - e, 0) a step: state, not parameters (theirs are
+    parameters of an optimizer that ascends at the rate 0.02; plain ascent has the square for l2).
+    The model itself is evaluated and saved whole; ``jaxclip weights prune --score masks`` takes out
+    what :meth:`masks` has at 0.
 
     Theirs: stages t = 0.25, 0.5, 0.75, each from the pruned model of the one before
     (``init_from``), cut after 3000 to 8000 steps, then plain affinity; masks at a rate of 0.02
@@ -148,8 +150,8 @@ def expected_share(params: Params, sizes: CLIPConfig) -> jax.Array:
     kept, total = jnp.zeros(()), 0.0
     for tower in _TOWERS:
         config, p = getattr(sizes, tower), jax.tree.map(chance, params[tower])
-        head = 4.0 * config.width * (config.width // config.num_heads)
-        unit = 2.0 * config.width
+        head = 4.0 * config.width * config.head_size  # of a pruned tower not width / num_heads
+        unit = (3.0 if getattr(config, "mlp", "") == "gated" else 2.0) * config.width
         kept += jnp.sum(p["attention"] * jnp.sum(p["heads"], axis=1)) * head
         kept += jnp.sum(p["mlp"] * jnp.sum(p["units"], axis=1)) * unit
         total += config.depth * (config.num_heads * head + config.mlp_dim * unit)

@@ -61,6 +61,7 @@ from jaxclip.optim._norms import sum_or_nan as sum_or_nan
 from jaxclip.optim._norms import tensor_maxima as tensor_maxima
 from jaxclip.optim._norms import tensor_norms as tensor_norms
 from jaxclip.optim._norms import zero_or_nan as zero_or_nan
+from jaxclip.optim._unpack import side_by_side as side_by_side
 from jaxclip.optim._unpack import unpack as unpack
 from jaxclip.optim._unpack import unpack_columns as unpack_columns
 from jaxclip.optim._where import where as where

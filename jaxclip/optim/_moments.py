@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.optim import _base, _dtypes
-from jaxclip.optim._stacks import ENOUGH, Stacks
+from jaxclip.optim._stacks import ENOUGH, ENOUGH_BY_ONE_KERNEL, LEAST, Stacks
 from jaxclip.optim._together import together
 
 # A tree of bools (or a prefix of one), or a function from parameters to it.
@@ -303,20 +303,39 @@ def each_in_lists(
     Returns:
       Updates, first and second moments, as lists; and what the steps have seen, ``[num_tensors]``.
     """
-    columns: list[list[Any]] = [found.leaves, found.mu, found.nu, found.params]
-    kinds = [
-        (*(None if part is None else jax.typeof(part) for part in parts), dtype)
-        for *parts, dtype in zip(*columns, found.dtypes, strict=True)
-    ]
-    stacks = Stacks(found.leaves, kinds, least=ENOUGH)
+    stacks = stacks_of(found)
     steps = stacks.each(
         step,
-        *map(stacks.arrays, columns),
+        *map(stacks.arrays, _columns(found)),
         numbers=stacks.numbers(numbers) if numbers else None,
         static={"dtype": found.dtypes},
     )
     *results, seen = zip(*steps, strict=True)
     return stacks.tensors(results, count), list(stacks.matrix(list(zip(*seen, strict=True))))
+
+
+def stacks_of(found: Tensors, *, by_one_kernel: bool = False) -> Stacks:
+    """How the tensors of an optimizer's step are put together: small ones of which all is alike.
+
+    Args:
+      found: the tensors.
+      by_one_kernel: whether the step of small tensors is one kernel.
+    """
+    kinds = [
+        (*(None if part is None else jax.typeof(part) for part in parts), dtype)
+        for *parts, dtype in zip(*_columns(found), found.dtypes, strict=True)
+    ]
+    enough = min(ENOUGH, ENOUGH_BY_ONE_KERNEL) if by_one_kernel else ENOUGH
+    stacks = Stacks(found.leaves, kinds, least=enough)
+    if len(stacks) < len(found.leaves):
+        # What takes the stacks apart is there then, and others are cheap.
+        stacks = Stacks(found.leaves, kinds, least=min(enough, LEAST))
+    return stacks
+
+
+def _columns(found: Tensors) -> tuple[list[Any], ...]:
+    """Gradients, moments and parameters."""
+    return found.leaves, found.mu, found.nu, found.params
 
 
 def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:
@@ -328,12 +347,15 @@ def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:
     """
     sizes = np.asarray([leaf.size for leaf in found.leaves])
     (most,), (large,) = np.nonzero(sizes < _LARGE), np.nonzero(sizes >= _LARGE)
-    places = [at for at in (most, *large.reshape(-1, 1)) if at.size]
     names = ("leaves", "mu", "nu", "params", "dtypes")
 
     def part(at: np.ndarray) -> Tensors:
         return found._replace(**{n: [getattr(found, n)[i] for i in at] for n in names})
 
+    # In their stacks' order, which no vector has then to be brought into.
+    if most.size:
+        most = most[stacks_of(part(most), by_one_kernel=True).order]
+    places = [at for at in (most, *large.reshape(-1, 1)) if at.size]
     return [(at, part(at)) for at in places]
 
 

@@ -64,6 +64,7 @@ def check_known(
     *,
     extra: Collection[str] = (),
     hidden: Collection[str] = (),
+    elsewhere: Collection[str] = (),
 ) -> None:
     """Refuse options that a factory does not take, and the lack of those it must have.
 
@@ -74,6 +75,7 @@ def check_known(
       factory: any callable with a signature.
       extra: further option names, handled by the caller.
       hidden: arguments of the factory that the caller gives.
+      elsewhere: what is no option here, but may have been meant.
 
     Raises:
       ValueError: an unknown option, naming the nearest one, or a missing one.
@@ -82,7 +84,8 @@ def check_known(
     known = [*(name for name in defaults if name not in hidden), *extra]
     for option in options:
         if option not in known:
-            raise ValueError(f"{key}.{option}: {name!r} has no such option{hint(option, known)}")
+            near = hint(option, [*known, *elsewhere])
+            raise ValueError(f"{key}.{option}: {name!r} has no such option{near}")
     for option, default in defaults.items():
         if default is REQUIRED and option not in hidden and option not in options:
             raise ValueError(f"{key}.{option} is required by {name!r}; set it")

@@ -8,7 +8,7 @@ kernel with all that its operands are computed from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -62,6 +62,47 @@ def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
         return plainly(inputs)  # step by step, nothing is compiled together
     return lax.platform_dependent(inputs, cpu=by_a_reduction, default=plainly)
+
+
+def in_one_kernel(function: Callable[..., S], *tensors: jax.Array | None) -> S:
+    """What a function of small tensors gives; on CPUs all of it from one kernel.
+
+    As :func:`together`. Other kernels take the results, and do not compute them.
+
+    Args:
+      function: of the tensors, element by element. All that it gives is of their shape.
+      *tensors: of one shape, or ``None``.
+    """
+
+    def by_a_reduction(*given: jax.Array | None) -> S:
+        results: list[jax.Array]
+        treedef: Any
+        pairs = jax.tree.map(lambda leaf: _first_of_two(leaf, leaf.shape), given)
+        results, treedef = jax.tree.flatten(jax.vmap(function)(*pairs))
+        return treedef.unflatten(_sums_of_first(results))
+
+    return lax.platform_dependent(*tensors, cpu=by_a_reduction, default=function)
+
+
+def settled(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays of one shape, for other kernels to take and not to compute; for CPUs only.
+
+    All by one kernel, which also has what they are computed from, if they end in no division.
+    """
+    return _sums_of_first([jnp.broadcast_to(array, (2, *array.shape)) for array in arrays])
+
+
+def _sums_of_first(pairs: Sequence[jax.Array]) -> list[jax.Array]:
+    """The first of each pair ``[2, ...]`` of arrays of one shape, by a reduction."""
+    # That has results of one floating type.
+    floats = [pair.dtype for pair in pairs if jnp.issubdtype(pair.dtype, jnp.floating)]
+    dtypes = [jnp.result_type(*floats) if pair.dtype in floats else pair.dtype for pair in pairs]
+    terms = [
+        _masked(pair.astype(dtype), pair.shape[1:])
+        for pair, dtype in zip(pairs, dtypes, strict=True)
+    ]
+    sums = lax.reduce(terms, [np.zeros((), dtype) for dtype in dtypes], _add_each, (0,))
+    return [found.astype(pair.dtype) for found, pair in zip(sums, pairs, strict=True)]
 
 
 def _first_of_two(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:

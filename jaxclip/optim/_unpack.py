@@ -7,6 +7,7 @@ and not as ``vector[i]``, which would make ``i`` a constant of it: 300 tensors w
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jaxclip.optim import _together
 
 # So many numbers are looked up in a sum over all of them, more in two steps.
 _AT_ONCE = 128
@@ -49,10 +52,14 @@ def computed_once(values: jax.Array) -> jax.Array:
 
 def _by_sum(array: jax.Array) -> jax.Array:
     """The same numbers by a sum over two, one of which is zero; kernels do not do it themselves."""
+    return lax.reduce(_first_of_two(array), jnp.zeros((), array.dtype), lax.add, (0,))
+
+
+def _first_of_two(array: jax.Array) -> jax.Array:
+    """``[2, ...]``: the array, and zeros."""
     pair = lax.broadcast(array, (2,))
     chosen = lax.broadcast_in_dim(np.asarray([True, False]), pair.shape, (0,))
-    first = lax.select(chosen, pair, lax.full_like(pair, 0))
-    return lax.reduce(first, jnp.zeros((), array.dtype), lax.add, (0,))
+    return lax.select(chosen, pair, lax.full_like(pair, 0))
 
 
 def unpack(vector: jax.Array) -> list[jax.Array]:
@@ -156,7 +163,9 @@ def _sum_where(chosen: np.ndarray, table: jax.Array, axes: tuple[int, ...]) -> j
     return lax.reduce(terms, jnp.zeros((), table.dtype), lax.add, axes)
 
 
-def unstack(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
+def unstack(
+    arrays: Sequence[jax.Array], count: jax.Array, settled: bool = False
+) -> list[list[jax.Array]]:
     """The slices of arrays along their first axes.
 
     On CPUs those of one shape come from one kernel that is told where to begin: with its place a
@@ -165,10 +174,12 @@ def unstack(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Arra
     Args:
       arrays: [k, ...], of number types.
       count: int32, zero or more, but known only when the program runs.
+      settled: whether other kernels take the arrays as they are, and do not compute them.
     """
     if not arrays:
         return []
-    return lax.platform_dependent(arrays, count, cpu=_by_places, default=_by_index)
+    by_places = functools.partial(_by_places, settled=settled)
+    return lax.platform_dependent(arrays, count, cpu=by_places, default=_by_index)
 
 
 def _by_index(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
@@ -177,15 +188,33 @@ def _by_index(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Ar
     return [[array[i] for i in range(array.shape[0])] for array in arrays]
 
 
-def _by_places(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
-    """As :func:`unstack`, by places each of which is the one before plus one."""
-    one = _by_sum(jnp.minimum(count, 0) + 1)
-    # A division, for that is done once: a sum would be done anew in all kernels that need it.
-    places = [lax.div(one - 1, one)]
-    while len(places) < max(array.shape[0] for array in arrays):
-        places.append(lax.div(places[-1] + one, one))
-    settled = map(_by_sum, arrays)
-    return [[_at(array, place) for place in places[: array.shape[0]]] for array in settled]
+def _by_places(
+    arrays: Sequence[jax.Array], count: jax.Array, settled: bool
+) -> list[list[jax.Array]]:
+    """As :func:`unstack`, by places that XLA does not know.
+
+    Each is the element of an array that a zero says which XLA does not know to be zero. Numbers
+    would be constants of the kernels.
+    """
+    zero = _by_sum(jnp.minimum(count, 0))
+    places = [
+        _at(jnp.asarray([i, -1], jnp.int32), zero)
+        for i in range(max(array.shape[0] for array in arrays))
+    ]
+    if not settled:
+        arrays = _settled_by_shape(arrays)
+    return [[_at(array, place) for place in places[: array.shape[0]]] for array in arrays]
+
+
+def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """As ``_together.settled``, for arrays of several shapes."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, array in enumerate(arrays):
+        shapes.setdefault(array.shape, []).append(i)
+    found: dict[int, jax.Array] = {}
+    for group in shapes.values():
+        found.update(zip(group, _together.settled([arrays[i] for i in group]), strict=True))
+    return [found[i] for i in range(len(arrays))]
 
 
 def _at(array: jax.Array, place: jax.Array) -> jax.Array:

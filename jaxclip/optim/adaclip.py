@@ -86,7 +86,9 @@ def adaclip(theta: _base.Hyperparameter = 0.999) -> optax.GradientTransformation
 
     def decide(largest: jax.Array, state: AdaclipState, fresh: jax.Array) -> _clipper.Decision:
         seen = state.count + 1 - state.nonfinite_count
-        maximum, bound = average_maximum(state.maximum, largest, fresh, seen)
+        maximum, bound = average_maximum(
+            state.maximum, largest, fresh, _base.bias_correction(fresh, seen)
+        )
         clipped = largest > bound
         factor = jnp.where(clipped, _base.safe_divide(bound, largest, 1.0), 1.0)
         return _clipper.Decision(
@@ -109,7 +111,7 @@ def _scale_above(leaf: jax.Array, factor: jax.Array, bound: jax.Array) -> jax.Ar
 
 
 def average_maximum(
-    maximum: jax.Array, largest: jax.Array, fresh: jax.Array, seen: jax.Array
+    maximum: jax.Array, largest: jax.Array, fresh: jax.Array, correction: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """M after one more value, and M̂.
 
@@ -117,9 +119,9 @@ def average_maximum(
       maximum: M before.
       largest: s, the value.
       fresh: 1 - θ.
-      seen: number of values, this one included.
+      correction: what M has to be divided by, from ``_base.bias_correction``.
     """
     # As a step towards the new value, so that large values do not overflow.
     maximum = maximum + fresh * (largest - maximum)
     # Not divided by it: of a quotient that is used more than once XLA makes a kernel of its own.
-    return maximum, maximum * (1 / _base.bias_correction(fresh, seen))
+    return maximum, maximum * (1 / correction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -108,12 +109,11 @@ def adagn(
     def decide(
         norms: jax.Array, state: AdagnState, values: tuple[jax.Array, jax.Array, jax.Array]
     ) -> _clipper.Decision:
+        *fresh, own_eps = values
+        clock = state.count + 1 - state.nonfinite_count
+        corrections = [_base.bias_correction(part, clock) for part in fresh]
         first, second, target = average_norms(
-            state.first,
-            state.second,
-            norms,
-            *values,
-            state.count + 1 - state.nonfinite_count,
+            state.first, state.second, norms, fresh, own_eps, corrections
         )
         factor = _base.safe_divide(target, norms, 0.0).astype(norms.dtype)
         return _clipper.Decision(
@@ -131,10 +131,9 @@ def average_norms(
     first: jax.Array,
     second: jax.Array,
     norms: jax.Array,
-    fresh1: jax.Array,
-    fresh2: jax.Array,
+    fresh: Sequence[jax.Array],
     eps: jax.Array,
-    seen: jax.Array,
+    corrections: Sequence[jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """a and b after one more norm, and the norm that the tensor gets.
 
@@ -142,17 +141,16 @@ def average_norms(
       first: a before.
       second: b before.
       norms: n, the norm.
-      fresh1: 1 - gamma1.
-      fresh2: 1 - gamma2.
+      fresh: 1 - gamma1 and 1 - gamma2.
       eps: ε.
-      seen: number of norms, this one included.
+      corrections: what a and b have to be divided by, from ``_base.bias_correction``.
     """
     fed = jnp.minimum(norms, _base.LARGEST_SQUARABLE)
-    first = first + fresh1 * (fed - first)
-    second = second + fresh2 * (jnp.square(fed) - second)
+    first = first + fresh[0] * (fed - first)
+    second = second + fresh[1] * (jnp.square(fed) - second)
     # Not divided by it: of a quotient that is used more than once XLA makes a kernel of its own.
-    mean = first * (1 / _base.bias_correction(fresh1, seen))
-    root = jnp.sqrt(second / _base.bias_correction(fresh2, seen))
+    mean = first * (1 / corrections[0])
+    root = jnp.sqrt(second / corrections[1])
     # Norms below 1e-19 have squares of zero: with eps = 0 their ratio is that of equal norms.
     ratio = jnp.where(mean > 0, 1.0, 0.0)
     nonzero = root + eps > 0

@@ -316,7 +316,12 @@ def _optimizer(
             f"optim.weight_decay={config['weight_decay']}, but {name!r} has no decoupled weight "
             f"decay; set it to 0, or {way}"
         )
-    _sections.check_known("optim", name, options, factory, extra=_SECTIONS, hidden=_GIVEN)
+    _sections.check_known(
+        *("optim", name, options, factory),
+        extra=_SECTIONS,
+        hidden=_GIVEN,
+        elsewhere=("schedule.warmup_steps",),
+    )
     if not _sections.is_outside(name):
         _sections.check_moments(options)
 

@@ -126,12 +126,10 @@ def gradient_stabilizer(
     ) -> _clipper.Decision:
         present = norms > 0
         seen = _base.increment_where(state.seen, present)
+        *fresh, own_eps = values
+        corrections = [_base.bias_correction(part, jnp.maximum(seen, 1)) for part in fresh]
         first, second, target = average_norms(
-            state.first,
-            state.second,
-            norms,
-            *values,
-            jnp.maximum(seen, 1),
+            state.first, state.second, norms, fresh, own_eps, corrections
         )
         # A silent tensor has no norm to be given.
         target = jnp.where(present, target, 0.0).astype(norms.dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -251,9 +250,6 @@ def _stable_spam(
         interval = jnp.asarray(reset_interval).astype(jnp.int32)
         if not found.leaves:
             return updates, state._replace(count=optax.safe_increment(count))
-        step = functools.partial(
-            _stable_spam_step.step, shared=shared, positive=_moments.known_positive(eps)
-        )
         before = [state.maximum, state.first, state.second, clock.astype(dtype)]
         rows: list[jax.Array] = []
         done: list[tuple[Any, ...]] = []
@@ -264,11 +260,12 @@ def _stable_spam(
                 rows = rows or _base.unpack_columns(before)
                 values = list(rows[at[0]].reshape(-1, 1))
             else:
-                values = before if len(at) == len(found.leaves) else [x[at] for x in before]
+                values = _at(before, at)
             maximum, first, second, number = values
             own = _stable_spam_step.Averages(maximum, first, second, number.astype(jnp.int32))
-            numbers, seen = _stable_spam_step.numbers_of(part.leaves, own, shared, interval)
-            lists, _ = _moments.each_in_lists(step, part, count, numbers)
+            lists, seen = _stable_spam_step.step_all(
+                part, own, shared, interval, count, _moments.known_positive(eps)
+            )
             done.append((*lists, *seen))
             order.extend(at)
         where = np.argsort(order)
@@ -277,10 +274,7 @@ def _stable_spam(
             found.treedef.unflatten([[x for part in column for x in part][i] for i in where])
             for column in columns[:3]
         )
-        vectors = [
-            column[0] if len(done) == 1 else jnp.concatenate(column)[where]
-            for column in columns[3:]
-        ]
+        vectors = _at([jnp.concatenate(column) for column in columns[3:]], where)
         names = ("maximum", "first", "second", "threshold", "nonfinite_count")
         kept = {name: getattr(state, name) for name in names}
         fields = together(_settle, (vectors, kept), state.norm.shape)
@@ -288,6 +282,13 @@ def _stable_spam(
         return out, new_state
 
     return optax.GradientTransformation(init_fn, _base.own_promotion(update_fn))
+
+
+def _at(vectors: list[jax.Array], places: np.ndarray) -> list[jax.Array]:
+    """Vectors ``[n]`` of one dtype with their entries at places of the order."""
+    if np.array_equal(places, np.arange(vectors[0].size)):
+        return vectors
+    return list(_base.side_by_side(vectors).at[:, places].get(mode="promise_in_bounds"))
 
 
 def _settle(inputs: tuple[list[jax.Array], dict[str, jax.Array]]) -> dict[str, jax.Array]:

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
+from jaxclip.parallel import waiting
+
 logger = logging.getLogger("jaxclip")
 
 # What the launch scripts set (launch/local_processes.sh, launch/slurm.sh, launch/gke/).
@@ -69,12 +71,14 @@ def initialize_distributed(
       heartbeat_timeout_seconds: a process silent for so long counts as dead, and JAX ends the
         others (by SIGABRT, with a line that names the process). They learn of one that ended,
         rather than hung, as soon as its connections close.
-      initialization_timeout_seconds: how long to wait for all processes to appear.
+      initialization_timeout_seconds: how long to wait for all processes to appear. A line on
+        standard error says after 10 s what is waited for; when the time is up another one does, and
+        the process ends with status 1, where JAX would abort it.
       shutdown_timeout_seconds: how long a process that has finished waits for the others.
 
     Raises:
       ValueError: some of the three are given and others not, or they make no sense.
-      RuntimeError: JAX has computed something already, or not all processes appeared in time.
+      RuntimeError: JAX has computed something already.
     """
     timeouts: dict[str, Any] = {
         "heartbeat_timeout_seconds": heartbeat_timeout_seconds,
@@ -91,7 +95,9 @@ def initialize_distributed(
     if given is not None:
         if given["num_processes"] > 1:
             # "deactivate": what Slurm or Kubernetes have in the environment is of no concern here.
-            jax.distributed.initialize(**given, **timeouts, cluster_detection_method="deactivate")
+            hint = f"for one process alone give no {_how('num_processes')}"
+            with waiting.told(timeouts, hint) as longer:
+                jax.distributed.initialize(**given, **longer, cluster_detection_method="deactivate")
     elif _count("SLURM_NTASKS") > 1 and "SLURM_STEP_NODELIST" in os.environ:
         _join("SLURM_NTASKS", "slurm", _slurm_devices(), timeouts)
     elif _count("OMPI_COMM_WORLD_SIZE") > 1:
@@ -119,8 +125,14 @@ def explain_loss(error: BaseException) -> str:
     Returns:
       A sentence; empty where the error is of this process's own making.
     """
-    causes = list(_causes(error))
-    if not any(phrase in str(cause).lower() for cause in causes for phrase in _LOST):
+    # A store that is gone says the same, as an OSError, and what is built around that repeats it.
+    ours: set[str] = set()
+    others: set[str] = set()
+    for cause in _causes(error):
+        found = {phrase for phrase in _LOST if phrase in str(cause).lower()}
+        is_other = isinstance(cause, OSError) or getattr(cause, "explained", False)
+        (others if is_other else ours).update(found)
+    if not ours - others:
         return ""
     lines = str(error).strip().splitlines() or [""]
     return (
@@ -201,7 +213,7 @@ def _count(variable: str) -> int:
 
 
 def _join(
-    says_several: str, method: str, devices: list[int] | None, timeouts: Mapping[str, Any]
+    says_several: str, method: str, devices: list[int] | None, timeouts: dict[str, Any]
 ) -> None:
     """Join the processes that a scheduler's variables describe.
 
@@ -210,9 +222,11 @@ def _join(
         several processes.
     """
     try:
-        jax.distributed.initialize(
-            **timeouts, cluster_detection_method=method, local_device_ids=devices
-        )
+        hint = f"{says_several}={os.environ[says_several]}; unset it for one process alone"
+        with waiting.told(timeouts, hint) as longer:
+            jax.distributed.initialize(
+                **longer, cluster_detection_method=method, local_device_ids=devices
+            )
     except KeyError as error:
         raise ValueError(
             f"{says_several}={os.environ[says_several]} says that this is one of several processes,"
@@ -275,9 +289,10 @@ def _visible_gpus() -> int | None:
     return None
 
 
-def _join_tpu_slice(timeouts: Mapping[str, Any]) -> None:
+def _join_tpu_slice(timeouts: dict[str, Any]) -> None:
     try:
-        jax.distributed.initialize(**timeouts)
+        with waiting.told(timeouts, "the TPU's metadata names several hosts") as longer:
+            jax.distributed.initialize(**longer)
     except ValueError as error:
         # JAX's way to say that nothing told it of a slice: a TPU host that stands alone.
         logger.info("no TPU slice found (%s): one process", error)

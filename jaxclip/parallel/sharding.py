@@ -33,7 +33,8 @@ class Rule(NamedTuple):
         the dimensions to the right are not sharded. A leading ``"..."`` aligns the rest with the
         last dimensions.
       fill: mesh axis over which the largest dimension that is still free and divides is sharded,
-        in arrays of at least ``MIN_FILL_SIZE`` elements; None for none.
+        in arrays of at least ``MIN_FILL_SIZE`` elements; where dimensions are free but none
+        divides, the largest sharded one that does is cut once more. None for none.
     """
 
     pattern: str
@@ -221,10 +222,16 @@ def _fill(
     if rule.fill is None or math.prod(shape) < MIN_FILL_SIZE:
         return tuple(filled)
     pieces = mesh.shape[rule.fill]
-    free = [d for d, e in enumerate(filled) if e is None and shape[d] % pieces == 0]
-    if free:
-        # Of equally large dimensions the last: it is the one that lies contiguous in memory.
-        filled[max(free, key=lambda d: (shape[d], d))] = rule.fill
+    # Of equally large dimensions the last: it is the one that lies contiguous in memory.
+    by_size = sorted(range(len(shape)), key=lambda d: (shape[d], d), reverse=True)
+    for dim in by_size:
+        if filled[dim] is None and shape[dim] % pieces == 0:
+            filled[dim] = rule.fill
+            return tuple(filled)
+    for dim in by_size if None in filled else ():  # RoBERTa's 50265 tokens, which no axis divides
+        if filled[dim] is not None and shape[dim] % (pieces * _pieces(filled[dim], mesh)) == 0:
+            filled[dim] = (*_axes((filled[dim],)), rule.fill)
+            break
     return tuple(filled)
 
 

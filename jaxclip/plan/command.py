@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from etils import epath
+
+from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.plan import measure, planner, report, topology
 from jaxclip.plan.planner import Change, Plan
@@ -14,6 +17,9 @@ from jaxclip.plan.program import Cache
 
 def run(args: argparse.Namespace, config: Config) -> int:
     """Plan, print and save; returns the exit status, 1 if the step does not fit."""
+    if args.output and (problem := storage.probe(epath.Path(args.output))):
+        raise ValueError(f"--output: {problem}")
+    counts = [_count(n) for n in args.sweep_micro_batches.split(",")]
     if args.topology:
         place = topology.get(args.topology)
     else:
@@ -24,7 +30,9 @@ def run(args: argparse.Namespace, config: Config) -> int:
         return planner.make_plan(changed, place, cache=cache)
 
     if args.sweep:
-        return _sweep(args, config, plan_of, len(place.devices))
+        remats = args.sweep_remat.split(",")
+        changes = list(planner.sweep_changes(len(place.devices), remats, counts))
+        return _sweep(args, config, changes, plan_of)
     plan = plan_of(config)
     print(report.text(plan))
     notes = []
@@ -58,11 +66,11 @@ def _remedy(config: Config, plan_of: Callable[[Config], Plan]) -> str:
 
 
 def _sweep(
-    args: argparse.Namespace, config: Config, plan_of: Callable[[Config], Plan], num_devices: int
+    args: argparse.Namespace,
+    config: Config,
+    changes: list[Change],
+    plan_of: Callable[[Config], Plan],
 ) -> int:
-    remats = args.sweep_remat.split(",")
-    counts = [int(n) for n in args.sweep_micro_batches.split(",")]
-    changes = planner.sweep_changes(num_devices, remats, counts)
     ranked = planner.sweep(config, changes, plan_of, on_try=_print_try)
     if not ranked:
         print("nothing fits")
@@ -75,9 +83,15 @@ def _sweep(
     return 0
 
 
-def _print_try(change: Change, plan: Plan | None) -> None:
-    if plan is None:
-        answer = "can't be built"
+def _count(text: str) -> int:
+    if not text.strip().isdigit() or not int(text):
+        raise ValueError(f"--sweep_micro_batches: {text!r} is no number of micro-batches; use 1,4")
+    return int(text)
+
+
+def _print_try(change: Change, plan: Plan | ValueError) -> None:
+    if isinstance(plan, ValueError):
+        answer = f"can't be built: {plan}"
     elif plan.refusal is not None:
         answer = "refused"
     else:

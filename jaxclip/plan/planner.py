@@ -299,7 +299,7 @@ def remedies(
     config: Config,
     plan_of: Callable[[Config], Plan],
     *,
-    on_try: Callable[[Change, Plan | None], None] = lambda change, plan: None,
+    on_try: Callable[[Change, Plan | ValueError], None] = lambda change, plan: None,
 ) -> Change | None:
     """Find out by trying which switch makes a configuration fit that does not.
 
@@ -308,7 +308,7 @@ def remedies(
     Args:
       config: what was refused.
       plan_of: plans a configuration.
-      on_try: called with every change that was tried and its plan (None: it can't be built).
+      on_try: called with every change that was tried and its plan, or why it can't be built.
 
     Returns:
       The change that fits, or None.
@@ -323,8 +323,8 @@ def remedies(
                 continue  # tried alone already
             try:
                 plan = plan_of(changed(config, change))
-            except ValueError:
-                on_try(change, None)
+            except ValueError as error:
+                on_try(change, error)
                 if stacked:
                     together = {k: v for k, v in together.items() if k not in remedy}
                 continue
@@ -357,9 +357,9 @@ def sweep(
     changes: Iterable[Change],
     plan_of: Callable[[Config], Plan],
     *,
-    on_try: Callable[[Change, Plan | None], None] = lambda change, plan: None,
+    on_try: Callable[[Change, Plan | ValueError], None] = lambda change, plan: None,
 ) -> list[tuple[Change, Plan]]:
-    """Plan every change of a configuration.
+    """Plan every change of a configuration; ``on_try`` as for :func:`remedies`.
 
     Returns:
       Those that fit, the fastest (by the pessimistic end of the model) first.
@@ -368,8 +368,8 @@ def sweep(
     for change in changes:
         try:
             plan = plan_of(changed(config, change))
-        except ValueError:
-            on_try(change, None)
+        except ValueError as error:
+            on_try(change, error)
             continue
         on_try(change, plan)
         if plan.fits and plan.roofline is not None:

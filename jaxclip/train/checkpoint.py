@@ -12,6 +12,7 @@ other programs, and later versions of the same optimizer, can read parts of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxclip import storage
+from jaxclip.errors import ProcessesError
 from jaxclip.parallel import distributed
 from jaxclip.train import manifest, mirror, multihost, parts, staging, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder, Retention
@@ -72,11 +74,16 @@ class Checkpointer:
         self._retention = Retention(**retention)
         if writable and not storage.is_local(directory):
             raise ValueError(f"{directory}: a run at an address saves in its staging folder")
-        self._folder = CheckpointFolder(directory, copy)
+        if writable or storage.is_local(directory):
+            self._folder = CheckpointFolder(directory, copy)
+        else:
+            with multihost.together(f"{directory} can't be read by all processes"):
+                self._folder = CheckpointFolder(directory)
         self.directory = self._folder.directory
         self._one_by_one = one_by_one
         # Files are uploaded one by one, each from memory.
         self._sizes = {} if copy is None else {"ocdbt_target_data_file_size": _LARGEST_FILE}
+        logging.getLogger("absl").addFilter(state_io.is_news)
         apart = writable and copy is not None and jax.process_count() > 1
         self._parts = parts.Parts(copy) if apart and copy is not None else None
         # The step that several processes gave up uploading, and why.
@@ -86,8 +93,9 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
         self._orbax: ocp.AsyncCheckpointer | None = None
-        if writable and jax.process_index() == 0:
-            problem = storage.probe(self.directory)
+        if writable:
+            problem = storage.probe(self.directory) if jax.process_index() == 0 else ""
+            problem = multihost.first_problem(problem)
             if problem:
                 raise CheckpointError(problem)
 
@@ -129,6 +137,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: an earlier save failed in the background, or this one can't start.
+          errors.ProcessesError: so it is on some of several processes, with the same words.
           TypeError: ``extra`` is not JSON-serialisable.
         """
         self.wait()
@@ -147,25 +156,18 @@ class Checkpointer:
             "tree": state_io.describe(state),
         }
         target, number = self._folder.path(step), ""
+        what = f"checkpoint of step {step} can't be written by all processes"
         try:
-            if jax.process_index() == 0:
-                self._folder.remove_unfinished()
-                self._folder.remove(step)
-                self._folder.damaged.discard(step)
-                target.mkdir(parents=True, exist_ok=True)
+            with multihost.together(what):
+                self._prepare(step)
             if self._parts is not None:
-                number = self._parts.begin(target)
-            if self._orbax is None:
-                options = {} if self._parts is None else {"multiprocessing_options": parts.OPTIONS}
-                self._orbax = ocp.AsyncCheckpointer(
-                    state_io.handler(
-                        one_by_one=self._one_by_one,
-                        processes=options.get("multiprocessing_options"),
-                    ),
-                    timeout_secs=3600,
-                    **options,
-                )
-            self._orbax.save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
+                number = self._parts.begin()
+            # By itself orbax has the processes wait for each other.
+            with contextlib.nullcontext() if self._parts is None else multihost.together(what):
+                self._writer().save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
+        except ProcessesError:
+            self._folder.remove(step)
+            raise
         except Exception as error:
             self._folder.remove(step)
             raise self._explain(step, error) from error
@@ -176,15 +178,43 @@ class Checkpointer:
         self._thread.start()
         return True
 
+    def _prepare(self, step: int) -> None:
+        """Make room for a checkpoint."""
+        target = self._folder.path(step)
+        if jax.process_index() == 0:
+            self._folder.remove_unfinished()
+            self._folder.remove(step)
+            self._folder.damaged.discard(step)
+            target.mkdir(parents=True, exist_ok=True)
+        if self._parts is not None:
+            self._parts.prepare(target)
+
+    def _writer(self) -> ocp.AsyncCheckpointer:
+        if self._orbax is None:
+            options = {} if self._parts is None else {"multiprocessing_options": parts.options()}
+            self._orbax = ocp.AsyncCheckpointer(
+                state_io.handler(
+                    one_by_one=self._one_by_one,
+                    processes=options.get("multiprocessing_options"),
+                ),
+                timeout_secs=3600,
+                **options,
+            )
+        return self._orbax
+
     def wait(self) -> None:
         """Block until the save in the background, if any, is committed.
 
         Raises:
           CheckpointError: it failed; the checkpoints before it are untouched.
+          errors.ProcessesError: it failed on another process, with the same words.
         """
-        self._join()
-        if self._parts is not None:
-            self._known = multihost.broadcast_steps(self._folder.steps())
+        if self._parts is None:
+            self._join()
+            return
+        with multihost.together("a checkpoint can't be written by all processes"):
+            self._join()
+        self._known = multihost.broadcast_steps(self._folder.steps())
 
     def _join(self, patience: float = 0.0) -> None:
         """:meth:`wait`, for this process alone; a failing upload is given up after ``patience``."""
@@ -248,6 +278,9 @@ class Checkpointer:
             if self._parts is not None:
                 self._upload_part(step, content, number)
             elif jax.process_index() == 0:
+                if self._sizes:
+                    content["blocks"] = manifest.blocks_of(self._folder.path(step))
+                    content["block_bytes"] = manifest.BLOCK
                 manifest.write(self._folder.path(step), content)
             if jax.process_index() == 0:
                 self._known.difference_update(self._folder.prune(self._retention))
@@ -255,6 +288,9 @@ class Checkpointer:
         except BaseException as error:  # handed to the main thread by wait()
             self._error = (step, error)
             self._known.discard(step)
+            if self._parts is not None:
+                name = self._folder.path(step).name
+                self._parts.fail(name, number, storage.reason(error, self.directory))
             if jax.process_index() == 0:
                 self._folder.remove(step)
 
@@ -263,6 +299,8 @@ class Checkpointer:
         self._given_up = None
         try:
             self._parts.commit(self._folder.path(step), content, number)
+        except parts.PartError:
+            self._folder.remove(step)  # all learn of it in wait()
         except OSError as error:
             self._given_up = (step, error)
             self._folder.remove(step)

@@ -12,7 +12,7 @@ import jax
 from etils import epath
 
 from jaxclip import storage
-from jaxclip.train import manifest, parts, staging
+from jaxclip.train import manifest, parts, shards, staging
 
 logger = logging.getLogger("jaxclip")
 
@@ -88,36 +88,96 @@ class CheckpointFolder:
         if self._borrowed is not None:
             self._borrowed.close()
 
-    def fetch(self, step: int) -> None:
-        """Make sure that all of a checkpoint is in the folder, as far as there is all of it.
+    def check(self, step: int) -> None:
+        """Verify a checkpoint, as far as process 0 can that chooses it for all.
+
+        Of one that each process reads in part, only that its files are there: each verifies what it
+        reads. Any other is fetched, as far as there is all of it.
 
         Raises:
-          OSError: an address can't be read.
+          ManifestError: it is not whole.
+          OSError: an address can't be read, or the folder can't be written.
+        """
+        path = self.path(step)
+        if self._copy is None or not self._in_part(step):
+            if self._copy is not None:
+                self._copy.fetch(path.name)
+            self._join(path, manifest.verify(path))
+            return
+        base = f"{staging.CHECKPOINTS}/{path.name}/"
+        there = {name.removeprefix(base) for name in self._copy.bucket.names(base)}
+        missing = [name for name in manifest.read(path)["files"] if name not in there]
+        if missing:
+            raise manifest.ManifestError(f"file {missing[0]} is missing")
+
+    def bring(self, step: int, wanted: Any) -> epath.Path:
+        """Have what this process reads of a checkpoint that was chosen.
+
+        Args:
+          step: of the checkpoint.
+          wanted: the state that is read, with its shardings.
+
+        Returns:
+          The folder that has it.
+
+        Raises:
+          shards.DamageError: something is not as it was saved.
+          ManifestError: this process's copy is not as process 0's was.
+          OSError: an address can't be read, or the folder can't be written.
+        """
+        path = self.path(step)
+        if self._copy is None:
+            return path
+        content = self.manifest(step)
+        if self._in_part(step):
+            place = shards.fetch(self._copy, path.name, content, wanted)
+            if place is not None:
+                return place
+        self._copy.fetch(path.name)
+        if jax.process_index() != 0 or self._in_part(step):
+            manifest.verify(path)
+        return path
+
+    def release(self) -> None:
+        """Remove what was brought of a checkpoint in part."""
+        if self._copy is not None:
+            shards.drop(self._copy)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """The manifest of a checkpoint.
+
+        Raises:
+          ManifestError: it has none, or a damaged one.
+          OSError: an address can't be read, or the folder can't be written.
         """
         if self._copy is not None:
-            self._copy.fetch(self.path(step).name)
+            self._copy.fetch_manifest(self.path(step).name)
+        return manifest.read(self.path(step))
 
-    def check(self, step: int) -> None:
-        """Verify what this process fetched; process 0 did so when it chose the checkpoint.
+    def join(self, place: epath.Path, content: dict[str, Any]) -> None:
+        """Make a checkpoint readable whose parts were written apart.
 
-        Raises:
-          ManifestError: a file is not as the manifest says.
-        """
-        if self._copy is not None and jax.process_index() != 0:
-            manifest.verify(self.path(step))
-
-    def join(self, step: int, content: dict[str, Any]) -> None:
-        """Make a checkpoint readable whose parts were written apart, given its manifest.
+        Args:
+          place: what :meth:`bring` returned.
+          content: of its manifest.
 
         Raises:
           ManifestError: its parts can't be joined.
         """
-        if self._copy is None and jax.process_index() != 0:
-            return
+        if self._copy is not None or jax.process_index() == 0:
+            self._join(place, content)
+
+    def _join(self, place: epath.Path, content: dict[str, Any]) -> None:
         try:
-            parts.join(self.path(step) / "state", content["files"])
+            parts.join(place / "state", content["files"])
         except Exception as error:  # TensorStore has no class of its own for errors
             raise manifest.ManifestError(f"its parts can't be joined ({error})") from error
+
+    def _in_part(self, step: int) -> bool:
+        """Whether each process fetches only what it reads; the one of a run keeps it all."""
+        if self._copy is None or (self._borrowed is None and jax.process_count() == 1):
+            return False
+        return shards.is_possible(self.manifest(step))
 
     def changed(self) -> None:
         """To be called when a checkpoint was committed or removed."""

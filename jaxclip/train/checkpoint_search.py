@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxclip import storage
 from jaxclip.errors import RunError
-from jaxclip.train import manifest, multihost, state_io
+from jaxclip.train import manifest, multihost, shards, state_io
 from jaxclip.train.checkpoint_folder import CheckpointFolder
 
 logger = logging.getLogger("jaxclip")
@@ -80,30 +80,49 @@ def restore(
       CheckpointError: there are some, but each of them is damaged.
       ValueError: the checkpoint is whole but of another state; the message names the leaves.
     """
+    try:
+        return _restore(folder, abstract_state, only, partial, optional)
+    finally:
+        folder.release()
+
+
+def _restore(
+    folder: CheckpointFolder, abstract_state: Any, only: int | None, partial: bool, optional: str
+) -> Restored | None:
     search = _Search()
     while (step := _choose(folder, only, search)) >= 0:
         path = folder.path(step)
-        folder.fetch(step)
-        content = manifest.read(path)
+        what = f"{folder.place}/{path.name} can't be fetched by all processes"
+        with multihost.together(what):
+            content = folder.manifest(step)
         # Not a matter of damage: an older checkpoint of the same run would not fit either.
         saved, wanted = content["tree"], abstract_state
         if optional:
             saved, wanted = state_io.leave_out_unfit(saved, wanted, optional)
         state_io.check_tree(saved, wanted, path, partial=partial)
+        damage = ""
+        with multihost.together(what):
+            try:
+                place = folder.bring(step, wanted)
+            except shards.DamageError as error:
+                damage = str(error)
+        if damage := multihost.first_problem(damage):
+            search.damaged += 1
+            _pass_over(folder, search, step, damage)
+            continue
         failure = ""
         try:
-            folder.check(step)
-            folder.join(step, content)
-            state = state_io.restore(path / "state", wanted)
+            folder.join(place, content)
+            state = state_io.restore(place / "state", wanted)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
-        if multihost.all_agree(not failure):
+        failure = multihost.first_problem(failure)
+        if not failure:
             metrics = storage.decode_floats(content["metrics"])
             return Restored(state, step, content["extra"], metrics, tuple(search.lines))
         search.damaged += 1
         search.unread += 1
-        reason = failure or "another process could not read it"
-        _pass_over(folder, search, step, f"its checksums are right, but {reason}")
+        _pass_over(folder, search, step, f"its checksums are right, but {failure}")
     if int(multihost.broadcast(np.asarray(search.damaged))) and only is None:
         if search.unread:
             what = f"no checkpoint in {folder.place} can be read, but not all are damaged"
@@ -120,21 +139,25 @@ def restore(
 def _choose(folder: CheckpointFolder, only: int | None, search: _Search) -> int:
     """The newest whole step not yet passed over, or -1; process 0's choice for all."""
     chosen = -1
-    if jax.process_index() == 0:
-        for step in reversed(folder.on_disk()):
-            if step in search.passed or (only is not None and step != only):
-                continue
-            folder.fetch(step)
-            try:
-                folder.join(step, manifest.verify(folder.path(step)))
-            except manifest.ManifestError as error:
-                # One that was never finished is the trace of a kill, not of damage.
-                search.damaged += not isinstance(error, manifest.MissingManifestError)
-                _pass_over(folder, search, step, str(error))
-                continue
-            chosen = step
-            break
+    with multihost.together(f"the checkpoints in {folder.place} can't be read"):
+        if jax.process_index() == 0:
+            chosen = _newest(folder, only, search)
     return int(multihost.broadcast(np.asarray(chosen)))
+
+
+def _newest(folder: CheckpointFolder, only: int | None, search: _Search) -> int:
+    for step in reversed(folder.on_disk()):
+        if step in search.passed or (only is not None and step != only):
+            continue
+        try:
+            folder.check(step)
+        except manifest.ManifestError as error:
+            # One that was never finished is the trace of a kill, not of damage.
+            search.damaged += not isinstance(error, manifest.MissingManifestError)
+            _pass_over(folder, search, step, str(error))
+            continue
+        return step
+    return -1
 
 
 def _pass_over(folder: CheckpointFolder, search: _Search, step: int, reason: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from jaxclip import config as config_lib
-from jaxclip import config_check
+from jaxclip import config_check, objectives
 from jaxclip import fields as field_lib
 from jaxclip.config import Config
 from jaxclip.errors import RunError
@@ -275,6 +275,12 @@ def warn_of_frozen_scale(config: Config, params: Any) -> None:
         )
 
 
+def warn_of_training(config: Config, experiment: setup.Experiment) -> None:
+    """Say what trains otherwise than who wrote the configuration may believe."""
+    warn_of_unused(config, experiment)
+    warn_of_lone_pairs(config, experiment.total)
+
+
 def warn_of_unused(config: Config, experiment: setup.Experiment) -> None:
     """Say which keys are set without effect, because of the value of another key."""
     lines = config_lib.unused(config)
@@ -300,6 +306,20 @@ def warn_of_squares(config: Config) -> None:
             patches,
             side,
             side,
+        )
+
+
+def warn_of_lone_pairs(config: Config, total: objectives.Total) -> None:
+    """Say that a loss that compares the pairs of a batch gets only one.
+
+    What counts is the global batch: losses see all of it, into however many micro-batches and over
+    however many devices it is cut.
+    """
+    if config["global_batch_size"] == 1 and total.comparing and jax.process_index() == 0:
+        logger.warning(
+            "global_batch_size=1: %s compares the pairs of a batch, and a lone pair has no other "
+            "to be told from (a softmax over it is 0, whatever the model does); use at least 2",
+            ", ".join(map(repr, total.comparing)),
         )
 
 

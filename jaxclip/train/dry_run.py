@@ -38,7 +38,7 @@ def dry_run(config: Config, *, batch_size: int | None = None) -> dict[str, Any]:
     size = batch_size or min(config["global_batch_size"], 8 * pieces)
     reduced = {**config, "global_batch_size": size}
     experiment = checks.build(reduced)
-    checks.warn_of_unused(config, experiment)
+    checks.warn_of_training(config, experiment)
     checks.trace(experiment)
     _print_shapes(experiment, config["global_batch_size"])
 

@@ -17,7 +17,7 @@ from jaxclip import storage
 from jaxclip.data.bucket import BucketError
 from jaxclip.evaluate import runner
 from jaxclip.evaluate import tasks as tasks_lib
-from jaxclip.train import checks, multihost, setup, tokenizer_check
+from jaxclip.train import checks, multihost, setup, tokenizer_check, workdir_config
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.train.state import TrainState
@@ -105,7 +105,7 @@ def evaluate_workdir(
       workdir.WorkdirError: no such run, or no usable checkpoint in it.
     """
     place = storage.absolute(workdir)
-    saved = workdir_lib.read_config(place)
+    saved = workdir_config.read_config(place)
     config = config_lib.resolve(saved, overrides)
     tokenizer_check.warn(config_lib.resolve(saved)["tokenizer"], config["tokenizer"], place)
     if tasks:

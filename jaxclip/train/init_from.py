@@ -18,8 +18,9 @@ import numpy as np
 from jaxclip import config as config_lib
 from jaxclip import objectives, parallel, storage
 from jaxclip.config import Config
+from jaxclip.models import presets
 from jaxclip.models.sparsity import rules as sparsity
-from jaxclip.train import low_rank, state_io, towers
+from jaxclip.train import low_rank, state_io, towers, workdir_config
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.checkpoint import Checkpointer
 from jaxclip.weights import checkpoint, surgery
@@ -92,11 +93,13 @@ def open_source(path: str | os.PathLike[str], what: str = "init_from") -> Source
     folder = pathlib.Path(place)
     if not exists(place):
         where = "" if place == os.fspath(path) else f" ({folder})"
+        if folder.name in presets.names():
+            where += f"; model.preset={folder.name} are the sizes, weights are a file or a folder"
         raise ValueError(f"{what}={os.fspath(path)!r}: there is no such folder or file{where}")
     if not is_run(place):
         return _published(folder, os.fspath(path), what)
     try:
-        config = config_lib.resolve(workdir_lib.read_config(place))
+        config = config_lib.resolve(workdir_config.read_config(place))
     except ValueError as error:
         way = "" if storage.is_local(place) else "; published weights have to be downloaded first"
         raise ValueError(

@@ -15,15 +15,7 @@ import jax
 from jaxclip import parallel
 from jaxclip.config import Config
 from jaxclip.errors import NonFiniteError
-from jaxclip.train import (
-    checks,
-    describe,
-    environment,
-    rewind,
-    setup,
-    spike_files,
-    writers,
-)
+from jaxclip.train import checks, describe, environment, rewind, setup, spike_files, writers
 from jaxclip.train import report as report_lib
 from jaxclip.train import state as state_lib
 from jaxclip.train import workdir as workdir_lib
@@ -34,6 +26,7 @@ from jaxclip.train.profile import Profile
 from jaxclip.train.signals import StopSignals
 from jaxclip.train.state import TrainState
 from jaxclip.train.step_metrics import StepMetrics
+from jaxclip.train.workdir_config import check_config, claim
 
 if TYPE_CHECKING:
     from jaxclip.data import pipeline
@@ -85,7 +78,7 @@ def train(
       ValueError: a configuration that can't be built.
     """
     experiment = checks.build(config)
-    checks.warn_of_unused(config, experiment)
+    checks.warn_of_training(config, experiment)
     tokenizer = checks.load_tokenizer(config)
     checks.check_data(config, experiment.batch_spec, experiment.total.owners())
     checks.check_start(config, f"{workdir}/{workdir_lib.CHECKPOINTS}")
@@ -97,7 +90,7 @@ def train(
             workdir, break_lock=break_lock, stopped=lambda: stop.received is not None
         ) as held,
     ):
-        changes = workdir_lib.check_config(config, held.path, extend=extend, name=held.name)
+        changes = check_config(config, held.path, extend=extend, name=held.name)
         result = _train(experiment, tokenizer, held, stop, changes)
         if jax.process_index() == 0:
             written = report_lib.write_report(held.path, held.name)
@@ -221,7 +214,7 @@ class _Run:
                     jax.block_until_ready(metrics["loss"])
                     self.progress.compiled(step)
                     if not self.claimed:
-                        workdir_lib.claim(config, self.workdir, start, self.changes)
+                        claim(config, self.workdir, start, self.changes)
                         self.claimed = True
                 stopping = self.stop.requested(step + self.gone_back)
                 last = stopping or step == total

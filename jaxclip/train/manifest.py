@@ -21,6 +21,10 @@ from jaxclip.storage import is_local
 
 NAME = "manifest.json"
 FORMAT = 1
+# Bytes of a block that has a digest of its own, where one is written, and its digits: SHA-256's
+# first 64 bits, for they are many, and only accidents are to be found.
+BLOCK = 2**18
+DIGITS = 16
 
 
 class ManifestError(ValueError):
@@ -40,6 +44,42 @@ def write(directory: epath.Path, content: dict[str, Any]) -> None:
         ``digest``.
     """
     put(directory, {**content, "format": FORMAT, "files": table_of(directory)})
+
+
+def blocks_of(directory: epath.Path) -> dict[str, str]:
+    """``{name: digests of its blocks, one after the other}`` of the files that hold arrays.
+
+    With them in its manifest, as ``blocks``, and their size as ``block_bytes``, a checkpoint can be
+    read in part (:mod:`jaxclip.train.shards`).
+    """
+    names = [name for name in list_files(directory) if is_data(name)]
+
+    def digests(name: str) -> str:
+        found = []
+        with (directory / name).open("rb") as file:
+            while block := file.read(BLOCK):
+                found.append(block_digests(block, BLOCK))
+        return "".join(found)
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(names, pool.map(digests, names), strict=True))
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of a checkpoint holds arrays, or the inner nodes of their index."""
+    return "/d/" in name
+
+
+def block_digests(content: bytes, size: int) -> str:
+    """The digests of blocks of ``size`` bytes, the last of which may be shorter."""
+    view = memoryview(content)
+    starts = range(0, len(content), size)
+    return "".join(digest_of(view[start : start + size])[:DIGITS] for start in starts)
+
+
+def digest_of(content: bytes | memoryview) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def table_of(directory: epath.Path) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ checkpoint is read, in the reader's copy (:func:`join`): it refers to the files 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -23,20 +24,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxclip.errors import RunError
 from jaxclip.train import manifest, multihost, staging
 from jaxclip.train.mirror import Mirror
 
 logger = logging.getLogger("jaxclip")
 
-# Each process writes as if it was alone, on storage of its own.
-OPTIONS = ocp.options.MultiprocessingOptions(primary_host=None)
-
 _INDEX = "manifest.ocdbt"
 _PART = "ocdbt.process_"
+# In the table of a part that will not come: why.
+_FAILED = "failed"
 
 # How long process 0 waits for the others once their next checkpoint is due.
 _PATIENCE = 120.0
 _LONGEST_PAUSE = 15.0
+
+
+class PartError(RuntimeError):
+    """Another process could not write its part, and ends the run by that."""
 
 
 class Parts:
@@ -52,10 +57,9 @@ class Parts:
     def __init__(self, copy: staging.Copy):
         self._copy = copy
         self.hurry = threading.Event()
-        logging.getLogger("absl").addFilter(_is_news)
 
-    def begin(self, folder: epath.Path) -> str:
-        """Prepare the saving of a checkpoint; called by all processes, whose number it returns.
+    def prepare(self, folder: epath.Path) -> None:
+        """Make an empty folder for this process's part of a checkpoint.
 
         Raises:
           OSError: the address can't be reached, or the folder can't be made.
@@ -65,6 +69,9 @@ class Parts:
             self._copy.clear(folder.name)
         shutil.rmtree(os.fspath(folder), ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(self) -> str:
+        """A number for the save of a checkpoint, the same on all processes, which all call it."""
         number = np.random.default_rng().integers(2**31, size=2, dtype=np.int32)
         return "".join(f"{int(each):08x}" for each in multihost.broadcast(number))
 
@@ -81,10 +88,11 @@ class Parts:
         Args:
           folder: of the checkpoint, this process's part saved.
           content: of the manifest.
-          number: of :meth:`begin`.
+          number: of :meth:`begin`, of this save.
 
         Raises:
           OSError: the address could not be reached for too long; there is no such checkpoint.
+          PartError: another process failed.
         """
         committed = False
         try:
@@ -96,10 +104,22 @@ class Parts:
             if not committed:
                 shutil.rmtree(os.fspath(folder), ignore_errors=True)
 
+    def fail(self, step: str, number: str, reason: str) -> None:
+        """Tell process 0, as far as possible, that this process's part will not come.
+
+        Args:
+          step: name of the checkpoint.
+          number: of :meth:`begin`, of this save.
+          reason: why.
+        """
+        with contextlib.suppress(OSError, RunError):
+            self._copy.put(_mark(step, number), json.dumps({_FAILED: reason}).encode())
+
     def _upload(self, folder: epath.Path, number: str) -> None:
-        base, process = f"{staging.CHECKPOINTS}/{folder.name}", jax.process_index()
+        base = f"{staging.CHECKPOINTS}/{folder.name}"
         forget_index(folder / "state")
         table = {name: row for name, row in manifest.table_of(folder).items() if _is_mine(name)}
+        blocks = {name: row for name, row in manifest.blocks_of(folder).items() if name in table}
         left = dict(table)
 
         def upload(name: str) -> None:
@@ -108,36 +128,40 @@ class Parts:
 
         def upload_all() -> None:
             staging.each(upload, list(left))
-            mark = f"{base}/part_{number}_{process}.json"
-            self._copy.put(mark, json.dumps(table).encode())
+            mark = _mark(folder.name, number)
+            self._copy.put(mark, json.dumps({"files": table, "blocks": blocks}).encode())
 
         self._patiently(upload_all)
 
     def _finish(
         self, mirror: Mirror, folder: epath.Path, content: dict[str, Any], number: str
     ) -> None:
-        base = f"{staging.CHECKPOINTS}/{folder.name}"
-        whole = {**content, "format": manifest.FORMAT, "files": self._tables(base, number)}
+        content = {**content, "format": manifest.FORMAT, "block_bytes": manifest.BLOCK}
+        whole = {**content, **self._tables(folder.name, number)}
         text = manifest.text_of(whole).encode()
         self._patiently(lambda: mirror.finish(folder.name, text))
         manifest.put(folder, whole)
 
-    def _tables(self, base: str, number: str) -> dict[str, Any]:
-        """The files of all parts, once all are there."""
-        files: dict[str, Any] = {}
+    def _tables(self, step: str, number: str) -> dict[str, Any]:
+        """The ``files`` and ``blocks`` of all parts, once all are there."""
+        tables: dict[str, dict[str, Any]] = {"files": {}, "blocks": {}}
         deadline = float("inf")
         for process in range(jax.process_count()):
-            name, pause = f"{base}/part_{number}_{process}.json", 0.05
+            name, pause = _mark(step, number, process), 0.05
             read = functools.partial(self._copy.bucket.read, name)
-            while (found := self._patiently(read)) is None:
+            while (content := self._patiently(read)) is None:
                 if self.hurry.is_set():
                     deadline = min(deadline, time.monotonic() + _PATIENCE)
                 if time.monotonic() > deadline:
-                    raise OSError(f"the part of process {process} did not come to {base}")
+                    raise OSError(f"the part of process {process} did not come to {name}")
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
-            files |= json.loads(found)
-        return files
+            found = json.loads(content)
+            if _FAILED in found:
+                raise PartError(f"process {process} could not write its part: {found[_FAILED]}")
+            for kind, table in found.items():
+                tables[kind] |= table
+        return tables
 
     def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask again, with pauses, until it succeeds or somebody waits."""
@@ -154,9 +178,20 @@ class Parts:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether it is not orbax's remark about writing apart, which comes with every save."""
-    return "Global object size" not in record.getMessage()
+def _mark(step: str, number: str, process: int | None = None) -> str:
+    """The file that says that a process's part is there; by default this process's."""
+    process = jax.process_index() if process is None else process
+    return f"{staging.CHECKPOINTS}/{step}/part_{number}_{process}.json"
+
+
+def options() -> ocp.options.MultiprocessingOptions:
+    """Of orbax, by which this process writes as if it was alone, and waits for no other one."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=None,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process_{process}",
+    )
 
 
 def _is_mine(name: str) -> bool:

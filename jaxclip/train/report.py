@@ -25,6 +25,7 @@ from jaxclip.train import (
     report_charts,
     report_spikes,
     spikes,
+    workdir_config,
 )
 from jaxclip.train import workdir as workdir_lib
 from jaxclip.train.metrics import Curves
@@ -89,7 +90,7 @@ def write_report_at(workdir: str) -> str:
     def wanted(name: str) -> bool:
         return not name.startswith(("tensorboard/", "profile/"))
 
-    workdir_lib.read_config(workdir)  # refuses what is none, by its own name
+    workdir_config.read_config(workdir)  # refuses what is none, by its own name
     with workdir_lib.lent(workdir, wanted) as (folder, _):
         path = write_report(folder, workdir)
     return f"{workdir.rstrip('/')}/{path.name}"
@@ -105,7 +106,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     return Run(
         workdir=folder,
         name=folder.name,
-        config=workdir_lib.read_config(folder),
+        config=workdir_config.read_config(folder),
         curves=metrics.curves(metrics.read_metrics(folder)),
         results=runner.read_results(folder),
         gallery=storage.read_json(folder / runner.GALLERY_FILE, {}),
@@ -294,7 +295,7 @@ def changes_note(run: Run) -> str:
     parts = [
         f"after step {entry['step']}: "
         + ", ".join(f"{key} {before} → {now}" for key, (before, now) in entry["changes"].items())
-        for entry in workdir_lib.read_history(run.workdir)
+        for entry in workdir_config.read_history(run.workdir)
     ]
     return escape("Changed " + "; ".join(parts)) if parts else ""
 

@@ -130,17 +130,21 @@ class Copy:
           OSError: the address can't be read, or the folder can't be written.
         """
         base = f"{CHECKPOINTS}/{name}"
-        folder = epath.Path(self.folder / base)
-        if not (folder / manifest.NAME).exists():
-            self._download(f"{base}/{manifest.NAME}")
+        self.fetch_manifest(name)
         try:
-            files = manifest.read(folder)["files"]
+            files = manifest.read(epath.Path(self.folder / base))["files"]
         except manifest.ManifestError:
             return
         each(
             lambda item: self._download(f"{base}/{item[0]}", size=item[1][0]),
             [item for item in files.items() if _size(self.folder / base / item[0]) != item[1][0]],
         )
+
+    def fetch_manifest(self, name: str) -> None:
+        """Download the manifest alone; raises as :meth:`fetch`."""
+        file = f"{CHECKPOINTS}/{name}/{manifest.NAME}"
+        if not (self.folder / file).exists():
+            self._download(file)
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file at the address, unless that is another run's by now.
@@ -194,10 +198,14 @@ class Copy:
             temporary.write_bytes(content)
             temporary.replace(target)
         except OSError as error:
-            raise CopyError(
-                f"{self.bucket / name} can't be copied to {self.folder}: "
-                + storage.reason(error, self.folder, self._setting)
-            ) from error
+            raise self.unwritable(name, error) from error
+
+    def unwritable(self, name: str, error: OSError) -> CopyError:
+        """What to raise if a file can't be copied into the folder."""
+        return CopyError(
+            f"{self.bucket / name} can't be copied to {self.folder}: "
+            + storage.reason(error, self.folder, self._setting)
+        )
 
 
 class Borrowed(Copy):
@@ -261,13 +269,13 @@ def is_manifest(name: str) -> bool:
     return folder == CHECKPOINTS and bool(STEP.fullmatch(step)) and file == manifest.NAME
 
 
-def each(function: Callable[[Any], None], items: Iterable[Any]) -> None:
+def each(function: Callable[[Any], None], items: Iterable[Any], threads: int = _THREADS) -> None:
     """Call a function for every item, some at a time.
 
     Raises:
       Exception: of the first call that failed; calls that have not begun are left out.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         for future in [pool.submit(function, item) for item in items]:
             future.result()

@@ -9,16 +9,19 @@ works in another folder.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import shutil
 from collections.abc import Callable
 
 from jaxclip import storage
-from jaxclip.lock import FolderPlace, Lock, LockedError, holder_of
+from jaxclip.lock import FolderPlace, Lock, LockedError, LostLockError, holder_of
 from jaxclip.train import staging
 
 # More runs at one address are not alive at the same time.
 _FOLDERS = 9
+# How often a folder that is removed just now, by a run that ends, is made again.
+_ATTEMPTS = 5
 
 
 class StagingFolder:
@@ -56,9 +59,8 @@ class StagingFolder:
         if last:
             paths.sort(key=lambda path: _id_of(path) != last)
         for path in paths:
-            path.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock = _lock(path.parent, hasty, stopped)
+                self._lock = _take(path, hasty, stopped)
             except LockedError:
                 if path is paths[-1] or stopped():
                     raise
@@ -75,11 +77,40 @@ class StagingFolder:
     def release(self) -> None:
         """Let go of it; but for the first one, it is removed if all of it is at the address."""
         state = storage.read_json(self.path / staging.STATE, {})
-        if not self._first and (state.get("whole") or not any(self.path.iterdir())):
-            shutil.rmtree(self.path, ignore_errors=True)
+        done = not self._first and (state.get("whole") or not any(self.path.iterdir()))
+        if done:
+            try:
+                self._lock.look()
+            except (LostLockError, OSError):
+                done = False  # it may be another run's
+            else:
+                shutil.rmtree(self.path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    (self.path.parent / storage.STAGED).unlink()
         self._lock.release()
-        if not self._first and not self.path.exists():
-            shutil.rmtree(self.path.parent, ignore_errors=True)
+        if done:
+            # Another run may have it from now on: what is not empty stays. So does what was kept.
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
+
+def _take(path: pathlib.Path, hasty: bool, stopped: Callable[[], bool]) -> Lock:
+    """Make a folder and take its lock, while a run that ends may be about to remove it."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path.parent, hasty, stopped)
+        except FileNotFoundError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue
+        break
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError:
+        lock.release()
+        raise
+    return lock
 
 
 def _lock(folder: pathlib.Path, hasty: bool, stopped: Callable[[], bool]) -> Lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jaxclip.registry import nearest
 from jaxclip.train import lazy_arrays
 
 _SHOWN = 5
+# What orbax says of a save that failed, at length, and we in a line; and with every save of parts.
+_NO_NEWS = ("in background save thread", "_SignalingThread.run() raised", "Global object size")
 
 
 def handler(
@@ -31,6 +34,12 @@ def handler(
     if processes is not None:
         options["multiprocessing_options"] = processes
     return ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, **options)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of orbax's (logger ``absl``) says something that we don't say ourselves."""
+    text = record.getMessage()
+    return not any(each in text for each in _NO_NEWS)
 
 
 def to_nested(state: Any) -> dict[str, Any]:
@@ -94,7 +103,8 @@ def restore(path: epath.Path, abstract_state: Any) -> Any:
             )
     arrays: dict[str, Any] = {}
     if wanted:
-        reader = ocp.Checkpointer(handler())
+        # Not by orbax's Checkpointer: it would wait for the other processes, of which one may fail.
+        reader = handler()
         try:
             nested = reader.restore(
                 path,

@@ -1,4 +1,4 @@
-"""The folder of a run: may it be written, is it free, and is it this experiment's?"""
+"""The folder of a run: may it be written, and is it free? Whose it is: :mod:`.workdir_config`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 
-from jaxclip import config as config_lib
 from jaxclip import storage
-from jaxclip.config import Config
 from jaxclip.data import bucket as bucket_lib
-from jaxclip.errors import RunError
+from jaxclip.errors import ProcessesError, RunError
 from jaxclip.lock import FILE_NAME, Lock, Shared
-from jaxclip.train import manifest, multihost, staging
+from jaxclip.train import multihost, staging
 from jaxclip.train.mirror import Mirror, last_writer
 from jaxclip.train.staging_folder import StagingFolder
 
@@ -105,17 +102,19 @@ def hold(
             problem = error
         with _uploaded(held.copy if held else None):
             # All of them learn of it, for one that is alone in a collective would hang there.
-            everywhere = multihost.all_agree(problem is None)
+            elsewhere = multihost.first_problem(str(problem) if problem else "")
             if problem is not None:
                 raise problem
-            if not everywhere or held is None:
+            if elsewhere or held is None:
                 raise WorkdirError(
-                    f"another process of this run could not take workdir {name}; its log says why"
-                )
+                    f"another process of this run could not take workdir {name}: {elsewhere}"
+                ) from ProcessesError(elsewhere)
             if bucket is None:
                 check_shared(path)
             else:
-                held = _with_copy(held, bucket)
+                token = _token(held.lock)
+                with multihost.together(f"workdir {name} can't be brought to all processes"):
+                    held = _with_copy(held, bucket, token)
             yield held
 
 
@@ -148,18 +147,27 @@ def _take(
     return Workdir(staged.path, lock, name, mirror)
 
 
-def _with_copy(held: Workdir, bucket: bucket_lib.Bucket) -> Workdir:
-    """With the copy of a process other than 0, once the run is known to hold the address."""
+def _token(lock: Lock | None) -> str:
+    """Of the lock, on all processes, one of which has it."""
     token = np.zeros(2, np.int32)
-    if held.lock is not None:
-        token = np.frombuffer(bytes.fromhex(held.lock.holder.token), np.int32)
-    token = multihost.broadcast(token)
+    if lock is not None:
+        token = np.frombuffer(bytes.fromhex(lock.holder.token), np.int32)
+    return multihost.broadcast(token).tobytes().hex()
+
+
+def _with_copy(held: Workdir, bucket: bucket_lib.Bucket, token: str) -> Workdir:
+    """With the copy of a process other than 0, once the run is known to hold the address."""
     if held.copy is not None:
         return held
+    place = bucket_lib.LockFile(bucket, FILE_NAME)
+    if place.read() is None:
+        raise WorkdirError(
+            f"{bucket / FILE_NAME}, which process 0 has written, is not there for this process: "
+            "give all hosts the same endpoint and credentials, and no memory:// of their own"
+        )
     shutil.rmtree(held.path, ignore_errors=True)  # parts of checkpoints, as the address has them
     held.path.mkdir(parents=True, exist_ok=True)
-    shared = Shared(bucket_lib.LockFile(bucket, FILE_NAME), token.tobytes().hex())
-    copy = staging.Copy(bucket, held.path, shared.look)
+    copy = staging.Copy(bucket, held.path, Shared(place, token).look)
     copy.pull(lambda name: name in (CONFIG_FILE, HISTORY_FILE))
     return held._replace(copy=copy)
 
@@ -220,75 +228,6 @@ def lent(
     with staging.Borrowed(place, wanted) as copy:
         yield copy.folder, copy
         copy.push()
-
-
-def check_config(
-    config: Config, path: pathlib.Path, *, extend: bool = False, name: str = ""
-) -> dict[str, tuple[Any, Any]]:
-    """Refuse a configuration that the run in the workdir does not have.
-
-    Args:
-      config: resolved configuration.
-      path: the workdir.
-      extend: what :data:`jaxclip.config.EXTENDABLE_KEYS` names may differ.
-      name: of the workdir, where the folder is a copy of it.
-
-    Returns:
-      ``{key: (before, now)}`` of what differs (with ``extend``) and changes the results.
-
-    Raises:
-      WorkdirError: names every key that differs with both values, and the ways on.
-    """
-    name = name or os.fspath(path)
-    old = _config_in(path, name)
-    if old is None:
-        return {}
-    # A key that the version which wrote it did not have has its default: it does what that did.
-    with contextlib.suppress(ValueError):
-        old = config_lib.resolve(old)
-    changes = config_lib.changes(old, config)
-    refused = [key for key in changes if not (extend and config_lib.is_extendable(key))]
-    if not refused:
-        return changes
-    if extend:
-        ways = f"--extend does not change {', '.join(refused)}; use another --workdir"
-    else:
-        ways = "use another --workdir, or give the configuration it was started with"
-        if all(config_lib.is_extendable(key) for key in refused):
-            ways = "--extend goes on from its newest checkpoint with the new values; or " + ways
-    raise WorkdirError(
-        f"workdir {name} holds a run of another configuration:\n  "
-        + "\n  ".join(config_lib.differences(old, config))
-        + f"\n{ways}; a new run in another --workdir can start from its weights: "
-        f"--config.init_from={name}"
-    )
-
-
-def claim(
-    config: Config, path: pathlib.Path, step: int, changes: Mapping[str, tuple[Any, Any]]
-) -> None:
-    """Make the workdir this configuration's, once it is proven by a first step; process 0 does.
-
-    Args:
-      config: resolved configuration, written to ``config.json``.
-      path: the workdir.
-      step: the step this run went on from.
-      changes: of :func:`check_config`; they go into ``config_history.json``.
-
-    Raises:
-      OSError: it can't be written.
-    """
-    if jax.process_index() != 0:
-        return
-    if changes:
-        history = [*read_history(path), {"step": step, "changes": dict(changes)}]
-        storage.write_json(path / HISTORY_FILE, history)
-    config_lib.save(config, path / CONFIG_FILE)
-
-
-def read_history(path: pathlib.Path) -> list[dict[str, Any]]:
-    """``[{"step": …, "changes": {key: [before, after]}}, …]`` of each ``--extend``, in order."""
-    return storage.read_json(path / HISTORY_FILE, [])
 
 
 def check_writable(path: pathlib.Path, *, staged: bool = False) -> None:
@@ -355,60 +294,3 @@ def _appears(file: pathlib.Path) -> bool:
             return False
         time.sleep(0.5)
     return True
-
-
-def read_config(workdir: str | os.PathLike[str]) -> Config:
-    """The configuration of the run in a workdir.
-
-    Raises:
-      WorkdirError: there is none, or it can't be read.
-    """
-    config = find_config(workdir)
-    if config is None:
-        place = storage.absolute(workdir)
-        raise WorkdirError(
-            f"{place.rstrip('/')}/{CONFIG_FILE} does not exist: {workdir} is not the workdir of a "
-            "run" + ("" if storage.is_local(place) else ", or there is no such bucket")
-        )
-    return config
-
-
-def find_config(workdir: str | os.PathLike[str]) -> Config | None:
-    """The configuration in ``config.json`` or, where that is lost, of the newest checkpoint.
-
-    Args:
-      workdir: folder of a run, or an address.
-
-    Returns:
-      None where there is no run yet.
-
-    Raises:
-      WorkdirError: ``config.json`` can't be read, and no checkpoint has a copy.
-      OSError: an address can't be read.
-    """
-    with lent(workdir, lambda name: name == CONFIG_FILE) as (path, _):
-        return _config_in(path, storage.absolute(workdir))
-
-
-def _config_in(path: pathlib.Path, name: str) -> Config | None:
-    """:func:`find_config` in a folder, which may be the copy of a workdir of that name."""
-    file, known = path / CONFIG_FILE, f"{name.rstrip('/')}/{CONFIG_FILE}"
-    problem = ""
-    if file.is_file():
-        try:
-            return config_lib.load(file)
-        except ValueError as error:
-            problem = f"{known} is not valid JSON ({error})"
-    for folder in sorted((path / CHECKPOINTS).glob("step_*"), reverse=True):
-        with contextlib.suppress(manifest.ManifestError):
-            saved = manifest.read(epath.Path(folder))["extra"].get("config")
-            if saved:
-                logger.warning(
-                    "%s; using the copy in checkpoint %s",
-                    problem or f"{known} is missing",
-                    folder.name,
-                )
-                return saved
-    if problem:
-        raise WorkdirError(f"{problem}; bring back a copy of it, or use another --workdir")
-    return None

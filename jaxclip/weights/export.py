@@ -153,6 +153,7 @@ def check_free(folder: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises:
       ValueError: it holds something.
+      OSError: it can't be made.
     """
     target = pathlib.Path(folder).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -161,6 +162,7 @@ def check_free(folder: str | os.PathLike[str]) -> pathlib.Path:
             f"{target} is there already ({', '.join(there)}): nothing is overwritten; name a new "
             "folder"
         )
+    storage.check_place(target)
     return target
 
 

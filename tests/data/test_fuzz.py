@@ -7,6 +7,7 @@ import json
 import lzma
 import random
 import time
+import zipfile
 
 import pytest
 from PIL import Image, features
@@ -183,6 +184,14 @@ def in_place(toys, folder):
         yield str(folder / "ar"), file
 
 
+def zipped(members, method):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
 def imported(toys, folder):
     """Files that an import takes six records from."""
     names = [f"{n}.png" for n in range(6)]
@@ -195,6 +204,9 @@ def imported(toys, folder):
     objects = "".join(json.dumps(row) + "\n" for row in rows).encode()
     tar = (folder / "tars" / "a.tar").read_bytes()
     zstandard = pyarrow.Codec("zstd")
+    pictures = {name: toys.picture(n) for n, name in enumerate(names)}
+    classes = [(f"{n % 2}/{name}", toys.picture(n)) for n, name in enumerate(names)]
+    toys.make_tar(folder / "classes.tar", classes)
     for name, data in {
         "a.csv": separated,
         "a.tsv": separated.replace(b",", b"\t"),
@@ -216,6 +228,9 @@ def imported(toys, folder):
         "c.tar.zst": zstandard.compress(tar, asbytes=True),
         "d.tar": tar,
         "d.parquet": (folder / "a.parquet").read_bytes(),
+        "e.zip": zipped({"metadata.csv": separated, **pictures}, zipfile.ZIP_DEFLATED),
+        "f.zip": zipped({"a.jsonl": objects, **pictures}, zipfile.ZIP_LZMA),
+        "g.tar": (folder / "classes.tar").read_bytes(),
     }.items():
         (folder / "tables" / name).write_bytes(data)
         yield folder / "tables" / name

@@ -95,6 +95,78 @@ def test_what_datasets_saved_is_read_in_place(tmp_path, toys):
     assert data_set.source("validation")[0].key == "5.png"
 
 
+def with_splits(toys, values, start=0):
+    rows = table(toys, start, start + len(values))
+    return rows.append_column("part", pyarrow.array(values))
+
+
+PARTS = ["train", "val", None, "restval", "Validation", "test", "train", "gold"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_splits_by_a_column(tmp_path, toys, kind):
+    folder = tmp_path / "all"
+    if kind == "parquet":
+        folder.mkdir()
+        pyarrow.parquet.write_table(
+            with_splits(toys, PARTS), folder / "0.parquet", row_group_size=3
+        )
+        more = with_splits(toys, PARTS[::-1], 8).cast(
+            with_splits(toys, ["x"]).schema.set(4, pyarrow.field("part", pyarrow.large_string()))
+        )
+        pyarrow.parquet.write_table(more, folder / "1.parquet", row_group_size=5)
+    else:
+        save_to_disk(folder, [with_splits(toys, PARTS), with_splits(toys, PARTS[::-1], 8)])
+    both = [*PARTS, *PARTS[::-1]]
+    places = {"train": ("train", None, "restval"), "val": ("val",), "validation": ("Validation",),
+              "test": ("test",), "gold": ("gold",)}  # fmt: skip
+    data_set = sources.open(f"{kind}:{folder}?split=part")
+    assert data_set.name.endswith("?split=part")
+    for split, names in places.items():
+        expected = [f"{i}.png" for i, each in enumerate(both) if each in names]
+        source = data_set.source(split)
+        assert data_set.splits[split] == len(source) == len(expected)
+        assert [record.key for record in source.read(range(len(source)))] == expected
+        # One by one, last first.
+        assert [source[i].key for i in reversed(range(len(source)))] == expected[::-1]
+    assert sources.open(f"{kind}:{folder}").splits == {"train": 16}
+
+
+def test_columns_that_are_no_splits(tmp_path, toys):
+    rows = with_splits(toys, [str(n) for n in range(150)])
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    for column, said in (
+        ("prt", r"has no column 'prt' \(\?split=\), but image, .*did you mean 'part'"),
+        ("part", r"has 150 values, such as '0' and '1'"),
+        ("Caption", r"a column of list<.*> \(\?split=\) names no splits"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sources.open(f"parquet:{tmp_path}/a.parquet?split={column}")
+    assert sources.open(f"parquet:{tmp_path}/?.parquet").splits == {"train": 150}
+
+
+def test_training_reads_one_split_and_goes_on_where_it_stopped(tmp_path, toys, tokenize):
+    pytest.importorskip("tensorflow")
+    rows = with_splits(toys, [("train", "test")[n % 2] for n in range(12)])
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet", row_group_size=5)
+
+    def batches(first, count):
+        iterator = pipeline.train_iterator(
+            {"name": f"parquet:{tmp_path}/a.parquet?split=part", "image_size": 8},
+            tokenizer=tokenize,
+            global_batch_size=3,
+            seed=0,
+            start_step=first,
+        )
+        found = [next(iterator)["text"][:, 1].tolist() for _ in range(count)]
+        iterator.close()
+        return found
+
+    whole = batches(0, 5)
+    assert sorted([*whole[0], *whole[1]]) == list(range(0, 12, 2))
+    assert batches(2, 3) == whole[2:]
+
+
 def test_training_reads_them(parquet_folder, tokenize):
     pytest.importorskip("tensorflow")
     iterator = pipeline.train_iterator(

@@ -1,6 +1,8 @@
 """Random access into TFRecord files, sound and damaged."""
 
+import gc
 import threading
+import warnings
 
 import hypothesis
 import hypothesis.strategies as st
@@ -145,3 +147,16 @@ def test_files_are_closed_when_there_are_too_many(tmp_path):
         for i, path in enumerate(paths):
             assert cache.pread(path, 1, 12) == bytes([i])
     assert len(cache._files) == 2
+
+
+def test_a_file_that_is_let_go_is_closed_without_a_warning(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"content")
+    cache = tfrecord.FileCache(limit=1)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for name in "ab":
+            assert cache.pread(str(tmp_path / name), 3, 2) == b"nte"
+        del cache
+        gc.collect()
+    assert not said

@@ -1,6 +1,8 @@
 """Zero-shot counts and prompt averages."""
 
+import io
 import math
+import tarfile
 
 import hypothesis
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxclip.evaluate import zero_shot
+from jaxclip.evaluate.stored import StoredData
 
 
 @hypothesis.settings(max_examples=30, deadline=None)
@@ -68,3 +71,21 @@ def test_classes_may_have_different_numbers_of_prompts():
 def test_prompts_must_divide():
     with pytest.raises(ValueError, match="3 prompts do not divide over 2 classes"):
         zero_shot.class_embeddings(np.zeros((3, 4)), 2)
+
+
+def test_the_data_sets_own_templates(tmp_path):
+    (tmp_path / "test").mkdir()
+    with tarfile.open(tmp_path / "test" / "0.tar", "w") as tar:
+        for name, data in (("0.webp", b"a picture"), ("0.cls", b"1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    data = StoredData({"name": f"webdataset:{tmp_path}"}, "test")
+    evaluator = zero_shot.ZeroShot(templates="own")
+    with pytest.raises(ValueError, match=r"brings no templates; give templates a set \(name, "):
+        evaluator.check(data)
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n{c}!\n\n")
+    data = StoredData({"name": f"webdataset:{tmp_path}"}, "test")
+    evaluator.check(data)
+    assert evaluator.prompts(data) == [["a photo of a cat.", "cat!"], ["a photo of a dog.", "dog!"]]

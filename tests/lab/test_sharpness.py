@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxclip import cli
+from jaxclip.lab import sharpness as lab
 from jaxclip.train.fixed_batches import fixed_batches
 
 
@@ -31,6 +32,24 @@ def test_batches_are_fixed_and_shuffled(tiny_config):
     other = fixed_batches(config, "train", 9, 16, seed=4)
     assert not np.array_equal(one["image"], other["image"])
     assert len(np.unique(one["image"].reshape(48, -1), axis=0)) == 48  # each record once
+
+
+def test_what_is_measured_is_said(trained, tmp_path, monkeypatch, caplog):
+    """It takes minutes, most of which go by in the compiler."""
+    for name in ("adaptive", "directions", "traces", "landscape"):
+        monkeypatch.setattr(lab.Sharpness, name, lambda *args, name=name: {"is": name})
+    monkeypatch.setattr(lab.sharpness_page, "write", lambda result, folder: folder)
+    monkeypatch.setattr(lab.sharpness_page, "table", lambda result: [])
+    caplog.set_level("INFO", "jaxclip")
+    arguments = ["sharpness", "--workdir", str(trained), "--batch_size", "16", "--batches", "1"]
+    assert cli.main([*arguments, "--landscape", "--to", str(tmp_path / "to")]) == 0
+    said = [line for line in caplog.messages if " of 5: " in line]
+    assert said[0] == "1 of 5: loss" and said[3:] == [
+        "4 of 5: trace of the Hessian",
+        "5 of 5: landscape",
+    ]
+    found = json.loads((tmp_path / "to" / "sharpness.json").read_text())
+    assert found["trace"] == {"is": "traces"} and found["landscape"] == {"is": "landscape"}
 
 
 @pytest.mark.slow

@@ -63,6 +63,22 @@ def test_the_expected_share_is_that_of_the_weights():
     assert float(tinyclip.expected_share(own, SIZES)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_pruned_towers_heads_count_at_their_own_width():
+    pruned = dataclasses.replace(SIZES.image, num_heads=1, head_dim=8)
+    sizes = dataclasses.replace(SIZES, image=pruned)
+    own = TinyCLIP(start=4.5).init_params(jax.random.key(0), sizes)
+    own["image"]["attention"] = jnp.full(3, -50.0)
+    p, low = (float(tinyclip.chance(jnp.asarray(a))) for a in (4.5, -50.0))
+    # Of 16 channels one head of 8 is left: 4 · 16 · 8 weights of each image block's attention.
+    lost = 3 * 512 / (3 * (512 + 192) + 3 * (1024 + 192))
+    expected = p**2 - lost * (p - low) * p
+    assert float(tinyclip.expected_share(own, sizes)) == pytest.approx(expected, rel=1e-5)
+    gated = dataclasses.replace(sizes, image=dataclasses.replace(pruned, mlp="gated"))
+    lost = 3 * 512 / (3 * (512 + 288) + 3 * (1024 + 192))
+    expected = p**2 - lost * (p - low) * p
+    assert float(tinyclip.expected_share(own, gated)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_loss_is_affinitys_and_a_penalty_whose_factors_grow():
     objective = TinyCLIP(alpha=0.0, scale=None, target=[[0, 0.0], [10, 0.5]])
     own, state = g.own_params(objective, SIZES), objective.init_state(SIZES)

@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from jaxclip.errors import ProcessesError
 from jaxclip.parallel import distributed
 
 VARIABLES = (
@@ -19,7 +20,7 @@ VARIABLES = (
 )
 TIMEOUTS = {
     "heartbeat_timeout_seconds": 60,
-    "initialization_timeout": 300,
+    "initialization_timeout": 330,  # we ourselves give up after 300
     "shutdown_timeout_seconds": 300,
 }
 
@@ -69,7 +70,7 @@ def test_variables_of_the_launch_scripts(start):
 def test_timeouts(start):
     given = {"coordinator_address": "host:81", "num_processes": 2, "process_id": 0}
     found = start({**given, "heartbeat_timeout_seconds": 7, "initialization_timeout_seconds": 8})
-    assert found["heartbeat_timeout_seconds"] == 7 and found["initialization_timeout"] == 8
+    assert found["heartbeat_timeout_seconds"] == 7 and found["initialization_timeout"] == 38
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,8 @@ def test_half_of_the_variables(start):
         (RuntimeError("NCCL error: remote process has exited or there was a network error"), True),
         (ValueError("global_batch_size=3 does not divide"), False),
         (KeyError("image"), False),
+        (OSError("gs://runs/a can't be read: Connection reset by peer"), False),
+        (ProcessesError("process 1 of 2 on h: gs://runs/a: Connection reset by peer"), False),
     ],
 )
 def test_which_errors_are_another_process(error, lost):
@@ -215,6 +218,14 @@ def test_which_errors_are_another_process(error, lost):
         wrapped = RuntimeError("checkpoint of step 3 was not written")
         wrapped.__cause__ = error
         assert distributed.explain_loss(wrapped)
+
+
+def test_a_store_that_is_gone_is_not_another_process():
+    wrapped = RuntimeError("checkpoint of step 3 was not written: Connection reset by peer")
+    wrapped.__cause__ = OSError("gs://runs/a: Connection reset by peer")
+    assert not distributed.explain_loss(wrapped)
+    wrapped.__cause__ = RuntimeError("Gloo: Connection reset by peer")
+    assert distributed.explain_loss(wrapped)
 
 
 def test_leaving_skips_what_python_does_at_the_end():

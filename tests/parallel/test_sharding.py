@@ -65,6 +65,10 @@ def test_fill_takes_the_largest_free_dimension_that_divides(mesh):
     }
     rules = [["", ["...", "tensor"], "fsdp"]]
     assert specs({"x": shape(31, 64, 128)}, rules, mesh)["x"] == P(None, "fsdp", "tensor")
+    # A vocabulary that nothing divides, as RoBERTa's: what is cut already is cut once more.
+    assert specs({"x": shape(81, 128)}, rules, mesh)["x"] == P(None, ("tensor", "fsdp"))
+    assert specs({"x": shape(81, 126)}, rules, mesh)["x"] == P(None, "tensor")
+    assert specs({"x": shape(8192)}, rules, mesh)["x"] == P("tensor")
 
 
 def test_presets_and_rules_can_be_mixed(mesh):
@@ -161,7 +165,14 @@ def test_every_encoder_under_every_preset(preset):
     state = jax.eval_shape(
         lambda rng: state_lib.create_state(model.init, optax.adam(1e-3), rng), jax.random.key(0)
     )
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+    def size(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    total, convolutions = size(state), 0
+    if presets.get(preset).image.kind == "resnet":  # which no rule cuts over `tensor`
+        image = {k: v for k, v in state.params["image"].items() if k.startswith(("blocks", "stem"))}
+        convolutions = 3 * size(image)  # and Adam's two moments
     for shape_, rules, share in (
         ({"data": 8}, "dp", 1.0),
         ({"fsdp": 8}, "fsdp", 0.14),
@@ -172,7 +183,9 @@ def test_every_encoder_under_every_preset(preset):
         shardings = parallel.specs_for(
             state, parallel.sharding_rules(rules), parallel.make_mesh(shape_)
         )
-        assert bytes_each(state, shardings) <= share * total, (shape_, rules)
+        whole = convolutions if "tensor" in shape_ else 0
+        limit = share * (total - whole) + 1.05 * whole / shape_.get("fsdp", 1)
+        assert bytes_each(state, shardings) <= limit, (shape_, rules)
 
 
 def test_tensor_rules_cut_every_block():

@@ -29,10 +29,12 @@ LOSSES = {
 
 # One of each kind of state: moments, factored moments, a sign, orthogonalised matrices, momentum
 # that is reset, a lone accumulator; clippers of the global norm, of tensors, of elements.
+# Adam's step is lr g / (|g| + eps): where |g| is near eps, an error of g counts lr / (4 eps) times,
+# and g is off by 1e-6, the rounding of other elements' gradients. So eps is large.
 OPTIMIZERS = {
-    "adamw+zclip": {"name": "adamw", "eps": 1e-4, "clip": {"name": "zclip", "warmup_steps": 2}},
-    "adamw+adagc": {"name": "adamw", "eps": 1e-4, "clip": {"name": "adagc", "warmup_steps": 2}},
-    "adamw+autoclip": {"name": "adamw", "eps": 1e-4, "clip": {"name": "autoclip"}},
+    "adamw+zclip": {"name": "adamw", "eps": 1e-3, "clip": {"name": "zclip", "warmup_steps": 2}},
+    "adamw+adagc": {"name": "adamw", "eps": 1e-3, "clip": {"name": "adagc", "warmup_steps": 2}},
+    "adamw+autoclip": {"name": "adamw", "eps": 1e-3, "clip": {"name": "autoclip"}},
     "sgd+coordinate": {
         "name": "sgd",
         "momentum": 0.9,
@@ -42,8 +44,8 @@ OPTIMIZERS = {
     "adafactor": {"name": "adafactor", "weight_decay": 0.0},
     "lion": {"name": "lion"},
     "muon": {"name": "muon"},
-    "stable_adamw": {"name": "stable_adamw", "eps": 1e-4},
-    "stable_spam": {"name": "stable_spam", "eps": 1e-4},
+    "stable_adamw": {"name": "stable_adamw", "eps": 1e-3},
+    "stable_spam": {"name": "stable_spam", "eps": 1e-3},
     "clip_radagrad_d": {"name": "clip_radagrad_d", "weight_decay": 0.0},
 }
 
@@ -58,7 +60,7 @@ SLOW = [
 ]
 
 
-def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
+def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1, vocab_size=128):
     return config_lib.resolve(
         {
             "global_batch_size": 16,
@@ -71,7 +73,7 @@ def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
                 "embed_dim": 16,
                 "logit_bias_init": -5.0,
                 "image": {**TOWER, "patch_size": 8},
-                "text": {**TOWER, "vocab_size": 128},
+                "text": {**TOWER, "vocab_size": vocab_size},
             },
             "loss": LOSSES[loss],
             "optim": {
@@ -89,9 +91,9 @@ def make_config(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
 
 
 @functools.cache
-def train(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
+def train(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1, vocab_size=128):
     """State and losses after a few steps, as NumPy arrays."""
-    config = make_config(loss, optimizer, sharding, mesh, count)
+    config = make_config(loss, optimizer, sharding, mesh, count, vocab_size)
     experiment = setup.build(config, devices=jax.devices()[: math.prod(mesh)])
     state, losses = experiment.init_state(), []
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -108,8 +110,18 @@ def train(loss, optimizer, sharding="dp", mesh=(1, 1, 1), count=1):
     [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW if case not in FAST)],
 )
 def test_same_numbers_on_every_mesh(loss, optimizer, sharding, mesh, count):
-    expected, expected_losses = train(loss, optimizer)
-    state, losses = train(loss, optimizer, sharding, mesh, count)
+    check_alike(train(loss, optimizer), train(loss, optimizer, sharding, mesh, count))
+
+
+@pytest.mark.slow
+def test_same_numbers_with_a_vocabulary_that_no_axis_divides():
+    """Its table is cut over both axes in its other dimension."""
+    case = ("softmax", "adamw+zclip")
+    check_alike(train(*case, vocab_size=131), train(*case, "fsdp+tp", (1, 4, 2), vocab_size=131))
+
+
+def check_alike(one, other):
+    (expected, expected_losses), (state, losses) = one, other
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert len(set(losses)) == STEPS
     for name in ("params", "ema_params"):

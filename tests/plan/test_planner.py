@@ -147,7 +147,8 @@ def test_remedies_skip_what_is_set_and_what_cannot_be_built():
 
     assert plan.remedies(config, plan_of, on_try=lambda c, p: tried.append((c, p))) is None
     assert ({"remat": "full"}, None) not in [(c, None) for c, _ in tried]
-    assert all(p is None for c, p in tried if c.get("num_micro_batches", 1) > 1)
+    cut = [str(p) for c, p in tried if c.get("num_micro_batches", 1) > 1]
+    assert set(cut) == {"does not divide"}
 
 
 def test_changes_leave_the_rest_alone():

@@ -30,6 +30,7 @@ from jaxclip.train import (
     setup,
     staging,
     workdir,
+    workdir_config,
 )
 from tests.google_store import serve
 
@@ -663,18 +664,18 @@ def test_a_lock_that_is_lost_at_the_start_is_told_to_the_other_processes(address
     """They would wait for this one without end."""
     told = []
 
-    def agree(flag):
-        told.append(flag)
-        return flag
+    def tell(problem):
+        told.append(problem)
+        return problem
 
     def lose(self):
         raise LostLockError("taken over")
 
-    monkeypatch.setattr(workdir.multihost, "all_agree", agree)
+    monkeypatch.setattr(workdir.multihost, "first_problem", tell)
     monkeypatch.setattr(mirror.Mirror, "begin", lose)
     with pytest.raises(LostLockError), workdir.hold(address):
         pass
-    assert told == [False]
+    assert told == ["taken over"]
 
 
 def test_a_lost_lock_is_said_though_the_network_is_gone(address, still, network):
@@ -720,7 +721,7 @@ def test_a_full_disk_below_a_run_at_an_address_names_what_moves_its_folder(addre
     Bucket(address).write("config.json", b"{}")
     monkeypatch.setattr("pathlib.Path.write_bytes", fill)
     with pytest.raises(staging.CopyError, match=r"config.json can't be copied .* TMPDIR, on"):
-        workdir.find_config(address)
+        workdir_config.find_config(address)
 
 
 @pytest.mark.parametrize(
@@ -760,7 +761,7 @@ def test_addresses_and_folders_are_what_they_are(tmp_path, monkeypatch):
 def test_a_refusal_names_the_address(tiny_config, tmp_path):
     config_lib.save(tiny_config(), tmp_path / "config.json")
     with pytest.raises(workdir.WorkdirError) as refused:
-        workdir.check_config(tiny_config("seed=5"), tmp_path, name="gs://bucket/run")
+        workdir_config.check_config(tiny_config("seed=5"), tmp_path, name="gs://bucket/run")
     assert str(refused.value).startswith("workdir gs://bucket/run holds a run of another")
     assert "--config.init_from=gs://bucket/run" in str(refused.value)
 
@@ -792,7 +793,8 @@ def part(held, step, monkeypatch):
     monkeypatch.setattr(parts.multihost, "broadcast", lambda value: value)
     mine = parts.Parts(held.copy)
     folder = epath.Path(held.path / "checkpoints" / f"step_{step:08d}")
-    number = mine.begin(folder)
+    mine.prepare(folder)
+    number = mine.begin()
     for name in ("_METADATA", "ocdbt.process_0/d/a", "manifest.ocdbt", "d/index"):
         (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "state" / name).write_text(name)
@@ -806,7 +808,9 @@ def other_part(address, step, number, tmp_path):
     table = manifest.table_of(folder.parent.parent)
     base = f"checkpoints/step_{step:08d}"
     Bucket(address).write(f"{base}/state/ocdbt.process_1/b", b"b")
-    Bucket(address).write(f"{base}/part_{number}_1.json", json.dumps(table).encode())
+    Bucket(address).write(
+        f"{base}/part_{number}_1.json", json.dumps({"files": table, "blocks": {}}).encode()
+    )
 
 
 def test_a_checkpoint_is_one_when_all_parts_are_there(address, still, monkeypatch, tmp_path):
@@ -846,13 +850,24 @@ def test_a_part_that_does_not_come_costs_its_checkpoint_alone(address, quick, mo
         assert not folder.exists()
 
 
+def test_a_part_that_failed_is_not_waited_for(address, still, monkeypatch):
+    with workdir.hold(address) as held:
+        mine, folder, number = part(held, 4, monkeypatch)
+        mine.fail(folder.name, number, "disk full")
+        failed = Bucket(address).read(f"checkpoints/{folder.name}/part_{number}_0.json")
+        Bucket(address).write(f"checkpoints/{folder.name}/part_{number}_1.json", failed)
+        with pytest.raises(parts.PartError, match="process 1 could not write its part: disk full"):
+            mine.commit(folder, {"step": 4}, number)
+        assert not folder.exists() and not whole(address)
+
+
 def test_the_address_has_all_before_other_processes_look(address, still, network, monkeypatch):
     with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
         save(held.path, 1)
         network(False)
     network(True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
     monkeypatch.setattr(workdir.multihost, "broadcast", lambda value: value)
     with workdir.hold(address, break_lock=True):
         assert whole(address) == [1]
@@ -862,14 +877,22 @@ def test_processes_that_do_not_come_to_hold_an_address_leave_all_as_it_was(addre
     """Neither the parts of a living run on these hosts, nor a trace at the address."""
     others = staging.folder_of(address, 1) / "checkpoints"
     others.mkdir(parents=True)
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: False)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: "no route")
     for process in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        with pytest.raises(workdir.WorkdirError, match="another process"), workdir.hold(address):
+        with (
+            pytest.raises(workdir.WorkdirError, match=r"another process.*no route"),
+            workdir.hold(address),
+        ):
             pass
     assert others.exists() and not names(address)
     assert not [each for each in threading.enumerate() if each.name == "workdir_mirror"]
-    monkeypatch.setattr(workdir.multihost, "all_agree", lambda flag: flag)
+    monkeypatch.setattr(workdir.multihost, "first_problem", lambda problem: problem)
+    # What process 0 wrote: this is another place, as memory:// is to each process.
+    with pytest.raises(workdir.WorkdirError, match="same endpoint"), workdir.hold(address):
+        pass
+    assert others.exists()
+    Bucket(address).write(lock.FILE_NAME, b"of process 0")
     with workdir.hold(address) as held:
         assert held.path.exists() and not others.exists() and held.lock is None
 
@@ -896,11 +919,25 @@ def test_all_that_reads_a_workdir_reads_an_address(address, trained, tmp_path, c
     assert not folder_of(address).exists(), "readers leave nothing behind"
 
 
-def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(address, trained, tiny_config):
+@pytest.mark.parametrize("in_part", [False, True])
+def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(
+    address, trained, tiny_config, in_part, caplog
+):
     upload(trained, address)
+    for folder in (trained / "checkpoints").iterdir() if in_part else ():
+        path = epath.Path(folder)
+        content = manifest.read(path) | {"blocks": manifest.blocks_of(path)}
+        content["block_bytes"] = manifest.BLOCK
+        text = manifest.text_of(content).encode()
+        Bucket(address).write(f"checkpoints/{folder.name}/manifest.json", text)
+    assert int(final_state(tiny_config(), address).step) == 20
     damaged = next(name for name in names(address) if "00000020/state/d/" in name)
-    Bucket(address).write(damaged, b"x")
-    assert int(final_state(tiny_config(), address).step) == 10
+    for change in (lambda: Bucket(address).write(damaged, b"x"),
+                   lambda: Bucket(address).remove(damaged)):  # fmt: skip
+        change()
+        caplog.clear()
+        assert int(final_state(tiny_config(), address).step) == 10
+        assert damaged.rpartition("state/")[2] in caplog.text
 
 
 def test_an_index_of_the_parts_is_made_where_there_is_none(trained, tiny_config, tmp_path):

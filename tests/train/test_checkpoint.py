@@ -424,7 +424,7 @@ def test_a_full_disk_is_reported_and_harms_nothing(tmp_path, monkeypatch, error)
     assert restore(tmp_path).step == 2
 
 
-def test_a_really_full_disk(tmp_path):
+def test_a_really_full_disk(tmp_path, caplog):
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(small)]
@@ -438,6 +438,7 @@ def test_a_really_full_disk(tmp_path):
             with pytest.raises(CheckpointError, match="no space left"):
                 checkpointer.wait()
             assert checkpointer.steps() == [1]
+        assert not [record for record in caplog.records if record.exc_info], "no pages of orbax's"
     finally:
         subprocess.run(["umount", str(small)], check=True)
 

@@ -206,6 +206,27 @@ def test_a_teacher_that_no_objective_asks_is_said_to_have_no_effect(
     assert ("teacher.kind='ema' has no effect" in caplog.text) == said
 
 
+@pytest.mark.parametrize(
+    ("objective", "size", "named"),
+    [
+        ("contrastive", 1, "'contrastive'"),
+        ("contrastive", 2, ""),
+        (["slip", "class_head"], 1, "'slip'"),
+        ("class_head", 1, ""),
+        ({"name": "maccap", "contrastive": 0.0}, 1, ""),
+    ],
+)
+def test_a_batch_of_one_pair_is_said_to_teach_a_contrast_nothing(
+    resolved, caplog, objective, size, named
+):
+    config = {**resolved, "global_batch_size": size, "num_micro_batches": size}
+    terms = objective if isinstance(objective, list) else [objective]
+    total = objectives.from_config(terms, config["loss"])
+    checks.warn_of_training(config, types.SimpleNamespace(total=total))
+    assert caplog.text.count("\n") == bool(named)
+    assert named in caplog.text and ("use at least 2" in caplog.text) == bool(named)
+
+
 def test_what_only_the_report_needs_is_missed_before_the_first_step(resolved, monkeypatch):
     find = checks.importlib.util.find_spec
     monkeypatch.setattr(

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from jaxclip import config as config_lib
-from jaxclip import optim, parallel
-from jaxclip.models import presets
+from jaxclip import models, optim, parallel
+from jaxclip.models import mup, presets
 from jaxclip.train import cures, dry_run, setup, watch
 from tests.objectives.battery import BASE
 
@@ -155,6 +155,23 @@ def test_mup_divides_the_rates_of_hidden_kernels():
     assert found["image/blocks_0/mlp/up/kernel"] == pytest.approx(whole * 48 / 192)
     assert found["image/blocks_0/mlp/up/bias"] == whole == found["text/blocks_0/mlp/up/kernel"]
     assert [type(node).__name__ for node in watch._moments(state)] == ["ScaleByAdamState"]
+
+
+def test_mup_divides_the_rates_of_all_kernels_that_read_what_is_wide():
+    """Gates, experts, their router and projections of two layers among them."""
+    tiny = presets.get("tiny")
+    image = dataclasses.replace(tiny.image, mup_base_width=96, mlp="gated", pool="map")
+    options = {"num_experts": 2, "expert_blocks": 1, "projection": "mlp", "mup_base_width": 64}
+    sizes = dataclasses.replace(tiny, image=image, text=dataclasses.replace(tiny.text, **options))
+    params = jax.eval_shape(models.build(sizes).init, jax.random.key(0))
+    factors, found = mup.rate_factors(sizes), set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        is_wide = name.endswith("/kernel") and "patch_embedding" not in name
+        assert mup.factor_of(name, factors) == (0.5 if is_wide else 1.0), name
+        found.add(name.split("/", 2)[-1] if "blocks" in name else name)
+    assert found >= {"mlp/gate/kernel", "mlp/experts/down/kernel", "mlp/router/kernel"}
+    assert "text/projection/hidden/kernel" in found
 
 
 def test_mup_is_for_adam_and_its_like():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxclip.train import workdir
+from jaxclip.train import workdir, workdir_config
 
 
 def test_keys_that_an_earlier_version_did_not_have_are_no_change(tiny_config, tmp_path):
@@ -14,7 +14,7 @@ def test_keys_that_an_earlier_version_did_not_have_are_no_change(tiny_config, tm
         del earlier[key]
     del earlier["model"]["text"]["pad_id"]
     (tmp_path / workdir.CONFIG_FILE).write_text(json.dumps(earlier))
-    assert workdir.check_config(config, tmp_path) == {}
+    assert workdir_config.check_config(config, tmp_path) == {}
     other = tiny_config("objective=['dcl']")
     with pytest.raises(workdir.WorkdirError, match=r"objective: \[\] -> \['dcl'\]"):
-        workdir.check_config(other, tmp_path)
+        workdir_config.check_config(other, tmp_path)

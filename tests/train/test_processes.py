@@ -1,7 +1,8 @@
 """Several real processes on this machine train what one process trains.
 
 The children run ``jaxclip train`` as a launch script starts it, under a driver that notes which
-places of the data each of them reads, and hurts itself at a step where the test says so.
+places of the data each of them reads, and how much of checkpoints it fetches, and hurts itself at a
+step where the test says so.
 """
 
 import contextlib
@@ -52,12 +53,13 @@ def flags(devices):
 
 
 _DRIVER = """
-import json, os, pathlib, signal, sys, time
+import errno, json, os, pathlib, signal, sys, threading, time
 from jaxclip import cli
-from jaxclip.data import order, pipeline
-from jaxclip.train import workdir
+from jaxclip.data import bucket, order, pipeline
+from jaxclip.train import checkpoint, manifest, workdir
 
 workdir._SHARING_SECONDS = 1.0
+manifest.BLOCK = 2**13  # the checkpoints are small, too
 note, harm, at_step, *argv = sys.argv[1:]
 places = []
 look_up, following = order.ShuffledOrder.__call__, pipeline.TrainIterator.__next__
@@ -74,14 +76,46 @@ def harming(self):
     if harm and taken == int(at_step):
         if harm == "raise":
             raise RuntimeError("harmed")
-        os.kill(os.getpid(), getattr(signal, harm))
+        os.kill(os.getpid(), getattr(signal, harm, 0))
         if harm == "SIGTERM":  # JAX spreads it within seconds; tiny steps would be done by then
             time.sleep(10)
     return following(self)
 
+fetched = 0
+read = bucket.Bucket._read
+
+def fetching(self, name, *arguments, **options):
+    global fetched
+    found = read(self, name, *arguments, **options)
+    if "/d/" in name:
+        fetched += len(found.value)
+        if harm == "outage":
+            raise bucket.BucketError(f"{self / name} can't be read: no route to host")
+    return found
+
+write = pathlib.Path.open
+
+def writing(self, mode="r", *arguments, **options):
+    if "/d/" in str(self) and "checkpoints/step" not in str(self) and mode == "r+b":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return write(self, mode, *arguments, **options)
+
+finish = checkpoint.ocp.AsyncCheckpointer.wait_until_finished
+
+def unsaved(self):
+    finish(self)
+    if threading.current_thread().name == "checkpoint_commit":
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+if harm == "full save":
+    checkpoint.ocp.AsyncCheckpointer.wait_until_finished = unsaved
+if harm == "full":
+    pathlib.Path.open = writing
+bucket.Bucket._read = fetching
 order.ShuffledOrder.__call__ = noting
 pipeline.TrainIterator.__next__ = harming
 status = cli.main(argv)
+pathlib.Path(note + ".fetched").write_text(str(fetched))
 pathlib.Path(note).write_text(json.dumps(places))
 sys.exit(status)
 """
@@ -154,6 +188,10 @@ class Processes:
         """What process ``i`` read of the training data, by step."""
         read = json.loads(self.notes[i].read_text())
         return {row[0] // BATCH: row for row in read}
+
+    def fetched(self, i):
+        """Bytes of arrays that process ``i`` fetched of checkpoints."""
+        return int(pathlib.Path(f"{self.notes[i]}.fetched").read_text())
 
 
 @pytest.fixture
@@ -388,7 +426,7 @@ def test_processes_of_one_run_share_its_lock_and_a_second_run_is_refused_by_all(
         assert all(run.wait())
         (line,) = [line for line in run.log(0).splitlines() if "jaxclip: error" in line]
         assert f"in use by process {first.holder.pid} on host {first.holder.host}" in line
-        assert "its log says why" in run.log(1) or "another task died" in run.log(1), run.log(1)
+        assert "process 0 of 2 on" in run.log(1) or "another task died" in run.log(1), run.log(1)
         assert "Traceback" not in run.log(0) + run.log(1)
     assert [path.name for path in workdir.iterdir()] == [lock.FILE_NAME]
     first.check()
@@ -436,9 +474,16 @@ def test_processes_that_share_nothing_but_an_address(
             run.wait()
         assert any("ocdbt.process_1/d/" in name for name in google.files), run.log(0) + run.log(1)
         shutil.rmtree(tmp_path / "staging")  # other machines
+        before = dict(google.files)
         with processes(tmp_path / "again", 2, file, [address]) as run:
             assert run.wait() == [0, 0], run.log(0) + run.log(1)
-            assert re.search(r"going on after step [24] of", run.log(0)), run.log(0)
+            (step,) = re.findall(r"going on after step ([24]) of", run.log(0))
+            folder = re.compile(rf"apart/checkpoints/step_0000000{step}/state/.*/d/")
+            size = sum(len(content) for name, (_, content) in before.items() if folder.match(name))
+            # Both read what is too small to be divided, and the index.
+            fetched = [run.fetched(i) for i in range(2)]
+            assert all(0.4 * size < each < 0.8 * size for each in fetched), (size, fetched)
+            assert sum(fetched) > size
         copy = staging.Copy(Bucket(address), tmp_path / "copy")
         names = copy.pull()
         for step in {name.split("/")[1] for name in names if name.startswith("checkpoints/")}:
@@ -448,3 +493,51 @@ def test_processes_that_share_nothing_but_an_address(
         "no need of the disk"
     )
     assert_same_run(tmp_path / "copy", train_here(file, tmp_path / "here", 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["outage", "full"])
+def test_a_checkpoint_that_one_process_can_not_fetch_ends_all(
+    tmp_path, processes, config_file, monkeypatch, harm
+):
+    """By one and the same line, and nothing is lost."""
+    file, address = config_file("mesh={'data': 1, 'fsdp': 2}", "sharding=fsdp"), "gs://runs/apart"
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with serve(monkeypatch):
+        with processes(tmp_path / "a", 2, file, [address], harm=(0, "SIGTERM", 4)) as run:
+            assert run.wait() == [128 + signal.SIGTERM] * 2, run.log(0) + run.log(1)
+        before = Bucket(address).names("checkpoints/")
+        shutil.rmtree(tmp_path / "staging")  # other machines
+        with processes(tmp_path / "b", 2, file, [address], harm=(1, harm, 0)) as run:
+            assert run.wait() == [1, 1], run.log(0) + run.log(1)
+        lines = [
+            [line for line in run.log(i).splitlines() if line.startswith("jaxclip: error: ")]
+            for i in range(2)
+        ]
+        assert len(lines[0]) == 1 and lines[0] == lines[1]
+        why = {"outage": "no route to host", "full": "no space left on the device"}[harm]
+        assert re.search(
+            rf"gs://runs/apart/checkpoints/step_\d+ can't be fetched by all processes: "
+            rf"process 1 of 2 on .*{why}", lines[0][0]
+        ), lines  # fmt: skip
+        assert Bucket(address).names("checkpoints/") == before
+        assert not list((tmp_path / "staging").glob("*/run/.shards")), "it leaves no files behind"
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_ends_all_at_once(tmp_path, processes, config_file, monkeypatch):
+    """By one and the same line; nobody waits for a part that will not come."""
+    file = config_file("mesh={'data': 1, 'fsdp': 2}", "sharding=fsdp", "evaluate.every_steps=0")
+    monkeypatch.setenv("JAXCLIP_STAGING", str(tmp_path / "staging"))
+    with serve(monkeypatch) as google:
+        with processes(tmp_path, 2, file, ["gs://runs/apart"], harm=(1, "full save", 0)) as run:
+            assert run.wait() == [1, 1], run.log(0) + run.log(1)
+            assert abs(run.ended[0] - run.ended[1]) < HEARTBEAT / 2
+        assert not any(name.endswith("manifest.json") for name in google.files)
+    lines = [
+        [line for line in run.log(i).splitlines() if line.startswith("jaxclip: error: ")]
+        for i in range(2)
+    ]
+    assert len(lines[0]) == 1 and lines[0] == lines[1], run.log(0) + run.log(1)
+    assert re.search(r"process 1 of 2 on .*step 2 .*no space left on the device", lines[0][0])
+    assert "Traceback" not in run.log(0) + run.log(1)

@@ -14,7 +14,7 @@ import pytest
 from jaxclip import cli
 from jaxclip import config as config_lib
 from jaxclip.lock import FILE_NAME, Holder, LockedError, _encode
-from jaxclip.train import checkpoint, loop, metrics, setup, step_metrics, workdir
+from jaxclip.train import checkpoint, loop, metrics, setup, step_metrics, workdir, workdir_config
 
 
 @pytest.fixture(autouse=True)
@@ -145,12 +145,12 @@ def test_whole_checkpoints_that_can_not_be_read_are_not_called_damaged(copy, mon
 
 def test_a_lost_configuration_is_found_in_the_newest_checkpoint(copy, tiny_config, capsys):
     (copy / "config.json").write_text("{")
-    assert workdir.read_config(copy) == tiny_config()
+    assert workdir_config.read_config(copy) == tiny_config()
     (copy / "config.json").unlink()
     assert cli.main(["report", "--workdir", "run"]) == 0
     # And it still is this run's workdir.
     with pytest.raises(workdir.WorkdirError, match="seed: 0 -> 5"):
-        workdir.check_config(tiny_config("seed=5"), copy)
+        workdir_config.check_config(tiny_config("seed=5"), copy)
 
 
 # The lock.
@@ -230,9 +230,9 @@ def test_a_run_that_fails_before_its_first_step_leaves_the_workdir_free(
         broken.setattr(loop, "first_state", fail)
         with pytest.raises(RuntimeError):
             loop.train(tiny_config("seed=3"), tmp_path)
-    assert workdir.find_config(tmp_path) is None
+    assert workdir_config.find_config(tmp_path) is None
     assert loop.train(tiny_config(), tmp_path).finished
-    assert workdir.read_config(tmp_path) == tiny_config()
+    assert workdir_config.read_config(tmp_path) == tiny_config()
 
 
 # More steps, another rate.
@@ -250,7 +250,7 @@ def test_the_refusal_names_the_ways_on(copy, tiny_config_file, capsys):
     assert "total_steps=15, but 20 steps are done already" in one_line(capsys)
     assert cli.main([*argv, "--extend", "--config.optim.learning_rate=0.01"]) == 2
     assert "total_steps=20, but 20 steps are done already" in one_line(capsys)
-    assert workdir.read_config(copy)["total_steps"] == 20
+    assert workdir_config.read_config(copy)["total_steps"] == 20
 
 
 def test_extended_is_what_one_long_run_is_and_the_change_is_noted(
@@ -266,8 +266,8 @@ def test_extended_is_what_one_long_run_is_and_the_change_is_noted(
         loop.train(long, parts)
     assert cli.main(["train", "--workdir", str(parts), "--extend", "--config.total_steps=10"]) == 0
     jax.tree.map(np.testing.assert_array_equal, newest(long, parts), newest(long, whole))
-    assert workdir.read_config(parts) == long
-    assert workdir.read_history(parts) == [{"step": 6, "changes": {"total_steps": [6, 10]}}]
+    assert workdir_config.read_config(parts) == long
+    assert workdir_config.read_history(parts) == [{"step": 6, "changes": {"total_steps": [6, 10]}}]
     steps, _ = metrics.curves(metrics.read_metrics(parts))["loss"]
     assert steps.tolist() == list(range(1, 11))
     assert "after step 6: total_steps 6 → 10" in (parts / "report.html").read_text()
@@ -275,7 +275,7 @@ def test_extended_is_what_one_long_run_is_and_the_change_is_noted(
     capsys.readouterr()
     assert cli.main(["train", "--workdir", str(parts)]) == 0
     assert "going on after step 10 of 10" in capsys.readouterr().out
-    assert len(workdir.read_history(parts)) == 1
+    assert len(workdir_config.read_history(parts)) == 1
 
 
 def test_an_extension_that_the_state_does_not_fit_changes_nothing(copy, tiny_config):

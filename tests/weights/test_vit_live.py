@@ -10,7 +10,6 @@ import pytest
 
 from jaxclip import models
 from jaxclip.models import presets
-from jaxclip.models.products import rules as products_lib
 from jaxclip.train import state_io
 from jaxclip.weights import export, mapping
 from jaxclip.weights.checkpoint import open_checkpoint
@@ -225,36 +224,3 @@ def test_one_tower_of_transformers(name, tmp_path):
             expected, at = getattr(model(torch.from_numpy(tokens).long()), output), 1
     found = encode(opened, images if at == 0 else None, tokens if at else None)[at]
     np.testing.assert_allclose(found, unit(expected), atol=1e-5)
-
-
-@pytest.mark.parametrize("preset", ["vit_b32", "siglip_b16"])
-def test_bfloat16_is_the_same_direction(preset):
-    """Full size, random weights: the worst cosine with the float32 embedding."""
-    sizes = presets.get(preset)
-    sizes = dataclasses.replace(sizes, text=dataclasses.replace(sizes.text, vocab_size=400))
-    params = jax.jit(models.build(sizes).init)(jax.random.key(0))
-    images, tokens = live_inputs(sizes.image.image_size, 400, sizes.text.context_length)
-
-    def run(dtype, products=()):
-        model = models.build(sizes, dtype=dtype, residual_dtype="float32", scan_layers=True)
-        chosen = products_lib.from_config(products)
-
-        @jax.jit
-        def both(params, images, tokens):
-            with products_lib.applied(chosen, "image"):
-                image = model.encode_image(params, images)
-            with products_lib.applied(chosen, "text"):
-                return image, model.encode_text(params, tokens)
-
-        return [np.asarray(each, np.float64) for each in both(params, images, tokens)]
-
-    exact = run("float32")
-    split = [{"name": "split_bfloat16", "terms": terms} for terms in (2, 3)]
-    for name, least, found in (
-        ("bfloat16", 1e-4, run("bfloat16")),
-        ("bfloat16x2", 1e-5, run("float32", split[0])),
-        ("bfloat16x3", 1e-6, run("float32", split[1])),
-    ):
-        worst = [1 - np.sum(x * y, axis=1).min() for x, y in zip(exact, found, strict=True)]
-        print(preset, name, worst)
-        assert max(worst) <= least

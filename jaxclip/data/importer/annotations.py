@@ -2,8 +2,8 @@
 
 Known are the layouts of COCO (``images`` and ``annotations``), of Karpathy's splits
 (``dataset_coco.json``: ``images`` with ``sentences``), of LLaVA (``conversations``) and of chats
-(``messages``), a list of objects or of pairs, an object of columns, and one of captions by file
-name.
+(``messages``), a list of objects or of pairs, CoOp's splits, an object of columns, and one of
+captions by file name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 from jaxclip.data.caption_shapes import CONVERSATIONS, answer, said_in
+from jaxclip.data.importer import json_sets
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import (
     FILE_FIELDS,
@@ -37,8 +38,8 @@ _PICTURE_MEMBERS = ("bytes", "base64", "data", "path", "file_name", "filename", 
 Found = tuple[str, dict[str, Any]]
 
 
-def rows(document: Any, image: str = "") -> list[Found | None] | None:
-    """Rows of a document; None in the place of an entry that names no file.
+def rows(document: Any, image: str = "") -> list[Found | str] | None:
+    """Rows of a document; in the place of an entry that names no file, what it lacks.
 
     Args:
       document: what ``json.loads`` made of it.
@@ -48,47 +49,83 @@ def rows(document: Any, image: str = "") -> list[Found | None] | None:
       None if the document is of no known layout.
     """
     if isinstance(document, Mapping):
-        images, notes = document.get("images"), document.get("annotations")
-        if _are_objects(images) and _are_objects(notes):
-            return list(_coco(images, notes, document.get("categories")))
-        if _are_objects(images):
-            return [row(each, image) for each in images]
-        columns = _columns(document, image)
-        if columns is not None:
-            return [row(each, image) for each in columns]
-        lists = {name: each for name, each in document.items() if _are_objects(each)}
-        splits = [split_named(name) for name in lists]
-        if lists and all(splits):
-            return [
-                _in_split(row(each, image), split)
-                for split, entries in zip(splits, lists.values(), strict=True)
-                for each in entries
-            ]
-        known = [found for each in lists.values() if (found := rows(each, image)) is not None]
-        if len(known) == 1:
-            return known[0]
-        named = all(map(_names_picture, document))
-        if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
-            return [(str(name), {"caption": text}) for name, text in document.items()]
-        if document and all(isinstance(each, Mapping) for each in document.values()):
-            return [_by_name(str(name), each, image) for name, each in document.items()]
-        return None
+        return _of_object(document, image)
     if _are_pairs(document):
-        return [(name, {"caption": text}) for name, text in document]
+        are_numbers = all(type(said) is int for _, said in document)  # of classes, as StyleGAN's
+        return [(name, {"label" if are_numbers else "caption": said}) for name, said in document]
+    if _are_classed(document):
+        return [(name, {"label": class_name}) for name, _, class_name in document]
     if not _are_objects(document):
         return None
-    found = [row(each, image) for each in document]
-    return found if any(found) else None
+    if all(len(each) == 1 and all(map(_names_picture, each)) for each in document):
+        return [found for each in document for found in rows(each, image) or ()]
+    found = _each(document, image)
+    return None if all(isinstance(each, str) for each in found) else found
 
 
-def _in_split(found: Found | None, split: str) -> Found | None:
-    return None if found is None else (found[0], {**found[1], "split": split})
+def _of_object(document: Mapping[str, Any], image: str) -> list[Found | str] | None:
+    images, notes = document.get("images"), document.get("annotations")
+    if _are_objects(images) and _are_objects(notes):
+        return list(_coco(images, notes, document.get("categories")))
+    if _are_objects(images):
+        return _each(images, image)
+    columns = _columns(document, image)
+    if columns is not None:
+        return _each(columns, image)
+    parts = {name: each for name, each in document.items() if isinstance(each, list | Mapping)}
+    if parts and all(map(split_named, parts)):
+        return _by_split(parts, image)
+    kinds = (_are_objects, _are_pairs, _are_classed)
+    lists = {name: each for name, each in parts.items() if any(kind(each) for kind in kinds)}
+    known = [found for each in lists.values() if (found := rows(each, image)) is not None]
+    if len(known) == 1:
+        return known[0]
+    if known and len(known) == len(document):
+        return [
+            _in_class(each, name) for name, one in zip(lists, known, strict=True) for each in one
+        ]
+    named = all(map(_names_picture, document))
+    if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
+        return [(str(name), {"caption": text}) for name, text in document.items()]
+    within = [each for each in parts.values() if isinstance(each, Mapping) and each]
+    if not named and len(within) == 1 and all(map(_names_picture, within[0])):
+        return rows(within[0], image)  # {"data": {"1.jpg": …}}
+    if document and all(isinstance(each, Mapping) for each in document.values()):
+        return [_by_name(str(name), each, image) for name, each in document.items()]
+    return None
+
+
+def _by_split(parts: Mapping[str, Any], image: str) -> list[Found | str] | None:
+    """Rows of a document with a member for each split; one may be empty."""
+    known = {
+        name: _each(each, image) if _are_objects(each) else rows(each, image)
+        for name, each in parts.items()
+        if each
+    }
+    if not known or any(found is None for found in known.values()):
+        return None
+    return [
+        each if isinstance(each, str) else (each[0], {**each[1], "split": split_named(name)})
+        for name, found in known.items()
+        for each in found or ()
+    ]
+
+
+def _in_class(found: Found | str, name: str) -> Found | str:
+    """A row of a list that is called like the class, and so is the file (NWPU-Captions)."""
+    if isinstance(found, str) or not found[0].startswith(name):
+        return found
+    return f"{name}/{found[0]}", {"label": name, **found[1]}
+
+
+def _each(entries: Iterable[Any], image: str) -> list[Found | str]:
+    return [row(entry, image) or lacks(entry) for entry in entries]
 
 
 def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
     """A row under a file's name, or under a number with the file inside."""
     if _names_picture(name) and not image and not find(entry, FILE_FIELDS):
-        return name, dict(entry)  # whatever id it has, too
+        return name, json_sets.renamed(entry)  # whatever id it has, too
     return row(entry, image) or (name, dict(entry))
 
 
@@ -96,7 +133,7 @@ def row(entry: Any, image: str = "") -> Found | None:
     """One object as a row; None if it names no file."""
     if not isinstance(entry, Mapping):
         return None
-    values = _task(entry) or {str(name): value for name, value in entry.items()}
+    values = _task(entry) or json_sets.renamed(entry)
     turns = first_filled(values, CONVERSATIONS)
     column = image if image in values else first_filled(values, FILE_FIELDS)
     name = _name(values.pop(column, None)) if column else _picture_within(values, turns)
@@ -202,7 +239,7 @@ def links_in(document: Any) -> str:
     return next(iter(find(entry, LINK_FIELDS)), "")
 
 
-def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Iterable[Found | None]:
+def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Iterable[Found | str]:
     """Rows of COCO's layout, with captions or, as iNaturalist's, a category of each picture."""
     captions: dict[str, list[Any]] = {}
     labels: dict[str, Any] = {}
@@ -216,7 +253,7 @@ def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Itera
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:
-            yield None
+            yield lacks(each)
             continue
         name, values = found
         key = str(each.get("id"))
@@ -248,6 +285,22 @@ def _are_pairs(value: Any) -> TypeGuard[list[tuple[str, Any]]]:
             and isinstance(each[0], str)
             and _names_picture(each[0])
             and _is_caption(each[1], in_doubt=True)
+            for each in value
+        )
+    )
+
+
+def _are_classed(value: Any) -> TypeGuard[list[tuple[str, int, str]]]:
+    """Whether it is a list of a name, the number of a class and its name each, as CoOp's splits."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(each, list)
+            and len(each) == 3
+            and _names_picture(each[0])
+            and isinstance(each[1], int)
+            and isinstance(each[2], str)
             for each in value
         )
     )

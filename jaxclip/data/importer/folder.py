@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -14,15 +13,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
+from jaxclip.data.importer import class_folders, split_lists
+from jaxclip.data.importer.class_folders import ClassFolders
+from jaxclip.data.importer.folders import scan
 from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import SPLITS, TEXT_FIELDS, find, is_hidden, split_of
+from jaxclip.data.naming import TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
 
 # Endings of files with captions; that of the picture may stand before them (1.jpg.txt).
 _TEXT_SUFFIXES = (*(f".{ending}" for ending in tar_index.TEXT_EXTENSIONS), ".tags", ".cap")
+# How many folders around all others are passed through on the way to lists.
+_DEEPEST = 3
 # Lines of boxes beside a picture (YOLO's): a class, and four or more numbers.
 _BOX = re.compile(rb"\s*\d+(\s+-?[\d.]+){4,}\s*")
 # Folders of nothing but captions, beside one of pictures (images/1.jpg, captions/1.txt).
@@ -35,13 +39,13 @@ _TEXT_FOLDERS = (
     "prompts",
     "text_c10",
     "descriptions",
+    "celeba-caption",
+    "Sentences",  # of Flickr30k Entities
 )
-# Names of folders that are no classes beside others that are (Tiny ImageNet's val/images).
-_NO_CLASSES = ("images", "imgs", "img")
-# Names of folders that are parts of a data set rather than classes (train2017, test_images).
-_PART = re.compile(
-    r"(train|training|val|valid|validation|dev|test|testing)([\W\d_]|images?|imgs?|set)*", re.I
-)
+# What is marked in these, and how: "[/EN#1/people A man] waves".
+_MARKED = re.compile(rb"\[/EN#\S+ ([^\]]*)\]")
+
+_TINY_IMAGENETS = "val_annotations.txt"  # beside val/images, which are in no folders of classes
 
 
 class TreeReader:
@@ -58,7 +62,8 @@ class TreeReader:
       folder: searched with all folders in it, in alphabetical order, but for hidden ones.
       encoding: of the files with captions.
       advice: what to do about pictures without any, for the log of skipped records.
-      unused: which table there is of no use, and why; called with whether a ``.txt`` may be one.
+      unused_table: which table beside the pictures is of no use, and why.
+      unused: the same where a ``.txt`` may be one, too.
     """
 
     def __init__(
@@ -66,13 +71,16 @@ class TreeReader:
         folder: pathlib.Path,
         encoding: str = "utf-8",
         advice: str = "",
-        unused: Callable[[bool], str] = lambda texts: "",
+        unused_table: Callable[[], str] = lambda: "",
+        unused: Callable[[], str] = lambda: "",
     ):
         self._folder = folder
         self._encoding = encoding
         self._advice = advice
+        self._unused_table = unused_table
         self._unused = unused
-        self._classes: int | None = None
+        self._classes: ClassFolders | None = None
+        self._splits: dict[str, str] = {}
         self._texts = [each for each in _TEXT_FOLDERS if (folder / each).is_dir()]
 
     def has_images(self) -> bool:
@@ -88,11 +96,16 @@ class TreeReader:
     def fraction(self) -> float | None:
         return None
 
+    def class_names(self) -> list[str]:
+        self._classes = self._find_classes()
+        return list(self._classes.names) if self._classes else []
+
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
-        self._classes = self._above_classes()
+        self._classes = self._classes or self._find_classes()
+        self._splits = self._listed_splits()
         if self._classes is None and not self._advice:
-            self._advice = self._unused(True)
-        unused = self._unused(False) if self._classes is not None else ""
+            self._advice = self._unused()
+        unused = self._unused_table() if self._classes is not None else ""
         if unused:
             _LOG.warning("the folders of the pictures are taken for classes%s", unused)
         for number, file in enumerate(self._images(), start=1):
@@ -103,13 +116,14 @@ class TreeReader:
         key = printable(file.relative_to(self._folder).as_posix())
         split = split_of(key)
         if self._classes is not None:
-            folders = key.split("/")[self._classes :]
-            split = split_of("/".join(folders))
-            if folders[1 if split else 0].lower() in _NO_CLASSES:
-                return BadRecord(
-                    "empty_caption", "neither a caption nor in a folder of a class", key
-                )
-            return Item(key, file, (), folders[1 if split else 0], split=split)
+            label, split = self._classes.label(key.split("/")[:-1])
+            if label is None:
+                detail = "neither a caption nor in a folder of a class"
+                if (file.parent.parent / _TINY_IMAGENETS).is_file():
+                    detail += f"; import {file.parent.parent / _TINY_IMAGENETS} by itself"
+                return BadRecord("empty_caption", detail, key)
+            split = split or self._splits.get(split_lists.name_of(key), "")
+            return Item(key, file, (), label, split=split)
         texts, fields = self._beside(file)
         if texts is None and fields is None:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
@@ -120,29 +134,23 @@ class TreeReader:
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
-    def _above_classes(self) -> int | None:
-        """How many folders stand above those that are classes (``images/cats/1.jpg``); None if
-        none are: one alone (``images/``) says nothing."""
+    def _listed_splits(self) -> dict[str, str]:
+        """What lists say of splits, in the folder or in one around those of the classes."""
+        first = next(self._images(), None) if self._classes else None
+        if self._classes is None or first is None:
+            return {}
+        parts = first.relative_to(self._folder).parts
+        around = (self._folder.joinpath(*parts[:n]) for n in range(self._classes.above + 1))
+        return next(filter(None, map(split_lists.of_folder, around)), {})
+
+    def _find_classes(self) -> ClassFolders | None:
+        """What the folders say of classes; nothing where a picture has captions."""
         places = set()
         for file in self._images():
             if self._beside(file) != (None, None):
                 return None
             places.add(file.relative_to(self._folder).parts[:-1])
-        same = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*places, strict=False))
-        above = [each[0] for each in same]
-        if any(len(place) == len(above) for place in places):
-            return None  # pictures beside folders
-        if above and above[-1].lower() in SPLITS:
-            above.pop()
-        names = set()
-        for place in places:
-            within = place[len(above) :]
-            in_split = within[0].lower() in SPLITS
-            if len(within) <= in_split:
-                return None
-            names.add(within[in_split])
-        are_parts = all(map(_PART.fullmatch, names))
-        return len(above) if len(names) > 1 and not are_parts else None
+        return class_folders.of_places(places)
 
     def _beside(self, file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
         """Captions and named values in the files beside a picture, or in a folder of captions."""
@@ -167,7 +175,7 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
         for suffix in _TEXT_SUFFIXES:
             data = _read(stem, suffix)
             if data is not None and not (texts and b"".join(texts).strip()):
-                read = _utf8(data, encoding).splitlines()
+                read = _MARKED.sub(rb"\1", _utf8(data, encoding)).splitlines()
                 texts = texts if read and all(map(_BOX.fullmatch, read)) else read
     data = _read(file.with_suffix(""), ".json") or _read(file, ".json")
     try:
@@ -183,7 +191,7 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
 
 def _read(stem: pathlib.Path, suffix: str) -> bytes | None:
     for ending in (suffix, suffix.upper(), f".{suffix[1:].title()}"):
-        data = read_image(pathlib.Path(f"{stem}{ending}"))
+        data = read_image(stem.with_name(f"{stem.name}{ending}"))
         if isinstance(data, bytes):
             return data
     return None
@@ -211,7 +219,7 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
     if real in above:
         return
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted(scan(folder), key=lambda entry: entry.name)
     except OSError:
         return
     entries = [entry for entry in entries if not is_hidden(entry.name)]
@@ -220,7 +228,7 @@ def _images(folder: pathlib.Path, above: frozenset[str]) -> Iterator[pathlib.Pat
         is_picture = entry.name in pictures
         # A link to nowhere is missed later. What is neither is a pipe, say, which has no end.
         if is_picture and (entry.is_file() or (entry.is_symlink() and not entry.is_dir())):
-            yield pathlib.Path(entry.path)
+            yield folder / entry.name
     for entry in entries:
         if entry.is_dir():
-            yield from _images(pathlib.Path(entry.path), above | {real})
+            yield from _images(folder / entry.name, above | {real})

@@ -2,59 +2,98 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import table_rows
-from jaxclip.data.importer.items import Cursor
+from jaxclip.data.importer import packed, published, table_rows
+from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
 from jaxclip.data.importer.tars import TarReader
-from jaxclip.data.record import BadRecord
+from jaxclip.data.importer.zip_index import ENDING
 
 TAR_ENDINGS = (
     ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst",
 )  # fmt: skip
 # A folder with more tables keeps something else in them.
 MAX_TABLES = 16
+# Samples of a tar that tell whether it is a WebDataset.
+_LOOKED_AT = 1000
+_OF_NO_SAMPLES = ("empty_caption", "missing_image", "corrupted")
 # How file_kinds says that it knows nothing.
 _VAGUE = ("no known kind", "text (")
+
+
+class PackedError(ValueError):
+    """Pictures are in an archive that is not looked into.
+
+    Args:
+      message: for people.
+      tar: the archive, if it is a tar.
+    """
+
+    def __init__(self, message: str, tar: pathlib.Path | None = None):
+        super().__init__(message)
+        self.tar = tar
 
 
 def with_pictures(reader: TableReader, table: pathlib.Path) -> TableReader:
     """The reader of a table.
 
     Raises:
-      ValueError: none of the pictures that the table names is there, but an archive.
+      PackedError: none of the pictures that the table names is there, but a tar.
+      ValueError: none is there, but another archive.
     """
-    if not reader.has_pictures():
+    if not reader.has_pictures() and os.path.isdir(table.parent):
         endings = (*file_kinds.ARCHIVES, *TAR_ENDINGS)
-        files = sorted(each.name for each in table.parent.iterdir() if each.is_file())
-        packed = next((name for name in files if name.lower().endswith(endings)), "")
-        if packed:
-            way = ", or say --format webdataset" if packed.lower().endswith(TAR_ENDINGS) else ""
+        # Also those that are looked into.
+        files = sorted(each.name for each in os.scandir(table.parent) if each.is_file())
+        files.sort(key=lambda name: not name.lower().endswith(TAR_ENDINGS))
+        archive = next((name for name in files if name.lower().endswith(endings)), "")
+        if archive.lower().endswith(ENDING):
             raise ValueError(
-                f"none of the first pictures that {table} names is there; unpack {packed} "
-                f"first{way}"
+                f"none of the first pictures that {table} names is there, nor in {archive} "
+                "beside it"
+            )
+        if archive:
+            way = ", or say --format webdataset" if archive.lower().endswith(TAR_ENDINGS) else ""
+            raise PackedError(
+                f"none of the first pictures that {table} names is there; unpack {archive} "
+                f"first{way}",
+                table.parent / archive if way else None,
             )
     return reader
 
 
-def check_tables(path: pathlib.Path, tars: Sequence[pathlib.Path]) -> None:
-    """Raise ValueError if tars have nothing but pictures, of which a table beside them speaks."""
-    first = next(TarReader(tars[:1]).items(Cursor()), None) if path.is_dir() else None
-    item = first[1] if first else None
-    if not isinstance(item, BadRecord) or item.reason != "empty_caption":
-        return
-    for table in candidates(path):
-        try:
-            TableReader(table)
-        except (OSError, ValueError):
-            continue  # a table of something else
-        raise ValueError(
-            f"{tars[0]} holds pictures without captions; if {table.name} beside it has those, "
-            "unpack the tar first; if not, move the table away"
+def check_usual(tar: pathlib.Path) -> None:
+    """Raise ValueError if a tar is a usual set without pictures."""
+    usual = published.in_other_files(tar)
+    if usual:
+        raise ValueError(f"{str(tar)!r} holds no pictures in files of their own{usual}")
+
+
+def check_tar(path: pathlib.Path, tar: pathlib.Path) -> None:
+    """Raise PackedError if a tar is no WebDataset, but holds pictures without captions.
+
+    Args:
+      path: the source.
+      tar: the first one in it.
+    """
+    count = 0
+    for _, item in itertools.islice(TarReader([tar]).items(Cursor()), _LOOKED_AT):
+        if isinstance(item, Item) or item.reason not in _OF_NO_SAMPLES:
+            return
+        count += item.reason == "empty_caption"
+    if count:
+        names = [each.name for each in candidates(path)] if path.is_dir() else []
+        raise PackedError(
+            f"{tar} holds pictures without captions; unpack it and import the folder"
+            + (f" with {names[0]} in it, if that has the captions" if names else "")
+            + ", or say --format webdataset",
+            tar,
         )
 
 
@@ -65,15 +104,23 @@ def check_no_data_set(files: Sequence[str]) -> None:
             raise ValueError(f"{str(folder)!r} is a data set already: data.name={str(folder)!r}")
 
 
-def no_table(path: pathlib.Path, encoding: str, *, texts: bool = True) -> str:
+def no_table(path: pathlib.Path, encoding: str) -> str:
     """Why the first table in a folder is not one of pictures and captions, for an error.
 
-    Texts come last, or not at all: most are no tables.
+    Texts come last: most are no tables.
     """
-    is_text = {each: table_rows.suffix(each) == ".txt" for each in candidates(path)}
-    for table in sorted(is_text, key=lambda each: is_text[each]):
-        if is_text[table] and not texts:
-            break
+    texts = [each for each in candidates(path) if table_rows.suffix(each) == ".txt"]
+    return no_table_but_texts(path, encoding) or _why_none(texts, encoding)
+
+
+def no_table_but_texts(path: pathlib.Path, encoding: str) -> str:
+    """As :func:`no_table`, but ``.txt`` is none."""
+    tables = [each for each in candidates(path) if table_rows.suffix(each) != ".txt"]
+    return _why_none(tables, encoding)
+
+
+def _why_none(tables: Sequence[pathlib.Path], encoding: str) -> str:
+    for table in tables[:1]:
         try:
             TableReader(table, encoding=encoding)
         except (OSError, ValueError) as error:
@@ -84,6 +131,9 @@ def no_table(path: pathlib.Path, encoding: str, *, texts: bool = True) -> str:
 
 def what_instead(path: pathlib.Path) -> str:
     """What to do with a folder, or file, that is nothing we import, for an error."""
+    usual = published.in_other_files(path)
+    if usual:
+        return usual
     files = [path] if path.is_file() else sorted(path.iterdir())
     for file in files:
         suffix = file.suffix.lower()
@@ -91,7 +141,7 @@ def what_instead(path: pathlib.Path) -> str:
             if not path.is_file():
                 continue
             return "; it is one picture: name the folder that it is in"
-        if suffix in file_kinds.ARCHIVES:
+        if suffix in file_kinds.ARCHIVES and suffix != ENDING:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
             return f"; {file.name} is a spreadsheet: save it as CSV"
@@ -100,9 +150,20 @@ def what_instead(path: pathlib.Path) -> str:
             return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
-    for file in files[:MAX_TABLES]:
+    return _other_kind(files[:MAX_TABLES])
+
+
+def what_within(path: pathlib.Path) -> str:
+    """What the first files in the folders of a folder without any pictures are, for an error."""
+    deeper = (each for each in published.names(path) if each.parent != path and each.is_file())
+    return _other_kind(itertools.islice(deeper, MAX_TABLES))
+
+
+def _other_kind(files: Iterable[pathlib.Path]) -> str:
+    """The first of some files that is of a kind that tells why nothing of it is read."""
+    for file in files:
         is_own = table_rows.suffix(file) in table_rows.SUFFIXES or not file.is_file()
-        is_own = is_own or file.suffix.lower() in IMAGE_SUFFIXES
+        is_own = is_own or file.suffix.lower() in (*IMAGE_SUFFIXES, ENDING)
         kind = _VAGUE[0] if is_own else file_kinds.kind_by_name(file.name)
         kind = kind or file_kinds.kind_of(_begin(file))
         if not kind.startswith(_VAGUE):
@@ -119,6 +180,7 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         for file in files
         if table_rows.suffix(file) in table_rows.SUFFIXES
         and ".lemma." not in file.name  # Flickr8k's captions in the basic forms of their words
+        and "sample_submission" not in file.name  # Kaggle's form for answers
         # Not what lies beside a picture.
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures
@@ -138,5 +200,10 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _begin(file: pathlib.Path) -> bytes:
-    with open(file, "rb") as raw:
-        return raw.read(1024)
+    try:
+        with file.open("rb") as raw:
+            return bytes(raw.read(1024))
+    except OSError as error:
+        if not packed.is_damage(error):
+            raise
+        return b""

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data.importer import packed
 from jaxclip.data.naming import (
+    ALSO_LABELS,
     CAPTION_TAGS,
     KEY_FIELDS,
     LABEL_FIELDS,
     TEXT_FIELDS,
     find,
     first_filled,
+    is_filled,
     plain,
     split_named,
 )
@@ -76,6 +78,14 @@ class Reader(Protocol):
 
     def fraction(self) -> float | None:
         """Share of the source that was handed over so far; None if unknown."""
+
+
+@runtime_checkable
+class KnowsClasses(Protocol):
+    """A reader that knows the names of all classes before it reads any record."""
+
+    def class_names(self) -> Sequence[str]:
+        """Names by the number of the class; none if there are no classes, or they are numbers."""
 
 
 def files_stamp(files: Iterable[pathlib.Path]) -> str:
@@ -143,7 +153,11 @@ def from_fields(
         rest.pop("split")
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = first_filled(rest, LABEL_FIELDS)
-    label = parse_label(_first_class(labelled, rest.pop(labelled))) if labelled else None
+    if texts is None and not labelled and not find(rest, (*TEXT_FIELDS, text_column)):
+        labelled = None if captioned(rest) else first_filled(rest, ALSO_LABELS)
+    label = parse_label(_first_class(labelled, rest[labelled])) if labelled else None
+    if labelled and (label is not None or not is_filled(rest[labelled])):
+        rest.pop(labelled)  # else it is something more, such as a list of labels
     if texts is None:
         name = text_column or captioned(rest) or first_filled(rest, TEXT_FIELDS)
         texts = rest.pop(name, None) if name else None
@@ -184,18 +198,20 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def read_image(image: bytes | os.PathLike[str]) -> bytes | BadRecord:
+def read_image(image: bytes | pathlib.Path) -> bytes | BadRecord:
     """The bytes of an item's picture."""
     if isinstance(image, bytes):
         return image
     try:
-        status = os.stat(image)
+        status = image.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             # Reading a pipe would wait for ever.
-            return BadRecord("missing_image", f"{os.fspath(image)} is no file")
+            return BadRecord("missing_image", f"{image} is no file")
         size = status.st_size
         if size > MAX_IMAGE_BYTES:
             return BadRecord("absurd_size", f"{size} bytes")
-        return pathlib.Path(image).read_bytes()
+        return image.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        if packed.is_damage(error):  # in an archive
+            return BadRecord("corrupted", str(error))
         return BadRecord("missing_image", f"{type(error).__name__}: {error}")

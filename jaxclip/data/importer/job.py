@@ -9,7 +9,6 @@ the source. Memory does not grow with the number of records. The data set comes 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -26,17 +25,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from jaxclip.data import schema
-from jaxclip.data.importer import images, tags
-from jaxclip.data.importer.items import Cursor, Item, Reader, SourceError, read_image
+from jaxclip.data.importer import images, output_folder, tags
+from jaxclip.data.importer.items import Cursor, Item, KnowsClasses, Reader, SourceError, read_image
 from jaxclip.data.importer.options import Options, Summary
 from jaxclip.data.importer.progress import Progress
 from jaxclip.data.importer.readers import open_reader
-from jaxclip.data.importer.store import SKIPPED_FILE, STATE_FILE, State, Store
+from jaxclip.data.importer.store import SKIPPED_FILE, State, Store
 from jaxclip.data.loader import num_cpus
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 
-SUMMARY_FILE = "import.json"
-_UNFINISHED, _REPLACED = ".importing", ".replaced"
 _COMMIT_SECONDS = 10.0
 _NOT_UTF8 = "not UTF-8; if it is a table in another encoding, say which: --encoding cp1252"
 # Change when the same request would give other bytes.
@@ -72,6 +69,8 @@ def import_records(
       FileExistsError: the folder holds something else.
       ValueError: the source is none we know, or holds no usable record.
     """
+    if num_threads < 0:
+        raise ValueError(f"threads={num_threads} must be 0, for one a CPU, or more")
     _check_tfds()
     target = pathlib.Path(os.path.abspath(to))
     options = options or Options()
@@ -81,16 +80,16 @@ def import_records(
         source, options.format, options.image_column, options.text_column, options.encoding
     )
     request = _request(source, options, reader)
-    unfinished = target.with_name(target.name + _UNFINISHED)
+    unfinished = target.with_name(target.name + output_folder.UNFINISHED)
     if overwrite:
-        if unfinished.is_dir() and _request_of(unfinished) != request:
+        if unfinished.is_dir() and output_folder.request_of(unfinished) != request:
             shutil.rmtree(unfinished)
     else:
-        done = _finished(target, request)
+        done = output_folder.finished(target, request)
         if done is not None:
             return done
-        _check_unfinished(unfinished, request)
-    _check_replaceable(target, overwrite)
+        output_folder.check_unfinished(unfinished, request)
+    output_folder.check_replaceable(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     store = Store(unfinished, request, options.shard_mb << 20)
     try:
@@ -110,7 +109,7 @@ def import_records(
         ) from error
     finally:
         store.close()
-    _move(unfinished, target)
+    output_folder.move(unfinished, target)
     return summary
 
 
@@ -133,6 +132,9 @@ def _run(
     state = store.state
     if state.done:
         return
+    if not state.records() and not store.label_names() and isinstance(reader, KnowsClasses):
+        for name in reader.class_names():
+            store.label_id(name)  # so that the numbers are those of the source
     began = committed = time.monotonic()
     before = state.seconds
     for cursor, outcome in _checked(reader, state.cursor, options, num_threads):
@@ -262,14 +264,16 @@ def _finish(store: Store, target: pathlib.Path, options: Options) -> Summary:
     for part, final in store.shard_files(options.name):
         if part.exists():
             os.replace(part, final)
-    names = store.label_names()
+    names = store.label_names() if state.named_labels else []
     summary = Summary(
         str(target), counts, state.captions, sum(shard.payload for shard in state.shards),
         state.skipped, state.lost_captions, len(names), round(state.seconds, 3),
     )  # fmt: skip
     _write_metadata(folder, state, options, names)
     content = {"request": state.request, "summary": dataclasses.asdict(summary)}
-    (folder / SUMMARY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / output_folder.SUMMARY_FILE).write_text(
+        json.dumps(content, indent=2) + "\n", encoding="utf-8"
+    )
     return summary
 
 
@@ -300,19 +304,6 @@ def _write_metadata(folder: pathlib.Path, state: State, options: Options, names:
     )
 
 
-def _move(unfinished: pathlib.Path, target: pathlib.Path) -> None:
-    """Give the whole data set its name; what was there under it goes."""
-    old = target.with_name(target.name + _REPLACED)
-    if target.exists() and any(target.iterdir()):
-        if old.exists():
-            shutil.rmtree(old)
-        os.rename(target, old)
-    os.rename(unfinished, target)
-    (target / STATE_FILE).unlink()
-    if old.exists():
-        shutil.rmtree(old)
-
-
 def _check_tfds() -> None:
     """Fail before the work, not after it."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
@@ -333,71 +324,3 @@ def _request(source: str | os.PathLike[str], options: Options, reader: Reader) -
         "version": _FORMAT_VERSION,
         **dataclasses.asdict(options),
     }
-
-
-def _request_of(folder: pathlib.Path) -> dict[str, Any] | None:
-    """What an unfinished or finished import is of; None if the folder is neither."""
-    try:
-        if (folder / STATE_FILE).is_file():
-            with contextlib.closing(sqlite3.connect(folder / STATE_FILE)) as db:
-                row = db.execute("SELECT json FROM state").fetchone()
-            request = None if row is None else json.loads(row[0])["request"]
-        else:
-            request = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["request"]
-        # Options that did not exist when it was made had their defaults.
-        return None if request is None else {**dataclasses.asdict(Options()), **request}
-    except (OSError, ValueError, KeyError, TypeError, sqlite3.Error):
-        return None
-
-
-def _finished(target: pathlib.Path, request: dict[str, Any]) -> Summary | None:
-    """The summary of the same import if it was finished before."""
-    if not (target / SUMMARY_FILE).is_file():
-        return None
-    there = _request_of(target)
-    if there != request:
-        raise FileExistsError(
-            f"{target} is another import ({_difference(there, request)}); name another "
-            "folder, or replace it for good with --overwrite"
-        )
-    (target / STATE_FILE).unlink(missing_ok=True)  # killed in the last moment
-    content = json.loads((target / SUMMARY_FILE).read_text(encoding="utf-8"))
-    return Summary(**{**content["summary"], "was_done": True, "directory": str(target)})
-
-
-def _check_unfinished(unfinished: pathlib.Path, request: dict[str, Any]) -> None:
-    there = _request_of(unfinished) if unfinished.is_dir() else None
-    if there is not None and there != request:
-        raise FileExistsError(
-            f"{unfinished} is an unfinished import of something else "
-            f"({_difference(there, request)}); name another folder, or "
-            "replace it for good with --overwrite"
-        )
-
-
-def _check_replaceable(target: pathlib.Path, overwrite: bool) -> None:
-    """Only data sets are ever replaced, never a folder of something else."""
-    if target.is_file():
-        raise FileExistsError(f"{target} is a file; name a folder")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    if not (target / "dataset_info.json").is_file():
-        raise FileExistsError(f"{target} holds something that is no data set; name another folder")
-    if not overwrite:
-        raise FileExistsError(
-            f"{target} is a data set already; name another folder, or replace it for good with "
-            "--overwrite"
-        )
-
-
-def _difference(there: dict[str, Any] | None, request: dict[str, Any]) -> str:
-    if there is None:
-        return "it cannot be read"
-    names = [name for name in request if there.get(name) != request[name]]
-    return ", ".join(
-        "the files have changed since"
-        if name == "stamp"
-        else f"{name}: {there.get(name)!r} there, {request[name]!r} now"
-        for name in names
-        if name != "stamp" or len(names) == 1
-    )

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import zipfile
 import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, cast
 ENDINGS = (".gz", ".bz2", ".xz", ".zst")
 
 # What reading damaged bytes raises, besides OSError without a number.
-DAMAGE = (EOFError, zlib.error, lzma.LZMAError)
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def _zstandard(raw: BinaryIO) -> Any:

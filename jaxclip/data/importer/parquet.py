@@ -13,7 +13,9 @@ from jaxclip.data import file_kinds
 from jaxclip.data.caption_shapes import CONVERSATIONS, captioned
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
+from jaxclip.data.importer.pictures import Pictures, pictures_of
 from jaxclip.data.naming import (
+    ALSO_LABELS,
     FILE_FIELDS,
     LABEL_FIELDS,
     LINK_FIELDS,
@@ -21,7 +23,9 @@ from jaxclip.data.naming import (
     find,
     first_filled,
     is_filled,
+    say_which_class,
     say_which_picture,
+    unique_names,
 )
 from jaxclip.data.record import BadRecord
 from jaxclip.registry import hint
@@ -68,11 +72,16 @@ class ParquetReader:
         self._splits = list(splits) or [""] * len(self._files)
         self._wanted = (image_column, text_column)
         self._before = [0]
+        self._class_names: list[str] = []
         for file in self._files:
             with open_file(file) as opened:
-                columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
+                columns = columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
+                self._class_names = self._class_names or columns.class_names
                 self._before.append(self._before[-1] + opened.metadata.num_rows)
         self._done = 0
+
+    def class_names(self) -> list[str]:
+        return self._class_names
 
     def stamp(self) -> str:
         return files_stamp(self._files)
@@ -93,6 +102,7 @@ class ParquetReader:
         """Items from a row on, each with the number of rows up to and with it."""
         with open_file(file) as opened:
             columns = columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
+            pictures = pictures_of(opened, file, columns.image)
             row = 0
             for group in range(opened.num_row_groups):
                 size = opened.metadata.row_group(group).num_rows
@@ -104,7 +114,7 @@ class ParquetReader:
                         for item in items_of(batch, file, columns, row):
                             row += 1
                             if row > first:
-                                yield row, _with_alias(item, file, row - 1)
+                                yield row, _with_alias(item, file, row - 1, pictures)
                 except (OSError, ValueError) as error:
                     lost = self._lost(opened, group, row)
                     detail = f"{file} is damaged in row group {group}, {lost - row} rows: {error}"
@@ -116,9 +126,14 @@ class ParquetReader:
         return sum(opened.metadata.row_group(g).num_rows for g in range(group + 1))
 
 
-def _with_alias(item: Item | BadRecord, file: pathlib.Path, row: int) -> Item | BadRecord:
-    """An item with another key than its picture's path, which many rows may have, or its file's
-    name, which files of other folders may have; a key that the table gives stays its only one."""
+def _with_alias(
+    item: Item | BadRecord, file: pathlib.Path, row: int, pictures: Pictures | None
+) -> Item | BadRecord:
+    """An item with its picture where that is, and with another key than its picture's path, which
+    many rows may have, or its file's name, which files of other folders may have; a key that the
+    table gives stays its only one."""
+    if isinstance(item, Item) and pictures and isinstance(item.image, pathlib.Path):
+        item = dataclasses.replace(item, image=pictures.locate(item.image))
     if isinstance(item, BadRecord) or item.has_own_key:
         return item
     return dataclasses.replace(item, alias=f"{file.parent.name}/{file.stem}/{row}")
@@ -212,7 +227,13 @@ def columns_of(
     texts = find(types, _TEXT_COLUMNS)
     text = wanted[1] or next((n for n in texts if n != image and _may_be_text(types[n])), "")
     noted = _noted(schema.metadata or {})
-    labels = find(types, LABEL_FIELDS) or [n for n in types if n in noted and not text]
+    if text in noted and _is_number(types[text]):  # a class that the user names
+        text, labels = "", [text]
+    else:
+        known = [name for name in find(types, LABEL_FIELDS) if not _is_list(types[name])]
+        labels = known or [name for name in types if name in noted and not text]
+        say_which_class(labels, option.format("text"))
+        labels = labels or (find(types, ALSO_LABELS) if not text else [])
     label = next(iter(labels), "")
     if not text and not label:
         text = next((n for n in texts if n != image and _is_number(types[n])), "")
@@ -277,7 +298,7 @@ def _noted(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
                  if isinstance(feature, dict)}  # fmt: skip
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
-    return {n: [str(each) for each in names] for n, names in found.items()
+    return {n: unique_names([str(each) for each in names]) for n, names in found.items()
             if isinstance(names, list)}  # fmt: skip
 
 
@@ -297,7 +318,8 @@ def items_of(
     for i in range(batch.num_rows):
         path, picture = _picture(images[i].as_py(), file.parent)
         fields = {name: _plain(column[i]) for name, column in others.items()}
-        label = parse_label(fields.get(columns.label))
+        value = fields.get(columns.label)
+        label = parse_label(int(value) if isinstance(value, bool) else value)
         if isinstance(label, int) and 0 <= label < len(columns.class_names):
             label = columns.class_names[label]
         if columns.label:
@@ -315,7 +337,10 @@ def items_of(
             yield dataclasses.replace(picture, key=key)
         else:
             texts = texts if is_filled(texts) else ()
-            yield from_fields(fields, key=key, image=picture, texts=texts)
+            item = from_fields(fields, key=key, image=picture, texts=texts)
+            if isinstance(item, Item) and isinstance(label, str):
+                item = dataclasses.replace(item, label=label)  # a name, also if it is "747"
+            yield item
 
 
 def _within_json(value: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxclip.data import file_kinds, patterns, remote, webdataset
-from jaxclip.data.importer import instead, table_rows
+from jaxclip.data.importer import archives, folders, instead, other_tables, table_rows
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Reader
 from jaxclip.data.importer.parquet import ParquetReader
@@ -17,6 +18,8 @@ from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
 from jaxclip.data.naming import is_hidden, split_within, splits_of_files
+
+_LOG = logging.getLogger(__name__)
 
 FORMATS = ("folder", "webdataset", "parquet", "tfrecord")
 _ENDINGS = {
@@ -71,6 +74,10 @@ def open_reader(
         hub = remote.hub_address(text)
         if hub:
             raise ValueError(f"{text!r} is on the Hugging Face hub: download it, or read {hub!r}")
+        if archives.is_archive(pathlib.PurePath(text)):
+            raise ValueError(
+                f"{text!r} is elsewhere, and imports are of files of this machine: copy it first"
+            )
         raise ValueError(
             f"{text!r} is elsewhere, and imports are of files of this machine: copy them, or read "
             f"tars and Parquet in place, by data.name='webdataset:{text}' or "
@@ -79,22 +86,63 @@ def open_reader(
     path = pathlib.Path(text)
     if path.exists() and not (path.is_dir() or path.is_file()):
         raise ValueError(f"{text!r} is a pipe, socket or device, not a file")
+    named = [] if path.is_dir() or archives.around(path) else _expand(text)
+    columns = (image_column, text_column)
+    try:
+        return _through_archives(path, named, format, columns, encoding, archives.ZIP)
+    except instead.PackedError as error:
+        if not error.tar or not archives.is_archive(error.tar, archives.ALL):
+            raise
+    # The tar is no WebDataset, but folders.
+    return _through_archives(path, named, "folder", columns, encoding, archives.ALL)
+
+
+def _through_archives(
+    path: pathlib.Path,
+    named: list[str],
+    format: str,
+    columns: tuple[str, str],
+    encoding: str,
+    kinds: Sequence[str],
+) -> Reader:
+    """The reader of a source with its archives of some kinds unpacked."""
+    path, packed = archives.of_source(path, named, _DEEPEST, encoding, kinds)
+    try:
+        reader = _open(path, named, format, columns, encoding)
+    except instead.PackedError:
+        raise
+    except (FileNotFoundError, ValueError) as error:
+        if packed and packed.problems:
+            raise type(error)(f"{error}; {packed.problems[0].detail}") from error
+        raise
+    # Beside tars and TFRecord files archives are something else.
+    has_paths = not isinstance(reader, TarReader | TFRecordReader)
+    return archives.ArchiveReader(reader, packed) if packed and has_paths else reader
+
+
+def _open(
+    path: pathlib.Path, named: list[str], format: str, columns: tuple[str, str], encoding: str
+) -> Reader:
+    """The reader of a folder, or of the files that are named."""
+    text = str(path)
+    files = named or [text]
     if path.is_dir():
         files = sorted(
             str(file) for file in path.iterdir() if file.is_file() and not is_hidden(file.name)
         )
         files = files + _in_folders(path, files)
-    else:
-        files = _expand(text)
-    if format == "auto":
+    is_guessed = format == "auto"
+    if is_guessed:
         if path.is_dir() and _is_saved(path):
             raise ValueError(f"{text!r} was saved by `datasets`{instead.what_instead(path)}")
         format = _guess(path, files)
     if format == "folder":
-        return _folder(path, (image_column, text_column), encoding)
-    fitting = [pathlib.Path(file) for file in files if _ends(file, _ENDINGS[format])]
+        return _folder(path, columns, encoding)
+    as_path = type(path)  # with the archives, if there are any
+    fitting = [as_path(file) for file in files if _ends(file, _ENDINGS[format])]
     if not path.is_dir() and len(fitting) < len(files):
-        fitting = [pathlib.Path(file) for file in files]  # named outright, whatever they are called
+        fitting = [as_path(file) for file in files]  # named outright, whatever they are called
+    folders.check_on_disk(fitting)
     if not fitting:
         raise FileNotFoundError(
             f"{text!r} holds no file that ends in {', '.join(_ENDINGS[format])}; without "
@@ -104,11 +152,14 @@ def open_reader(
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
         names = webdataset.class_names(path) if path.is_dir() else None
-        instead.check_tables(path, fitting)
+        for tar in fitting:
+            instead.check_usual(tar)
+        if is_guessed:
+            instead.check_tar(path, fitting[0])
         return TarReader(fitting, splits_of_files(fitting, path), names or [])
     if format == "tfrecord":
         return TFRecordReader(fitting, splits_of_files(fitting, path))
-    return ParquetReader(fitting, image_column, text_column, splits_of_files(fitting, path))
+    return ParquetReader(fitting, *columns, splits_of_files(fitting, path))
 
 
 def _expand(pattern: str) -> list[str]:
@@ -145,28 +196,11 @@ def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
     if pictures or any(_ends(file, endings) for file in files):
         return []
     return sorted(
-        os.path.join(folder, name)
-        for folder, names in _walk(path, _DEEPEST)
+        str(folder / name)
+        for folder, names in folders.walk(path, _DEEPEST)
         for name in names
-        if _ends(name, endings) and os.path.isfile(os.path.join(folder, name))
+        if folder != path and _ends(name, endings) and (folder / name).is_file()
     )
-
-
-def _walk(path: pathlib.Path, depth: int) -> Iterator[tuple[str, list[str]]]:
-    """Folders below one, none of them hidden, with the names in them. Links are followed once."""
-    seen = set()
-    for folder, below, names in os.walk(path, followlinks=True):
-        seen.add(os.path.realpath(folder))
-        level = len(pathlib.PurePath(folder).parts) - len(path.parts)
-        below[:] = [
-            name
-            for name in sorted(below)
-            if level < depth
-            and not is_hidden(name)
-            and os.path.realpath(os.path.join(folder, name)) not in seen
-        ]
-        if level:
-            yield folder, [name for name in names if not is_hidden(name)]
 
 
 def _guess(path: pathlib.Path, files: list[str]) -> str:
@@ -182,7 +216,7 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
     others = kinds - {"parquet"}
     if len(kinds) == 2 and len(others) == 1 and _is_img2dataset(files, *others):
         return others.pop()
-    if kinds == {"parquet"} and _is_img2dataset_of_files(files):
+    if kinds == {"parquet"} and _is_img2dataset_of_files(files, type(path)):
         return "folder"
     if len(kinds) == 1:
         return kinds.pop()
@@ -194,7 +228,7 @@ def _guess(path: pathlib.Path, files: list[str]) -> str:
     if path.is_dir() or table_rows.suffix(path) in table_rows.SUFFIXES:
         return "folder"
     if path.is_file() and path.suffix.lower() in file_kinds.ARCHIVES:
-        return "folder"
+        return "folder"  # whose error says what to do
     raise ValueError(
         f"{str(path)!r} is neither a folder nor a table ({', '.join(table_rows.SUFFIXES)}), nor do "
         "its names end "
@@ -210,17 +244,17 @@ def _is_img2dataset(files: list[str], format: str) -> bool:
     return all(name.partition(".")[0] in others for name in names if name.endswith(".parquet"))
 
 
-def _is_img2dataset_of_files(files: list[str]) -> bool:
+def _is_img2dataset_of_files(files: list[str], path: type[pathlib.Path]) -> bool:
     """Whether each Parquet file only says what is in a folder of its name (``00000/``)."""
     tables = [file for file in files if file.lower().endswith(".parquet")]
-    return all(os.path.isdir(file[: -len(".parquet")]) for file in tables)
+    return all(path(file[: -len(".parquet")]).is_dir() for file in tables)
 
 
 def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
     if path.is_file():
         if path.suffix.lower() in file_kinds.ARCHIVES:
             raise ValueError(f"{str(path)!r} is an archive{instead.what_instead(path)}")
-        return instead.with_pictures(TableReader(path, *columns, encoding=encoding), path)
+        return _table_file(path, columns, encoding)
     if not path.is_dir():
         raise ValueError(
             f"{str(path)!r} is a pattern of tables; name one, or the folder they are in"
@@ -234,29 +268,56 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
             *columns,
             split=split_within(table.relative_to(path)),
             encoding=encoding,
-            prefix=f"{pathlib.PurePath(folder).relative_to(path).as_posix()}/",
+            prefix=f"{folder.relative_to(path).as_posix()}/",
         )
-        for folder, _ in _walk(path, _DEEPEST)
-        if (table := _table(pathlib.Path(folder)))
+        for folder, _ in folders.walk(path, _DEEPEST)
+        if folder != path and (table := _table(folder))
     ]
     if below:
         return SplitReader(below)
-    others = _other_tables(path, columns, encoding)
+    others = other_tables.in_folder(path, columns, encoding)
+    if not others and (only := _only_folder(path)):
+        others = other_tables.in_folder(only, columns, encoding)
+    others = others or other_tables.in_each_folder(path, columns, encoding, _DEEPEST)
     if others:
         return others
     reader = TreeReader(
         path,
         encoding,
         instead.what_instead(path),
-        lambda texts: instead.no_table(path, encoding, texts=texts),
+        lambda: instead.no_table_but_texts(path, encoding),
+        lambda: instead.no_table(path, encoding),
     )
     if not reader.has_images():
         raise FileNotFoundError(
             f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
             f"images beside it (say {TABLES[0]})"
-            + (instead.what_instead(path) or instead.no_table(path, encoding))
+            + (
+                instead.what_instead(path)
+                or instead.no_table(path, encoding)
+                or instead.what_within(path)
+            )
         )
     return reader
+
+
+def _table_file(table: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
+    """A table whose pictures are beside it, perhaps in archives."""
+    reader = TableReader(table, *columns, encoding=encoding)
+    beside = None if reader.has_pictures() else archives.beside(table, encoding)
+    if beside:
+        unpacked = TableReader(beside[0], *columns, encoding=encoding)
+        if unpacked.has_pictures():
+            return archives.ArchiveReader(unpacked, beside[1])
+    return instead.with_pictures(reader, table)
+
+
+def _only_folder(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder that stands alone in one without pictures (``fgvc-aircraft-2013b/data``)."""
+    entries = [each for each in path.iterdir() if not is_hidden(each.name)]
+    below = [each for each in entries if each.is_dir()]
+    pictures = any(each.suffix.lower() in IMAGE_SUFFIXES for each in entries)
+    return below[0] if len(below) == 1 and not pictures else None
 
 
 def _table(folder: pathlib.Path) -> pathlib.Path | None:
@@ -267,45 +328,5 @@ def _table(folder: pathlib.Path) -> pathlib.Path | None:
     """
     tables = [folder / table for table in TABLES if (folder / table).is_file()]
     if len(tables) > 1:
-        raise ValueError(_several(folder, tables))
+        raise ValueError(other_tables.several(folder, tables))
     return tables[0] if tables else None
-
-
-def _several(folder: pathlib.Path, tables: Sequence[pathlib.Path]) -> str:
-    names = ", ".join(table.name for table in tables)
-    return f"{str(folder)!r} holds several tables of captions ({names}); name one"
-
-
-def _other_tables(
-    folder: pathlib.Path, columns: tuple[str, str], encoding: str
-) -> TableReader | SplitReader | None:
-    """Tables of other names, if they say which captions belong to pictures that are there.
-
-    Raises:
-      ValueError: there are several, and their names are no splits (``train.csv``, ``val.csv``).
-    """
-    readers = {}
-    for table in instead.candidates(folder):
-        try:
-            reader = TableReader(table, *columns, encoding=encoding)
-            if reader.has_pictures():
-                readers[table] = reader
-        except (OSError, ValueError):
-            continue  # a table of something else
-    if len(readers) <= 1:
-        return next(iter(readers.values()), None)
-    splits = _splits_of_tables(list(readers))
-    if not splits:
-        raise ValueError(_several(folder, list(readers)))
-    return SplitReader(
-        [
-            TableReader(table, *columns, split=split, encoding=encoding)
-            for table, split in zip(readers, splits, strict=True)
-        ]
-    )
-
-
-def _splits_of_tables(tables: Sequence[pathlib.Path]) -> list[str]:
-    """The split of each table by its name; none if two are of the same or one is of none."""
-    splits = splits_of_files(tables)
-    return splits if all(splits) and len(set(splits)) == len(splits) else []

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES, Pictures
 from jaxclip.data.naming import (
+    ALSO_LABELS,
     FILE_FIELDS,
     ID_FIELDS,
     LABEL_FIELDS,
@@ -35,6 +36,8 @@ _DELIMITERS = ",\t;|"
 # Cells that are longer are no text; what Python's module allows is less than some captions.
 _LONGEST_CELL = 16 << 20
 _NAMED = 12  # of the usual names of a column, in an error
+_BOX_NUMBERS = 4
+_BOX = re.compile(r"-?[\d.]+( -?[\d.]+){3}")
 _WORD = re.compile(r"[^\W\d]{2}")
 # What spreadsheets write above a table to say how it is separated.
 _SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
@@ -118,6 +121,8 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
     count, problem, cells = max(problems, key=lambda each: each[0])
     tried = "" if count > 1 else " (separated by comma, tab, ; or |)"
     first = [cell if len(cell) <= 100 else f"{cell[:97]}..." for cell in cells[:20]]
+    if any(map(_is_picture, cells)):
+        tried += "; if that is no line of names, put one above it, such as image,caption"
     raise ValueError(f"{table} has {problem}: its first line is {first}{tried}")
 
 
@@ -151,7 +156,7 @@ def _lacks(names: Sequence[str], wanted: Wanted) -> str:
     """What a line of columns' names lacks; empty if nothing."""
     for what, option, own, known in (
         ("the image file", "image", wanted.image, (*FILE_FIELDS, *ID_FIELDS)),
-        ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS)),
+        ("the caption", "text", wanted.text, (*TEXT_FIELDS, *LABEL_FIELDS, *ALSO_LABELS)),
     ):
         if own and own.lower() not in names:
             return f"no column {own!r} (--{option}-column){hint(own.lower(), names)}"
@@ -200,6 +205,11 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
     pictures = [_is_picture(cell) for cell in cells]
     if len(cells) > 2 and sum(map(is_inline, cells)) == 1:
         return _around_picture(cells)
+    if len(cells) == 6 and pictures[0] and _BOX.fullmatch(" ".join(cells[2:])):
+        # A class and its box, as Tiny ImageNet's val_annotations.txt.
+        return ("file", "label", *(f"box_{name}" for name in ("x0", "y0", "x1", "y1")))
+    if len(cells) > 2 and sum(pictures) == 1:
+        return _with_one_text(cells, pictures)
     if len(cells) != 2 or sum(pictures) != 1:
         return ()
     other = cells[pictures.index(False)].strip()
@@ -207,6 +217,19 @@ def _nameless(cells: Sequence[str]) -> tuple[str, ...]:
         return ()  # more likely the picture's number, as Chinese-CLIP has it, than its class
     return tuple(
         "file" if is_file else "label" if other.isdecimal() else "caption" for is_file in pictures
+    )
+
+
+def _with_one_text(cells: Sequence[str], pictures: Sequence[bool]) -> tuple[str, ...]:
+    """Names of the columns of a table with one text beside names of pictures and numbers; four
+    numbers are a box, and the text what is in it."""
+    others = [cell for cell, is_file in zip(cells, pictures, strict=True) if not is_file]
+    texts = [cell for cell in others if _WORD.search(cell)]
+    if len(texts) != 1 or len(others) > _BOX_NUMBERS:
+        return ()
+    return tuple(
+        "file" if is_file else "caption" if cell == texts[0] else f"column {i}"
+        for i, (cell, is_file) in enumerate(zip(cells, pictures, strict=True))
     )
 
 

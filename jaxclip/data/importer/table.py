@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from jaxclip.data.importer import table_rows
+from jaxclip.data.importer import packed, table_rows
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
 from jaxclip.data.importer.pictures import Pictures
@@ -67,20 +67,28 @@ class TableReader:
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._found()
-        with open(self._table, "rb") as self._raw:
-            for number, item in enumerate(self._grouped(self._rows(self._raw)), start=1):
-                if number > start.item:
-                    yield Cursor(0, number), item
-        self._raw = None
+        for number, item in enumerate(self._grouped(self._rows()), start=1):
+            if number > start.item:
+                yield Cursor(0, number), item
 
-    def _rows(self, raw: Any) -> Iterator[Row | BadRecord]:
-        return table_rows.rows(self._table, raw, self._columns, self._encoding)
+    def _rows(self) -> Generator[Row | BadRecord, None, None]:
+        try:
+            with self._table.open("rb") as raw:
+                self._raw = raw
+                yield from table_rows.rows(self._table, raw, self._columns, self._encoding)
+        except OSError as error:
+            if not packed.is_damage(error):
+                raise
+            yield BadRecord("corrupted", f"{self._table} is damaged: {error}")  # in an archive
+        finally:
+            self._raw = None
 
     def _found(self) -> Pictures:
         if self._pictures is None:
-            with open(self._table, "rb") as raw:
-                names = (row.file for row in self._rows(raw) if isinstance(row, Row))
-                self._pictures = Pictures(self._table, names)
+            rows = self._rows()
+            names = (row.file for row in rows if isinstance(row, Row))
+            self._pictures = Pictures(self._table, names)
+            rows.close()
         return self._pictures
 
     def _grouped(self, rows: Iterator[Row | BadRecord]) -> Iterator[Item | BadRecord]:

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxclip.data.importer import annotations as layouts
-from jaxclip.data.importer import packed, separated
-from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
+from jaxclip.data.importer import lists, packed, separated
 from jaxclip.data.record import BadRecord
 
 SEPARATED, LINES, DOCUMENTS = (
@@ -28,12 +27,6 @@ SEPARATED, LINES, DOCUMENTS = (
 SUFFIXES = (*SEPARATED, *LINES, *DOCUMENTS)
 # Other people's tables that are not read, and what to do.
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
-
-_NUMBERED = re.compile(r"(.+\.\w{3,4})#\d+\t(.*)")  # of Flickr's results.token
-# Names, and behind a blank captions or numbers of classes, as ImageNet's val.txt.
-_LISTED = re.compile(
-    rf"(\S+(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES, reverse=True)))})) +(.*)", re.I
-)
 
 
 class Row(NamedTuple):
@@ -66,7 +59,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
       OSError: it cannot be read.
     """
     try:
-        with open(table, "rb") as raw:
+        with table.open("rb") as raw:
             data = packed.unpacked(raw)
             begin = data.peek(4)[:4]
             if not begin and suffix(table) not in LINES:
@@ -77,7 +70,7 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
                 _document(table, data, columns)
             elif suffix(table) in LINES:
                 return
-            elif _line_of(table, encoding) is None:
+            elif _form_of(table, encoding) is None:
                 _layout(table, columns, encoding)
     except (EOFError, OSError, *packed.DAMAGE) as error:
         if not packed.is_damage(error):
@@ -104,8 +97,14 @@ def rows(
             yield from _document(table, data, columns)
         elif suffix(table) in LINES:
             yield from _json_rows(_lines(data), columns)
-        elif line := _line_of(table, encoding):
-            yield from _list_rows(_text(data, encoding), line)
+        elif form := _form_of(table, encoding):
+            text = _text(data, encoding)
+            for number, line in enumerate(text, start=1):
+                if line.strip() and not form.is_comment(line):
+                    read = form.read(line.strip())
+                    problem = f"line {number} is not {form.expected}"
+                    yield Row(*read) if read else BadRecord("bad_row", problem)
+            text.detach()
         else:
             layout = _layout(table, columns, encoding)
             text = _text(data, encoding)
@@ -138,36 +137,22 @@ def _marked(data: Any) -> str:
     return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
 
 
-def _line_of(table: pathlib.Path, encoding: str) -> re.Pattern[str] | None:
+def _form_of(table: pathlib.Path, encoding: str) -> lists.Form | None:
     """How each line of a list is made, by its first one; None if the file is no list."""
-    if suffix(table) not in (".token", ".txt"):
+    if suffix(table) not in lists.SUFFIXES:
         return None
-    with open(table, "rb") as raw:
+    with table.open("rb") as raw:
         text = _text(packed.unpacked(raw), encoding)
         try:
-            line = text.readline()
+            return lists.form_of(table, text)
         except UnicodeError as error:
             raise ValueError(f"{table}: its first line cannot be read: {error}") from error
-        text.detach()
-    return next((each for each in (_NUMBERED, _LISTED) if each.match(line)), None)
-
-
-def _list_rows(text: io.TextIOWrapper, form: re.Pattern[str]) -> Iterator[Row | BadRecord]:
-    expected = "NAME#0<tab>CAPTION" if form is _NUMBERED else "NAME CAPTION"
-    for number, line in enumerate(text, start=1):
-        if not line.strip():
-            continue
-        match = form.match(line.strip())
-        if match is None:
-            yield BadRecord("bad_row", f"line {number} is not {expected}")
-        else:
-            is_label = form is _LISTED and match[2].isdecimal()
-            yield Row(match[1], {"label" if is_label else "caption": match[2]})
-    text.detach()
+        finally:
+            text.detach()
 
 
 def _layout(table: pathlib.Path, columns: Columns, encoding: str) -> separated.Layout:
-    with open(table, "rb") as raw:
+    with table.open("rb") as raw:
         text = _text(packed.unpacked(raw), encoding)
         try:
             return separated.layout(table, text, suffix(table) == ".tsv", columns)
@@ -246,6 +231,6 @@ def _document(table: pathlib.Path, data: Any, columns: Columns) -> Iterator[Row 
     if found is None:
         raise ValueError(f"{table} {layouts.EXPECTED}")
     return (
-        BadRecord("bad_row", f"entry {number} names no image file") if each is None else Row(*each)
+        BadRecord("bad_row", f"entry {number} {each}") if isinstance(each, str) else Row(*each)
         for number, each in enumerate(found, start=1)
     )

@@ -7,6 +7,7 @@ import itertools
 import json
 import lzma
 import pathlib
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +24,11 @@ from jaxclip.data.importer.items import (
     from_fields,
     parse_label,
 )
-from jaxclip.data.naming import TEXT_FIELDS, find, is_filled
+from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, unique_names
 from jaxclip.data.record import BadRecord
 
+# Names of pictures in ImageNet's tars of a class each.
+_OF_IMAGENET = re.compile(r"n\d{8}_\d+")
 _DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
@@ -46,10 +49,13 @@ class TarReader:
     ):
         self._tars = list(tars)
         self._splits = list(splits) or [""] * len(self._tars)
-        self._class_names = list(class_names)
+        self._class_names = unique_names(class_names)
         self._by_line = webdataset.captions_by_line(self._tars)
         self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
         self._current: tuple[int, Any] | None = None
+
+    def class_names(self) -> list[str]:
+        return self._class_names
 
     def stamp(self) -> str:
         return files_stamp(self._tars)
@@ -236,5 +242,7 @@ def _item(key: str, parts: Mapping[str, bytes | None], remark: str) -> Item | Ba
         fields["label"] = cls.decode("utf-8", "replace")
     item = from_fields(fields, key=key, image=image, texts=texts if has_text else None)
     if isinstance(item, Item) and not item.texts and item.label is None:
-        return BadRecord("empty_caption", f"the sample has only {', '.join(parts)}", key)
+        is_folder = "/" in key or _OF_IMAGENET.match(key)
+        way = "; unpack a tar that is a folder, and import the folder" if is_folder else ""
+        return BadRecord("empty_caption", f"the sample has only {', '.join(parts)}{way}", key)
     return item

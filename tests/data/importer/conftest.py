@@ -2,6 +2,10 @@
 
 import pytest
 
+from jaxclip.data.importer.items import Cursor, Item, read_image
+from jaxclip.data.importer.readers import open_reader
+from jaxclip.data.record import decode_foreign_texts
+
 
 @pytest.fixture
 def fill(tmp_path):
@@ -15,3 +19,20 @@ def fill(tmp_path):
         return tmp_path / "in"
 
     return fill
+
+
+@pytest.fixture
+def records():
+    """(bytes of the picture, captions or label, split) of each record, or the reason and detail."""
+
+    def records(source, **options):
+        found = []
+        for _, item in open_reader(source, **options).items(Cursor()):
+            if isinstance(item, Item):
+                said = decode_foreign_texts(item.texts)[0] or item.label
+                found.append((read_image(item.image), said, item.split))
+            else:
+                found.append((item.reason, item.detail))
+        return found
+
+    return records

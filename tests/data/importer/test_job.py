@@ -10,11 +10,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
 from jaxclip.data import sources
-from jaxclip.data.importer import Options, import_records, job
+from jaxclip.data.importer import Options, import_records, job, output_folder
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -74,7 +75,7 @@ class Stop(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("kind", ["csv", "txt", "tar", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "txt", "tar", "parquet", "zip"])
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(tmp_path, toys, kind, monkeypatch):
     count = 25
     source = tmp_path / "in"
@@ -85,6 +86,12 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(tmp_path, toys, kind,
         for i in range(count):
             (source / f"{i:02d}.png").write_bytes(toys.picture(i))
             (source / f"{i:02d}.txt").write_text("" if i % 7 == 3 else f"thing {i}")
+    elif kind == "zip":
+        with zipfile.ZipFile(source / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for i in range(count):
+                archive.writestr(f"{i:02d}.png", toys.picture(i) if i != 4 else b"torn")
+                archive.writestr(f"{i:02d}.txt", "" if i % 7 == 3 else f"thing {i}")
+        (source / "b.zip").write_bytes(b"PK")
     elif kind == "tar":
         for t in range(3):
             toys.make_tar(source / f"{t}.tar", [(f"{t}-{i}.{e}", d) for i in range(8) for e, d in
@@ -150,8 +157,8 @@ def test_uncommitted_work_is_done_again(tmp_path, toys, monkeypatch):
 def test_killed_while_finishing_it_still_finishes(tmp_path, toys, monkeypatch):
     source = toys.photo_folder(tmp_path / "in", 8)
     import_records(source, tmp_path / "whole", Options(name="toy"))
-    for name in ("_write_metadata", "_move"):
-        monkeypatch.setattr(job, name, lambda *args: (_ for _ in ()).throw(Stop()))
+    for module, name in ((job, "_write_metadata"), (output_folder, "move")):
+        monkeypatch.setattr(module, name, lambda *args: (_ for _ in ()).throw(Stop()))
         with pytest.raises(Stop):
             import_records(source, tmp_path / "out", Options(name="toy"))
         assert not (tmp_path / "out").exists()
@@ -185,7 +192,7 @@ def test_killed_for_real(tmp_path, toys):
 
 def test_unfinished_imports_are_not_mixed(tmp_path, toys, monkeypatch):
     source = toys.photo_folder(tmp_path / "in")
-    monkeypatch.setattr(job, "_move", lambda *args: (_ for _ in ()).throw(Stop()))
+    monkeypatch.setattr(output_folder, "move", lambda *args: (_ for _ in ()).throw(Stop()))
     with pytest.raises(Stop):
         import_records(source, tmp_path / "out")
     monkeypatch.undo()

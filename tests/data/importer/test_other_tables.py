@@ -156,7 +156,7 @@ def test_what_is_no_table_says_so_in_one_line(fill, content, problem):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("photos.zip", r"unpack photos\.zip first"),
+        ("photos.rar", r"unpack photos\.rar first"),
         ("captions.xlsx", r"captions\.xlsx is a spreadsheet: save it as CSV"),
         ("x.arrow", r"read in place: arrow:"),
     ],

@@ -1,5 +1,6 @@
 """Layouts in which data sets are published, or left by the programs that make them."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -318,7 +319,8 @@ def test_tars_of_the_hub_in_place(fill, names):
 def test_in_place_a_column_of_splits_is_said_to_be_of_no_use(fill, caplog):
     folder = fill({"a.parquet": table(image=[A, B], text=["x", "y"], split=["train", "val"])})
     assert sources.open(f"parquet:{folder}").splits == {"train": 2}
-    assert "import it, and the splits are kept" in caplog.text
+    assert "write ?split=split behind the name" in caplog.text
+    assert sources.open(f"parquet:{folder}?split=split").splits == {"train": 1, "val": 1}
 
 
 def test_folders_of_parts_are_no_classes(fill, caplog):
@@ -331,18 +333,26 @@ def test_folders_of_parts_are_no_classes(fill, caplog):
 
 TABLE = "image,caption\na.jpg,x\n"
 NOT_UNPACKED = {
-    "a table and pictures in a ZIP archive": (
-        {"captions.csv": TABLE, "images.zip": packed({"a.jpg": A})}, "unpack images.zip first$",
+    "a table and other pictures in a ZIP archive": (
+        {"x.csv": TABLE, "images.zip": packed({"b.txt": A})}, "none of the first pictures that",
     ),
     "by another name": ({"t.csv": TABLE, "images.7z": b"7z\xbc\xaf"}, "unpack images.7z first"),
-    "all in one": ({"all.zip": packed({"a.jpg": A, "a.txt": b"x"})}, "unpack all.zip first"),
+    "all in one": ({"all.rar": b"Rar!"}, "unpack all.rar first"),
     "a table and a tar": (
-        {"metadata.csv": TABLE, "images.tar": tar({"a.jpg": A})},
+        {"metadata.csv": TABLE, "images.tar.gz": gzip.compress(tar({"a.jpg": A}))},
+        "unpack images.tar.gz first, or say --format webdataset",
+    ),
+    "a table and a tar of others": (
+        {"metadata.csv": TABLE, "a.zip": packed({"b.jpg": A}), "images.tar": tar({"c.jpg": A})},
         "unpack images.tar first, or say --format webdataset",
     ),
     "a list and a tar": (
-        {"results.token": "a.jpg#0\tx\n", "images.tar": tar({"a.jpg": A})},
-        "images.tar holds pictures without captions; if results.token beside it has those, unpack",
+        {"results.token": "a.jpg#0\tx\n", "images.tgz": gzip.compress(tar({"a.jpg": A}))},
+        "images.tgz holds pictures without captions; unpack it and import the folder with results",
+    ),
+    "a tar of classes": (
+        {"images.tgz": gzip.compress(tar({"cats/a.jpg": A, "dogs/b.jpg": A}))},
+        "images.tgz holds pictures without captions; unpack it and import the folder, or say",
     ),
     "tars in a tar": (
         {"all.tar": tar({"0.tar": tar({"a.jpg": A, "a.txt": b"x"})})},
@@ -366,7 +376,7 @@ OTHERS = {
     "shard.00000.mds": (b"\1\0\0\0", "a shard of MosaicML's streaming"),
     "train.rec": (b"\n#\xd7\xce", "MXNet's RecordIO"),
     "x.sqlite": (b"SQLite format 3\0", "an SQLite database"),
-    "train-images-idx3-ubyte": (b"\0\0\x08\x03\0", "an array of pictures"),
+    "emnist-images-idx3-ubyte": (b"\0\0\x08\x03\0", "an array of pictures"),
 }
 
 
@@ -394,6 +404,77 @@ def test_a_data_set_of_the_hub(name):
             opened(name)
 
 
+CLASSES = {
+    "named like splits, each in itself": (
+        {"training_set/training_set/cats/1.jpg": A, "test_set/test_set/dogs/1.jpg": B},
+        [(B, "dogs", "test"), (A, "cats", "training")],
+    ),
+    "and some that are no split": (
+        {"seg_pred/2.jpg": A, "seg_train/cats/1.jpg": A, "seg_test/dogs/1.jpg": B},
+        ["empty_caption", (B, "dogs", "test"), (A, "cats", "train")],
+    ),
+    "in themselves": (
+        {"set/set/train/cats/1.jpg": A, "set/test/dogs/1.jpg": B},
+        [(A, "cats", "train"), (B, "dogs", "test")],
+    ),
+    "of things that are called like splits": (
+        {"bullet train/1.jpg": A, "test tube/1.jpg": B},
+        [(A, "bullet train", ""), (B, "test tube", "")],
+    ),
+    "that are parts": (
+        {"images_001/a.jpg": A, "images_002/b.jpg": B}, ["empty_caption"] * 2,
+    ),
+    "of which one is of masks": (
+        {"images/train/a.jpg": A, "masks/train/a.png": B}, ["empty_caption"] * 2,
+    ),
+    "that are called parts": (
+        {"HAM_part_1/a.jpg": A, "HAM_part_2/b.jpg": B}, ["empty_caption"] * 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_folders_of_classes(fill, kind):
+    files, expected = CLASSES[kind]
+    assert found(fill(files)) == expected
+
+
+def test_a_table_of_pictures_in_parts(fill):
+    """NIH's chest X-rays and HAM10000: the pictures go on in the next folder."""
+    nih = "Image Index,Finding Labels\n1.png,Mass\n2.png,No Finding\n9.png,Mass\n"
+    ham = "lesion_id,image_id,dx\nH1,I1,nv\nH2,I2,mel\n"
+    folder = fill(
+        {
+            "nih/Data_Entry.csv": nih, "nih/images_001/images/1.png": A,
+            "nih/images_012/images/2.png": B, "nih/masks/images/9.png": A,
+            "ham/HAM_metadata.csv": ham, "ham/HAM_part_1/I1.jpg": A, "ham/HAM_part_2/I2.jpg": B,
+        }
+    )  # fmt: skip
+    *read, missing = found(folder / "nih")
+    assert read == [(A, ("Mass",), ""), (B, ("No Finding",), "")]
+    # Another folder is no part, whatever is in it.
+    assert missing[0].reason == "missing_image"
+    assert found(folder / "ham") == [(A, "nv", ""), (B, "mel", "")]
+
+
+def test_names_that_are_labels_where_nothing_else_says_anything(fill):
+    folder = fill(
+        {
+            "a.jpg": A, "1/t.csv": "file,category,label\n../a.jpg,1,cats\n",
+            "2/t.csv": "file,category,caption\n../a.jpg,1,a cat\n",
+            "3/t.csv": "file,category\n../a.jpg,dogs\n",
+            "4/t.parquet": table(image=[A], category=["dogs"]),
+            "5/t.parquet": table(image=[A], category=["dogs"], text=["a cat"]),
+            "6/t.jsonl": '{"file": "../a.jpg", "category": "dogs"}',
+        }
+    )  # fmt: skip
+    read = {n: found(next((folder / str(n)).iterdir())) for n in range(1, 7)}
+    assert read == {
+        1: [(A, "cats", "")], 2: [(A, ("a cat",), "")], 3: [(A, "dogs", "")], 4: [(A, "dogs", "")],
+        5: [(A, ("a cat",), "")], 6: [(A, "dogs", "")],
+    }  # fmt: skip
+
+
 def test_a_folder_of_pictures_beside_classes_is_none(fill):
     files = {"train/n1/images/1.jpg": A, "train/n2/images/2.jpg": B, "val/images/3.jpg": A}
     assert found(fill(files))[2:] == ["empty_caption"]
@@ -410,6 +491,30 @@ def test_captions_nested_without_end(fill, depth):
         assert found(folder) == ["bad_row"] and records[0].reason == "empty_caption"
 
 
+def test_a_table_of_any_name_in_each_folder(fill):
+    """DiffusionDB's parts; in a folder without one its pictures would be lost."""
+    parts = {"1": ("a.png", A, "a cat"), "2": ("b.png", B, "a dog")}
+    files = {}
+    for number, (name, data, prompt) in parts.items():
+        files[f"part-{number}/{name}"] = data
+        files[f"part-{number}/part-{number}.json"] = json.dumps({name: {"p": prompt, "se": 7}})
+    assert found(fill(files)) == PAIR
+    folder = fill({"other/c.png": A})
+    assert [each[1] for each in found(folder)] == ["other", "part-1", "part-2"]
+    (folder / "other/c.png").rename(folder / "other/c.txt")
+    assert found(folder) == PAIR
+
+
+def test_parquet_of_names_of_pictures_in_another_folder(fill):
+    rows = table(file_name=["1.jpg", "2.jpg", "3.jpg"], text=["x", "y", "z"])
+    folder = fill(
+        {"metadata.parquet": rows, "images_1.zip": packed({"1.jpg": A}), "images_2/2.jpg": B}
+    )
+    *read, missing = found(folder)
+    assert read == [(A, ("x",), ""), (B, ("y",), "")]
+    assert missing[0].reason == "missing_image"
+
+
 def test_a_row_without_a_file(fill):
     folder = fill({"a.jpg": A, "x.csv": "image,caption\na.jpg,a cat\n,a dog\n"})
     _, (_, bad) = list(open_reader(folder).items(Cursor()))
@@ -417,9 +522,9 @@ def test_a_row_without_a_file(fill):
 
 
 def test_an_archive_by_its_name(fill):
-    archive = fill({"all.zip": packed({"a.jpg": A})}) / "all.zip"
+    archive = fill({"all.7z": b"7z\xbc\xaf"}) / "all.7z"
     for format in ("auto", "folder"):
-        with pytest.raises(ValueError, match=r"is an archive; unpack all\.zip first"):
+        with pytest.raises(ValueError, match=r"is an archive; unpack all\.7z first"):
             found(archive, format=format)
     with pytest.raises(ValueError, match="it is an archive: unpack it, and import"):
         sources.open(archive)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxclip.data import sources
-from jaxclip.data.importer import Options, import_records, job
+from jaxclip.data.importer import Options, import_records, output_folder
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -275,8 +275,8 @@ def test_a_jpeg_with_a_second_picture_stays_as_it_is(tmp_path, run):
 def test_an_import_from_before_there_were_more_options(tmp_path, toys):
     source, out = toys.photo_folder(tmp_path / "in"), tmp_path / "out"
     import_records(source, out)
-    content = json.loads((out / job.SUMMARY_FILE).read_text())
+    content = json.loads((out / output_folder.SUMMARY_FILE).read_text())
     for name in ("image_column", "text_column"):
         del content["request"][name]
-    (out / job.SUMMARY_FILE).write_text(json.dumps(content))
+    (out / output_folder.SUMMARY_FILE).write_text(json.dumps(content))
     assert import_records(source, out).was_done

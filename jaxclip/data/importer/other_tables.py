@@ -1,0 +1,86 @@
+"""Finds tables of captions by what is in them, where none has a usual name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+
+from jaxclip.data.importer import folders, instead
+from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
+from jaxclip.data.importer.table import SplitReader, TableReader
+from jaxclip.data.naming import split_in_name, split_within, splits_of_files
+
+_LOG = logging.getLogger(__name__)
+
+
+def several(folder: pathlib.Path, tables: Sequence[pathlib.Path]) -> str:
+    """What to say of several tables of which one is meant."""
+    names = ", ".join(table.name for table in tables)
+    return f"{str(folder)!r} holds several tables of captions ({names}); name one"
+
+
+def in_folder(
+    folder: pathlib.Path, columns: tuple[str, str], encoding: str
+) -> TableReader | SplitReader | None:
+    """Tables of other names, if they say which captions belong to pictures that are there.
+
+    Raises:
+      ValueError: there are several, and their names are no splits (``train.csv``, ``val.csv``).
+    """
+    readers = {}
+    for table in instead.candidates(folder):
+        try:
+            reader = TableReader(table, *columns, encoding=encoding)
+            if reader.has_pictures():
+                readers[table] = reader
+        except (OSError, ValueError):
+            continue  # a table of something else
+    if len(readers) <= 1:
+        return next(iter(readers.values()), None)
+    tables = list(readers)
+    of_splits = [table for table in tables if split_in_name(table.name)]
+    if 1 < len(of_splits) < len(tables) and _splits_of_tables(of_splits):
+        others = ", ".join(table.name for table in tables if table not in of_splits)
+        names = ", ".join(table.name for table in of_splits)
+        _LOG.warning("%s: taken are %s, not %s; name a table for that", folder, names, others)
+        tables = of_splits
+    splits = _splits_of_tables(tables)
+    if not splits:
+        raise ValueError(several(folder, tables))
+    return SplitReader(
+        [
+            TableReader(table, *columns, split=split, encoding=encoding)
+            for table, split in zip(tables, splits, strict=True)
+        ]
+    )
+
+
+def in_each_folder(
+    path: pathlib.Path, columns: tuple[str, str], encoding: str, depth: int
+) -> SplitReader | None:
+    """A table of any name in each folder that has pictures, as DiffusionDB's parts have them."""
+    readers = []
+    for folder, names in folders.walk(path, depth):
+        if not any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names):
+            continue
+        tables = instead.candidates(folder)
+        if len(tables) != 1:
+            return None
+        prefix = "" if folder == path else f"{folder.relative_to(path).as_posix()}/"
+        split = split_within(tables[0].relative_to(path))
+        try:
+            reader = TableReader(tables[0], *columns, split, encoding, prefix)
+            if not reader.has_pictures():
+                return None
+        except (OSError, ValueError):
+            return None
+        readers.append(reader)
+    return SplitReader(readers) if readers else None
+
+
+def _splits_of_tables(tables: Sequence[pathlib.Path]) -> list[str]:
+    """The split of each table by its name; none if two are of the same or one is of none."""
+    splits = splits_of_files(tables)
+    return splits if all(splits) and len(set(splits)) == len(splits) else []
