@@ -12,6 +12,7 @@ The second may not: with 8 bits of mantissa, ``v + 0.001 * (g² - v)`` is ``v``.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.optim import _base, _decay, _dtypes
-from jaxclip.optim._stacks import ENOUGH, ENOUGH_BY_ONE_KERNEL, LEAST, Stacks
+from jaxclip.optim._stacks import ENOUGH, ENOUGH_BY_ONE_KERNEL, LARGEST, LEAST, Stacks
 from jaxclip.optim._together import together
 
 
@@ -343,6 +344,26 @@ def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:
         most = most[stacks_of(part(most), by_one_kernel=True).order]
     places = [at for at in (most, *large.reshape(-1, 1)) if at.size]
     return [(at, part(at)) for at in places]
+
+
+def small_as_vectors(found: Tensors) -> Tensors:
+    """Small tensors as vectors where many have so many elements: biases of heads among others.
+
+    So they are of one type, and put together. Few stay as they are, for devices may hold parts.
+    """
+    sizes = collections.Counter(leaf.size for leaf in found.leaves)
+
+    def flat(tensor: Any) -> Any:
+        many = tensor is not None and sizes[tensor.size] >= ENOUGH_BY_ONE_KERNEL
+        if not many or tensor.ndim < 2 or tensor.size > LARGEST:
+            return tensor
+        sharding = getattr(jax.typeof(tensor), "sharding", None)
+        if sharding is not None and any(axis is not None for axis in sharding.spec):
+            return tensor
+        return tensor.reshape(-1)
+
+    names = ("leaves", "mu", "nu", "params")
+    return found._replace(**{name: list(map(flat, getattr(found, name))) for name in names})
 
 
 def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **decays: Any) -> None:
