@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pathlib
@@ -11,13 +12,14 @@ from collections.abc import Sequence
 from jaxclip.data import file_kinds, patterns, remote, webdataset
 from jaxclip.data.importer import archives, folders, instead, other_tables, table_rows
 from jaxclip.data.importer.folder import TreeReader
-from jaxclip.data.importer.items import Reader
+from jaxclip.data.importer.items import Cursor, Item, Reader
 from jaxclip.data.importer.parquet import ParquetReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
 from jaxclip.data.naming import is_hidden, split_within, splits_of_files
+from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ TABLES = (
 )
 # How many folders below one are looked into for tables, tars and Parquet files.
 _DEEPEST = 3
+# How many records tell whether a folder is a data set, and how many archives a message names.
+_LOOKED_AT, _NAMED = 100, 4
 
 
 def open_reader(
@@ -105,19 +109,67 @@ def _through_archives(
     encoding: str,
     kinds: Sequence[str],
 ) -> Reader:
-    """The reader of a source with its archives of some kinds unpacked."""
-    path, packed = archives.of_source(path, named, _DEEPEST, encoding, kinds)
+    """The reader of a source with its archives of some kinds unpacked.
+
+    Where a folder is a data set without them, they may add to it, but not be read in its place.
+    """
+    place, packed = archives.of_source(path, named, _DEEPEST, encoding, kinds)
+    if packed is None:
+        return _open(place, named, format, columns, encoding)
+    on_disk = _on_disk(path, format, columns, encoding) if path.is_dir() else None
     try:
-        reader = _open(path, named, format, columns, encoding)
+        reader = _open(place, named, format, columns, encoding)
     except instead.PackedError:
         raise
     except (FileNotFoundError, ValueError) as error:
-        if packed and packed.problems:
+        if on_disk is not None:
+            return _left_out(packed, error, on_disk[0])
+        if packed.problems:
             raise type(error)(f"{error}; {packed.problems[0].detail}") from error
         raise
-    # Beside tars and TFRecord files archives are something else.
-    has_paths = not isinstance(reader, TarReader | TFRecordReader)
-    return archives.ArchiveReader(reader, packed) if packed and has_paths else reader
+    if isinstance(reader, TarReader | TFRecordReader):
+        return reader  # archives beside these are something else
+    if on_disk is not None and not _holds(reader, on_disk[1]):
+        return _left_out(packed, "what is on the disk would not be read as it is", on_disk[0])
+    return archives.ArchiveReader(reader, packed)
+
+
+def _on_disk(
+    path: pathlib.Path, format: str, columns: tuple[str, str], encoding: str
+) -> tuple[Reader, Item] | None:
+    """The reader of a folder without its archives, and the first whole record; None if none is."""
+    try:
+        reader = _open(path, [], format, columns, encoding)
+        for _, item in itertools.islice(reader.items(Cursor()), _LOOKED_AT):
+            if isinstance(item, BadRecord) or (not item.texts and item.label is None):
+                continue
+            if isinstance(item.image, bytes) or item.image.is_file():
+                return reader, item
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _holds(reader: Reader, record: Item) -> bool:
+    """Whether a reader has a record: its picture, with the same captions and class, or with
+    captions where it has none."""
+
+    def picture(item: Item) -> bytes | str:
+        return item.image if isinstance(item.image, bytes) else os.path.abspath(item.image)
+
+    def is_same(item: Item) -> bool:
+        has_more = bool(item.texts) and not record.texts
+        return has_more or (item.texts, item.label) == (record.texts, record.label)
+
+    wanted = picture(record)
+    items = (item for _, item in reader.items(Cursor()) if isinstance(item, Item))
+    return any(picture(item) == wanted and is_same(item) for item in items)
+
+
+def _left_out(packed: archives.Archives, why: object, reader: Reader) -> Reader:
+    names = ", ".join(file.name for file in packed.files[:_NAMED])
+    _LOG.warning("archives are left out (%s): with them, %s; name one to import it", names, why)
+    return reader
 
 
 def _open(

@@ -520,3 +520,30 @@ def test_paths_made_from_one_in_an_archive_are_in_it_too(fill):
     assert [each.name for each in root.iterdir()] == ["x"]
     with pytest.raises(FileNotFoundError):
         (root / "z").stat()
+
+
+ON_DISK = {"1.jpg": A, "1.txt": "one", "2.jpg": B, "2.txt": "two"}
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"metadata.csv": "file_name,text\n9.jpg,other\n"},
+        {"captions.csv": "file_name,text\n1.jpg,other\n"},
+        {"old/captions.csv": TABLE, "old/1.jpg": C, "old/2.jpg": C},
+        {"captions.csv": TABLE, "metadata.csv": TABLE},
+    ],
+)
+def test_an_archive_is_not_read_in_the_place_of_what_is_on_the_disk(fill, members, caplog):
+    folder = fill({**ON_DISK, "other.zip": packed(members)})
+    assert [each[1:3] for each in found(folder)] == [(A, ("one",)), (B, ("two",))]
+    assert "archives are left out (other.zip): with them, " in caplog.text
+
+
+def test_captions_in_an_archive_go_before_classes_on_the_disk(fill):
+    files = {"images/0/1.jpg": A, "images/1/2.jpg": B}
+    folder = fill(files)
+    assert [each[2] for each in found(folder)] == [0, 1]
+    captions = {"captions/0/1.txt": "one", "captions/1/2.txt": "two"}
+    fill({"captions.zip": packed(captions)})
+    assert [each[2] for each in found(folder)] == [("one",), ("two",)]
