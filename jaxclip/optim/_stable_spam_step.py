@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _decay, _moments
 from jaxclip.optim._norms import short_axes
 from jaxclip.optim._stacks import LARGEST
 from jaxclip.optim._together import in_one_kernel, together
@@ -72,7 +72,6 @@ def step_all(
     before: Averages,
     shared: Shared,
     interval: jax.Array,
-    count: jax.Array,
     positive: bool,
 ) -> tuple[list[list[jax.Array]], tuple[jax.Array, ...]]:
     """The step of a part of the tensors.
@@ -85,7 +84,6 @@ def step_all(
       before: ``[num_tensors]`` each.
       shared: what is the same for all.
       interval: number of updates between resets.
-      count: number of updates before this one.
       positive: whether ε is known to be above zero.
 
     Returns:
@@ -112,7 +110,7 @@ def step_all(
         static={"dtype": part.dtypes},
     )
     *results, _ = zip(*steps, strict=True)
-    tensors = stacks.tensors(results, count, settled=True)
+    tensors = stacks.tensors(results, settled=True)
     return tensors, (norm, clip.bound, clip.maximum, first, second)
 
 
@@ -277,7 +275,7 @@ def step(
         mu, m = _moments.stored(_moments.average(old_mu, gradient, numbers[2]), mu)
         nu, v = _moments.stored(_moments.average(old_nu, jnp.square(gradient), numbers[3]), nu)
         update = _moments.direction(m * numbers[4], v * numbers[5], eps, positive)
-        update = _moments.add_decay(update, numbers[6], param)
+        update = _decay.add_decay(update, numbers[6], param)
         return _moments.Step(update.astype(dtype), mu, nu)
 
     if clipped.size <= LARGEST:

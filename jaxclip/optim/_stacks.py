@@ -167,17 +167,17 @@ class Stacks:
         return _take(joined.reshape(-1), np.argsort(self.order))
 
     def tensors(
-        self, columns: Sequence[Sequence[jax.Array]], count: jax.Array, settled: bool = False
+        self, columns: Sequence[Sequence[jax.Array]], settled: bool = False
     ) -> list[list[jax.Array]]:
         """What the arrays gave, as tensors: each column of arrays as a list of tensors.
 
         Args:
           columns: of arrays as from :meth:`arrays`.
-          count, settled: as for ``_unpack.unstack``.
+          settled: as for ``_unpack.unstack``.
         """
         several = [i for i, group in enumerate(self._groups) if len(group) > 1]
         arrays = [column[i] for column in columns for i in several]
-        parts = iter(_unpack.unstack(arrays, count, settled))
+        parts = iter(_unpack.unstack(arrays, settled))
         found = []
         for column in columns:
             tensors: dict[int, jax.Array] = {}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxclip.optim import _together
+from jaxclip.optim import _places, _together
 
 # So many numbers are looked up in a sum over all of them, more in two steps.
 _AT_ONCE = 128
@@ -163,9 +163,7 @@ def _sum_where(chosen: np.ndarray, table: jax.Array, axes: tuple[int, ...]) -> j
     return lax.reduce(terms, jnp.zeros((), table.dtype), lax.add, axes)
 
 
-def unstack(
-    arrays: Sequence[jax.Array], count: jax.Array, settled: bool = False
-) -> list[list[jax.Array]]:
+def unstack(arrays: Sequence[jax.Array], settled: bool = False) -> list[list[jax.Array]]:
     """The slices of arrays along their first axes.
 
     On CPUs those of one shape come from one kernel that is told where to begin: with its place a
@@ -173,37 +171,26 @@ def unstack(
 
     Args:
       arrays: [k, ...], of number types.
-      count: int32, zero or more, but known only when the program runs.
       settled: whether other kernels take the arrays as they are, and do not compute them.
     """
     if not arrays:
         return []
     by_places = functools.partial(_by_places, settled=settled)
-    return lax.platform_dependent(arrays, count, cpu=by_places, default=_by_index)
+    return lax.platform_dependent(arrays, cpu=by_places, default=_by_index)
 
 
-def _by_index(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
+def _by_index(arrays: Sequence[jax.Array]) -> list[list[jax.Array]]:
     """As :func:`unstack`, by places that are constants."""
-    del count
     return [[array[i] for i in range(array.shape[0])] for array in arrays]
 
 
-def _by_places(
-    arrays: Sequence[jax.Array], count: jax.Array, settled: bool
-) -> list[list[jax.Array]]:
-    """As :func:`unstack`, by places that XLA does not know.
-
-    Each is the element of an array that a zero says which XLA does not know to be zero. Numbers
-    would be constants of the kernels.
-    """
-    zero = _by_sum(jnp.minimum(count, 0))
-    places = [
-        _at(jnp.asarray([i, -1], jnp.int32), zero)
-        for i in range(max(array.shape[0] for array in arrays))
-    ]
+def _by_places(arrays: Sequence[jax.Array], settled: bool) -> list[list[jax.Array]]:
+    """As :func:`unstack`, by places that kernels are told."""
     if not settled:
         arrays = _settled_by_shape(arrays)
-    return [[_at(array, place) for place in places[: array.shape[0]]] for array in arrays]
+    most = max(array.shape[0] for array in arrays)
+    places = _places.places(range(most))
+    return [[_slice(array, place) for place in places[: array.shape[0]]] for array in arrays]
 
 
 def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -217,9 +204,9 @@ def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     return [found[i] for i in range(len(arrays))]
 
 
-def _at(array: jax.Array, place: jax.Array) -> jax.Array:
-    """One slice along the first axis."""
-    zero = jnp.zeros((), place.dtype)
-    starts = (place, *[zero] * (array.ndim - 1))
+@jax.jit  # traced once a shape
+def _slice(array: jax.Array, place: np.ndarray) -> jax.Array:
+    """One slice along the first axis, at one of ``_places.places``."""
+    starts = (_places.told(place), *[jnp.int32(0)] * (array.ndim - 1))
     part = lax.dynamic_slice(array, starts, (1, *array.shape[1:]), allow_negative_indices=False)
     return lax.squeeze(part, (0,))
