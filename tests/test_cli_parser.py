@@ -73,6 +73,7 @@ def test_options_are_called_as_they_are_and_before_any_work(argv, line, tmp_path
         (["embed", "--images", "{}", "--to", "{}/file/x"], "{}/file: not a directory; a part of"),
         (["embed", "--images", "{}", "--to", "{}/x", "--part", "4"], "--part '4' is not"),
         (["embed", "--images", "{}/no", "--to", "{}/x"], "no picture or folder of pictures"),
+        (["embed", "--images", "{}/*.png", "--to", "{}/x"], "no such file; name the folder for"),
         (["classify", "--images", "{}", "--classes", "a"], "--classes 'a': name at least two"),
         (["classify", "--classes", "a,b"], "name either --images or --embeddings"),
         (["search", "--embeddings", "{}", "text"], "{} holds no embeddings"),

@@ -52,7 +52,8 @@ def open_pictures(name: str | os.PathLike[str]) -> Pictures:
     if folder.is_file():
         return _of_files(text, folder.parent, [folder.name])
     if folder.suffix.lower() in ENDINGS:
-        raise FileNotFoundError(f"{text}: there is no such file")
+        way = "; name the folder for all pictures in it" if "*" in text else ""
+        raise FileNotFoundError(f"{text}: there is no such file{way}")
     if folder.is_dir() or ":" not in text:
         return _of_data_set(text, text, None)
     data, _, split = text.rpartition(":")

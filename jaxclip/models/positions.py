@@ -12,6 +12,9 @@ Grid = tuple[int, int]
 def sincos_positions(grid: int | Grid, width: int, temperature: float = 10_000.0) -> np.ndarray:
     """Fixed 2-d sine-cosine positions (Chen et al., 2021, MoCo v3; Beyer et al., 2022).
 
+    Frequencies are temperature^(-i / (C/4 - 1)), as in Beyer et al.'s code (big_vision); MoCo v3's
+    divides i by C/4.
+
     Args:
       grid: patches along a side, or (rows, columns).
       width: channels, a multiple of 4.

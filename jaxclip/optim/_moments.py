@@ -1,4 +1,4 @@
-"""What the optimizers of this package share: moments, their directions, and weight decay.
+"""What the optimizers of this package share: moments and their directions.
 
 **Clocks.** A tensor whose gradient is not finite is skipped: its moments stay, its update (weight
 decay included) is zero and its clock stands still, so that bias corrections, warm-ups and resets go
@@ -21,12 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.optim import _base, _dtypes
+from jaxclip.optim import _base, _decay, _dtypes
 from jaxclip.optim._stacks import ENOUGH, ENOUGH_BY_ONE_KERNEL, LARGEST, LEAST, Stacks
 from jaxclip.optim._together import together
-
-# A tree of bools (or a prefix of one), or a function from parameters to it.
-Mask = Any | Callable[[Any], Any] | None
 
 
 def zeros(leaf: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) -> jax.Array:
@@ -129,17 +126,6 @@ def stored(new: jax.Array, old: jax.Array) -> tuple[jax.Array, jax.Array]:
     return new.astype(old.dtype), new
 
 
-def add_decay(update: jax.Array, rate: jax.Array, param: jax.Array | None) -> jax.Array:
-    """The update with its weight decay, if there is any.
-
-    Args:
-      update: in the statistics' dtype.
-      rate: weight decay.
-      param: the parameter, ``None`` for one that does not decay.
-    """
-    return update if param is None else update + rate * param.astype(update.dtype)
-
-
 def update_dtypes(params: Any, leaves: Sequence[jax.Array]) -> list[Any]:
     """Dtype of each tensor's update: as optax has it, the wider of parameter and gradient.
 
@@ -212,7 +198,7 @@ def tensors(
     state: Any,
     params: Any,
     weight_decay: _base.Hyperparameter,
-    mask: Mask,
+    mask: _decay.Mask,
     sampled: bool = False,
 ) -> Tensors:
     """The tensors of an update, for a state with ``mu``, ``nu`` and a report for each tensor.
@@ -239,7 +225,7 @@ def tensors(
         leaves,
         moments(state.mu),
         moments(state.nu),
-        decaying(weight_decay, mask, params, len(leaves)),
+        _decay.decaying(weight_decay, mask, params, len(leaves)),
         update_dtypes(params, leaves),
         treedef,
     )
@@ -419,41 +405,3 @@ def refuse_complex(name: str, tree: Any) -> None:
                 f"{name}: complex tensors ({dtype}) have no second moment here; split them into "
                 "real and imaginary parts"
             )
-
-
-def decaying(
-    weight_decay: _base.Hyperparameter, mask: Mask, params: Any, number: int
-) -> list[jax.Array | None]:
-    """The parameters that decay, ``None`` where there is nothing to add.
-
-    Args:
-      weight_decay: a hyperparameter.
-      mask: which tensors decay; ``None`` for all.
-      params: may be ``None`` if the decay is the number zero.
-      number: of tensors.
-
-    Raises:
-      ValueError: there is weight decay, but there are no parameters.
-    """
-    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
-        return [None] * number
-    if params is None:
-        raise ValueError("weight decay needs the parameters: call `update(grads, state, params)`")
-    found, _ = _base.flatten(params, number)
-    flags = _decay_flags(mask, params, number)
-    # Whole numbers are no weights (a counter, say), and a small step would round them down.
-    return [
-        tensor if flag and jnp.issubdtype(tensor.dtype, jnp.floating) else None
-        for tensor, flag in zip(found, flags, strict=True)
-    ]
-
-
-def _decay_flags(mask: Mask, params: Any, number: int) -> list[bool]:
-    """Whether each tensor decays."""
-    if mask is None:
-        return [True] * number
-    prefix = mask(params) if callable(mask) else mask
-    spread = jax.tree.map(
-        lambda flag, subtree: jax.tree.map(lambda _: bool(flag), subtree), prefix, params
-    )
-    return jax.tree.leaves(spread)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _decay, _moments
 from jaxclip.optim._sample import Sampling, scrambled
 
 
@@ -79,7 +79,7 @@ def step(
     square = _lesser(jnp.square(gradient), bound)
     nu, v = _moments.stored(_moments.average(nu * alive, square, fresh2), nu)
     update = _moments.direction(kept * scale * m, v, shared.eps, positive)
-    update = _moments.add_decay(update, kept * shared.rate, param)
+    update = _decay.add_decay(update, kept * shared.rate, param)
     if sampled:
         update = sampling.put(update, chosen, leaf.shape[-1])
     return _moments.Step(update.astype(dtype), mu, nu, (ratio, kept))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _decay, _moments
 from jaxclip.optim._norms import short_axes
 from jaxclip.optim._stacks import LARGEST
 from jaxclip.optim._together import in_one_kernel, together
@@ -275,7 +275,7 @@ def step(
         mu, m = _moments.stored(_moments.average(old_mu, gradient, numbers[2]), mu)
         nu, v = _moments.stored(_moments.average(old_nu, jnp.square(gradient), numbers[3]), nu)
         update = _moments.direction(m * numbers[4], v * numbers[5], eps, positive)
-        update = _moments.add_decay(update, numbers[6], param)
+        update = _decay.add_decay(update, numbers[6], param)
         return _moments.Step(update.astype(dtype), mu, nu)
 
     if clipped.size <= LARGEST:

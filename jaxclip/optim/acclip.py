@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _decay, _moments
 
 
 class AcclipState(NamedTuple):
@@ -89,7 +89,7 @@ def acclip(
     mu_dtype: Any = None,
     *,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
 ) -> optax.GradientTransformation:
     r"""SGD with momentum whose elements are clipped, each at a running moment of its own.
 
@@ -165,7 +165,7 @@ def _acclip(
     alpha: _base.Hyperparameter,
     mu_dtype: Any,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
     _moments.check(name, b1=b[0], b2=b[1], eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype)
@@ -255,7 +255,7 @@ def _step(
     tau, size = _root(v, shared.alpha, known), jnp.abs(m)
     # Without a gradient so far all three are zero.
     share = jnp.minimum(_base.safe_divide(tau, size + shared.eps, 1.0), 1.0)
-    update = _moments.add_decay(share * m, shared.rate, param)
+    update = _decay.add_decay(share * m, shared.rate, param)
     return _moments.Step(_moments.finish(keep, update, dtype), mu, nu, (ratio, flag))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments, _spam_step
+from jaxclip.optim import _base, _decay, _moments, _spam_step
 from jaxclip.optim._sample import Sampling
 from jaxclip.optim._together import together
 
@@ -107,7 +107,7 @@ def spam(
     eps: _base.Hyperparameter = 1e-6,
     *,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
     threshold: _base.Hyperparameter = 5000.0,
     reset_interval: int | jax.Array = 500,
     warmup_steps: int | jax.Array = 150,
@@ -249,7 +249,7 @@ def _spam(
     resets: _Resets,
     density: _Density,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
     _moments.check(name, b1=b[0], b2=b[1], eps=eps, weight_decay=weight_decay)

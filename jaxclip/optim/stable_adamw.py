@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip.optim import _base, _moments
+from jaxclip.optim import _base, _decay, _moments
 from jaxclip.optim._norms import short_axes
 from jaxclip.optim._together import together
 
@@ -90,7 +90,7 @@ def stable_adamw(
     mu_dtype: Any = None,
     *,
     weight_decay: _base.Hyperparameter = 1e-4,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
 ) -> optax.GradientTransformation:
     r"""AdamW with AdaFactor's update clipping; the published baseline for CLIP.
 
@@ -164,7 +164,7 @@ def _stable_adam(
     eps: _base.Hyperparameter,
     mu_dtype: Any,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
     _moments.check(name, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype)
@@ -244,7 +244,7 @@ def _step(
     gradient = _moments.squarable(leaf, eps.dtype)
     mu, m = _moments.store(keep, _moments.average(mu, gradient, numbers[0]), mu)
     nu, v = _moments.store(keep, _moments.average(nu, jnp.square(gradient), numbers[1]), nu)
-    update = _moments.add_decay(_moments.direction(m, v, eps, positive), rate, param)
+    update = _decay.add_decay(_moments.direction(m, v, eps, positive), rate, param)
     return _moments.Step(_moments.finish(keep, update * shorter, dtype), mu, nu, (total,))
 
 

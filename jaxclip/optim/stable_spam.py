@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip.optim import _base, _moments, _stable_spam_step
+from jaxclip.optim import _base, _decay, _moments, _stable_spam_step
 from jaxclip.optim._together import together
 
 
@@ -108,7 +108,7 @@ def stable_spam(
     mu_dtype: Any = None,
     *,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
     theta: _base.Hyperparameter = 0.999,
     gamma1: _base.Hyperparameter = 0.7,
     gamma2: _base.Hyperparameter = 0.9,
@@ -214,7 +214,7 @@ def _stable_spam(
     mu_dtype: Any,
     reset_interval: int | jax.Array,
     weight_decay: _base.Hyperparameter = 0.0,
-    mask: _moments.Mask = None,
+    mask: _decay.Mask = None,
 ) -> optax.GradientTransformation:
     """Everything but the learning rate."""
     _moments.check(name, eps=eps, weight_decay=weight_decay, mu_dtype=mu_dtype, **decays)

@@ -83,9 +83,9 @@ def test_kernels_are_told_their_places() -> None:
 
     def function(vector: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
         vector = jax.lax.reduce(vector, jnp.float32(0), jax.lax.add, (0,))
-        places = [_places.settled(_places.constants(i, 7 - i)) for i in range(len(leaves))]
+        places = _places.places(range(8), range(7, -1, -1))
         return [
-            leaf * _places.at(vector, place[0]) + _places.at(vector, place[1])
+            leaf * _places.at(vector, place) + _places.at(vector, place, 1)
             for leaf, place in zip(leaves, places, strict=True)
         ]
 

@@ -7,6 +7,7 @@ That is ZIP archives, and tars of pictures that are no WebDataset.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import os
@@ -103,10 +104,8 @@ class Archives:
     def _place(self, folder: pathlib.Path, found: list[ArchiveIndex], *, is_alone: bool) -> None:
         """Decide where the archives of a folder are unpacked."""
         here = [index for index in found if is_alone or not _wants_folder(index)]
-        for one, other in itertools.combinations(here, 2):
-            may_clash = one.folders() & other.folders() or set(one.files()) & set(other.files())
-            if may_clash and any(map(other.is_file, one.walk())):
-                here = [index for index in here if index not in (one, other)]
+        clashing = _clashing(here)
+        here = [index for index in here if index not in clashing]
         for index in found:
             place = folder
             if index not in here:
@@ -159,6 +158,23 @@ def _wants_folder(index: ArchiveIndex) -> bool:
     return any(map(_is_picture, index.walk()))
 
 
+def _clashing(found: Sequence[ArchiveIndex]) -> set[ArchiveIndex]:
+    """Archives that have files of the same path as others."""
+    tops = collections.Counter(
+        name for index in found for name in (*index.folders(), *index.files())
+    )
+    clashing = set()
+    first: dict[int, ArchiveIndex] = {}  # by hashes of paths, which take less memory than these
+    for index in found:
+        if all(tops[name] == 1 for name in (*index.folders(), *index.files())):
+            continue
+        for path in index.walk():
+            other = first.setdefault(hash(path), index)
+            if other is not index:
+                clashing |= {index, other}
+    return clashing
+
+
 def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1][1:].lower() in tar_index.IMAGE_EXTENSIONS
 
@@ -171,9 +187,15 @@ def _unpacked_to(index: ArchiveIndex, folder: pathlib.Path) -> pathlib.Path | No
     is_wrapped = len(tops) == 1 and not any(index.files())
     inner = [name.partition("/")[2] for name in first] if is_wrapped else first
     for names, place in itertools.product((first, inner), (folder, folder / index.file.stem)):
-        if names and all(os.path.isfile(place / name) for name in names):
+        pairs = zip(first, names, strict=True)
+        if names and all(_is_copy(place / name, index, path) for path, name in pairs):
             return place
     return None
+
+
+def _is_copy(file: pathlib.Path, index: ArchiveIndex, path: str) -> bool:
+    """Whether a file on the disk is of the size of one in an archive."""
+    return file.is_file() and file.stat().st_size == index.size(path)
 
 
 def of_source(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxclip.data import file_kinds
 from jaxclip.data.caption_shapes import CONVERSATIONS, captioned
+from jaxclip.data.importer.arrow_types import is_list, is_number, may_be_text, plain_type
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
 from jaxclip.data.importer.pictures import Pictures, pictures_of
@@ -199,21 +200,21 @@ def columns_of(
     twice = [name for name in schema.names if schema.names.count(name) > 1]
     if twice:
         raise ValueError(f"{file} has several columns {twice[0]!r}; give them different names")
-    types = {name: _plain_type(schema.field(name).type) for name in schema.names}
+    types = {name: plain_type(schema.field(name).type) for name in schema.names}
     listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
     for name, which in zip(wanted, ("image", "text"), strict=True):
         if name and name not in types:
             raise ValueError(f"{file} has no column {name!r} (--{which}-column){hint(name, types)}")
 
     def has_bytes(kind: Any) -> bool:
-        if _is_list(kind):
+        if is_list(kind):
             kind = kind.value_type
         if pyarrow.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
     def is_text(kind: Any) -> bool:
-        if _is_list(kind):
+        if is_list(kind):
             kind = kind.value_type
         return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
@@ -225,19 +226,19 @@ def columns_of(
     images += [name for name in find(types, (*IMAGE_COLUMNS, *FILE_FIELDS)) if is_text(types[name])]
     image = wanted[0] or next(iter(images), "")
     texts = find(types, _TEXT_COLUMNS)
-    text = wanted[1] or next((n for n in texts if n != image and _may_be_text(types[n])), "")
+    text = wanted[1] or next((n for n in texts if n != image and may_be_text(types[n])), "")
     noted = _noted(schema.metadata or {})
-    if text in noted and _is_number(types[text]):  # a class that the user names
+    if text in noted and is_number(types[text]):  # a class that the user names
         text, labels = "", [text]
     else:
-        known = [name for name in find(types, LABEL_FIELDS) if not _is_list(types[name])]
+        known = [name for name in find(types, LABEL_FIELDS) if not is_list(types[name])]
         labels = known or [name for name in types if name in noted and not text]
         say_which_class(labels, option.format("text"))
         labels = labels or (find(types, ALSO_LABELS) if not text else [])
     label = next(iter(labels), "")
     if not text and not label:
-        text = next((n for n in texts if n != image and _is_number(types[n])), "")
-    if text and not (_may_be_text(types[text]) or _is_number(types[text])):
+        text = next((n for n in texts if n != image and is_number(types[n])), "")
+    if text and not (may_be_text(types[text]) or is_number(types[text])):
         raise ValueError(f"{file}: column {text!r} holds {types[text]}, which is no text")
     if not image or not (text or label):
         what, names, which = (
@@ -254,40 +255,6 @@ def columns_of(
         )
         raise ValueError(f"{file} has no column with {what} (it has {listing}); {way}")
     return Columns(image, text, label, noted.get(label, []))
-
-
-def _plain_type(kind: Any) -> Any:
-    """A type of Arrow, of a dictionary that of its values, of a view that of what it shows."""
-    import pyarrow
-
-    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    if pyarrow.types.is_binary_view(kind):
-        return pyarrow.large_binary()
-    return pyarrow.large_string() if pyarrow.types.is_string_view(kind) else kind
-
-
-def _is_list(kind: Any) -> bool:
-    import pyarrow
-
-    return (
-        pyarrow.types.is_list(kind)
-        or pyarrow.types.is_large_list(kind)
-        or pyarrow.types.is_fixed_size_list(kind)
-    )
-
-
-def _may_be_text(kind: Any) -> bool:
-    """Whether values of a type can be captions: no numbers, times or truth values."""
-    import pyarrow
-
-    kind = _plain_type(kind)
-    return not (pyarrow.types.is_primitive(kind) or pyarrow.types.is_decimal(kind))
-
-
-def _is_number(kind: Any) -> bool:
-    import pyarrow
-
-    return pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
 
 
 def _noted(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
@@ -386,15 +353,15 @@ def _captions(column: Any) -> list[Any]:
     """Captions of each row: strings as bytes, since not all that claims to be UTF-8 is."""
     import pyarrow
 
-    kind = _plain_type(column.type)
-    is_list = _is_list(kind)
-    inner = _plain_type(kind.value_type) if is_list else kind
+    kind = plain_type(column.type)
+    in_lists = is_list(kind)
+    inner = plain_type(kind.value_type) if in_lists else kind
     if pyarrow.types.is_nested(inner) or pyarrow.types.is_primitive(inner):
         return [_plain(value) for value in column]
     if kind is not column.type and not pyarrow.types.is_dictionary(column.type):
         column = column.cast(kind)  # views have no way to bytes but by strings
     binary = pyarrow.large_binary()
-    return column.cast(pyarrow.large_list(binary) if is_list else binary).to_pylist()
+    return column.cast(pyarrow.large_list(binary) if in_lists else binary).to_pylist()
 
 
 def _plain(value: Any) -> Any:

@@ -162,6 +162,10 @@ LAYOUTS = {
         {"photos.zip": packed({"1.jpg": A, "1.txt": "x"}), "photos/1.jpg": A, "photos/1.txt": "x"},
         {"photos/1.jpg": A, "photos/1.txt": "x"},
     ),
+    "others of the same names": (
+        {"test.zip": packed({"1.jpg": A, "1.txt": "x"}), "1.jpg": B, "1.txt": "y"},
+        {"test/1.jpg": A, "test/1.txt": "x", "1.jpg": B, "1.txt": "y"},
+    ),
     "unpacked already without its folder": (
         {"all.zip": packed({"top/1.jpg": A, "top/1.txt": "x"}), "1.jpg": A, "1.txt": "x"},
         {"1.jpg": A, "1.txt": "x"},
