@@ -188,7 +188,9 @@ def _by_places(arrays: Sequence[jax.Array], settled: bool) -> list[list[jax.Arra
     """As :func:`unstack`, by places that kernels are told."""
     if not settled:
         arrays = _settled_by_shape(arrays)
-    return [[_slice(array, i) for i in range(array.shape[0])] for array in arrays]
+    most = max(array.shape[0] for array in arrays)
+    places = _places.places(range(most))
+    return [[_slice(array, place) for place in places[: array.shape[0]]] for array in arrays]
 
 
 def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -202,9 +204,9 @@ def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
     return [found[i] for i in range(len(arrays))]
 
 
-def _slice(array: jax.Array, i: int) -> jax.Array:
-    """One slice along the first axis."""
-    place = _places.settled(_places.constants(i))[0]
-    starts = (place, *[jnp.zeros((), place.dtype)] * (array.ndim - 1))
+@jax.jit  # traced once a shape
+def _slice(array: jax.Array, place: np.ndarray) -> jax.Array:
+    """One slice along the first axis, at one of ``_places.places``."""
+    starts = (_places.told(place), *[jnp.int32(0)] * (array.ndim - 1))
     part = lax.dynamic_slice(array, starts, (1, *array.shape[1:]), allow_negative_indices=False)
     return lax.squeeze(part, (0,))
