@@ -153,7 +153,8 @@ class Parts:
                 if self.hurry.is_set():
                     deadline = min(deadline, time.monotonic() + _PATIENCE)
                 if time.monotonic() > deadline:
-                    raise OSError(f"the part of process {process} did not come to {name}")
+                    place = f"{staging.CHECKPOINTS}/{step}"
+                    raise OSError(f"the part of process {process} did not come to {place}")
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
             found = json.loads(content)
