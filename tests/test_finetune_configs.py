@@ -201,7 +201,8 @@ def test_a_greedy_soup_keeps_what_helps(weights, other, tmp_path, capsys, tiny_d
 
 @pytest.mark.slow
 def test_lp_then_ft_takes_the_head_and_wise_ft_mixes_it(weights, tmp_path):
-    small = ("total_steps=2", "objective=[{'name': 'class_head', 'num_classes': 4000}]",
+    small = ("total_steps=2", "optim.schedule.warmup_steps=0",
+             "objective=[{'name': 'class_head', 'num_classes': 4000}]",
              "log_every_steps=1", "writers=['jsonl']", "data.image_ops=resize")  # fmt: skip
     assert loop.train(resolve("finetune_lp_ft", weights, *small), tmp_path / "lp").finished
     spec = f"{CONFIGS / 'finetune_lp_ft.py'}:ft:{tmp_path / 'lp'}"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip.optim import _base, _unpack
+from jaxclip.optim import _base, _places
 from jaxclip.optim._together import together
 
 # From gradients and the decision's numbers to updates, and own fields that come out on the way.
@@ -182,10 +182,10 @@ def _settle(
 
 def _unpacked(numbers: Sequence[jax.Array]) -> list[Any]:
     """Scalars as they are, and of vectors ``[num_tensors]`` one list of scalars each."""
-    if len(numbers) < 2 or not numbers[0].ndim:
-        return [_unpack.unpack(number) if number.ndim else number for number in numbers]
-    rows = _unpack.unpack_columns(numbers)
-    return [[row[i] for row in rows] for i in range(len(numbers))]
+    if not numbers or not numbers[0].ndim:
+        return list(numbers)
+    places = _places.places(range(numbers[0].size))
+    return [[_places.at(vector, place) for place in places] for vector in numbers]
 
 
 def each(one: Callable[..., jax.Array]) -> Act:

@@ -12,6 +12,7 @@ The second may not: with 8 bits of mantissa, ``v + 0.001 * (g² - v)`` is ``v``.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.optim import _base, _decay, _dtypes
-from jaxclip.optim._stacks import ENOUGH, LEAST, Stacks
+from jaxclip.optim._stacks import ENOUGH, ENOUGH_BY_ONE_KERNEL, LARGEST, LEAST, Stacks
 from jaxclip.optim._together import together
 
 
@@ -276,13 +277,13 @@ def each(
     """
     if not found.leaves:
         return found.treedef.unflatten([]), {"mu": state.mu, "nu": state.nu}, [state.norm] * 2
-    tensors, seen = each_in_lists(step, found, state.count, numbers)
+    tensors, seen = each_in_lists(step, found, numbers)
     update, mu, nu = map(found.treedef.unflatten, tensors)
     return update, {"mu": mu, "nu": nu}, seen
 
 
 def each_in_lists(
-    step: Callable[..., Step], found: Tensors, count: jax.Array, numbers: Sequence[jax.Array]
+    step: Callable[..., Step], found: Tensors, numbers: Sequence[jax.Array]
 ) -> tuple[list[list[jax.Array]], list[jax.Array]]:
     """As :func:`each`, for at least one tensor.
 
@@ -297,19 +298,25 @@ def each_in_lists(
         static={"dtype": found.dtypes},
     )
     *results, seen = zip(*steps, strict=True)
-    return stacks.tensors(results, count), list(stacks.matrix(list(zip(*seen, strict=True))))
+    return stacks.tensors(results), list(stacks.matrix(list(zip(*seen, strict=True))))
 
 
-def stacks_of(found: Tensors) -> Stacks:
-    """How the tensors of an optimizer's step are put together: small ones of which all is alike."""
+def stacks_of(found: Tensors, *, by_one_kernel: bool = False) -> Stacks:
+    """How the tensors of an optimizer's step are put together: small ones of which all is alike.
+
+    Args:
+      found: the tensors.
+      by_one_kernel: whether the step of small tensors is one kernel.
+    """
     kinds = [
         (*(None if part is None else jax.typeof(part) for part in parts), dtype)
         for *parts, dtype in zip(*_columns(found), found.dtypes, strict=True)
     ]
-    stacks = Stacks(found.leaves, kinds, least=ENOUGH)
+    enough = min(ENOUGH, ENOUGH_BY_ONE_KERNEL) if by_one_kernel else ENOUGH
+    stacks = Stacks(found.leaves, kinds, least=enough)
     if len(stacks) < len(found.leaves):
         # What takes the stacks apart is there then, and others are cheap.
-        stacks = Stacks(found.leaves, kinds, least=min(ENOUGH, LEAST))
+        stacks = Stacks(found.leaves, kinds, least=min(enough, LEAST))
     return stacks
 
 
@@ -333,9 +340,30 @@ def parts(found: Tensors) -> list[tuple[np.ndarray, Tensors]]:
         return found._replace(**{n: [getattr(found, n)[i] for i in at] for n in names})
 
     # In their stacks' order, which no vector has then to be brought into.
-    most = most[stacks_of(part(most)).order] if most.size else most
+    if most.size:
+        most = most[stacks_of(part(most), by_one_kernel=True).order]
     places = [at for at in (most, *large.reshape(-1, 1)) if at.size]
     return [(at, part(at)) for at in places]
+
+
+def small_as_vectors(found: Tensors) -> Tensors:
+    """Small tensors as vectors where many have so many elements: biases of heads among others.
+
+    So they are of one type, and put together. Few stay as they are, for devices may hold parts.
+    """
+    sizes = collections.Counter(leaf.size for leaf in found.leaves)
+
+    def flat(tensor: Any) -> Any:
+        many = tensor is not None and sizes[tensor.size] >= ENOUGH_BY_ONE_KERNEL
+        if not many or tensor.ndim < 2 or tensor.size > LARGEST:
+            return tensor
+        sharding = getattr(jax.typeof(tensor), "sharding", None)
+        if sharding is not None and any(axis is not None for axis in sharding.spec):
+            return tensor
+        return tensor.reshape(-1)
+
+    names = ("leaves", "mu", "nu", "params")
+    return found._replace(**{name: list(map(flat, getattr(found, name))) for name in names})
 
 
 def check(name: str, *, eps: Any, weight_decay: Any, mu_dtype: Any = None, **decays: Any) -> None:

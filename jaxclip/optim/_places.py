@@ -1,4 +1,4 @@
-"""Constants that kernels are told and do not hold, so that they stay equal to one another.
+"""Places of tensors that kernels are told and do not hold, so that they stay equal to one another.
 
 XLA compiles a kernel once for all tensors of one shape if the kernels are equal to the last
 constant. To take a tensor's number out of a vector of all tensors' is equal for all if the place is
@@ -10,30 +10,51 @@ That costs one constant a tensor. To unpack the vector first (``_unpack.py``) co
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 
-def constants(*numbers: int) -> np.ndarray:
-    """Whole numbers, none of them negative, for :func:`settled`."""
-    # Of numbers in equal steps XLA would make a scalar or a count, and merge that into kernels.
-    return np.asarray([*numbers, -1, -1], np.int32)
-
-
-def settled(array: np.ndarray | jax.Array) -> jax.Array:
-    """The same numbers as an argument of the kernels that use them. Call it where they are used."""
-    hidden: jax.Array = lax.optimization_barrier(jnp.asarray(array))
-    return hidden
-
-
-def at(vector: jax.Array, place: jax.Array) -> jax.Array:
-    """One number of a vector.
+def places(*columns: Iterable[int]) -> list[np.ndarray]:
+    """One small int32 array a tensor, of a number of each column, for :func:`told`.
 
     Args:
-      vector: ``[n]``; kernels will take it, and not compute it, if it comes from a reduction.
-      place: int32 scalar, an entry of what :func:`settled` gave; in range.
+      columns: whole numbers, none of them negative; as many in each as there are tensors.
     """
-    found = lax.dynamic_slice(vector, (place,), (1,), allow_negative_indices=False)
-    return lax.squeeze(found, (0,))
+    # Of numbers in equal steps XLA would make a scalar or a count, and merge that into kernels.
+    return [np.asarray([*row, -1, -1], np.int32) for row in zip(*columns, strict=True)]
+
+
+def told(place: np.ndarray | jax.Array, column: int = 0) -> jax.Array:
+    """One number of a tensor's, int32 scalar, for kernels to take as an argument.
+
+    Best called in a function that is traced once a shape.
+
+    Args:
+      place: one of :func:`places`.
+      column: which number.
+    """
+    # One barrier each: XLA takes apart many times what is tied together by one.
+    hidden = lax.platform_dependent(
+        jnp.asarray(place), cpu=lax.optimization_barrier, default=lambda array: array
+    )
+    return lax.index_in_dim(hidden, column, keepdims=False)
+
+
+@functools.partial(jax.jit, static_argnames="column")
+def at(array: jax.Array, place: np.ndarray | jax.Array, column: int = 0) -> jax.Array:
+    """What an array has at a place of its last axis.
+
+    Args:
+      array: ``[..., n]``; kernels will take it, and not compute it, if it comes from a reduction.
+      place: one of :func:`places`.
+      column: which of its numbers is the place.
+    """
+    starts = (*[jnp.int32(0)] * (array.ndim - 1), told(place, column))
+    sizes = (*array.shape[:-1], 1)
+    found = lax.dynamic_slice(array, starts, sizes, allow_negative_indices=False)
+    return lax.squeeze(found, (array.ndim - 1,))

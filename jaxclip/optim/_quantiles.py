@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxclip.optim import _norms, _unpack
+from jaxclip.optim import _norms, _places, _unpack
 from jaxclip.optim._stacks import Stacks
 
 _DIGIT_BITS = 2
@@ -100,7 +100,7 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
         table = _unpack.computed_once(search.prefix + steps[:, None])
         # Tied to what the loop changes, lest XLA takes `abs` out of it: a copy of the gradients.
         tied, table = lax.optimization_barrier((arrays, table))
-        looks = stacks.each(_look, tied, numbers=stacks.numbers_of(table))
+        looks = stacks.each(_look, tied, numbers=_columns(table, leaves, arrays))
         # Vectors, not one matrix: a kernel that joins five times as many takes more than five.
         seen = [stacks.vector(column) for column in zip(*looks, strict=True)]
         digit = jnp.zeros_like(search.prefix)
@@ -126,6 +126,24 @@ def _of_one_dtype(leaves: Sequence[jax.Array], ranks: jax.Array, weights: jax.Ar
     )
     # At weight 0 there may be no next value.
     return Quantiles(low + jnp.where(weights > 0, weights * (high - low), 0), largest)
+
+
+def _columns(
+    table: jax.Array, leaves: Sequence[jax.Array], arrays: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """Each array's columns of a table: ``[c]``, or of several tensors ``[c, k]``.
+
+    Args:
+      table: ``[c, num_tensors]``, in the order of the tensors.
+      leaves: tensors, first those that are arrays by themselves.
+      arrays: as ``Stacks`` makes them.
+    """
+    alone = sum(array is leaf for array, leaf in zip(arrays, leaves, strict=False))
+    found = [_places.at(table, place) for place in _places.places(range(alone))]
+    for array in arrays[alone:]:
+        found.append(table[:, alone : alone + array.shape[0]])
+        alone += array.shape[0]
+    return found
 
 
 def _in_order(vector: jax.Array, order: np.ndarray) -> jax.Array:

@@ -72,7 +72,6 @@ def step_all(
     before: Averages,
     shared: Shared,
     interval: jax.Array,
-    count: jax.Array,
     positive: bool,
 ) -> tuple[list[list[jax.Array]], tuple[jax.Array, ...]]:
     """The step of a part of the tensors.
@@ -85,14 +84,13 @@ def step_all(
       before: ``[num_tensors]`` each.
       shared: what is the same for all.
       interval: number of updates between resets.
-      count: number of updates before this one.
       positive: whether ε is known to be above zero.
 
     Returns:
       Updates, first and second moments, a list of tensors each; and s, M̂, M, a and b, one a tensor.
     """
     shape = before.maximum.shape
-    stacks = _moments.stacks_of(part)
+    stacks = _moments.stacks_of(part, by_one_kernel=True)
     leaves = stacks.arrays(part.leaves)
     look = functools.partial(_largest, dtype=before.maximum.dtype)
     largest = stacks.vector(stacks.each(look, leaves))
@@ -112,7 +110,7 @@ def step_all(
         static={"dtype": part.dtypes},
     )
     *results, _ = zip(*steps, strict=True)
-    tensors = stacks.tensors(results, count, settled=True)
+    tensors = stacks.tensors(results, settled=True)
     return tensors, (norm, clip.bound, clip.maximum, first, second)
 
 

@@ -29,8 +29,10 @@ LARGEST = 2**13
 # five times as long to compile as another. Of more arrays it is a plain copy.
 LEAST = 9
 
-# From so many on it pays to do the whole step together, which has to be taken apart again.
-ENOUGH = 20
+# From so many on it pays to do the whole step together, which has to be taken apart again; and if
+# the step of small tensors is one kernel.
+ENOUGH = 32
+ENOUGH_BY_ONE_KERNEL = 20
 
 
 class Stacks:
@@ -165,17 +167,17 @@ class Stacks:
         return _take(joined.reshape(-1), np.argsort(self.order))
 
     def tensors(
-        self, columns: Sequence[Sequence[jax.Array]], count: jax.Array, settled: bool = False
+        self, columns: Sequence[Sequence[jax.Array]], settled: bool = False
     ) -> list[list[jax.Array]]:
         """What the arrays gave, as tensors: each column of arrays as a list of tensors.
 
         Args:
           columns: of arrays as from :meth:`arrays`.
-          count, settled: as for ``_unpack.unstack``.
+          settled: as for ``_unpack.unstack``.
         """
         several = [i for i, group in enumerate(self._groups) if len(group) > 1]
         arrays = [column[i] for column in columns for i in several]
-        parts = iter(_unpack.unstack(arrays, count, settled))
+        parts = iter(_unpack.unstack(arrays, settled))
         found = []
         for column in columns:
             tensors: dict[int, jax.Array] = {}

@@ -8,7 +8,7 @@ kernel with all that its operands are computed from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -79,20 +79,30 @@ def in_one_kernel(function: Callable[..., S], *tensors: jax.Array | None) -> S:
         treedef: Any
         pairs = jax.tree.map(lambda leaf: _first_of_two(leaf, leaf.shape), given)
         results, treedef = jax.tree.flatten(jax.vmap(function)(*pairs))
-        terms = [_masked(result, result.shape[1:]) for result in results]
-        # A reduction has results of one floating type.
-        floats = [term.dtype for term in terms if jnp.issubdtype(term.dtype, jnp.floating)]
-        wide = [
-            jnp.result_type(term, *floats) if term.dtype in floats else term.dtype for term in terms
-        ]
-        terms = [term.astype(dtype) for term, dtype in zip(terms, wide, strict=True)]
-        zeros = [np.zeros((), dtype) for dtype in wide]
-        sums = lax.reduce(terms, zeros, _add_each, (0,))
-        return treedef.unflatten(
-            [found.astype(like.dtype) for found, like in zip(sums, results, strict=True)]
-        )
+        return treedef.unflatten(_sums_of_first(results))
 
     return lax.platform_dependent(*tensors, cpu=by_a_reduction, default=function)
+
+
+def settled(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Arrays of one shape, for other kernels to take and not to compute; for CPUs only.
+
+    All by one kernel, which also has what they are computed from, if they end in no division.
+    """
+    return _sums_of_first([jnp.broadcast_to(array, (2, *array.shape)) for array in arrays])
+
+
+def _sums_of_first(pairs: Sequence[jax.Array]) -> list[jax.Array]:
+    """The first of each pair ``[2, ...]`` of arrays of one shape, by a reduction."""
+    # That has results of one floating type.
+    floats = [pair.dtype for pair in pairs if jnp.issubdtype(pair.dtype, jnp.floating)]
+    dtypes = [jnp.result_type(*floats) if pair.dtype in floats else pair.dtype for pair in pairs]
+    terms = [
+        _masked(pair.astype(dtype), pair.shape[1:])
+        for pair, dtype in zip(pairs, dtypes, strict=True)
+    ]
+    sums = lax.reduce(terms, [np.zeros((), dtype) for dtype in dtypes], _add_each, (0,))
+    return [found.astype(pair.dtype) for found, pair in zip(sums, pairs, strict=True)]
 
 
 def _first_of_two(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:

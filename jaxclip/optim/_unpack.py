@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxclip.optim import _places, _together
+
 # So many numbers are looked up in a sum over all of them, more in two steps.
 _AT_ONCE = 128
 
@@ -161,9 +163,7 @@ def _sum_where(chosen: np.ndarray, table: jax.Array, axes: tuple[int, ...]) -> j
     return lax.reduce(terms, jnp.zeros((), table.dtype), lax.add, axes)
 
 
-def unstack(
-    arrays: Sequence[jax.Array], count: jax.Array, settled: bool = False
-) -> list[list[jax.Array]]:
+def unstack(arrays: Sequence[jax.Array], settled: bool = False) -> list[list[jax.Array]]:
     """The slices of arrays along their first axes.
 
     On CPUs those of one shape come from one kernel that is told where to begin: with its place a
@@ -171,38 +171,42 @@ def unstack(
 
     Args:
       arrays: [k, ...], of number types.
-      count: int32, zero or more, but known only when the program runs.
       settled: whether other kernels take the arrays as they are, and do not compute them.
     """
     if not arrays:
         return []
     by_places = functools.partial(_by_places, settled=settled)
-    return lax.platform_dependent(arrays, count, cpu=by_places, default=_by_index)
+    return lax.platform_dependent(arrays, cpu=by_places, default=_by_index)
 
 
-def _by_index(arrays: Sequence[jax.Array], count: jax.Array) -> list[list[jax.Array]]:
+def _by_index(arrays: Sequence[jax.Array]) -> list[list[jax.Array]]:
     """As :func:`unstack`, by places that are constants."""
-    del count
     return [[array[i] for i in range(array.shape[0])] for array in arrays]
 
 
-def _by_places(
-    arrays: Sequence[jax.Array], count: jax.Array, settled: bool
-) -> list[list[jax.Array]]:
-    """As :func:`unstack`, by places each of which is the one before plus one."""
-    one = _by_sum(jnp.minimum(count, 0) + 1)
-    # A division, for that is done once: a sum would be done anew in all kernels that need it.
-    places = [lax.div(one - 1, one)]
-    while len(places) < max(array.shape[0] for array in arrays):
-        places.append(lax.div(places[-1] + one, one))
+def _by_places(arrays: Sequence[jax.Array], settled: bool) -> list[list[jax.Array]]:
+    """As :func:`unstack`, by places that kernels are told."""
     if not settled:
-        arrays = [_by_sum(array) for array in arrays]
-    return [[_at(array, place) for place in places[: array.shape[0]]] for array in arrays]
+        arrays = _settled_by_shape(arrays)
+    most = max(array.shape[0] for array in arrays)
+    places = _places.places(range(most))
+    return [[_slice(array, place) for place in places[: array.shape[0]]] for array in arrays]
 
 
-def _at(array: jax.Array, place: jax.Array) -> jax.Array:
-    """One slice along the first axis."""
-    zero = jnp.zeros((), place.dtype)
-    starts = (place, *[zero] * (array.ndim - 1))
+def _settled_by_shape(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """As ``_together.settled``, for arrays of several shapes."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for i, array in enumerate(arrays):
+        shapes.setdefault(array.shape, []).append(i)
+    found: dict[int, jax.Array] = {}
+    for group in shapes.values():
+        found.update(zip(group, _together.settled([arrays[i] for i in group]), strict=True))
+    return [found[i] for i in range(len(arrays))]
+
+
+@jax.jit  # traced once a shape
+def _slice(array: jax.Array, place: np.ndarray) -> jax.Array:
+    """One slice along the first axis, at one of ``_places.places``."""
+    starts = (_places.told(place), *[jnp.int32(0)] * (array.ndim - 1))
     part = lax.dynamic_slice(array, starts, (1, *array.shape[1:]), allow_negative_indices=False)
     return lax.squeeze(part, (0,))

@@ -177,21 +177,23 @@ def _factors(
         return jnp.where(finite, 1 / unit, jnp.nan), jnp.where(finite, last, jnp.nan)
 
     first, last = together(numbers_of, sizes, sizes.shape)
+    groups = _groups(leaves)
+    counts = [[_matrices(leaves[i]) for i in group] for group in groups]
+    starts = np.zeros(len(leaves), int)
+    for group, numbers in zip(groups, counts, strict=True):
+        starts[group] = np.cumsum([0, *numbers])[:-1]
+    places = _places.places(range(len(leaves)), starts)
     roots: list[tuple[jax.Array, jax.Array] | None] = [None] * len(leaves)
-    places = [_places.constants(i) for i in range(len(leaves))]
-    members, found = [], []
-    for group in _groups(leaves):
-        counts = [_matrices(leaves[i]) for i in group]
-        for i, start in zip(group, np.cumsum([0, *counts]), strict=False):
-            places[i] = _places.constants(i, start)
+    found = []
+    for group in groups:
         grams = jnp.concatenate([_gram(leaves[i], first, places[i]) for i in group])
         inverses, scales, bounds = inverse_roots(grams, jnp.isinf(bound), steps)
+        found.append(bounds)
         for i in group:
             roots[i] = inverses, scales
-        members.append(np.repeat(group, counts))
-        found.append(bounds)
     if found:
-        largest = largest.at[np.concatenate(members)].max(jnp.concatenate(found))
+        members = np.repeat(np.concatenate(groups), np.concatenate(counts))
+        largest = largest.at[members].max(jnp.concatenate(found))
 
     def act(leaves: list[jax.Array]) -> tuple[list[jax.Array], Mapping[str, Any]]:
         columns = leaves, roots, [last] * len(leaves), places
@@ -249,7 +251,7 @@ def _gram(leaf: jax.Array, numbers: jax.Array, place: jax.Array) -> jax.Array:
     Args:
       leaf: matrix or stack of them.
       numbers: ``[num_tensors]``, NaN for a matrix that is to be zero.
-      place: of the tensor, and of its first matrix in its group, as of ``_places.constants``.
+      place: of the tensor, and of its first matrix in its group, see ``_places.places``.
     """
     scaled = _scaled(leaf, numbers, place)
     axes = (-1, -1) if _is_wide(leaf) else (-2, -2)
@@ -283,7 +285,7 @@ def _multiply(
 
 def _scaled(leaf: jax.Array, numbers: jax.Array, place: jax.Array) -> jax.Array:
     """A tensor times its number, zero where that is NaN."""
-    number = _places.at(numbers, _places.settled(place)[0])
+    number = _places.at(numbers, place)
     return _base.rescale(_base.widened(leaf, number.dtype), number, number == number)
 
 
@@ -291,7 +293,7 @@ def _own_root(
     inverses: jax.Array, scales: jax.Array, place: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
     """A tensor's part of its group's roots, of a shape ``[..., m, m]``."""
-    start = _places.settled(place)[1]
+    start = _places.told(place, 1)
 
     def own(array: jax.Array) -> jax.Array:
         starts = (start, *[jnp.int32(0)] * (array.ndim - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -254,7 +255,7 @@ def _stable_spam(
         rows: list[jax.Array] = []
         done: list[tuple[Any, ...]] = []
         order: list[int] = []
-        for at, part in _moments.parts(found):
+        for at, part in _moments.parts(_moments.small_as_vectors(found)):
             if len(at) == 1 < len(found.leaves):
                 # A single tensor's as scalars: all such have the same kernels.
                 rows = rows or _base.unpack_columns(before)
@@ -264,15 +265,17 @@ def _stable_spam(
             maximum, first, second, number = values
             own = _stable_spam_step.Averages(maximum, first, second, number.astype(jnp.int32))
             lists, seen = _stable_spam_step.step_all(
-                part, own, shared, interval, count, _moments.known_positive(eps)
+                part, own, shared, interval, _moments.known_positive(eps)
             )
             done.append((*lists, *seen))
             order.extend(at)
         where = np.argsort(order)
         columns = list(zip(*done, strict=True))
         out, mu, nu = (
-            found.treedef.unflatten([[x for part in column for x in part][i] for i in where])
-            for column in columns[:3]
+            found.treedef.unflatten(
+                tensors[i].reshape(like.shape) for i, like in zip(where, found.leaves, strict=True)
+            )
+            for tensors in (list(itertools.chain(*column)) for column in columns[:3])
         )
         vectors = _at([jnp.concatenate(column) for column in columns[3:]], where)
         names = ("maximum", "first", "second", "threshold", "nonfinite_count")

@@ -66,7 +66,7 @@ def _watch(here: threading.Event, limit: float, hint: str) -> None:
             )
             sys.stdout.flush()
             os._exit(1)
-        if first or again:
+        elif first or again:
             _say(f"jaxclip: {what} ({hint}); waiting for {max(0.0, left):.0f} s more")
         pause, first = max(min(_AGAIN, left), 0.1), False
 

@@ -94,7 +94,10 @@ def requests(tower, plain):
         "keep": {"keep": jnp.tile(jnp.arange(own), (BATCH, 1))},
         "insert": {"insert": {0: jnp.ones((INSERTED, width)), 1: jnp.ones((INSERTED, width))}},
         "attend": {"attend": {-1: features.Attend(weights, residual=False, mlp=False)}},
-        "attention_bias": {"attention_bias": jnp.zeros((1, heads, length, length))},
+        # Of a ResNet's first stage it would take gigabytes.
+        "attention_bias": {
+            "attention_bias": jax.ShapeDtypeStruct((1, heads, length, length), jnp.float32)
+        },
         "low_rank": {"low_rank": {path: (jnp.ones((shape[0], 2)), jnp.ones((2, shape[1])))}},
         "hidden": {"hidden": (0, 1, -1)},
         "attention": {"attention": (0, -1)},

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from jaxclip import optim
-from jaxclip.optim import _moments, _norms, _places, _stacks, _unpack, _where
+from jaxclip.optim import _moments, _norms, _places, _stacks, _together, _unpack, _where
 
 TRANSFORMATIONS = {
     "adaclip": optim.adaclip(),
@@ -83,9 +83,9 @@ def test_kernels_are_told_their_places() -> None:
 
     def function(vector: jax.Array, leaves: list[jax.Array]) -> list[jax.Array]:
         vector = jax.lax.reduce(vector, jnp.float32(0), jax.lax.add, (0,))
-        places = [_places.settled(_places.constants(i, 7 - i)) for i in range(len(leaves))]
+        places = _places.places(range(8), range(7, -1, -1))
         return [
-            leaf * _places.at(vector, place[0]) + _places.at(vector, place[1])
+            leaf * _places.at(vector, place) + _places.at(vector, place, 1)
             for leaf, place in zip(leaves, places, strict=True)
         ]
 
@@ -95,6 +95,32 @@ def test_kernels_are_told_their_places() -> None:
     assert len(kernels(program.as_text())) == 1
     for i, found in enumerate(program(vector, leaves)):
         np.testing.assert_array_equal(found, (i + 1.0) + (8.0 - i))
+
+
+def test_a_step_of_small_tensors_is_one_kernel() -> None:
+    """And what takes a stack of them apart is one more."""
+
+    def step(leaf: jax.Array, param: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        update = leaf * 2 + 1 if param is None else leaf * 2 + param
+        return (leaf / update).astype(jnp.bfloat16), update
+
+    leaves = [jnp.arange(1.0, 8) * i for i in range(1, 12)]
+    stacks = _stacks.Stacks(leaves)
+
+    def steps(leaves: list[jax.Array]) -> list[list[jax.Array]]:
+        results = stacks.each(
+            lambda leaf: _together.in_one_kernel(step, leaf, None), stacks.arrays(leaves)
+        )
+        return stacks.tensors(list(zip(*results, strict=True)), settled=True)
+
+    program = jax.jit(steps).lower(leaves).compile()
+    work, *others = sorted(kernels(program.as_text()), key=len, reverse=True)
+    assert "divide" in work and not any(" divide(" in other for other in others)
+    assert len(others) <= 3  # slices of two dtypes, and the cast to one of them
+    for found, expected in zip(
+        map(list, zip(*program(leaves), strict=True)), [step(x, None) for x in leaves], strict=True
+    ):
+        jax.tree.map(np.testing.assert_array_equal, found, list(expected))
 
 
 def test_no_array_of_agreement_is_held() -> None:
@@ -218,8 +244,7 @@ def test_stacks_put_back_what_they_took() -> None:
         stacks = _stacks.Stacks(leaves, least=least)
         arrays = stacks.arrays(leaves)
         assert len(arrays) == {2: 4, 3: 5, 9: 7}[least]
-        count = jnp.zeros((), jnp.int32)
-        (back,) = jax.jit(lambda a, c, s=stacks: s.tensors([a], c))(arrays, count)
+        (back,) = jax.jit(lambda a, s=stacks: s.tensors([a]))(arrays)
         jax.tree.map(np.testing.assert_array_equal, back, leaves)
         largest = stacks.each(jnp.max, arrays)
         np.testing.assert_array_equal(stacks.vector(largest), np.arange(7.0))
