@@ -41,7 +41,13 @@ _LONGEST_PAUSE = 15.0
 
 
 class PartError(RuntimeError):
-    """Another process could not write its part, and ends the run by that."""
+    """Another process could not write its part, and ends the run by that.
+
+    Attributes:
+      explained: as of :class:`jaxclip.errors.ProcessesError`.
+    """
+
+    explained = True
 
 
 class Parts:
