@@ -161,7 +161,7 @@ def stable_spam(
 
     State: two copies of the parameters, three numbers a tensor and the report. Cost: two reductions
     a tensor, since the norm is that of the clipped tensor, whose bound is a maximum. Compiles in
-    two to three times ``optax.adamw``'s time.
+    some twice ``optax.adamw``'s time.
 
     Args:
       learning_rate: a number, an array or a schedule.

@@ -97,6 +97,22 @@ def test_kernels_are_told_their_places() -> None:
         np.testing.assert_array_equal(found, (i + 1.0) + (8.0 - i))
 
 
+def test_small_tensors_of_one_size_are_put_together() -> None:
+    shapes = [*[(12,)] * 15, *[(3, 4)] * 5, (2, 2), (96, 128)]
+    leaves = [jnp.full(shape, 1.0 + i) for i, shape in enumerate(shapes)]
+    none = [None] * len(leaves)
+    found = _moments.Tensors(leaves, leaves, leaves, none, none, None)
+    vectors = _moments.small_as_vectors(found)
+    assert [leaf.shape for leaf in vectors.mu] == [*[(12,)] * 20, (2, 2), (96, 128)]
+    assert len(_moments.stacks_of(vectors, by_one_kernel=True)) == 3
+    tx = optim.stable_spam(1e-3)
+    updates, state = jax.jit(tx.update)(leaves, tx.init(leaves))
+    assert [leaf.shape for leaf in updates] == shapes
+    # The first step is one of length lr for each element, of every tensor its own.
+    np.testing.assert_array_equal(state[0].norm, 1.0 + np.arange(len(leaves)))
+    jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, -1e-3, rtol=1e-5), updates)
+
+
 def test_a_step_of_small_tensors_is_one_kernel() -> None:
     """And what takes a stack of them apart is one more."""
 
