@@ -102,7 +102,7 @@ class ZipIndex(ArchiveIndex):
             raw.seek(name_size + extra_size, os.SEEK_CUR)
             stream = _Stream(raw, "r", info, close_fileobj=True)  # type: ignore[arg-type]
             return io.BufferedReader(stream, 1 << 16)  # type: ignore[return-value]
-        except packed.DAMAGE as error:
+        except (ValueError, OverflowError, *packed.DAMAGE) as error:  # of an absurd place, too
             raw.close()
             raise OSError(f"{self.file} is damaged: {error}") from error
         except BaseException:

@@ -435,6 +435,15 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(fill):
     assert "6.jpg is a link to /etc/passwd, which is no file in it" in elsewhere.detail
 
 
+def test_a_file_that_begins_nowhere_is_damaged(fill, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    data = packed({"a/1.jpg": A, "b/2.jpg": B})
+    place = data.rindex(b"b/2.jpg") + len(b"b/2.jpg") + 4 + 8 * 2  # behind its two sizes
+    data = data[:place] + b"\xff" * 8 + data[place + 8 :]
+    (_, first, *_), (_, second, *_) = found(fill({"a.zip": data}))
+    assert first == A and second.reason == "corrupted" and "a.zip is damaged" in second.detail
+
+
 def test_a_damaged_tar_of_pictures(fill):
     long = "x" * 120 + ".jpg"
     whole = tar({"cats/1.jpg": A, "dogs/2.jpg": B, f"dogs/{long}": C, "dogs/9.jpg": A * 99})
