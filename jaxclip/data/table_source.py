@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxclip.data import remote, table_splits
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.importer import parquet
+from jaxclip.data.importer import arrow_types, parquet
 from jaxclip.data.importer.items import Item, read_image
 from jaxclip.data.naming import SPLITS, is_hidden, say_of_splits, split_within, splits_of_files
 from jaxclip.data.patterns import expand
@@ -286,26 +286,8 @@ class _Mapped:
 
 def _sound(column: Any) -> Any:
     """A column; raises ValueError if it is damaged. That a text is UTF-8 is asked of each."""
-    column.view(_with_bytes(column.type)).validate(full=True)
+    column.view(arrow_types.with_bytes(column.type)).validate(full=True)
     return column
-
-
-def _with_bytes(kind: Any) -> Any:
-    """A type of Arrow with bytes in the place of texts."""
-    import pyarrow
-
-    types = pyarrow.types
-    if types.is_string(kind):
-        return pyarrow.binary()
-    if types.is_large_string(kind):
-        return pyarrow.large_binary()
-    if types.is_list(kind):
-        return pyarrow.list_(_with_bytes(kind.value_type))
-    if types.is_large_list(kind):
-        return pyarrow.large_list(_with_bytes(kind.value_type))
-    if types.is_struct(kind):
-        return pyarrow.struct([(field.name, _with_bytes(field.type)) for field in kind])
-    return kind
 
 
 def _json(path: pathlib.Path) -> Mapping[str, Any]:

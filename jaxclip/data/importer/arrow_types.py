@@ -1,4 +1,4 @@
-"""Types of Arrow by what an import makes of their values."""
+"""Types of Arrow by what is made of their values."""
 
 from __future__ import annotations
 
@@ -39,3 +39,21 @@ def is_number(kind: Any) -> bool:
     import pyarrow
 
     return pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+
+
+def with_bytes(kind: Any) -> Any:
+    """A type of Arrow with bytes in the place of texts."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_list(kind):
+        return pyarrow.list_(with_bytes(kind.value_type))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(with_bytes(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([(field.name, with_bytes(field.type)) for field in kind])
+    return kind
