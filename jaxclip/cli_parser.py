@@ -75,7 +75,9 @@ class Parser(argparse.ArgumentParser):
             message += f"; {way}"
         elif unknown := re.search(r"unrecognized arguments: (--[\w-]+)", message):
             near = _key_option(self, self._given, unknown[1])
-            near = near or nearest(unknown[1], _options(self, self._given), cutoff=0.6)
+            # Without their dashes, which make short words alike.
+            names = {option.lstrip("-"): option for option in _options(self, self._given)}
+            near = near or names.get(nearest(unknown[1].lstrip("-"), names, cutoff=0.6), "")
             message += f"; did you mean {near}?" if near else ""
         super().error(message)
 

@@ -101,6 +101,13 @@ def test_a_command_line_in_other_programs_words(given, line, capsys):
     assert line in capsys.readouterr().err
 
 
+def test_dashes_make_no_option_near(capsys):
+    """``--lr`` is like ``--help`` by them."""
+    with pytest.raises(SystemExit):
+        cli.main(["curate", "--lr=3"])
+    assert "unrecognized arguments: --lr=3\n" in capsys.readouterr().err
+
+
 def test_a_long_list_is_cut_where_a_command_shows_it():
     with pytest.raises(ValueError) as error:
         presets.get("zzz")

@@ -13,7 +13,7 @@ _BITMAP, _ICON = b"BM", b"\x00\x00\x01\x00"
 # here, and of those that hold masks of three and of four channels.
 _BEFORE, _HEADER, _THREE_MASKS, _FOUR_MASKS = 14, 40, 52, 56
 _BITFIELDS, _ALPHA_BITFIELDS = 3, 6
-_MAX_SIDE = 1 << 16
+_MAX_SIDE, _MAX_PIXELS = 1 << 16, 1 << 27
 
 
 def sound_bitmap(data: bytes) -> bytes | None:
@@ -33,6 +33,8 @@ def sound_bitmap(data: bytes) -> bytes | None:
         return None
     if bits in (1, 4, 8) and colours > 1 << bits:
         return data[:46] + struct.pack("<I", 1 << bits) + data[50:]
+    if width * abs(height) > _MAX_PIXELS:
+        return None
     stride = (width * bits + 31) // 32 * 4
     rows = data[first : first + stride * abs(height)]
     if bits not in (2, 16, 32) or len(rows) < stride * abs(height):

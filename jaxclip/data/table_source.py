@@ -247,8 +247,11 @@ def _batches(file: pathlib.Path, name: str) -> tuple[list[Group], Any]:
     values = None
     if name:
         table_splits.check(file, name, schema.names)
-        values = pyarrow.chunked_array([batch.column(name) for batch in batches] or [[]])
-        values = values.combine_chunks()
+        try:
+            parts = [_sound(batch.column(name)) for batch in batches]
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged in its column {name!r}: {error}") from error
+        values = pyarrow.chunked_array(parts or [[]]).combine_chunks()
     else:
         say_of_splits(file, schema.names)
     firsts = np.cumsum([0, *(batch.num_rows for batch in batches)])
@@ -276,10 +279,15 @@ class _Mapped:
         """The rows; raises ValueError if they are damaged."""
         if not self._is_sound:
             for column in self._batch.columns:
-                # That a text is UTF-8 is asked of each by itself.
-                column.view(_with_bytes(column.type)).validate(full=True)
+                _sound(column)
             self._is_sound = True
         return self._batch
+
+
+def _sound(column: Any) -> Any:
+    """A column; raises ValueError if it is damaged. That a text is UTF-8 is asked of each."""
+    column.view(_with_bytes(column.type)).validate(full=True)
+    return column
 
 
 def _with_bytes(kind: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxclip.optim._norms import short_axes
+from jaxclip.optim._where import where
 
 # Weights of a sum of ones and of a matrix: of each of the two what it is, and how much of the share
 # it rises by. For the matrix whose root is sought, from M; for the factor of the first step, from
@@ -19,6 +21,7 @@ _FIRST = np.asarray([1.5, -0.5, 0.0, -0.5])
 _STEP = np.asarray([1.5, 0.0, -0.5, 0.0])
 
 
+@functools.partial(jax.jit, static_argnames="steps")  # traced once a shape
 def inverse_roots(
     matrices: jax.Array, unbounded: jax.Array, steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -36,7 +39,7 @@ def inverse_roots(
     rows = short_axes(jnp.sum(jnp.abs(matrices), axis=-1), kept=1)
     squares = jnp.sum(jnp.square(matrices), axis=(-2, -1))
     share, scale, largest = _numbers(rows, squares, unbounded)
-    shares = share, jnp.where(unbounded, 0.0, share)
+    shares = share, where(unbounded, 0.0, share)
 
     def summed(weights: np.ndarray, of: jax.Array) -> jax.Array:
         return _summed(jnp.asarray(weights, of.dtype), shares, of)
@@ -70,7 +73,7 @@ def _numbers(
     # may overflow; then the other is smaller.
     both = jnp.minimum(jnp.square(rows), lax.broadcast_in_dim(squares, rows.shape, (0,)))
     largest = jnp.sqrt(both)
-    share = jnp.where(unbounded, 1.0, 1 / (1 + largest))
+    share = where(unbounded, 1.0, 1 / (1 + largest))
     infinity = jnp.asarray(jnp.inf, rows.dtype)
     found: tuple[jax.Array, jax.Array, jax.Array] = lax.reduce(
         (share, jnp.sqrt(share), largest),
@@ -81,6 +84,7 @@ def _numbers(
     return found
 
 
+@jax.jit  # traced once a shape
 def _summed(
     weights: jax.Array, shares: tuple[jax.Array, jax.Array], matrices: jax.Array
 ) -> jax.Array:
@@ -97,10 +101,12 @@ def _summed(
     weights, shares, matrices, places = lax.optimization_barrier(
         (weights, shares, matrices, places)
     )
-    ones = (weights[0] + weights[1] * shares[0])[:, None, None]
-    others = (weights[2] + weights[3] * shares[1])[:, None, None]
-    on_diagonal = places[:, None] == places[None, :]
-    return jnp.where(on_diagonal, ones, 0.0) + others * matrices
+    one, rise, other, other_rise = (lax.index_in_dim(weights, i, keepdims=False) for i in range(4))
+    shape = matrices.shape
+    ones = lax.broadcast_in_dim(one + rise * shares[0], shape, (0,))
+    others = lax.broadcast_in_dim(other + other_rise * shares[1], shape, (0,))
+    rows, columns = (lax.broadcast_in_dim(places, shape, (axis,)) for axis in (1, 2))
+    return where(rows == columns, ones, 0.0) + others * matrices
 
 
 def product(left: jax.Array, right: jax.Array, axes: tuple[int, int] = (-1, -2)) -> jax.Array:

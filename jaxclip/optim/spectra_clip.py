@@ -75,7 +75,7 @@ def spectra_clip(
     matrices of each matrix's shorter side, and two of the matrix with its transpose or such a
     square: cheap where batches are large, as with Muon. Sharded matrices exchange those squares.
     Squares of one size are held together, in groups of up to 4 MB (or one tensor's). Compiles in
-    three times ``optax.clip_by_global_norm``'s time on CPUs.
+    about twice ``optax.clip_by_global_norm``'s time on CPUs.
 
     Args:
       threshold: c, in units of the gradient (or update).

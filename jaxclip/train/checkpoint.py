@@ -166,6 +166,8 @@ class Checkpointer:
             with contextlib.nullcontext() if self._parts is None else multihost.together(what):
                 self._writer().save(target / "state", args=ocp.args.PyTreeSave(tree, **self._sizes))
         except ProcessesError:
+            with contextlib.suppress(Exception):  # of what this process may have begun to write
+                self._writer().wait_until_finished()
             self._folder.remove(step)
             raise
         except Exception as error:
@@ -207,13 +209,17 @@ class Checkpointer:
 
         Raises:
           CheckpointError: it failed; the checkpoints before it are untouched.
-          errors.ProcessesError: it failed on another process, with the same words.
+          errors.ProcessesError: at an address, on one of several processes; with the same words.
         """
         if self._parts is None:
             self._join()
             return
-        with multihost.together("a checkpoint can't be written by all processes"):
-            self._join()
+        try:
+            with multihost.together("a checkpoint can't be written by all processes"):
+                self._join()
+        except ProcessesError:
+            self._given_up = None  # it says why
+            raise
         self._known = multihost.broadcast_steps(self._folder.steps())
 
     def _join(self, patience: float = 0.0) -> None:
@@ -299,8 +305,9 @@ class Checkpointer:
         self._given_up = None
         try:
             self._parts.commit(self._folder.path(step), content, number)
-        except parts.PartError:
-            self._folder.remove(step)  # all learn of it in wait()
+        except parts.PartError as error:
+            self._given_up = (step, error)  # all learn of it in wait(), of the last one in close()
+            self._folder.remove(step)
         except OSError as error:
             self._given_up = (step, error)
             self._folder.remove(step)

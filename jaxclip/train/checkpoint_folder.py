@@ -128,14 +128,19 @@ class CheckpointFolder:
         path = self.path(step)
         if self._copy is None:
             return path
-        content = self.manifest(step)
-        if self._in_part(step):
-            place = shards.fetch(self._copy, path.name, content, wanted)
+        in_part = self._in_part(step)
+        if in_part:
+            place = shards.fetch(self._copy, path.name, self.manifest(step), wanted)
             if place is not None:
                 return place
         self._copy.fetch(path.name)
-        if jax.process_index() != 0 or self._in_part(step):
-            manifest.verify(path)
+        try:
+            if in_part or jax.process_index() != 0:
+                manifest.verify(path)
+        except manifest.ManifestError as error:
+            if in_part:  # nobody has verified it before
+                raise shards.DamageError(str(error)) from error
+            raise
         return path
 
     def release(self) -> None:

@@ -41,7 +41,13 @@ _LONGEST_PAUSE = 15.0
 
 
 class PartError(RuntimeError):
-    """Another process could not write its part, and ends the run by that."""
+    """Another process could not write its part, and ends the run by that.
+
+    Attributes:
+      explained: as of :class:`jaxclip.errors.ProcessesError`.
+    """
+
+    explained = True
 
 
 class Parts:
@@ -153,7 +159,8 @@ class Parts:
                 if self.hurry.is_set():
                     deadline = min(deadline, time.monotonic() + _PATIENCE)
                 if time.monotonic() > deadline:
-                    raise OSError(f"the part of process {process} did not come to {name}")
+                    place = f"{staging.CHECKPOINTS}/{step}"
+                    raise OSError(f"the part of process {process} did not come to {place}")
                 time.sleep(pause)
                 pause = min(2 * pause, 2.0)
             found = json.loads(content)

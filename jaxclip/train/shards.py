@@ -121,7 +121,7 @@ class _Source:
         for name, offset, length in places:
             # Outside of the folder somebody else's bucket may try to have a file written.
             if name not in self.files or name.startswith("/") or ".." in name.split("/"):
-                raise DamageError(f"it names a file {name}, which it has not")
+                raise DamageError(f"it names a file {name}, which is not one of its own")
             last = (offset + max(length, 1) - 1) // self._size
             wanted.setdefault(name, set()).update(range(offset // self._size, last + 1))
         runs = []

@@ -123,8 +123,13 @@ def _from_stored(leaf: Any, stored: Any) -> Any:
     """A stored array in the form the abstract leaf asks for."""
     shape, dtype = shape_and_dtype(leaf)
     if stored is None:  # no elements: never stored
-        zeros = jnp.zeros(shape, dtype)
-        return jax.device_put(zeros, getattr(leaf, "sharding", None))
+        sharding = getattr(leaf, "sharding", None)
+        if sharding is None:
+            return jnp.zeros(shape, dtype)
+        # Not device_put: of several processes it has all compare what they put, and one may fail.
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: np.zeros(shape, dtype)[index]
+        )
     if is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(stored), impl=key_implementation(dtype))
     if isinstance(leaf, (bool, int, float, complex)):

@@ -108,3 +108,10 @@ def test_damaged_bytes_raise_nothing():
             decode(bytes(damaged), max_pixels=10**6)
             sound_bitmap(bytes(damaged))
             icon_with_masks(bytes(damaged))
+
+
+def test_more_pixels_than_memory_is_meant_for_are_not_unpacked(monkeypatch):
+    data = bitmap(2, TWO_BITS, palette=PALETTE, compression=0)
+    assert sound_bitmap(data) is not None
+    monkeypatch.setattr("jaxclip.data.bitmaps._MAX_PIXELS", H * W - 1)
+    assert sound_bitmap(data) is None

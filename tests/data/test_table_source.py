@@ -284,6 +284,9 @@ def test_rows_of_a_damaged_arrow_file_are_corrupted_not_the_end_of_the_process(
     found = [source[n] for n in range(6)]
     assert [each.texts for each in found[:3]] == [("item 0",), ("item 1",), ("item 2",)]
     assert {each.reason for each in found[3:]} == {"corrupted"}
+    if captions == "text":
+        with pytest.raises(ValueError, match=r"data\.arrow is damaged in its column 'text'"):
+            sources.open(f"arrow:{tmp_path}/saved?split=text")
 
 
 def test_captions_that_are_no_utf_8_are_not_damage(tmp_path, toys):

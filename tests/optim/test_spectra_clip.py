@@ -109,8 +109,9 @@ def test_matrices_of_a_group_are_each_clipped_by_itself(monkeypatch: pytest.Monk
     updates[3] = updates[3].at[0, 0].set(jnp.nan)
     updates.append(jnp.asarray(rng.normal(size=(2, 7, 4)), jnp.float32))
     tx = optim.spectra_clip(10.0)
-    assert jax.jit(tx.update).lower(updates, tx.init(updates)).as_text().count("while") == 4
-    together, state = jax.jit(tx.update)(updates, tx.init(updates))
+    lowered = jax.jit(tx.update).lower(updates, tx.init(updates))
+    assert lowered.as_text().count("call @inverse_roots") == 3
+    together, state = lowered.compile()(updates, tx.init(updates))
     assert not together[3].any() and np.isnan(state.norm[3])
     for place in (0, 4, 6, 7):
         stack = np.reshape(updates[place], (-1, *updates[place].shape[-2:]))

@@ -19,15 +19,19 @@ import jaxclip
 from jaxclip import cli, lock, storage
 from jaxclip import config as config_lib
 from jaxclip.data.bucket import Bucket, BucketError
+from jaxclip.errors import ProcessesError
 from jaxclip.lock import LockedError, LostLockError
+from jaxclip.parallel import distributed
 from jaxclip.train import (
     checkpoint,
     loop,
     manifest,
     metrics,
     mirror,
+    multihost,
     parts,
     setup,
+    shards,
     staging,
     workdir,
     workdir_config,
@@ -861,6 +865,57 @@ def test_a_part_that_failed_is_not_waited_for(address, still, monkeypatch):
         assert not folder.exists() and not whole(address)
 
 
+@pytest.fixture
+def apart(address, still, monkeypatch):
+    """Saves at an address as process 0 of two, of which ``tell("problem")`` is the other."""
+    told = [""]
+    monkeypatch.setattr(multihost, "first_problem", lambda problem: problem or told[0])
+    with workdir.hold(address) as held:
+        with monkeypatch.context() as two:
+            two.setattr(jax, "process_count", lambda: 2)
+            checkpointer = checkpoint.Checkpointer(held.path / "checkpoints", copy=held.copy)
+        checkpointer.tell = lambda problem: told.__setitem__(0, problem)
+        yield checkpointer
+
+
+def lose_part(monkeypatch):
+    def tables(self, step, number):
+        raise parts.PartError("process 1 could not write its part: connection reset by peer")
+
+    monkeypatch.setattr(parts.Parts, "_tables", tables)
+
+
+def test_a_last_checkpoint_whose_part_failed_elsewhere_is_no_success(apart, monkeypatch):
+    lose_part(monkeypatch)
+    what = r"step 1 was not written .*process 1 could not .*reset by peer"
+    with pytest.raises(checkpoint.CheckpointError, match=what) as error, apart:
+        apart.save(1, {"w": np.arange(3.0)})
+    assert not distributed.explain_loss(error.value), "that process is not lost"
+
+
+def test_a_part_that_failed_elsewhere_is_told_once(apart, monkeypatch, caplog):
+    lose_part(monkeypatch)
+    with pytest.raises(ProcessesError, match="by all processes: process 1: disk full"), apart:
+        apart.save(1, {"w": np.arange(3.0)})
+        apart.tell("process 1: disk full")
+        apart.wait()
+    assert not caplog.text
+
+
+def test_a_save_that_can_not_begin_elsewhere_ends_with_its_reason(apart, monkeypatch, caplog):
+    """What this process began to write of it is neither left nor an error of its own."""
+    begin = checkpoint.ocp.AsyncCheckpointer.save
+
+    def save(self, *arguments, **options):
+        begin(self, *arguments, **options)
+        apart.tell("process 1: disk full")
+
+    monkeypatch.setattr(checkpoint.ocp.AsyncCheckpointer, "save", save)
+    with pytest.raises(ProcessesError, match="by all processes: process 1: disk full"), apart:
+        apart.save(1, {f"w{i}": np.zeros((500, 500)) for i in range(20)})
+    assert not list(apart.directory.iterdir()) and not caplog.text
+
+
 def test_the_address_has_all_before_other_processes_look(address, still, network, monkeypatch):
     with pytest.raises(mirror.MirrorError), workdir.hold(address) as held:
         save(held.path, 1)
@@ -919,10 +974,12 @@ def test_all_that_reads_a_workdir_reads_an_address(address, trained, tmp_path, c
     assert not folder_of(address).exists(), "readers leave nothing behind"
 
 
-@pytest.mark.parametrize("in_part", [False, True])
+@pytest.mark.parametrize("in_part", [False, True, "of an unknown index"])
 def test_of_a_damaged_checkpoint_a_reader_takes_the_one_before(
-    address, trained, tiny_config, in_part, caplog
+    address, trained, tiny_config, in_part, caplog, monkeypatch
 ):
+    if in_part == "of an unknown index":  # then all of it is fetched
+        monkeypatch.setattr(shards, "_read_index", lambda source: {})
     upload(trained, address)
     for folder in (trained / "checkpoints").iterdir() if in_part else ():
         path = epath.Path(folder)

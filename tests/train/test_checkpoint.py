@@ -109,6 +109,22 @@ def test_everything_comes_back_bit_for_bit(tmp_path):
     assert restored.metrics["top1"] == 0.25 and np.isnan(restored.metrics["bad"])
 
 
+def test_reading_makes_no_array_by_what_processes_do_together(tmp_path, monkeypatch):
+    """One that could not read a file would leave the others to it: device_put compares values."""
+    save_some(tmp_path, steps=[1])
+    state = make_state(1, make_mesh({"data": 8}))
+    put = jax.device_put
+
+    def put_alone(value, place, **options):
+        assert not isinstance(place, NamedSharding), "onto devices of others, too"
+        return put(value, place, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_put", put_alone)
+        restored = state_io.restore(epath.Path(tmp_path / "step_00000001/state"), abstract(state))
+    assert_same(restored, state)
+
+
 @pytest.mark.parametrize(
     ("saved_on", "read_on"), [({"data": 8}, {"data": 1}), ({"data": 1}, {"fsdp": 4, "data": 2})]
 )

@@ -212,7 +212,7 @@ def test_nothing_is_written_outside_of_the_copy(copy, tmp_path, name):
     name = name.format(tmp_path=tmp_path)
     copy.content["files"] |= {name: [1, manifest.digest_of(b"x")]}
     Bucket(ADDRESS).write(f"checkpoints/{STEP}/{name}", b"x")
-    with pytest.raises(shards.DamageError, match="outside, which it has not"):
+    with pytest.raises(shards.DamageError, match="outside, which is not one of its own"):
         fetch(copy, {"step": 0})
     assert not list(tmp_path.rglob("outside"))
 

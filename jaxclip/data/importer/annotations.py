@@ -242,14 +242,16 @@ def links_in(document: Any) -> str:
 def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Iterable[Found | str]:
     """Rows of COCO's layout, with captions or, as iNaturalist's, a category of each picture."""
     captions: dict[str, list[Any]] = {}
-    labels: dict[str, Any] = {}
+    labels: dict[str, list[Any]] = {}
     known = categories if _are_objects(categories) else ()
     names = {str(each.get("id")): each.get("name") for each in known}
     for note in notes:
         key = str(note.get("image_id"))
         captions.setdefault(key, []).append(note.get("caption"))
         if "category_id" in note and "caption" not in note:
-            labels[key] = names.get(str(note["category_id"]), note["category_id"])
+            label = names.get(str(note["category_id"]), note["category_id"])
+            if label not in labels.setdefault(key, []):
+                labels[key].append(label)
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:
@@ -257,7 +259,9 @@ def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Itera
             continue
         name, values = found
         key = str(each.get("id"))
-        label = {"label": labels[key]} if key in labels else {}
+        # Several are no class, but a list that goes into meta.
+        own = labels.get(key, [])
+        label = {"label": own[0] if len(own) == 1 else own} if own else {}
         yield name, {**values, **label, "captions": captions.get(key, [])}
 
 

@@ -11,6 +11,9 @@ from typing import BinaryIO
 from jaxclip.data.naming import is_hidden
 from jaxclip.data.record import BadRecord
 
+# Folders within each other; those of more are no person's, and readers go into them one by one.
+_DEEPEST = 100
+
 
 class ArchiveIndex:
     """The files of an archive, each a name and a number, about 95 bytes.
@@ -38,6 +41,10 @@ class ArchiveIndex:
         if ".." in parts:
             detail = f"{self.file} holds {name!r}, which lies outside of the archive's folder"
             self.problems.append(BadRecord("bad_row", detail, name))
+            return False
+        if len(parts) > _DEEPEST:
+            detail = f"{self.file} holds {name[:40]!r}…, within more than {_DEEPEST} folders"
+            self.problems.append(BadRecord("bad_row", detail, name[:_DEEPEST]))
             return False
         if not parts or any(map(is_hidden, parts)):
             return False

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jaxclip.data import file_kinds, tar_index
 from jaxclip.data.importer import tar_tree, zip_index
@@ -24,7 +24,8 @@ from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
 
-# How many files of an archive are looked for on the disk, to see whether it is unpacked already.
+# How many files of an archive are looked for on the disk at least, to see whether it is unpacked
+# already.
 _SAMPLE = 16
 # How many of the archives the log names.
 _NOTES = 4
@@ -131,7 +132,7 @@ class Archives:
 
     def within(self, path: str) -> Iterator[tuple[ArchiveIndex, str]]:
         """Archives that may have something at a path, each with the path within it."""
-        place, inner = path, ""
+        place, inner = os.path.normpath(path) if ".." in path else path, ""
         while place:
             for index in self._at.get(place, ()):
                 yield index, inner
@@ -181,16 +182,22 @@ def _is_picture(name: str) -> bool:
 
 def _unpacked_to(index: ArchiveIndex, folder: pathlib.Path) -> pathlib.Path | None:
     """Where an archive's files are on the disk already, beside it; None if they are not."""
-    first = list(itertools.islice(filter(_is_picture, index.walk()), _SAMPLE))
-    first = first or list(itertools.islice(index.walk(), _SAMPLE))
+    some = _some(index, _is_picture) or _some(index, lambda name: True)
     tops = index.folders()
     is_wrapped = len(tops) == 1 and not any(index.files())
-    inner = [name.partition("/")[2] for name in first] if is_wrapped else first
-    for names, place in itertools.product((first, inner), (folder, folder / index.file.stem)):
-        pairs = zip(first, names, strict=True)
+    inner = [name.partition("/")[2] for name in some] if is_wrapped else some
+    for names, place in itertools.product((some, inner), (folder, folder / index.file.stem)):
+        pairs = zip(some, names, strict=True)
         if names and all(_is_copy(place / name, index, path) for path, name in pairs):
             return place
     return None
+
+
+def _some(index: ArchiveIndex, is_meant: Callable[[str], bool]) -> list[str]:
+    """Some of the files, from all over the archive: unpacking may have ended too early."""
+    count = sum(map(is_meant, index.walk()))
+    step = max(1, count // _SAMPLE)
+    return list(itertools.islice(filter(is_meant, index.walk()), step - 1, None, step))
 
 
 def _is_copy(file: pathlib.Path, index: ArchiveIndex, path: str) -> bool:

@@ -16,6 +16,8 @@ _NO_CLASSES = frozenset((
     "annotation", "labels", "trimaps", "segmentationclass", "segmentationobject", "gtfine",
     "leftimg8bit",
 ))  # fmt: skip
+# Of these the ones that may be a class beside one without (mask/, no_mask/).
+_WORN = frozenset(("mask", "masks"))
 _SPLIT = r"(train|training|val|valid|validation|dev|test|testing)"
 # Folders that are parts of a data set rather than classes where all are called so: train2017,
 # test_images, cars_train, Final_Test, images_001, HAM10000_images_part_1, VG_100K_2, patient00001.
@@ -41,6 +43,7 @@ class ClassFolders(NamedTuple):
         are any, other folders beside them hold no classes.
       names: of all classes in the order of letters, as torchvision numbers them; none if they are
         numbers.
+      no_classes: names of folders, in small letters, that are no classes.
     """
 
     above: int
@@ -48,6 +51,7 @@ class ClassFolders(NamedTuple):
     are_paths: bool
     names: tuple[str, ...] = ()
     splits: Mapping[str, str] = MappingProxyType({})
+    no_classes: frozenset[str] = _NO_CLASSES
 
     def label(self, folders: Sequence[str]) -> tuple[int | str | None, str]:
         """The class and the split of a picture by the folders that it is in, outermost first.
@@ -58,7 +62,7 @@ class ClassFolders(NamedTuple):
         folders = _once(folders)[self.above :]
         split = split_of("/".join((*folders, ""))) or self.splits.get(folders[0], "")
         within = folders[bool(split) :]
-        if not within or (self.splits and not split) or within[0].lower() in _NO_CLASSES:
+        if not within or (self.splits and not split) or within[0].lower() in self.no_classes:
             return None, split
         if self.are_numbers:
             return int(within[0]), split
@@ -83,7 +87,7 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         above.pop()
     names, are_deeper = set(), True
     inner = [place[len(above) :] for place in places]
-    splits = _spelled_splits(inner)
+    splits, no_classes = _spelled_splits(inner), _no_classes(inner)
     for within in inner:
         in_split = within[0].lower() in SPLITS or within[0] in splits
         if len(within) <= in_split:
@@ -91,22 +95,37 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         if splits and not in_split:
             continue
         name = within[in_split]
-        if name.lower() not in _NO_CLASSES:
+        if name.lower() not in no_classes:
             names.add(name)
             are_deeper = are_deeper and len(within) > in_split + 1
     if len(names) < 2 or all(map(_PART.fullmatch, names)):
         return None
     are_numbers = all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
     are_paths = are_deeper and all(map(_LETTER.fullmatch, names))
-    found = ClassFolders(len(above), are_numbers, are_paths, splits=splits)
+    found = ClassFolders(len(above), are_numbers, are_paths, splits=splits, no_classes=no_classes)
     labels = {found.label(place)[0] for place in places}
     return found._replace(names=tuple(sorted(each for each in labels if isinstance(each, str))))
 
 
 def _once(folders: Sequence[str]) -> tuple[str, ...]:
     """Folders without those that are in one of the same name (``flowers/flowers/``), as unpacking
-    often makes them."""
-    return tuple(name for name, _ in itertools.groupby(folders))
+    often makes them.
+
+    The last one in a split of its name is kept: ``train/train/1.jpg`` may show a train.
+    """
+    once = tuple(name for name, _ in itertools.groupby(folders))
+    is_in_split = len(folders) > 1 and folders[-1] == folders[-2] and folders[-1].lower() in SPLITS
+    return (*once, folders[-1]) if is_in_split else once
+
+
+def _no_classes(places: Sequence[tuple[str, ...]]) -> frozenset[str]:
+    """Names of folders that are no classes: masks are one where others are called to have none, and
+    there are no pictures that they could be drawn over."""
+    names = {name.lower() for place in places for name in place}
+    are_worn = names.isdisjoint(_NO_CLASSES - _WORN) and any(
+        "mask" in name for name in names - _WORN
+    )
+    return _NO_CLASSES - _WORN if are_worn else _NO_CLASSES
 
 
 def _spelled_splits(places: Sequence[tuple[str, ...]]) -> dict[str, str]:

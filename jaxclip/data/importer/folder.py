@@ -87,6 +87,12 @@ class TreeReader:
         """Whether there is any image at all."""
         return next(self._images(), None) is not None
 
+    def has_captions_or_classes(self) -> bool:
+        """Whether captions are beside the pictures, or their folders are classes."""
+        return self._find_classes() is not None or any(
+            self._beside(file) != (None, None) for file in self._images()
+        )
+
     def stamp(self) -> str:
         digest = hashlib.sha256()
         for file in self._images():

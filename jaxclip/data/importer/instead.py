@@ -122,9 +122,11 @@ def no_table_but_texts(path: pathlib.Path, encoding: str) -> str:
 def _why_none(tables: Sequence[pathlib.Path], encoding: str) -> str:
     for table in tables[:1]:
         try:
-            TableReader(table, encoding=encoding)
+            is_left_out = TableReader(table, encoding=encoding).has_pictures()
         except (OSError, ValueError) as error:
             return f"; {error}"
+        if is_left_out:  # which the log says
+            return ""
         return f"; none of the first pictures that {table.name} names is here"
     return ""
 

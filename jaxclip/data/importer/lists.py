@@ -57,7 +57,7 @@ _PETS = Form(
 _AIRCRAFT = Form(re.compile(r"(?P<file>\d+) (?P<said>\S.*)"), "NAME CLASS", "label")
 _AIRCRAFT_NAME = re.compile(r"images_(variant|family|manufacturer)_[a-z]+\.txt")
 # Others of names without endings, which must be there; numbers in a row are boxes.
-_BARE = Form(re.compile(r"(?P<file>\S+) +(?P<said>\S.*)"), "NAME CAPTION")
+BARE = Form(re.compile(r"(?P<file>\S+) +(?P<said>\S.*)"), "NAME CAPTION")
 _NUMBERS = re.compile(r"-?[\d.]+( +-?[\d.]+)+|-\d+")
 
 
@@ -78,12 +78,12 @@ def form_of(table: pathlib.Path, lines: Iterable[str]) -> Form | None:
         form = next((each for each in (_NUMBERED, _LISTED, _PETS) if each.read(line)), None)
         if form is None and _AIRCRAFT_NAME.fullmatch(table.name) and _AIRCRAFT.read(line):
             return _AIRCRAFT
-        return form or (_BARE if _names_picture(table, line) else None)
+        return form or (BARE if _names_picture(table, line) else None)
     return None
 
 
 def _names_picture(table: pathlib.Path, line: str) -> bool:
-    match = _BARE.pattern.fullmatch(line)
+    match = BARE.pattern.fullmatch(line)
     if match is None or "\t" in line or _NUMBERS.fullmatch(match["said"]):
         return False
     is_index = match["file"].isdecimal() and match["said"].isdecimal()

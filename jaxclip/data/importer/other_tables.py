@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from jaxclip.data.importer import folders, instead
+from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.naming import split_in_name, split_within, splits_of_files
@@ -33,10 +34,18 @@ def in_folder(
     for table in instead.candidates(folder):
         try:
             reader = TableReader(table, *columns, encoding=encoding)
-            if reader.has_pictures():
-                readers[table] = reader
+            if not reader.has_pictures():
+                continue
+            if _is_of_something_else(reader, folder, encoding):
+                _say_left_out(folder, table)
+                continue
+            readers[table] = reader
         except (OSError, ValueError):
             continue  # a table of something else
+    certain = [table for table, reader in readers.items() if not reader.is_doubtful()]
+    for table in set(readers).difference(certain) if certain else ():
+        readers.pop(table)
+        _say_left_out(folder, table)
     if len(readers) <= 1:
         return next(iter(readers.values()), None)
     tables = list(readers)
@@ -72,12 +81,21 @@ def in_each_folder(
         split = split_within(tables[0].relative_to(path))
         try:
             reader = TableReader(tables[0], *columns, split, encoding, prefix)
-            if not reader.has_pictures():
+            if not reader.has_pictures() or _is_of_something_else(reader, folder, encoding):
                 return None
         except (OSError, ValueError):
             return None
         readers.append(reader)
     return SplitReader(readers) if readers else None
+
+
+def _say_left_out(folder: pathlib.Path, table: pathlib.Path) -> None:
+    _LOG.warning("%s: %s is left out; name it to import it", folder, table.name)
+
+
+def _is_of_something_else(reader: TableReader, folder: pathlib.Path, encoding: str) -> bool:
+    """Whether a doubtful table is in a folder whose pictures say themselves what they are of."""
+    return reader.is_doubtful() and TreeReader(folder, encoding).has_captions_or_classes()
 
 
 def _splits_of_tables(tables: Sequence[pathlib.Path]) -> list[str]:

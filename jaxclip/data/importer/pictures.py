@@ -64,7 +64,6 @@ class Pictures:
             counts += [(self._count(folder, first), folder) for folder in deeper]
         best = max((count for count, _ in counts), default=0)
         self._is_last_only = False
-        self._ending = ""  # of the last one that was found
         self.has_some = best > 0 or not folders or self._find_elsewhere(folders, first)
         if best:
             counts.sort(key=lambda each: self._is_drawn(each[1]))

@@ -245,9 +245,12 @@ def _is_img2dataset(files: list[str], format: str) -> bool:
 
 
 def _is_img2dataset_of_files(files: list[str], path: type[pathlib.Path]) -> bool:
-    """Whether each Parquet file only says what is in a folder of its name (``00000/``)."""
-    tables = [file for file in files if file.lower().endswith(".parquet")]
-    return all(path(file[: -len(".parquet")]).is_dir() for file in tables)
+    """Whether each Parquet file only says what is in a folder of its name, a number (``00000/``).
+
+    What is called otherwise (``train.parquet`` beside ``train/``) may have captions of its own.
+    """
+    folders = [path(file).with_suffix("") for file in files if file.lower().endswith(".parquet")]
+    return all(folder.name.isdecimal() and folder.is_dir() for folder in folders)
 
 
 def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:

@@ -61,6 +61,8 @@ class Layout(NamedTuple):
       skipped: number of lines above the first row.
       image: the column with files.
       text: the column with captions if the user names it; else empty.
+      is_doubtful: it may be a table of something else: no column is called like captions or labels,
+        or none has a name and there are more than two.
     """
 
     delimiter: str
@@ -68,6 +70,7 @@ class Layout(NamedTuple):
     skipped: int
     image: str
     text: str
+    is_doubtful: bool = False
 
 
 def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wanted) -> Layout:
@@ -107,7 +110,8 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
             spelled = wanted.text.lower()
             header = tuple(wanted.text if spelled and name == spelled else name for name in names)
             image = wanted.image.lower() or _files_in(names)[0]
-            return Layout(delimiter, header, skipped + 1, image, wanted.text)
+            is_doubtful = not (wanted.text or find(names, (*TEXT_FIELDS, *LABEL_FIELDS)))
+            return Layout(delimiter, header, skipped + 1, image, wanted.text, is_doubtful)
         problems.append((len(cells), problem, cells))
     for delimiter, cells in headers:
         nameless: tuple[str, ...] = ()
@@ -116,7 +120,8 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
             if not nameless and delimiter == "\t":
                 nameless = _by_files(table, cells)
         if nameless:
-            return Layout(delimiter, nameless, skipped, "file", "")
+            is_doubtful = len(nameless) > 2 and not any(map(is_inline, cells))
+            return Layout(delimiter, nameless, skipped, "file", "", is_doubtful)
     # The one that takes the line apart most is what was meant.
     count, problem, cells = max(problems, key=lambda each: each[0])
     tried = "" if count > 1 else " (separated by comma, tab, ; or |)"

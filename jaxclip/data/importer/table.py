@@ -65,6 +65,10 @@ class TableReader:
         """Whether any of the first files that the table names is there."""
         return self._found().has_some
 
+    def is_doubtful(self) -> bool:
+        """Whether it may be a table of something else, by its beginning."""
+        return table_rows.is_doubtful(self._table, self._columns, self._encoding)
+
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._found()
         for number, item in enumerate(self._grouped(self._rows()), start=1):

@@ -80,6 +80,18 @@ def check(table: pathlib.Path, columns: Columns, encoding: str) -> None:
         raise ValueError(f"{table} is damaged: {error}") from error
 
 
+def is_doubtful(table: pathlib.Path, columns: Columns, encoding: str) -> bool:
+    """Whether a table that :func:`check` lets pass may be one of something else.
+
+    That is a list of names without endings, which a line of any text may look like, and what
+    :class:`jaxclip.data.importer.separated.Layout` has.
+    """
+    if suffix(table) not in SEPARATED:
+        return False
+    form = _form_of(table, encoding)
+    return form is lists.BARE if form else _layout(table, columns, encoding).is_doubtful
+
+
 def rows(
     table: pathlib.Path, raw: Any, columns: Columns, encoding: str
 ) -> Iterator[Row | BadRecord]:

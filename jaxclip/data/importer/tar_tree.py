@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import tarfile
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from jaxclip.data import tar_index
@@ -25,6 +26,8 @@ def is_compressed(name: str) -> bool:
 class TarTree(ArchiveIndex):
     """The files of a tar that is not compressed; one pass over its headers finds them.
 
+    Links to files of the tar are those files.
+
     Args:
       file: the tar.
 
@@ -35,6 +38,7 @@ class TarTree(ArchiveIndex):
 
     def __init__(self, file: pathlib.Path):
         super().__init__(file)
+        links: list[tuple[str, str]] = []
         with open(file, "rb") as raw:
             begin = raw.read(1024)
             raw.seek(0)
@@ -48,11 +52,31 @@ class TarTree(ArchiveIndex):
                         self._add(f"{member.name}/", 0)
                     elif member.isreg() and not member.issparse():
                         self._add(member.name, member.offset_data)
+                    elif member.islnk():
+                        links.append((member.name, member.linkname))
+                    elif member.issym():
+                        folder = os.path.dirname(member.name)
+                        links.append((member.name, os.path.join(folder, member.linkname)))
             except (tarfile.TarError, OSError, ValueError) as error:
                 # What came before is there.
                 self.problems.append(
                     BadRecord("corrupted", f"{file} is damaged: {error}", file.name)
                 )
+        self._sort()
+        if links:
+            self._follow(links)
+
+    def _follow(self, links: Sequence[tuple[str, str]]) -> None:
+        """Note links, each a name and where it leads to, as the files that they are."""
+        found = [
+            (name, self._position(os.path.normpath(target).lstrip("/"))) for name, target in links
+        ]
+        for (name, position), (_, target) in zip(found, links, strict=True):
+            if position is None:
+                detail = f"{self.file}: {name} is a link to {target}, which is no file in it"
+                self.problems.append(BadRecord("missing_image", detail, name))
+            else:
+                self._add(name, position)
         self._sort()
 
     def size(self, path: str) -> int:

@@ -18,6 +18,7 @@ from jaxclip.data.record import BadRecord, decode_foreign_texts
 
 A, B, C = (name * 40 for name in (b"first picture", b"second picture", b"third picture"))
 TABLE = "file_name,text\n1.jpg,one\n2.jpg,two\n"
+UPWARD = "file,caption\n../a/1.jpg,x\n../b/1.jpg,y\n"
 
 
 def packed(members, method=zipfile.ZIP_DEFLATED):
@@ -161,6 +162,19 @@ LAYOUTS = {
     "unpacked already": (
         {"photos.zip": packed({"1.jpg": A, "1.txt": "x"}), "photos/1.jpg": A, "photos/1.txt": "x"},
         {"photos/1.jpg": A, "photos/1.txt": "x"},
+    ),
+    "unpacked in part": (
+        {
+            "all.zip": packed({f"i/{n:02}.{e}": A for n in range(40) for e in ("jpg", "txt")}),
+            **{f"i/{n:02}.{e}": A for n in range(38) for e in ("jpg", "txt")},
+        },
+        {f"i/{n:02}.{e}": A for n in range(40) for e in ("jpg", "txt")},
+    ),
+    "a table that goes up": (
+        {
+            "all.zip": packed({"a/1.jpg": A, "b/1.jpg": B, "meta/captions.csv": UPWARD})
+        },
+        {"a/1.jpg": A, "b/1.jpg": B, "meta/captions.csv": UPWARD},
     ),
     "others of the same names": (
         {"test.zip": packed({"1.jpg": A, "1.txt": "x"}), "1.jpg": B, "1.txt": "y"},
@@ -345,7 +359,8 @@ def test_a_name_in_unicode_beside_another_one(fill):
 def test_what_is_wrong_is_counted_and_does_not_stop_an_import(fill, monkeypatch):
     monkeypatch.setattr("jaxclip.data.importer.items.MAX_IMAGE_BYTES", 1 << 20)
     data = packed({"torn.jpg": A, "bomb.jpg": bytes(2 << 20), "good.jpg": B, "strange.jpg": C,
-                   "../outside.jpg": A, "in/more.zip": packed(PAIR), "locked.jpg": A})  # fmt: skip
+                   "../outside.jpg": A, "in/more.zip": packed(PAIR), "locked.jpg": A,
+                   f"{'d/' * 2000}deep.jpg": A})  # fmt: skip
     place = data.index(b"torn.jpg") + len(b"torn.jpg")
     data = data[:place] + bytes(4) + data[place + 4 :]
     place = data.rindex(b"strange.jpg") - 46
@@ -356,7 +371,7 @@ def test_what_is_wrong_is_counted_and_does_not_stop_an_import(fill, monkeypatch)
         f"{name}.jpg,x\n" for name in ("torn", "bomb", "good", "strange", "locked", "gone")
     )
     folder = fill({"a.zip": data, "captions.csv": table, "cut.zip": packed(PAIR)[:-9]})
-    *read, outside, nested, cut = sorted(
+    *read, cut, outside, deep, nested = sorted(
         found(folder), key=lambda each: isinstance(each, BadRecord) and each.key != "cut.zip"
     )
     reasons = {key: image.reason for key, image, *_ in read if isinstance(image, BadRecord)}
@@ -369,7 +384,12 @@ def test_what_is_wrong_is_counted_and_does_not_stop_an_import(fill, monkeypatch)
     assert "by Deflate64, which is not read; unpack" in details["strange.jpg"]
     assert "a.zip is damaged: " in details["torn.jpg"]
     assert read[2][:2] == ("good.jpg", B)
-    assert outside.reason and nested.reason and cut.reason
+    details = [each.detail for each in (cut, outside, deep, nested)]
+    for detail, said in zip(
+        details, ("is cut off", "outside of", "more than 100 folders", "the archive in/more.zip"),
+        strict=True,
+    ):  # fmt: skip
+        assert said in detail
 
 
 DAMAGED = {
@@ -395,6 +415,24 @@ def test_one_line_says_what_is_wrong_with_the_only_archive(fill, kind, source):
     with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
         found(fill({"a.zip": data}) / source)
     assert "\n" not in str(error.value)
+
+
+def test_links_in_a_tar_are_the_files_that_they_lead_to(fill):
+    stream = io.BytesIO(tar({"./set/cats/1.jpg": A, "./set/dogs/2.jpg": B}))
+    with tarfile.open(fileobj=stream, mode="a") as archive:
+        for name, kind, target in (
+            ("./set/cats/3.jpg", tarfile.LNKTYPE, "./set/cats/1.jpg"),
+            ("./set/dogs/4.jpg", tarfile.SYMTYPE, "../cats/1.jpg"),
+            ("./set/dogs/5.jpg", tarfile.SYMTYPE, "../../../../etc/passwd"),
+            ("./set/dogs/6.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+    *read, up, elsewhere = found(fill({"a.tar": stream.getvalue()}))
+    assert [each[1:3] for each in read] == [(A, "cats"), (A, "cats"), (B, "dogs"), (A, "dogs")]
+    assert up.reason == elsewhere.reason == "missing_image"
+    assert "6.jpg is a link to /etc/passwd, which is no file in it" in elsewhere.detail
 
 
 def test_a_damaged_tar_of_pictures(fill):

@@ -26,6 +26,8 @@ def places(*names):
         ("JPEGImages", "SegmentationClass", "SegmentationObject"),
         ("leftImg8bit/train/aachen", "gtFine/train/aachen"),
         ("images", "cats"),
+        ("train/train", "test/test"),
+        ("images", "mask", "mask_colour"),
     ],
 )
 def test_folders_that_are_no_classes(names):
@@ -49,6 +51,12 @@ def test_folders_that_are_no_classes(names):
         (("val/a/abbey", "val/b/bar", "train/a/abbey"),
          [("/a/abbey", "val"), ("/b/bar", "val"), ("/a/abbey", "train")]),
         (("a", "b"), [("a", ""), ("b", "")]),
+        (("train/car", "train/train", "test/car", "test/train"),
+         [("car", "train"), ("train", "train"), ("car", "test"), ("train", "test")]),
+        (("mask", "no_mask", "mask_worn_badly"),
+         [("mask", ""), ("no_mask", ""), ("mask_worn_badly", "")]),
+        (("train/train/car", "train/train/bus", "test/test/car"),
+         [("car", "train"), ("bus", "train"), ("car", "test")]),
         (("train/n01/images", "train/n02/images", "val/images"),
          [("n01", "train"), ("n02", "train"), (None, "val")]),
     ],

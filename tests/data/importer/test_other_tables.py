@@ -241,3 +241,41 @@ def test_what_img2dataset_writes_as_files(fill):
     })  # fmt: skip
     pq.write_table(pa.table({"url": ["u"], "caption": ["a cat"]}), folder / "00000.parquet")
     assert read(folder) == {"00000/1.jpg": ("a cat",)}
+
+
+def test_parquet_beside_the_folder_of_its_split_has_captions_of_its_own(fill):
+    folder = fill("train/cats/1.jpg", "train/dogs/2.jpg")
+    rows = pa.table({"file_name": ["cats/1.jpg", "dogs/2.jpg"], "caption": ["a cat", "a dog"]})
+    pq.write_table(rows, folder / "train.parquet")
+    assert read(folder) == {"cats/1.jpg": ("a cat",), "dogs/2.jpg": ("a dog",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.txt", "1 photo a day\n2 at most\n"),
+        ("classes.txt", "1 cat\n2 dog\n"),
+        ("scores.csv", "id,target,score\n1,0,0.5\n2,1,0.3\n"),
+        ("found.csv", "1.jpg,person,0.9\n2.jpg,person,0.8\n"),
+    ],
+)
+def test_a_doubtful_table_goes_behind_captions_and_classes(fill, name, content, caplog):
+    folder = fill("set/1.jpg", "set/2.jpg", **{"set/1.txt": "one", "set/2.txt": "two"}) / "set"
+    (folder / name).write_text(content)
+    assert read(folder) == {"1.jpg": ("one",), "2.jpg": ("two",)}
+    assert f"{name} is left out; name it to import it" in caplog.text
+    assert len(read(folder / name)) == 2
+    for number, place in enumerate(("cats", "dogs"), start=1):
+        (folder / place).mkdir()
+        (folder / f"{number}.jpg").rename(folder / place / f"{number}.jpg")
+        (folder / f"{number}.txt").unlink()
+    assert set(read(folder)) == {"cats/1.jpg", "dogs/2.jpg"}
+
+
+def test_a_doubtful_table_goes_behind_one_of_captions(fill, caplog):
+    kinds = "image,category\n1.jpg,animal\n2.jpg,animal\n"
+    folder = fill("1.jpg", "2.jpg", **{"a.csv": kinds})
+    assert read(folder) == {"1.jpg": "animal", "2.jpg": "animal"}
+    (folder / "b.csv").write_text("image,caption\n1.jpg,one\n2.jpg,two\n")
+    assert read(folder) == {"1.jpg": ("one",), "2.jpg": ("two",)}
+    assert "a.csv is left out; name it to import it" in caplog.text

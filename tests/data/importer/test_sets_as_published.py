@@ -298,6 +298,13 @@ def test_a_category_that_is_no_number_stops_nothing(fill):
     assert [label for _, label, _ in found(folder)] == [None, "Turdus"]
 
 
+def test_a_picture_of_several_categories_is_of_no_class(fill):
+    more = [*INATURALIST["annotations"], {"image_id": 1, "category_id": 13}]
+    odd = {**INATURALIST, "annotations": more}
+    folder = fill({"set/P/12/a.jpg": A, "set/B/13/b.jpg": B, "train.json": json.dumps(odd)})
+    assert [label for _, label, _ in found(folder)] == [None, "Turdus"]
+
+
 def test_what_is_written_in_label_studio_goes_before_what_a_task_came_with(fill):
     results = [{"value": {"text": ["a cat"]}}, {"value": {"text": "a kitten"}}]
     task = {"data": {"image": "a.jpg", "captions": "draft"}, "annotations": [{"result": results}]}
