@@ -193,7 +193,7 @@ def _factors(
             roots[i] = inverses, scales
     if found:
         members = np.repeat(np.concatenate(groups), np.concatenate(counts))
-        largest = largest.at[members].max(jnp.concatenate(found))
+        largest = largest.at[members].max(jnp.concatenate(found).astype(largest.dtype))
 
     def act(leaves: list[jax.Array]) -> tuple[list[jax.Array], Mapping[str, Any]]:
         columns = leaves, roots, [last] * len(leaves), places
