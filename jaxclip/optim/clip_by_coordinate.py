@@ -49,7 +49,7 @@ def clip_by_coordinate(
     The quantile is exact, by counting instead of sorting, so that sharded tensors are not gathered.
 
     State: the report. Cost: 17 reductions a tensor (nine for bfloat16 gradients); by far the most
-    expensive of the clippers. Compiles in 2 to 2.5 times ``optax.clip_by_global_norm``'s time.
+    expensive of the clippers. Compiles in some twice ``optax.clip_by_global_norm``'s time.
 
     Args:
       fraction: p, the fraction of coordinates to clip, in [0, 1].
