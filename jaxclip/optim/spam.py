@@ -161,8 +161,8 @@ def spam(
 
     State: two copies of the parameters (2 d for matrices) and the report. Cost: one reduction a
     tensor, over gradient and second moment; with ``density < 1`` also one random integer for every
-    group of elements. Compiles in some twice ``optax.adamw``'s time, with ``density`` in three
-    times that.
+    group of elements. Compiles in less than twice ``optax.adamw``'s time, with ``density`` in less
+    than three times.
 
     Args:
       learning_rate: a number, an array or a schedule.
