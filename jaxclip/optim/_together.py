@@ -46,7 +46,7 @@ def together(function: Callable[[T], S], inputs: T, shape: tuple[int, ...]) -> S
     def by_a_reduction(given: T) -> S:
         # Over pairs, one of which does not count: a sum over one would be no reduction. Of the
         # inputs the others are zero, and not the same again, which XLA would see.
-        pairs = jax.tree.map(lambda leaf: _first_of_two(leaf, shape), given)
+        pairs = jax.tree.map(lambda leaf: first_of_two(leaf, shape), given)
         results: list[Any]
         treedef: Any
         results, treedef = jax.tree.flatten(function(pairs))
@@ -77,7 +77,7 @@ def in_one_kernel(function: Callable[..., S], *tensors: jax.Array | None) -> S:
     def by_a_reduction(*given: jax.Array | None) -> S:
         results: list[jax.Array]
         treedef: Any
-        pairs = jax.tree.map(lambda leaf: _first_of_two(leaf, leaf.shape), given)
+        pairs = jax.tree.map(lambda leaf: first_of_two(leaf, leaf.shape), given)
         results, treedef = jax.tree.flatten(jax.vmap(function)(*pairs))
         return treedef.unflatten(_sums_of_first(results))
 
@@ -105,7 +105,7 @@ def _sums_of_first(pairs: Sequence[jax.Array]) -> list[jax.Array]:
     return [found.astype(pair.dtype) for found, pair in zip(sums, pairs, strict=True)]
 
 
-def _first_of_two(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def first_of_two(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """``[2, *shape]``: the array, and zeros."""
     return _masked(jnp.broadcast_to(leaf, (2, *shape)), shape)
 

@@ -52,14 +52,8 @@ def computed_once(values: jax.Array) -> jax.Array:
 
 def _by_sum(array: jax.Array) -> jax.Array:
     """The same numbers by a sum over two, one of which is zero; kernels do not do it themselves."""
-    return lax.reduce(_first_of_two(array), jnp.zeros((), array.dtype), lax.add, (0,))
-
-
-def _first_of_two(array: jax.Array) -> jax.Array:
-    """``[2, ...]``: the array, and zeros."""
-    pair = lax.broadcast(array, (2,))
-    chosen = lax.broadcast_in_dim(np.asarray([True, False]), pair.shape, (0,))
-    return lax.select(chosen, pair, lax.full_like(pair, 0))
+    pair = _together.first_of_two(array, array.shape)
+    return lax.reduce(pair, jnp.zeros((), array.dtype), lax.add, (0,))
 
 
 def unpack(vector: jax.Array) -> list[jax.Array]:
