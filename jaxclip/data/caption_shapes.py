@@ -2,8 +2,9 @@
 
 A text or a number, a list of them, objects with a text inside (``{"raw": "a cat", "lang": "en"}``),
 texts by language (``{"en": "a cat", "de": ["eine Katze"]}``), and conversations, of which the first
-answer is the caption. A number is its text, which a program took for one, but a list of nothing but
-numbers is none of captions. Neither are true and false, null and NaN captions.
+answer is the caption. Lists and objects may be written as text, as JSON, Python or NumPy do it. A
+number is its text, which a program took for one, but a list of nothing but numbers is none of
+captions. Neither are true and false, null and NaN captions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxclip.data import written_values
 from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_filled
 
 # Members of an object that say in which language its text is.
@@ -63,8 +65,13 @@ def captioned(values: Mapping[str, Any]) -> str | None:
                 numbers = numbers or name
     if numbers:
         return numbers
-    turns = find(values, CONVERSATIONS)
-    return next((n for n in turns if isinstance(values[n], list) and answer(values[n])), None)
+    return next((n for n in find(values, CONVERSATIONS) if _has_answer(values[n])), None)
+
+
+def _has_answer(value: Any) -> bool:
+    """Whether a value is a conversation, perhaps written as text, with an answer in it."""
+    turns = written_values.read(value) if isinstance(value, str | bytes) else value
+    return isinstance(turns, list) and bool(answer(turns))
 
 
 def _is_number(value: Any) -> bool:
@@ -88,7 +95,7 @@ def _said(value: Any, language: str) -> Iterator[Said]:
             yield Said(spelled, language)
         return
     if isinstance(value, str | bytes):
-        yield Said(value, language)
+        yield from _of_text(value, language)
     elif isinstance(value, Mapping):
         yield from _of_object(value, language)
     elif isinstance(value, Sequence):
@@ -96,6 +103,18 @@ def _said(value: Any, language: str) -> Iterator[Said]:
             yield from _of_list(value, language)
     elif value == value:  # pandas' NaT, no time, is not equal to itself
         raise TypeError(f"{type(value).__name__} is no caption")
+
+
+def _of_text(text: str | bytes, language: str) -> Iterator[Said]:
+    """The captions in a list or an object that is written as text; else the text."""
+    value = written_values.read(text)
+    if value is not None:
+        with contextlib.suppress(TypeError):
+            found = list(_said(value, language))
+            if found:
+                yield from found
+                return
+    yield Said(text, language)
 
 
 def _of_object(value: Mapping[str, Any], language: str) -> Iterator[Said]:

@@ -21,7 +21,9 @@ FILE_FIELDS = (
     "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
     "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
     "img_b64", "base64", "image_data", "media_name", "photo_path", "photo", "picture",
-    "image_index", "path_to_image", "filepaths", "file_paths",
+    "image_index", "path_to_image", "filepaths", "file_paths", "image_uri", "image_gcs_uri",
+    "local_path", "image_local_path", "rel_path", "relative_path", "image_rel_path", "img_file",
+    "img_filename", "fname", "picture_path", "pic", "pic_path",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
@@ -32,7 +34,7 @@ TEXT_FIELDS = (
     "caption_reference_description", "caption_attribution_description",
     "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
     "product_name", "product_title", "product_description", "prod_name", "detail_desc",
-    "tag_string", "finding_labels",
+    "tag_string", "finding_labels", "annotations_captions", "sentences_raw",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 # Name pictures only where nothing else does, and then without their ending; the last one only in
@@ -52,7 +54,9 @@ REGION_TEXTS = "region_texts"
 
 
 # Texts that programs write for a value that is missing.
-_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>"))
+_MISSING = frozenset((
+    "nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A", "NaT", "\\N",
+))  # fmt: skip
 # Characters that show nothing, at the ends of a text.
 _UNSEEN = "\ufeff\u200b\u200e\u200f\u2060\u00ad"
 
@@ -105,6 +109,17 @@ def find(names: Iterable[str], known: Sequence[str]) -> list[str]:
         if isinstance(name, str):
             spelled.setdefault(plain(name), []).append(name)
     return [name for each in _plain_names(tuple(known)) for name in spelled.get(each, ())]
+
+
+def find_files(names: Iterable[str], ids: Sequence[str] = ()) -> list[str]:
+    """Those of ``names`` under which picture files are named, the likeliest first.
+
+    That is :data:`FILE_FIELDS`; where there is none, a single ``photo_file_name``, as Hugging Face
+    `datasets` has such names; else ``ids``.
+    """
+    names = list(names)
+    own = [n for n in names if isinstance(n, str) and re.search(r"_file_names?$", n, re.I)]
+    return find(names, FILE_FIELDS) or (own if len(own) == 1 else find(names, ids))
 
 
 def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
