@@ -15,6 +15,7 @@ SOURCE is one of
   each image;
   WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
   Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them;
+  Arrow files, or what `datasets` saved to disk, in the same ways;
   TFRecord files of img2dataset and others, in the same ways;
   a ZIP archive of the first, a pattern of some, or a folder with archives in it: they are read as
   if they were unpacked where they are.
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the data set (default: that of DIR)")
     parser.add_argument(
         "--format",
-        choices=("auto", "folder", "webdataset", "parquet", "tfrecord"),
+        choices=("auto", "folder", "webdataset", "parquet", "arrow", "tfrecord"),
         default="auto",
         help="what SOURCE is (default: auto)",
     )

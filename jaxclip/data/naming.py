@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -204,8 +205,32 @@ def split_within(path: str | os.PathLike[str]) -> str:
 
     The Hugging Face hub calls a part of one ``partial-train``.
     """
-    folders = [each.removeprefix("partial-") for each in pathlib.PurePath(path).parts[:-1]]
+    folders = [
+        each.removeprefix("partial-").removeprefix("split=")
+        for each in pathlib.PurePath(path).parts[:-1]
+    ]
     return next((each for each in folders if each.lower() in SPLITS), "")
+
+
+def given_by_folders(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What the folders right around a file say of all its rows: ``split=train/lang=en/0.parquet``.
+
+    So Hive, Spark, pandas and Arrow write the columns that they partition a table by.
+    """
+    found: dict[str, str] = {}
+    for folder in reversed(os.fspath(path).split("/")[:-1]):
+        name, equals, value = folder.partition("=")
+        if not equals or not name:
+            break
+        if value != "__HIVE_DEFAULT_PARTITION__":
+            found.setdefault(name, urllib.parse.unquote(value))
+    return found
+
+
+def is_left_by_tools(name: str) -> bool:
+    """Whether a file or folder beside Parquet files is of a program's own (``_temporary``,
+    ``_delta_log``, ``_metadata``), or none of the user's at all."""
+    return is_hidden(name) or (name.startswith("_") and "=" not in name)
 
 
 def split_named(value: Any) -> str:

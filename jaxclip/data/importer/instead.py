@@ -147,9 +147,6 @@ def what_instead(path: pathlib.Path) -> str:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
             return f"; {file.name} is a spreadsheet: save it as CSV"
-        if suffix in (".arrow", ".feather") or file.name == "dataset_dict.json":
-            place = path if path.is_file() else file.parent
-            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
     return _other_kind(files[:MAX_TABLES])

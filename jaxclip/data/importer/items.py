@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import hashlib
 import json
 import pathlib
@@ -193,7 +195,9 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         except (TypeError, ValueError, RecursionError):
-            continue
+            if not isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+                continue
+            value = str(value)  # a column of times or of decimal numbers
         kept[str(name)] = value
     return kept
 

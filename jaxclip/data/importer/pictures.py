@@ -141,7 +141,17 @@ def pictures_of(opened: Any, file: pathlib.Path, column: str) -> Pictures | None
         values = first.column(0).to_pylist() if first is not None else []
     except (OSError, ValueError):
         return None  # said of the rows
-    names = [value for value in values if isinstance(value, str) and value]
+    return pictures_named(values, file)
+
+
+def pictures_named(values: Iterable[Any], file: pathlib.Path) -> Pictures | None:
+    """Where the pictures are that the first cells of a table's column name; None if they name
+    none."""
+    names = [
+        (None if value.get("bytes") else value.get("path")) if isinstance(value, dict) else value
+        for value in values
+    ]
+    names = [name for name in names if isinstance(name, str) and name]
     return Pictures(file, names) if names else None
 
 

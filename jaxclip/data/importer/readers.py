@@ -10,7 +10,15 @@ import re
 from collections.abc import Sequence
 
 from jaxclip.data import file_kinds, patterns, remote, webdataset
-from jaxclip.data.importer import archives, folders, instead, other_tables, table_rows
+from jaxclip.data.importer import (
+    archives,
+    arrow_files,
+    folders,
+    instead,
+    other_tables,
+    table_rows,
+)
+from jaxclip.data.importer.arrow import ArrowReader
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.items import Cursor, Item, Reader
 from jaxclip.data.importer.parquet import ParquetReader
@@ -18,15 +26,16 @@ from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
-from jaxclip.data.naming import is_hidden, split_within, splits_of_files
+from jaxclip.data.naming import is_hidden, is_left_by_tools, split_within, splits_of_files
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
 
-FORMATS = ("folder", "webdataset", "parquet", "tfrecord")
+FORMATS = ("folder", "webdataset", "parquet", "arrow", "tfrecord")
 _ENDINGS = {
     "webdataset": instead.TAR_ENDINGS,
     "parquet": (".parquet",),
+    "arrow": arrow_files.ENDINGS,
     "tfrecord": tuple(f".{e}{z}" for e in ("tfrecord", "tfrecords", "tfrec") for z in ("", ".gz")),
 }
 _SHARD = re.compile(r"-\d+-of-\d+$")
@@ -185,11 +194,14 @@ def _open(
         files = files + _in_folders(path, files)
     is_guessed = format == "auto"
     if is_guessed:
-        if path.is_dir() and _is_saved(path):
-            raise ValueError(f"{text!r} was saved by `datasets`{instead.what_instead(path)}")
-        format = _guess(path, files)
+        is_saved = path.is_dir() and arrow_files.is_saved(path)
+        format = "arrow" if is_saved else _guess(path, files)
     if format == "folder":
         return _folder(path, columns, encoding)
+    if format == "arrow" and path.is_dir():
+        found = [(split, file) for split, each in arrow_files.of_folder(path) for file in each]
+        splits = [split for split, _ in found] if len({split for split, _ in found}) > 1 else ()
+        return ArrowReader([file for _, file in found], *columns, splits)
     as_path = type(path)  # with the archives, if there are any
     fitting = [as_path(file) for file in files if _ends(file, _ENDINGS[format])]
     if not path.is_dir() and len(fitting) < len(files):
@@ -211,6 +223,8 @@ def _open(
         return TarReader(fitting, splits_of_files(fitting, path), names or [])
     if format == "tfrecord":
         return TFRecordReader(fitting, splits_of_files(fitting, path))
+    if format == "arrow":
+        return ArrowReader(fitting, *columns, splits_of_files(fitting, path))
     return ParquetReader(fitting, *columns, splits_of_files(fitting, path))
 
 
@@ -223,13 +237,6 @@ def _expand(pattern: str) -> list[str]:
             way = f"; if you mean the Hugging Face hub's, download it, or read {hub!r}"
             raise FileNotFoundError(f"{error}{way}") from error
         raise
-
-
-def _is_saved(path: pathlib.Path) -> bool:
-    """Whether a folder is one that ``save_to_disk`` of ``datasets`` wrote."""
-    if (path / "dataset_dict.json").is_file():
-        return True
-    return (path / "state.json").is_file() and any(path.glob("*.arrow"))
 
 
 def _ends(file: str, endings: tuple[str, ...]) -> bool:
@@ -250,8 +257,9 @@ def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
     return sorted(
         str(folder / name)
         for folder, names in folders.walk(path, _DEEPEST)
+        if folder != path and not any(map(is_left_by_tools, folder.relative_to(path).parts))
         for name in names
-        if folder != path and _ends(name, endings) and (folder / name).is_file()
+        if _ends(name, endings) and (folder / name).is_file()
     )
 
 
