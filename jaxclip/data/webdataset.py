@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data import remote
+from jaxclip.data import class_values, remote
 from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
@@ -95,7 +95,7 @@ def class_names(folder: Any) -> list[str] | None:
 def _lines_of(file: Any) -> list[str] | None:
     """The lines of a file that say anything; None if there is no such file or line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
@@ -313,19 +313,21 @@ class TarSource(RecordSource):
             return Record(image, (), -1, key)
         data = content("json") or b""
         meta = data.decode("utf-8", "replace")
-        cls = content("label")
-        label = label_of(cls)
         files = [each for each in map(content, TEXT_EXTENSIONS) if each is not None]
         if self._by_line[tar]:
             files = [line for each in files for line in each.splitlines()]
         texts, bad = decode_foreign_texts(files)
+        values = json_object(data, meta) if data else {}
         if not texts:
-            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(data, meta)))
+            texts, bad_in_json = decode_foreign_texts(caption_bytes(values))
             bad += bad_in_json
+        cls = content("label")
+        found = class_values.of_sample(cls, meta, values, has_captions=bool(texts))
+        label = found if isinstance(found, int) else -1
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)
-        elif not texts and label < 0 and cls and not is_number(cls):
-            texts, _ = decode_foreign_texts((cls,))  # the name of a class
+        elif not texts and isinstance(found, str):
+            texts = (found,)  # the name of a class
         if not texts and label < 0:
             return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
         return Record(image, texts, label, key, meta)
@@ -376,14 +378,3 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
     name = captioned(values)
     texts = (each.text for each in said_in(values[name])) if name else ()
     return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))
-
-
-def label_of(data: bytes | None) -> int:
-    """The class in a ``.cls`` file, -1 if it is no whole number."""
-    text = (data or b"").strip()
-    return int(text) if text.isdigit() and len(text) < 18 else -1
-
-
-def is_number(data: bytes) -> bool:
-    """Whether a ``.cls`` file has a number in it, be it that of no class."""
-    return data.strip().removeprefix(b"-").isdigit()

@@ -41,10 +41,9 @@ def _loose(folder: pathlib.Path) -> list[tuple[str, list[pathlib.Path]]]:
     """Splits and their files in a folder that only has files, as the cache of ``datasets``."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return []
-    files = sorted(
-        each for each in folder.iterdir()
-        if each.suffix.lower() in ENDINGS and not is_hidden(each.name)
-    )  # fmt: skip
+    there = [each for each in sorted(folder.iterdir()) if not is_hidden(each.name)]
+    of_kinds = ([each for each in there if each.suffix.lower() == ending] for ending in ENDINGS)
+    files = next(filter(None, of_kinds), [])
     # What map and filter left there.
     files = [each for each in files if not each.name.startswith(("cache-", "tmp"))]
     found: dict[str, list[pathlib.Path]] = {}

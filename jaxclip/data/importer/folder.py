@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
+from jaxclip.data.class_values import printable
 from jaxclip.data.importer import class_folders, split_lists
 from jaxclip.data.importer.class_folders import ClassFolders
 from jaxclip.data.importer.folders import scan
-from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
+from jaxclip.data.importer.items import Cursor, Item, from_fields, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.naming import TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord

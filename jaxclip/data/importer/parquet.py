@@ -11,10 +11,11 @@ from typing import Any
 
 from jaxclip.data import file_kinds
 from jaxclip.data.caption_shapes import captioned
+from jaxclip.data.class_values import parse_label
 from jaxclip.data.importer.arrow_columns import JSON, OPTION, Columns, columns_of
 from jaxclip.data.importer.arrow_types import is_list, plain_type
 from jaxclip.data.importer.inline import is_inline, picture_in
-from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
 from jaxclip.data.importer.pictures import Pictures, pictures_of
 from jaxclip.data.naming import LABEL_FIELDS, TEXT_FIELDS, first_filled, is_filled, split_of
 from jaxclip.data.record import BadRecord
