@@ -10,12 +10,11 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from jaxclip.data.class_values import parse_label, printable
 from jaxclip.data.importer.items import (
     Cursor,
     Item,
     from_fields,
-    parse_label,
-    printable,
     text_bytes,
 )
 from jaxclip.data.importer.table import TableReader
