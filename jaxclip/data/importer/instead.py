@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import packed, published, table_rows
+from jaxclip.data.importer import packed, published, table_parts, table_rows
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
@@ -184,8 +184,10 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures
     ]
-    if len(found) > MAX_TABLES:
+    if len(table_parts.series(found)) > MAX_TABLES:
         return []
+    if len(found) > 1:
+        found = [file for file in found if file.stat().st_size]  # Spark leaves empty parts
     inner = [
         file
         for name in ("annotations", "annotation")

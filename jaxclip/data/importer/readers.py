@@ -16,6 +16,7 @@ from jaxclip.data.importer import (
     folders,
     instead,
     other_tables,
+    table_parts,
     table_rows,
 )
 from jaxclip.data.importer.arrow import ArrowReader
@@ -197,7 +198,7 @@ def _open(
         is_saved = path.is_dir() and arrow_files.is_saved(path)
         format = "arrow" if is_saved else _guess(path, files)
     if format == "folder":
-        return _folder(path, columns, encoding)
+        return _folder(path, columns, encoding, named)
     if format == "arrow" and path.is_dir():
         found = [(split, file) for split, each in arrow_files.of_folder(path) for file in each]
         splits = [split for split, _ in found] if len({split for split, _ in found}) > 1 else ()
@@ -313,15 +314,15 @@ def _is_img2dataset_of_files(files: list[str], path: type[pathlib.Path]) -> bool
     return all(folder.name.isdecimal() and folder.is_dir() for folder in folders)
 
 
-def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
+def _folder(
+    path: pathlib.Path, columns: tuple[str, str], encoding: str, named: Sequence[str]
+) -> Reader:
     if path.is_file():
         if path.suffix.lower() in file_kinds.ARCHIVES:
             raise ValueError(f"{str(path)!r} is an archive{instead.what_instead(path)}")
         return _table_file(path, columns, encoding)
     if not path.is_dir():
-        raise ValueError(
-            f"{str(path)!r} is a pattern of tables; name one, or the folder they are in"
-        )
+        return _tables([pathlib.Path(each) for each in named], columns, encoding)
     table = _table(path)
     if table is not None:
         return instead.with_pictures(TableReader(table, *columns, encoding=encoding), table)
@@ -361,6 +362,15 @@ def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Read
                 or instead.what_within(path)
             )
         )
+    return reader
+
+
+def _tables(files: Sequence[pathlib.Path], columns: tuple[str, str], encoding: str) -> Reader:
+    """Tables that a pattern names."""
+    tables = [file for file in files if file.stat().st_size] or list(files)
+    reader = table_parts.reader_of(tables, columns, encoding, splits_of_files(tables))
+    if not reader.has_pictures():
+        instead.with_pictures(TableReader(tables[0], *columns, encoding=encoding), tables[0])
     return reader
 
 

@@ -42,6 +42,8 @@ class TableReader:
       split: the split of all rows; empty to tell by their folders.
       prefix: stands before all keys, where several tables may have the same.
       encoding: of a table that is not JSON.
+      part: stands before the key of a picture that another table has named, too; empty if there
+        can be none.
 
     Raises:
       ValueError: a table without the needed columns.
@@ -55,12 +57,14 @@ class TableReader:
         split: str = "",
         encoding: str = "utf-8",
         prefix: str = "",
+        part: str = "",
     ):
         self._table = table
         self._columns = Columns(image_column, text_column)
         self._split = split
         self._prefix = prefix or (f"{split}/" if split else "")
         self._encoding = encoding
+        self._part = part
         self._size = max(1, table.stat().st_size)
         self._raw: Any = None
         table_rows.check(table, self._columns, encoding)
@@ -165,6 +169,8 @@ class TableReader:
             split=split,
         )
         item = dataclasses.replace(item, key=self._prefix + item.key)
+        if self._part and isinstance(item, Item):
+            item = dataclasses.replace(item, alias=f"{self._part}/{item.key}")
         problem = _without_one_class(values) if len(rows) > 1 else ""
         if problem and isinstance(item, Item) and not item.texts and item.label is None:
             return BadRecord("empty_caption", problem, item.key)
@@ -199,6 +205,10 @@ class SplitReader:
 
     def stamp(self) -> str:
         return "+".join(reader.stamp() for reader in self._readers)
+
+    def has_pictures(self) -> bool:
+        """Whether any of the first files that a table names is there."""
+        return any(reader.has_pictures() for reader in self._readers)
 
     def fraction(self) -> float | None:
         within = self._readers[self._current].fraction() or 0.0
