@@ -36,6 +36,9 @@ TEXT_FIELDS = (
     "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
     "product_name", "product_title", "product_description", "prod_name", "detail_desc",
     "tag_string", "finding_labels", "annotations_captions", "sentences_raw",
+    "caption_text", "vlm_caption", "original_caption", "img_caption", "image_text",
+    "detailed_caption", "dense_caption", "blip_caption", "cogvlm_caption", "llava_caption",
+    "top_caption",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 # Name pictures only where nothing else does, and then without their ending; the last one only in
@@ -46,6 +49,12 @@ LABEL_FIELDS = ("label", "class", "cls", "prediction_string", "labels", "class_n
 # Are labels only where there are neither these nor captions; else they say something more.
 ALSO_LABELS = (
     "label_name", "category_name", "category", "target", "diagnosis", "dx", "breed", "species",
+)  # fmt: skip
+
+# Say the split of a record, where their value is one.
+SPLIT_FIELDS = (
+    "split", "set_name", "subset", "partition", "phase", "dataset_split", "data_split",
+    "split_name", "usage", "set",
 )  # fmt: skip
 
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
@@ -158,11 +167,12 @@ def say_which_class(names: Sequence[str], way: str) -> None:
 
 def say_of_splits(file: object, columns: Iterable[str]) -> None:
     """Log that a column of splits is not heeded in place, where there is one."""
-    if find(columns, ("split",)):
+    found = find(columns, SPLIT_FIELDS[:2])
+    if found:
         _say(
-            f"{file} has a column 'split', which does not count in place: all rows of a file are "
-            "of one split; write ?split=split behind the name of the data set, or import it, and "
-            "the splits are kept"
+            f"{file} has a column {found[0]!r}, which does not count in place: all rows of a file "
+            f"are of one split; write ?split={found[0]} behind the name of the data set, or import "
+            "it, and the splits are kept"
         )
 
 
@@ -240,6 +250,15 @@ def split_named(value: Any) -> str:
     """
     name = value.strip().lower() if isinstance(value, str) else ""
     return "train" if name == "restval" else name if name in SPLITS else ""
+
+
+def take_split(values: dict[str, Any]) -> str:
+    """The split that a row or an object names, which is taken out of it; empty for none."""
+    for name in find(values, SPLIT_FIELDS):
+        if split := split_named(values[name]):
+            values.pop(name)
+            return split
+    return ""
 
 
 def split_in_name(name: str) -> str:

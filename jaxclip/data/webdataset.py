@@ -128,14 +128,20 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     splits = _splits_in(folder)
     if set(splits) <= {_HUB_FOLDER} and inner.is_dir():
         splits = _splits_in(inner)
-    if splits:
-        return splits
     packed = [
         file
         for place in (folder, inner)
-        for ending in ("*.tar.*", "*.tgz")
+        for ending in ("*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst", "*.tgz")
         for file in place.glob(ending)
     ]
+    if splits:
+        if packed:
+            _LOG.warning(
+                "%d compressed tars are left out (%s): unpack or import them",
+                len(packed),
+                packed[0],
+            )
+        return splits
     if packed:
         raise ValueError(
             f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "

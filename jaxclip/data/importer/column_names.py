@@ -31,7 +31,7 @@ _WORD = re.compile(r"[^\W\d]{2}")
 # The number of a caption, or what pandas puts behind the second name of two that are the same.
 _NUMBER = re.compile(r"[\s_.]*\d{1,2}$")
 # The number of a caption behind a picture's name, as Flickr8k has it.
-_CAPTION_NUMBER = re.compile(r"#\d+$")
+_CAPTION_NUMBER = re.compile(r"#(\w+#)?\d+$")
 
 
 class Wanted(Protocol):
@@ -121,6 +121,9 @@ def nameless(cells: Sequence[str]) -> tuple[str, ...]:
         # A class and its box, as Tiny ImageNet's val_annotations.txt.
         return ("file", "label", *(f"box_{name}" for name in ("x0", "y0", "x1", "y1")))
     if len(cells) > 2 and sum(pictures) == 1:
+        others = [cell for cell, is_file in zip(cells, pictures, strict=True) if not is_file]
+        if all(" " in cell.strip() and _WORD.search(cell) for cell in others):
+            return tuple("file" if is_file else "caption" for is_file in pictures)
         return _with_one_text(cells, pictures)
     if len(cells) != 2 or sum(pictures) != 1:
         return ()
@@ -130,6 +133,11 @@ def nameless(cells: Sequence[str]) -> tuple[str, ...]:
     return tuple(
         "file" if is_file else "label" if other.isdecimal() else "caption" for is_file in pictures
     )
+
+
+def is_prose(cells: Sequence[str]) -> bool:
+    """Whether cells, blanks and all, are a picture's name and a text with commas in it."""
+    return len(cells) > 2 and is_picture(cells[0]) and all(c.startswith(" ") for c in cells[2:])
 
 
 def _with_one_text(cells: Sequence[str], pictures: Sequence[bool]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from jaxclip.data.naming import (
     find,
     first_filled,
     is_filled,
-    split_named,
+    take_split,
 )
 from jaxclip.data.record import BadRecord
 
@@ -133,12 +133,10 @@ def from_fields(
       image: its picture.
       texts: captions from elsewhere, in place of those in the fields.
       text_column: the name under which captions are; empty for the first usual one with any.
-      split: see :class:`Item`; empty for that of a field ``split``.
+      split: see :class:`Item`; empty for that of a field such as ``split``.
     """
     rest = dict(fields)
-    if not split and (named := split_named(rest.get("split"))):
-        split = named
-        rest.pop("split")
+    split = split or take_split(rest)
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = class_values.field_of(rest, has_captions=texts is not None, text_column=text_column)
     label = class_values.of_field(labelled, rest[labelled]) if labelled else None

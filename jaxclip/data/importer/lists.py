@@ -35,8 +35,11 @@ class Form(NamedTuple):
         return match["file"], {"label" if is_label else self.field: said}
 
 
-# Flickr's results.token.
-_NUMBERED = Form(re.compile(r"(?P<file>.+?\.\w{3,4})#\d+[\t ]+(?P<said>.*)"), "NAME#0<tab>CAPTION")
+# Flickr's results.token; COCO-CN's have a language, and no endings.
+_NUMBERED = Form(
+    re.compile(r"(?P<file>.+?\.\w{3,4}|\S+?)#(?:\w+#)?\d+[\t ]+(?P<said>.*)"),
+    "NAME#0<tab>CAPTION",
+)
 # ImageNet's val.txt, with numbers of classes; Places365's; some write "a.jpg: a cat".
 _LISTED = Form(
     re.compile(

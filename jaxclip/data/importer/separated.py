@@ -78,7 +78,7 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
     # A title or notes may stand above the line of names, but no row.
     for place in [*places[:1], None, *places[1:]]:
         if place is None:
-            known = _without_header(table, found[places[0]], places[0], wanted) if places else None
+            known = _without_header(table, found, lines, wanted) if places else None
         else:
             known = _with_header(found[place], lines, place, wanted)
         if known is not None:
@@ -130,13 +130,19 @@ def _with_header(
 
 
 def _without_header(
-    table: pathlib.Path, found: Sequence[tuple[str, list[str]]], place: int, wanted: Wanted
+    table: pathlib.Path,
+    found: Mapping[int, Sequence[tuple[str, list[str]]]],
+    lines: Sequence[str],
+    wanted: Wanted,
 ) -> Layout | None:
-    """The layout if a line is a row by which it can be told what is what; else None."""
+    """The layout if the first line is a row by which it can be told what is what; else None."""
     if wanted.image or wanted.text:
         return None
-    for delimiter, cells in found:
+    place = min(found)
+    for delimiter, cells in found[place]:
         names = column_names.nameless(cells)
+        if delimiter == "," and column_names.is_prose(lines[place].rstrip("\r\n").split(",")):
+            names = ("file", "caption")
         if not names and delimiter == "\t":
             names = column_names.by_files(table, cells)
         if names:

@@ -19,12 +19,12 @@ from jaxclip.data.naming import (
     TEXT_FIELDS,
     first_filled,
     is_filled,
-    split_named,
     split_of,
+    take_split,
 )
 from jaxclip.data.record import BadRecord
 
-_NUMBERED = re.compile(rf"(.+(?:{ENDINGS}))#\d+", re.IGNORECASE)
+_NUMBERED = re.compile(rf"(.+(?:{ENDINGS}))#(?:\w+#)?\d+", re.IGNORECASE)
 
 
 class TableReader:
@@ -117,8 +117,8 @@ class TableReader:
 
         def identity(row: Row | BadRecord) -> str:
             assert isinstance(row, Row)
-            own = (str(row.values.get(name) or "") for name in (KEY_FIELDS[0], "split"))
-            return "\0".join((row.file, *own))
+            key = str(row.values.get(KEY_FIELDS[0]) or "")
+            return "\0".join((row.file, key, take_split(dict(row.values))))
 
         for number, group in enumerate(scattered.gathered(self._rows, file, identity)):
             yield from (row for row in group if isinstance(row, BadRecord))
@@ -156,9 +156,8 @@ class TableReader:
         if is_inline(name):
             key, picture = f"{self._table.name.partition('.')[0]}/{number}", picture_in(name)
         split = self._split or split_of(self._found().relative(key))
-        if not self._split and (own := split_named(values.get("split"))):
+        if not self._split and (own := take_split(values)):
             split = own
-            values.pop("split")
         if isinstance(picture, BadRecord):
             return dataclasses.replace(picture, key=self._prefix + key)
         item = from_fields(
