@@ -143,10 +143,10 @@ class TarReader:
             return
         except _DAMAGE as error:
             # Nothing follows; all that was read of the sample at hand is whole.
-            last = _item(key, parts, "") if parts else None
-            is_whole = isinstance(last, Item) and (last.texts or last.label is not None)
-            if is_whole and last is not None:
-                yield last
+            kinds = {tar_index.part_of(extension) for extension in parts}
+            is_whole = "image" in kinds and len(kinds) > 1
+            if is_whole:
+                yield _item(key, parts, "")
             place = key if parts and not is_whole else ""
             yield BadRecord("corrupted", f"{tar} is damaged: {error}", place)
             return
