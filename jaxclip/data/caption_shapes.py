@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxclip.data import written_values
-from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_filled
+from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_among, is_filled
 
 # Members of an object that say in which language its text is.
 _LANGUAGE_FIELDS = ("lang", "language", "locale")
 _TEXTS_WITHIN = (*TEXT_FIELDS, "raw")
+_NUMBERED = re.compile(r"(.*[^\W\d_])[_.]?(\d{1,2})")
 _LARGEST_WHOLE = 1e15  # floats above need not be the number that was meant
 # Names of lists of the turns of a conversation.
 CONVERSATIONS = ("conversations", "messages", "conversation")
@@ -72,6 +73,31 @@ def _has_answer(value: Any) -> bool:
     """Whether a value is a conversation, perhaps written as text, with an answer in it."""
     turns = written_values.read(value) if isinstance(value, str | bytes) else value
     return isinstance(turns, list) and bool(answer(turns))
+
+
+def joined_numbers(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An object whose captions are in members of one name with numbers (``raw``, ``raw_1``, …),
+    with a list of them, by the numbers, under the name without one.
+
+    Returns:
+      None if it has no such captions, or others that go before.
+    """
+    more: dict[str, tuple[str, int]] = {}
+    for name in values:
+        match = _NUMBERED.fullmatch(name)
+        if match and is_among(match[1], TEXT_FIELDS) and isinstance(values[name], str | bytes):
+            more[name] = (match[1], int(match[2]))
+    bases = {base for base, _ in more.values()}
+    if len(bases) != 1 or len(find(values, TEXT_FIELDS)) > 1:
+        return None
+    (base,) = bases
+    own = values.get(base)
+    if (own is None and find(values, TEXT_FIELDS)) or not isinstance(own, str | bytes | None):
+        return None  # another caption goes before them
+    numbered = sorted(more, key=lambda name: more[name][1])
+    captions = [*([own] if own is not None else []), *(values[name] for name in numbered)]
+    rest = {name: value for name, value in values.items() if name not in more and name != base}
+    return {**rest, base: captions}
 
 
 def _is_number(value: Any) -> bool:

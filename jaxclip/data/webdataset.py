@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data import class_values, remote
-from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data.caption_shapes import captioned, joined_numbers, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
 from jaxclip.data.patterns import expand
@@ -381,6 +381,7 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
 
     They are those of the first usual name that has any.
     """
+    values = joined_numbers(values) or values
     name = captioned(values)
     texts = (each.text for each in said_in(values[name])) if name else ()
     return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))

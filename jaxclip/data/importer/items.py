@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxclip.data import class_values
-from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data.caption_shapes import captioned, joined_numbers, said_in
 from jaxclip.data.class_values import printable
 from jaxclip.data.importer import packed
 from jaxclip.data.naming import (
@@ -135,7 +135,7 @@ def from_fields(
       text_column: the name under which captions are; empty for the first usual one with any.
       split: see :class:`Item`; empty for that of a field such as ``split``.
     """
-    rest = dict(fields)
+    rest = (joined_numbers(fields) if texts is None and not text_column else None) or dict(fields)
     split = split or take_split(rest)
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
     labelled = class_values.field_of(rest, has_captions=texts is not None, text_column=text_column)

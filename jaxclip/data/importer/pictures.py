@@ -147,11 +147,11 @@ def pictures_of(opened: Any, file: pathlib.Path, column: str) -> Pictures | None
 def pictures_named(values: Iterable[Any], file: pathlib.Path) -> Pictures | None:
     """Where the pictures are that the first cells of a table's column name; None if they name
     none."""
-    names = [
+    found = [
         (None if value.get("bytes") else value.get("path")) if isinstance(value, dict) else value
         for value in values
     ]
-    names = [name for name in names if isinstance(name, str) and name]
+    names = [name for name in found if isinstance(name, str) and name]
     return Pictures(file, names) if names else None
 
 

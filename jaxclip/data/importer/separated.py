@@ -69,7 +69,7 @@ def layout(table: pathlib.Path, text: io.TextIOWrapper, is_tsv: bool, wanted: Wa
         if places and (said := _SEPARATOR.match(lines[places[0]])):
             delimiters = [said[1]]
             places = places[1:]
-        found = {
+        found: dict[int, list[tuple[str, list[str]]]] = {
             place: [(each, next(_reader(iter([lines[place]]), each), [])) for each in delimiters]
             for place in places
         }
@@ -203,7 +203,7 @@ def _with_doubled_quotes(line: str, layout: Layout) -> str:
 
     def is_row(line: str) -> bool:
         with contextlib.suppress(csv.Error):
-            cells = next(_reader(iter([line]), layout.delimiter, strict=True), [])
+            cells: list[str] = next(_reader(iter([line]), layout.delimiter, strict=True), [])
             return len(cells) == len(layout.header)
         return False
 

@@ -154,8 +154,8 @@ def _marked(data: Any) -> str:
     if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     # Without a mark there is a zero beside each ASCII letter.
-    places = [place for place, byte in enumerate(begin) if not byte]
-    return {(1, 3): "utf-16-le", (0, 2): "utf-16-be"}.get(tuple(places), "")
+    zeros = [place for place, byte in enumerate(begin) if not byte]
+    return "utf-16-le" if zeros == [1, 3] else "utf-16-be" if zeros == [0, 2] else ""
 
 
 def _form_of(table: pathlib.Path, encoding: str) -> lists.Form | None:

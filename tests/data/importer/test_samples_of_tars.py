@@ -44,6 +44,8 @@ SAMPLES = {
     "another text": ({"a.url.txt": b"http://x", "a.txt": b"a cat"}, CAT, ("a cat",)),
     "a list as text": ({"a.json": js(texts='["a cat", "b"]')}, (("a cat", "b"), None),
                        ("a cat", "b")),
+    "numbered captions": ({"a.json": js(caption_0="a cat", caption_1="b")},
+                          (("a cat", "b"), None), ("a cat", "b")),
     "a class with a fraction": ({"a.cls": b"3.0\n"}, THREE, 3),
     "a class that is a text": ({"a.txt": b"a cat", "a.cls.txt": b"3"}, (("a cat",), 3), 3),
     "a class in JSON": ({"a.json": js(label=3)}, THREE, 3),
