@@ -95,8 +95,10 @@ def _of_object(document: Mapping[str, Any], image: str) -> list[Found | str] | N
     if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
         return [(str(name), {"caption": text}) for name, text in document.items()]
     within = [each for each in parts.values() if isinstance(each, Mapping) and each]
-    if not named and len(within) == 1 and all(map(_names_picture, within[0])):
-        return rows(within[0], image)  # {"data": {"1.jpg": …}}
+    if not named and len(within) == 1:
+        (inner,) = within
+        if all(map(_names_picture, inner)) or all(map(_is_entry, inner.values())):
+            return rows(inner, image)  # {"data": {"1.jpg": …}}
     if document and all(isinstance(each, Mapping) for each in document.values()):
         return [_by_name(str(name), each, image) for name, each in document.items()]
     return None
@@ -304,10 +306,15 @@ def _columns(document: Mapping[str, Any], image: str) -> list[dict[str, Any]] | 
         count = range(len(files))
         lists = {n: v for n, v in document.items() if isinstance(v, list) and len(v) == len(files)}
         return [{name: column[i] for name, column in lists.items()} for i in count]
-    if isinstance(files, Mapping):
+    if isinstance(files, Mapping) and not any(map(_is_entry, files.values())):
         objects = {n: v for n, v in document.items() if isinstance(v, Mapping)}
         return [{name: column.get(i) for name, column in objects.items()} for i in files]
     return None
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is an object that names a picture file of its own."""
+    return isinstance(value, Mapping) and _names_picture(value.get(_file_column(value)))
 
 
 def _are_pairs(value: Any) -> TypeGuard[list[tuple[str, Any]]]:

@@ -198,17 +198,31 @@ def _reader(
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=strip, strict=strict)
 
 
-def _with_doubled_quotes(line: str, layout: Layout) -> str:
-    r"""A line with ``""`` for each ``\"`` (quotes by Spark and MySQL), if only then it is a row."""
+def _with_proper_quotes(line: str, layout: Layout) -> str:
+    r"""A line whose quotes are those of a table.
+
+    Where it is no row as it is, ``\"`` may stand for ``""`` (Spark, MySQL), or quotes for
+    themselves (``a.jpg,"Hello" says a cat``, in tables that nobody quoted).
+    """
 
     def is_row(line: str) -> bool:
-        with contextlib.suppress(csv.Error):
-            cells: list[str] = next(_reader(iter([line]), layout.delimiter, strict=True), [])
-            return len(cells) == len(layout.header)
-        return False
+        cells: list[str] = next(_reader(iter([line]), layout.delimiter, strict=True), [])
+        return len(cells) == len(layout.header)
 
+    try:
+        is_row(line)
+        return line
+    except csv.Error as error:
+        is_unquoted = "expected after" in str(error)
     doubled = line.replace('\\"', '""')
-    return doubled if is_row(doubled) and not is_row(line) else line
+    with contextlib.suppress(csv.Error):
+        if doubled != line and is_row(doubled):
+            return doubled
+    cells = line.rstrip("\r\n").split(layout.delimiter)
+    if not is_unquoted or len(cells) != len(layout.header):
+        return line
+    quoted = ('"{}"'.format(cell.replace('"', '""')) for cell in cells)
+    return layout.delimiter.join(quoted) + "\n"
 
 
 class _Lines:
@@ -234,8 +248,8 @@ class _Lines:
         except StopIteration:
             self.ended = True
             raise
-        if '\\"' in line:
-            line = _with_doubled_quotes(line, self._layout)
+        if '"' in line:
+            line = _with_proper_quotes(line, self._layout)
         self.taken.append(line)
         return line
 

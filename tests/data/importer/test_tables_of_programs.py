@@ -32,6 +32,10 @@ TABLES = {
         "x.csv", 'file,caption\na.png,"a \\"fat, old\\" cat"\nb.png,"a dog\\\\"\n',
         [(A, ('a "fat, old" cat',), ""), (B, ("a dog\\\\",), "")],
     ),
+    "quotes that nobody quoted": (
+        "x.tsv", 'file\tcaption\na.png\t"Hello" says a cat\nb.png\ta "dog"\n',
+        [(A, ('"Hello" says a cat',), ""), (B, ('a "dog"',), "")],
+    ),
     "R": ("x.csv", '"file","caption"\n"1","a.png","a cat"\n"2","b.png","a dog"\n', PAIR),
     "commas at the ends of rows": (
         "x.csv", "caption,file\na cat,a.png,\na dog,b.png,\n", PAIR,
@@ -82,6 +86,9 @@ TABLES = {
     ),
     "an object as text": (
         "x.csv", 'file,caption\na.png,"{""en"": ""a cat""}"\nb.png,{\'raw\': \'a dog\'}\n', PAIR,
+    ),
+    "objects by number within one": (
+        "x.json", json.dumps({"images": {f"{i}": each for i, each in enumerate(OBJECTS)}}), PAIR,
     ),
     "VizWiz": (
         "x.json", json.dumps({
