@@ -9,10 +9,6 @@ from typing import Any
 from jaxclip.data.caption_shapes import captioned
 from jaxclip.data.naming import ALSO_LABELS, LABEL_FIELDS, TEXT_FIELDS, find, first_filled, plain
 
-# Whether the text of an object may have a member with a class; most have none.
-_NAMES = "|".join(r"[\s_.\-]*".join(plain(name)) for name in (*LABEL_FIELDS, *ALSO_LABELS))
-_MEMBER = re.compile(rf'"\s*({_NAMES})"', re.IGNORECASE)
-
 
 def parse_label(value: Any) -> int | str | None:
     """A class index if it is a whole number, a class name if it is another text, else None."""
@@ -48,21 +44,19 @@ def of_field(name: str, value: Any) -> int | str | None:
 
 
 def of_sample(
-    file: bytes | None, text: str, values: Mapping[str, Any], *, has_captions: bool
+    file: bytes | None, values: Mapping[str, Any], *, has_captions: bool
 ) -> int | str | None:
     """The class of a sample of a tar; None if it has none.
 
     Args:
       file: its file with a class, if it has one.
-      text: its JSON file.
-      values: the object in that.
+      values: the object in its JSON file.
       has_captions: whether it has captions.
     """
-    may_be_in = _MEMBER.search(text) is not None
-    found = parse_label(values.get(LABEL_FIELDS[0])) if may_be_in else None
+    found = parse_label(values.get(LABEL_FIELDS[0]))
     if found is None and file is not None:
         found = parse_label(file.decode("utf-8", "replace"))
-    if found is None and may_be_in:
+    if found is None and values:
         name = field_of(values, has_captions=has_captions)
         found = of_field(name, values[name]) if name else None
     return found

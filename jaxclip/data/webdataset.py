@@ -328,7 +328,7 @@ class TarSource(RecordSource):
             texts, bad_in_json = decode_foreign_texts(caption_bytes(values))
             bad += bad_in_json
         cls = content("label")
-        found = class_values.of_sample(cls, meta, values, has_captions=bool(texts))
+        found = class_values.of_sample(cls, values, has_captions=bool(texts))
         label = found if isinstance(found, int) else -1
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)

@@ -125,5 +125,4 @@ def test_a_sparse_file_is_named(tmp_path, caplog):
 
 def test_a_member_of_json_that_says_no_class_is_none():
     for text in ('{"caption": "label"}', '{"labeled": 3}', "{}"):
-        found = class_values.of_sample(None, text, json.loads(text), has_captions=False)
-        assert found is None
+        assert class_values.of_sample(None, json.loads(text), has_captions=False) is None
