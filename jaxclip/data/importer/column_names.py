@@ -137,7 +137,12 @@ def nameless(cells: Sequence[str]) -> tuple[str, ...]:
 
 def is_prose(cells: Sequence[str]) -> bool:
     """Whether cells, blanks and all, are a picture's name and a text with commas in it."""
-    return len(cells) > 2 and is_picture(cells[0]) and all(c.startswith(" ") for c in cells[2:])
+    return (
+        len(cells) > 2
+        and is_picture(cells[0])
+        and all(cell.startswith(" ") for cell in cells[2:])
+        and all(map(_WORD.search, cells[1:]))
+    )
 
 
 def _with_one_text(cells: Sequence[str], pictures: Sequence[bool]) -> tuple[str, ...]:

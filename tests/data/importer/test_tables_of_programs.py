@@ -32,6 +32,15 @@ TABLES = {
         "x.csv", 'file,caption\na.png,"a \\"fat, old\\" cat"\nb.png,"a dog\\\\"\n',
         [(A, ('a "fat, old" cat',), ""), (B, ("a dog\\\\",), "")],
     ),
+    "commas of a text without names": (
+        "captions.txt", "a.png,a cat, on a mat\nb.png,a dog\n",
+        [(A, ("a cat, on a mat",), ""), (B, ("a dog",), "")],
+    ),
+    "blanks behind commas without names": ("x.csv", "a.png, a cat, 0.9\nb.png, a dog, 1\n", PAIR),
+    "two captions without names": (
+        "x.tsv", "a.png\ta cat\ta kitten here\nb.png\ta dog\t\n",
+        [(A, ("a cat", "a kitten here"), ""), (B, ("a dog",), "")],
+    ),
     "quotes that nobody quoted": (
         "x.tsv", 'file\tcaption\na.png\t"Hello" says a cat\nb.png\ta "dog"\n',
         [(A, ('"Hello" says a cat',), ""), (B, ('a "dog"',), "")],
