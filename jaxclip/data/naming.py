@@ -176,6 +176,15 @@ def say_of_splits(file: object, columns: Iterable[str]) -> None:
         )
 
 
+def say_of_delta(folder: pathlib.Path) -> None:
+    """Log that a folder is a table of Delta Lake, if it is one."""
+    if (folder / "_delta_log").is_dir():
+        _say(
+            f"{folder} is a table of Delta Lake, whose log is not read: rows that it deleted or "
+            "changed count where their files are still there; write it as plain Parquet first"
+        )
+
+
 def unique_names(names: Sequence[str]) -> list[str]:
     """Names of classes, of which a data set wants each once: a second ``missile`` (ImageNet has two
     by CLIP's names) becomes ``missile #2``."""

@@ -32,7 +32,13 @@ from jaxclip.data.importer import arrow_files, parquet
 from jaxclip.data.importer.arrow_columns import Columns, columns_of
 from jaxclip.data.importer.items import Item, read_image
 from jaxclip.data.importer.pictures import Pictures, pictures_named
-from jaxclip.data.naming import SPLITS, is_left_by_tools, say_of_splits, split_within
+from jaxclip.data.naming import (
+    SPLITS,
+    is_left_by_tools,
+    say_of_delta,
+    say_of_splits,
+    split_within,
+)
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
@@ -83,6 +89,8 @@ def open_parquet(pattern: str) -> DataSet:
             if any(map(is_left_by_tools, inner.split("/"))):
                 continue
             splits.setdefault(_split_of(pathlib.PurePosixPath(inner)), []).append(file)
+        if not remote.is_remote(pattern):
+            say_of_delta(folder)
         if not splits:
             saved = not remote.is_remote(pattern) and any(folder.rglob("*.arrow"))
             more = f"; what save_to_disk of `datasets` wrote is arrow:{folder}" if saved else ""

@@ -335,7 +335,8 @@ class TarSource(RecordSource):
         elif not texts and isinstance(found, str):
             texts = (found,)  # the name of a class
         if not texts and label < 0:
-            return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
+            detail = "" if bad else f"no caption in {', '.join(sorted(places))} of the sample"
+            return BadRecord("bad_utf8" if bad else "empty_caption", detail, key)
         return Record(image, texts, label, key, meta)
 
     def _index(self, tar: int) -> TarIndex:

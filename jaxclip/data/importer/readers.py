@@ -24,7 +24,7 @@ from jaxclip.data.importer.parquet import ParquetReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
-from jaxclip.data.naming import is_hidden, is_left_by_tools, splits_of_files
+from jaxclip.data.naming import is_hidden, is_left_by_tools, say_of_delta, splits_of_files
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
@@ -217,6 +217,7 @@ def _open(
         return TFRecordReader(fitting, splits_of_files(fitting, path))
     if format == "arrow":
         return ArrowReader(fitting, *columns, splits_of_files(fitting, path))
+    say_of_delta(path)
     return ParquetReader(fitting, *columns, splits_of_files(fitting, path))
 
 

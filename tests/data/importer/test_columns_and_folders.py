@@ -126,6 +126,14 @@ def test_sets(write, records, kind):
     assert in_place(f"{way}:{folder}") == by_split
 
 
+@pytest.mark.parametrize("read", ["import", "in place"])
+def test_a_table_of_delta_lake_is_said_to_be_one(write, records, read, caplog):
+    log = f"{read}/_delta_log/0.json"  # what is said is said once
+    folder = write({f"{read}/0.parquet": {"image": [A], "text": ["a cat"]}, log: "{}"}) / read
+    assert records(folder) if read == "import" else in_place(f"parquet:{folder}")
+    assert "is a table of Delta Lake, whose log is not read" in caplog.text
+
+
 def test_failed_downloads_say_why(write, records):
     folder = write({"0.parquet": {
         "jpg": [A, None], "txt": ["a cat", "x"], "status": ["success", "failed"],
