@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import remote, table_splits
+from jaxclip.data import file_kinds, remote, table_splits
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import arrow_types, parquet
 from jaxclip.data.importer.items import Item, read_image
@@ -33,12 +33,11 @@ from jaxclip.data.naming import SPLITS, is_hidden, say_of_splits, split_within, 
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
-from jaxclip.registry import hint
+from jaxclip.registry import nearest
 
 # Groups of rows that are kept decoded; the least recently used one goes first.
 _KEPT_GROUPS = 16
 _ARROW_FILE = b"ARROW1"
-_ANY_PARQUET = "*.[pP][aA][rR][qQ][uU][eE][tT]"
 
 
 class Group(NamedTuple):
@@ -73,8 +72,7 @@ def open_parquet(pattern: str) -> DataSet:
     folder = remote.path_of(pattern)
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
-        ending = ".parquet" if remote.is_remote(pattern) else _ANY_PARQUET
-        for file in sorted(folder.rglob(ending)):
+        for file in _below(folder):
             inner = str(file).removeprefix(str(folder)).lstrip("/")
             if any(is_hidden(part) for part in inner.split("/")):
                 continue
@@ -87,6 +85,25 @@ def open_parquet(pattern: str) -> DataSet:
         splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
     found = [(split, _row_groups(file, column)) for split in splits for file in splits[split]]
     return _data_set(name, table_splits.divide(found, column))
+
+
+def _below(folder: Any) -> list[Any]:
+    """The Parquet files of a folder and of those in it, sorted.
+
+    Raises:
+      OSError: one of the folders can't be read.
+    """
+    if remote.is_remote(folder):
+        return sorted(folder.rglob(".parquet"))
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [each for each in folders if not is_hidden(each)]
+        found += [pathlib.Path(place, name) for name in names if name.lower().endswith(".parquet")]
+    return sorted(found)
 
 
 def _is_folder(pattern: str) -> bool:
@@ -119,9 +136,14 @@ def _row_groups(file: Any, column: str) -> tuple[list[Group], Any]:
     # Of a remote file the footer is kept: it would be asked for with each group.
     kept = metadata if remote.is_remote(file) else None
 
+    schema = opened.schema_arrow
+
     def reader(number: int) -> Callable[[], Any]:
         def read() -> Any:
             with _opened(file, kept) as opened:
+                same = opened.schema_arrow.equals(schema) and opened.num_row_groups == len(counts)
+                if not same or opened.metadata.row_group(number).num_rows != counts[number]:
+                    raise ValueError("the file has changed since it was opened; start anew")
                 return opened.read_row_group(number).combine_chunks().to_batches()[0]
 
         return read
@@ -143,6 +165,7 @@ def _opened(file: Any, metadata: Any = None) -> Any:
       ValueError: it is damaged.
     """
     if not remote.is_remote(file):
+        file_kinds.check_is_file(file)
         return parquet.open_file(file)
     import pyarrow
     import pyarrow.parquet
@@ -178,8 +201,13 @@ def open_arrow(name: str) -> DataSet:
             written, table_splits.divide([("train", _batches(folder, column))], column)
         )
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            file_kinds.check_is_file(folder)
         siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
-        raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
+        near = nearest(folder.name, siblings, cutoff=0.6)
+        raise FileNotFoundError(
+            f"{folder}: no such folder" + (f"; did you mean {near!r}?" if near else "")
+        )
     if (folder / "dataset_dict.json").is_file():
         names = _json(folder / "dataset_dict.json").get("splits")
         listed = names if isinstance(names, list) else []
@@ -226,8 +254,9 @@ def _batches(file: pathlib.Path, name: str) -> tuple[list[Group], Any]:
     """As :func:`_row_groups`."""
     import pyarrow
 
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise FileNotFoundError(f"{file} does not exist, but state.json beside it names it")
+    file_kinds.check_is_file(file)
     try:
         with pyarrow.memory_map(os.fspath(file)) as mapped:
             is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
@@ -303,6 +332,8 @@ def _json(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _data_set(name: str, groups: Mapping[str, Sequence[Group]]) -> DataSet:
+    if not any(groups.values()):
+        raise ValueError(f"{name} holds no rows")
     of_all = [group.columns for each in groups.values() for group in each]
     names = next((columns.class_names for columns in of_all if columns.class_names), None)
     if any(columns.class_names not in (names, []) for columns in of_all):
@@ -346,7 +377,8 @@ class TableSource(RecordSource):
         except (OSError, ValueError, StopIteration) as error:
             if isinstance(error, OSError) and remote.is_remote(group.file):
                 return BadRecord("unreachable", str(error))
-            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {error}")
+            said = " ".join(str(error).split())
+            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {said}")
         return item if isinstance(item, BadRecord) else self._record(item)
 
     def _record(self, item: Item) -> Record | BadRecord:

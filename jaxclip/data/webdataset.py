@@ -30,7 +30,7 @@ from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
-from jaxclip.data.tfrecord import FileCache
+from jaxclip.data.tfrecord import FileCache, Stamp
 
 _LOG = logging.getLogger(__name__)
 
@@ -165,10 +165,13 @@ def _splits_in(folder: Any) -> dict[str, list[str]]:
 
 def _tars_in(folder: Any) -> list[str]:
     ending = "*.tar" if remote.is_remote(folder) else "*.[tT][aA][rR]"
+    if not remote.is_remote(folder):
+        os.scandir(folder).close()  # an error where it may not be read; glob finds nothing there
     return sorted(
         str(path)
         for path in folder.glob(ending)
-        if not is_hidden(path.name) and (remote.is_remote(folder) or path.is_file())
+        # A link to nothing, or a pipe, is no folder: its own error names it.
+        if not is_hidden(path.name) and (remote.is_remote(folder) or not path.is_dir())
     )
 
 
@@ -267,6 +270,7 @@ class TarSource(RecordSource):
         self._max_indices = max_indices
         self._lock = threading.Lock()
         self._tar_locks = [threading.Lock() for _ in self._paths]
+        self._stamps: list[Stamp] = [(0, 0)] * len(self._paths)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -286,14 +290,14 @@ class TarSource(RecordSource):
         except ValueError as error:
             return BadRecord("corrupted", str(error))
         except OSError as error:
-            if not remote.is_remote(self._paths[tar]):
-                raise
             return BadRecord("unreachable", str(error))
         try:
+            if self._files.stamp(self._paths[tar]) != self._stamps[tar]:
+                where = self._index_anew(tar)
             return self._sample(tar, where, row, alone)
-        except OSError as error:
-            if not remote.is_remote(self._paths[tar]):
-                raise
+        except ValueError as error:
+            return BadRecord("corrupted", str(error))
+        except OSError as error:  # a disk or a bucket that fails, or a file that was removed
             return BadRecord("unreachable", str(error))
 
     def _sample(self, tar: int, where: TarIndex, row: int, alone: bool) -> Record | BadRecord:
@@ -337,6 +341,9 @@ class TarSource(RecordSource):
                 if index is not None:
                     self._indices.move_to_end(tar)
                     return index
+            # Before what it is of, so that no change goes unnoticed.
+            self._files.forget(self._paths[tar])
+            self._stamps[tar] = self._files.stamp(self._paths[tar])
             index = index_tar(self._paths[tar])
             noted = int(self._starts[tar + 1] - self._starts[tar])
             if len(index.keys) > noted:
@@ -350,6 +357,19 @@ class TarSource(RecordSource):
                 if len(self._indices) > self._max_indices:
                     self._indices.popitem(last=False)
         return index
+
+    def _index_anew(self, tar: int) -> TarIndex:
+        """The index of a tar that somebody wrote anew: by the old one a picture would get whatever
+        stands where its caption was."""
+        path = self._paths[tar]
+        with self._tar_locks[tar]:
+            self._files.forget(path)
+            if self._files.stamp(path) != self._stamps[tar]:
+                with self._lock:
+                    known = self._indices.pop(tar, None) is not None
+                if known:
+                    _LOG.warning("%s was changed while it is read: it is indexed anew", path)
+        return self._index(tar)
 
 
 def json_object(data: bytes, text: str) -> Mapping[str, Any]:
