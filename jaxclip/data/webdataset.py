@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,9 @@ import numpy as np
 from jaxclip.data import remote
 from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
+from jaxclip.data.naming import TEXT_FIELDS, is_hidden, said, splits_of_files
 from jaxclip.data.patterns import expand
-from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
+from jaxclip.data.record import UTF_16, BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache, Stamp
 
@@ -38,6 +39,10 @@ SIZES_FILE = "sizes.json"
 NUMBER_FILE = "nshards.txt"
 CLASS_NAMES_FILE = "classnames.txt"
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+_LINE_ENDS = re.compile(r"\r\n|\r|\n")
+# A label as programs write it, 3 or, out of a column of floats, 3.0.
+_WHOLE = re.compile(r"\+?(\d{1,17})(?:\.0*)?", re.ASCII)
+_SHOWN = 40
 # Where the Hugging Face hub keeps tars, by split or not.
 _HUB_FOLDER = "data"
 
@@ -68,12 +73,13 @@ def open_pattern(pattern: str) -> DataSet:
             raise ValueError(f"{paths[0]} holds no samples" + (f": {problem}" if problem else ""))
     folder = remote.path_of(pattern) if _is_folder(pattern) else None
     names = None if folder is None else class_names(folder)
+    templates = [] if folder is None else list(filter(None, _lines_of(folder / TEMPLATES_FILE)))
     return DataSet(
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
         lambda name: TarSource(splits[name], counts[name], class_names=names or ()),
         class_names=names,
-        templates=None if folder is None else _lines_of(folder / TEMPLATES_FILE),
+        templates=templates or None,
     )
 
 
@@ -84,23 +90,32 @@ def class_names(folder: Any) -> list[str] | None:
       folder: the path of the folder.
 
     Returns:
-      None if there is no such file.
+      None if there is no such file, or nothing in it.
 
     Raises:
-      ValueError: it is not UTF-8.
+      ValueError: it is neither UTF-8 nor UTF-16, or a line between others is empty.
     """
-    return _lines_of(folder / CLASS_NAMES_FILE)
+    names = _lines_of(folder / CLASS_NAMES_FILE)
+    if "" in names:
+        raise ValueError(
+            f"{folder / CLASS_NAMES_FILE}: line {names.index('') + 1} is empty, so the lines after "
+            "it may be of other labels; write the name there, or remove the line"
+        )
+    return names or None
 
 
-def _lines_of(file: Any) -> list[str] | None:
-    """The lines of a file that say anything; None if there is no such file or line."""
+def _lines_of(file: Any) -> list[str]:
+    """The lines of a file, up to the last that says anything; none if there is no such file."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        data = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return []
+    try:
+        text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8: {error}") from error
-    return [line.strip() for line in lines if line.strip()] or None
+    lines = _LINE_ENDS.split(text.rstrip())
+    return [line.strip() for line in lines] if text.strip() else []
 
 
 def captions_by_line(paths: Sequence[Any]) -> list[bool]:
@@ -212,7 +227,7 @@ def check_complete(paths: Sequence[str]) -> None:
 def _noted_number(path: Any) -> int:
     """The number of tars that CLIP_benchmark notes beside them; 0 if it does not."""
     try:
-        return int(path.read_text())
+        return int(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError):
         return 0
 
@@ -317,8 +332,9 @@ class TarSource(RecordSource):
             return Record(image, (), -1, key)
         data = content("json") or b""
         meta = data.decode("utf-8", "replace")
-        cls = content("label")
-        label = label_of(cls)
+        label, name = label_of(content("label"))
+        if name in self._class_names:
+            label = self._class_names.index(name)
         files = [each for each in map(content, TEXT_EXTENSIONS) if each is not None]
         if self._by_line[tar]:
             files = [line for each in files for line in each.splitlines()]
@@ -328,10 +344,12 @@ class TarSource(RecordSource):
             bad += bad_in_json
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)
-        elif not texts and label < 0 and cls and not is_number(cls):
-            texts, _ = decode_foreign_texts((cls,))  # the name of a class
+        elif not texts and name:
+            texts = (name,)
         if not texts and label < 0:
-            return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
+            cls = (content("label") or b"")[:_SHOWN]
+            detail = f"its label is {cls!r}, not one number of a class or its name" if cls else ""
+            return BadRecord("bad_utf8" if bad else "empty_caption", detail, key)
         return Record(image, texts, label, key, meta)
 
     def _index(self, tar: int) -> TarIndex:
@@ -398,12 +416,12 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
     return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))
 
 
-def label_of(data: bytes | None) -> int:
-    """The class in a ``.cls`` file, -1 if it is no whole number."""
-    text = (data or b"").strip()
-    return int(text) if text.isdigit() and len(text) < 18 else -1
+def label_of(data: bytes | None) -> tuple[int, str]:
+    """The class in a ``.cls`` file: its number, -1 for none, and its name, empty for none.
 
-
-def is_number(data: bytes) -> bool:
-    """Whether a ``.cls`` file has a number in it, be it that of no class."""
-    return data.strip().removeprefix(b"-").isdigit()
+    Several numbers, or what else has no letters, is neither.
+    """
+    text = said((data or b"").decode("utf-8", "replace"))
+    if found := _WHOLE.fullmatch(text):
+        return int(found[1]), ""
+    return -1, text if any(map(str.isalpha, text)) and "\ufffd" not in text else ""
