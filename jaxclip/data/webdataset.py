@@ -150,6 +150,7 @@ def _splits(pattern: str) -> dict[str, list[str]]:
         for place in (folder, inner)
         for ending in ("*.tar.*", "*.tgz")
         for file in place.glob(ending)
+        if not is_hidden(file.name)
     ]
     if packed:
         raise ValueError(
