@@ -49,6 +49,8 @@ DEFAULT_MAX_ASPECT = 50.0
 
 # The size limit is checked here, before a pixel is decoded, and reported as absurd_size.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What is odd about a picture that is read all the same is no line of a log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(
@@ -122,10 +124,10 @@ def decode_mended(
             return decode_mended(
                 sound, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
             )
-        packed = (
-            f"TIFF packed as {image.info.get('compression')}: " if image.format == "TIFF" else ""
-        )
-        return BadRecord(reason, f"{jpeg_process(data)}{packed}{type(error).__name__}: {error}")
+        how = jpeg_process(data)
+        if image.format == "TIFF" and "decoder error" in str(error):
+            how = f"a TIFF compressed as {image.info.get('compression')}, which is not read: "
+        return BadRecord(reason, f"{how}{type(error).__name__}: {error}")
     # An icon's first bytes may say another size than the picture in it has.
     if image.format == "ICO" and not is_sane(*loaded.size, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{loaded.width}x{loaded.height} pixels")

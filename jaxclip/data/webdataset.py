@@ -25,21 +25,25 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data import remote
+from jaxclip.data.benchmark_files import (
+    NUMBER_FILE,
+    TEMPLATES_FILE,
+    captions_by_line,
+    class_names,
+    lines_of,
+    noted_number,
+)  # fmt: skip
 from jaxclip.data.caption_shapes import captioned, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, is_hidden, said, splits_of_files
 from jaxclip.data.patterns import expand
-from jaxclip.data.record import UTF_16, BadRecord, Record, decode_foreign_texts, meta_object
+from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
 from jaxclip.data.tfrecord import FileCache, Stamp
 
 _LOG = logging.getLogger(__name__)
 
 SIZES_FILE = "sizes.json"
-NUMBER_FILE = "nshards.txt"
-CLASS_NAMES_FILE = "classnames.txt"
-TEMPLATES_FILE = "zeroshot_classification_templates.txt"
-_LINE_ENDS = re.compile(r"\r\n|\r|\n")
 # A label as programs write it, 3 or, out of a column of floats, 3.0.
 _WHOLE = re.compile(r"\+?(\d{1,17})(?:\.0*)?", re.ASCII)
 _SHOWN = 40
@@ -73,7 +77,7 @@ def open_pattern(pattern: str) -> DataSet:
             raise ValueError(f"{paths[0]} holds no samples" + (f": {problem}" if problem else ""))
     folder = remote.path_of(pattern) if _is_folder(pattern) else None
     names = None if folder is None else class_names(folder)
-    templates = [] if folder is None else list(filter(None, _lines_of(folder / TEMPLATES_FILE)))
+    templates = [] if folder is None else list(filter(None, lines_of(folder / TEMPLATES_FILE)))
     return DataSet(
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
@@ -81,52 +85,6 @@ def open_pattern(pattern: str) -> DataSet:
         class_names=names,
         templates=templates or None,
     )
-
-
-def class_names(folder: Any) -> list[str] | None:
-    """Names of the labels, a line each, in a folder as CLIP_benchmark writes it.
-
-    Args:
-      folder: the path of the folder.
-
-    Returns:
-      None if there is no such file, or nothing in it.
-
-    Raises:
-      ValueError: it is neither UTF-8 nor UTF-16, or a line between others is empty.
-    """
-    names = _lines_of(folder / CLASS_NAMES_FILE)
-    if "" in names:
-        raise ValueError(
-            f"{folder / CLASS_NAMES_FILE}: line {names.index('') + 1} is empty, so the lines after "
-            "it may be of other labels; write the name there, or remove the line"
-        )
-    return names or None
-
-
-def _lines_of(file: Any) -> list[str]:
-    """The lines of a file, up to the last that says anything; none if there is no such file."""
-    try:
-        data = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    try:
-        text = data.decode("utf-16" if data.startswith(UTF_16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: {error}") from error
-    lines = _LINE_ENDS.split(text.rstrip())
-    return [line.strip() for line in lines] if text.strip() else []
-
-
-def captions_by_line(paths: Sequence[Any]) -> list[bool]:
-    """Whether each line of a ``.txt`` in each of some tars is a caption of its own, as
-    CLIP_benchmark writes it, which leaves ``nshards.txt`` beside them."""
-    noted: dict[str, bool] = {}
-    for path in paths:
-        folder = os.path.dirname(path)
-        if folder not in noted:
-            noted[folder] = _noted_number(remote.path_of(folder or ".") / NUMBER_FILE) > 0
-    return [noted[os.path.dirname(path)] for path in paths]
 
 
 def _is_folder(pattern: str) -> bool:
@@ -217,20 +175,12 @@ def check_complete(paths: Sequence[str]) -> None:
                 f"{os.path.join(folder, missing[0])}{more} is not there, but {SIZES_FILE} names "
                 f"it; bring it back, or name those that you have: {os.path.join(folder, '*.tar')}"
             )
-        count = _noted_number(remote.path_of(folder) / NUMBER_FILE)
+        count = noted_number(remote.path_of(folder) / NUMBER_FILE)
         if count > len(there):
             raise FileNotFoundError(
                 f"{folder} holds {len(there)} tars, but {NUMBER_FILE} says {count}; bring them "
                 f"back, or name those that you have: {os.path.join(folder, '*.tar')}"
             )
-
-
-def _noted_number(path: Any) -> int:
-    """The number of tars that CLIP_benchmark notes beside them; 0 if it does not."""
-    try:
-        return int(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError):
-        return 0
 
 
 def _sizes(path: Any) -> Mapping[str, Any]:

@@ -46,7 +46,7 @@ class Fuse(Step):
         flow.decide(functools.partial(self.verdict, ranges))
 
     def values(self, rows: Rows) -> np.ndarray:
-        """float64[n, columns]; NaN for what is missing, or infinite, which would dwarf all others."""
+        """float64[n, columns]; NaN if missing, or infinite, which would dwarf the others."""
         values = np.stack([rows.values(name) for name in self.columns], axis=1)
         return np.where(np.isfinite(values), values, np.nan)
 
