@@ -181,10 +181,7 @@ def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
 
 def _profile_of_jpeg(image: Image.Image, data: bytes) -> bytes | None:
     """Its colour profile; Pillow finds none behind the header of the frame, nor one of two."""
-    found = image.info.get("icc_profile")
-    if found or b"ICC_PROFILE\x00" not in data:
-        return found
-    return jpeg_header.colour_profile(data)
+    return image.info.get("icc_profile") or jpeg_header.colour_profile(data)
 
 
 def _mended(data: bytes) -> bytes | None:

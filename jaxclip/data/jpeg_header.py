@@ -60,8 +60,8 @@ def colour_profile(data: bytes) -> bytes | None:
             start += 1
             continue
         length = data[start + 2] << 8 | data[start + 3]
-        content = data[start + 4 : start + 2 + length]
-        if data[start + 1] == _PROFILE and content.startswith(_PROFILE_BEGIN) and length > 15:
+        if data[start + 1] == _PROFILE and data.startswith(_PROFILE_BEGIN, start + 4):
+            content = data[start + 4 : start + 2 + length].ljust(14, b"\0")
             total = total or content[13]
             parts.setdefault(content[12], content[14:])
         start += 2 + length
