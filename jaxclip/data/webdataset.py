@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data import remote
+from jaxclip.data import class_values, remote
 from jaxclip.data.benchmark_files import (
     NUMBER_FILE,
     TEMPLATES_FILE,
@@ -33,9 +32,9 @@ from jaxclip.data.benchmark_files import (
     lines_of,
     noted_number,
 )  # fmt: skip
-from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data.caption_shapes import captioned, joined_numbers, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.naming import TEXT_FIELDS, is_hidden, said, splits_of_files
+from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
@@ -44,8 +43,6 @@ from jaxclip.data.tfrecord import FileCache, Stamp
 _LOG = logging.getLogger(__name__)
 
 SIZES_FILE = "sizes.json"
-# A label as programs write it, 3 or, out of a column of floats, 3.0.
-_WHOLE = re.compile(r"\+?(\d{1,17})(?:\.0*)?", re.ASCII)
 _SHOWN = 40
 # Where the Hugging Face hub keeps tars, by split or not.
 _HUB_FOLDER = "data"
@@ -101,15 +98,21 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     splits = _splits_in(folder)
     if set(splits) <= {_HUB_FOLDER} and inner.is_dir():
         splits = _splits_in(inner)
-    if splits:
-        return splits
     packed = [
         file
         for place in (folder, inner)
-        for ending in ("*.tar.*", "*.tgz")
+        for ending in ("*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst", "*.tgz")
         for file in place.glob(ending)
         if not is_hidden(file.name)
     ]
+    if splits:
+        if packed:
+            _LOG.warning(
+                "%d compressed tars are left out (%s): unpack or import them",
+                len(packed),
+                packed[0],
+            )
+        return splits
     if packed:
         raise ValueError(
             f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
@@ -283,23 +286,27 @@ class TarSource(RecordSource):
             return Record(image, (), -1, key)
         data = content("json") or b""
         meta = data.decode("utf-8", "replace")
-        label, name = label_of(content("label"))
-        if name in self._class_names:
-            label = self._class_names.index(name)
         files = [each for each in map(content, TEXT_EXTENSIONS) if each is not None]
         if self._by_line[tar]:
             files = [line for each in files for line in each.splitlines()]
         texts, bad = decode_foreign_texts(files)
+        values = json_object(data, meta) if data else {}
         if not texts:
-            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(data, meta)))
+            texts, bad_in_json = decode_foreign_texts(caption_bytes(values))
             bad += bad_in_json
+        cls = content("label")
+        found = class_values.of_sample(cls, values, has_captions=bool(texts))
+        if found in self._class_names:
+            found = self._class_names.index(found)
+        label = found if isinstance(found, int) else -1
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)
-        elif not texts and name:
-            texts = (name,)
+        elif not texts and isinstance(found, str):
+            texts = (found,)  # the name of a class
         if not texts and label < 0:
-            cls = (content("label") or b"")[:_SHOWN]
-            detail = f"its label is {cls!r}, not one number of a class or its name" if cls else ""
+            detail = "" if bad else f"no caption in {', '.join(sorted(places))} of the sample"
+            if cls and not bad:
+                detail = f"its label is {cls[:_SHOWN]!r}, not one number of a class or its name"
             return BadRecord("bad_utf8" if bad else "empty_caption", detail, key)
         return Record(image, texts, label, key, meta)
 
@@ -362,17 +369,7 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
 
     They are those of the first usual name that has any.
     """
+    values = joined_numbers(values) or values
     name = captioned(values)
     texts = (each.text for each in said_in(values[name])) if name else ()
     return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))
-
-
-def label_of(data: bytes | None) -> tuple[int, str]:
-    """The class in a ``.cls`` file: its number, -1 for none, and its name, empty for none.
-
-    Several numbers, or what else has no letters, is neither.
-    """
-    text = said((data or b"").decode("utf-8", "replace"))
-    if found := _WHOLE.fullmatch(text):
-        return int(found[1]), ""
-    return -1, text if any(map(str.isalpha, text)) and "\ufffd" not in text else ""
