@@ -232,14 +232,16 @@ class TarSource(RecordSource):
     ):
         self._paths = list(paths)
         self._class_names = list(class_names)
+        # Of two classes of a name the first counts.
+        self._labels = {name: at for at, name in reversed(list(enumerate(class_names)))}
         self._by_line = captions_by_line(paths)
         self._starts = np.concatenate([[0], np.cumsum(list(counts), dtype=np.int64)])
         self._files = FileCache()
-        self._indices: OrderedDict[int, TarIndex] = OrderedDict()
+        # With what each tar was when it was indexed: a record must be read by the two together.
+        self._indices: OrderedDict[int, tuple[TarIndex, Stamp]] = OrderedDict()
         self._max_indices = max_indices
         self._lock = threading.Lock()
         self._tar_locks = [threading.Lock() for _ in self._paths]
-        self._stamps: list[Stamp] = [(0, 0)] * len(self._paths)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -255,13 +257,13 @@ class TarSource(RecordSource):
         tar = int(np.searchsorted(self._starts, index, side="right")) - 1
         row = index - int(self._starts[tar])
         try:
-            where = self._index(tar)
+            where, stamp = self._index(tar)
         except ValueError as error:
             return BadRecord("corrupted", str(error))
         except OSError as error:
             return BadRecord("unreachable", str(error))
         try:
-            if self._files.stamp(self._paths[tar]) != self._stamps[tar]:
+            if self._files.stamp(self._paths[tar]) != stamp:
                 where = self._index_anew(tar)
             return self._sample(tar, where, row, alone)
         except ValueError as error:
@@ -296,8 +298,8 @@ class TarSource(RecordSource):
             bad += bad_in_json
         cls = content("label")
         found = class_values.of_sample(cls, values, has_captions=bool(texts))
-        if found in self._class_names:
-            found = self._class_names.index(found)
+        if isinstance(found, str):
+            found = self._labels.get(found, found)
         label = found if isinstance(found, int) else -1
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)
@@ -310,16 +312,17 @@ class TarSource(RecordSource):
             return BadRecord("bad_utf8" if bad else "empty_caption", detail, key)
         return Record(image, texts, label, key, meta)
 
-    def _index(self, tar: int) -> TarIndex:
+    def _index(self, tar: int) -> tuple[TarIndex, Stamp]:
+        """The index of a tar, and what the tar was then."""
         with self._tar_locks[tar]:  # one scan of a tar, whoever needs it first
             with self._lock:
-                index = self._indices.get(tar)
-                if index is not None:
+                known = self._indices.get(tar)
+                if known is not None:
                     self._indices.move_to_end(tar)
-                    return index
+                    return known
             # Before what it is of, so that no change goes unnoticed.
             self._files.forget(self._paths[tar])
-            self._stamps[tar] = self._files.stamp(self._paths[tar])
+            stamp = self._files.stamp(self._paths[tar])
             index = index_tar(self._paths[tar])
             noted = int(self._starts[tar + 1] - self._starts[tar])
             if len(index.keys) > noted:
@@ -329,10 +332,10 @@ class TarSource(RecordSource):
                     self._paths[tar], len(index.keys), noted, SIZES_FILE,
                 )  # fmt: skip
             with self._lock:
-                self._indices[tar] = index
+                self._indices[tar] = index, stamp
                 if len(self._indices) > self._max_indices:
                     self._indices.popitem(last=False)
-        return index
+        return index, stamp
 
     def _index_anew(self, tar: int) -> TarIndex:
         """The index of a tar that somebody wrote anew: by the old one a picture would get whatever
@@ -340,12 +343,13 @@ class TarSource(RecordSource):
         path = self._paths[tar]
         with self._tar_locks[tar]:
             self._files.forget(path)
-            if self._files.stamp(path) != self._stamps[tar]:
+            with self._lock:
+                known = self._indices.get(tar)
+            if known is not None and self._files.stamp(path) != known[1]:
                 with self._lock:
-                    known = self._indices.pop(tar, None) is not None
-                if known:
-                    _LOG.warning("%s was changed while it is read: it is indexed anew", path)
-        return self._index(tar)
+                    self._indices.pop(tar, None)
+                _LOG.warning("%s was changed while it is read: it is indexed anew", path)
+        return self._index(tar)[0]
 
 
 def json_object(data: bytes, text: str) -> Mapping[str, Any]:

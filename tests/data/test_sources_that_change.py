@@ -61,6 +61,19 @@ def test_a_tar_that_is_written_anew_gives_no_pictures_with_the_captions_of_other
     assert captions(source) == expected
 
 
+def test_a_tar_is_not_read_by_the_index_that_it_had_before(tmp_path, monkeypatch):
+    path = tar(tmp_path / "0.tar", range(4))
+    source = sources.open(f"webdataset:{path}").source("train")
+    before, index = source._index(0), source._index
+    tar(path, range(10, 14), size=600)
+    os.utime(path, ns=(1, 1))
+    assert captions(source)[0] == "10"
+    # As in a thread that is held up between the two while another one indexes anew.
+    held_up = iter([before])
+    monkeypatch.setattr(source, "_index", lambda number: next(held_up, None) or index(number))
+    assert captions(source) == ["10", "11", "12", "13"]
+
+
 def test_a_tar_that_goes_away_is_counted_and_does_not_end_the_run(tmp_path):
     path = tar(tmp_path / "0.tar", range(4))
     source = sources.open(f"webdataset:{path}").source("train")

@@ -132,7 +132,10 @@ class _Machine(_Unpickler):
         """Count steps."""
         self.steps += steps
         if self.steps > MOST_STEPS:
-            raise FileError(f"{self._path}: its data.pkl takes more than {MOST_STEPS} steps")
+            raise FileError(
+                f"{self._path}: its data.pkl takes more than {MOST_STEPS} steps: save its state "
+                "dict alone, best as safetensors"
+            )
 
     def find_class(self, module: str, name: str) -> Any:
         found = _named(module, name)
