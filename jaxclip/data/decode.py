@@ -119,7 +119,7 @@ def decode_mended(
         loaded = _loaded(image, data)
     except Exception as error:
         reason = _load_failure(error, data)
-        sound = mending.jpeg_with_end(data) if reason == "truncated" else _mended(data)
+        sound = _mended_pixels(data, reason)
         if sound is not None:
             return decode_mended(
                 sound, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
@@ -186,11 +186,14 @@ def _profile_of_jpeg(image: Image.Image, data: bytes) -> bytes | None:
 
 def _mended(data: bytes) -> bytes | None:
     """The same picture in bytes that Pillow reads, where it gave up; None if there are none."""
-    return (
-        mending.png_without_extras(data)
-        or mending.png_with_checksum(data)
-        or bitmaps.sound_bitmap(data)
-    )
+    return mending.png_without_extras(data) or bitmaps.sound_bitmap(data)
+
+
+def _mended_pixels(data: bytes, reason: str) -> bytes | None:
+    """As :func:`_mended`, where its header was read and its size is sane: that of its pixels."""
+    if reason == "truncated":
+        return mending.jpeg_with_end(data)
+    return _mended(data) or mending.png_with_checksum(data)
 
 
 def _no_picture(data: bytes, error: Exception) -> BadRecord:

@@ -14,6 +14,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 # Bytes of additions that Pillow gives up on where they have less.
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9}
+# Unpacked bytes of a PNG that are looked at at a time.
+_PIECE = 1 << 20
 _JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Bytes put behind a JPEG that has no end: more than one of its blocks needs.
 _FILLING = 256
@@ -62,7 +64,7 @@ def png_with_checksum(data: bytes) -> bytes | None:
     Returns:
       None if it is no PNG, its checksum is right, or its packed pixels are damaged.
     """
-    if not data.startswith(_PNG) or len(data) < 33:
+    if not data.startswith(_PNG) or data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height = struct.unpack_from(">II", data, 16)
     before, position = [_PNG], len(_PNG)
@@ -77,19 +79,35 @@ def png_with_checksum(data: bytes) -> bytes | None:
             (behind if packed else before).append(chunk)
         position += 12 + length
     stream = b"".join(packed)
-    unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        # At most 16 bits of four channels, and seven passes with a byte a row.
-        pixels = unpacking.decompress(stream[2:], height * (8 * width + 14) + 1)
-    except zlib.error:
+    # At most 16 bits of four channels, and seven passes with a byte a row.
+    found = _checksum(stream, height * (8 * width + 14))
+    if found is None:
         return None
-    checksum = struct.pack(">I", zlib.adler32(pixels))
-    rest = unpacking.unused_data
-    if not unpacking.eof or rest[:4] == checksum:
+    checksum, behind_pixels = found
+    if stream.startswith(checksum, behind_pixels):
         return None
-    chunk = b"IDAT" + stream[: len(stream) - len(rest)] + checksum
+    chunk = b"IDAT" + stream[:behind_pixels] + checksum
     chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return b"".join([*before, chunk, *behind])
+
+
+def _checksum(stream: bytes, most: int) -> tuple[bytes, int] | None:
+    """The checksum of what is packed in a stream of zlib, and where it belongs.
+
+    None if it is damaged, or more than so many bytes, of which only some are held at a time.
+    """
+    unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
+    checksum, size, packed = 1, 0, stream[2:]
+    try:
+        while not unpacking.eof:
+            piece = unpacking.decompress(packed, _PIECE)
+            checksum, size = zlib.adler32(piece, checksum), size + len(piece)
+            packed = unpacking.unconsumed_tail
+            if size > most or not (piece or packed or unpacking.eof):
+                return None
+    except zlib.error:
+        return None
+    return struct.pack(">I", checksum), len(stream) - len(unpacking.unused_data)
 
 
 def jpeg_with_end(data: bytes) -> bytes | None:

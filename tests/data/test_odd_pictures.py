@@ -2,13 +2,14 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from jaxclip.data import image_backend, jpeg_header
+from jaxclip.data import colour, image_backend, jpeg_header, mending
 from jaxclip.data.decode import decode
 from jaxclip.data.file_kinds import kind_of
 from jaxclip.data.image_op import Cut
@@ -170,6 +171,40 @@ def png_chunk(kind, content):
         + content
         + struct.pack(">I", zlib.crc32(kind + content))
     )
+
+
+def test_a_bomb_with_a_wrong_checksum_is_not_unpacked_into_memory():
+    packed = zlib.compress(bytes(2**24), 1)[:-4] + b"none"
+    for side in (30_000, 2**32 - 1):
+        header = struct.pack(">II5B", side, side, 8, 2, 0, 0, 0)
+        bomb = b"\x89PNG\r\n\x1a\n"
+        for kind, data in ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")):
+            bomb += struct.pack(">I", len(data)) + kind + data + bytes(4)
+        tracemalloc.start()
+        try:
+            mending.png_with_checksum(bomb)
+            assert tracemalloc.get_traced_memory()[1] < 2**22
+        finally:
+            tracemalloc.stop()
+        found = decode(bomb)
+        assert isinstance(found, BadRecord) and "damaged" in found.detail
+
+
+def test_a_profile_of_greys_is_looked_up_and_not_worked_out_pixel_by_pixel(monkeypatch):
+    looked_at = []
+
+    class Transform:
+        def apply(self, image):
+            looked_at.append(image.size)
+            return Image.merge("RGB", [image.point(lambda value: 255 - value)] * 3)
+
+    monkeypatch.setattr(ImageCms, "ImageCmsProfile", lambda stream: None)
+    monkeypatch.setattr(ImageCms, "buildTransform", lambda *args, **kwargs: Transform())
+    picture = Image.fromarray(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8))
+    picture.info["icc_profile"] = b"looked up".ljust(16) + b"GRAY"
+    changed = colour.to_srgb(picture.copy())
+    assert looked_at == [(256, 1)]
+    np.testing.assert_array_equal(changed, 255 - np.asarray(picture.convert("RGB")))
 
 
 @pytest.mark.parametrize("split", [False, True])
