@@ -126,7 +126,8 @@ def decode_mended(
             )
         how = jpeg_process(data)
         if image.format == "TIFF" and "decoder error" in str(error):
-            how = f"a TIFF compressed as {image.info.get('compression')}, which is not read: "
+            packing = image.info.get("compression")
+            how = f"a TIFF that is damaged or compressed as is not read ({packing}): "
         return BadRecord(reason, f"{how}{type(error).__name__}: {error}")
     # An icon's first bytes may say another size than the picture in it has.
     if image.format == "ICO" and not is_sane(*loaded.size, max_pixels, max_aspect, min_side):

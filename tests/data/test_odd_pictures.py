@@ -173,6 +173,13 @@ def png_chunk(kind, content):
     )
 
 
+def test_a_damaged_tiff_is_not_said_to_be_of_a_kind_that_is_not_read():
+    data = encoded(RGB, "TIFF", compression="tiff_lzw")
+    found = decode(data.replace(data[8:40], bytes(32)))
+    assert isinstance(found, BadRecord)
+    assert found.detail.startswith("a TIFF that is damaged or compressed as is not read (tiff_lzw)")
+
+
 def test_a_bomb_with_a_wrong_checksum_is_not_unpacked_into_memory():
     packed = zlib.compress(bytes(2**24), 1)[:-4] + b"none"
     for side in (30_000, 2**32 - 1):
