@@ -248,7 +248,8 @@ class _Lines:
         except StopIteration:
             self.ended = True
             raise
-        if '"' in line:
+        # Where one was taken before, it is within a quote that goes on over lines.
+        if '"' in line and not self.taken:
             line = _with_proper_quotes(line, self._layout)
         self.taken.append(line)
         return line
@@ -276,6 +277,7 @@ def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] |
         if any(_is_row(line, layout) for line in lines.taken[0 if problem else 1 :]):
             # A quote that nobody closed has run over whole rows.
             for line in list(lines.taken):
+                line = _with_proper_quotes(line, layout)
                 yield next(_reader(iter([line]), layout.delimiter), []), line
         elif problem:
             yield problem, ""

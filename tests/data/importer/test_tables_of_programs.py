@@ -45,6 +45,10 @@ TABLES = {
         "x.tsv", 'file\tcaption\na.png\t"Hello" says a cat\nb.png\ta "dog"\n',
         [(A, ('"Hello" says a cat',), ""), (B, ('a "dog"',), "")],
     ),
+    "quotes on further lines of a cell": (
+        "x.csv", 'file,caption\na.png,"a cat says\n""hello"", and goes"\nb.png,a dog\n',
+        [(A, ('a cat says\n"hello", and goes',), ""), (B, ("a dog",), "")],
+    ),
     "R": ("x.csv", '"file","caption"\n"1","a.png","a cat"\n"2","b.png","a dog"\n', PAIR),
     "commas at the ends of rows": (
         "x.csv", "caption,file\na cat,a.png,\na dog,b.png,\n", PAIR,
@@ -152,6 +156,22 @@ def test_the_error_shows_the_first_line_that_is_no_note(fill, records):
     folder = fill({"captions.csv": "# by me\nwhat,caption\na.png,a cat\n"})
     with pytest.raises(ValueError, match=re.escape("its first line is ['what', 'caption']")):
         records(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_backslash_in_a_list_stands_for_itself():
+    assert written_values.read(r"['a \d cat', 'it\'s']") == [r"a \d cat", "it's"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'a': " + "[" * 20_000 + "]" * 20_000 + "}]", "{'a': 1" + "+1" * 20_000 + "}",
+        "{'a': " + "-" * 20_000 + "1}", "['a'" + "(" * 5_000 + "]", "[" + "'a'\n" * 20_000 + "]",
+    ],
+)  # fmt: skip
+def test_texts_that_are_made_to_hurt_stay_texts(text):
+    assert written_values.read(text) is None
 
 
 @pytest.mark.parametrize(
