@@ -49,6 +49,18 @@ TABLES = {
         "x.csv", 'file,caption\na.png,"a cat says\n""hello"", and goes"\nb.png,a dog\n',
         [(A, ('a cat says\n"hello", and goes',), ""), (B, ("a dog",), "")],
     ),
+    "cells of several lines before the file": (
+        "x.csv", 'caption,file\n"a cat\non a mat",a.png\n"a ""big""\ndog",b.png\n',
+        [(A, ("a cat\non a mat",), ""), (B, ('a "big"\ndog',), "")],
+    ),
+    "a quote before the file that nobody closed": (
+        "x.csv", 'caption,file\n"a cat,a.png\n"a dog",b.png\n',
+        [("bad_row", "row 2 has 1 fields of 2"), PAIR[1]],
+    ),
+    "lines in cells of Spark": (
+        "x.csv", 'file,caption\na.png,"a \\"fat\\"\n\\"old\\", cat"\nb.png,"a dog"\n',
+        [(A, ('a "fat"\n"old", cat',), ""), (B, ("a dog",), "")],
+    ),
     "R": ("x.csv", '"file","caption"\n"1","a.png","a cat"\n"2","b.png","a dog"\n', PAIR),
     "commas at the ends of rows": (
         "x.csv", "caption,file\na cat,a.png,\na dog,b.png,\n", PAIR,
@@ -145,6 +157,12 @@ def test_rows_of_other_keys_and_splits_are_other_records(fill, records):
     table = "file,caption,key,split\na.png,x,1,train\nb.png,y,2,train\na.png,z,{}\n"
     for last, count in (("3,train", 3), ("1,val", 3), ("1,train", 2)):
         assert len(records(fill({**PICTURES, "x.csv": table.format(last)}))) == count
+
+
+def test_commas_of_a_text_before_its_picture_are_not_guessed_at(fill, records):
+    folder = fill({**PICTURES, "captions.csv": "a cat, and a dog,a.png\na dog,b.png\n"})
+    with pytest.raises(ValueError, match="if that is no line of names, put one above it"):
+        records(folder)
 
 
 def test_a_column_with_a_number_can_be_named(fill, records):
