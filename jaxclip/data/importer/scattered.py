@@ -106,5 +106,9 @@ def _keep(runs: Iterable[_Run[_Row]], first: np.ndarray, kept: IO[bytes]) -> np.
     for number, group in zip(range(len(first)), named, strict=False):
         if first[number] != number:
             offsets[number] = kept.tell()
-            pickle.dump(group, kept, pickle.HIGHEST_PROTOCOL)
+            try:
+                pickle.dump(group, kept, pickle.HIGHEST_PROTOCOL)
+            except OSError as error:
+                place = tempfile.gettempdir()
+                raise OSError(error.errno, "rows of the table wait in TMPDIR", place) from error
     return offsets

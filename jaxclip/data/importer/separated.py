@@ -316,7 +316,7 @@ def _goes_on_before_the_file(taken: Sequence[str], layout: Layout) -> bool:
     """Whether lines are one row with a cell of several lines before that of the file, so that the
     last line has the file, as a whole row would."""
     try:
-        cells = next(_reader(iter(taken), layout.delimiter, strict=True), [])
+        cells: list[str] = next(_reader(iter(taken), layout.delimiter, strict=True), [])
     except csv.Error:
         return False
     place = layout.header.index(layout.image)

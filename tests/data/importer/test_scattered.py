@@ -1,5 +1,6 @@
 """Rows for the same picture that stand apart, and files whose records are called the same."""
 
+import errno
 import hashlib
 import pathlib
 import types
@@ -44,6 +45,17 @@ def test_a_table_that_grows_while_it_is_read():
     tables = iter(("a1 b2 a3", "a1 b2 a3 c4", "a1 b2 a3 c4"))
     found = scattered.gathered(lambda: next(tables).split(), lambda row: row[0], lambda row: row[0])
     assert list(found) == [["a1", "a3"], ["b2"], [], ["c4"]]
+
+
+def test_rows_that_find_no_room_are_said_to_be_where_they_are(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scattered.pickle, "dump", full)
+    monkeypatch.setattr(scattered.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match=f"wait in TMPDIR: '{tmp_path}'") as caught:
+        gathered("a1 b2 a3")
+    assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize(
