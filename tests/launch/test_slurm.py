@@ -86,6 +86,7 @@ def test_it_installs_for_gpus_first(cluster):
         (["--nodes", "0", "configs/emoji.py", "--workdir", "w"], "--nodes=0 is not a whole"),
         (["--processes_per_node", "3", "configs/emoji.py"], "must be 1 or --gpus_per_node (8)"),
         (["--workdir", "w", "configs/emoji.py"], "unknown option --workdir"),
+        (["--port", "70000", "configs/emoji.py"], "--port=70000 is no port"),
         (["--nodes"], "--nodes needs a value"),
     ],
 )
