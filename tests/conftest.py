@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import os
 import pathlib
+import signal
 import sys
 import threading
 
@@ -45,6 +46,10 @@ for _name, _value in _FLAGS.items():
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(20 * 2**30))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Seconds that a test marked slow may take.

@@ -83,6 +83,8 @@ _OTHERS = {
     b"par1": "a Parquet file",
     b"pare": "an encrypted Parquet file; write it again without a key",
     b"arrow1": "an Arrow file",
+    b"orc": "an ORC file; write it as Parquet",
+    b"obj\x01": "an Avro file; write it as Parquet",
     b"sqlite format 3": "an SQLite database; write its pictures as tars or Parquet",
     b"matlab": "a file of MATLAB; write its pictures as tars or Parquet",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",

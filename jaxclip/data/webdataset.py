@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.data import remote
-from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data import class_values, remote
+from jaxclip.data.caption_shapes import captioned, joined_numbers, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
 from jaxclip.data.patterns import expand
@@ -95,7 +95,7 @@ def class_names(folder: Any) -> list[str] | None:
 def _lines_of(file: Any) -> list[str] | None:
     """The lines of a file that say anything; None if there is no such file or line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as error:
@@ -128,14 +128,20 @@ def _splits(pattern: str) -> dict[str, list[str]]:
     splits = _splits_in(folder)
     if set(splits) <= {_HUB_FOLDER} and inner.is_dir():
         splits = _splits_in(inner)
-    if splits:
-        return splits
     packed = [
         file
         for place in (folder, inner)
-        for ending in ("*.tar.*", "*.tgz")
+        for ending in ("*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst", "*.tgz")
         for file in place.glob(ending)
     ]
+    if splits:
+        if packed:
+            _LOG.warning(
+                "%d compressed tars are left out (%s): unpack or import them",
+                len(packed),
+                packed[0],
+            )
+        return splits
     if packed:
         raise ValueError(
             f"{packed[0]} is compressed, which cannot be read in place; unpack it, or use "
@@ -313,21 +319,24 @@ class TarSource(RecordSource):
             return Record(image, (), -1, key)
         data = content("json") or b""
         meta = data.decode("utf-8", "replace")
-        cls = content("label")
-        label = label_of(cls)
         files = [each for each in map(content, TEXT_EXTENSIONS) if each is not None]
         if self._by_line[tar]:
             files = [line for each in files for line in each.splitlines()]
         texts, bad = decode_foreign_texts(files)
+        values = json_object(data, meta) if data else {}
         if not texts:
-            texts, bad_in_json = decode_foreign_texts(caption_bytes(json_object(data, meta)))
+            texts, bad_in_json = decode_foreign_texts(caption_bytes(values))
             bad += bad_in_json
+        cls = content("label")
+        found = class_values.of_sample(cls, values, has_captions=bool(texts))
+        label = found if isinstance(found, int) else -1
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)
-        elif not texts and label < 0 and cls and not is_number(cls):
-            texts, _ = decode_foreign_texts((cls,))  # the name of a class
+        elif not texts and isinstance(found, str):
+            texts = (found,)  # the name of a class
         if not texts and label < 0:
-            return BadRecord("bad_utf8" if bad else "empty_caption", "", key)
+            detail = "" if bad else f"no caption in {', '.join(sorted(places))} of the sample"
+            return BadRecord("bad_utf8" if bad else "empty_caption", detail, key)
         return Record(image, texts, label, key, meta)
 
     def _index(self, tar: int) -> TarIndex:
@@ -373,17 +382,7 @@ def caption_bytes(values: Mapping[str, Any]) -> tuple[bytes, ...]:
 
     They are those of the first usual name that has any.
     """
+    values = joined_numbers(values) or values
     name = captioned(values)
     texts = (each.text for each in said_in(values[name])) if name else ()
     return tuple(text.encode("utf-8", "surrogateescape") for text in texts if isinstance(text, str))
-
-
-def label_of(data: bytes | None) -> int:
-    """The class in a ``.cls`` file, -1 if it is no whole number."""
-    text = (data or b"").strip()
-    return int(text) if text.isdigit() and len(text) < 18 else -1
-
-
-def is_number(data: bytes) -> bool:
-    """Whether a ``.cls`` file has a number in it, be it that of no class."""
-    return data.strip().removeprefix(b"-").isdigit()

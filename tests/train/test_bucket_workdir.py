@@ -417,7 +417,7 @@ def test_an_interrupt_does_not_wait_for_a_store_and_loses_nothing(
 
     def interrupt():
         hangs.wait(20)
-        signal.raise_signal(signal.SIGINT)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Ctrl-C comes
 
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt, match="all of it is in") as caught:  # noqa: SIM117
