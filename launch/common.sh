@@ -203,6 +203,7 @@ need_extras() {
 # absolute_from FOLDER PATH: prints the path, a relative one from the folder; addresses (gs://...)
 # and ~ stay as they are, for `jaxclip` reads them itself.
 absolute_from() {
+  # shellcheck disable=SC2088
   case "$2" in
     /* | *://* | '~' | '~/'*) printf '%s\n' "$2" ;;
     *) printf '%s\n' "$1/$2" ;;

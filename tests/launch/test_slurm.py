@@ -135,7 +135,8 @@ def test_from_the_login_node_to_the_training(cluster, hostile):
     training = cluster.calls[-1]
     config = ["--config", "configs/clip_vit_b16.py"]
     assert training["tool"] == "jaxclip"
-    assert training["argv"] == ["train", *config, "--workdir", "w", *hostile]
+    workdir = f"{cluster.root}/w"  # from where it was submitted
+    assert training["argv"] == ["train", *config, "--workdir", workdir, *hostile]
     assert training["env"]["JAXCLIP_PROCESS_ID"] == "6"
     assert training["env"]["CUDA_VISIBLE_DEVICES"] == "2"
 
