@@ -223,8 +223,15 @@ def write_json(path: os.PathLike[str] | str, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_device(path: os.PathLike[str] | str) -> bool:
+    """Whether there is something that is neither a file nor a folder, and must not become one."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def write_text(path: os.PathLike[str] | str, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all.
+
+    A device or a pipe, such as ``/dev/stdout``, is written to and stays what it is.
 
     Raises:
       OSError: it can't be written; the message says why and what helps. What was there stays.
@@ -232,6 +239,9 @@ def write_text(path: os.PathLike[str] | str, text: str) -> None:
     target = epath.Path(path)
     temporary = target.with_name(target.name + ".tmp")
     try:
+        if is_local(path) and is_device(path):
+            pathlib.Path(path).write_bytes(text.encode())
+            return
         temporary.write_bytes(text.encode())
         temporary.replace(target)
     except OSError as error:

@@ -2,8 +2,9 @@
 
 A text or a number, a list of them, objects with a text inside (``{"raw": "a cat", "lang": "en"}``),
 texts by language (``{"en": "a cat", "de": ["eine Katze"]}``), and conversations, of which the first
-answer is the caption. A number is its text, which a program took for one, but a list of nothing but
-numbers is none of captions. Neither are true and false, null and NaN captions.
+answer is the caption. Lists and objects may be written as text, as JSON, Python or NumPy do it. A
+number is its text, which a program took for one, but a list of nothing but numbers is none of
+captions. Neither are true and false, null and NaN captions.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_filled
+from jaxclip.data import written_values
+from jaxclip.data.naming import TEXT_FIELDS, find, first_filled, is_among, is_filled
 
 # Members of an object that say in which language its text is.
 _LANGUAGE_FIELDS = ("lang", "language", "locale")
 _TEXTS_WITHIN = (*TEXT_FIELDS, "raw")
+_NUMBERED = re.compile(r"(.*[^\W\d_])[_.]?(\d{1,2})")
 _LARGEST_WHOLE = 1e15  # floats above need not be the number that was meant
 # Names of lists of the turns of a conversation.
 CONVERSATIONS = ("conversations", "messages", "conversation")
@@ -63,8 +66,38 @@ def captioned(values: Mapping[str, Any]) -> str | None:
                 numbers = numbers or name
     if numbers:
         return numbers
-    turns = find(values, CONVERSATIONS)
-    return next((n for n in turns if isinstance(values[n], list) and answer(values[n])), None)
+    return next((n for n in find(values, CONVERSATIONS) if _has_answer(values[n])), None)
+
+
+def _has_answer(value: Any) -> bool:
+    """Whether a value is a conversation, perhaps written as text, with an answer in it."""
+    turns = written_values.read(value) if isinstance(value, str | bytes) else value
+    return isinstance(turns, list) and bool(answer(turns))
+
+
+def joined_numbers(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An object whose captions are in members of one name with numbers (``raw``, ``raw_1``, …),
+    with a list of them, by the numbers, under the name without one.
+
+    Returns:
+      None if it has no such captions, or others that go before.
+    """
+    more: dict[str, tuple[str, int]] = {}
+    for name in values:
+        match = _NUMBERED.fullmatch(name)
+        if match and is_among(match[1], TEXT_FIELDS) and isinstance(values[name], str | bytes):
+            more[name] = (match[1], int(match[2]))
+    bases = {base for base, _ in more.values()}
+    if len(bases) != 1 or len(find(values, TEXT_FIELDS)) > 1:
+        return None
+    (base,) = bases
+    own = values.get(base)
+    if (own is None and find(values, TEXT_FIELDS)) or not isinstance(own, str | bytes | None):
+        return None  # another caption goes before them
+    numbered = sorted(more, key=lambda name: more[name][1])
+    captions = [*([own] if own is not None else []), *(values[name] for name in numbered)]
+    rest = {name: value for name, value in values.items() if name not in more and name != base}
+    return {**rest, base: captions}
 
 
 def _is_number(value: Any) -> bool:
@@ -88,7 +121,7 @@ def _said(value: Any, language: str) -> Iterator[Said]:
             yield Said(spelled, language)
         return
     if isinstance(value, str | bytes):
-        yield Said(value, language)
+        yield from _of_text(value, language)
     elif isinstance(value, Mapping):
         yield from _of_object(value, language)
     elif isinstance(value, Sequence):
@@ -96,6 +129,18 @@ def _said(value: Any, language: str) -> Iterator[Said]:
             yield from _of_list(value, language)
     elif value == value:  # pandas' NaT, no time, is not equal to itself
         raise TypeError(f"{type(value).__name__} is no caption")
+
+
+def _of_text(text: str | bytes, language: str) -> Iterator[Said]:
+    """The captions in a list or an object that is written as text; else the text."""
+    value = written_values.read(text)
+    if value is not None:
+        with contextlib.suppress(TypeError):
+            found = list(_said(value, language))
+            if found:
+                yield from found
+                return
+    yield Said(text, language)
 
 
 def _of_object(value: Mapping[str, Any], language: str) -> Iterator[Said]:

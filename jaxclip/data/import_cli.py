@@ -15,6 +15,7 @@ SOURCE is one of
   each image;
   WebDataset tar files: a pattern such as 'shards/{000..009}.tar', or a folder of them;
   Parquet files: one, a pattern such as 'part-*.parquet', or a folder of them;
+  Arrow files, or what `datasets` saved to disk, in the same ways;
   TFRecord files of img2dataset and others, in the same ways;
   a ZIP archive of the first, a pattern of some, or a folder with archives in it: they are read as
   if they were unpacked where they are.
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="name of the data set (default: that of DIR)")
     parser.add_argument(
         "--format",
-        choices=("auto", "folder", "webdataset", "parquet", "tfrecord"),
+        choices=("auto", "folder", "webdataset", "parquet", "arrow", "tfrecord"),
         default="auto",
         help="what SOURCE is (default: auto)",
     )
@@ -62,6 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="put this fraction of the records, chosen by a hash of their keys, into a split 'val'",
     )
+    _add_limits(parser)
+    parser.add_argument(
+        "--shard-mb", type=int, default=256, help="size of a TFRecord file in MiB (default: 256)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="0 = one for each CPU")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a data set or another import in DIR"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add what pictures may be like."""
     parser.add_argument(
         "--max-side",
         type=int,
@@ -80,14 +94,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         help="skip images whose longer side is more than this many times the shorter",
     )
-    parser.add_argument(
-        "--shard-mb", type=int, default=256, help="size of a TFRecord file in MiB (default: 256)"
-    )
-    parser.add_argument("--threads", type=int, default=0, help="0 = one for each CPU")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a data set or another import in DIR"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ FILE_FIELDS = (
     "img_path", "path", "image_name", "image_file", "images", "image_file_name", "image_filename",
     "img_name", "file_names", "image_file_names", "images_file_names", "image_base64", "image_b64",
     "img_b64", "base64", "image_data", "media_name", "photo_path", "photo", "picture",
-    "image_index", "path_to_image", "filepaths", "file_paths",
+    "image_index", "path_to_image", "filepaths", "file_paths", "image_uri", "image_gcs_uri",
+    "local_path", "image_local_path", "rel_path", "relative_path", "image_rel_path", "img_file",
+    "img_filename", "fname", "picture_path", "pic", "pic_path",
 )  # fmt: skip
 TEXT_FIELDS = (
     "texts", "captions", "text", "caption", "txt", "title", "prompt", "alt_text", "alt",
@@ -32,7 +35,10 @@ TEXT_FIELDS = (
     "caption_reference_description", "caption_attribution_description",
     "caption_alt_text_description", "report", "findings", "impression", "product_display_name",
     "product_name", "product_title", "product_description", "prod_name", "detail_desc",
-    "tag_string", "finding_labels",
+    "tag_string", "finding_labels", "annotations_captions", "sentences_raw",
+    "caption_text", "vlm_caption", "original_caption", "img_caption", "image_text",
+    "detailed_caption", "dense_caption", "blip_caption", "cogvlm_caption", "llava_caption",
+    "top_caption",
 )  # fmt: skip
 KEY_FIELDS = ("key", "id")
 # Name pictures only where nothing else does, and then without their ending; the last one only in
@@ -45,6 +51,12 @@ ALSO_LABELS = (
     "label_name", "category_name", "category", "target", "diagnosis", "dx", "breed", "species",
 )  # fmt: skip
 
+# Say the split of a record, where their value is one.
+SPLIT_FIELDS = (
+    "split", "set_name", "subset", "partition", "phase", "dataset_split", "data_split",
+    "split_name", "usage", "set",
+)  # fmt: skip
+
 # Members of a record's meta that fields of a batch ask for: a tag (or a list of them) for each
 # caption, captions that are wrong, boxes, and a text for each box.
 CAPTION_TAGS, HARD_NEGATIVES, BOXES = "caption_tags", "hard_negatives", "boxes"
@@ -52,7 +64,9 @@ REGION_TEXTS = "region_texts"
 
 
 # Texts that programs write for a value that is missing.
-_MISSING = frozenset(("nan", "NaN", "None", "null", "NULL", "<NA>"))
+_MISSING = frozenset((
+    "nan", "NaN", "None", "null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A", "NaT", "\\N",
+))  # fmt: skip
 # Characters that show nothing, at the ends of a text.
 _UNSEEN = "\ufeff\u200b\u200e\u200f\u2060\u00ad"
 
@@ -107,6 +121,17 @@ def find(names: Iterable[str], known: Sequence[str]) -> list[str]:
     return [name for each in _plain_names(tuple(known)) for name in spelled.get(each, ())]
 
 
+def find_files(names: Iterable[str], ids: Sequence[str] = ()) -> list[str]:
+    """Those of ``names`` under which picture files are named, the likeliest first.
+
+    That is :data:`FILE_FIELDS`; where there is none, a single ``photo_file_name``, as Hugging Face
+    `datasets` has such names; else ``ids``.
+    """
+    names = list(names)
+    own = [n for n in names if isinstance(n, str) and re.search(r"_file_names?$", n, re.I)]
+    return find(names, FILE_FIELDS) or (own if len(own) == 1 else find(names, ids))
+
+
 def first_filled(values: Mapping[str, Any], known: Sequence[str]) -> str | None:
     """The first known name that has a value; else the first that occurs at all; else None."""
     found = find(values, known)
@@ -142,11 +167,21 @@ def say_which_class(names: Sequence[str], way: str) -> None:
 
 def say_of_splits(file: object, columns: Iterable[str]) -> None:
     """Log that a column of splits is not heeded in place, where there is one."""
-    if find(columns, ("split",)):
+    found = find(columns, SPLIT_FIELDS[:2])
+    if found:
         _say(
-            f"{file} has a column 'split', which does not count in place: all rows of a file are "
-            "of one split; write ?split=split behind the name of the data set, or import it, and "
-            "the splits are kept"
+            f"{file} has a column {found[0]!r}, which does not count in place: all rows of a file "
+            f"are of one split; write ?split={found[0]} behind the name of the data set, or import "
+            "it, and the splits are kept"
+        )
+
+
+def say_of_delta(folder: pathlib.Path) -> None:
+    """Log that a folder is a table of Delta Lake, if it is one."""
+    if (folder / "_delta_log").is_dir():
+        _say(
+            f"{folder} is a table of Delta Lake, whose log is not read: rows that it deleted or "
+            "changed count where their files are still there; write it as plain Parquet first"
         )
 
 
@@ -189,8 +224,32 @@ def split_within(path: str | os.PathLike[str]) -> str:
 
     The Hugging Face hub calls a part of one ``partial-train``.
     """
-    folders = [each.removeprefix("partial-") for each in pathlib.PurePath(path).parts[:-1]]
+    folders = [
+        each.removeprefix("partial-").removeprefix("split=")
+        for each in pathlib.PurePath(path).parts[:-1]
+    ]
     return next((each for each in folders if each.lower() in SPLITS), "")
+
+
+def given_by_folders(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What the folders right around a file say of all its rows: ``split=train/lang=en/0.parquet``.
+
+    So Hive, Spark, pandas and Arrow write the columns that they partition a table by.
+    """
+    found: dict[str, str] = {}
+    for folder in reversed(os.fspath(path).split("/")[:-1]):
+        name, equals, value = folder.partition("=")
+        if not equals or not name:
+            break
+        if value != "__HIVE_DEFAULT_PARTITION__":
+            found.setdefault(name, urllib.parse.unquote(value))
+    return found
+
+
+def is_left_by_tools(name: str) -> bool:
+    """Whether a file or folder beside Parquet files is of a program's own (``_temporary``,
+    ``_delta_log``, ``_metadata``), or none of the user's at all."""
+    return is_hidden(name) or (name.startswith("_") and "=" not in name)
 
 
 def split_named(value: Any) -> str:
@@ -200,6 +259,15 @@ def split_named(value: Any) -> str:
     """
     name = value.strip().lower() if isinstance(value, str) else ""
     return "train" if name == "restval" else name if name in SPLITS else ""
+
+
+def take_split(values: dict[str, Any]) -> str:
+    """The split that a row or an object names, which is taken out of it; empty for none."""
+    for name in find(values, SPLIT_FIELDS):
+        if split := split_named(values[name]):
+            values.pop(name)
+            return split
+    return ""
 
 
 def split_in_name(name: str) -> str:

@@ -6,7 +6,8 @@ or a folder, whose files are put into splits by the folder they are in or by how
 ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote, or has in its cache, or one file of
 Arrow's or Feather's. Columns are found by their usual
 names, as in ``jaxclip data import``; nothing is copied, and ``datasets`` need not be installed.
-With ``?split=COLUMN`` behind either, the values of a column are the splits of the rows.
+With ``?split=COLUMN`` behind either, the values of a column are the splits of the rows;
+``?image=COLUMN&text=COLUMN`` names the columns with images and captions.
 
 Arrow files are mapped into memory: any row costs the same. Of a Parquet file a whole group of rows
 is read for one of them, so make ``data.shuffle_window`` a few groups long, or import the files.
@@ -25,20 +26,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import remote, table_splits
+from jaxclip.data import file_kinds, remote, table_splits
 from jaxclip.data.dataset import DataSet, RecordSource
-from jaxclip.data.importer import arrow_types, parquet
+from jaxclip.data.importer import arrow_files, parquet
+from jaxclip.data.importer.arrow_columns import Columns, columns_of
 from jaxclip.data.importer.items import Item, read_image
-from jaxclip.data.naming import SPLITS, is_hidden, say_of_splits, split_within, splits_of_files
+from jaxclip.data.importer.pictures import Pictures, pictures_named
+from jaxclip.data.naming import (
+    SPLITS,
+    is_left_by_tools,
+    say_of_delta,
+    say_of_splits,
+    split_within,
+)
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
-from jaxclip.registry import hint
+from jaxclip.registry import nearest
 
 # Groups of rows that are kept decoded; the least recently used one goes first.
 _KEPT_GROUPS = 16
-_ARROW_FILE = b"ARROW1"
-_ANY_PARQUET = "*.[pP][aA][rR][qQ][uU][eE][tT]"
+# So many of the first names of pictures tell the folder that they are in.
+_NAMES = 32
 
 
 class Group(NamedTuple):
@@ -54,7 +63,7 @@ class Group(NamedTuple):
     """
 
     file: Any
-    columns: parquet.Columns
+    columns: Columns
     first: int
     rows: int
     read: Callable[[], Any]
@@ -69,24 +78,44 @@ def open_parquet(pattern: str) -> DataSet:
       ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
     name = f"parquet:{pattern}"
-    pattern, column = table_splits.parse(pattern)
+    pattern, query = table_splits.parse(pattern)
     folder = remote.path_of(pattern)
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
-        ending = ".parquet" if remote.is_remote(pattern) else _ANY_PARQUET
-        for file in sorted(folder.rglob(ending)):
+        for file in _below(folder):
             inner = str(file).removeprefix(str(folder)).lstrip("/")
-            if any(is_hidden(part) for part in inner.split("/")):
+            if any(map(is_left_by_tools, inner.split("/"))):
                 continue
             splits.setdefault(_split_of(pathlib.PurePosixPath(inner)), []).append(file)
+        if not remote.is_remote(pattern):
+            say_of_delta(folder)
         if not splits:
             saved = not remote.is_remote(pattern) and any(folder.rglob("*.arrow"))
             more = f"; what save_to_disk of `datasets` wrote is arrow:{folder}" if saved else ""
             raise FileNotFoundError(f"{folder} holds no *.parquet{more}")
     else:
         splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
-    found = [(split, _row_groups(file, column)) for split in splits for file in splits[split]]
-    return _data_set(name, table_splits.divide(found, column))
+    found = [(split, _row_groups(file, query)) for split in splits for file in splits[split]]
+    return _data_set(name, table_splits.divide(found, query.split))
+
+
+def _below(folder: Any) -> list[Any]:
+    """The Parquet files of a folder and of those in it, sorted.
+
+    Raises:
+      OSError: one of the folders can't be read.
+    """
+    if remote.is_remote(folder):
+        return sorted(folder.rglob(".parquet"))
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [each for each in folders if not is_left_by_tools(each)]
+        found += [pathlib.Path(place, name) for name in names if name.lower().endswith(".parquet")]
+    return sorted(found)
 
 
 def _is_folder(pattern: str) -> bool:
@@ -103,14 +132,14 @@ def _split_of(path: pathlib.PurePath) -> str:
     return begin if begin.lower() in SPLITS else "train"
 
 
-def _row_groups(file: Any, column: str) -> tuple[list[Group], Any]:
+def _row_groups(file: Any, query: table_splits.Query) -> tuple[list[Group], Any]:
     """The groups of a file, and the values of its column of splits, if one is named."""
     with _opened(file) as opened:
-        columns = parquet.columns_of(file, opened.schema_arrow, _OPTION)
+        columns = columns_of(file, opened.schema_arrow, _OPTION, (query.image, query.texts))
         values = None
-        if column:
-            table_splits.check(file, column, opened.schema_arrow.names)
-            values = opened.read(columns=[column]).column(0).combine_chunks()
+        if query.split:
+            table_splits.check(file, query.split, opened.schema_arrow.names)
+            values = opened.read(columns=[query.split]).column(0).combine_chunks()
         else:
             say_of_splits(file, opened.schema_arrow.names)
         metadata = opened.metadata
@@ -119,9 +148,14 @@ def _row_groups(file: Any, column: str) -> tuple[list[Group], Any]:
     # Of a remote file the footer is kept: it would be asked for with each group.
     kept = metadata if remote.is_remote(file) else None
 
+    schema = opened.schema_arrow
+
     def reader(number: int) -> Callable[[], Any]:
         def read() -> Any:
             with _opened(file, kept) as opened:
+                same = opened.schema_arrow.equals(schema) and opened.num_row_groups == len(counts)
+                if not same or opened.metadata.row_group(number).num_rows != counts[number]:
+                    raise ValueError("the file has changed since it was opened; start anew")
                 return opened.read_row_group(number).combine_chunks().to_batches()[0]
 
         return read
@@ -143,6 +177,7 @@ def _opened(file: Any, metadata: Any = None) -> Any:
       ValueError: it is damaged.
     """
     if not remote.is_remote(file):
+        file_kinds.check_is_file(file)
         return parquet.open_file(file)
     import pyarrow
     import pyarrow.parquet
@@ -154,8 +189,8 @@ def _opened(file: Any, metadata: Any = None) -> Any:
         raise ValueError(f"{file} is no Parquet file or is damaged: {error}") from error
 
 
-# Who has other names must import: a name of a data set has no room for options.
-_OPTION = "import the files with --{}-column"
+# How to say which column it is, for errors.
+_OPTION = "write ?{}=COLUMN behind the name of the data set"
 
 
 def open_arrow(name: str) -> DataSet:
@@ -171,86 +206,38 @@ def open_arrow(name: str) -> DataSet:
             f"{name}: what save_to_disk wrote is read from this machine's disks only; mount the "
             "bucket, copy it, or save it as Parquet, which is read in place"
         )
-    written, (name, column) = f"arrow:{name}", table_splits.parse(name)
+    written, (name, query) = f"arrow:{name}", table_splits.parse(name)
     folder = pathlib.Path(name)
     if folder.is_file():
-        return _data_set(
-            written, table_splits.divide([("train", _batches(folder, column))], column)
-        )
-    if not folder.is_dir():
-        siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
-        raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
-    if (folder / "dataset_dict.json").is_file():
-        names = _json(folder / "dataset_dict.json").get("splits")
-        listed = names if isinstance(names, list) else []
-        splits = {str(split): folder / str(split) for split in listed}
+        files: list[tuple[str, list[pathlib.Path]]] = [("train", [folder])]
+    elif folder.is_dir():
+        files = arrow_files.of_folder(folder)
     else:
-        splits = {"train": folder}
-    files = _loose(folder) or [(split, _files_of(place)) for split, place in splits.items()]
-    found = [(split, _batches(file, column)) for split, each in files for file in each]
-    return _data_set(written, table_splits.divide(found, column))
-
-
-def _loose(folder: pathlib.Path) -> list[tuple[str, list[pathlib.Path]]]:
-    """Splits and their files in a folder that only has files, as the cache of ``datasets``."""
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return []
-    files = sorted(each for each in folder.glob("*.arrow") if not is_hidden(each.name))
-    # What map and filter left there.
-    files = [each for each in files if not each.name.startswith(("cache-", "tmp"))]
-    found: dict[str, list[pathlib.Path]] = {}
-    for file, split in zip(files, splits_of_files(files), strict=True):
-        found.setdefault(split or "train", []).append(file)
-    return list(found.items())
-
-
-def _files_of(folder: pathlib.Path) -> list[pathlib.Path]:
-    state = _json(folder / "state.json")
-    files = state.get("_data_files")
-    entries = files if isinstance(files, list) else []
-    named = [each.get("filename") if isinstance(each, dict) else None for each in entries]
-    names = [each for each in named if isinstance(each, str)]
-    if not names or len(names) < len(named):
-        raise ValueError(
-            f"{folder} is no data set of Dataset.save_to_disk (state.json names no files); "
-            "for *.parquet use parquet:FOLDER"
+        if os.path.lexists(folder):
+            file_kinds.check_is_file(folder)
+        siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
+        near = nearest(folder.name, siblings, cutoff=0.6)
+        raise FileNotFoundError(
+            f"{folder}: no such folder" + (f"; did you mean {near!r}?" if near else "")
         )
-    if state.get("_indices_files"):
-        raise ValueError(
-            f"{folder} is a selection of rows; call flatten_indices() and save it again"
-        )
-    return [folder / pathlib.Path(each).name for each in names]
+    found = [(split, _batches(file, query)) for split, each in files for file in each]
+    return _data_set(written, table_splits.divide(found, query.split))
 
 
-def _batches(file: pathlib.Path, name: str) -> tuple[list[Group], Any]:
+def _batches(file: pathlib.Path, query: table_splits.Query) -> tuple[list[Group], Any]:
     """As :func:`_row_groups`."""
     import pyarrow
 
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist, but state.json beside it names it")
-    try:
-        with pyarrow.memory_map(os.fspath(file)) as mapped:
-            is_file = mapped.read(len(_ARROW_FILE)) == _ARROW_FILE
-            mapped.seek(0)
-            if is_file:  # with an index at its end, as Feather's
-                opened = pyarrow.ipc.open_file(mapped)
-                batches = [opened.get_batch(i) for i in range(opened.num_record_batches)]
-                schema = opened.schema
-            else:
-                with pyarrow.ipc.open_stream(mapped) as rows:
-                    batches, schema = list(rows), rows.schema
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{file} is no Arrow stream, nor a file of Arrow's, or is damaged: {error}"
-        ) from error
-    columns = parquet.columns_of(file, schema, _OPTION)
+    schema, batches = arrow_files.batches(file)
+    columns = columns_of(file, schema, _OPTION, (query.image, query.texts))
     values = None
-    if name:
-        table_splits.check(file, name, schema.names)
+    if query.split:
+        table_splits.check(file, query.split, schema.names)
         try:
-            parts = [_sound(batch.column(name)) for batch in batches]
+            parts = [arrow_files.sound(batch.column(query.split)) for batch in batches]
         except ValueError as error:
-            raise ValueError(f"{file} is damaged in its column {name!r}: {error}") from error
+            what = f"{file} is damaged in its column {query.split!r}"
+            raise ValueError(f"{what}: {error}") from error
         values = pyarrow.chunked_array(parts or [[]]).combine_chunks()
     else:
         say_of_splits(file, schema.names)
@@ -264,8 +251,7 @@ def _batches(file: pathlib.Path, name: str) -> tuple[list[Group], Any]:
 
 
 class _Mapped:
-    """Rows of a file that is mapped into memory: they are checked before their first use, for a
-    damaged offset in them would read from anywhere.
+    """Rows of a file that is mapped into memory: they are checked before their first use.
 
     Args:
       batch: a ``pyarrow.RecordBatch``.
@@ -278,33 +264,17 @@ class _Mapped:
     def read(self) -> Any:
         """The rows; raises ValueError if they are damaged."""
         if not self._is_sound:
-            for column in self._batch.columns:
-                _sound(column)
+            arrow_files.check(self._batch)
             self._is_sound = True
         return self._batch
 
 
-def _sound(column: Any) -> Any:
-    """A column; raises ValueError if it is damaged. That a text is UTF-8 is asked of each."""
-    column.view(arrow_types.with_bytes(column.type)).validate(full=True)
-    return column
-
-
-def _json(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path.parent} is no data set of Dataset.save_to_disk: it has no {path.name}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return values if isinstance(values, dict) else {}
-
-
 def _data_set(name: str, groups: Mapping[str, Sequence[Group]]) -> DataSet:
+    if not any(groups.values()):
+        raise ValueError(f"{name} holds no rows")
     of_all = [group.columns for each in groups.values() for group in each]
     names = next((columns.class_names for columns in of_all if columns.class_names), None)
+    names = names or _classes_of_folders(of_all)
     if any(columns.class_names not in (names, []) for columns in of_all):
         raise ValueError(f"{name}: its files have different class names")
     return DataSet(
@@ -314,6 +284,12 @@ def _data_set(name: str, groups: Mapping[str, Sequence[Group]]) -> DataSet:
         class_names=names,
         has_texts=any(columns.text for columns in of_all),
     )
+
+
+def _classes_of_folders(columns: Sequence[Columns]) -> list[str] | None:
+    """Names of the classes that files are sorted into (``label=cat/``); None if they have none."""
+    found = {each.given[each.label] for each in columns if each.label in each.given}
+    return None if not found or all(map(str.isdecimal, found)) else sorted(found)
 
 
 class TableSource(RecordSource):
@@ -330,6 +306,7 @@ class TableSource(RecordSource):
         self._class_names = list(class_names)
         self._label_of = {name: number for number, name in enumerate(class_names)}
         self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._pictures: dict[str, Pictures | None] = {}
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in groups]
 
@@ -346,8 +323,25 @@ class TableSource(RecordSource):
         except (OSError, ValueError, StopIteration) as error:
             if isinstance(error, OSError) and remote.is_remote(group.file):
                 return BadRecord("unreachable", str(error))
-            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {error}")
-        return item if isinstance(item, BadRecord) else self._record(item)
+            said = " ".join(str(error).split())
+            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {said}")
+        if isinstance(item, BadRecord):
+            return item
+        if isinstance(item.image, pathlib.Path) and not item.image.is_file():
+            item = self._located(item, number)
+        return self._record(item)
+
+    def _located(self, item: Item, number: int) -> Item:
+        """An item with its picture where that is, in another folder beside the table, say."""
+        group = self._groups[number]
+        if str(group.file) not in self._pictures:
+            first = self._read(number).column(group.columns.image).slice(0, _NAMES).to_pylist()
+            found = None if remote.is_remote(group.file) else pictures_named(first, group.file)
+            self._pictures[str(group.file)] = found
+        pictures = self._pictures[str(group.file)]
+        if pictures is None or not isinstance(item.image, pathlib.Path):
+            return item
+        return dataclasses.replace(item, image=pictures.locate(item.image))
 
     def _record(self, item: Item) -> Record | BadRecord:
         texts, bad = decode_foreign_texts(item.texts)

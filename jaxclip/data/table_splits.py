@@ -1,28 +1,44 @@
-"""Splits of Parquet and Arrow files by a column: ``parquet:PATTERN?split=COLUMN``."""
+"""What is said of Parquet and Arrow files behind their name, and splits of them by a column.
+
+``parquet:PATTERN?split=COLUMN``, ``parquet:PATTERN?image=COLUMN&text=COLUMN``, or all three.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxclip.data.naming import split_named
 from jaxclip.registry import hint
 
-_BY_COLUMN = re.compile(r"(.*)\?split=([^?]+)", re.DOTALL)
+_PART = r"(?:split|images?|texts?)=[^?&]+"
+_QUERY = re.compile(rf"(.*)\?({_PART}(?:&{_PART})*)", re.DOTALL)
 # More values than this are no splits: the column holds something else.
 _MAX_SPLITS = 100
 
 
-def parse(name: str) -> tuple[str, str]:
-    """The files and the column of ``PATTERN?split=COLUMN``; the column is empty if none is named.
+class Query(NamedTuple):
+    """Names of columns: of splits, images and captions; empty where none is named."""
+
+    split: str = ""
+    image: str = ""
+    texts: str = ""
+
+
+def parse(name: str) -> tuple[str, Query]:
+    """The files and the columns of ``PATTERN?split=COLUMN&image=COLUMN&text=COLUMN``.
 
     A ``?`` by itself belongs to the pattern.
     """
-    found = _BY_COLUMN.fullmatch(name)
-    return (found[1], found[2]) if found else (name, "")
+    found = _QUERY.fullmatch(name)
+    if not found:
+        return name, Query()
+    said = dict(part.split("=", 1) for part in found[2].split("&"))
+    image, texts = (said.get(each, said.get(f"{each}s", "")) for each in ("image", "text"))
+    return found[1], Query(said.get("split", ""), image, texts)
 
 
 def check(file: object, column: str, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -29,11 +30,14 @@ LABEL_EXTENSIONS = ("cls", "class", "label")
 PARTS = ("image", JSON_EXTENSION, "label", *TEXT_EXTENSIONS)
 NONE = -1
 # Change when an index holds something else than before.
-_INDEX_VERSION = 5
+_INDEX_VERSION = 6
 
+# Of the endings that we know the longest in letters: jpeg.caption, caption.caption.
+_LONGEST_ENDING = 15
 # Bytes that tell what a file is; those behind the end of a tar among which another one would begin;
 # endings of files that are named in an error.
 _BEGIN, _PADDING, _NAMED_ENDINGS = 1024, tar_headers.PADDING, 6
+_MAGIC = slice(257, 262)
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 GOES_ON = (
     "another tar stands behind its end, which is left out; unpack each on its own, or join tars "
@@ -61,8 +65,23 @@ def sample_name(name: str) -> SampleName | None:
     return SampleName(folder + slash + stem, extension.lower())
 
 
+@functools.lru_cache(maxsize=1024)
+def plain_ending(extension: str) -> str:
+    """The ending that a file might as well have: ``png.txt`` (beside ``1.png``), ``caption.txt``
+    and ``text.txt`` are ``txt``, ``cls.txt`` is ``cls``, ``image.png`` is ``png``."""
+    first, dot, last = extension.partition(".")
+    if last in (*TEXT_EXTENSIONS, JSON_EXTENSION):
+        if first in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS):
+            return last
+        if first in LABEL_EXTENSIONS and last != JSON_EXTENSION:
+            return first
+    is_picture = dot and first in ("image", "img") and last in IMAGE_EXTENSIONS
+    return last if is_picture else extension
+
+
 def part_of(extension: str) -> str | None:
     """What a file is ("image", "text", "json", "label"), or None if none we use."""
+    extension = plain_ending(extension)
     if extension in IMAGE_EXTENSIONS:
         return "image"
     if extension in TEXT_EXTENSIONS:
@@ -187,7 +206,9 @@ def _samples(found: _Found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _column_of(extension: str) -> int:
     """Which of :data:`PARTS` a file is, -1 for none."""
     part = part_of(extension)
-    return -1 if part is None else PARTS.index(extension if part == "text" else part)
+    if part is None:
+        return -1
+    return PARTS.index(plain_ending(extension) if part == "text" else part)
 
 
 def _at_once(files: tar_headers.Files) -> _Found:
@@ -198,15 +219,18 @@ def _at_once(files: tar_headers.Files) -> _Found:
     is_dot = (files.names == ord(".")) & (places > slash[:, None])
     dot = is_dot.argmax(axis=1)
     named = is_dot.any(axis=1) & (dot > slash + 1)
-    # Endings of up to eight letters as numbers; the longest that we know has seven.
-    longest = np.pad(files.names, ((0, 0), (0, 10)))
-    endings = longest[np.arange(count)[:, None], dot[:, None] + np.arange(1, 10)]
+    # Endings of up to eight letters as numbers; few are longer.
+    longest = np.pad(files.names, ((0, 0), (0, _LONGEST_ENDING + 2)))
+    endings = longest[np.arange(count)[:, None], dot[:, None] + np.arange(1, _LONGEST_ENDING + 2)]
     numbers = np.ascontiguousarray(endings[:, :8]).view(np.uint64)[:, 0]
     columns = np.full(count, -1)
     for number in np.unique(numbers):
         extension = number.tobytes().rstrip(b"\0").decode("ascii").lower()
         columns[numbers == number] = _column_of(extension)
-    columns[~named | (endings[:, 8] != 0)] = -1
+    for row in np.flatnonzero(endings[:, 8]):
+        ending = endings[row].tobytes().rstrip(b"\0").decode("ascii").lower()
+        columns[row] = _column_of(ending) if len(ending) <= _LONGEST_ENDING else -1
+    columns[~named] = -1
     others = Others()
     for name in files.names[columns < 0]:
         others.add_file(name.tobytes().rstrip(b"\0").decode("ascii"))
@@ -227,7 +251,7 @@ def _one_by_one(path: str | os.PathLike[str]) -> _Found:
             for member in members(tar):
                 name = sample_name(member.name) if member.isreg() else None
                 column = _column_of(name.extension) if name else -1
-                if name is None or column < 0:
+                if name is None or column < 0 or member.issparse():
                     others.add(member)
                     continue
                 if member.offset_data + member.size > size:
@@ -236,6 +260,8 @@ def _one_by_one(path: str | os.PathLike[str]) -> _Found:
                 rows.append((column, member.offset_data, member.size))
             if goes_on(file, tar.offset):
                 problem = GOES_ON
+                if size < tar.offset + tar_headers.BLOCK:  # less than a header
+                    problem = f"it is cut off after {len(dict.fromkeys(keys))} samples"
     except tarfile.TarError as error:
         with _opened(path) as file:
             begin = file.read(_BEGIN)
@@ -245,7 +271,8 @@ def _one_by_one(path: str | os.PathLike[str]) -> _Found:
                 "`jaxclip data import`"
             ) from error
         count = len(dict.fromkeys(keys))
-        problem = f"it is damaged after {count} samples: {error}" if keys else no_tar(begin)
+        is_tar = bool(keys) or begin[_MAGIC].startswith(b"ustar")
+        problem = f"it is damaged after {count} samples: {error}" if is_tar else no_tar(begin)
     columns, offsets, sizes = np.array(rows, np.int64).reshape(-1, 3).T
     return _Found(np.array(keys, np.bytes_), columns, offsets, sizes, others, problem)
 
@@ -260,12 +287,14 @@ class Others:
     def __init__(self) -> None:
         self._count = self._total = self._links = 0
         self._first: SampleName | None = None
-        self._link = ""
+        self._link = self._sparse = ""
         self._endings: dict[str, None] = {}
 
     def add(self, member: tarfile.TarInfo) -> None:
         """Note a file, link or folder."""
-        if member.isreg():
+        if member.issparse():
+            self._sparse = self._sparse or member.name
+        elif member.isreg():
             self.add_file(member.name)
         elif member.issym() or member.islnk():
             name = sample_name(member.name)
@@ -294,6 +323,11 @@ class Others:
             return (
                 f"{self._links} pictures are links to other files ({self._link}), which are left "
                 "out; make the tar with `tar --dereference --hard-dereference`"
+            )
+        if self._sparse:
+            return (
+                f"{self._sparse} is a sparse file, which cannot be read in place; make the tar "
+                "without --sparse, or import it"
             )
         if self._first is not None and (self._count or not has_samples):
             key, extension = self._first

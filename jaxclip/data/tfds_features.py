@@ -83,7 +83,14 @@ _USUAL = ("texts", "text", "captions", "caption")
 
 
 def _kind(feature: Mapping[str, Any]) -> str:
-    return str(feature.get("pythonClassName", "")).rsplit(".", 1)[-1]
+    """The kind of a feature; of a bare type such as ``tf.string`` the one that stands for it."""
+    kind = str(feature.get("pythonClassName", "")).rsplit(".", 1)[-1]
+    tensor = feature.get("tensor")
+    if kind in ("Tensor", "Scalar") and isinstance(tensor, Mapping) and not tensor.get("shape"):
+        dtype = str(tensor.get("dtype", ""))
+        is_integer = dtype.startswith(("int", "uint"))
+        return "Text" if dtype == "string" else "Scalar" if is_integer else kind
+    return kind
 
 
 def _members(feature: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +105,9 @@ def _leaves(feature: Mapping[str, Any], path: str = "", many: bool = False) -> d
             found |= _leaves(inner, f"{path}/{name}" if path else name, many)
         return found
     inner = feature.get("sequence", {}).get("feature", {})
+    languages = feature.get("translation", {}).get("languages")
+    if languages and path:
+        return {f"{path}/{language}": _Leaf("Text", many) for language in languages}
     if not inner:
         return {path: _Leaf(_kind(feature), many)} if path else {}
     if "sequence" in inner:  # of lists of different lengths
@@ -115,7 +125,7 @@ def _captions(known: Mapping[str, _Leaf], names: Sequence[str]) -> list[str]:
         parts = key.removesuffix("/ragged_flat_values").lower().split("/")
         if leaf.kind != "Text":
             continue
-        within = len(parts) > 1 and parts[-2] in names and parts[-1] in (*_USUAL, "raw")
+        within = len(parts) > 1 and parts[-2] in names and parts[-1] in (*_USUAL, "raw", "en")
         if parts[-1] in names or within:
             rank = names.index(parts[-2] if within else parts[-1])
             ranked.append((len(parts), rank, key))

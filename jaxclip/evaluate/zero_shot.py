@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from jaxclip.evaluate import class_names, encoding, ranking, templates
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.class_names import ClassNames
 from jaxclip.evaluate.templates import Templates
+
+_LOG = logging.getLogger(__name__)
 
 OWN_TEMPLATES = "own"
 
@@ -40,12 +43,18 @@ class ZeroShot(Evaluator):
         ranking.check_cutoffs(self.ks)
         names = self.names(data)
         self.prompts(data)
-        if data.class_names() is not None:
+        if data.split_classes(data.split) is not None:
             return
+        known = data.class_names()
         # Nothing says which labels there are but the records themselves.
         labels = [label for label, _ in data.sample(data.split)]
         if labels and max(labels) < 0:
             raise ValueError(f"the first {len(labels)} records of {data.name} have no label")
+        if known is not None and max(labels, default=0) >= len(known):
+            raise ValueError(
+                f"a record of {data.name} has label {max(labels)}, but there are only {len(known)} "
+                "class names: labels count from 0, and each has a name"
+            )
         if isinstance(self.class_names, str | Sequence) and max(labels, default=0) >= len(names):
             raise ValueError(
                 f"a record of {data.name} has label {max(labels)}, but class_names has only "
@@ -61,6 +70,13 @@ class ZeroShot(Evaluator):
         classes = class_embeddings(embedded, [len(each) for each in prompts])
         images = data.images(model)
         place = {label: i for i, label in enumerate(names)}
+        known = data.class_names() or names
+        unknown = int(np.sum(np.asarray(images.labels) > max([*range(len(known)), *names])))
+        if unknown:
+            _LOG.warning(
+                "%s: %d of %d pictures have a label without a name; they do not count",
+                data.name, unknown, len(images.labels),
+            )  # fmt: skip
         labels = np.array([place.get(int(label), -1) for label in images.labels], np.int64)
         mine = encoding.share_of_work(len(labels))
         counts = classify(images.embeddings[mine], classes, labels[mine], ks=self.ks)

@@ -86,12 +86,12 @@ class Checkpointer:
         logging.getLogger("absl").addFilter(state_io.is_news)
         apart = writable and copy is not None and jax.process_count() > 1
         self._parts = parts.Parts(copy) if apart and copy is not None else None
-        # The step that several processes gave up uploading, and why.
-        self._given_up: tuple[int, BaseException] | None = None
+        self._given_up: tuple[int, BaseException] | None = None  # by several processes: step, why
         # Steps that all processes know to be on disk or on their way there.
         self._known: set[int] = set()
         self._thread: threading.Thread | None = None
         self._error: tuple[int, BaseException] | None = None
+        self._failed = False  # any save
         self._orbax: ocp.AsyncCheckpointer | None = None
         if writable:
             problem = storage.probe(self.directory) if jax.process_index() == 0 else ""
@@ -274,6 +274,8 @@ class Checkpointer:
             if self._orbax is not None:
                 self._orbax.close()
                 self._orbax = None
+            if self._failed:  # orbax may have written on after its first error
+                self._folder.remove_unfinished()
             self._folder.close()
 
     def _commit(self, step: int, content: dict[str, Any], number: str) -> None:
@@ -292,7 +294,7 @@ class Checkpointer:
                 self._known.difference_update(self._folder.prune(self._retention))
                 self._folder.changed()
         except BaseException as error:  # handed to the main thread by wait()
-            self._error = (step, error)
+            self._error, self._failed = (step, error), True
             self._known.discard(step)
             if self._parts is not None:
                 name = self._folder.path(step).name

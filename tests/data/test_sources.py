@@ -192,6 +192,7 @@ def test_describe(tmp_path, toys):
     assert "2 split(s), 2 class names" in text
     assert "4 records, 2.0 captions each, 1 of 4 looked at are unusable" in text
     assert "key0: thing 0; item 0" in text
+    assert info._shown("a\n\x1b[2Jb\u202e c\x00") == "a  [2Jb  c "
     assert "none                      0 records" in text
     assert "1 of 4 looked at are unusable: 1 zero_bytes" in text
 
@@ -282,6 +283,10 @@ def members(**inner):
     return {**feature("FeaturesDict"), "featuresDict": {"features": inner}}
 
 
+def bare(dtype, shape=()):
+    return {**feature("Tensor"), "tensor": {"dtype": dtype, "shape": dict(shape)}}
+
+
 IMAGE, TEXT, CLASS = feature("Image"), feature("Text"), feature("ClassLabel")
 FEATURES = {
     "letter case": ({"image": IMAGE, "TEXT": TEXT}, "image", "TEXT", ""),
@@ -294,6 +299,15 @@ FEATURES = {
                        "image", "captions/ragged_flat_values", ""),
     "a list of pictures": ({"images": many(IMAGE), "text": TEXT}, "images", "text", ""),
     "one of two pictures": ({"depth": IMAGE, "image": IMAGE, "text": TEXT}, "image", "text", ""),
+    "bare types": ({"image": IMAGE, "caption": bare("string"), "label": bare("int64")},
+                   "image", "caption", "label"),
+    "lists of a bare type": ({"image": IMAGE, "captions": many(members(text=bare("string")))},
+                             "image", "captions/text", ""),
+    "no bare types": ({"image": IMAGE, "text": TEXT, "label": bare("float32"),
+                       "title": bare("string", {"dimensions": ["2"]})}, "image", "text", ""),
+    "translations": ({"image": IMAGE, "caption": {**feature("Translation"),
+                                                  "translation": {"languages": ["de", "en"]}}},
+                     "image", "caption/en", ""),
     "another class": ({"image": IMAGE, "fine_label": CLASS}, "image", "", "fine_label"),
     "a class and a title": ({"image": IMAGE, "label": CLASS, "title": TEXT}, "image", "", "label"),
     "texts of parts": ({"image": IMAGE, "label": CLASS, "objects": many(members(name=TEXT))},

@@ -223,7 +223,7 @@ def test_a_damaged_group_is_bad_records_and_no_error(tmp_path, toys):
         ("parquet:{tmp}/none.parquet", FileNotFoundError, "no such file"),
         ("parquet:{tmp}/empty", FileNotFoundError, r"holds no \*.parquet"),
         ("parquet:{tmp}/text.parquet", ValueError, "is no Parquet file"),
-        ("parquet:{tmp}/numbers.parquet", ValueError, "import the files with --image-column"),
+        ("parquet:{tmp}/numbers.parquet", ValueError, "write .image=COLUMN behind the name"),
         ("arrow:{tmp}/emtpy", FileNotFoundError, "did you mean 'empty'"),
         ("arrow:{tmp}/empty", ValueError, "it has no state.json"),
         ("arrow:{tmp}/selected", ValueError, "flatten_indices"),

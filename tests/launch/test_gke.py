@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from tests.patience import LONG
+
 SCRIPT = "launch/gke/submit.sh"
 TRAIN = ["configs/clip_vit_b16.py", "--workdir", "/mnt/jaxclip/b16"]
 TPU = ["--accelerator", "tpu-v5-lite-podslice", "--topology", "16x16"]
@@ -184,11 +186,11 @@ def test_the_container_has_the_status_of_the_training(tools, hostile, code):
 def test_a_container_that_is_told_to_stop_has_not_finished(tools, code, expected):
     program = tools.bin / "jaxclip"
     program.write_text(
-        f"#!/bin/bash\ntrap 'exit {code}' TERM\necho up\nsleep 100 >/dev/null 2>&1 & wait\n"
+        f"#!/bin/bash\ntrap 'exit {code}' TERM\necho up\nsleep 300 >/dev/null 2>&1 & wait\n"
     )
     program.chmod(0o755)
     process = tools.start("launch/gke/container.sh", "--config", "c")
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=LONG)
     assert process.returncode == expected

@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests.patience import LONG
+
 SCRIPT = "launch/slurm.sh"
 JOB = {
     "SLURM_JOB_ID": "40123",
@@ -179,7 +181,7 @@ def test_before_the_time_limit_it_is_stopped_and_goes_back_into_the_queue(cluste
     job = follow(cluster, call)
     assert job.stdout.readline() == "up\n"
     job.send_signal(signal.SIGUSR1)
-    _, errors = job.communicate(timeout=60)
+    _, errors = job.communicate(timeout=LONG)
     assert job.returncode == 143, errors
     requeued = ["scontrol", "requeue", "40123"] in cluster.lines
     assert requeued == requeue == ("back into the queue" in errors)

@@ -24,7 +24,7 @@ OTHERS = {
 
 # One preset for each kind of tower and pool; `-m slow` takes all.
 KINDS = ["vit_b16", "siglip_b16", "coca_vit_b32", "roberta_vit_b32", "siglip2_b16_naflex"]
-KINDS += ["rn50", "convnext_base_w", "mobileclip_s1", "EVA02"]
+KINDS += ["rn50", "convnext_base_w", "mobileclip2_s0", "EVA02"]
 
 # What only a sequence of tokens can be asked.
 OF_TOKENS = ("keep", "insert", "attend", "attention_bias", "attention", "largest_logits")

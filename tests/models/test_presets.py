@@ -95,13 +95,16 @@ PUBLISHED |= {
     "mobileclip2_s4": (445.44, 321.78, 123.65),
     "mobileclip2_l14": (427.62, 303.97, 123.65),
 }
-# Tracing their many blocks takes a second or more each.
-DEEP = ("rn101", "rn50x", "_quickgelu", "_320", "convnext_l", "convnext_x", "mobileclip_s",
-        "mobileclip2_s")  # fmt: skip
+# One or two of each architecture, the smaller ones: tracing a deep one takes a second or two.
+# `-m slow` takes the others.
+SMALL = {
+    "alphaclip_b16", "clipa_l14", "coca_base", "coca_vit_b32", "convnext_base_w", "eva01_g14",
+    "eva02_b16", "longclip_b16", "mobileclip2_s0", "mobileclip_b", "pe_core_t16", "rn50",
+    "roberta_vit_b32", "siglip2_b16_naflex", "siglip_b16", "siglip_l16_256", "tiny", "vit_b16",
+    "vit_b32_quickgelu", "vit_h14", "vit_s32", "xlm_roberta_base_vit_b32",
+}  # fmt: skip
 NAMES = [
-    pytest.param(name, marks=pytest.mark.slow)
-    if not name.startswith("vit") and any(part in name for part in DEEP)
-    else name
+    name if name in SMALL else pytest.param(name, marks=pytest.mark.slow)
     for name in presets.names()
 ]
 
@@ -122,7 +125,7 @@ def test_parameter_counts_are_the_published_ones(name):
 
 
 def test_every_published_count_has_its_preset():
-    assert set(PUBLISHED) == set(presets.names()) - {"tiny"}
+    assert set(PUBLISHED) == set(presets.names()) - {"tiny"} and set(presets.names()) >= SMALL
 
 
 @pytest.mark.parametrize("name", ["vit_b16", "siglip_b16"])

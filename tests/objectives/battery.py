@@ -42,6 +42,10 @@ SIZES = field_lib.Sizes(BASE["data"]["image_size"], BASE["tokenizer"]["context_l
 # The compiler takes three to four times as long for a program of twice the size.
 LARGEST = 5
 
+# Two towers on four views with ten projections each: what compiles as long as ten of the others is
+# tried alone, by `-m slow`, and its parts are in every run by its own tests.
+ALONE = frozenset({"byolip", "siamlip"})
+
 
 def built(name):
     """An objective with the options that suit a small model."""
@@ -111,10 +115,11 @@ def groups():
     batches here are made up.
     """
     made = []
-    masking = {name for name in objectives.REGISTRY.names() if masks(name)}
+    joining = set(objectives.REGISTRY.names()) - ALONE
+    masking = {name for name in joining if masks(name)}
     # Those that look at the same views stand together, so that few groups run many towers; and
     # those that ask for a model of their own last, so that the others train plain ones.
-    order = [(len(model_of(n)), sorted(kinds(n)), n) for n in objectives.REGISTRY.names()]
+    order = [(len(model_of(n)), sorted(kinds(n)), n) for n in joining]
     for *_, name in sorted(order):
         wants, sets = kinds(name), steered(name)
         whole = {(view, "keep") for view in built(name).whole_views}

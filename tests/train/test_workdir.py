@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from jaxclip import cli
 from jaxclip import config as config_lib
 from jaxclip.lock import FILE_NAME, Holder, LockedError, _encode
 from jaxclip.train import checkpoint, loop, metrics, setup, step_metrics, workdir, workdir_config
+from tests.patience import LONG
 
 
 @pytest.fixture(autouse=True)
@@ -366,9 +366,8 @@ def test_events_on_a_full_disk_say_so_and_the_run_ends(small_disk):
         "with metrics.MetricWriter(sys.argv[1]) as writer:\n"
         "  for step in range(3000): writer.write(step, {f'x{i}': 1.0 for i in range(5)})\n"
     )
-    began = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-c", code, disk / "run"], capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", code, disk / "run"], capture_output=True, text=True, timeout=LONG
     )
-    assert run.returncode == 1 and time.monotonic() - began < 60
+    assert run.returncode == 1
     assert "MetricsError: " in run.stderr.strip().splitlines()[-1]

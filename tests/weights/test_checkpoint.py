@@ -87,7 +87,22 @@ def test_every_family_is_tested(family):
     assert set(FULL) | set(NAMES) == set(FAMILIES.names())
 
 
-@pytest.mark.parametrize(("name", "preset"), [(f, p) for f, ps in FULL.items() for p in ps])
+# Deep, in families of which shallower ones are there, too.
+DEEP = {
+    "clipa_bigg14", "clipa_h14_336", "coca_vit_l14", "eva02_e14_plus", "eva02_l14_336", "eva_8b",
+    "pe_core_bigg14", "pe_core_l14", "pe_core_s16", "siglip2_so400m_16_naflex", "siglip_l16_256",
+    "siglip_so400m_14", "vit_bigg14", "vit_g14", "vit_l14", "vit_l14_336_quickgelu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        pytest.param(f, p, marks=pytest.mark.slow) if p in DEEP else (f, p)
+        for f, presets_of in FULL.items()
+        for p in presets_of
+    ],
+)
 def test_published_sizes_are_told_from_shapes_and_every_tensor_is_used_once(name, preset):
     """Full sizes, without their memory: shapes alone."""
     sizes, family = presets.get(preset), FAMILIES.get(name)

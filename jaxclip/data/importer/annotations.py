@@ -9,6 +9,7 @@ captions by file name.
 from __future__ import annotations
 
 import contextlib
+import logging
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
@@ -22,9 +23,13 @@ from jaxclip.data.naming import (
     LINK_FIELDS,
     TEXT_FIELDS,
     find,
+    find_files,
     first_filled,
+    is_filled,
     split_named,
 )
+
+_LOG = logging.getLogger(__name__)
 
 EXPECTED = (
     "names no picture files: expected is a list of objects such as "
@@ -72,6 +77,8 @@ def _of_object(document: Mapping[str, Any], image: str) -> list[Found | str] | N
     columns = _columns(document, image)
     if columns is not None:
         return _each(columns, image)
+    if _names_picture(document.get(_file_column(document))):
+        return _each([document], image)  # a single row
     parts = {name: each for name, each in document.items() if isinstance(each, list | Mapping)}
     if parts and all(map(split_named, parts)):
         return _by_split(parts, image)
@@ -88,8 +95,10 @@ def _of_object(document: Mapping[str, Any], image: str) -> list[Found | str] | N
     if document and all(_is_caption(each, in_doubt=named) for each in document.values()):
         return [(str(name), {"caption": text}) for name, text in document.items()]
     within = [each for each in parts.values() if isinstance(each, Mapping) and each]
-    if not named and len(within) == 1 and all(map(_names_picture, within[0])):
-        return rows(within[0], image)  # {"data": {"1.jpg": …}}
+    if not named and len(within) == 1:
+        (inner,) = within
+        if all(map(_names_picture, inner)) or all(map(_is_entry, inner.values())):
+            return rows(inner, image)  # {"data": {"1.jpg": …}}
     if document and all(isinstance(each, Mapping) for each in document.values()):
         return [_by_name(str(name), each, image) for name, each in document.items()]
     return None
@@ -129,13 +138,24 @@ def _by_name(name: str, entry: Mapping[str, Any], image: str) -> Found:
     return row(entry, image) or (name, dict(entry))
 
 
+def line(value: Any, image: str = "") -> list[Found]:
+    """The rows of one line of JSON: an object, or a picture's name and its caption as a pair or as
+    the only member of an object; none if it names no file."""
+    found = row(value, image)
+    if found is not None:
+        return [found]
+    is_only = isinstance(value, Mapping) and len(value) == 1 and all(map(_names_picture, value))
+    known = rows(value if is_only else [value], image) if is_only or _are_pairs([value]) else ()
+    return [each for each in known or () if not isinstance(each, str)]
+
+
 def row(entry: Any, image: str = "") -> Found | None:
     """One object as a row; None if it names no file."""
     if not isinstance(entry, Mapping):
         return None
     values = _task(entry) or json_sets.renamed(entry)
     turns = first_filled(values, CONVERSATIONS)
-    column = image if image in values else first_filled(values, FILE_FIELDS)
+    column = image if image in values else _file_column(values)
     name = _name(values.pop(column, None)) if column else _picture_within(values, turns)
     if not name and not image:
         name = _name_by_id(values)
@@ -155,6 +175,14 @@ def row(entry: Any, image: str = "") -> Found | None:
     if isinstance(split, str):
         values["split"] = split_named(split) or split
     return name, values
+
+
+def _file_column(values: Mapping[str, Any]) -> str:
+    """The name under which a file is named, rather than a link to one; empty if there is none."""
+    found = find_files(values)
+    filled = [name for name in found if is_filled(values[name])]
+    files = [name for name in filled if not str(values[name]).startswith(("http://", "https://"))]
+    return next(iter((*files, *filled, *found)), "")
 
 
 def _task(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,13 +273,19 @@ def _coco(images: Iterable[Any], notes: Iterable[Any], categories: Any) -> Itera
     labels: dict[str, list[Any]] = {}
     known = categories if _are_objects(categories) else ()
     names = {str(each.get("id")): each.get("name") for each in known}
+    left_out = 0
     for note in notes:
+        if note.get("is_rejected") is True or note.get("is_precanned") is True:
+            left_out += 1  # spam, or that the picture shows nothing, by VizWiz's own judgement
+            continue
         key = str(note.get("image_id"))
         captions.setdefault(key, []).append(note.get("caption"))
         if "category_id" in note and "caption" not in note:
             label = names.get(str(note["category_id"]), note["category_id"])
             if label not in labels.setdefault(key, []):
                 labels[key].append(label)
+    if left_out:
+        _LOG.warning("%d captions marked is_rejected or is_precanned are left out", left_out)
     for each in images:
         found = row({name: each[name] for name in ("file_name", "id") if name in each})
         if found is None:
@@ -272,10 +306,15 @@ def _columns(document: Mapping[str, Any], image: str) -> list[dict[str, Any]] | 
         count = range(len(files))
         lists = {n: v for n, v in document.items() if isinstance(v, list) and len(v) == len(files)}
         return [{name: column[i] for name, column in lists.items()} for i in count]
-    if isinstance(files, Mapping):
+    if isinstance(files, Mapping) and not any(map(_is_entry, files.values())):
         objects = {n: v for n, v in document.items() if isinstance(v, Mapping)}
         return [{name: column.get(i) for name, column in objects.items()} for i in files]
     return None
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether it is an object that names a picture file of its own."""
+    return isinstance(value, Mapping) and _names_picture(value.get(_file_column(value)))
 
 
 def _are_pairs(value: Any) -> TypeGuard[list[tuple[str, Any]]]:

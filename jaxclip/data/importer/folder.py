@@ -9,16 +9,18 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jaxclip.data import file_kinds, tar_index
+from jaxclip.data.caption_shapes import captioned
+from jaxclip.data.class_values import printable
 from jaxclip.data.importer import class_folders, split_lists
 from jaxclip.data.importer.class_folders import ClassFolders
-from jaxclip.data.importer.folders import scan
-from jaxclip.data.importer.items import Cursor, Item, from_fields, printable, read_image
+from jaxclip.data.importer.folders import scan, walk
+from jaxclip.data.importer.items import Cursor, Item, from_fields, read_image
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.naming import TEXT_FIELDS, find, is_hidden, split_of
+from jaxclip.data.naming import LABEL_FIELDS, SPLITS, TEXT_FIELDS, find, is_hidden, split_of
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +44,10 @@ _TEXT_FOLDERS = (
     "celeba-caption",
     "Sentences",  # of Flickr30k Entities
 )
+# The same of JSON files with captions, and of classes.
+_VALUE_FOLDERS = ("metadata", "meta", "json", "jsons")
+_LABEL_FOLDERS = ("labels", "label", "classes")
+_LONGEST_LABEL = 4  # words
 # What is marked in these, and how: "[/EN#1/people A man] waves".
 _MARKED = re.compile(rb"\[/EN#\S+ ([^\]]*)\]")
 
@@ -81,7 +87,9 @@ class TreeReader:
         self._unused = unused
         self._classes: ClassFolders | None = None
         self._splits: dict[str, str] = {}
-        self._texts = [each for each in _TEXT_FOLDERS if (folder / each).is_dir()]
+        # Which folders of captions and the like are in one.
+        self._beside_pictures: dict[pathlib.Path, list[str]] = {}
+        self._split_depth: int | None = None
 
     def has_images(self) -> bool:
         """Whether there is any image at all."""
@@ -109,6 +117,7 @@ class TreeReader:
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._classes = self._classes or self._find_classes()
         self._splits = self._listed_splits()
+        self._split_depth = self._find_split_depth()
         if self._classes is None and not self._advice:
             self._advice = self._unused()
         unused = self._unused_table() if self._classes is not None else ""
@@ -120,7 +129,7 @@ class TreeReader:
 
     def _item(self, file: pathlib.Path) -> Item | BadRecord:
         key = printable(file.relative_to(self._folder).as_posix())
-        split = split_of(key)
+        split = split_of(key) or self._split_within(key)
         if self._classes is not None:
             label, split = self._classes.label(key.split("/")[:-1])
             if label is None:
@@ -134,16 +143,35 @@ class TreeReader:
         if texts is None and fields is None:
             return BadRecord("empty_caption", f"no {file.stem}.txt beside it{self._advice}", key)
         fields = fields or {}
+        split = split or self._splits.get(split_lists.name_of(key), "")
         if texts is None or not any(line.strip() for line in texts):
             return from_fields(fields, key=key, image=file, split=split)
         for name in find(fields, TEXT_FIELDS):
             fields.pop(name)
         return from_fields(fields, key=key, image=file, texts=texts, split=split)
 
+    def _find_split_depth(self) -> int | None:
+        """Which folders of pictures' paths are splits: those where all are called so
+        (``images/train/1.jpg``); None if there are none."""
+        endings = tuple(IMAGE_SUFFIXES)
+        places = [
+            place.relative_to(self._folder).parts
+            for place, names in walk(self._folder, _DEEPEST)
+            if any(name.lower().endswith(endings) for name in names)
+        ]
+        depths = range(min(map(len, places), default=0))
+        found = (d for d in depths if all(place[d].lower() in SPLITS for place in places))
+        return next(found, None)
+
+    def _split_within(self, key: str) -> str:
+        return "" if self._split_depth is None else key.split("/")[self._split_depth]
+
     def _listed_splits(self) -> dict[str, str]:
         """What lists say of splits, in the folder or in one around those of the classes."""
-        first = next(self._images(), None) if self._classes else None
-        if self._classes is None or first is None:
+        if self._classes is None:
+            return split_lists.of_folder(self._folder)
+        first = next(self._images(), None)
+        if first is None:
             return {}
         parts = first.relative_to(self._folder).parts
         around = (self._folder.joinpath(*parts[:n]) for n in range(self._classes.above + 1))
@@ -160,14 +188,31 @@ class TreeReader:
 
     def _beside(self, file: pathlib.Path) -> tuple[list[bytes] | None, dict[str, Any] | None]:
         """Captions and named values in the files beside a picture, or in a folder of captions."""
-        found = _beside(file, self._encoding)
-        top, *inner = file.relative_to(self._folder).parts
-        for name in self._texts if found == (None, None) and inner else ():
-            if name != top:
-                found = _beside(self._folder.joinpath(name, *inner), self._encoding)
-                if found != (None, None):
-                    break
-        return found
+        texts, fields = _beside(file, self._encoding)
+        for place in self._places(file, _TEXT_FOLDERS) if texts is None and fields is None else ():
+            texts, fields = _beside(place, self._encoding)
+            if texts is not None or fields is not None:
+                break
+        for place in self._places(file, _VALUE_FOLDERS) if texts is None and fields is None else ():
+            found = _json_beside(place)
+            fields = found if found and captioned(found) else None
+        label = _label_beside(self._places(file, _LABEL_FOLDERS), self._encoding)
+        if label is not None:
+            fields = {LABEL_FIELDS[0]: label, **(fields or {})}
+        return texts, fields
+
+    def _places(self, file: pathlib.Path, folders: Sequence[str]) -> Iterator[pathlib.Path]:
+        """Where a picture would be in folders of something else beside one that it is in:
+        ``train/captions/1.jpg`` for ``train/images/1.jpg``."""
+        parts = file.relative_to(self._folder).parts
+        for depth in range(len(parts) - 1):
+            around = self._folder.joinpath(*parts[:depth])
+            if around not in self._beside_pictures:
+                known = (*_TEXT_FOLDERS, *_VALUE_FOLDERS, *_LABEL_FOLDERS)
+                self._beside_pictures[around] = [n for n in known if (around / n).is_dir()]
+            for name in self._beside_pictures[around]:
+                if name in folders and name != parts[depth]:
+                    yield around.joinpath(name, *parts[depth + 1 :])
 
     def _images(self) -> Iterator[pathlib.Path]:
         around = pathlib.Path(os.path.realpath(self._folder)).parents
@@ -183,6 +228,16 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
             if data is not None and not (texts and b"".join(texts).strip()):
                 read = _MARKED.sub(rb"\1", _utf8(data, encoding)).splitlines()
                 texts = texts if read and all(map(_BOX.fullmatch, read)) else read
+    fields = _json_beside(file)
+    label = _read(file.with_suffix(""), ".cls")
+    if label is not None and label.strip():
+        text = _utf8(label, encoding).decode("utf-8", "replace")
+        fields = {LABEL_FIELDS[0]: text.strip(), **(fields or {})}
+    return texts, fields
+
+
+def _json_beside(file: pathlib.Path) -> dict[str, Any] | None:
+    """Named values in the JSON file beside a picture; None where there is no such file."""
     data = _read(file.with_suffix(""), ".json") or _read(file, ".json")
     try:
         fields = None if data is None else json.loads(data)
@@ -191,8 +246,23 @@ def _beside(file: pathlib.Path, encoding: str) -> tuple[list[bytes] | None, dict
     if isinstance(fields, (str, list)):  # captions alone
         fields = {TEXT_FIELDS[0]: fields}
     if not isinstance(fields, dict):
-        return texts, None
-    return texts, {str(name): value for name, value in fields.items() if name != "key"}
+        return None
+    return {str(name): value for name, value in fields.items() if name != "key"}
+
+
+def _label_beside(places: Iterable[pathlib.Path], encoding: str) -> str | None:
+    """The class in a file of a picture's name in a folder of classes; None if there is none.
+
+    It is a number or a few words in one line: other files there are of boxes.
+    """
+    for place in places:
+        data = _read(place.with_suffix(""), ".txt")
+        text = "" if data is None else _utf8(data, encoding).decode("utf-8", "replace").strip()
+        words = text.split()
+        numbers = sum(word.replace(".", "").isdecimal() for word in words)
+        if words and len(words) <= _LONGEST_LABEL and numbers <= 1 and "\n" not in text:
+            return text
+    return None
 
 
 def _read(stem: pathlib.Path, suffix: str) -> bytes | None:

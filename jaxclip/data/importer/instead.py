@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from jaxclip.data import file_kinds
-from jaxclip.data.importer import packed, published, table_rows
+from jaxclip.data.importer import packed, published, table_parts, table_rows
 from jaxclip.data.importer.items import Cursor, Item
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import TableReader
@@ -147,9 +147,6 @@ def what_instead(path: pathlib.Path) -> str:
             return f"; unpack {file.name} first"
         if suffix in table_rows.SPREADSHEETS:
             return f"; {file.name} is a spreadsheet: save it as CSV"
-        if suffix in (".arrow", ".feather") or file.name == "dataset_dict.json":
-            place = path if path.is_file() else file.parent
-            return f"; what save_to_disk of `datasets` wrote is read in place: arrow:{place}"
         if ".array_record" in file.name:
             return f"; it is a data set already: data.name={str(path)!r}"
     return _other_kind(files[:MAX_TABLES])
@@ -187,8 +184,10 @@ def candidates(folder: pathlib.Path) -> list[pathlib.Path]:
         and file.stem not in pictures
         and pathlib.PurePath(file.stem).stem not in pictures
     ]
-    if len(found) > MAX_TABLES:
+    if len(table_parts.series(found)) > MAX_TABLES:
         return []
+    if len(found) > 1:
+        found = [file for file in found if file.stat().st_size]  # Spark leaves empty parts
     inner = [
         file
         for name in ("annotations", "annotation")

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import hashlib
 import json
 import pathlib
-import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxclip.data.caption_shapes import captioned, said_in
+from jaxclip.data import class_values
+from jaxclip.data.caption_shapes import captioned, joined_numbers, said_in
+from jaxclip.data.class_values import printable
 from jaxclip.data.importer import packed
 from jaxclip.data.naming import (
-    ALSO_LABELS,
     CAPTION_TAGS,
     KEY_FIELDS,
-    LABEL_FIELDS,
     TEXT_FIELDS,
     find,
     first_filled,
     is_filled,
-    plain,
-    split_named,
+    take_split,
 )
 from jaxclip.data.record import BadRecord
 
@@ -116,18 +116,6 @@ def _encoded(text: str | bytes) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def parse_label(value: Any) -> int | str | None:
-    """A class index if it is a whole number, a class name if it is another text, else None."""
-    if isinstance(value, float) and value.is_integer():  # of a column with gaps, in pandas
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    text = " ".join(printable(str(value)).split())
-    # What does not fit into 64 bits is an identifier rather than an index.
-    number = re.fullmatch(r"(-1|[0-9]{1,18})(\.0)?", text)
-    return int(number[1]) if number else text or None
-
-
 def from_fields(
     fields: Mapping[str, Any],
     *,
@@ -145,17 +133,13 @@ def from_fields(
       image: its picture.
       texts: captions from elsewhere, in place of those in the fields.
       text_column: the name under which captions are; empty for the first usual one with any.
-      split: see :class:`Item`; empty for that of a field ``split``.
+      split: see :class:`Item`; empty for that of a field such as ``split``.
     """
-    rest = dict(fields)
-    if not split and (named := split_named(rest.get("split"))):
-        split = named
-        rest.pop("split")
+    rest = (joined_numbers(fields) if texts is None and not text_column else None) or dict(fields)
+    split = split or take_split(rest)
     own_keys = [rest.pop(name) for name in find(rest, KEY_FIELDS)[:1]]
-    labelled = first_filled(rest, LABEL_FIELDS)
-    if texts is None and not labelled and not find(rest, (*TEXT_FIELDS, text_column)):
-        labelled = None if captioned(rest) else first_filled(rest, ALSO_LABELS)
-    label = parse_label(_first_class(labelled, rest[labelled])) if labelled else None
+    labelled = class_values.field_of(rest, has_captions=texts is not None, text_column=text_column)
+    label = class_values.of_field(labelled, rest[labelled]) if labelled else None
     if labelled and (label is not None or not is_filled(rest[labelled])):
         rest.pop(labelled)  # else it is something more, such as a list of labels
     if texts is None:
@@ -173,17 +157,6 @@ def from_fields(
         return BadRecord("bad_row", f"the caption is not text: {error}", key)
 
 
-def _first_class(name: str, value: Any) -> Any:
-    """A label; of ImageNet's ``PredictionString``, of classes and boxes, the first class."""
-    is_list = plain(name) == "predictionstring" and isinstance(value, str) and value.strip()
-    return value.split()[0] if is_list else value
-
-
-def printable(text: str) -> str:
-    """The text as valid Unicode: what stands for undecodable bytes is spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
     """What of it JSON can hold; empty values say nothing."""
     kept = {}
@@ -193,7 +166,9 @@ def _jsonable(values: Mapping[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         except (TypeError, ValueError, RecursionError):
-            continue
+            if not isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+                continue
+            value = str(value)  # a column of times or of decimal numbers
         kept[str(name)] = value
     return kept
 

@@ -9,6 +9,7 @@ the source. Memory does not grow with the number of records. The data set comes 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -92,25 +93,33 @@ def import_records(
     output_folder.check_replaceable(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     store = Store(unfinished, request, options.shard_mb << 20)
-    try:
+    with _left_as_it_should_be(store):
         with Progress(progress) as bar:
             _run(store, reader, options, num_threads or num_cpus(), commit_seconds, bar)
         summary = _finish(store, target, options)
+    output_folder.move(unfinished, target)
+    return summary
+
+
+@contextlib.contextmanager
+def _left_as_it_should_be(store: Store) -> Iterator[None]:
+    """Closes an unfinished data set, and removes it where nothing of it would be of use; where the
+    disk is full the error says how to go on."""
+    try:
+        yield
     except SourceError:
         if not store.state.shards:
-            shutil.rmtree(unfinished)  # nothing of it would be of use once the source is mended
+            shutil.rmtree(store.folder)  # nothing of it would be of use once the source is mended
         raise
     except (OSError, sqlite3.OperationalError) as error:
         if not _is_full(error):
             raise
         raise OSError(
-            f"no room for {unfinished} ({error}); make some, and the same command goes on where it "
-            "stopped"
+            f"no room for {store.folder} ({error}); make some, and the same command goes on where "
+            "it stopped"
         ) from error
     finally:
         store.close()
-    output_folder.move(unfinished, target)
-    return summary
 
 
 def _is_full(error: OSError | sqlite3.OperationalError) -> bool:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxclip.data.naming import TEXT_FIELDS, find, is_among
+from jaxclip.data.caption_shapes import joined_numbers
+from jaxclip.data.naming import TEXT_FIELDS, find
 
 Values = dict[str, Any]
-
-_NUMBERED = re.compile(r"(.*[^\W\d_])_(\d{1,2})")
 
 
 def renamed(entry: Mapping[str, Any]) -> Values:
@@ -59,25 +57,6 @@ def _diffusion_db(values: Values) -> Values | None:
     return {"prompt" if name == "p" else name: value for name, value in values.items()}
 
 
-def _numbered(values: Values) -> Values | None:
-    """Captions in members of one name with numbers: ``raw``, ``raw_1``, … (NWPU-Captions)."""
-    more: dict[str, str] = {}
-    for name in values:
-        match = _NUMBERED.fullmatch(name)
-        if match and is_among(match[1], TEXT_FIELDS) and isinstance(values[name], str):
-            more[name] = match[1]
-    bases = set(more.values())
-    if len(bases) != 1 or len(find(values, TEXT_FIELDS)) > 1:
-        return None
-    (base,) = bases
-    own = values.get(base)
-    if (own is None and find(values, TEXT_FIELDS)) or not isinstance(own, str | None):
-        return None  # another caption goes before them
-    captions = [*([own] if own is not None else []), *(values[name] for name in more)]
-    rest = {name: value for name, value in values.items() if name not in more and name != base}
-    return {**rest, base: captions}
-
-
 _SETS: tuple[Callable[[Values], Values | None], ...] = (
-    _visual_genome, _crossmodal, _diffusion_db, _numbered,
+    _visual_genome, _crossmodal, _diffusion_db, joined_numbers,
 )  # fmt: skip

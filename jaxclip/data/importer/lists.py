@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jaxclip.data.importer.pictures import IMAGE_SUFFIXES, Pictures
+from jaxclip.data.importer.pictures import ENDINGS, IMAGE_SUFFIXES, Pictures
 
 SUFFIXES = (".token", ".txt")
-_ENDINGS = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES, reverse=True)))
 
 
 class Form(NamedTuple):
@@ -20,16 +19,11 @@ class Form(NamedTuple):
       pattern: of a line: the name of a file, and what is said of it.
       expected: the same in words.
       field: what is said: "caption", which may be the number of a class in its place, or "label".
-      comment: how lines begin that say nothing of a picture; empty if none do.
     """
 
     pattern: re.Pattern[str]
     expected: str
     field: str = "caption"
-    comment: str = ""
-
-    def is_comment(self, line: str) -> bool:
-        return bool(self.comment) and line.startswith(self.comment)
 
     def read(self, line: str) -> tuple[str, dict[str, Any]] | None:
         """The file that a line names and what it says of it; None if it is not made so."""
@@ -41,17 +35,22 @@ class Form(NamedTuple):
         return match["file"], {"label" if is_label else self.field: said}
 
 
-# Flickr's results.token.
-_NUMBERED = Form(re.compile(r"(?P<file>.+\.\w{3,4})#\d+\t(?P<said>.*)"), "NAME#0<tab>CAPTION")
-# ImageNet's val.txt, with numbers of classes; Places365's.
+# Flickr's results.token; COCO-CN's have a language, and no endings.
+_NUMBERED = Form(
+    re.compile(r"(?P<file>.+?\.\w{3,4}|\S+?)#(?:\w+#)?\d+[\t ]+(?P<said>.*)"),
+    "NAME#0<tab>CAPTION",
+)
+# ImageNet's val.txt, with numbers of classes; Places365's; some write "a.jpg: a cat".
 _LISTED = Form(
-    re.compile(rf"(?P<file>\S+(?:{_ENDINGS})) +(?P<said>.*)", re.IGNORECASE), "NAME CAPTION"
+    re.compile(
+        rf"(?P<file>\S+(?:{ENDINGS}))(?: *[:=]| +[-\u2013\u2014])? +(?P<said>.*)", re.IGNORECASE
+    ),
+    "NAME CAPTION",
 )
 # Oxford-IIIT Pets: the number of the class, cat or dog, the number of the breed among these. The
 # class is called by what stands before the number of the picture.
 _PETS = Form(
-    re.compile(r"(?P<file>(?P<said>\S+)_\d+) \d+ [12] \d+"), "NAME CLASS SPECIES BREED", "label",
-    comment="#",
+    re.compile(r"(?P<file>(?P<said>\S+)_\d+) \d+ [12] \d+"), "NAME CLASS SPECIES BREED", "label"
 )  # fmt: skip
 # FGVC-Aircraft: names without endings, and a class.
 _AIRCRAFT = Form(re.compile(r"(?P<file>\d+) (?P<said>\S.*)"), "NAME CLASS", "label")
@@ -59,6 +58,11 @@ _AIRCRAFT_NAME = re.compile(r"images_(variant|family|manufacturer)_[a-z]+\.txt")
 # Others of names without endings, which must be there; numbers in a row are boxes.
 BARE = Form(re.compile(r"(?P<file>\S+) +(?P<said>\S.*)"), "NAME CAPTION")
 _NUMBERS = re.compile(r"-?[\d.]+( +-?[\d.]+)+|-\d+")
+
+
+def is_comment(line: str) -> bool:
+    """Whether a line that names no picture need not do so."""
+    return line.startswith("#")
 
 
 def form_of(table: pathlib.Path, lines: Iterable[str]) -> Form | None:
@@ -73,9 +77,9 @@ def form_of(table: pathlib.Path, lines: Iterable[str]) -> Form | None:
     """
     for line in lines:
         line = line.rstrip("\r\n")
-        if _PETS.is_comment(line):
-            continue
         form = next((each for each in (_NUMBERED, _LISTED, _PETS) if each.read(line)), None)
+        if form is None and is_comment(line):
+            continue
         if form is None and _AIRCRAFT_NAME.fullmatch(table.name) and _AIRCRAFT.read(line):
             return _AIRCRAFT
         return form or (BARE if _names_picture(table, line) else None)

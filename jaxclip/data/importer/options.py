@@ -15,7 +15,7 @@ class Options:
 
     Attributes:
       name: of the data set; "" = made from the name of the folder.
-      format: "auto", "folder", "webdataset", "parquet" or "tfrecord".
+      format: "auto", "folder", "webdataset", "parquet", "arrow" or "tfrecord".
       image_column: in tables and Parquet, the column with images; "" to find it by its name.
       text_column: in tables and Parquet, the column with captions; "" to find it by its name.
       encoding: of tables that are not JSON; a byte order mark goes before it.

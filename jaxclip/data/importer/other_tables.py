@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from jaxclip.data.importer import folders, instead
+from jaxclip.data.importer import folders, instead, table_parts
 from jaxclip.data.importer.folder import TreeReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
 from jaxclip.data.importer.table import SplitReader, TableReader
@@ -19,7 +19,10 @@ _LOG = logging.getLogger(__name__)
 def several(folder: pathlib.Path, tables: Sequence[pathlib.Path]) -> str:
     """What to say of several tables of which one is meant."""
     names = ", ".join(table.name for table in tables)
-    return f"{str(folder)!r} holds several tables of captions ({names}); name one"
+    return (
+        f"{str(folder)!r} holds several tables of captions ({names}); name one, or by a pattern "
+        "those that belong together"
+    )
 
 
 def in_folder(
@@ -30,18 +33,18 @@ def in_folder(
     Raises:
       ValueError: there are several, and their names are no splits (``train.csv``, ``val.csv``).
     """
-    readers = {}
-    for table in instead.candidates(folder):
-        try:
-            reader = TableReader(table, *columns, encoding=encoding)
-            if not reader.has_pictures():
+    readers: dict[pathlib.Path, TableReader] = {}
+    for tables in table_parts.series(instead.candidates(folder)):
+        for table in tables:
+            reader = _reader_with_pictures(table, columns, encoding)
+            if reader is None:
+                if len(tables) > instead.MAX_TABLES and table == tables[0]:
+                    break  # so many are something else, if the first is
                 continue
             if _is_of_something_else(reader, folder, encoding):
                 _say_left_out(folder, table)
                 continue
             readers[table] = reader
-        except (OSError, ValueError):
-            continue  # a table of something else
     certain = [table for table, reader in readers.items() if not reader.is_doubtful()]
     for table in set(readers).difference(certain) if certain else ():
         readers.pop(table)
@@ -57,13 +60,24 @@ def in_folder(
         tables = of_splits
     splits = _splits_of_tables(tables)
     if not splits:
-        raise ValueError(several(folder, tables))
-    return SplitReader(
-        [
-            TableReader(table, *columns, split=split, encoding=encoding)
-            for table, split in zip(tables, splits, strict=True)
-        ]
-    )
+        of_parts = table_parts.splits_of_parts(tables)
+        if of_parts is None:
+            raise ValueError(several(folder, tables))
+        splits = of_parts
+        names = f"{tables[0].name} to {tables[-1].name}"
+        _LOG.warning("%s: %d tables are taken for parts of one, %s", folder, len(tables), names)
+    return table_parts.reader_of(tables, columns, encoding, splits)
+
+
+def _reader_with_pictures(
+    table: pathlib.Path, columns: tuple[str, str], encoding: str
+) -> TableReader | None:
+    """The reader of a table that names pictures that are there; None if it is another one."""
+    try:
+        reader = TableReader(table, *columns, encoding=encoding)
+        return reader if reader.has_pictures() else None
+    except (OSError, ValueError):
+        return None
 
 
 def in_each_folder(

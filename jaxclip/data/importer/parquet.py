@@ -7,34 +7,19 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxclip.data import file_kinds
-from jaxclip.data.caption_shapes import CONVERSATIONS, captioned
-from jaxclip.data.importer.arrow_types import is_list, is_number, may_be_text, plain_type
+from jaxclip.data.caption_shapes import captioned
+from jaxclip.data.class_values import parse_label
+from jaxclip.data.importer.arrow_columns import JSON, OPTION, Columns, columns_of
+from jaxclip.data.importer.arrow_types import is_list, plain_type
 from jaxclip.data.importer.inline import is_inline, picture_in
-from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, parse_label
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
 from jaxclip.data.importer.pictures import Pictures, pictures_of
-from jaxclip.data.naming import (
-    ALSO_LABELS,
-    FILE_FIELDS,
-    LABEL_FIELDS,
-    LINK_FIELDS,
-    TEXT_FIELDS,
-    find,
-    first_filled,
-    is_filled,
-    say_which_class,
-    say_which_picture,
-    unique_names,
-)
+from jaxclip.data.naming import LABEL_FIELDS, TEXT_FIELDS, first_filled, is_filled, split_of
 from jaxclip.data.record import BadRecord
-from jaxclip.registry import hint
 
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "images", "img")
-# Of what the hub makes of tars, the JSON files are a column.
-_JSON = "json"
-_TEXT_COLUMNS = (*TEXT_FIELDS, *CONVERSATIONS, _JSON)
 # Folders of a picture's name that may be beside its table.
 _DEEPEST = 4
 # Rows decoded at once.
@@ -76,7 +61,7 @@ class ParquetReader:
         self._class_names: list[str] = []
         for file in self._files:
             with open_file(file) as opened:
-                columns = columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
+                columns = columns_of(file, opened.schema_arrow, OPTION, self._wanted)
                 self._class_names = self._class_names or columns.class_names
                 self._before.append(self._before[-1] + opened.metadata.num_rows)
         self._done = 0
@@ -102,7 +87,7 @@ class ParquetReader:
     def _rows(self, file: pathlib.Path, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
         """Items from a row on, each with the number of rows up to and with it."""
         with open_file(file) as opened:
-            columns = columns_of(file, opened.schema_arrow, _OPTION, self._wanted)
+            columns = columns_of(file, opened.schema_arrow, OPTION, self._wanted)
             pictures = pictures_of(opened, file, columns.image)
             row = 0
             for group in range(opened.num_row_groups):
@@ -115,7 +100,7 @@ class ParquetReader:
                         for item in items_of(batch, file, columns, row):
                             row += 1
                             if row > first:
-                                yield row, _with_alias(item, file, row - 1, pictures)
+                                yield row, with_alias(item, file, row - 1, pictures)
                 except (OSError, ValueError) as error:
                     lost = self._lost(opened, group, row)
                     detail = f"{file} is damaged in row group {group}, {lost - row} rows: {error}"
@@ -127,7 +112,7 @@ class ParquetReader:
         return sum(opened.metadata.row_group(g).num_rows for g in range(group + 1))
 
 
-def _with_alias(
+def with_alias(
     item: Item | BadRecord, file: pathlib.Path, row: int, pictures: Pictures | None
 ) -> Item | BadRecord:
     """An item with its picture where that is, and with another key than its picture's path, which
@@ -168,130 +153,18 @@ def _instead(file: pathlib.Path) -> str:
     return f"is no Parquet file, but {file_kinds.kind_of(begin)}" if begin else "is empty"
 
 
-class Columns(NamedTuple):
-    """Names of the columns with images, captions and labels (empty = none), and class names."""
-
-    image: str
-    text: str
-    label: str
-    class_names: list[str]
-
-
-# How to say which column it is, for errors.
-_OPTION = "say which it is with --{}-column"
-
-
-def columns_of(
-    file: pathlib.Path, schema: Any, option: str, wanted: tuple[str, str] = ("", "")
-) -> Columns:
-    """The columns of a table by their usual names.
-
-    Args:
-      file: where the table is, for errors.
-      schema: of Arrow.
-      option: how to name a column, for errors; ``{}`` stands for ``image`` or ``text``.
-      wanted: names of the columns with images and captions; empty to find them.
-
-    Raises:
-      ValueError: there is no column with images, or neither captions nor labels.
-    """
-    import pyarrow
-
-    twice = [name for name in schema.names if schema.names.count(name) > 1]
-    if twice:
-        raise ValueError(f"{file} has several columns {twice[0]!r}; give them different names")
-    types = {name: plain_type(schema.field(name).type) for name in schema.names}
-    listing = ", ".join(f"{name}: {kind}" for name, kind in types.items())
-    for name, which in zip(wanted, ("image", "text"), strict=True):
-        if name and name not in types:
-            raise ValueError(f"{file} has no column {name!r} (--{which}-column){hint(name, types)}")
-
-    def has_bytes(kind: Any) -> bool:
-        if is_list(kind):
-            kind = kind.value_type
-        if pyarrow.types.is_struct(kind):
-            return kind.get_field_index("bytes") >= 0
-        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
-
-    def is_text(kind: Any) -> bool:
-        if is_list(kind):
-            kind = kind.value_type
-        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-
-    images = [name for name in find(types, IMAGE_COLUMNS) if has_bytes(types[name])]
-    images += [name for name, kind in types.items() if name not in images and has_bytes(kind)]
-    if not wanted[0]:
-        say_which_picture(images, option.format("image"))
-    # Text that may be base64 or the name of a file.
-    images += [name for name in find(types, (*IMAGE_COLUMNS, *FILE_FIELDS)) if is_text(types[name])]
-    image = wanted[0] or next(iter(images), "")
-    texts = find(types, _TEXT_COLUMNS)
-    text = wanted[1] or next((n for n in texts if n != image and may_be_text(types[n])), "")
-    noted = _noted(schema.metadata or {})
-    if text in noted and is_number(types[text]):  # a class that the user names
-        text, labels = "", [text]
-    else:
-        known = [name for name in find(types, LABEL_FIELDS) if not is_list(types[name])]
-        labels = known or [name for name in types if name in noted and not text]
-        say_which_class(labels, option.format("text"))
-        labels = labels or (find(types, ALSO_LABELS) if not text else [])
-    label = next(iter(labels), "")
-    if not text and not label:
-        text = next((n for n in texts if n != image and is_number(types[n])), "")
-    if text and not (may_be_text(types[text]) or is_number(types[text])):
-        raise ValueError(f"{file}: column {text!r} holds {types[text]}, which is no text")
-    if not image or not (text or label):
-        what, names, which = (
-            ("captions", TEXT_FIELDS, "text") if image else ("images", IMAGE_COLUMNS, "image")
-        )
-        links = find(types, LINK_FIELDS) if not image else ()
-        numbers = find(types, IMAGE_COLUMNS) if not image else ()
-        way = (
-            f"{numbers[0]!r} holds numbers; store pictures as the bytes of a PNG or JPEG"
-            if numbers and not links
-            else f"{links[0]!r} are links: download the pictures first, with img2dataset for one"
-            if links
-            else f"{option.format(which)}, or name it {' or '.join(names[:12])}"
-        )
-        raise ValueError(f"{file} has no column with {what} (it has {listing}); {way}")
-    return Columns(image, text, label, noted.get(label, []))
-
-
-def _noted(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of the classes by column, as Hugging Face ``datasets`` notes them."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        found = {name: feature.get("names") for name, feature in features.items()
-                 if isinstance(feature, dict)}  # fmt: skip
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
-    return {n: unique_names([str(each) for each in names]) for n, names in found.items()
-            if isinstance(names, list)}  # fmt: skip
-
-
 def items_of(
     batch: Any, file: pathlib.Path, columns: Columns, row: int
 ) -> Iterator[Item | BadRecord]:
     """The rows of a batch of Arrow as items; the first is number ``row`` of the file."""
     images = batch.column(columns.image)
-    captions = _captions(batch.column(columns.text)) if columns.text else None
-    if captions is not None and columns.text == _JSON:
-        captions = [_within_json(value) for value in captions]
-    others = {
-        name: batch.column(name)
-        for name in batch.schema.names
-        if name not in (columns.image, columns.text)
-    }
+    captions = _captions_of(batch, columns)
+    used = (columns.image, columns.text, *columns.more)
+    others = {name: batch.column(name) for name in batch.schema.names if name not in used}
     for i in range(batch.num_rows):
         path, picture = _picture(images[i].as_py(), file.parent)
-        fields = {name: _plain(column[i]) for name, column in others.items()}
-        value = fields.get(columns.label)
-        label = parse_label(int(value) if isinstance(value, bool) else value)
-        if isinstance(label, int) and 0 <= label < len(columns.class_names):
-            label = columns.class_names[label]
-        if columns.label:
-            value = fields.pop(columns.label)
-            fields[LABEL_FIELDS[0]] = value if label is None else label
+        fields = {**columns.given, **{name: _plain(column[i]) for name, column in others.items()}}
+        label = _take_label(fields, columns)
         key = path or f"{file.stem}/{row + i}"
         texts = captions[i] if captions is not None else None
         if captions is not None and not is_filled(texts):
@@ -299,7 +172,7 @@ def items_of(
             other = first_filled(fields, TEXT_FIELDS)
             texts = fields.pop(other) if other and is_filled(fields[other]) else texts
         if not picture:
-            yield BadRecord("missing_image", "no bytes in the image's column", key)
+            yield BadRecord("missing_image", _without_bytes(fields), key)
         elif isinstance(picture, BadRecord):
             yield dataclasses.replace(picture, key=key)
         else:
@@ -307,7 +180,41 @@ def items_of(
             item = from_fields(fields, key=key, image=picture, texts=texts)
             if isinstance(item, Item) and isinstance(label, str):
                 item = dataclasses.replace(item, label=label)  # a name, also if it is "747"
+            if isinstance(item, Item) and isinstance(picture, pathlib.Path) and not item.split:
+                item = dataclasses.replace(item, split=split_of(path))
             yield item
+
+
+def _captions_of(batch: Any, columns: Columns) -> list[Any] | None:
+    """Captions of each row; None if there are none but labels."""
+    if not columns.text:
+        return None
+    captions = _captions(batch.column(columns.text))
+    if columns.text == JSON:
+        return [_within_json(value) for value in captions]
+    if columns.more:
+        more = [_captions(batch.column(name)) for name in columns.more]
+        return [list(each) for each in zip(captions, *more, strict=True)]
+    return captions
+
+
+def _take_label(fields: dict[str, Any], columns: Columns) -> int | str | None:
+    """The class of a row, which stands under its usual name then."""
+    value = fields.get(columns.label)
+    label = parse_label(int(value) if isinstance(value, bool) else value)
+    if isinstance(label, int) and 0 <= label < len(columns.class_names):
+        label = columns.class_names[label]
+    if columns.label:
+        value = fields.pop(columns.label)
+        fields[LABEL_FIELDS[0]] = value if label is None else label
+    return label
+
+
+def _without_bytes(fields: Mapping[str, Any]) -> str:
+    """Why a row has no picture; img2dataset writes rows of failed downloads, too."""
+    said = [fields.get(name) for name in ("status", "error_message")]
+    why = ": ".join(each for each in said if isinstance(each, str) and each)
+    return "no bytes in the image's column" + (f" ({why})" if why else "")
 
 
 def _within_json(value: Any) -> Any:

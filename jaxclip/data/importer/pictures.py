@@ -17,6 +17,8 @@ from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.naming import is_hidden, split_in_name
 
 IMAGE_SUFFIXES = frozenset(f".{ending}" for ending in tar_index.IMAGE_EXTENSIONS)
+# The same, for patterns.
+ENDINGS = "|".join(map(re.escape, sorted(IMAGE_SUFFIXES, reverse=True)))
 # Folders beside a table that are looked into, and names that decide which of them it is; fewer
 # where the names have to be guessed at.
 _MAX_FOLDERS, _MAX_NAMES, _MAX_GUESSED = 64, 32, 4
@@ -28,8 +30,8 @@ _MASKS = frozenset((
     "annotation",
 ))  # fmt: skip
 _IMAGENET = re.compile(r"(n\d{8})_\d+(\.|$)")
-# COCO's pictures are called by their ids.
-_ID_DIGITS = 12
+# COCO's pictures are called by their ids, in 2014 and 2015 with the part that they are of.
+_ID_DIGITS, _COCO_2014 = 12, ("train2014", "val2014", "test2015")
 
 
 class Pictures:
@@ -139,7 +141,17 @@ def pictures_of(opened: Any, file: pathlib.Path, column: str) -> Pictures | None
         values = first.column(0).to_pylist() if first is not None else []
     except (OSError, ValueError):
         return None  # said of the rows
-    names = [value for value in values if isinstance(value, str) and value]
+    return pictures_named(values, file)
+
+
+def pictures_named(values: Iterable[Any], file: pathlib.Path) -> Pictures | None:
+    """Where the pictures are that the first cells of a table's column name; None if they name
+    none."""
+    found = [
+        (None if value.get("bytes") else value.get("path")) if isinstance(value, dict) else value
+        for value in values
+    ]
+    names = [name for name in found if isinstance(name, str) and name]
     return Pictures(file, names) if names else None
 
 
@@ -207,6 +219,7 @@ def _spellings(name: str) -> Iterator[str]:
     names = [name]
     if name.isdecimal():
         names.append(name.zfill(_ID_DIGITS))
+        names += [f"COCO_{part}_{name.zfill(_ID_DIGITS)}" for part in _COCO_2014]
     if match := _IMAGENET.match(name):  # in the folder of its class
         names.append(f"{match[1]}/{name}")
     if name.endswith(".0") and name[:-2].isdecimal():  # of a column with gaps, in pandas

@@ -9,35 +9,36 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from jaxclip.data import file_kinds, patterns, remote, webdataset
-from jaxclip.data.importer import archives, folders, instead, other_tables, table_rows
-from jaxclip.data.importer.folder import TreeReader
+from jaxclip.data import benchmark_files, file_kinds, patterns, remote, webdataset
+from jaxclip.data.importer import (
+    archives,
+    arrow_files,
+    folder_sources,
+    folders,
+    instead,
+    table_rows,
+)
+from jaxclip.data.importer.arrow import ArrowReader
 from jaxclip.data.importer.items import Cursor, Item, Reader
 from jaxclip.data.importer.parquet import ParquetReader
 from jaxclip.data.importer.pictures import IMAGE_SUFFIXES
-from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.importer.tars import TarReader
 from jaxclip.data.importer.tfrecords import TFRecordReader
-from jaxclip.data.naming import is_hidden, split_within, splits_of_files
+from jaxclip.data.naming import is_hidden, is_left_by_tools, say_of_delta, splits_of_files
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
 
-FORMATS = ("folder", "webdataset", "parquet", "tfrecord")
+FORMATS = ("folder", "webdataset", "parquet", "arrow", "tfrecord")
 _ENDINGS = {
     "webdataset": instead.TAR_ENDINGS,
     "parquet": (".parquet",),
+    "arrow": arrow_files.ENDINGS,
     "tfrecord": tuple(f".{e}{z}" for e in ("tfrecord", "tfrecords", "tfrec") for z in ("", ".gz")),
 }
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
-# Tables that are taken for one whatever is in them.
-TABLES = (
-    *(f"{stem}.{kind}" for stem in ("captions", "metadata") for kind in ("csv", "tsv", "jsonl")),
-    "captions.json",
-)
-# How many folders below one are looked into for tables, tars and Parquet files.
-_DEEPEST = 3
+_DEEPEST = folder_sources.DEEPEST
 # How many records tell whether a folder is a data set, and how many archives a message names.
 _LOOKED_AT, _NAMED = 100, 4
 
@@ -185,11 +186,14 @@ def _open(
         files = files + _in_folders(path, files)
     is_guessed = format == "auto"
     if is_guessed:
-        if path.is_dir() and _is_saved(path):
-            raise ValueError(f"{text!r} was saved by `datasets`{instead.what_instead(path)}")
-        format = _guess(path, files)
+        is_saved = path.is_dir() and arrow_files.is_saved(path)
+        format = "arrow" if is_saved else _guess(path, files)
     if format == "folder":
-        return _folder(path, columns, encoding)
+        return folder_sources.open_folder(path, columns, encoding, named)
+    if format == "arrow" and path.is_dir():
+        found = [(split, file) for split, each in arrow_files.of_folder(path) for file in each]
+        splits = [split for split, _ in found] if len({split for split, _ in found}) > 1 else ()
+        return ArrowReader([file for _, file in found], *columns, splits)
     as_path = type(path)  # with the archives, if there are any
     fitting = [as_path(file) for file in files if _ends(file, _ENDINGS[format])]
     if not path.is_dir() and len(fitting) < len(files):
@@ -203,7 +207,7 @@ def _open(
     if format == "webdataset":
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
-        names = webdataset.class_names(path) if path.is_dir() else None
+        names = benchmark_files.class_names(path) if path.is_dir() else None
         for tar in fitting:
             instead.check_usual(tar)
         if is_guessed:
@@ -211,6 +215,9 @@ def _open(
         return TarReader(fitting, splits_of_files(fitting, path), names or [])
     if format == "tfrecord":
         return TFRecordReader(fitting, splits_of_files(fitting, path))
+    if format == "arrow":
+        return ArrowReader(fitting, *columns, splits_of_files(fitting, path))
+    say_of_delta(path)
     return ParquetReader(fitting, *columns, splits_of_files(fitting, path))
 
 
@@ -223,13 +230,6 @@ def _expand(pattern: str) -> list[str]:
             way = f"; if you mean the Hugging Face hub's, download it, or read {hub!r}"
             raise FileNotFoundError(f"{error}{way}") from error
         raise
-
-
-def _is_saved(path: pathlib.Path) -> bool:
-    """Whether a folder is one that ``save_to_disk`` of ``datasets`` wrote."""
-    if (path / "dataset_dict.json").is_file():
-        return True
-    return (path / "state.json").is_file() and any(path.glob("*.arrow"))
 
 
 def _ends(file: str, endings: tuple[str, ...]) -> bool:
@@ -250,13 +250,14 @@ def _in_folders(path: pathlib.Path, files: Sequence[str]) -> list[str]:
     return sorted(
         str(folder / name)
         for folder, names in folders.walk(path, _DEEPEST)
+        if folder != path and not any(map(is_left_by_tools, folder.relative_to(path).parts))
         for name in names
-        if folder != path and _ends(name, endings) and (folder / name).is_file()
+        if _ends(name, endings) and (folder / name).is_file()
     )
 
 
 def _guess(path: pathlib.Path, files: list[str]) -> str:
-    if path.is_dir() and any((path / table).is_file() for table in TABLES):
+    if path.is_dir() and any((path / table).is_file() for table in folder_sources.TABLES):
         return "folder"
     kinds = {
         format
@@ -303,85 +304,3 @@ def _is_img2dataset_of_files(files: list[str], path: type[pathlib.Path]) -> bool
     """
     folders = [path(file).with_suffix("") for file in files if file.lower().endswith(".parquet")]
     return all(folder.name.isdecimal() and folder.is_dir() for folder in folders)
-
-
-def _folder(path: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
-    if path.is_file():
-        if path.suffix.lower() in file_kinds.ARCHIVES:
-            raise ValueError(f"{str(path)!r} is an archive{instead.what_instead(path)}")
-        return _table_file(path, columns, encoding)
-    if not path.is_dir():
-        raise ValueError(
-            f"{str(path)!r} is a pattern of tables; name one, or the folder they are in"
-        )
-    table = _table(path)
-    if table is not None:
-        return instead.with_pictures(TableReader(table, *columns, encoding=encoding), table)
-    below = [
-        TableReader(
-            table,
-            *columns,
-            split=split_within(table.relative_to(path)),
-            encoding=encoding,
-            prefix=f"{folder.relative_to(path).as_posix()}/",
-        )
-        for folder, _ in folders.walk(path, _DEEPEST)
-        if folder != path and (table := _table(folder))
-    ]
-    if below:
-        return SplitReader(below)
-    others = other_tables.in_folder(path, columns, encoding)
-    if not others and (only := _only_folder(path)):
-        others = other_tables.in_folder(only, columns, encoding)
-    others = others or other_tables.in_each_folder(path, columns, encoding, _DEEPEST)
-    if others:
-        return others
-    reader = TreeReader(
-        path,
-        encoding,
-        instead.what_instead(path),
-        lambda: instead.no_table_but_texts(path, encoding),
-        lambda: instead.no_table(path, encoding),
-    )
-    if not reader.has_images():
-        raise FileNotFoundError(
-            f"{str(path)!r} holds no images, no tars or Parquet files, and no table that names "
-            f"images beside it (say {TABLES[0]})"
-            + (
-                instead.what_instead(path)
-                or instead.no_table(path, encoding)
-                or instead.what_within(path)
-            )
-        )
-    return reader
-
-
-def _table_file(table: pathlib.Path, columns: tuple[str, str], encoding: str) -> Reader:
-    """A table whose pictures are beside it, perhaps in archives."""
-    reader = TableReader(table, *columns, encoding=encoding)
-    beside = None if reader.has_pictures() else archives.beside(table, encoding)
-    if beside:
-        unpacked = TableReader(beside[0], *columns, encoding=encoding)
-        if unpacked.has_pictures():
-            return archives.ArchiveReader(unpacked, beside[1])
-    return instead.with_pictures(reader, table)
-
-
-def _only_folder(path: pathlib.Path) -> pathlib.Path | None:
-    """The folder that stands alone in one without pictures (``fgvc-aircraft-2013b/data``)."""
-    entries = [each for each in path.iterdir() if not is_hidden(each.name)]
-    below = [each for each in entries if each.is_dir()]
-    pictures = any(each.suffix.lower() in IMAGE_SUFFIXES for each in entries)
-    return below[0] if len(below) == 1 and not pictures else None
-
-
-def _table(folder: pathlib.Path) -> pathlib.Path | None:
-    """The table of captions in a folder, if there is one with a usual name.
-
-    Raises:
-      ValueError: there are several.
-    """
-    tables = [folder / table for table in TABLES if (folder / table).is_file()]
-    if len(tables) > 1:
-        raise ValueError(other_tables.several(folder, tables))
-    return tables[0] if tables else None

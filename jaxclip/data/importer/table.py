@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Generator, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxclip.data.importer import packed, table_rows
+from jaxclip.data.importer import packed, scattered, table_rows
 from jaxclip.data.importer.inline import is_inline, picture_in
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
-from jaxclip.data.importer.pictures import Pictures
+from jaxclip.data.importer.pictures import ENDINGS, Pictures
 from jaxclip.data.importer.table_rows import Columns, Row
-from jaxclip.data.naming import TEXT_FIELDS, first_filled, split_named, split_of
+from jaxclip.data.naming import (
+    KEY_FIELDS,
+    LABEL_FIELDS,
+    TEXT_FIELDS,
+    first_filled,
+    is_filled,
+    split_of,
+    take_split,
+)
 from jaxclip.data.record import BadRecord
+
+_NUMBERED = re.compile(rf"(.+(?:{ENDINGS}))#(?:\w+#)?\d+", re.IGNORECASE)
 
 
 class TableReader:
     """Images named by the rows of a table; :mod:`table_rows` says of which kinds.
 
-    Rows that follow each other and name the same file are captions of the same picture. Where the
-    files are: :class:`Pictures`. A column ``split``, or folders that are called like splits
-    (``train/…``) and hold all files, are the splits.
+    Rows that follow each other and name the same file are captions of the same picture, and so are
+    others of that file whose keys and splits, if they have any, are the same. Where the files are:
+    :class:`Pictures`. A column ``split``, or folders that are called like splits (``train/…``) and
+    hold all files, are the splits.
 
     Args:
       table: the file.
@@ -31,6 +42,8 @@ class TableReader:
       split: the split of all rows; empty to tell by their folders.
       prefix: stands before all keys, where several tables may have the same.
       encoding: of a table that is not JSON.
+      part: stands before the key of a picture that another table has named, too; empty if there
+        can be none.
 
     Raises:
       ValueError: a table without the needed columns.
@@ -44,12 +57,14 @@ class TableReader:
         split: str = "",
         encoding: str = "utf-8",
         prefix: str = "",
+        part: str = "",
     ):
         self._table = table
         self._columns = Columns(image_column, text_column)
         self._split = split
         self._prefix = prefix or (f"{split}/" if split else "")
         self._encoding = encoding
+        self._part = part
         self._size = max(1, table.stat().st_size)
         self._raw: Any = None
         table_rows.check(table, self._columns, encoding)
@@ -71,7 +86,7 @@ class TableReader:
 
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         self._found()
-        for number, item in enumerate(self._grouped(self._rows()), start=1):
+        for number, item in enumerate(self._grouped(), start=1):
             if number > start.item:
                 yield Cursor(0, number), item
 
@@ -79,7 +94,8 @@ class TableReader:
         try:
             with self._table.open("rb") as raw:
                 self._raw = raw
-                yield from table_rows.rows(self._table, raw, self._columns, self._encoding)
+                for row in table_rows.rows(self._table, raw, self._columns, self._encoding):
+                    yield row._replace(file=_of_caption(row.file)) if isinstance(row, Row) else row
         except OSError as error:
             if not packed.is_damage(error):
                 raise
@@ -95,25 +111,44 @@ class TableReader:
             rows.close()
         return self._pictures
 
-    def _grouped(self, rows: Iterator[Row | BadRecord]) -> Iterator[Item | BadRecord]:
+    def _grouped(self) -> Iterator[Item | BadRecord]:
         def file(row: Row | BadRecord) -> str | None:
-            return row.file if isinstance(row, Row) else None
+            return None if isinstance(row, BadRecord) or is_inline(row.file) else row.file
 
-        for number, (name, group) in enumerate(itertools.groupby(rows, key=file)):
-            if name is None:
-                yield from (row for row in group if isinstance(row, BadRecord))
-                continue
-            yield self._item(name, [row.values for row in group if isinstance(row, Row)], number)
+        def identity(row: Row | BadRecord) -> str:
+            assert isinstance(row, Row)
+            key = str(row.values.get(KEY_FIELDS[0]) or "")
+            return "\0".join((row.file, key, take_split(dict(row.values))))
+
+        for number, group in enumerate(scattered.gathered(self._rows, file, identity)):
+            yield from (row for row in group if isinstance(row, BadRecord))
+            found = [row for row in group if isinstance(row, Row)]
+            if found:
+                yield self._item(found[0].file, [row.values for row in found], number)
+
+    def _merged(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The values of the first of some rows for a picture, with the captions of all of them.
+
+        Where they name several classes there is a list of these, which is no class.
+        """
+        values = dict(rows[0])
+        if len(rows) == 1:
+            return values
+        captions: list[Any] = []
+        for row in rows:
+            text = row.get(self._columns.text or first_filled(row, TEXT_FIELDS) or "")
+            captions.extend(text if isinstance(text, list) else [text])
+        column = self._columns.text or first_filled(values, TEXT_FIELDS)
+        if column or any(map(is_filled, captions)):
+            values[column or TEXT_FIELDS[0]] = captions
+        label = first_filled(values, LABEL_FIELDS)
+        labels = list(dict.fromkeys(str(row.get(label)) for row in rows)) if label else []
+        if label and len(labels) > 1:
+            values[label] = labels
+        return values
 
     def _item(self, name: str, rows: list[dict[str, Any]], number: int) -> Item | BadRecord:
-        values = dict(rows[0])
-        if len(rows) > 1:
-            captions: list[Any] = []
-            for row in rows:
-                text = row.get(self._columns.text or first_filled(row, TEXT_FIELDS) or "")
-                captions.extend(text if isinstance(text, list) else [text])
-            column = self._columns.text or first_filled(values, TEXT_FIELDS) or TEXT_FIELDS[0]
-            values[column] = captions
+        values = self._merged(rows)
         if name.startswith(("http://", "https://")):
             detail = "a link, not a file; download the pictures first, with img2dataset for one"
             return BadRecord("missing_image", detail, name)
@@ -121,9 +156,8 @@ class TableReader:
         if is_inline(name):
             key, picture = f"{self._table.name.partition('.')[0]}/{number}", picture_in(name)
         split = self._split or split_of(self._found().relative(key))
-        if not self._split and (own := split_named(values.get("split"))):
+        if not self._split and (own := take_split(values)):
             split = own
-            values.pop("split")
         if isinstance(picture, BadRecord):
             return dataclasses.replace(picture, key=self._prefix + key)
         item = from_fields(
@@ -133,7 +167,28 @@ class TableReader:
             text_column=self._columns.text,
             split=split,
         )
-        return dataclasses.replace(item, key=self._prefix + item.key)
+        item = dataclasses.replace(item, key=self._prefix + item.key)
+        if self._part and isinstance(item, Item):
+            item = dataclasses.replace(item, alias=f"{self._part}/{item.key}")
+        problem = _without_one_class(values) if len(rows) > 1 else ""
+        if problem and isinstance(item, Item) and not item.texts and item.label is None:
+            return BadRecord("empty_caption", problem, item.key)
+        return item
+
+
+def _without_one_class(values: Mapping[str, Any]) -> str:
+    """Why several rows for a picture without captions make no record; empty if nothing is known."""
+    label = first_filled(values, LABEL_FIELDS)
+    labels = values[label] if label else None
+    if not isinstance(labels, list):
+        return ""
+    return f"its rows name {len(labels)} classes ({', '.join(labels[:4])}), and a record has one"
+
+
+def _of_caption(name: str) -> str:
+    """The name of a picture without the number of its caption: ``1.jpg#0`` is ``1.jpg``."""
+    match = _NUMBERED.fullmatch(name)
+    return match[1] if match else name
 
 
 class SplitReader:
@@ -149,6 +204,10 @@ class SplitReader:
 
     def stamp(self) -> str:
         return "+".join(reader.stamp() for reader in self._readers)
+
+    def has_pictures(self) -> bool:
+        """Whether any of the first files that a table names is there."""
+        return any(reader.has_pictures() for reader in self._readers)
 
     def fraction(self) -> float | None:
         within = self._readers[self._current].fraction() or 0.0

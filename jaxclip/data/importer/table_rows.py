@@ -8,6 +8,7 @@ and UTF-32 are known by their byte order mark; what else is not UTF-8 wants its 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import json
 import pathlib
@@ -27,6 +28,10 @@ SEPARATED, LINES, DOCUMENTS = (
 SUFFIXES = (*SEPARATED, *LINES, *DOCUMENTS)
 # Other people's tables that are not read, and what to do.
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+
+
+# What may stand between JSON values in one file.
+_BETWEEN = re.compile(r"[\s,]*")
 
 
 class Row(NamedTuple):
@@ -112,8 +117,8 @@ def rows(
         elif form := _form_of(table, encoding):
             text = _text(data, encoding)
             for number, line in enumerate(text, start=1):
-                if line.strip() and not form.is_comment(line):
-                    read = form.read(line.strip())
+                read = form.read(line.strip())
+                if line.strip() and (read or not lists.is_comment(line)):
                     problem = f"line {number} is not {form.expected}"
                     yield Row(*read) if read else BadRecord("bad_row", problem)
             text.detach()
@@ -146,7 +151,11 @@ def _marked(data: Any) -> str:
     begin = data.peek(4)[:4]
     if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
-    return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Without a mark there is a zero beside each ASCII letter.
+    zeros = [place for place, byte in enumerate(begin) if not byte]
+    return "utf-16-le" if zeros == [1, 3] else "utf-16-be" if zeros == [0, 2] else ""
 
 
 def _form_of(table: pathlib.Path, encoding: str) -> lists.Form | None:
@@ -205,12 +214,36 @@ def _json_rows(lines: Any, columns: Columns) -> Iterator[Row | BadRecord]:
         except (ValueError, RecursionError) as error:
             yield BadRecord("bad_row", f"line {number}: {error}")
             continue
-        row = layouts.row(values, columns.image)
-        yield (
-            BadRecord("bad_row", f"line {number} {layouts.lacks(values)}")
-            if row is None
-            else Row(*row)
-        )
+        yield from _rows_of(values, f"line {number}", columns)
+
+
+def _rows_of(value: Any, place: str, columns: Columns) -> Iterator[Row | BadRecord]:
+    """What one value of several in a file says."""
+    found = layouts.line(value, columns.image)
+    if not found:
+        yield BadRecord("bad_row", f"{place} {layouts.lacks(value)}")
+    yield from (Row(*each) for each in found)
+
+
+def _several(content: bytes, columns: Columns) -> Iterator[Row | BadRecord]:
+    """Rows of several JSON values: one in each line, or one behind the other over several lines."""
+    first = content.strip().partition(b"\n")[0].strip().removesuffix(b",")
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(first)
+        return _json_rows(io.BytesIO(content), columns)
+    text, values, place = content.decode("utf-8-sig", "surrogateescape").strip(), [], 0
+    try:
+        while place < len(text):
+            value, place = json.JSONDecoder().raw_decode(text, place)
+            place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
+            values.append(value)
+    except (ValueError, RecursionError):
+        return _json_rows(io.BytesIO(content), columns)
+    return (
+        each
+        for number, value in enumerate(values, start=1)
+        for each in _rows_of(value, f"object {number}", columns)
+    )
 
 
 def _document(table: pathlib.Path, data: Any, columns: Columns) -> Iterator[Row | BadRecord]:
@@ -224,7 +257,7 @@ def _document(table: pathlib.Path, data: Any, columns: Columns) -> Iterator[Row 
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error) or suffix(table) in LINES:
-            return _json_rows(io.BytesIO(content), columns)
+            return _several(content, columns)
         raise ValueError(f"{table} is no JSON: {error}") from error
     others = layouts.without_captions(document)
     if others:

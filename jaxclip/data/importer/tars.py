@@ -13,7 +13,8 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxclip.data import tar_index, webdataset
+from jaxclip.data import benchmark_files, tar_index
+from jaxclip.data.class_values import parse_label
 from jaxclip.data.importer import packed
 from jaxclip.data.importer.items import (
     MAX_IMAGE_BYTES,
@@ -22,7 +23,6 @@ from jaxclip.data.importer.items import (
     SourceError,
     files_stamp,
     from_fields,
-    parse_label,
 )
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, unique_names
 from jaxclip.data.record import BadRecord
@@ -50,7 +50,7 @@ class TarReader:
         self._tars = list(tars)
         self._splits = list(splits) or [""] * len(self._tars)
         self._class_names = unique_names(class_names)
-        self._by_line = webdataset.captions_by_line(self._tars)
+        self._by_line = benchmark_files.captions_by_line(self._tars)
         self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
         self._current: tuple[int, Any] | None = None
 
@@ -130,7 +130,7 @@ class TarReader:
                         parts, count = {}, count + 1
                     key = name.key
                     parts.setdefault(
-                        name.extension,
+                        tar_index.plain_ending(name.extension),
                         b"" if count < skipped else _read(archive, member),
                     )
                 file: Any = archive.fileobj
@@ -142,8 +142,13 @@ class TarReader:
             yield BadRecord("corrupted", f"{tar}: {error}")
             return
         except _DAMAGE as error:
-            # What came of the sample at hand is not to be trusted, and nothing follows.
-            yield BadRecord("corrupted", f"{tar} is damaged: {error}", key if parts else "")
+            # Nothing follows; all that was read of the sample at hand is whole.
+            kinds = {tar_index.part_of(extension) for extension in parts}
+            is_whole = "image" in kinds and len(kinds) > 1
+            if is_whole:
+                yield _item(key, parts, "")
+            place = key if parts and not is_whole else ""
+            yield BadRecord("corrupted", f"{tar} is damaged: {error}", place)
             return
         problem = unused.problem(bool(parts))
         if parts:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxclip.data.importer import packed
+from jaxclip.data.importer.arrow_columns import IMAGE_COLUMNS
 from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
-from jaxclip.data.importer.parquet import IMAGE_COLUMNS
 from jaxclip.data.naming import find
 from jaxclip.data.record import BadRecord, example_class
 from jaxclip.data.tfrecord import masked_crc

@@ -149,6 +149,7 @@ def test_every_reason(tmp_path, toys):
     (tmp_path / "in").mkdir()
     files = {
         "good.png": good,
+        "same.png": good,
         "text.png": b"no picture at all",
         "cut.png": good[: len(good) // 2],
         "empty.png": b"",
@@ -171,7 +172,7 @@ def test_every_reason(tmp_path, toys):
         b"missing.png,a,10\n"
         b"good.png,caf\xe9,9\n"
         b"cut.png,a,1\n"
-        b"good.png,the same key again,1\n"
+        b"same.png,the same key again,1\n"
         b"only-one-field\n"
         b",no file,11\n"
     )

@@ -429,12 +429,11 @@ def test_no_source_is_not_this_folder(run):
         run("")
 
 
-def test_a_pattern_of_tables_is_named(folder, run):
+def test_a_pattern_of_tables(folder, run):
     source = folder()
     for name in ("a.csv", "b.csv"):
         (source / name).write_text("file,caption\np0.png,x\n")
-    with pytest.raises(ValueError, match=r"is a pattern of tables; name one, or the folder"):
-        run(f"{source}/*.csv")
+    assert run(f"{source}/*.csv")[0]["train"] == {"p0.png": ("x",), "b/p0.png": ("x",)}
 
 
 def test_a_file_that_is_named_under_the_second_name_and_ids_of_any_kind():

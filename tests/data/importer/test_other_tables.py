@@ -158,7 +158,6 @@ def test_what_is_no_table_says_so_in_one_line(fill, content, problem):
     [
         ("photos.rar", r"unpack photos\.rar first"),
         ("captions.xlsx", r"captions\.xlsx is a spreadsheet: save it as CSV"),
-        ("x.arrow", r"read in place: arrow:"),
     ],
 )
 def test_folders_of_something_else(fill, name, problem):
@@ -175,12 +174,6 @@ def test_a_data_set_is_none_to_import(fill):
     for place in (folder, folder / "1.0.0"):
         with pytest.raises(ValueError, match=r"1\.0\.0' is a data set already: data\.name="):
             open_reader(place)
-
-
-def test_what_save_to_disk_wrote_is_read_in_place(fill):
-    folder = fill("train/data.arrow", **{"dataset_dict.json": "{}"})
-    with pytest.raises(ValueError, match=r"was saved by `datasets`.*arrow:"):
-        open_reader(folder)
 
 
 def test_what_systems_leave_behind_is_not_read(fill):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import pathlib
 import tarfile
@@ -11,12 +10,11 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
+from jaxclip.data.class_values import parse_label, printable
 from jaxclip.data.importer.items import (
     Cursor,
     Item,
     from_fields,
-    parse_label,
-    printable,
     text_bytes,
 )
 from jaxclip.data.importer.table import TableReader
@@ -47,6 +45,14 @@ def write(tmp_path_factory, name, data):
     return path
 
 
+def together(rows):
+    """Each file with the captions of all its rows."""
+    found = {}
+    for file, texts in rows:
+        found.setdefault(file, []).extend(text.encode() for text in texts)
+    return [(file, tuple(texts)) for file, texts in found.items()]
+
+
 # Blanks behind a comma are taken for the table's, not for the caption's.
 cells = words.map(lambda text: text.lstrip(" "))
 
@@ -58,10 +64,7 @@ def test_csv_comes_back(rows, tabs, tmp_path_factory):
     writer.writerows([["file", "caption"], *rows])
     path = write(tmp_path_factory, f"captions.{'tsv' if tabs else 'csv'}", buffer.getvalue())
     found = [item for _, item in read(TableReader(path))]
-    expected = [
-        (file, tuple(text.encode() for _, text in group))
-        for file, group in itertools.groupby(rows, key=lambda row: row[0])
-    ]
+    expected = together((file, [text]) for file, text in rows)
     assert [(item.key, item.texts) for item in found] == expected
     assert [item.image for item in found] == [path.parent / file for file, _ in expected]
 
@@ -71,11 +74,7 @@ def test_jsonl_comes_back(rows, tmp_path_factory):
     lines = [json.dumps({"file": file, "captions": texts}) for file, texts in rows]
     path = write(tmp_path_factory, "captions.jsonl", "\n".join(lines))
     found = [(item.key, item.texts) for _, item in read(TableReader(path))]
-    expected = [
-        (file, tuple(text.encode() for _, texts in group for text in texts))
-        for file, group in itertools.groupby(rows, key=lambda row: row[0])
-    ]
-    assert found == expected
+    assert found == together(rows)
 
 
 @hypothesis.given(data=st.binary(max_size=150))
