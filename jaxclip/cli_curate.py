@@ -74,15 +74,14 @@ def _run(args: argparse.Namespace) -> int:
       ValueError, FileNotFoundError: a mistake in what was asked.
       ImportError: Beam or another library is not installed; says which extra has it.
     """
-    from jaxclip import storage
     from jaxclip.curate import job, report, writers
 
     config = _config(args)
     if not args.workdir:
         raise ValueError("--workdir is missing: name a folder for what is found and the report")
     writers.WRITERS.get(args.format or "tfds")
-    if args.to and not storage.is_local(args.to):
-        raise ValueError(f"--to {args.to}: name a folder on this machine's disks; mount the bucket")
+    if args.to:
+        writers.check_target(args.to)
     if args.format and not args.to:
         raise ValueError(f"--format {args.format} needs --to: name a folder for the kept records")
     try:
@@ -107,7 +106,9 @@ def parse_step(text: str) -> dict[str, Any]:
     from jaxclip.config import parse_override
 
     try:
-        name, *options = shlex.split(text)
+        name, *options = shlex.split(text) or [""]
+        if not name:
+            raise ValueError("it names no step")
         return {"name": name, **dict(map(parse_override, options))}
     except ValueError as error:
         raise ValueError(

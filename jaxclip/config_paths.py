@@ -104,6 +104,15 @@ def _is_built_in(name: str) -> bool:
     return not name or name in class_names.SETS or name in templates.TEMPLATES
 
 
+def _absolute_pattern(pattern: str) -> str:
+    """Patterns of files with ``::`` between them, each taken from the current folder."""
+    is_one = os.path.lexists(storage.absolute(pattern))
+    parts = [pattern] if is_one else pattern.split("::")
+    # Braces may stand for whole paths; what else has a colon is no path.
+    kept = ("{/", "{~", "file:", "pipe:")
+    return "::".join(p if p.startswith(kept) else storage.absolute(p) for p in parts)
+
+
 def absolute_data_name(name: str) -> str:
     """The name of a data set with its path, if it has one, taken from the current folder.
 
@@ -111,14 +120,12 @@ def absolute_data_name(name: str) -> str:
     """
     if name.startswith(_OF_ANOTHER):
         return _OF_ANOTHER + absolute_data_name(name.removeprefix(_OF_ANOTHER))
-    scheme, colon, path = name.rpartition(":")
-    if name.startswith("tfds:") and not name.removeprefix("tfds:").startswith(("/", ".", "~")):
+    kind, colon, rest = name.partition(":")
+    if kind == "tfds" and not rest.startswith(("/", ".", "~")):
         return name  # one that TFDS knows
-    if "://" in scheme:
-        return name  # an address with a colon in it, as before a port
-    if colon and not path.startswith("//"):
-        return f"{scheme}:{storage.absolute(path)}"
     path = storage.absolute(name)
+    if colon and "/" not in kind and not rest.startswith("//") and not os.path.isdir(path):
+        return f"{kind}:{_absolute_pattern(rest)}"
     if not os.path.isdir(path):
         return name
     from jaxclip.data import sources  # only here: reading data needs the extra 'train'

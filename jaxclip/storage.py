@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,8 +153,7 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
         link = link.__cause__ or link.__context__
     text = " ".join(str(link) for link in chain)
     codes = {link.errno for link in chain if isinstance(link, OSError)}
-    # Tensorstore reports the system's error by its text alone.
-    if {errno.ENOSPC, errno.EDQUOT} & codes or os.strerror(errno.ENOSPC) in text:
+    if any(map(is_full, chain)):
         return (
             f"no space left on the device ({free_space(directory)}); free some, lower "
             "checkpoint.keep_last, or "
@@ -166,6 +166,22 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
     if {errno.ENOTDIR, errno.EEXIST} & codes:
         return f"a part of the path is a file, not a folder; {another}"
     return f"{type(error).__name__}: {error}"
+
+
+def discard(folder: pathlib.Path) -> None:
+    """Remove a folder of ours that was never finished, also where Ctrl-C comes twice."""
+    # No KeyboardInterrupt reaches a thread, and the interpreter waits for it.
+    remover = threading.Thread(target=shutil.rmtree, args=(folder, True))
+    remover.start()
+    remover.join()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left on the device, or in the quota."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Tensorstore and safetensors report the system's error by its text alone.
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _setting_of(directory: os.PathLike[str] | str) -> str:
@@ -223,8 +239,15 @@ def write_json(path: os.PathLike[str] | str, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_device(path: os.PathLike[str] | str) -> bool:
+    """Whether there is something that is neither a file nor a folder, and must not become one."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
 def write_text(path: os.PathLike[str] | str, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all.
+
+    A device or a pipe, such as ``/dev/stdout``, is written to and stays what it is.
 
     Raises:
       OSError: it can't be written; the message says why and what helps. What was there stays.
@@ -232,6 +255,9 @@ def write_text(path: os.PathLike[str] | str, text: str) -> None:
     target = epath.Path(path)
     temporary = target.with_name(target.name + ".tmp")
     try:
+        if is_local(path) and is_device(path):
+            pathlib.Path(path).write_bytes(text.encode())
+            return
         temporary.write_bytes(text.encode())
         temporary.replace(target)
     except OSError as error:

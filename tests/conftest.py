@@ -30,13 +30,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs are small, so nearly all the time of the tests is compilation: the compiler is told not
 # to optimise, and on the JAX that still has them to take the emitters that compile twice as fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-_FLAGS = {"xla_force_host_platform_device_count": "8"}
+# On two busy cores some of eight devices come late to where they meet; XLA gives up after 40 s.
+_FLAGS = {
+    "xla_force_host_platform_device_count": "8",
+    "xla_cpu_collective_call_terminate_timeout_seconds": "600",
+}
 _JAX = importlib.metadata.version("jax")
 if _JAX.startswith("0.10."):
     _FLAGS["xla_cpu_use_fusion_emitters"] = "false"
     _FLAGS["xla_cpu_parallel_codegen_split_count"] = "1"  # the other cores have tests of their own
     # Else two collectives of a program may run at once, each with half of the devices' threads, and
-    # wait for each other until XLA gives up after 40 seconds.
+    # wait for each other until XLA gives up.
     _FLAGS["xla_cpu_enable_concurrency_optimized_scheduler"] = "false"
 for _name, _value in _FLAGS.items():
     if _name not in os.environ.get("XLA_FLAGS", ""):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from jaxclip import standard_streams
 from jaxclip.train import progress, signals
+from tests.patience import until
 
 
 @pytest.fixture
@@ -100,10 +102,18 @@ def test_a_signal_in_the_midst_of_a_print_is_heard(monkeypatch):
     reader, writer = os.pipe()
     with open(reader, "rb") as other_end, open(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        more = threading.Timer(0.3, lambda: other_end.read(2**20))
+
+        def reads():
+            try:
+                until(lambda: not select.select([], [writer], [], 0)[1])  # the pipe is full
+                os.kill(os.getpid(), signal.SIGTERM)
+                until(lambda: stop.received)
+            finally:
+                other_end.read(2**20)
+
+        reading = threading.Thread(target=reads)
         with signals.StopSignals() as stop:
-            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            more.start()
+            reading.start()
             print("x" * 2**20, end="", flush=True)  # waits for its reader
             assert stop.received == signal.SIGTERM
-        more.join()
+        reading.join()

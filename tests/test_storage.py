@@ -1,6 +1,8 @@
 """Paths and files that are not what they should be, said in words that help."""
 
 import json
+import os
+import stat
 import subprocess
 import sys
 
@@ -94,3 +96,13 @@ def test_only_what_the_devices_fail_with_again_is_about_devices(monkeypatch):
     assert not errors.explain_no_device(errors.RunError(str(error)))
     monkeypatch.setitem(sys.modules, "jax", None)
     assert not errors.explain_no_device(error)
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    storage.write_text(tmp_path / "pipe", "said")
+    assert os.read(reader, 10) == b"said"
+    os.close(reader)
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -71,6 +71,7 @@ def curate(
     split = config["split"] or source.default_split(data_set)
     data_set.source(split)  # refuses what is not there
     place = storage.absolute(workdir)
+    source.check_outside(config["source"], place)
     runner = runner or Local(1)
     if isinstance(runner, Local) and not storage.is_local(place):
         raise ValueError(f"{place}: a workdir in a bucket needs --runner beam")

@@ -34,7 +34,7 @@ def read_entries(path: str) -> list[str]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is empty or no list of strings.
+      ValueError: it is empty, not UTF-8, or no list of strings.
     """
     file = pathlib.Path(path).expanduser()
     if (file / "data.noun").is_file():
@@ -43,7 +43,12 @@ def read_entries(path: str) -> list[str]:
         raise FileNotFoundError(
             f"entries {path!r}: no such file; give one with an entry a line, or WordNet's folder"
         )
-    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"entries {path!r} is not UTF-8, so they would match nothing: {error}"
+        ) from error
     if text.lstrip().startswith("["):
         try:
             found = json.loads(text)

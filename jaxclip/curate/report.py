@@ -117,6 +117,8 @@ def lines(content: Mapping[str, Any]) -> list[str]:
         for reason, count in sorted(step["dropped"].items(), key=lambda pair: -pair[1]):
             if count:
                 result.append(f"  {reason:<22} {count:>12,}  {_share(count, step['in'])}")
+        if step["in"] and step["dropped"].get("missing") == step["in"]:
+            result.append("  no record has the value that this step asks for: is its name right?")
         for title, value in step.get("notes", {}).items():
             if not isinstance(value, Mapping):
                 result.append(f"  {title}: {value:,}" if isinstance(value, int) else

@@ -131,6 +131,24 @@ def stamp(name: str) -> list[str]:
     return [name, files_stamp(files)]
 
 
+def check_outside(name: str, workdir: str) -> None:
+    """Refuse a workdir in the folder of the source, whose Parquet would be records of it.
+
+    Raises:
+      ValueError: it is there.
+    """
+    kind, colon, rest = name.removeprefix(_OF_ANOTHER).partition(":")
+    folder = table_splits.parse(rest if colon and kind in sources.KINDS.names() else name)[0]
+    if not os.path.isdir(folder) or remote.is_remote(workdir):
+        return
+    inner = os.path.relpath(os.path.realpath(workdir), os.path.realpath(folder))
+    if inner.split(os.sep)[0] != os.pardir:
+        raise ValueError(
+            f"workdir {workdir} is in the folder of the source, {folder}, which is only read: name "
+            "another one"
+        )
+
+
 def absolute(name: str) -> str:
     """A name of a data set that means the same in any folder."""
     if name.startswith(_OF_ANOTHER):

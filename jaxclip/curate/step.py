@@ -95,8 +95,8 @@ def build(config: Any, where: str) -> Step:
 
 
 def _as_wanted(config: Any) -> Any:
-    """What a command line can't say otherwise: ``"en,de"`` is a list where one is wanted, and None
-    (which ``none`` is read as) the word where a word is."""
+    """What a command line can't say otherwise: ``"en,de"`` and ``1`` are lists where one is wanted,
+    and None (which ``none`` is read as) the word where a word is."""
     if not isinstance(config, Mapping) or "name" not in config:
         return config
     thing = STEPS.get(config["name"])
@@ -106,6 +106,8 @@ def _as_wanted(config: Any) -> Any:
     for key, value in config.items():
         if kinds.get(key) is tuple and isinstance(value, str):
             result[key] = [part.strip() for part in value.split(",") if part.strip()]
+        elif kinds.get(key) is tuple and isinstance(value, int | float | bool):
+            result[key] = [str(value)]
         elif kinds.get(key) is str and value is None:
             result[key] = "none"
     return result
@@ -129,6 +131,12 @@ def check_range(option: str, value: float, low: float, high: float = float("inf"
     if not low <= value <= high:
         upper = f" and at most {high:g}" if high < float("inf") else ""
         raise ValueError(f"{option}={value!r} must be at least {low:g}{upper}")
+
+
+def check_order(least: str, low: float, most: str, high: float) -> None:
+    """Raise ValueError for bounds that nothing is between."""
+    if low > high:
+        raise ValueError(f"{least}={low!r} is more than {most}={high!r}: nothing would be left")
 
 
 def check_one_vector(option: str, column: str) -> None:

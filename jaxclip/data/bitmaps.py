@@ -56,6 +56,17 @@ def sound_bitmap(data: bytes) -> bytes | None:
     return stream.getvalue()
 
 
+def has_alpha(data: bytes) -> bool:
+    """Whether the 16 bits of a bitmap's pixels have some for alpha, which Pillow leaves out."""
+    if not data.startswith(_BITMAP) or len(data) < _BEFORE + _FOUR_MASKS:
+        return False
+    (header,) = struct.unpack_from("<I", data, _BEFORE)
+    bits, compression = struct.unpack_from("<HI", data, 28)
+    is_four = header >= _FOUR_MASKS or compression == _ALPHA_BITFIELDS
+    of_masks = bits == 16 and compression in (_BITFIELDS, _ALPHA_BITFIELDS) and is_four
+    return of_masks and any(data[66:70])
+
+
 def _masks(data: bytes, header: int, compression: int) -> tuple[int, ...]:
     """Where in a pixel the channels are: of red, green and blue, and of alpha if there is any."""
     is_four = header >= _FOUR_MASKS or compression == _ALPHA_BITFIELDS

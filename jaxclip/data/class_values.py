@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.data.caption_shapes import captioned
-from jaxclip.data.naming import ALSO_LABELS, LABEL_FIELDS, TEXT_FIELDS, find, first_filled, plain
+from jaxclip.data.naming import (
+    ALSO_LABELS,
+    LABEL_FIELDS,
+    TEXT_FIELDS,
+    find,
+    first_filled,
+    plain,
+    said,
+)
 
 
 def parse_label(value: Any) -> int | str | None:
@@ -43,6 +51,17 @@ def of_field(name: str, value: Any) -> int | str | None:
     return parse_label(value.split()[0] if is_list else value)
 
 
+def of_file(data: bytes) -> int | str | None:
+    """The class in a ``.cls`` file: its number or its name.
+
+    Several numbers, or what else has no letters, is neither.
+    """
+    text = said(data.decode("utf-8", "replace"))
+    found = parse_label(text.removeprefix("+"))
+    has_letters = isinstance(found, str) and any(map(str.isalpha, found))
+    return None if isinstance(found, str) and (not has_letters or "\ufffd" in found) else found
+
+
 def of_sample(
     file: bytes | None, values: Mapping[str, Any], *, has_captions: bool
 ) -> int | str | None:
@@ -55,7 +74,7 @@ def of_sample(
     """
     found = parse_label(values.get(LABEL_FIELDS[0]))
     if found is None and file is not None:
-        found = parse_label(file.decode("utf-8", "replace"))
+        found = of_file(file)
     if found is None and values:
         name = field_of(values, has_captions=has_captions)
         found = of_field(name, values[name]) if name else None
@@ -72,8 +91,8 @@ def number_of(found: int | str | None, file: bytes | None, numbers: Mapping[str,
       numbers: of the classes by their names.
     """
     if isinstance(found, str):
-        of_file = None if file is None else parse_label(file.decode("utf-8", "replace"))
-        found = numbers.get(found, of_file if isinstance(of_file, int) else -1)
+        other = None if file is None else of_file(file)
+        found = numbers.get(found, other if isinstance(other, int) else -1)
     return -1 if found is None else found
 
 

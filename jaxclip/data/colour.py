@@ -89,6 +89,8 @@ def _transform(profile: bytes, mode: str) -> Any:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode,
             "RGB", renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            # Of greys a table of 33 would be made, too coarse for the dark ones.
+            flags=ImageCms.Flags.NOOPTIMIZE if mode == "L" else ImageCms.Flags.NONE,
         )  # fmt: skip
         if mode == "CMYK":
             return transform

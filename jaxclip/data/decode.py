@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from jaxclip.data import bitmaps, coded_colour, colour, mending
+from jaxclip.data import bitmaps, coded_colour, colour, jpeg_header, mending
 from jaxclip.data.file_kinds import jpeg_process, kind_of
 from jaxclip.data.record import BadRecord
 
@@ -49,6 +49,8 @@ DEFAULT_MAX_ASPECT = 50.0
 
 # The size limit is checked here, before a pixel is decoded, and reported as absurd_size.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What is odd about a picture that is read all the same is no line of a log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(
@@ -122,7 +124,10 @@ def decode_mended(
             return decode_mended(
                 sound, max_pixels=max_pixels, max_aspect=max_aspect, min_side=min_side, draft=draft
             )
-        return BadRecord(reason, f"{jpeg_process(data)}{type(error).__name__}: {error}")
+        how = jpeg_process(data)
+        if image.format == "TIFF" and "decoder error" in str(error):
+            how = f"a TIFF compressed as {image.info.get('compression')}, which is not read: "
+        return BadRecord(reason, f"{how}{type(error).__name__}: {error}")
     # An icon's first bytes may say another size than the picture in it has.
     if image.format == "ICO" and not is_sane(*loaded.size, max_pixels, max_aspect, min_side):
         return BadRecord("absurd_size", f"{loaded.width}x{loaded.height} pixels")
@@ -149,6 +154,8 @@ def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
     if not data:
         return BadRecord("zero_bytes")
     data = bitmaps.icon_with_masks(mending.cursor_as_icon(data))
+    if bitmaps.has_alpha(data):
+        data = bitmaps.sound_bitmap(data) or data
     try:
         return _opened_by_pillow(data)
     except Image.DecompressionBombError as error:
@@ -159,7 +166,10 @@ def _opened(data: bytes) -> tuple[Image.Image, bytes] | BadRecord:
 
 def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
     try:
-        return Image.open(io.BytesIO(data), formats=_formats()), data
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if data.startswith(b"\xff\xd8") and (profile := _profile_of_jpeg(image, data)):
+            image.info["icc_profile"] = profile
+        return image, data
     except Image.DecompressionBombError:
         raise
     except Exception:
@@ -169,9 +179,18 @@ def _opened_by_pillow(data: bytes) -> tuple[Image.Image, bytes]:
     return Image.open(io.BytesIO(sound), formats=_formats()), sound
 
 
+def _profile_of_jpeg(image: Image.Image, data: bytes) -> bytes | None:
+    """Its colour profile; Pillow finds none behind the header of the frame, nor one of two."""
+    return image.info.get("icc_profile") or jpeg_header.colour_profile(data)
+
+
 def _mended(data: bytes) -> bytes | None:
     """The same picture in bytes that Pillow reads, where it gave up; None if there are none."""
-    return mending.png_without_extras(data) or bitmaps.sound_bitmap(data)
+    return (
+        mending.png_without_extras(data)
+        or mending.png_with_checksum(data)
+        or bitmaps.sound_bitmap(data)
+    )
 
 
 def _no_picture(data: bytes, error: Exception) -> BadRecord:
@@ -184,6 +203,8 @@ def _no_picture(data: bytes, error: Exception) -> BadRecord:
 
 def _loaded(image: Image.Image, data: bytes) -> Image.Image:
     """All of a picture that was opened, upright, in RGB."""
+    if getattr(image, "default_image", False):
+        image = _animated(image, data)
     kind, tiles = image.format, list(getattr(image, "tile", ()))
     code = _CODES[kind](data) if kind in _CODES else None
     samples = str(tiles[0][3]) if kind == "PNG" and tiles else ""
@@ -213,6 +234,16 @@ def _loaded(image: Image.Image, data: bytes) -> Image.Image:
     elif kind == "WEBP" and turn is None and (box := mending.webp_frame(data)):
         image = _on_white(image, box)
     return image
+
+
+def _animated(image: Image.Image, data: bytes) -> Image.Image:
+    """The first frame of an animated PNG whose own pixels are only for those who know of none."""
+    try:
+        image.seek(1)
+        image.load()
+        return image
+    except Exception:  # damaged, as in decode: then those pixels
+        return Image.open(io.BytesIO(data), formats=("PNG",))
 
 
 def _read_planes_of_16_bits(image: Image.Image) -> None:
@@ -302,9 +333,8 @@ def is_changed(data: bytes, end: int) -> bool:
         return False
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
-        return orientation(image) != 1 or not colour.is_srgb(
-            image.info.get("icc_profile"), image.mode
-        )
+        profile = _profile_of_jpeg(image, data)
+        return orientation(image) != 1 or not colour.is_srgb(profile, image.mode)
     except Exception:  # as in decode
         return True
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Container, Iterable
 
 from PIL import Image
@@ -120,6 +122,34 @@ _PROCESSES = {
 }
 _TEXT = frozenset(b"\t\n\r" + bytes(range(32, 127)))
 _SHORT = 100
+
+
+def check_is_file(path: str | os.PathLike[str]) -> os.stat_result:
+    """What the system says of a local file that is about to be opened.
+
+    Raises:
+      FileNotFoundError: there is none, or it is a link to one that is not there.
+      PermissionError: it may not be read.
+      ValueError: it is a folder, or a pipe, which would be waited for without end.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            raise
+        raise FileNotFoundError(
+            f"{os.fspath(path)} is a link to {os.readlink(path)!r}, which is not there: mount or "
+            "fetch what it points to, or remove the link"
+        ) from None
+    if stat.S_ISDIR(found.st_mode):
+        raise ValueError(f"{os.fspath(path)} is a folder, not a file; name the folder alone")
+    if stat.S_ISFIFO(found.st_mode) or stat.S_ISSOCK(found.st_mode):
+        raise ValueError(
+            f"{os.fspath(path)} is a pipe, which can't be read by number: write it to a file first"
+        )
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+    return found
 
 
 def kind_by_name(name: str) -> str:

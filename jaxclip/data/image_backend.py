@@ -4,10 +4,12 @@
 
 - ``"pillow"`` decodes whole pictures, and Pillow's ops do the rest.
 - ``"fast"`` takes half the CPU time or less: simplejpeg decodes (the same pixels as Pillow), and
-  where the chain of ops begins with a cut and a resize, fast_image_resize does it (within one grey
-  level of Pillow, the same bits on any CPU). A photograph of which at least twice as many pixels
-  are left as the result has is decoded at a half, a quarter or an eighth of its size, by its DCT.
-  Decoding ends with the last row that is looked at.
+  where the chain of ops begins with a cut and a resize, fast_image_resize does it (of photographs
+  within one grey level of Pillow, the same bits on any CPU; it resizes rows before columns, Pillow
+  the other way round, and each cuts off at black and white in between, so that drawings of hard
+  edges can differ by some tens of grey levels beside these). A photograph of
+  which at least twice as many pixels are left as the result has is decoded at a half, a quarter or
+  an eighth of its size, by its DCT. Decoding ends with the last row that is looked at.
 """
 
 from __future__ import annotations

@@ -52,8 +52,13 @@ def _sampled(data_set: DataSet, split: str, size: int) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
         text += f", {len(records) - len(good)} of {len(records)} looked at are unusable: {reasons}"
     about = [_lengths(captions), _labels(good), _meta(good), _stored(data_set, split)]
-    examples = [f"{record.key}: {'; '.join(record.texts[:3])}" for record in good[:2]]
+    examples = [_shown(f"{record.key}: {'; '.join(record.texts[:3])}") for record in good[:2]]
     return "\n      ".join([text, *filter(None, about), *examples])
+
+
+def _shown(text: str) -> str:
+    """A text in one line, without what a terminal would carry out."""
+    return "".join(each if each.isprintable() else " " for each in " ".join(text.split()))
 
 
 def _lengths(captions: Sequence[str]) -> str:

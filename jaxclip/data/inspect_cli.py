@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 
 _DESCRIPTION = """\
@@ -48,7 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.records < 0:
         raise ValueError(f"--records={args.records} must not be negative")
-    if args.to and (problem := storage.probe(epath.Path(args.to).parent)):
+    if args.to and os.path.isdir(args.to):
+        raise ValueError(f"--to: {args.to} is a folder; name a file in it, as {args.to}/sheet.html")
+    device = bool(args.to) and storage.is_local(args.to) and storage.is_device(args.to)
+    if args.to and not device and (problem := storage.probe(epath.Path(args.to).parent)):
         raise ValueError(f"--to: {problem}")
     splits = sources.open(args.name).splits
     split = args.split or ("train" if "train" in splits else next(iter(splits)))

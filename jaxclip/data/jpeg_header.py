@@ -14,6 +14,8 @@ from typing import NamedTuple
 _SEQUENTIAL = (0xC0, 0xC1)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
+# Where parts of a colour profile stand, and how they begin: with number and count behind it.
+_PROFILE, _PROFILE_BEGIN = 0xE2, b"ICC_PROFILE\x00"
 
 
 class Header(NamedTuple):
@@ -44,6 +46,27 @@ def read(data: bytes) -> Header | None:
             return Header(height_at, start) if height_at else None
         start += 2 + (data[start + 2] << 8 | data[start + 3])
     return None
+
+
+def colour_profile(data: bytes) -> bytes | None:
+    """The colour profile of a JPEG, wherever it stands before the first scan; None if it has none.
+
+    It may be in up to 255 parts, in any order. Of two profiles the first counts.
+    """
+    parts: dict[int, bytes] = {}
+    start, end, total = 2, len(data) - 3, 0
+    while start < end and data[start] == 0xFF and data[start + 1] != _SCAN:
+        if data[start + 1] == 0xFF:  # padding
+            start += 1
+            continue
+        length = data[start + 2] << 8 | data[start + 3]
+        if data[start + 1] == _PROFILE and data.startswith(_PROFILE_BEGIN, start + 4):
+            content = data[start + 4 : start + 2 + length].ljust(14, b"\0")
+            total = total or content[13]
+            parts.setdefault(content[12], content[14:])
+        start += 2 + length
+    wanted = range(1, total + 1)
+    return b"".join(parts[n] for n in wanted) if total and all(n in parts for n in wanted) else None
 
 
 def shortened(data: bytes, header: Header, height: int) -> bytearray | None:

@@ -56,6 +56,42 @@ def png_without_extras(data: bytes) -> bytes | None:
     return sound if len(sound) < min(position, len(data)) else None
 
 
+def png_with_checksum(data: bytes) -> bytes | None:
+    """A PNG whose packed pixels end with a checksum that does not fit them, with the right one.
+
+    Returns:
+      None if it is no PNG, its checksum is right, or its packed pixels are damaged.
+    """
+    if not data.startswith(_PNG) or len(data) < 33:
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    before, position = [_PNG], len(_PNG)
+    packed: list[bytes] = []
+    behind: list[bytes] = []
+    while position + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, position)
+        chunk = data[position : position + 12 + length]
+        if chunk[4:8] == b"IDAT":
+            packed.append(chunk[8 : 8 + length])
+        else:
+            (behind if packed else before).append(chunk)
+        position += 12 + length
+    stream = b"".join(packed)
+    unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        # At most 16 bits of four channels, and seven passes with a byte a row.
+        pixels = unpacking.decompress(stream[2:], height * (8 * width + 14) + 1)
+    except zlib.error:
+        return None
+    checksum = struct.pack(">I", zlib.adler32(pixels))
+    rest = unpacking.unused_data
+    if not unpacking.eof or rest[:4] == checksum:
+        return None
+    chunk = b"IDAT" + stream[: len(stream) - len(rest)] + checksum
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"".join([*before, chunk, *behind])
+
+
 def jpeg_with_end(data: bytes) -> bytes | None:
     """A JPEG that lacks its last two bytes, which only say that it ends there, with them.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from jaxclip.data.dataset import OWN_LANGUAGE, DataSet, RecordSource
 from jaxclip.data.naming import CAPTION_TAGS
 from jaxclip.data.record import BadRecord, Record, meta_object
 from jaxclip.registry import check_options
+
+_LOG = logging.getLogger(__name__)
 
 BLOCK = 4096
 _KEYS = ("name", "split", "weight", "languages", "captions", "sampling")
@@ -74,11 +77,17 @@ def parts(config: Sequence[Any], opened: Callable[[str], DataSet], split: str) -
         if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
             raise ValueError(f"{where}={given!r} must be a mapping with a 'name'")
         check_options(given, _KEYS, where)
+        for key in ("split", "captions", "sampling"):
+            if not isinstance(given.get(key) or "", str):
+                raise ValueError(f"{where}.{key}={given[key]!r} must be a text")
+        languages = given.get("languages") or (OWN_LANGUAGE,)
+        if not isinstance(languages, (list, tuple)):
+            raise ValueError(f"{where}.languages={languages!r} must be a list, as ['en', 'de']")
         part = Part(
             opened(given["name"]),
             given.get("split") or split,
             given.get("weight"),
-            tuple(given.get("languages") or (OWN_LANGUAGE,)),
+            tuple(languages),
             given.get("captions") or "all",
             given.get("sampling") or "",
         )
@@ -100,7 +109,21 @@ def parts(config: Sequence[Any], opened: Callable[[str], DataSet], split: str) -
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         made.append(part)
+    _say_shares(made)
     return made
+
+
+def _say_shares(made: Sequence[Part]) -> None:
+    """Warn of sources without a weight beside others with one: numbers of records are large."""
+    bare = [number for number, part in enumerate(made) if part.weight is None]
+    if 0 < len(bare) < len(made):
+        total = sum(part.size if part.weight is None else part.weight for part in made)
+        part = made[bare[0]]
+        _LOG.warning(
+            "data.mixture[%d] has no weight, so it counts as its %d records beside the weights of "
+            "others: it gets %.3g%% of the examples; give all sources a weight, or none",
+            bare[0], part.size, 100 * part.size / total,
+        )  # fmt: skip
 
 
 class Mixture(DataSet):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
+import logging
 import os
 import re
 import urllib.parse
+from collections import Counter
 from collections.abc import Iterator
 
 from jaxclip.data import remote
 from jaxclip.registry import nearest
 
+_LOG = logging.getLogger(__name__)
+
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_VARIABLE = re.compile(r"\$\w+|\$\{\w+\}")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 
 
@@ -46,9 +52,17 @@ def expand(pattern: str) -> list[str]:
         else:
             found = [name] if os.path.isfile(name) else sorted(glob.glob(name, recursive=True))
         if not found:
+            if not remote.is_remote(name):
+                _check_may_look(os.path.dirname(name))
             of = f" (of {pattern!r})" if name != pattern else ""
-            raise FileNotFoundError(f"{name!r}: no such file{of}{_near(name)}")
+            near = _near(name) or _taken_for_choices(pattern)
+            raise FileNotFoundError(f"{name!r}: no such file{of}{near}")
         names.extend(found)
+    plain = [name if remote.is_remote(name) else os.path.normpath(name) for name in names]
+    twice = [name for name, count in Counter(plain).items() if count > 1]
+    if twice:
+        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+        _LOG.warning("%s%s: named several times, so its records come so often", twice[0], more)
     return names
 
 
@@ -75,6 +89,28 @@ def _near(name: str) -> str:
     return f"; did you mean {os.path.join(folder, near)!r}?" if near else ""
 
 
+def _check_may_look(folder: str) -> None:
+    """Raise PermissionError for a folder in which a file can't be seen."""
+    if not os.path.isdir(folder) and os.path.dirname(folder) != folder:
+        _check_may_look(os.path.dirname(folder))
+    elif not os.access(folder or ".", os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+
+def _taken_for_choices(pattern: str) -> str:
+    """What letters of a pattern were meant for that stand for others, for an error."""
+    for variable in _VARIABLE.findall(pattern):
+        if (value := os.path.expandvars(variable)) != variable:
+            return f"; {variable} is not filled in: write {value} in its place"
+    folder = os.path.dirname(pattern)
+    if set(folder) & set("*?[{") and os.path.isdir(folder):
+        return (
+            f"; {folder!r} is there, but *, ?, [ and {{ in a pattern stand for other letters: "
+            "name the folder alone"
+        )
+    return ""
+
+
 def _remote_names(name: str, listed: dict[str, set[str]]) -> list[str]:
     """Addresses that a name or wildcard stands for; a folder is listed once for all of its names.
 
@@ -94,7 +130,8 @@ def braces(pattern: str) -> Iterator[str]:
     """The names that a pattern stands for: ``{000..009}``, ``{0..9..3}``, ``{a..d}``, ``{a,b}``.
 
     Braces may stand within braces, and count down. What follows is expanded before the next choice,
-    so the last braces run fastest. A brace that nothing closes stands for itself.
+    so the last braces run fastest. A brace that nothing closes, or without a choice, stands for
+    itself.
     """
     start = pattern.find("{")
     end = _end(pattern, start) if start >= 0 else -1
@@ -128,9 +165,11 @@ def _choices(inside: str) -> Iterator[str]:
         first, last = ord(letters[1]), ord(letters[2])
         codes = range(first, last - 1, -1) if first > last else range(first, last + 1)
         yield from map(chr, codes)
-    else:
-        for part in _parts(inside):
+    elif len(parts := list(_parts(inside))) > 1:
+        for part in parts:
             yield from braces(part)
+    else:  # no choice: the letters themselves, as in Bash
+        yield from (f"{{{each}}}" for each in braces(inside))
 
 
 def _parts(inside: str) -> Iterator[str]:

@@ -138,7 +138,8 @@ def serialize_record(record: Record) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# How texts in UTF-16 begin that say so.
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode_texts(raw: Any) -> tuple[tuple[str, ...], int]:
@@ -167,7 +168,7 @@ def _decode(raw: Any, strip: Callable[[str], str]) -> tuple[tuple[str, ...], int
     bad = 0
     for item in raw:
         try:
-            is_wide = strip is said and item.startswith(_UTF_16)
+            is_wide = strip is said and item.startswith(UTF_16)
             text = strip(item.decode("utf-16" if is_wide else "utf-8"))
         except UnicodeDecodeError:
             bad += 1

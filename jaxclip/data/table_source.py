@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclip.data import remote, table_splits
+from jaxclip.data import file_kinds, remote, table_splits
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.importer import arrow_files, parquet
 from jaxclip.data.importer.arrow_columns import Columns, columns_of
@@ -42,13 +42,12 @@ from jaxclip.data.naming import (
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts
 from jaxclip.data.remote_file import RemoteFile
-from jaxclip.registry import hint
+from jaxclip.registry import nearest
 
 # Groups of rows that are kept decoded; the least recently used one goes first.
 _KEPT_GROUPS = 16
 # So many of the first names of pictures tell the folder that they are in.
 _NAMES = 32
-_ANY_PARQUET = "*.[pP][aA][rR][qQ][uU][eE][tT]"
 
 
 class Group(NamedTuple):
@@ -83,8 +82,7 @@ def open_parquet(pattern: str) -> DataSet:
     folder = remote.path_of(pattern)
     splits: dict[str, list[Any]] = {}
     if _is_folder(pattern):
-        ending = ".parquet" if remote.is_remote(pattern) else _ANY_PARQUET
-        for file in sorted(folder.rglob(ending)):
+        for file in _below(folder):
             inner = str(file).removeprefix(str(folder)).lstrip("/")
             if any(map(is_left_by_tools, inner.split("/"))):
                 continue
@@ -99,6 +97,25 @@ def open_parquet(pattern: str) -> DataSet:
         splits = {"train": [remote.path_of(name) for name in expand(pattern)]}
     found = [(split, _row_groups(file, query)) for split in splits for file in splits[split]]
     return _data_set(name, table_splits.divide(found, query.split))
+
+
+def _below(folder: Any) -> list[Any]:
+    """The Parquet files of a folder and of those in it, sorted.
+
+    Raises:
+      OSError: one of the folders can't be read.
+    """
+    if remote.is_remote(folder):
+        return sorted(folder.rglob(".parquet"))
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [each for each in folders if not is_left_by_tools(each)]
+        found += [pathlib.Path(place, name) for name in names if name.lower().endswith(".parquet")]
+    return sorted(found)
 
 
 def _is_folder(pattern: str) -> bool:
@@ -131,9 +148,14 @@ def _row_groups(file: Any, query: table_splits.Query) -> tuple[list[Group], Any]
     # Of a remote file the footer is kept: it would be asked for with each group.
     kept = metadata if remote.is_remote(file) else None
 
+    schema = opened.schema_arrow
+
     def reader(number: int) -> Callable[[], Any]:
         def read() -> Any:
             with _opened(file, kept) as opened:
+                same = opened.schema_arrow.equals(schema) and opened.num_row_groups == len(counts)
+                if not same or opened.metadata.row_group(number).num_rows != counts[number]:
+                    raise ValueError("the file has changed since it was opened; start anew")
                 return opened.read_row_group(number).combine_chunks().to_batches()[0]
 
         return read
@@ -155,6 +177,7 @@ def _opened(file: Any, metadata: Any = None) -> Any:
       ValueError: it is damaged.
     """
     if not remote.is_remote(file):
+        file_kinds.check_is_file(file)
         return parquet.open_file(file)
     import pyarrow
     import pyarrow.parquet
@@ -190,8 +213,13 @@ def open_arrow(name: str) -> DataSet:
     elif folder.is_dir():
         files = arrow_files.of_folder(folder)
     else:
+        if os.path.lexists(folder):
+            file_kinds.check_is_file(folder)
         siblings = os.listdir(folder.parent) if folder.parent.is_dir() else []
-        raise FileNotFoundError(f"{folder}: no such folder{hint(folder.name, siblings)}")
+        near = nearest(folder.name, siblings, cutoff=0.6)
+        raise FileNotFoundError(
+            f"{folder}: no such folder" + (f"; did you mean {near!r}?" if near else "")
+        )
     found = [(split, _batches(file, query)) for split, each in files for file in each]
     return _data_set(written, table_splits.divide(found, query.split))
 
@@ -242,6 +270,8 @@ class _Mapped:
 
 
 def _data_set(name: str, groups: Mapping[str, Sequence[Group]]) -> DataSet:
+    if not any(groups.values()):
+        raise ValueError(f"{name} holds no rows")
     of_all = [group.columns for each in groups.values() for group in each]
     names = next((columns.class_names for columns in of_all if columns.class_names), None)
     names = names or _classes_of_folders(of_all)
@@ -293,7 +323,8 @@ class TableSource(RecordSource):
         except (OSError, ValueError, StopIteration) as error:
             if isinstance(error, OSError) and remote.is_remote(group.file):
                 return BadRecord("unreachable", str(error))
-            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {error}")
+            said = " ".join(str(error).split())
+            return BadRecord("corrupted", f"{group.file}, row {group.first + row}: {said}")
         if isinstance(item, BadRecord):
             return item
         if isinstance(item.image, pathlib.Path) and not item.image.is_file():

@@ -260,6 +260,8 @@ def _one_by_one(path: str | os.PathLike[str]) -> _Found:
                 rows.append((column, member.offset_data, member.size))
             if goes_on(file, tar.offset):
                 problem = GOES_ON
+                if size < tar.offset + tar_headers.BLOCK:  # less than a header
+                    problem = f"it is cut off after {len(dict.fromkeys(keys))} samples"
     except tarfile.TarError as error:
         with _opened(path) as file:
             begin = file.read(_BEGIN)

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import google_crc32c
 import numpy as np
 
-from jaxclip.data import remote
+from jaxclip.data import file_kinds, remote
 from jaxclip.data.record import BadRecord
 
 _LOG = logging.getLogger(__name__)
@@ -107,12 +107,13 @@ def stamp_and_sidecar(
 
     Raises:
       OSError: the file is not there or can't be reached.
+      ValueError: it is no file, but a folder or a pipe.
     """
     if remote.is_remote(path):
         url = os.fspath(path)
         return np.append(remote.generation(url), version), remote.cached_index(url)
     local = pathlib.Path(path)
-    stat = local.stat()
+    stat = file_kinds.check_is_file(local)
     stamp = np.array([stat.st_size, stat.st_mtime_ns, version], np.int64)
     beside = local.with_name(f".{local.name}.index.npz")
     if not os.access(local.parent, os.W_OK) and not beside.is_file():
@@ -211,6 +212,10 @@ def save_sidecar(
             temporary.unlink(missing_ok=True)
 
 
+# Size and time of the last change of a file: others when it is.
+Stamp = tuple[int, int]
+
+
 class _File(io.FileIO):
     """A file that is closed with its last reader, as one that is meant to be."""
 
@@ -237,6 +242,27 @@ class FileCache:
         """
         if remote.is_remote(path):
             return remote.read_range(path, offset, size)
+        file = self._opened(path)  # as long as it has a name here it is not closed
+        return os.pread(file.fileno(), size, offset)
+
+    def stamp(self, path: str) -> Stamp:
+        """What an open local file is now; zeros for a remote one, which would have to be asked.
+
+        Raises:
+          OSError: the file is not there.
+        """
+        if remote.is_remote(path):
+            return 0, 0
+        file = self._opened(path)
+        found = os.fstat(file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def forget(self, path: str) -> None:
+        """Open the file anew for the next reader."""
+        with self._lock:
+            self._files.pop(path, None)
+
+    def _opened(self, path: str) -> _File:
         with self._lock:
             file = self._files.get(path)
             if file is None:
@@ -245,7 +271,7 @@ class FileCache:
                     self._files.popitem(last=False)
             else:
                 self._files.move_to_end(path)
-        return os.pread(file.fileno(), size, offset)
+        return file
 
 
 class TFRecordReader:
@@ -276,9 +302,7 @@ class TFRecordReader:
         position = index - self._starts[shard]
         try:
             return self._read(shard, position)
-        except OSError as error:
-            if not remote.is_remote(self._paths[shard]):
-                raise
+        except OSError as error:  # a disk or a bucket that fails, or a file that was removed
             return BadRecord("unreachable", str(error))
 
     def _read(self, shard: int, position: int) -> bytes | BadRecord:

@@ -24,20 +24,26 @@ from typing import Any
 import numpy as np
 
 from jaxclip.data import class_values, remote
+from jaxclip.data.benchmark_files import (
+    NUMBER_FILE,
+    TEMPLATES_FILE,
+    captions_by_line,
+    class_names,
+    lines_of,
+    noted_number,
+)  # fmt: skip
 from jaxclip.data.caption_shapes import captioned, joined_numbers, said_in
 from jaxclip.data.dataset import DataSet, RecordSource
 from jaxclip.data.naming import TEXT_FIELDS, is_hidden, splits_of_files
 from jaxclip.data.patterns import expand
 from jaxclip.data.record import BadRecord, Record, decode_foreign_texts, meta_object
 from jaxclip.data.tar_index import TEXT_EXTENSIONS, TarIndex, index_tar
-from jaxclip.data.tfrecord import FileCache
+from jaxclip.data.tfrecord import FileCache, Stamp
 
 _LOG = logging.getLogger(__name__)
 
 SIZES_FILE = "sizes.json"
-NUMBER_FILE = "nshards.txt"
-CLASS_NAMES_FILE = "classnames.txt"
-TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+_SHOWN = 40
 # Where the Hugging Face hub keeps tars, by split or not.
 _HUB_FOLDER = "data"
 
@@ -68,50 +74,14 @@ def open_pattern(pattern: str) -> DataSet:
             raise ValueError(f"{paths[0]} holds no samples" + (f": {problem}" if problem else ""))
     folder = remote.path_of(pattern) if _is_folder(pattern) else None
     names = None if folder is None else class_names(folder)
+    templates = [] if folder is None else list(filter(None, lines_of(folder / TEMPLATES_FILE)))
     return DataSet(
         f"webdataset:{pattern}",
         {name: sum(each) for name, each in counts.items()},
         lambda name: TarSource(splits[name], counts[name], class_names=names or ()),
         class_names=names,
-        templates=None if folder is None else _lines_of(folder / TEMPLATES_FILE),
+        templates=templates or None,
     )
-
-
-def class_names(folder: Any) -> list[str] | None:
-    """Names of the labels, a line each, in a folder as CLIP_benchmark writes it.
-
-    Args:
-      folder: the path of the folder.
-
-    Returns:
-      None if there is no such file.
-
-    Raises:
-      ValueError: it is not UTF-8.
-    """
-    return _lines_of(folder / CLASS_NAMES_FILE)
-
-
-def _lines_of(file: Any) -> list[str] | None:
-    """The lines of a file that say anything; None if there is no such file or line."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: {error}") from error
-    return [line.strip() for line in lines if line.strip()] or None
-
-
-def captions_by_line(paths: Sequence[Any]) -> list[bool]:
-    """Whether each line of a ``.txt`` in each of some tars is a caption of its own, as
-    CLIP_benchmark writes it, which leaves ``nshards.txt`` beside them."""
-    noted: dict[str, bool] = {}
-    for path in paths:
-        folder = os.path.dirname(path)
-        if folder not in noted:
-            noted[folder] = _noted_number(remote.path_of(folder or ".") / NUMBER_FILE) > 0
-    return [noted[os.path.dirname(path)] for path in paths]
 
 
 def _is_folder(pattern: str) -> bool:
@@ -133,6 +103,7 @@ def _splits(pattern: str) -> dict[str, list[str]]:
         for place in (folder, inner)
         for ending in ("*.tar.gz", "*.tar.bz2", "*.tar.xz", "*.tar.zst", "*.tgz")
         for file in place.glob(ending)
+        if not is_hidden(file.name)
     ]
     if splits:
         if packed:
@@ -171,10 +142,13 @@ def _splits_in(folder: Any) -> dict[str, list[str]]:
 
 def _tars_in(folder: Any) -> list[str]:
     ending = "*.tar" if remote.is_remote(folder) else "*.[tT][aA][rR]"
+    if not remote.is_remote(folder):
+        os.scandir(folder).close()  # an error where it may not be read; glob finds nothing there
     return sorted(
         str(path)
         for path in folder.glob(ending)
-        if not is_hidden(path.name) and (remote.is_remote(folder) or path.is_file())
+        # A link to nothing, or a pipe, is no folder: its own error names it.
+        if not is_hidden(path.name) and (remote.is_remote(folder) or not path.is_dir())
     )
 
 
@@ -204,20 +178,12 @@ def check_complete(paths: Sequence[str]) -> None:
                 f"{os.path.join(folder, missing[0])}{more} is not there, but {SIZES_FILE} names "
                 f"it; bring it back, or name those that you have: {os.path.join(folder, '*.tar')}"
             )
-        count = _noted_number(remote.path_of(folder) / NUMBER_FILE)
+        count = noted_number(remote.path_of(folder) / NUMBER_FILE)
         if count > len(there):
             raise FileNotFoundError(
                 f"{folder} holds {len(there)} tars, but {NUMBER_FILE} says {count}; bring them "
                 f"back, or name those that you have: {os.path.join(folder, '*.tar')}"
             )
-
-
-def _noted_number(path: Any) -> int:
-    """The number of tars that CLIP_benchmark notes beside them; 0 if it does not."""
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def _sizes(path: Any) -> Mapping[str, Any]:
@@ -274,6 +240,7 @@ class TarSource(RecordSource):
         self._max_indices = max_indices
         self._lock = threading.Lock()
         self._tar_locks = [threading.Lock() for _ in self._paths]
+        self._stamps: list[Stamp] = [(0, 0)] * len(self._paths)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -293,14 +260,14 @@ class TarSource(RecordSource):
         except ValueError as error:
             return BadRecord("corrupted", str(error))
         except OSError as error:
-            if not remote.is_remote(self._paths[tar]):
-                raise
             return BadRecord("unreachable", str(error))
         try:
+            if self._files.stamp(self._paths[tar]) != self._stamps[tar]:
+                where = self._index_anew(tar)
             return self._sample(tar, where, row, alone)
-        except OSError as error:
-            if not remote.is_remote(self._paths[tar]):
-                raise
+        except ValueError as error:
+            return BadRecord("corrupted", str(error))
+        except OSError as error:  # a disk or a bucket that fails, or a file that was removed
             return BadRecord("unreachable", str(error))
 
     def _sample(self, tar: int, where: TarIndex, row: int, alone: bool) -> Record | BadRecord:
@@ -337,6 +304,8 @@ class TarSource(RecordSource):
             texts = (found,)  # the name of a class
         if not texts and label < 0:
             detail = "" if bad else f"no caption in {', '.join(sorted(places))} of the sample"
+            if cls and not bad:
+                detail = f"its label is {cls[:_SHOWN]!r}, not one number of a class or its name"
             return BadRecord("bad_utf8" if bad else "empty_caption", detail, key)
         return Record(image, texts, label, key, meta)
 
@@ -347,6 +316,9 @@ class TarSource(RecordSource):
                 if index is not None:
                     self._indices.move_to_end(tar)
                     return index
+            # Before what it is of, so that no change goes unnoticed.
+            self._files.forget(self._paths[tar])
+            self._stamps[tar] = self._files.stamp(self._paths[tar])
             index = index_tar(self._paths[tar])
             noted = int(self._starts[tar + 1] - self._starts[tar])
             if len(index.keys) > noted:
@@ -360,6 +332,19 @@ class TarSource(RecordSource):
                 if len(self._indices) > self._max_indices:
                     self._indices.popitem(last=False)
         return index
+
+    def _index_anew(self, tar: int) -> TarIndex:
+        """The index of a tar that somebody wrote anew: by the old one a picture would get whatever
+        stands where its caption was."""
+        path = self._paths[tar]
+        with self._tar_locks[tar]:
+            self._files.forget(path)
+            if self._files.stamp(path) != self._stamps[tar]:
+                with self._lock:
+                    known = self._indices.pop(tar, None) is not None
+                if known:
+                    _LOG.warning("%s was changed while it is read: it is indexed anew", path)
+        return self._index(tar)
 
 
 def json_object(data: bytes, text: str) -> Mapping[str, Any]:

@@ -65,7 +65,10 @@ class StoredData(Data):
 
         source = self._data_set.source(split)
         texts_of = self._data_set.texts_of(self._config.get("languages") or ["en"])
-        records = (source[i] for i in range(min(_SAMPLE, len(source))))
+        count = len(source)
+        # The last one, too: of pictures in the order of their classes it has another label.
+        numbers = sorted({*range(min(_SAMPLE, count)), *range(count)[-1:]})
+        records = (source[i] for i in numbers)
         return [(r.label, len(texts_of(r))) for r in records if isinstance(r, Record)]
 
     def images(self, model: Model, split: str = "", *, tokens: bool = False) -> EncodedSplit:

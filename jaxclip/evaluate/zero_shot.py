@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from jaxclip.evaluate import class_names, encoding, ranking, templates
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.class_names import ClassNames
 from jaxclip.evaluate.templates import Templates
+from jaxclip.shapes import check_shapes
+
+_LOG = logging.getLogger(__name__)
 
 OWN_TEMPLATES = "own"
 
@@ -40,12 +44,18 @@ class ZeroShot(Evaluator):
         ranking.check_cutoffs(self.ks)
         names = self.names(data)
         self.prompts(data)
-        if data.class_names() is not None:
+        if data.split_classes(data.split) is not None:
             return
+        known = data.class_names()
         # Nothing says which labels there are but the records themselves.
         labels = [label for label, _ in data.sample(data.split)]
         if labels and max(labels) < 0:
             raise ValueError(f"the first {len(labels)} records of {data.name} have no label")
+        if known is not None and max(labels, default=0) >= len(known):
+            raise ValueError(
+                f"a record of {data.name} has label {max(labels)}, but there are only {len(known)} "
+                "class names: labels count from 0, and each has a name"
+            )
         if isinstance(self.class_names, str | Sequence) and max(labels, default=0) >= len(names):
             raise ValueError(
                 f"a record of {data.name} has label {max(labels)}, but class_names has only "
@@ -61,6 +71,13 @@ class ZeroShot(Evaluator):
         classes = class_embeddings(embedded, [len(each) for each in prompts])
         images = data.images(model)
         place = {label: i for i, label in enumerate(names)}
+        known = data.class_names() or names
+        unknown = int(np.sum(np.asarray(images.labels) > max([*range(len(known)), *names])))
+        if unknown:
+            _LOG.warning(
+                "%s: %d of %d pictures have a label without a name; they do not count",
+                data.name, unknown, len(images.labels),
+            )  # fmt: skip
         labels = np.array([place.get(int(label), -1) for label in images.labels], np.int64)
         mine = encoding.share_of_work(len(labels))
         counts = classify(images.embeddings[mine], classes, labels[mine], ks=self.ks)
@@ -119,8 +136,9 @@ def class_embeddings(prompts: np.ndarray, counts: int | Sequence[int]) -> np.nda
       float32[C, D], L2-normalised (zero where the prompts cancel out).
 
     Raises:
-      ValueError: the prompts do not divide over the classes.
+      ValueError: the prompts do not divide over the classes, or are no rows.
     """
+    check_shapes("class_embeddings", prompts=(prompts, "P D"))
     if isinstance(counts, int):
         if counts < 1 or len(prompts) % counts:
             raise ValueError(f"{len(prompts)} prompts do not divide over {counts} classes")
@@ -161,9 +179,17 @@ def classify(
       :class:`Counts`.
 
     Raises:
-      ValueError: a label that is no class.
+      ValueError: a label that is no class, or arrays and cut-offs that do not fit.
     """
-    labels = np.asarray(labels)
+    ranking.check_cutoffs(ks)
+    check_shapes(
+        "classify",
+        images=(images, "N D"),
+        classes=(classes, "C D"),
+        labels=(labels, "N"),
+        mask=(mask, "N"),
+    )
+    labels = ranking.whole_numbers("classify", "labels", labels)
     keep = labels >= 0
     if mask is not None:
         keep &= np.asarray(mask, bool)

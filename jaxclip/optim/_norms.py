@@ -142,9 +142,9 @@ def _look_until_in_range(
         return (found.scale > 0) & (exact_small | ~jnp.isfinite(found.total))
 
     number = len(leaves) if of_each else 0
-    start = _Found(
-        jnp.ones((), dtype), jnp.full((), jnp.inf, dtype), jnp.full((number,), jnp.inf, dtype)
-    )
+    # Of equal numbers XLA would make a kernel.
+    unknown = jnp.asarray(np.where(np.arange(number) == 0, np.nan, np.inf), dtype)
+    start = _Found(jnp.ones((), dtype), jnp.full((), jnp.inf, dtype), unknown)
     if jnp.dtype(dtype) == jnp.float64:
         return look(start)
     return lax.while_loop(again, look, varying_like(start, [*leaves, *(minus or ())]))

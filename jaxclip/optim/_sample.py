@@ -48,82 +48,106 @@ class Sampling:
         """Shape of the chosen elements of a tensor."""
         return (*shape[:-1], self.groups(shape[-1]) * self.kept)
 
-    def draw(self, seed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Which elements of a tensor: bool[..., groups, kept, group], one true in each last axis.
+    def hashes(self, shape: tuple[int, ...]) -> jax.Array:
+        """Uint32, one for each group of a tensor of a shape; the same for all such tensors."""
+        return scrambled(numbered((*shape[:-1], self.groups(shape[-1]))))
+
+    def draw(self, seed: jax.Array, hashes: jax.Array) -> jax.Array:
+        """The chosen elements' places in their groups, uint32 of :meth:`shape`.
 
         Args:
           seed: uint32.
-          shape: of the tensor.
+          hashes: from :meth:`hashes`.
         """
-        size = (*shape[:-1], self.groups(shape[-1]))
         # Modulo favours the first offsets by one part in 2**27 at most.
         group = np.uint32(self.group)
-        offsets = jax.lax.rem(scrambled(scrambled(numbered(size)) ^ seed), group)
+        offsets = jax.lax.rem(scrambled(hashes ^ seed), group)
+        if self.kept == 1:
+            return offsets
         steps = (np.arange(self.kept) * self.group // self.kept).astype(np.uint32)
         places = jax.lax.rem(offsets[..., None] + steps, group)
-        return places[..., None] == np.arange(self.group, dtype=np.uint32)
+        return places.reshape(*hashes.shape[:-1], hashes.shape[-1] * self.kept)
 
-    def take(self, tensor: jax.Array, chosen: jax.Array) -> jax.Array:
+    def take(self, tensor: jax.Array, places: jax.Array) -> jax.Array:
         """The chosen elements, in the order of the tensor's axes, zero beyond its end."""
         grouped = self._grouped(tensor)
         # One after the other, and not by a sum, for which XLA writes all the terms to memory.
-        taken = jnp.zeros(chosen.shape[:-1], tensor.dtype)
+        taken = jnp.zeros(places.shape, tensor.dtype)
         for place in range(self.group):
-            taken = jnp.where(chosen[..., place], grouped[..., place, None], taken)
-        return taken.reshape(self.shape(tensor.shape))
+            taken = jnp.where(places == place, grouped[..., place], taken)
+        return taken
 
-    def take_and_flag(self, tensor: jax.Array, chosen: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The chosen elements, and whether there is one in the group of each that is not finite.
+    def take_finite(self, tensor: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The chosen elements, not finite if any of their group is not; and their places, uint8.
 
         They are written to memory, for several to use them; by a reduction with two results, since
-        for one XLA would write all its terms to memory.
+        for one XLA would write all its terms to memory. The places: to put something back needs no
+        second draw then, which is longer than all else that it does.
         """
-        grouped = jnp.broadcast_to(self._grouped(tensor)[..., None, :], chosen.shape)
-        terms = jax.lax.select(chosen, grouped, jax.lax.full_like(grouped, 0))
-        taken, flags = _sums_and_flags(terms, ~jnp.isfinite(grouped))
-        shape = self.shape(tensor.shape)
-        return taken.reshape(shape), flags.reshape(shape)
+        grouped = self._grouped(tensor)
+        # Zero times what is not finite is NaN.
+        terms = jax.lax.select(self._chosen(places), grouped, grouped * 0)
+        taken: tuple[jax.Array, jax.Array] = _sums_and_places(
+            terms, _along_last(places.astype(jnp.uint8), self.group)
+        )
+        return taken
 
-    def _grouped(self, tensor: jax.Array) -> jax.Array:
-        """The last axis as groups, ``[..., groups, group]``, zeros beyond its end."""
-        length = tensor.shape[-1]
-        beyond = self.groups(length) * self.group - length
-        if beyond:
-            padding = [*[(0, 0, 0)] * (tensor.ndim - 1), (0, beyond, 0)]
-            tensor = jax.lax.pad(tensor, jnp.zeros((), tensor.dtype), padding)
-        return tensor.reshape(*tensor.shape[:-1], self.groups(length), self.group)
-
-    def put(self, taken: jax.Array, chosen: jax.Array, length: int) -> jax.Array:
+    def put(self, taken: jax.Array, places: jax.Array, length: int) -> jax.Array:
         """The chosen elements at their places in a tensor that is zero elsewhere.
 
         Args:
           taken: from :meth:`take`.
-          chosen: from :meth:`draw`.
+          places: from :meth:`draw` or :meth:`take_finite`.
           length: of the tensor's last axis.
         """
-        grouped = taken.reshape(*taken.shape[:-1], self.groups(length), self.kept, 1)
-        places = jnp.sum(jnp.where(chosen, grouped, 0), axis=-2, dtype=taken.dtype)
-        return places.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]
+        values = _along_last(taken, self.group)
+        values = jax.lax.select(self._chosen(places), values, jax.lax.full_like(values, 0))
+        if self.kept > 1:
+            shape = (*taken.shape[:-1], self.groups(length), self.kept, self.group)
+            values = jnp.sum(values.reshape(shape), axis=-2, dtype=taken.dtype)
+        return values.reshape(*taken.shape[:-1], self.groups(length) * self.group)[..., :length]
+
+    def _chosen(self, places: jax.Array) -> jax.Array:
+        """Bool ``[*places.shape, group]``, one true in each last axis."""
+        wide = _along_last(places, self.group)
+        return wide == jax.lax.broadcasted_iota(wide.dtype, wide.shape, places.ndim)
+
+    def _grouped(self, tensor: jax.Array) -> jax.Array:
+        """The group of each chosen element, ``[..., group]``, zeros beyond the tensor's end."""
+        *lead, length = tensor.shape
+        groups = self.groups(length)
+        beyond = groups * self.group - length
+        if beyond:
+            padding = [*[(0, 0, 0)] * len(lead), (0, beyond, 0)]
+            tensor = jax.lax.pad(tensor, jnp.zeros((), tensor.dtype), padding)
+        grouped = tensor.reshape(*lead, groups, 1, self.group)
+        wide = jnp.broadcast_to(grouped, (*lead, groups, self.kept, self.group))
+        return wide.reshape(*lead, groups * self.kept, self.group)
+
+
+def _along_last(array: jax.Array, length: int) -> jax.Array:
+    """An array along one more axis at the end."""
+    return jax.lax.broadcast_in_dim(array, (*array.shape, length), range(array.ndim))
 
 
 @jax.custom_jvp
-def _sums_and_flags(terms: jax.Array, spoilt: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sums along the last axis, and whether any is spoilt."""
+def _sums_and_places(terms: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums along the last axis, and the largest of the places."""
     return tuple(
         jax.lax.reduce(
-            (terms, spoilt),
-            (jnp.zeros((), terms.dtype), np.False_),
-            lambda x, y: (x[0] + y[0], x[1] | y[1]),
+            (terms, places),
+            (np.zeros((), terms.dtype), np.zeros((), places.dtype)),
+            lambda x, y: (x[0] + y[0], jax.lax.max(x[1], y[1])),
             (terms.ndim - 1,),
         )
     )
 
 
-@_sums_and_flags.defjvp
-def _sums_and_flags_jvp(primals: Any, tangents: Any) -> Any:
+@_sums_and_places.defjvp
+def _sums_and_places_jvp(primals: Any, tangents: Any) -> Any:
     """JAX differentiates no reduction with two results."""
-    sums, flags = _sums_and_flags(*primals)
-    return (sums, flags), (tangents[0].sum(-1), np.zeros(flags.shape, jax.dtypes.float0))
+    sums, places = _sums_and_places(*primals)
+    return (sums, places), (tangents[0].sum(-1), np.zeros(places.shape, jax.dtypes.float0))
 
 
 def numbered(shape: tuple[int, ...]) -> jax.Array:

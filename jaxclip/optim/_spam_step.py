@@ -41,6 +41,7 @@ def step(
     *,
     shared: Shared,
     dtype: Any,
+    hashes: jax.Array | None,
     sampling: Sampling,
     positive: bool,
 ) -> _moments.Step:
@@ -56,19 +57,20 @@ def step(
         their elements: halves of the seed that chooses these.
       shared: what is the same for all.
       dtype: of the update.
+      hashes: those of ``sampling`` for the gradient's shape, ``None`` for all elements.
       sampling: how to choose.
       positive: whether ε is known to be above zero.
     """
     scale, reset, theta = numbers[0], numbers[1], numbers[2]
     gradient = leaf.astype(shared.eps.dtype)
-    spoilt, sampled = ~jnp.isfinite(leaf), leaf.shape != mu.shape
-    if sampled:
-        seed = numbers[3].astype(jnp.uint32) * 2**16 + numbers[4].astype(jnp.uint32)
-        chosen = sampling.draw(seed, leaf.shape)
+    if hashes is not None:
+        # As arrays to the last: reshapings on the way take XLA's passes one more round each.
+        upper, lower = numbers[3:4].astype(jnp.uint32), numbers[4:5].astype(jnp.uint32)
+        seed = (upper * 2**16 + lower).reshape(())
         # Of the gradient all elements must be finite, those that are not chosen, too.
-        gradient, spoilt = sampling.take_and_flag(gradient, chosen)
-        param = None if param is None else sampling.take(param, chosen)
-    ratio, kept = _largest_ratio(gradient, nu, ~spoilt)
+        gradient, places = sampling.take_finite(gradient, sampling.draw(seed, hashes))
+        param = None if param is None else sampling.take(param, places)
+    ratio, kept = _largest_ratio(gradient, nu, jnp.isfinite(gradient))
     # Where an element is not finite these change nothing.
     alive = 1 - kept * reset
     fresh1, fresh2 = kept * shared.fresh1, kept * shared.fresh2
@@ -80,8 +82,8 @@ def step(
     nu, v = _moments.stored(_moments.average(nu * alive, square, fresh2), nu)
     update = _moments.direction(kept * scale * m, v, shared.eps, positive)
     update = _decay.add_decay(update, kept * shared.rate, param)
-    if sampled:
-        update = sampling.put(update, chosen, leaf.shape[-1])
+    if hashes is not None:
+        update = sampling.put(update, places, leaf.shape[-1])
     return _moments.Step(update.astype(dtype), mu, nu, (ratio, kept))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -300,14 +299,22 @@ def _spam(
 
         clips, columns = together(numbers_of, state.nonfinite_count, state.norm.shape)
         pairs = zip(found.leaves, found.mu, strict=True)
-        sampled = any(leaf.shape != mu.shape for leaf, mu in pairs)
-        numbers = columns if sampled else columns[:3]
-        step = functools.partial(
-            _spam_step.step,
-            shared=shared,
-            sampling=sampling,
-            positive=_moments.known_positive(eps),
-        )
+        shapes = {leaf.shape for leaf, mu in pairs if leaf.shape != mu.shape}
+        hashes = {shape: sampling.hashes(shape) for shape in shapes}
+
+        def step(leaf: jax.Array, mu: jax.Array, *rest: Any, dtype: Any) -> _moments.Step:
+            return _spam_step.step(
+                leaf,
+                mu,
+                *rest,
+                shared=shared,
+                dtype=dtype,
+                hashes=hashes[leaf.shape] if leaf.shape != mu.shape else None,
+                sampling=sampling,
+                positive=_moments.known_positive(eps),
+            )
+
+        numbers = columns if hashes else columns[:3]
         out, moments, (ratio, kept) = _moments.each(step, found, state, numbers)
 
         def judge(seen: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:

@@ -52,8 +52,10 @@ def test_a_list_is_written_with_commas():
     made = cli_curate.parse_step("captions scripts=latin,greek banned='click here, ad'")
     step = config.build_steps({"steps": [made]})[0]
     assert list(step.scripts) == ["latin", "greek"] and list(step.banned) == ["click here", "ad"]
-    with pytest.raises(ValueError, match=r"banned=3 of step 'captions' must be a list"):
-        config.build_steps({"steps": [{"name": "captions", "banned": 3}]})
+    step = config.build_steps({"steps": [cli_curate.parse_step("captions banned=3")]})[0]
+    assert list(step.banned) == ["3"]
+    with pytest.raises(ValueError, match=r"banned={} of step 'captions' must be a list"):
+        config.build_steps({"steps": [{"name": "captions", "banned": {}}]})
 
 
 def test_none_is_a_word(tmp_path):

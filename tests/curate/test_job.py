@@ -363,11 +363,20 @@ def test_a_command_killed_outright_goes_on(pool, config, tmp_path):
         f"--step={step['name']} " + " ".join(f"{k}={v!r}" for k, v in step.items() if k != "name")
         for step in config["steps"]
     ]
-    command = [sys.executable, "-m", "jaxclip", "curate", "--source", pool, *steps]
-    command += ["--workers", "2", "--config.shard_size=16", "--workdir"]
+    words = ["curate", "--source", pool, *steps]
+    words += ["--workers", "2", "--config.shard_size=16", "--workdir"]
+    command = [sys.executable, "-m", "jaxclip", *words]
+    # What is to be killed does not come to its end before, however late the kill.
+    code = (
+        "import sys, time; from jaxclip import cli, storage; write = storage.write_text\n"
+        "wait = lambda path: time.sleep(1e4 if str(path).endswith('report.json') else 0)\n"
+        "storage.write_text = lambda path, text: wait(path) or write(path, text)\n"
+        "cli.main(sys.argv[1:])"
+    )
+    endless = [sys.executable, "-c", code, *words]
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     for passes in ("02_exact_duplicates-*/*", "03_top-*/*"):
-        process = subprocess.Popen([*command, str(tmp_path / "run")], start_new_session=True)
+        process = subprocess.Popen([*endless, str(tmp_path / "run")], start_new_session=True)
         while not list((tmp_path / "run" / "store").glob(passes)):
             time.sleep(0.02)
             assert process.poll() is None

@@ -49,6 +49,8 @@ def icon(bits, rows, mask=None):
 
 R, G, B = np.moveaxis(RGB, 2, 0)
 NIBBLES = packed(4, ALPHA, R, G, B).astype("<u2")
+ONE_BIT = ((ALPHA > 200) * np.uint64(0x8000) | packed(5, R, G, B)).astype("<u2")
+FIVES = np.rint((RGB.astype(int) * 31 // 255) * (255 / 31)).astype(np.uint8)
 FOUR = (0xF00, 0xF0, 0xF, 0xF000)
 TENS = packed(10, R, G, B).astype("<u4")
 SWAPPED = packed(8, B, G, R).astype("<u4")
@@ -61,6 +63,10 @@ PICTURES = {
     "four bits each": (bitmap(16, NIBBLES, FOUR[:3]), RGB),
     "four bits each, and alpha": (bitmap(16, NIBBLES, FOUR, header=56), ON_WHITE),
     "alpha by its own compression": (bitmap(16, NIBBLES, FOUR, compression=6), ON_WHITE),
+    "one bit of alpha": (
+        bitmap(16, ONE_BIT, (0x7C00, 0x3E0, 0x1F, 0x8000), header=56),
+        np.where(ALPHA[..., None] > 200, FIVES, np.uint8(255)),
+    ),
     "alpha of nothing but zeros": (
         bitmap(16, NIBBLES & np.uint16(0xFFF), FOUR, header=56, top=True), RGB,
     ),

@@ -121,7 +121,12 @@ def test_any_bytes_give_an_image_or_a_reason(data):
 @hypothesis.given(
     position=st.integers(0, 400), value=st.integers(0, 255), format=st.sampled_from(["PNG", "JPEG"])
 )
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,  # as in tests/conftest.py, whose list this one replaces
+    ]
+)
 def test_a_damaged_byte_gives_an_image_or_a_reason(position, value, format, toys):
     data = bytearray(toys.picture(1, 8, 8, format))
     data[position % len(data)] = value

@@ -108,3 +108,8 @@ def test_the_command(folder, tmp_path, capsys):
     assert cli.main([*arguments, "--split", "tran"]) == 2
     assert "did you mean 'train'" in capsys.readouterr().err
     assert cli.main([*arguments, "--records", "-1"]) == 2
+
+
+def test_a_folder_is_no_file_for_the_sheet(folder, tmp_path, capsys):
+    assert cli.main(["data", "inspect", str(folder), "--to", str(tmp_path)]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err

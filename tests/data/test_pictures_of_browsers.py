@@ -174,6 +174,7 @@ ROWS = RGB.reshape(16, -1)
 SMALL = INDEX[4:12, 4:20]
 WITH_FRAME = np.full_like(RGB, 255)
 WITH_FRAME[4:12, 4:20] = RGB[4:12, 4:20]
+DARK = np.arange(16 * 24, dtype=np.uint16).reshape(16, 24).astype(np.uint8) // 2
 LIGHT = in_srgb(grey(GREY), gamma=1.0)
 ON_WHITE = np.rint(LIGHT * (128 / 255) + 255 * (127 / 255)).astype(np.uint8)
 SEEN_THROUGH = np.stack([GREY, np.full_like(GREY, 128)], -1).reshape(16, -1)
@@ -239,6 +240,7 @@ PICTURES = {
     "profile of sRGB": (encoded(RGB, "PNG", icc_profile=SRGB_PROFILE), RGB, 0),
     "greys of light with alpha": (png(SEEN_THROUGH, 8, 4, OF_LIGHT), ON_WHITE, 2),
     "16-bit greys of light with alpha": (png(wide(SEEN_THROUGH), 16, 4, OF_LIGHT), ON_WHITE, 2),
+    "dark greys of light": (png(DARK, 8, 0, OF_LIGHT), in_srgb(grey(DARK), gamma=1.0), 1),
     "16-bit greys of light": (png(wide(GREY), 16, 0, OF_LIGHT), LIGHT, 1),
     "greys, profile of colours": (png(GREY, 8, 0, OF_P3), in_srgb(grey(GREY)), 2),
     "colours, profile of greys": (png(ROWS, 8, 2, OF_LIGHT), RGB, 0),

@@ -3,7 +3,6 @@
 import gc
 import logging
 import threading
-import time
 import weakref
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from jaxclip.data import pipeline
 from jaxclip.data.record import Record
+from tests.patience import until
 
 AUGMENT = "random_resized_crop(0.3, 1.0)|flip|color_jitter|random_erasing"
 
@@ -287,16 +287,13 @@ def test_nothing_is_kept_of_an_iterator_that_is_gone(toy, tokenize, closed):
     if closed:
         iterator.close()
     del iterator
-    deadline = time.monotonic() + 20
 
     def left():
         gc.collect()
         names = (t.name for t in threading.enumerate() if t.ident not in before)
         return gone() is not None or any(name.startswith("jaxclip") for name in names)
 
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left()
+    until(lambda: not left())
 
 
 def test_emoji_in_another_language(tokenize):

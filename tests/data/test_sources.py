@@ -192,6 +192,7 @@ def test_describe(tmp_path, toys):
     assert "2 split(s), 2 class names" in text
     assert "4 records, 2.0 captions each, 1 of 4 looked at are unusable" in text
     assert "key0: thing 0; item 0" in text
+    assert info._shown("a\n\x1b[2Jb\u202e c\x00") == "a  [2Jb  c "
     assert "none                      0 records" in text
     assert "1 of 4 looked at are unusable: 1 zero_bytes" in text
 

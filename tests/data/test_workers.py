@@ -9,7 +9,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -20,6 +19,7 @@ from jaxclip.data.ahead import Ahead, Closed
 from jaxclip.data.image_op import IMAGE_OPS, register
 from jaxclip.data.record import Record
 from jaxclip.fields import PAIR, Boxes, Captions, Index, Label, Stored, View
+from tests.patience import LONG, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are for POSIX systems")
 
@@ -106,13 +106,6 @@ def processes(maker):
     return [each.process for each in maker.reader._dispatcher._workers.values()]
 
 
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_workers_make_the_same_batches_and_end_when_they_are_closed(workers, expected):
     batches, counts, drawn = expected
     for step in (0, 1, 2, 3, 4, 5):
@@ -122,7 +115,7 @@ def test_workers_make_the_same_batches_and_end_when_they_are_closed(workers, exp
     assert workers.reader.stats.drawn == drawn
     running = processes(workers)
     workers.reader.close()
-    wait_for(lambda: all(each.poll() is not None for each in running))
+    until(lambda: all(each.poll() is not None for each in running))
     with pytest.raises(Closed):
         workers(6)
 
@@ -318,12 +311,12 @@ def test_however_a_program_ends_its_workers_end(programs, name):
     process = programs[name]
     line = process.stdout.readline()
     pids = [int(each) for each in line.split()]
-    assert len(pids) == 2, process.communicate(timeout=60)[1]
+    assert len(pids) == 2, process.communicate(timeout=LONG)[1]
     if name == "interrupt":
         process.send_signal(signal.SIGINT)
     if name == "kill":
         process.kill()
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=LONG)
     code, message = {
         "end": (0, ""),
         "exception": (1, "on purpose"),
@@ -333,7 +326,7 @@ def test_however_a_program_ends_its_workers_end(programs, name):
     assert process.returncode == code and message in errors, errors
     assert not output  # no worker has run the program
     assert errors.count("Traceback") == (name in ("exception", "interrupt"))
-    wait_for(lambda: not any(map(is_running, pids)), 20)
+    until(lambda: not any(map(is_running, pids)))
     shared = pathlib.Path("/dev/shm")
     assert not shared.exists() or not list(shared.glob("*jaxclip*"))
 
@@ -345,11 +338,16 @@ def test_a_stall_is_reported_with_its_stage(workers, caplog):
     workers(0)
     for process in processes(workers):
         os.kill(process.pid, signal.SIGSTOP)
-    ahead = Ahead(workers, 1, patience=0.3, waits_for=workers.reader.busy)
+    stopped = processes(workers)
+
+    def busy():
+        """Asked when the batch has been waited for: then the workers go on."""
+        for process in stopped:
+            os.kill(process.pid, signal.SIGCONT)
+        return workers.reader.busy()
+
+    ahead = Ahead(workers, 1, patience=0.3, waits_for=busy)
     with caplog.at_level(logging.WARNING):
-        stopped = processes(workers)
-        go_on = lambda: [os.kill(each.pid, signal.SIGCONT) for each in stopped]  # noqa: E731
-        threading.Timer(0.7, go_on).start()
         ahead.take(1)
     ahead.close()
     (first, *_) = [each for each in caplog.messages if each.startswith("waited ")]

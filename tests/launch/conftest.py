@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.patience import LONG
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 # Words that a shell would do something with.
@@ -111,7 +113,7 @@ class Tools:
             self.root / "configs",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-        (self.root / "pyproject.toml").write_text("[project]\nname = 'jaxclip'\n")
+        shutil.copy(REPOSITORY / "pyproject.toml", self.root)
         self.home = folder / "home"
         self.home.mkdir()
         self.environment = {
@@ -191,7 +193,7 @@ class Tools:
         """Run a script of the copy to its end; returns what it printed, (output, errors)."""
         process = self.start(script, *words, **options)
         try:
-            output, errors = process.communicate(timeout=120)
+            output, errors = process.communicate(timeout=LONG)
         finally:
             process.kill()
         assert process.returncode == status, output + errors
@@ -212,7 +214,7 @@ class Tools:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LONG,
         )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout, done.stderr

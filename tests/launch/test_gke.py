@@ -7,6 +7,8 @@ import subprocess
 import pytest
 import yaml
 
+from tests.patience import LONG
+
 SCRIPT = "launch/gke/submit.sh"
 TRAIN = ["configs/clip_vit_b16.py", "--workdir", "/mnt/jaxclip/b16"]
 TPU = ["--accelerator", "tpu-v5-lite-podslice", "--topology", "16x16"]
@@ -160,6 +162,12 @@ RUN = [*BASE, *GPU, "--claim", "nfs"]
         (["render", *RUN, *TRAIN, "line\nbreak"], "control characters in the argument"),
         (["submit", *RUN, "--port", "http", *TRAIN], "--port=http is not a whole number"),
         (["logs", "--name"], "--name needs a value"),
+        (["logs", "--name", "b", "--host", "-1"], "--host=-1 is not a whole number"),
+        (["submit", *BASE, *GPU, "--bucket", "gs://b", *TRAIN], "give the name alone"),
+        (["submit", *RUN, "--namespace", "A b", *TRAIN], "--namespace='A b' must be"),
+        (["submit", *RUN, "--port", "70000", *TRAIN], "--port=70000 is no port"),
+        (["image", "--image", "i", "--extras", "trian"], "there is no extra 'trian'"),
+        (["submit", *RUN, "--image", 'i: "x"', *TRAIN], "belongs to no such name"),
     ],
 )
 def test_mistakes(tools, words, message):
@@ -184,11 +192,11 @@ def test_the_container_has_the_status_of_the_training(tools, hostile, code):
 def test_a_container_that_is_told_to_stop_has_not_finished(tools, code, expected):
     program = tools.bin / "jaxclip"
     program.write_text(
-        f"#!/bin/bash\ntrap 'exit {code}' TERM\necho up\nsleep 100 >/dev/null 2>&1 & wait\n"
+        f"#!/bin/bash\ntrap 'exit {code}' TERM\necho up\nsleep 300 >/dev/null 2>&1 & wait\n"
     )
     program.chmod(0o755)
     process = tools.start("launch/gke/container.sh", "--config", "c")
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=LONG)
     assert process.returncode == expected

@@ -3,9 +3,10 @@
 import pathlib
 import shlex
 import signal
-import time
 
 import pytest
+
+from tests.patience import LONG, until
 
 SCRIPT = "launch/local_processes.sh"
 
@@ -53,11 +54,9 @@ def test_the_last_words_of_a_process_are_kept(tools):
 def test_one_that_fails_stops_the_others(tools):
     code = (
         "if [ $JAXCLIP_PROCESS_ID = 1 ]; then until [ -f up0 ] && [ -f up2 ]; do sleep 0.1; done;"
-        "exit 5; fi; trap 'echo told; exit 0' TERM; : >up$JAXCLIP_PROCESS_ID; sleep 100 & wait"
+        "exit 5; fi; trap 'echo told; exit 0' TERM; : >up$JAXCLIP_PROCESS_ID; sleep 300 & wait"
     )
-    began = time.monotonic()
     output, errors = tools.run(SCRIPT, 3, "--", "bash", "-c", code, status=5)
-    assert time.monotonic() - began < 60
     assert "process 1 exited with status 5; stopping the other 2" in errors
     assert lines_of(output, 0) == lines_of(output, 2) == ["told"]
 
@@ -65,21 +64,21 @@ def test_one_that_fails_stops_the_others(tools):
 def test_one_that_will_not_stop_is_killed_with_its_children(tools):
     note = tools.folder / "child"
     code = (
-        "if [ $JAXCLIP_PROCESS_ID = 1 ]; then sleep 1; exit 1; fi; trap '' TERM;"
-        f"sleep 1000 & echo $! >'{note}'; while true; do sleep 1; done"
+        f"if [ $JAXCLIP_PROCESS_ID = 1 ]; then until [ -s '{note}' ]; do sleep 0.1; done;"
+        f"exit 1; fi; trap '' TERM; sleep 1000 & echo $! >'{note}'; while true; do sleep 1; done"
     )
     _, errors = tools.run(SCRIPT, 2, "--grace", 1, "--", "bash", "-c", code, status=1)
     assert "1 still running after 1 s: killing" in errors
-    assert is_gone(int(note.read_text()))
+    until(lambda: is_gone(int(note.read_text())))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on(tools, number):
-    code = "trap 'echo told; exit 9' TERM INT; echo up; sleep 100 & wait"
+    code = "trap 'echo told; exit 9' TERM INT; echo up; sleep 300 & wait"
     process = tools.start(SCRIPT, 2, "--", "bash", "-c", code)
     assert {process.stdout.readline() for _ in range(2)} == {"[0] up\n", "[1] up\n"}
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=LONG)
     assert sorted(output.splitlines()) == ["[0] told", "[1] told"]
     assert process.returncode == 9 and "stopping the other" not in errors
 

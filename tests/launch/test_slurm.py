@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from tests.patience import LONG
+
 SCRIPT = "launch/slurm.sh"
 JOB = {
     "SLURM_JOB_ID": "40123",
@@ -86,6 +88,7 @@ def test_it_installs_for_gpus_first(cluster):
         (["--nodes", "0", "configs/emoji.py", "--workdir", "w"], "--nodes=0 is not a whole"),
         (["--processes_per_node", "3", "configs/emoji.py"], "must be 1 or --gpus_per_node (8)"),
         (["--workdir", "w", "configs/emoji.py"], "unknown option --workdir"),
+        (["--port", "70000", "configs/emoji.py"], "--port=70000 is no port"),
         (["--nodes"], "--nodes needs a value"),
     ],
 )
@@ -132,7 +135,8 @@ def test_from_the_login_node_to_the_training(cluster, hostile):
     training = cluster.calls[-1]
     config = ["--config", "configs/clip_vit_b16.py"]
     assert training["tool"] == "jaxclip"
-    assert training["argv"] == ["train", *config, "--workdir", "w", *hostile]
+    workdir = f"{cluster.root}/w"  # from where it was submitted
+    assert training["argv"] == ["train", *config, "--workdir", workdir, *hostile]
     assert training["env"]["JAXCLIP_PROCESS_ID"] == "6"
     assert training["env"]["CUDA_VISIBLE_DEVICES"] == "2"
 
@@ -179,7 +183,7 @@ def test_before_the_time_limit_it_is_stopped_and_goes_back_into_the_queue(cluste
     job = follow(cluster, call)
     assert job.stdout.readline() == "up\n"
     job.send_signal(signal.SIGUSR1)
-    _, errors = job.communicate(timeout=60)
+    _, errors = job.communicate(timeout=LONG)
     assert job.returncode == 143, errors
     requeued = ["scontrol", "requeue", "40123"] in cluster.lines
     assert requeued == requeue == ("back into the queue" in errors)

@@ -4,9 +4,10 @@ import contextlib
 import os
 import shlex
 import signal
-import time
 
 import pytest
+
+from tests.patience import until
 
 SCRIPT = "launch/tpu_worker.sh"
 
@@ -23,7 +24,7 @@ def worker(tools):
         program.chmod(0o755)
 
     tools.training = training
-    training("trap 'exit 0' TERM; echo up; printf '<%s>' \"$@\"; echo; sleep 200 & wait")
+    training("trap 'exit 0' TERM; echo up; printf '<%s>' \"$@\"; echo; sleep 600 & wait")
     yield tools
     note = tools.home / ".jaxclip-run" / "pid"
     if note.exists():
@@ -33,13 +34,6 @@ def worker(tools):
 
 def status(worker):
     return worker.run(SCRIPT, "status")[0].strip()
-
-
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def log(worker):

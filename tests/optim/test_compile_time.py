@@ -97,6 +97,19 @@ def test_kernels_are_told_their_places() -> None:
         np.testing.assert_array_equal(found, (i + 1.0) + (8.0 - i))
 
 
+def test_a_choice_of_elements_is_drawn_once() -> None:
+    """Where they are taken; it need not be drawn again where they are put back."""
+    program = compiled(optim.spam(1e-3, density=0.25), 2).as_text()
+    first_factor = "constant(2246822507)"
+    assert sum(first_factor in kernel for kernel in kernels(program)) == 2  # the seeds', and that
+
+
+def test_norms_begin_without_a_kernel() -> None:
+    norms = jax.jit(lambda leaf: _norms.tensor_norms([leaf, leaf], jnp.float32))
+    program = norms.lower(jax.ShapeDtypeStruct(SHAPE, jnp.float32)).compile().as_text()
+    assert "broadcast" not in re.findall(r"ENTRY.*", program, re.S)[0]
+
+
 def test_small_tensors_of_one_size_are_put_together() -> None:
     shapes = [*[(12,)] * 15, *[(3, 4)] * 5, (2, 2), (96, 128)]
     leaves = [jnp.full(shape, 1.0 + i) for i, shape in enumerate(shapes)]

@@ -243,8 +243,8 @@ def test_every_element_is_chosen_as_often(density: float) -> None:
     seeds = scrambled(jnp.arange(draws, dtype=jnp.uint32))
 
     def choice(seed: jax.Array) -> jax.Array:
-        chosen = sampling.draw(seed, shape)
-        return sampling.put(jnp.ones(sampling.shape(shape)), chosen, shape[-1])
+        places = sampling.draw(seed, sampling.hashes(shape))
+        return sampling.put(jnp.ones(sampling.shape(shape)), places, shape[-1])
 
     choices = np.asarray(jax.jit(jax.vmap(choice))(seeds))
     # Five standard deviations.
@@ -261,21 +261,27 @@ def test_every_element_is_chosen_as_often(density: float) -> None:
 def test_what_is_taken_is_put_back_in_place(length: int) -> None:
     sampling, shape = Sampling.of(0.3), (2, length)
     tensor = jnp.arange(1.0, 1.0 + 2 * length).reshape(shape)
-    chosen = sampling.draw(jnp.uint32(3), shape)
-    taken = sampling.take(tensor, chosen)
-    back = sampling.put(taken, chosen, length)
+    places = sampling.draw(jnp.uint32(3), sampling.hashes(shape))
+    taken = sampling.take(tensor, places)
+    back = sampling.put(taken, places, length)
     assert taken.shape == sampling.shape(shape) and back.shape == shape
     np.testing.assert_array_equal(np.where(back != 0, tensor, 0), back)
     np.testing.assert_array_equal(np.sort(taken[taken != 0]), np.sort(back[back != 0]))
 
 
-def test_taken_elements_come_with_flags_of_their_groups() -> None:
-    sampling, shape = Sampling.of(0.5), (2, 7)  # pairs, the last one of which is cut short
-    tensor = jnp.arange(14.0).reshape(shape).at[1, 2].set(jnp.nan).at[0, 6].set(jnp.inf)
-    chosen = sampling.draw(jnp.uint32(5), shape)
-    taken, flags = jax.jit(sampling.take_and_flag)(tensor, chosen)
-    np.testing.assert_array_equal(taken, sampling.take(tensor, chosen))
-    np.testing.assert_array_equal(flags, [[False, False, False, True], [False, True, False, False]])
+@pytest.mark.parametrize("density", [0.5, 0.75])
+def test_taken_elements_are_not_finite_if_any_of_their_group_is_not(density: float) -> None:
+    sampling, shape = Sampling.of(density), (2, 7)  # the last group is cut short
+    tensor = jnp.arange(14.0).reshape(shape)
+    places = sampling.draw(jnp.uint32(5), sampling.hashes(shape))
+    wanted = np.array(sampling.take(tensor, places)).reshape(2, -1, sampling.kept)
+    wanted[1, 2 // sampling.group] = wanted[0, -1] = np.inf
+    spoilt = tensor.at[1, 2].set(jnp.nan).at[0, 6].set(-jnp.inf)
+    taken, same = jax.jit(sampling.take_finite)(spoilt, places)
+    np.testing.assert_array_equal(same, places)
+    np.testing.assert_array_equal(
+        np.where(np.isfinite(taken), taken, np.inf).ravel(), wanted.ravel()
+    )
 
 
 def test_density_sees_a_nan_in_what_it_leaves_out() -> None:

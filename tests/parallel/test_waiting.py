@@ -1,6 +1,7 @@
 """A start whose other processes do not come: what is said, when, and how it ends."""
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -8,11 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+import types
 
 import pytest
 
 from jaxclip.parallel import waiting
+from tests.patience import LONG, until
 
 HOST = socket.gethostname()
 
@@ -24,6 +26,10 @@ def port():
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         yield listening.getsockname()[1]
+
+
+def watch_ends():
+    until(lambda: not [each for each in threading.enumerate() if each.name == "start_watch"])
 
 
 def who(monkeypatch, *found):
@@ -66,35 +72,46 @@ def test_it_is_said_in_time_and_then_ended_by_one_line(monkeypatch, capsys):
     monkeypatch.setattr(waiting, "_FIRST", 0.02)
     monkeypatch.setattr(waiting, "_AGAIN", 0.05)
     monkeypatch.setattr(waiting, "_situation", lambda: ("nobody comes", True))
-    ended = threading.Event()
+    # Each look at the clock is a second after the last one.
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr(waiting, "time", clock)
+    ended, left = threading.Event(), threading.Event()
 
     def end(status):
         assert status == 1
         ended.set()
-        time.sleep(0.2)  # until the block is left
+        left.wait(LONG)
 
     monkeypatch.setattr(waiting.os, "_exit", end)
-    with waiting.told({"initialization_timeout": 0.2}, "a hint") as longer:
+    with waiting.told({"initialization_timeout": 3}, "a hint") as longer:
         assert longer["initialization_timeout"] > 20
-        assert ended.wait(20)
-    *lines, last = capsys.readouterr().err.splitlines()
-    assert last == (
-        "jaxclip: error: nobody comes (a hint); gave up after 0.2 s "
-        "(distributed.initialization_timeout_seconds)"
-    )
-    assert lines and set(lines) <= {
-        "jaxclip: nobody comes (a hint); waiting for 0 s more",
-    }
+        assert ended.wait(LONG)
+    left.set()
+    watch_ends()
+    assert capsys.readouterr().err.splitlines() == [
+        "jaxclip: nobody comes (a hint); waiting for 2 s more",
+        "jaxclip: nobody comes (a hint); waiting for 1 s more",
+        "jaxclip: error: nobody comes (a hint); gave up after 3 s "
+        "(distributed.initialization_timeout_seconds)",
+    ]
 
 
 def test_a_start_that_does_not_wait_says_nothing(monkeypatch, capsys):
+    asked, left = threading.Event(), threading.Event()
+
+    def situation():
+        asked.set()
+        assert left.wait(LONG)
+        return "late", True
+
     monkeypatch.setattr(waiting, "_FIRST", 0.01)
-    monkeypatch.setattr(waiting, "_situation", lambda: time.sleep(0.05) or ("late", True))
+    monkeypatch.setattr(waiting, "_situation", situation)
     before = signal.getsignal(signal.SIGINT)
     with waiting.told({"initialization_timeout": 300}, ""):
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        time.sleep(0.03)
-    time.sleep(0.1)
+        assert asked.wait(LONG)
+    left.set()
+    watch_ends()
     assert capsys.readouterr().err == "" and signal.getsignal(signal.SIGINT) is before
 
 
@@ -106,9 +123,17 @@ def test_a_slurm_step_of_which_one_task_came(tmp_path):
         "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0",
         "SLURM_LOCALID": "0",
     }  # fmt: skip
+    # JAX has found out by then who is there, however long that takes; then time passes by seconds.
     program = (
+        "import itertools, time, types\n"
         "from jaxclip import parallel\nfrom jaxclip.parallel import waiting\n"
-        "waiting._FIRST = 1.0\nparallel.initialize_distributed(initialization_timeout_seconds={})"
+        "look, waiting._FIRST = waiting._situation, 0.1\n"
+        "def situation():\n"
+        "    while 'are there' not in look()[0] or 'not all' in look()[0]: time.sleep(0.1)\n"
+        "    return look()\n"
+        "waiting._situation = situation\n"
+        "waiting.time = types.SimpleNamespace(monotonic=itertools.count().__next__)\n"
+        "parallel.initialize_distributed(initialization_timeout_seconds={})"
     )
 
     def start(limit):
@@ -117,14 +142,14 @@ def test_a_slurm_step_of_which_one_task_came(tmp_path):
             env=environment, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    with start(3) as child:
-        err = child.communicate(timeout=100)[1]
+    with start(2) as child:
+        err = child.communicate(timeout=LONG)[1]
     assert child.returncode == 1
     first, last = err.splitlines()
     assert re.match(r"jaxclip: process 0 of 2 on \S+ waits for the others at localhost:", first)
     assert "1 of 2 are there" in first and "SLURM_NTASKS=2; unset it for one" in first
-    assert "gave up after 3 s" in last and last.startswith("jaxclip: error: ")
+    assert "gave up after 2 s" in last and last.startswith("jaxclip: error: ")
     with start(300) as child:
         assert "waits" in child.stderr.readline()
         child.send_signal(signal.SIGINT)
-        assert child.wait(20) == -signal.SIGINT
+        assert child.wait(LONG) == -signal.SIGINT

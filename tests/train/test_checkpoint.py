@@ -26,6 +26,7 @@ from jaxclip import storage
 from jaxclip.parallel import make_mesh
 from jaxclip.train import manifest, state_io
 from jaxclip.train.checkpoint import Checkpointer, CheckpointError
+from tests.patience import LONG
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -185,7 +186,7 @@ def test_saving_blocks_for_the_copy_alone(tmp_path, monkeypatch):
     let_go, write = threading.Event(), manifest.write
 
     def slow_write(*args):
-        assert let_go.wait(timeout=60)
+        assert let_go.wait(LONG)
         write(*args)
 
     monkeypatch.setattr(manifest, "write", slow_write)
@@ -615,7 +616,7 @@ def test_two_processes_agree(tmp_path):
         port = probe.getsockname()[1]
     children = [run_python(_PAIR, tmp_path / "c", port, process, devices=2) for process in (0, 1)]
     try:
-        outputs = [child.communicate(timeout=120)[0] for child in children]
+        outputs = [child.communicate(timeout=LONG)[0] for child in children]
     finally:
         for child in children:
             child.kill()

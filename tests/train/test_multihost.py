@@ -8,6 +8,7 @@ from etils import epath
 
 from jaxclip.errors import RunError
 from jaxclip.train import checkpoint_search, manifest, multihost
+from tests.patience import LONG
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def as_processes(monkeypatch):
     me = threading.local()
 
     def run(count, function):
-        meeting, given = threading.Barrier(count, timeout=10), {}
+        meeting, given = threading.Barrier(count, timeout=LONG), {}
         results = [None] * count
 
         def gather(value):

@@ -25,6 +25,23 @@ OVERRIDES = (
 )
 
 
+# A run that is to be killed does not come to its end before, however late the kill.
+_ENDLESS = f"""
+import sys, time
+from jaxclip import cli
+from jaxclip.train import loop
+
+save = loop._Run.save
+
+def waits(self, state, step, **options):
+    time.sleep(1e4 if step == {STEPS} else 0)
+    save(self, state, step, **options)
+
+loop._Run.save = waits
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 @dataclasses.dataclass
 class Runner:
     """Starts `jaxclip train`, each time the same, in a new process."""
@@ -32,14 +49,14 @@ class Runner:
     config_file: pathlib.Path
     cache_dir: pathlib.Path
 
-    def start(self, workdir, *overrides):
+    def start(self, workdir, *overrides, program=("-m", "jaxclip")):
         flags = [f"--config.{text}" for text in (*OVERRIDES, *overrides)]
         environment = {
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(self.cache_dir),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
-        command = [sys.executable, "-m", "jaxclip", "train", "--config", self.config_file]
+        command = [sys.executable, *program, "train", "--config", self.config_file]
         return subprocess.Popen(
             [*command, "--workdir", workdir, *flags],
             stdout=subprocess.PIPE,
@@ -50,14 +67,17 @@ class Runner:
 
     def finish(self, workdir, *overrides):
         process = self.start(workdir, *overrides)
-        output, _ = process.communicate(timeout=600)
+        try:
+            output, _ = process.communicate()
+        finally:
+            process.kill()
         assert process.returncode == 0, output
         return output
 
     def kill_beyond(self, workdir, step, delay):
         """Start, and SIGKILL ``delay`` seconds after ``step`` was recorded; where it came."""
         file = workdir / metrics.FILE_NAME
-        process = self.start(workdir)
+        process = self.start(workdir, program=("-c", _ENDLESS))
         while process.poll() is None and newest_step(file) < step:
             time.sleep(0.002)
         time.sleep(delay)

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from jaxclip import cli
 from jaxclip import config as config_lib
 from jaxclip.lock import FILE_NAME, Holder, LockedError, _encode
 from jaxclip.train import checkpoint, loop, metrics, setup, step_metrics, workdir, workdir_config
+from tests.patience import LONG
 
 
 @pytest.fixture(autouse=True)
@@ -366,9 +366,25 @@ def test_events_on_a_full_disk_say_so_and_the_run_ends(small_disk):
         "with metrics.MetricWriter(sys.argv[1]) as writer:\n"
         "  for step in range(3000): writer.write(step, {f'x{i}': 1.0 for i in range(5)})\n"
     )
-    began = time.monotonic()
     run = subprocess.run(
-        [sys.executable, "-c", code, disk / "run"], capture_output=True, text=True, timeout=20
+        [sys.executable, "-c", code, disk / "run"], capture_output=True, text=True, timeout=LONG
     )
-    assert run.returncode == 1 and time.monotonic() - began < 60
+    assert run.returncode == 1
     assert "MetricsError: " in run.stderr.strip().splitlines()[-1]
+
+
+def test_a_configuration_of_another_program_or_version_is_named(tmp_path, tiny_config, capsys):
+    """As that of published weights, or one that was edited."""
+    file = tmp_path / "config.json"
+    for content, message in (
+        ({"architectures": ["CLIPModel"], "vocab": 1}, "config.json is of another program (it has"),
+        ({**tiny_config(), "total_steps": "6"}, "config.json: config key 'total_steps' wants int"),
+        ({**tiny_config(), "new_key": 1}, "config.json: unknown config key 'new_key'"),
+    ):
+        file.write_text(json.dumps(content))
+        for command in ("eval", "train", "report"):
+            if command == "report" and "new_key" in content:
+                continue  # which draws what it knows
+            assert cli.main([command, "--workdir", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1, (command, error)

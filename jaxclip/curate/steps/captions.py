@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 from jaxclip.curate.caption_gate import gate
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step, check_range
+from jaxclip.curate.step import Step, check_order, check_range
 
 REASONS = (
     "too_few_words", "too_many_words", "too_few_characters", "too_many_characters", "few_letters",
@@ -74,6 +75,9 @@ class Captions(Step):
     def check(self) -> None:
         for option in ("min_words", "max_words", "min_characters", "max_characters"):
             check_range(option, getattr(self, option), 0)
+        for unit in ("words", "characters"):
+            most = getattr(self, f"max_{unit}") or math.inf
+            check_order(f"min_{unit}", getattr(self, f"min_{unit}"), f"max_{unit}", most)
         check_range("min_letters", self.min_letters, 0, 1)
         check_range("max_repeated", self.max_repeated, 0, 1)
 

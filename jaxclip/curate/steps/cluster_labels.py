@@ -74,7 +74,7 @@ def read_labels(path: str, column: str) -> dict[int, str]:
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"table {path!r}: no such file; a CSV file with a column 'cluster'")
-    with file.open(newline="", encoding="utf-8") as opened:
+    with file.open(newline="", encoding="utf-8-sig") as opened:
         table = csv.DictReader(opened)
         names = list(table.fieldnames or ())
         for name in ("cluster", column):

@@ -64,18 +64,22 @@ class Decontaminate(Step):
     def run(self, flow: Flow) -> None:
         hashes = flow.save("evaluation", self.hashes_of_set) if self.data else None
         flow.note("evaluation pictures", len(hashes.arrays()["hash"]) if hashes else 0)
+        if hashes is not None and (left := int(hashes.arrays().get("left_out", 0))):
+            flow.note("evaluation pictures that can't be compared", left)
         flow.decide(functools.partial(self.verdict, hashes))
 
     def hashes_of_set(self) -> dict[str, np.ndarray]:
         """pHashes of the evaluation set's pictures, each once."""
         records = source.open(source.absolute(self.data)).source(self.split)
-        found = set()
+        found, left_out = set(), 0
         for index in range(len(records)):
             record = records.picture(index)
             value = None if isinstance(record, BadRecord) else _phash(record.image)
             if value is not None:
                 found.add(value)
-        return {"hash": np.array(sorted(found), np.uint64)}
+            else:  # damaged, or of one colour
+                left_out += 1
+        return {"hash": np.array(sorted(found), np.uint64), "left_out": np.array(left_out)}
 
     def verdict(self, hashes: Stored | None, rows: Rows) -> dict[str, Any]:
         """What is said of each record."""

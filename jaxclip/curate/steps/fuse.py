@@ -46,8 +46,9 @@ class Fuse(Step):
         flow.decide(functools.partial(self.verdict, ranges))
 
     def values(self, rows: Rows) -> np.ndarray:
-        """float64[n, columns]."""
-        return np.stack([rows.values(name) for name in self.columns], axis=1)
+        """float64[n, columns]; NaN if missing, or infinite, which would dwarf the others."""
+        values = np.stack([rows.values(name) for name in self.columns], axis=1)
+        return np.where(np.isfinite(values), values, np.nan)
 
     def ranges(self, rows: Rows) -> dict[str, np.ndarray]:
         """Least and largest value of each column among records that have all."""

@@ -63,7 +63,7 @@ class PromptScore(Step):
         file = pathlib.Path(self.prompts[0]).expanduser() if len(self.prompts) == 1 else None
         if file is None or not file.is_file():
             return list(self.prompts)
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
         return [line.strip() for line in lines if line.strip()]
 
     def run(self, flow: Flow) -> None:

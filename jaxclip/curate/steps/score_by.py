@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,6 +83,8 @@ class ScoreBy(Step):
                 data = [next(pictures) for _ in batch["key"]]
                 batch["image"] = [b"" if isinstance(each, BadRecord) else each for each in data]
             made = function(batch)
+            if not isinstance(made, Mapping):
+                raise ValueError(f"{self.function} made {made!r:.60}, not a dict of columns")
             for name in self.columns:
                 if name not in made or len(made[name]) != len(batch["key"]):
                     raise ValueError(
@@ -98,6 +101,9 @@ def _imported(name: str) -> Any:
     if not colon:
         raise ValueError(f"function={name!r} must be 'package.module:name'")
     try:
-        return getattr(importlib.import_module(module), member)
+        found = getattr(importlib.import_module(module), member)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"function={name!r} can't be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"function={name!r} is no function, but {found!r}")
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxclip.curate.flow import Flow
 from jaxclip.curate.rows import Rows
-from jaxclip.curate.step import Step
+from jaxclip.curate.step import Step, check_order
 from jaxclip.curate.store import REASON
 
 
@@ -42,6 +42,7 @@ class Where(Step):
             raise ValueError("column is missing: name a score, or a member of the records' meta")
         if not self.one_of and math.isinf(self.at_least) and math.isinf(self.at_most):
             raise ValueError(f"no condition on {self.column!r}: give at_least, at_most or one_of")
+        check_order("at_least", self.at_least, "at_most", self.at_most)
         if self.one_of and not (math.isinf(self.at_least) and math.isinf(self.at_most)):
             raise ValueError(
                 "give one_of, for words, or at_least and at_most, for numbers; for both, two steps"

@@ -41,6 +41,32 @@ class Writer(Protocol):
         """Write what belongs to all shards, given what :meth:`write` returned of each."""
 
 
+def check_target(to: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder that kept records would be written to, as a whole path.
+
+    Raises:
+      ValueError: it is an address.
+      FileExistsError: it holds something else than a curation has written.
+      NotADirectoryError, PermissionError: it can't be made.
+    """
+    if not storage.is_local(to):
+        raise ValueError(f"--to {to}: name a folder on this machine's disks; mount the bucket")
+    target = pathlib.Path(os.path.abspath(os.path.expanduser(to)))
+    storage.check_place(target.parent)
+    for place in (target, _unfinished(target)):
+        if place.is_file() or (_is_filled(place) and _request(place) is None):
+            raise FileExistsError(f"{place} holds something else; name another folder for --to")
+    return target
+
+
+def _unfinished(target: pathlib.Path) -> pathlib.Path:
+    return target.with_name(target.name + ".writing")
+
+
+def _is_filled(place: pathlib.Path) -> bool:
+    return place.exists() and any(place.iterdir())
+
+
 def write(outcome: Outcome, to: str | os.PathLike[str], name: str, *, runner: Runner) -> str:
     """Write the kept records.
 
@@ -57,23 +83,19 @@ def write(outcome: Outcome, to: str | os.PathLike[str], name: str, *, runner: Ru
       ValueError: an unknown format, or nothing is kept.
       FileExistsError: the folder holds something else.
     """
-    if not storage.is_local(to):
-        raise ValueError(
-            f"{to}: kept records are written to this machine's disks; mount the bucket"
-        )
+    target = check_target(to)
     WRITERS.get(name)  # an unknown one is refused before anything is written
-    target = pathlib.Path(os.path.abspath(os.path.expanduser(to)))
     view = outcome.view
     request = {"format": name, "source": view.source, "split": view.split,
                "verdict": view.verdict, "kept": outcome.kept}  # fmt: skip
     said = f"{target}: {outcome.kept:,} records as {name}"
-    if target.exists() and any(target.iterdir()):
+    if _is_filled(target):
         if _request(target) == request:
             return f"{said}, written before"
         raise FileExistsError(f"{target} holds something else; name another folder for --to")
     if not outcome.kept:
         raise ValueError(f"nothing to write to {target}: no record is kept")
-    unfinished = target.with_name(target.name + ".writing")
+    unfinished = _unfinished(target)
     if unfinished.exists() and _request(unfinished) != request:
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -112,10 +134,11 @@ def extension(image: bytes) -> str:
     for start, name in (
         (b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"GIF8", "gif"), (b"BM", "bmp"),
         (b"II*\0", "tif"), (b"MM\0*", "tif"), (b"RIFF", "webp"), (b"P6", "ppm"), (b"P5", "ppm"),
+        (b"\0\0\1\0", "ico"),
     ):  # fmt: skip
         if image.startswith(start):
             return name
-    return "jpg"
+    return "avif" if image[4:8] == b"ftyp" else "jpg"
 
 
 def _write_shard(view: View, name: str, folder: str, shard: int) -> None:

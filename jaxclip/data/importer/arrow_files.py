@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.data import file_kinds
 from jaxclip.data.importer import arrow_types
 from jaxclip.data.naming import is_hidden, splits_of_files
 
@@ -93,8 +94,9 @@ def batches(file: pathlib.Path) -> tuple[Any, list[Any]]:
     """
     import pyarrow
 
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise FileNotFoundError(f"{file} does not exist, but state.json beside it names it")
+    file_kinds.check_is_file(file)
     try:
         with pyarrow.memory_map(os.fspath(file)) as mapped:
             begin = mapped.read(len(_ARROW_FILE))

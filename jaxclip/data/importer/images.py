@@ -38,8 +38,9 @@ def prepare(
     # Only the header is read here; decode() has seen that it is sound.
     with Image.open(io.BytesIO(data)) as header:
         kind, mode, info = header.format, header.mode, header.info
+        animated = getattr(header, "default_image", False)  # which other readers see in its place
     too_large = 0 < max_side < max(image.size)
-    plain = mode in ("RGB", "L", "P", "1") and "transparency" not in info
+    plain = mode in ("RGB", "L", "P", "1") and "transparency" not in info and not animated
     # MPO: a JPEG with further pictures behind it, as cameras and telephones write it.
     kind = "JPEG" if kind == "MPO" else kind
     if kind in ("JPEG", "PNG") and plain and not too_large:

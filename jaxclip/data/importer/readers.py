@@ -9,7 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from jaxclip.data import file_kinds, patterns, remote, webdataset
+from jaxclip.data import benchmark_files, file_kinds, patterns, remote, webdataset
 from jaxclip.data.importer import (
     archives,
     arrow_files,
@@ -207,7 +207,7 @@ def _open(
     if format == "webdataset":
         if path.is_dir():
             webdataset.check_complete([str(file) for file in fitting])
-        names = webdataset.class_names(path) if path.is_dir() else None
+        names = benchmark_files.class_names(path) if path.is_dir() else None
         for tar in fitting:
             instead.check_usual(tar)
         if is_guessed:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxclip.data import tar_index, webdataset
+from jaxclip.data import benchmark_files, tar_index
 from jaxclip.data.class_values import parse_label
 from jaxclip.data.importer import packed
 from jaxclip.data.importer.items import (
@@ -52,7 +52,7 @@ class TarReader:
         self._names = names_apart(self._tars)
         self._splits = list(splits) or [""] * len(self._tars)
         self._class_names = unique_names(class_names)
-        self._by_line = webdataset.captions_by_line(self._tars)
+        self._by_line = benchmark_files.captions_by_line(self._tars)
         self._before = [0, *itertools.accumulate(tar.stat().st_size for tar in self._tars)]
         self._current: tuple[int, Any] | None = None
 

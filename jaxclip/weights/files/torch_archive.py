@@ -21,8 +21,9 @@ from jaxclip.weights.files._base import FileError, Tensor, Tensors, checked_size
 from jaxclip.weights.files.torch_pickle import Described, Module, Storage
 
 _DEEPEST = 64
-# Entries of a state dict, over all its levels.
+# Entries of a state dict, over all its levels, and the letters of all names.
 _MOST = 200_000
+_MOST_LETTERS = 2**24
 _LONGEST_NAME = 4096
 # Where trainers keep moving averages.
 _AVERAGES = (
@@ -63,7 +64,10 @@ def open_torch(path: pathlib.Path) -> Tensors:
         ) from error
     except Exception as error:  # whatever a broken pickle makes of itself
         raise FileError(f"{path}: its data.pkl can't be read: {error}") from error
-    described = dict(_flatten(_state_of(content, path), "", [0]))
+    state = _state_of(content, path)
+    if _entries(state, {}) > _MOST:
+        raise FileError(f"{path}: its data.pkl holds more than {_MOST} entries")
+    described = dict(_flatten(state, "", [0]))
     if not described:
         raise FileError(f"{path} holds no tensors")
     return Tensors(
@@ -81,15 +85,20 @@ def _state_of(content: Any, path: pathlib.Path) -> Any:
             if averages:
                 _say_once(str(path), key, str(averages[0]))
             content = inner
-    holders = [
-        key
-        for key, inner in (content.items() if isinstance(content, dict) else ())
-        if isinstance(inner, Described)
-        or (isinstance(inner, dict) and any(isinstance(x, Described) for x in inner.values()))
-    ]
+    holders = _holders(content) if isinstance(content, dict) else []
     if len(holders) == 1 and holders[0] in _AVERAGES:
         return content[holders[0]]
     return content
+
+
+def _holders(content: dict[Any, Any]) -> list[Any]:
+    """Keys of tensors, and of dicts that hold some themselves; a shared dict is looked at once."""
+    known: dict[int, bool] = {}
+    for inner in content.values():
+        if id(inner) not in known:
+            found = inner.values() if isinstance(inner, dict) else (inner,)
+            known[id(inner)] = any(isinstance(each, Described) for each in found)
+    return [key for key, inner in content.items() if known[id(inner)]]
 
 
 @functools.lru_cache(maxsize=64)
@@ -98,24 +107,45 @@ def _say_once(path: str, key: str, averages: str) -> None:
     logger.warning(said, path, key, averages)
 
 
+def _items(value: Any) -> dict[Any, Any]:
+    """What a value holds under names."""
+    items = value.attributes if isinstance(value, Module) else value
+    return items if isinstance(items, dict) else {}
+
+
+def _entries(value: Any, known: dict[int, int], depth: int = 0) -> int:
+    """How many entries a value has over all its levels, shared ones each time.
+
+    Some hundred bytes of a program can mean 2^40: each dict is looked at once. ``known`` has the
+    numbers of those that were.
+    """
+    items = _items(value)
+    if not items:
+        return 0
+    if id(items) not in known:
+        if depth > _DEEPEST:
+            raise FileError(f"a pickle is nested more than {_DEEPEST} deep")
+        below = sum(_entries(inner, known, depth + 1) for inner in items.values())
+        known[id(items)] = len(items) + below
+    return known[id(items)]
+
+
 def _flatten(
-    value: Any, name: str, seen: list[int], depth: int = 0
+    value: Any, name: str, letters: list[int], depth: int = 0
 ) -> Iterator[tuple[str, Described]]:
-    """Tensors by their names joined with dots; ``seen`` counts entries, shared ones each time."""
+    """Tensors by their names joined with dots; ``letters`` counts those of all names so far."""
     if depth > _DEEPEST:
         raise FileError(f"{name[:80]}… is nested more than {_DEEPEST} deep")
     if len(name) > _LONGEST_NAME:
         raise FileError(f"{name[:80]}… is no name of a tensor: it has {len(name)} characters")
+    letters[0] += len(name)
+    if letters[0] > _MOST_LETTERS:
+        raise FileError(f"{name[:80]}… and the other names have over {_MOST_LETTERS} characters")
     if isinstance(value, Described):
         yield name, value
         return
-    items = value.attributes if isinstance(value, Module) else value
-    if isinstance(items, dict):
-        for key, inner in items.items():
-            seen[0] += 1
-            if seen[0] > _MOST:
-                raise FileError(f"{name[:80]}… holds more than {_MOST} entries")
-            yield from _flatten(inner, f"{name}.{key}" if name else str(key), seen, depth + 1)
+    for key, inner in _items(value).items():
+        yield from _flatten(inner, f"{name}.{key}" if name else str(key), letters, depth + 1)
 
 
 def _tensor(

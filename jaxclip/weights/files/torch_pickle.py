@@ -3,7 +3,7 @@
 A pickle is a program. This machine is Python's own in Python, less most of its instructions: it
 builds dicts, lists, tuples and descriptions of tensors, and calls nothing that is not in a table
 here. What a short program could blow up (memo slots, shared tuples as keys, copies of long lists)
-is refused, too.
+is refused, too: a program may take :data:`MOST_STEPS`, and each takes as long as any other.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from jaxclip.weights.files._base import LARGEST_RANK, FileError
 
 # Bytes of a program; a tensor takes some 150.
 LARGEST = 16 * 2**20
+# Steps of a program: its instructions, and each value that one of them copies. Those of tensors
+# have four bytes each; the longest program of one byte each would fill gigabytes.
+MOST_STEPS = LARGEST // 3
+# Characters of a key and bits of a number: what is longer costs each time that it is looked at.
+_LONGEST_KEY, _WIDEST_NUMBER = 4096, 4096
 
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
@@ -121,6 +126,13 @@ class _Machine(_Unpickler):
     def __init__(self, file: io.BytesIO, path: str):
         super().__init__(file)
         self._path = path
+        self.steps = 0
+
+    def take(self, steps: int) -> None:
+        """Count steps."""
+        self.steps += steps
+        if self.steps > MOST_STEPS:
+            raise FileError(f"{self._path}: its data.pkl takes more than {MOST_STEPS} steps")
 
     def find_class(self, module: str, name: str) -> Any:
         found = _named(module, name)
@@ -139,6 +151,7 @@ class _Machine(_Unpickler):
             raise FileError(f"{self._path} refers to {place[:80]!r}, which is no storage")
         if kind not in _STORAGES:
             raise FileError(f"{self._path} has a storage of kind {kind[:40]!r}")
+        _check_key(key)
         return Storage(np.dtype(_STORAGES[kind]), key)
 
     def refuse(self) -> None:
@@ -148,6 +161,9 @@ class _Machine(_Unpickler):
         arguments, function = self.stack.pop(), self.stack[-1]
         if not callable(function) or not isinstance(arguments, tuple):
             raise FileError(f"{self._path}: its data.pkl calls what is no function")
+        self.take(len(arguments))
+        if function is Dict and arguments and isinstance(arguments[0], (list, tuple)):
+            self.take(len(arguments[0]))
         self.stack[-1] = function(*arguments)
 
     def new_object(self) -> None:
@@ -164,6 +180,7 @@ class _Machine(_Unpickler):
             return
         if not isinstance(target, Module) or not isinstance(state, dict):
             raise FileError(f"{self._path}: its data.pkl fills an object that is no module")
+        self.take(len(state))
         target.attributes.update({str(key): value for key, value in state.items()})
 
     def set_item(self) -> None:
@@ -187,6 +204,27 @@ _Machine.dispatch = dict.fromkeys(range(256), _Machine.refuse)
 for _name in _ALLOWED:
     _code = getattr(pickle, _name)[0]
     _Machine.dispatch[_code] = _Unpickler.dispatch[_code]
+
+
+def _narrow(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(machine: _Machine) -> None:
+        instruction(machine)
+        if machine.stack[-1].bit_length() > _WIDEST_NUMBER:
+            raise FileError(f"a pickle has a number of {machine.stack[-1].bit_length()} bits")
+
+    return run
+
+
+def _counted(instruction: Callable[[Any], None]) -> Callable[[Any], None]:
+    def run(machine: _Machine) -> None:
+        machine.take(1)
+        instruction(machine)
+
+    return run
+
+
+for _code in (pickle.INT[0], pickle.LONG[0], pickle.LONG4[0]):
+    _Machine.dispatch[_code] = _narrow(_Machine.dispatch[_code])
 _Machine.dispatch |= {
     pickle.REDUCE[0]: _Machine.reduce,
     pickle.NEWOBJ[0]: _Machine.new_object,
@@ -195,6 +233,8 @@ _Machine.dispatch |= {
     pickle.SETITEMS[0]: _Machine.set_items,
     pickle.DICT[0]: _Machine.make_dict,
 }
+
+_Machine.dispatch = {code: _counted(run) for code, run in _Machine.dispatch.items()}
 
 
 # Options and states of trainers, by module and name; of the last ones whatever is in the package.
@@ -257,3 +297,5 @@ def _set(target: Any, key: Any, value: Any) -> None:
 def _check_key(key: Any) -> None:
     if not isinstance(key, _KEYS):
         raise FileError(f"a pickle has a {type(key).__name__} as a key")
+    if isinstance(key, (str, bytes)) and len(key) > _LONGEST_KEY:
+        raise FileError(f"a pickle has a key of {len(key)} characters; the most are {_LONGEST_KEY}")

@@ -9,13 +9,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 import zipfile
 
 import pytest
 
 from jaxclip.data import sources
 from jaxclip.data.importer import Options, import_records, job, output_folder
+from tests.patience import until
 
 pytest.importorskip("tensorflow_datasets")
 
@@ -178,19 +178,20 @@ def test_killed_while_finishing_it_still_finishes(tmp_path, toys, monkeypatch):
 def test_killed_for_real(tmp_path, toys):
     source = toys.photo_folder(tmp_path / "in", 300)
     import_records(source, tmp_path / "whole", Options(name="toy"))
+    # It is killed before it has all, however long that takes.
     code = (
-        "import sys; from jaxclip.data.importer import Options, import_records; "
-        "import_records(sys.argv[1], sys.argv[2], Options(name='toy'), commit_seconds=0)"
+        "import itertools, sys, time; from jaxclip.data.importer import Options, job\n"
+        "take, count = job._take, itertools.count()\n"
+        "job._take = lambda *all: time.sleep(1e4 if next(count) == 290 else 0) or take(*all)\n"
+        "job.import_records(sys.argv[1], sys.argv[2], Options(name='toy'), commit_seconds=0)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(source), str(tmp_path / "out")],
         cwd=pathlib.Path(__file__).parents[3],
     )
     state = tmp_path / "out.importing" / "shard-00000.part"
-    deadline = time.monotonic() + 120
-    while not (state.exists() and state.stat().st_size > 2000):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    until(lambda: process.poll() or (state.exists() and state.stat().st_size > 2000))
+    assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists() and state.exists()

@@ -1,7 +1,6 @@
 """Weights & Biases in its offline mode: what is in its file, going on, options."""
 
 import math
-import os
 import struct
 import time
 
@@ -9,6 +8,7 @@ import pytest
 
 from jaxclip import storage
 from jaxclip.train import metrics, writers
+from tests.patience import until
 
 wandb = pytest.importorskip("wandb")
 
@@ -36,15 +36,14 @@ def records(workdir):
     from wandb.proto import wandb_internal_pb2
 
     ids, rows, config = [], [], set()
-    for file in sorted(workdir.glob("wandb/offline-run-*/*.wandb"), key=os.path.getmtime):
-        deadline = time.monotonic() + 30
-        while True:
+    for file in sorted(workdir.glob("wandb/offline-run-*/*.wandb")):
+
+        def whole(file=file):
             parsed = [*map(wandb_internal_pb2.Record.FromString, chunks(file.read_bytes()))]
-            # Its own process writes the file, some of it after `finish` has come back.
-            if any(record.HasField("exit") for record in parsed) or time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        for record in parsed:
+            return parsed if any(record.HasField("exit") for record in parsed) else None
+
+        # Its own process writes the file, some of it after `finish` has come back.
+        for record in until(whole):
             if record.HasField("run"):
                 ids.append(record.run.run_id)
                 config |= {update.key for update in record.run.config.update}
