@@ -73,8 +73,9 @@ def test_a_pattern_of_tables(fill, records):
         records(folder / "?.csv")
 
 
-def test_versions_of_a_table_are_no_parts_of_one(fill, records):
-    tables = {f"captions_v{i}.csv": rows(("a.png", "a cat"), ("b.png", "x")) for i in (1, 2)}
+@pytest.mark.parametrize("name", ["captions_v{}.csv", "captions{}.csv"])
+def test_versions_of_a_table_are_no_parts_of_one(fill, records, name):
+    tables = {name.format(i): rows(("a.png", "a cat"), ("b.png", "x")) for i in (1, 2)}
     with pytest.raises(ValueError, match="several tables of captions"):
         records(fill({**PICTURES, **tables}))
 
