@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxclip import standard_streams
@@ -74,8 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.overrides = overrides
     _quiet()
     try:
-        _complete_paths(args)
-        return args.run(args)
+        with _interruptible_while_loading():
+            _complete_paths(args)
+            return args.run(args)
     except BaseException as error:
         from jaxclip.errors import UploadInterrupt
 
@@ -92,6 +95,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status is None:
             raise
         return status
+
+
+# Libraries whose start in native code can't stand a KeyboardInterrupt: the process aborts, or they
+# call themselves badly installed.
+_NATIVE = ("numpy", "jax", "jaxlib", "tensorflow", "orbax")
+
+
+@contextlib.contextmanager
+def _interruptible_while_loading() -> Iterator[None]:
+    """End at once by Ctrl-C while such a library is being loaded; nothing is open yet."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        specs = (getattr(sys.modules.get(name), "__spec__", None) for name in _NATIVE)
+        if any(getattr(spec, "_initializing", False) for spec in specs):
+            os.write(2, b"jaxclip: interrupted\n")
+            os._exit(128 + number)
+        if frame is not None and frame.f_code.co_name == "_xla_gc_callback":
+            # An exception here would be printed and forgotten: once more, when it has returned.
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
+        signal.default_int_handler(number, frame)
+
+    interrupt.is_plain = True  # type: ignore[attr-defined]  # see jaxclip.parallel.waiting
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _complete_paths(args: argparse.Namespace) -> None:
@@ -340,7 +376,7 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.workdir:
         known = workdir_config.find_config(args.workdir)
         if known is not None:
-            return config_lib.resolve(known, args.overrides)
+            return workdir_config.complete(known, args.workdir, args.overrides)
     raise ValueError(
         "--config is missing: name a config file, or the --workdir of a run to go on with"
         + (f"; {args.workdir} holds none" if args.workdir else "")
@@ -348,10 +384,10 @@ def _config_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from jaxclip import config as config_lib
     from jaxclip.train import evaluation, workdir_config
 
-    config = config_lib.resolve(workdir_config.read_config(args.workdir), args.overrides)
+    found = workdir_config.read_config(args.workdir)
+    config = workdir_config.complete(found, args.workdir, args.overrides)
     _join_others(args, config)
     evaluation.evaluate_workdir(
         args.workdir,
@@ -363,9 +399,14 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from jaxclip.train import report
+    from jaxclip.train import report, workdir_config
 
-    print(report.write_report_at(args.workdir))
+    try:
+        print(report.write_report_at(args.workdir))
+    except (KeyError, TypeError, AttributeError, IndexError):
+        # A configuration of another version is drawn as far as it goes; here it did not.
+        workdir_config.complete(workdir_config.read_config(args.workdir), args.workdir)
+        raise
     return 0
 
 

@@ -62,6 +62,9 @@ _OTHER_FORMS: dict[str, tuple[type, ...]] = {
 # Sections that name an algorithm: naming another one drops the options of the default's.
 _NAMED_SECTIONS = ("optim.clip", "optim.schedule", "loss")
 
+# Floats that are no Python literals.
+_NO_LITERALS = ("inf", "+inf", "-inf", "infinity", "nan")
+
 # Keys that take [[step, value], ...], too; what uses them checks it.
 _SCHEDULES = ("teacher.decay",)
 
@@ -305,6 +308,8 @@ def _typed(key: str, old: Any, value: Any) -> Any:
             return value
     elif isinstance(old, float) and isinstance(value, (int, float)):
         return float(value)
+    elif isinstance(old, float) and isinstance(value, str) and value.lower() in _NO_LITERALS:
+        return float(value)  # what it is, where a number is wanted; the ranges judge it
     elif isinstance(old, int) and isinstance(value, float) and value.is_integer():
         return int(value)
     elif isinstance(old, list) and isinstance(value, str) and key in _SPLIT_LISTS:

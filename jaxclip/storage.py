@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -152,8 +153,7 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
         link = link.__cause__ or link.__context__
     text = " ".join(str(link) for link in chain)
     codes = {link.errno for link in chain if isinstance(link, OSError)}
-    # Tensorstore reports the system's error by its text alone.
-    if {errno.ENOSPC, errno.EDQUOT} & codes or os.strerror(errno.ENOSPC) in text:
+    if any(map(is_full, chain)):
         return (
             f"no space left on the device ({free_space(directory)}); free some, lower "
             "checkpoint.keep_last, or "
@@ -166,6 +166,22 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
     if {errno.ENOTDIR, errno.EEXIST} & codes:
         return f"a part of the path is a file, not a folder; {another}"
     return f"{type(error).__name__}: {error}"
+
+
+def discard(folder: pathlib.Path) -> None:
+    """Remove a folder of ours that was never finished, also where Ctrl-C comes twice."""
+    # No KeyboardInterrupt reaches a thread, and the interpreter waits for it.
+    remover = threading.Thread(target=shutil.rmtree, args=(folder, True))
+    remover.start()
+    remover.join()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left on the device, or in the quota."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Tensorstore and safetensors report the system's error by its text alone.
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _setting_of(directory: os.PathLike[str] | str) -> str:

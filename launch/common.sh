@@ -93,6 +93,7 @@ _environment_hash() {
 # With $DRY_RUN=1 it only prints what it would do.
 ensure_environment() {
   local environment=$1 extra=$2 minimum=$3 maximum=${4:-3.99} stamp hash python
+  need_extras "$extra"
   stamp="$environment/.jaxclip-$extra"
   if [[ -x "$environment/bin/python" ]] &&
     "$environment/bin/python" -c "import sys; sys.exit(sys.version_info[:2] < (${minimum/./, }))" \
@@ -169,6 +170,63 @@ need() {
 # need_number OPTION VALUE: stops unless the value is a whole number of at least 1.
 need_number() {
   [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1=$2 is not a whole number of at least 1"
+}
+
+# need_port OPTION VALUE: stops unless the value is a port.
+need_port() {
+  need_number "$1" "$2"
+  ((${#2} <= 5 && $2 <= 65535)) || die "$1=$2 is no port; 1024 to 65535 are free to take"
+}
+
+# need_index OPTION VALUE: stops unless the value is a whole number from 0.
+need_index() {
+  [[ "$2" =~ ^(0|[1-9][0-9]*)$ ]] || die "$1=$2 is not a whole number, counted from 0"
+}
+
+# need_extras EXTRAS: stops unless pyproject.toml has all of them; pip would only warn, and leave
+# out what they bring. $root is the checkout, by default the current folder.
+need_extras() {
+  local extra line here=0 known=""
+  while IFS= read -r line; do
+    case "$line" in
+      "[project.optional-dependencies]") here=1 ;;
+      "["*) here=0 ;;
+      *) if [[ "$here" == 1 && "$line" =~ ^([a-z_-]+)" = " ]]; then known+="${BASH_REMATCH[1]} "; fi ;;
+    esac
+  done <"${root:-.}/pyproject.toml"
+  [[ "$1" =~ ^[a-z_-]+(,[a-z_-]+)*$ ]] || die "extras '$1' are no names with commas between; there are: $known"
+  for extra in ${1//,/ }; do
+    [[ " $known" == *" $extra "* ]] || die "there is no extra '$extra'; there are: $known"
+  done
+}
+
+# absolute_from FOLDER PATH: prints the path, a relative one from the folder; addresses (gs://...)
+# and ~ stay as they are, for `jaxclip` reads them itself.
+absolute_from() {
+  # shellcheck disable=SC2088
+  case "$2" in
+    /* | *://* | '~' | '~/'*) printf '%s\n' "$2" ;;
+    *) printf '%s\n' "$1/$2" ;;
+  esac
+}
+
+# with_absolute_workdir FOLDER ARGUMENT ...: ARGUMENTS becomes the arguments, in which a relative
+# --workdir counts from the folder.
+with_absolute_workdir() {
+  local from=$1 next=0 argument
+  shift
+  ARGUMENTS=()
+  for argument in "$@"; do
+    if ((next == 1)); then
+      argument=$(absolute_from "$from" "$argument")
+      next=0
+    elif [[ "$argument" == --workdir ]]; then
+      next=1
+    elif [[ "$argument" == --workdir=?* ]]; then
+      argument=--workdir=$(absolute_from "$from" "${argument#--workdir=}")
+    fi
+    ARGUMENTS+=("$argument")
+  done
 }
 
 # read_options FLAGS VALUES ARGUMENT ...: reads the options in front of the arguments, `--option value`

@@ -20,5 +20,6 @@ case "${1:-}" in
   --dry_run) DRY_RUN=1 && shift ;;
   -*) die "unknown option $1" ;;
 esac
+(($# <= 1)) || die "one list of extras, with commas between, after --dry_run; got: $*"
 cd "$root"
 ensure_environment "${JAXCLIP_VENV:-.venv}" "${1:-train}" 3.11

@@ -64,8 +64,7 @@ case " $* " in
   *" --workdir "* | *" --workdir="*) ;;
   *)
     workdir=${WORKDIR:-$root/workdir/$name}
-    [[ "$workdir" == /* ]] || workdir=$invoked_from/$workdir
-    workdir_arguments=(--workdir "$workdir")
+    workdir_arguments=(--workdir "$(absolute_from "$invoked_from" "$workdir")")
     ;;
 esac
 

@@ -32,6 +32,7 @@ read_options "" "${numbers[*]}" ${REST[@]+"${REST[@]:1}"}
 for option in "${numbers[@]}"; do
   [[ -z "${!option}" ]] || need_number "--$option" "${!option}"
 done
+[[ -z "$port" ]] || need_port --port "$port"
 case "${REST[0]:-}" in
   "") ;;
   --) command=("${REST[@]:1}") ;;

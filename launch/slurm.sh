@@ -28,6 +28,7 @@
 #
 # Each process finds JAXCLIP_COORDINATOR_ADDRESS, JAXCLIP_NUM_PROCESSES and JAXCLIP_PROCESS_ID.
 set -euo pipefail
+invoked_from=$PWD
 # Slurm runs a copy of the batch script, so the root comes from where it was submitted.
 root=${JAXCLIP_ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 # shellcheck source=launch/common.sh
@@ -103,12 +104,16 @@ submit() {
     die "no such config: ${config%%:*} (looked in $root)"
   need_number --nodes "$nodes"
   need_number --gpus_per_node "$gpus_per_node"
+  [[ -z "$port" ]] || need_port --port "$port"
   [[ "$processes_per_node" == 1 || "$processes_per_node" == "$gpus_per_node" ]] ||
     die "--processes_per_node=$processes_per_node must be 1 or --gpus_per_node ($gpus_per_node)"
   case " $* " in
     *" --workdir "* | *" --workdir="*) ;;
     *) die "no --workdir given after the config: the job carries on from it, name a folder that all nodes share" ;;
   esac
+  # The job runs in the checkout, wherever it was submitted from.
+  with_absolute_workdir "$invoked_from" "$@"
+  set -- "${ARGUMENTS[@]}"
   need sbatch "run this on a login node of a Slurm cluster"
   name=${name:-$(basename "${config%%:*}" .py)}
 
@@ -139,6 +144,8 @@ submit() {
   )
   if [[ -n "$cpus_per_node" ]]; then
     need_number --cpus_per_node "$cpus_per_node"
+    ((cpus_per_node >= processes_per_node)) ||
+      die "--cpus_per_node=$cpus_per_node are fewer than --processes_per_node=$processes_per_node"
     job+=(--cpus-per-task="$((cpus_per_node / processes_per_node))")
   else
     job+=(--exclusive)

@@ -253,6 +253,8 @@ train=(${REST[@]+"${REST[@]}"})
 [[ -n "$zone" ]] || die "no --zone given (or TPU_ZONE)"
 [[ -z "$mount" || "$mount" == gs://?* || "$mount" == ?*:/?* ]] ||
   die "--mount=$mount is neither gs://BUCKET nor HOST:/SHARE"
+need_extras "$extras"
+[[ "$worker" == all ]] || need_index --worker "$worker"
 need_number --poll "$poll"
 need_number --max_restarts "$max_restarts"
 need gcloud "install the Google Cloud CLI and run: gcloud auth login"

@@ -344,3 +344,35 @@ def test_an_interrupted_upload_is_one_line_and_nothing_is_waited_for(monkeypatch
         cli.main(["report", "--workdir", "nowhere"])
     assert left.value.code == 130
     assert capsys.readouterr().err == "jaxclip: error: interrupted; all of it is in a folder\n"
+
+
+_INTERRUPTED = """
+import os, signal, sys, types
+from jaxclip import cli
+
+def _xla_gc_callback():  # what is raised in it is lost
+    os.kill(os.getpid(), signal.SIGINT)
+
+with cli._interruptible_while_loading():
+    if sys.argv[1] == "loading":
+        sys.modules["jaxlib"] = types.ModuleType("jaxlib")
+        sys.modules["jaxlib"].__spec__ = types.SimpleNamespace(_initializing=True)
+        os.kill(os.getpid(), signal.SIGINT)
+    try:
+        _xla_gc_callback()
+    except KeyboardInterrupt:
+        sys.exit("lost")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(("when", "status"), [("loading", 130), ("collecting", 3)])
+def test_an_interrupt_at_a_bad_moment_is_neither_lost_nor_an_abort(when, status):
+    """Native code that is being loaded aborts the process by a KeyboardInterrupt."""
+    command = [sys.executable, "-c", _INTERRUPTED, when]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == status, found.stderr
+    assert found.stderr == ("jaxclip: interrupted\n" if when == "loading" else "")

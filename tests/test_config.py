@@ -425,3 +425,16 @@ def test_objectives_may_be_named_alone():
 def test_a_key_in_the_wrong_section_of_a_file_names_the_right_one(given, near):
     with pytest.raises(ValueError, match=rf"did you mean '{near}'\?$"):
         config_lib.resolve(given)
+
+
+def test_infinity_is_a_number_where_one_is_wanted():
+    """Neither is a Python literal."""
+    assert config_lib.resolve({}, ["logit_scale_max=inf"])["logit_scale_max"] == float("inf")
+    assert config_lib.resolve({}, ["data.name=inf"])["data"]["name"].endswith("inf")
+    for override, message in (
+        ("optim.learning_rate=-inf", "must be at least 0"),
+        ("optim.learning_rate=nan", "is not a number"),
+        ("total_steps=inf", "wants int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config_lib.resolve({}, [override])

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "jaxclip"
 # What these rooms may import of the package; each shall serve in other people's code.
 BELOW = {
     "optim": {"registry"},
-    "losses": {"registry"},
+    "losses": {"registry", "shapes"},
     "models": {"registry"},
     "parallel": {"registry"},
     "objectives": {"registry", "fields", "losses", "models"},

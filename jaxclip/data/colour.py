@@ -100,7 +100,7 @@ def _transform(profile: bytes, mode: str) -> Any:
     try:
         from PIL import ImageCms
 
-        transform = ImageCms.buildTransform(
+        transform: Any = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), mode,
             "RGB", renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             # Of greys a table of 33 would be made, too coarse for the dark ones.

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxclip.shapes import check_shapes
+
 
 def pgd(
     loss: Callable[[jax.Array], jax.Array],
@@ -38,7 +40,7 @@ def pgd(
       ValueError: a radius or step size that is not above 0, or no step.
     """
     size = 2.5 * radius / max(steps, 1) if step_size is None else step_size
-    if radius <= 0 or size <= 0 or steps < 1:
+    if not radius > 0 or not size > 0 or steps < 1:
         raise ValueError(
             f"pgd: radius={radius}, steps={steps}, step_size={size}: all must be above 0"
         )
@@ -63,6 +65,10 @@ def success_rate(before: jax.Array, after: jax.Array) -> jax.Array:
     Args:
       before: bool[B], which pictures the victim gets right as they are.
       after: bool[B], which it gets right once they are changed.
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_shapes("success_rate", before=(before, "B"), after=(after, "B"))
     right = jnp.sum(before)
     return jnp.sum(before & ~after) / jnp.where(right > 0, right, jnp.nan)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.retrieval import check_captions
+from jaxclip.shapes import check_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,16 @@ def ref_clip_score(
 
     Returns:
       float[N]; 0 where either is 0.
+
+    Raises:
+      ValueError: shapes that do not fit, or a caption without a reference.
     """
+    check_shapes("ref_clip_score", scores=(scores, "N"), captions=(captions, "N D"))
+    if len(references) != len(captions) or not all(len(each) for each in references):
+        raise ValueError(
+            f"ref_clip_score: {len(references)} lists of references for {len(captions)} captions, "
+            "or one of none; each caption needs at least one reference"
+        )
     best = np.array(
         [max(float(np.max(r @ c)), 0.0) for c, r in zip(captions, references, strict=True)]
     )
@@ -118,7 +128,12 @@ def aggregate_text(images: np.ndarray, corpus: np.ndarray, temperature: float) -
 
     Returns:
       float[N, D].
+
+    Raises:
+      ValueError: shapes that do not fit, or an empty corpus.
     """
+    if not check_shapes("aggregate_text", images=(images, "N D"), corpus=(corpus, "M D"))["M"]:
+        raise ValueError("aggregate_text: the corpus is empty")
     logits = temperature * np.asarray(images, np.float64) @ np.asarray(corpus, np.float64).T
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (weights / weights.sum(axis=1, keepdims=True)) @ np.asarray(corpus, np.float64)
@@ -138,7 +153,11 @@ def aggregated_reward(
 
     Returns:
       float[N]; a caption by greedy decoding is the baseline to take off (``self_critical``).
+
+    Raises:
+      ValueError: shapes that do not fit, or an empty corpus.
     """
+    check_shapes("aggregated_reward", images=(images, "N D"), captions=(captions, "N D"))
     target = aggregate_text(images, corpus, temperature)
     length = np.linalg.norm(target, axis=1)
     cosine = np.sum(target * captions, axis=1) / np.where(length > 0, length, 1.0)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.linear_probe import labelled
+from jaxclip.shapes import check_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,9 @@ def scores(images: np.ndarray, bank: np.ndarray, labels: np.ndarray) -> np.ndarr
       labels: int[M], of the bank.
 
     Raises:
-      ValueError: the bank is empty.
+      ValueError: the bank is empty, or shapes that do not fit.
     """
+    check_shapes("scores", images=(images, "N D"), bank=(bank, "M D"), labels=(labels, "M"))
     if not len(bank):
         raise ValueError("the bank of examples is empty; nothing can be compared with it")
     cosines = images @ bank.T

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxclip.evaluate import ranking
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.encoding import EncodedSplit
+from jaxclip.shapes import check_shapes
 
 # Inverse strengths of the penalty: eight a decade from 1e-6 to 1e6.
 GRID = np.logspace(-6, 6, 97)
@@ -139,7 +141,17 @@ def search(
       is_train: bool[N].
       num_classes: K.
       max_iterations: of each fit.
+
+    Raises:
+      ValueError: arrays that do not fit, or no examples to fit or to choose by.
     """
+    check_shapes("search", features=(features, "N D"), is_train=(is_train, "N"))
+    is_train = np.asarray(is_train, bool)
+    if is_train.all() or not is_train.any():
+        raise ValueError(
+            f"search: is_train is {bool(is_train.all())} for all {len(is_train)} examples; some "
+            "are to be fitted, the others to choose by"
+        )
     scores: dict[int, float] = {}
 
     def score(index: int) -> None:
@@ -182,7 +194,26 @@ def fit(
 
     Returns:
       ``(weights float32[D, K], bias float32[K])``.
+
+    Raises:
+      ValueError: arrays that do not fit, a label that is no class, features that are not
+        finite, no weight at all, or ``c`` not above 0.
     """
+    check_shapes(
+        "fit",
+        features=(features, "N D"),
+        labels=(labels, "N"),
+        example_weights=(example_weights, "N"),
+    )
+    labels = ranking.whole_numbers("fit", "labels", labels, num_classes)
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"fit: labels has {labels.min()}; leave out examples without a label")
+    if not np.all(np.isfinite(features)):
+        raise ValueError("fit: features are not all finite; leave such rows out")
+    if not c > 0 or not np.sum(example_weights) > 0:
+        raise ValueError(
+            f"fit: c={c} and the sum of example_weights, {np.sum(example_weights)}, must be above 0"
+        )
     found = _fit(
         jnp.asarray(features, jnp.float32),
         jnp.asarray(labels, jnp.int32),

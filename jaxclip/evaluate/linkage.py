@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.retrieval import check_captions
+from jaxclip.shapes import check_shapes
 
 # Cosine distances that are tried on the validation split.
 GRID = np.round(np.arange(0.01, 0.405, 0.01), 2)
@@ -103,7 +104,11 @@ def clusters(vectors: np.ndarray, distance: float) -> np.ndarray:
     Args:
       vectors: float[N, D], unit rows.
       distance: 1 - cos up to which two rows are linked.
+
+    Raises:
+      ValueError: no rows of numbers.
     """
+    check_shapes("clusters", vectors=(vectors, "N D"))
     # The smallest row that each is known to hang together with.
     root = np.arange(len(vectors))
     for start in range(0, len(vectors), _TILE):
@@ -128,7 +133,11 @@ def adjusted_rand_index(found: np.ndarray, truth: np.ndarray) -> float:
     Args:
       found: int[N].
       truth: int[N].
+
+    Raises:
+      ValueError: of different lengths.
     """
+    check_shapes("adjusted_rand_index", found=(found, "N"), truth=(truth, "N"))
     _, a = np.unique(found, return_inverse=True)
     _, b = np.unique(truth, return_inverse=True)
     if not len(a):
@@ -152,7 +161,11 @@ def nearest_shares_label(vectors: np.ndarray, labels: np.ndarray) -> float:
     Args:
       vectors: float[N, D], unit rows.
       labels: int[N].
+
+    Raises:
+      ValueError: of different lengths.
     """
+    check_shapes("nearest_shares_label", vectors=(vectors, "N D"), labels=(labels, "N"))
     values, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
     asked = counts[place] > 1
     if not len(values) or not asked.any():

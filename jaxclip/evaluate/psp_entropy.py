@@ -13,6 +13,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from jaxclip.shapes import check_shapes
+
 _LEAST = 1e-4
 
 
@@ -23,7 +25,11 @@ def psp_entropy(on: np.ndarray, labels: np.ndarray) -> np.ndarray:
       on: [N, U], shares of an input's places at which the pre-activation is above 0 (of inputs
         with one place 0 or 1).
       labels: int[N] of the inputs' classes.
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_shapes("psp_entropy", on=(on, "N U"), labels=(labels, "N"))
     on, labels = np.asarray(on, np.float64), np.asarray(labels)
     total = np.zeros(on.shape[1])
     for label in np.unique(labels):

@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxclip.shapes import check_shapes
+
 
 def check_cutoffs(ks: Sequence[int]) -> None:
     """Raise ValueError unless all of at least one cut-off are integers from 1 on."""
@@ -52,12 +54,11 @@ def top_k(
     """
     queries = np.asarray(queries, np.float32)
     gallery = np.asarray(gallery, np.float32)
-    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"queries {queries.shape} and gallery {gallery.shape} must be [Q, D] and [G, D]"
-        )
-    if k < 1 or not len(gallery):
+    check_shapes("top_k", queries=(queries, "Q D"), gallery=(gallery, "G D"))
+    if not isinstance(k, int | np.integer) or k < 1 or not len(gallery):
         raise ValueError(f"k={k} of a gallery of {len(gallery)}; both must be at least 1")
+    if query_tile < 1 or gallery_tile < 1:
+        raise ValueError(f"{query_tile=}, {gallery_tile=}: both must be at least 1")
     k = min(k, len(gallery))
     if not len(queries):
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int64)
@@ -130,6 +131,26 @@ def _merge(
     merged_indices = jnp.concatenate([best[1], tile_indices], axis=1)
     merged, position = jax.lax.top_k(merged, k)
     return merged, jnp.take_along_axis(merged_indices, position, axis=1)
+
+
+def whole_numbers(what: str, name: str, values: Any, below: int | None = None) -> np.ndarray:
+    """Numbers of rows or classes as int64, whatever integers they are.
+
+    Args:
+      what: the function, for errors.
+      name: of its argument.
+      values: integers, or floats without a fraction.
+      below: what they must be less than; None for any.
+
+    Raises:
+      ValueError: fractions, NaN, text, or a number that is not below the limit.
+    """
+    given = np.asarray(values)
+    if given.dtype.kind not in "iuf" or (given.dtype.kind == "f" and np.any(given % 1 != 0)):
+        raise ValueError(f"{what}: {name} are {given.dtype}, not whole numbers")
+    if below is not None and given.size and given.max() >= below:
+        raise ValueError(f"{what}: {name} has {int(given.max())}, but there are only {below}")
+    return given.astype(np.int64)
 
 
 def hits_at(hits: np.ndarray, ks: Sequence[int]) -> dict[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxclip.evaluate import encoding, ranking
 from jaxclip.evaluate.base import Data, Evaluator, Model
+from jaxclip.shapes import check_shapes
 
 _DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -146,7 +147,11 @@ def image_to_text(
 
     Returns:
       :class:`Recall` counts.
+
+    Raises:
+      ValueError: arrays that do not fit, or a pair of what is not there.
     """
+    pairs = _checked_pairs("image_to_text", images, captions, pairs)
     return _recall(images, captions, pairs, ks, queries, tiling)
 
 
@@ -174,8 +179,12 @@ def text_to_image(
 
     Returns:
       :class:`Recall` counts.
+
+    Raises:
+      ValueError: arrays that do not fit, or a pair of what is not there.
     """
-    return _recall(captions, images, np.asarray(pairs)[:, ::-1], ks, queries, tiling)
+    pairs = _checked_pairs("text_to_image", images, captions, pairs)
+    return _recall(captions, images, pairs[:, ::-1], ks, queries, tiling)
 
 
 def owned(rows: np.ndarray, retrieved: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -194,6 +203,26 @@ def owned(rows: np.ndarray, retrieved: np.ndarray, pairs: np.ndarray) -> np.ndar
     return np.isin(keys, pairs[:, 0].astype(np.int64) * base + pairs[:, 1])
 
 
+def _checked_pairs(what: str, images: Any, captions: Any, pairs: Any) -> np.ndarray:
+    """The pairs as int64[P, 2].
+
+    Raises:
+      ValueError: arrays of other shapes, or a pair of an image or a caption that there is not.
+    """
+    check_shapes(what, images=(images, "N D"), captions=(captions, "C D"))
+    given = np.asarray(pairs)
+    if given.size and (given.ndim != 2 or given.shape[1] != 2):
+        raise ValueError(f"{what}: pairs has shape {list(given.shape)}, where [P, 2] is wanted")
+    given = given.reshape(-1, 2)
+    if given.size and given.min() < 0:
+        raise ValueError(f"{what}: pairs has {given.min()}; images and captions count from 0")
+    columns = [
+        ranking.whole_numbers(what, f"pairs[:, {i}] ({name})", given[:, i], len(rows))
+        for i, (name, rows) in enumerate((("images", images), ("captions", captions)))
+    ]
+    return np.stack(columns, axis=1)
+
+
 def _recall(
     asking: np.ndarray,
     gallery: np.ndarray,
@@ -202,7 +231,7 @@ def _recall(
     queries: np.ndarray | None,
     tiling: dict[str, Any],
 ) -> Recall:
-    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    ranking.check_cutoffs(ks)
     rows = np.unique(pairs[:, 0])
     if queries is not None:
         rows = np.intersect1d(rows, queries)

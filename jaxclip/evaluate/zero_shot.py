@@ -13,6 +13,7 @@ from jaxclip.evaluate import class_names, encoding, ranking, templates
 from jaxclip.evaluate.base import Data, Evaluator, Model
 from jaxclip.evaluate.class_names import ClassNames
 from jaxclip.evaluate.templates import Templates
+from jaxclip.shapes import check_shapes
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,8 +136,9 @@ def class_embeddings(prompts: np.ndarray, counts: int | Sequence[int]) -> np.nda
       float32[C, D], L2-normalised (zero where the prompts cancel out).
 
     Raises:
-      ValueError: the prompts do not divide over the classes.
+      ValueError: the prompts do not divide over the classes, or are no rows.
     """
+    check_shapes("class_embeddings", prompts=(prompts, "P D"))
     if isinstance(counts, int):
         if counts < 1 or len(prompts) % counts:
             raise ValueError(f"{len(prompts)} prompts do not divide over {counts} classes")
@@ -177,9 +179,17 @@ def classify(
       :class:`Counts`.
 
     Raises:
-      ValueError: a label that is no class.
+      ValueError: a label that is no class, or arrays and cut-offs that do not fit.
     """
-    labels = np.asarray(labels)
+    ranking.check_cutoffs(ks)
+    check_shapes(
+        "classify",
+        images=(images, "N D"),
+        classes=(classes, "C D"),
+        labels=(labels, "N"),
+        mask=(mask, "N"),
+    )
+    labels = ranking.whole_numbers("classify", "labels", labels)
     keep = labels >= 0
     if mask is not None:
         keep &= np.asarray(mask, bool)

@@ -41,7 +41,7 @@ def run_embed(args: argparse.Namespace) -> int:
 def run_search(args: argparse.Namespace) -> int:
     """Print the pictures that a text describes best."""
     pictures = _pictures(args)
-    model = _model(args)
+    model = _model(args, reads_text=True)
     ids, embeddings = _embeddings(args, pictures, model)
     for hit in search.search(model, args.text, ids, embeddings, top=args.top):
         print(f"{hit.score:.4f}\t{hit.id}")
@@ -53,7 +53,7 @@ def run_classify(args: argparse.Namespace) -> int:
     names = [name.strip() for name in args.classes.split(",") if name.strip()]
     search.check_classes(names)
     pictures = _pictures(args)
-    model = _model(args)
+    model = _model(args, reads_text=True)
     ids, embeddings = _embeddings(args, pictures, model)
     found = search.class_probabilities(model, names, embeddings, templates=args.templates)
     for identity, row in zip(ids, found, strict=True):
@@ -81,10 +81,12 @@ def run_reinforce(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(args: argparse.Namespace) -> Model:
+def _model(args: argparse.Namespace, *, reads_text: bool = False) -> Model:
     tokenizer: dict[str, Any] = {"path": args.tokenizer} if args.tokenizer else {}
     model = load(args.weights, tokenizer=tokenizer)
-    if tokenizer:  # also where no text is read: a wrong one is said before hours of work
+    if (
+        tokenizer or reads_text
+    ):  # also where no text is read: a wrong one is said before hours of work
         model.check_tokenizer()
     return model
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxclip import config as config_lib
+from jaxclip import storage
 from jaxclip.config import Config
 from jaxclip.inference.inputs import preprocess_of
 from jaxclip.train import init_from, tokenizer_check, towers
@@ -129,16 +130,26 @@ def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
 
     Returns:
       The number of parameters.
+
+    Raises:
+      RunError: the disk is full; nothing is left then.
     """
     target.mkdir(parents=True, exist_ok=True)
     lazy = any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(params))
-    with Checkpointer(target / workdir_lib.CHECKPOINTS, one_by_one=lazy) as checkpointer:
-        checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
-        checkpointer.wait()
-    plain = {"ema_decay": 0.0, "init_from": "", "init_from_exclude": [], "sparsity": []}
-    low_rank = {**config["low_rank"], "rank": 0}
-    # Last, for it makes the folder a workdir.
-    config_lib.save({**config, **plain, "low_rank": low_rank}, target / workdir_lib.CONFIG_FILE)
+    try:
+        with Checkpointer(target / workdir_lib.CHECKPOINTS, one_by_one=lazy) as checkpointer:
+            checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
+            checkpointer.wait()
+        plain = {"ema_decay": 0.0, "init_from": "", "init_from_exclude": [], "sparsity": []}
+        low_rank = {**config["low_rank"], "rank": 0}
+        # Last, for it makes the folder a workdir.
+        config_lib.save({**config, **plain, "low_rank": low_rank}, target / workdir_lib.CONFIG_FILE)
+    except BaseException:
+        # A full disk or Ctrl-C: what is half there would be in the way of the same command.
+        storage.discard(target / workdir_lib.CHECKPOINTS)
+        with contextlib.suppress(OSError):
+            target.rmdir()
+        raise
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -18,6 +18,9 @@ from jaxclip.weights.families._base import Preprocess
 
 Picture = Any
 
+# Means and standard deviations in use bring pixels to within 5 or so.
+_LARGEST_NORMALISED = 8.0
+
 
 def preprocess_of(config: Config) -> Preprocess:
     """How the inputs of a configuration's model are made."""
@@ -86,3 +89,44 @@ def as_numbers(given: Any, what: str, way: str) -> jax.Array:
         return jnp.asarray(given)
     except TypeError as error:
         raise ValueError(f"{type(given).__name__} is not {what}; {way}") from error
+
+
+def check_pixels(images: jax.Array) -> None:
+    """Refuse pictures in another range than 0 to 255, where their values are known.
+
+    Raises:
+      ValueError: floats as of pixels divided by 255, or normalised: they would be so twice.
+    """
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        return
+    least, most = float(jnp.min(images)), float(jnp.max(images))
+    # A picture of 0 to 255 whose every pixel is as good as black would be one, too.
+    if least < most and max(-least, most) <= _LARGEST_NORMALISED:
+        raise ValueError(
+            f"pictures of {images.dtype} from {least:.3g} to {most:.3g}: the model takes 0 to 255 "
+            "and normalises them itself; give what model.preprocess makes, or undo the "
+            "normalisation"
+        )
+
+
+def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
+    """Refuse what are no rows of tokens, or of another vocabulary where their values are known.
+
+    Raises:
+      ValueError: another number of axes, no integers, or a number that is no token.
+    """
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens of shape {list(tokens.shape)} and dtype {tokens.dtype}, where int32[B, L] is "
+            "wanted; model.tokenize makes them of texts"
+        )
+    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    least, most = int(jnp.min(tokens)), int(jnp.max(tokens))
+    if least < 0 or most >= vocab_size:
+        raise ValueError(
+            f"tokens from {least} to {most}: the model has tokens 0 to {vocab_size - 1}; they are "
+            "of another tokenizer, model.tokenize makes the right ones"
+        )

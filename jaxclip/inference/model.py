@@ -20,7 +20,15 @@ from jaxclip.config import Config
 from jaxclip.data import decode, image_chain, patch_sequence
 from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
-from jaxclip.inference.inputs import Picture, as_numbers, as_strings, preprocess_of, to_pixels
+from jaxclip.inference.inputs import (
+    Picture,
+    as_numbers,
+    as_strings,
+    check_pixels,
+    check_tokens,
+    preprocess_of,
+    to_pixels,
+)
 from jaxclip.models import presets, reductions
 from jaxclip.models.products import rules
 from jaxclip.registry import hint, nearest
@@ -145,7 +153,8 @@ class Model:
         """float32[B, D] of unit length, of uint8[B, S, S, 3] or what :meth:`preprocess` gave.
 
         Raises:
-          ValueError: another shape, no numbers, or weights without an image tower.
+          ValueError: another shape, no numbers, floats that are not in 0 to 255 (where they are
+            known, not under ``jax.jit``), or weights without an image tower.
         """
         if isinstance(images, models.PatchSequence):
             images = models.PatchSequence(*map(jnp.asarray, images))
@@ -155,16 +164,20 @@ class Model:
                 "pictures uint8[B, S, S, 3]",
                 "model.preprocess makes them of paths and files",
             )
+            check_pixels(images)
         return self._image(self._holding("image", params), images)
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
         """float32[B, D] of unit length, of int32[B, L].
 
         Raises:
-          ValueError: rows that are too long, no numbers, or weights without a text tower.
+          ValueError: rows that are too long, what are no tokens of the model's vocabulary, or
+            weights without a text tower.
         """
         params = self._holding("text", params)
         tokens = as_numbers(tokens, "tokens int32[B, L]", "model.tokenize makes them of texts")
+        if self.sizes.text.kind != "vector":
+            check_tokens(tokens, self.sizes.text.vocab_size)
         return self._text(params, tokens)
 
     def logits(self, images: Any, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
@@ -301,8 +314,8 @@ class Model:
             return tokenizer
         except ValueError as error:
             raise ValueError(
-                f"the tokenizer of {self.path} can't be made: {error}; give it to load, such as "
-                "jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
+                f"the tokenizer of {self.path} can't be made: {error}; give it by --tokenizer, or "
+                "to load: jaxclip.load(path, tokenizer={'path': 'bpe_simple_vocab_16e6.txt.gz'})"
             ) from error
 
     def check_tokenizer(self) -> None:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import ring
-from jaxclip.losses._base import Metrics, as_float, matmul
+from jaxclip.losses._base import Metrics, as_pairs, as_scalar, check_share, matmul
 
 # Large enough that a tile's matrix products keep a core busy, small enough that a tile stays in
 # its cache (1 MiB of float32).
@@ -55,10 +55,18 @@ def softmax_blockwise(
 
     Returns:
       ``(loss, metrics)``, float32[] and ``accuracy_image_to_text``, ``accuracy_text_to_image``.
+
+    Raises:
+      ValueError: embeddings of other shapes, no rows, a scale that is no scalar, or an option out
+        of its range.
     """
     del logit_bias
-    images, texts = as_float(image_embeddings, text_embeddings)
-    scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
+    what = "softmax_blockwise"
+    check_share(what, "label_smoothing", label_smoothing, below_one=True)
+    images, texts = as_pairs(
+        what, image_embeddings=image_embeddings, text_embeddings=text_embeddings
+    )
+    scale = jnp.exp(as_scalar(what, "logit_scale", logit_scale, images.dtype))
     row, column, row_max, column_max = logsumexp(
         images, texts, scale, precision=precision, tile_size=tile_size, mesh=mesh
     )
@@ -101,10 +109,17 @@ def sigmoid_blockwise(
 
     Returns:
       ``(loss, metrics)``.
+
+    Raises:
+      ValueError: embeddings of other shapes, no rows, a scale or bias that is no scalar, or
+        ``tile_size`` below 1.
     """
-    images, texts = as_float(image_embeddings, text_embeddings)
-    scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
-    bias = jnp.asarray(0.0 if logit_bias is None else logit_bias, images.dtype)
+    what, bias = "sigmoid_blockwise", 0.0 if logit_bias is None else logit_bias
+    images, texts = as_pairs(
+        what, image_embeddings=image_embeddings, text_embeddings=text_embeddings
+    )
+    scale = jnp.exp(as_scalar(what, "logit_scale", logit_scale, images.dtype))
+    bias = as_scalar(what, "logit_bias", bias, images.dtype)
     static = Static(ring.plan(images.shape[0], tile_size, mesh), mesh, precision)
     positive = scale * jnp.sum(images * texts, axis=-1) + bias
     negatives = _softplus_sum(static, images, texts, scale, bias)

@@ -17,6 +17,14 @@ def cosine_distance(predicted: jax.Array, target: jax.Array) -> jax.Array:
 
     Returns:
       float32[].
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    if jnp.shape(predicted) != jnp.shape(target) or jnp.ndim(target) < 2:
+        raise ValueError(
+            f"cosine_distance: predicted {list(jnp.shape(predicted))} and target "
+            f"{list(jnp.shape(target))} must be [B, D] both"
+        )
     target = jax.lax.stop_gradient(target)
     return jnp.mean(2 - 2 * jnp.sum(unit(predicted) * unit(target), axis=-1))

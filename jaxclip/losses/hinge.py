@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import blockwise, ring
-from jaxclip.losses._base import as_float, matmul
+from jaxclip.losses._base import as_pairs, matmul
+from jaxclip.shapes import check_shapes
 
 
 def hinge(
@@ -42,9 +43,10 @@ def hinge(
       ``(float32[B], float32[B])``; the largest of none is -inf.
 
     Raises:
-      ValueError: an unknown implementation.
+      ValueError: an unknown implementation, or shapes that do not fit.
     """
-    a, b = as_float(a, b)
+    a, b = as_pairs("hinge", a=a, b=b)
+    check_shapes("hinge", a=(a, "B D"), offset=(offset, "B"), scale=(scale, ""))
     scale, offset = jnp.asarray(scale, a.dtype), jnp.asarray(offset, a.dtype)
     if implementation == "plain":
         logits, other = scale * matmul(a, b.T, precision), ~jnp.eye(len(a), dtype=bool)

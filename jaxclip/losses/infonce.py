@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import blockwise
-from jaxclip.losses._base import Metrics, as_float, matmul
+from jaxclip.losses._base import Metrics, as_float, as_pairs, as_scalar, check_share, matmul
+from jaxclip.shapes import check_shapes
 
 # Far below any logit, yet finite: a row of one column has a log-sum-exp with a gradient.
 _NOTHING = -1e30
@@ -63,12 +64,28 @@ def infonce(
       shares of rows and columns whose own pair has the largest logit (ties excluded).
 
     Raises:
-      ValueError: an unknown implementation, or ``decoupled`` with ``labels``.
+      ValueError: an unknown implementation, ``decoupled`` with ``labels``, or arrays of shapes that
+        do not fit.
     """
     if decoupled and labels is not None:
         raise ValueError("decoupled and labels can't be combined: which pair would be left out?")
-    images, texts = as_float(image_embeddings, text_embeddings)
-    scale = jnp.exp(jnp.asarray(logit_scale, images.dtype))
+    check_share("infonce", "label_smoothing", label_smoothing, below_one=True)
+    images, texts = as_pairs(
+        "infonce", image_embeddings=image_embeddings, text_embeddings=text_embeddings
+    )
+    if labels is not None:
+        labels = jnp.asarray(labels)
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise TypeError(f"infonce: labels are {labels.dtype}, where integers are wanted")
+    check_shapes(
+        "infonce",
+        image_embeddings=(images, "B D"),
+        labels=(labels, "B"),
+        weights=(weights, "B"),
+        negatives=(negatives, "B M D"),
+        negatives_valid=(negatives_valid, "B M"),
+    )
+    scale = jnp.exp(as_scalar("infonce", "logit_scale", logit_scale, images.dtype))
     lse = logsumexp_by(implementation, precision, tile_size, mesh)
     row, column, row_max, column_max = lse(images, texts, scale)
     own = scale * jnp.sum(images * texts, axis=-1)
@@ -189,7 +206,8 @@ def off_diagonal_logsumexp(
     Raises:
       ValueError: an unknown implementation.
     """
-    a, b = as_float(a, b)
+    a, b = as_pairs("off_diagonal_logsumexp", a=a, b=b)
+    check_shapes("off_diagonal_logsumexp", a=(a, "B D"), left_out=(left_out, "B"))
     lse = logsumexp_by(implementation, precision, tile_size, mesh)
     rows, columns, *_ = lse(a, b, jnp.asarray(scale, a.dtype), left_out)
     return rows, columns

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import blockwise, ring
-from jaxclip.losses._base import as_float, matmul
+from jaxclip.losses._base import as_pairs, matmul
 
 
 def retrieve(
@@ -45,9 +45,9 @@ def retrieve(
       float32[B, D], not of unit length.
 
     Raises:
-      ValueError: an unknown implementation.
+      ValueError: an unknown implementation, or shapes that do not fit.
     """
-    queries, stored = as_float(queries, stored)
+    queries, stored = as_pairs("retrieve", queries=queries, stored=stored)
     beta = jax.lax.stop_gradient(jnp.asarray(beta, queries.dtype))
     if implementation == "plain":
         weights = jax.nn.softmax(beta * matmul(queries, stored.T, precision))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxclip.shapes import check_shapes
+
 
 def self_critical(
     log_probabilities: jax.Array,
@@ -26,7 +28,17 @@ def self_critical(
 
     Returns:
       ``(float32[], metrics)``: ``advantage``, the mean of reward - baseline.
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_shapes(
+        "self_critical",
+        log_probabilities=(log_probabilities, "B K L"),
+        real=(real, "B K L"),
+        rewards=(rewards, "B K"),
+        baseline=(baseline, "B"),
+    )
     advantage = jax.lax.stop_gradient(rewards - baseline[:, None])
     chances = jnp.sum(log_probabilities.astype(jnp.float32), axis=-1, where=real)
     return -jnp.mean(advantage * chances), {"advantage": jnp.mean(advantage)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxclip.losses._base import Metrics, as_float, matmul
+from jaxclip.losses._base import Metrics, as_pairs, as_scalar, matmul
 
 
 def sigmoid(
@@ -32,10 +32,17 @@ def sigmoid(
 
     Returns:
       ``(loss, metrics)``, float32[] and an empty dict.
+
+    Raises:
+      ValueError: embeddings of other shapes, no rows, or a scale or bias that is no scalar.
     """
-    bias = 0.0 if logit_bias is None else logit_bias
-    images, texts = as_float(image_embeddings, text_embeddings)
-    logits = bias + jnp.exp(logit_scale) * matmul(images, texts.T, precision)
+    images, texts = as_pairs(
+        "sigmoid", image_embeddings=image_embeddings, text_embeddings=text_embeddings
+    )
+    given = 0.0 if logit_bias is None else logit_bias
+    bias = as_scalar("sigmoid", "logit_bias", given, images.dtype)
+    scale = jnp.exp(as_scalar("sigmoid", "logit_scale", logit_scale, images.dtype))
+    logits = bias + scale * matmul(images, texts.T, precision)
     size = logits.shape[0]
     # softplus(x) for negatives, softplus(-x) = softplus(x) - x for positives.
     total = jnp.sum(jax.nn.softplus(logits)) - jnp.sum(jnp.diagonal(logits))

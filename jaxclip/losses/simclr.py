@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import blockwise
-from jaxclip.losses._base import Metrics, as_float
+from jaxclip.losses._base import Metrics, as_pairs, as_scalar
 from jaxclip.losses.infonce import logsumexp_by
 
 
@@ -41,10 +41,10 @@ def simclr(
       logit is that of their other view.
 
     Raises:
-      ValueError: an unknown implementation.
+      ValueError: an unknown implementation, or shapes that do not fit.
     """
-    a, b = as_float(first, second)
-    scale = jnp.exp(jnp.asarray(logit_scale, a.dtype))
+    a, b = as_pairs("simclr", first=first, second=second)
+    scale = jnp.exp(as_scalar("simclr", "logit_scale", logit_scale, a.dtype))
     lse = logsumexp_by(implementation, precision, tile_size, mesh)
     own = scale * jnp.sum(a * b, axis=-1)
     across_a, across_b, best_a, best_b = lse(a, b, scale)

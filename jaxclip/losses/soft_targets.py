@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import blockwise, ring
-from jaxclip.losses._base import as_float, matmul
+from jaxclip.losses._base import as_float, as_pairs, as_scalar, check_share, matmul
 from jaxclip.losses.blockwise_targets import target_means
 from jaxclip.losses.infonce import logsumexp_by
+from jaxclip.shapes import check_shapes
 
 
 class Teacher(NamedTuple):
@@ -59,7 +60,11 @@ def products(a: jax.Array, b: jax.Array, *, precision: str = "highest") -> jax.A
 
     Returns:
       float32[N, M].
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_shapes("products", a=(a, "N D"), b=(b, "M D"))
     a, b = as_float(a, b)
     return matmul(a, b.T, precision)
 
@@ -73,7 +78,15 @@ def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
     Returns:
       float32[B].
+
+    Raises:
+      ValueError: shapes that differ.
     """
+    if jnp.shape(logits) != jnp.shape(targets):
+        raise ValueError(
+            f"logits {list(jnp.shape(logits))} and targets {list(jnp.shape(targets))} must be of "
+            "one shape"
+        )
     return -jnp.sum(targets * jax.nn.log_softmax(logits, axis=-1), axis=-1)
 
 
@@ -126,8 +139,13 @@ def soft_contrast(
     """
     if not teachers or (divergence and len(teachers) > 1):
         raise ValueError(f"{len(teachers)} teachers; soft_contrast takes some, a divergence one")
-    images, texts = as_float(images, texts)
-    scale = jnp.asarray(scale, images.dtype)
+    check_share("soft_contrast", "own_share", own_share)
+    images, texts = as_pairs("soft_contrast", images=images, texts=texts)
+    for t in teachers:
+        check_shapes(
+            "soft_contrast", rows=(images, "B D"), images=(t.images, "B E"), texts=(t.texts, "B E")
+        )
+    scale = as_scalar("soft_contrast", "scale", scale, images.dtype)
     fixed = []
     for teacher in jax.lax.stop_gradient(list(teachers)):
         theirs_images, theirs_texts = as_float(teacher.images, teacher.texts)

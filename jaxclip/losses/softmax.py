@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxclip.losses._base import Metrics, as_float, matmul
+from jaxclip.losses._base import Metrics, as_pairs, as_scalar, check_share, matmul
 
 
 def softmax(
@@ -36,10 +36,19 @@ def softmax(
     Returns:
       ``(loss, metrics)``: float32[], and ``accuracy_image_to_text``, ``accuracy_text_to_image``,
       the shares of rows and columns whose largest logit (ties excluded) is on the diagonal.
+
+    Raises:
+      ValueError: embeddings of other shapes, no rows, a scale that is no scalar, or an option out
+        of its range.
     """
     del logit_bias
-    images, texts = as_float(image_embeddings, text_embeddings)
-    logits = jnp.exp(logit_scale) * matmul(images, texts.T, precision)
+    check_share("softmax", "label_smoothing", label_smoothing, below_one=True)
+    images, texts = as_pairs(
+        "softmax", image_embeddings=image_embeddings, text_embeddings=text_embeddings
+    )
+    logits = jnp.exp(as_scalar("softmax", "logit_scale", logit_scale, images.dtype)) * matmul(
+        images, texts.T, precision
+    )
     positive = jnp.diagonal(logits)
     rows = jax.nn.logsumexp(logits, axis=1)
     columns = jax.nn.logsumexp(logits, axis=0)

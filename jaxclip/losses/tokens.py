@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxclip.shapes import check_shapes
+
 
 def token_sums(logits: jax.Array, targets: jax.Array, real: jax.Array) -> dict[str, jax.Array]:
     """Sum each row's cross-entropies over its real tokens.
@@ -19,8 +21,14 @@ def token_sums(logits: jax.Array, targets: jax.Array, real: jax.Array) -> dict[s
 
     Returns:
       float32[B] each: ``nll``, ``hits`` (targets with the largest logit) and ``tokens``.
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
-    logits = logits.astype(jnp.float32)
+    check_shapes(
+        "token_sums", logits=(logits, "B L V"), targets=(targets, "B L"), real=(real, "B L")
+    )
+    logits = jnp.asarray(logits, jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     nll = jax.nn.logsumexp(logits, axis=-1) - chosen
     hits = jnp.argmax(jax.lax.stop_gradient(logits), axis=-1) == targets

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxclip.shapes import check_shapes
+
 _NOTHING = -1e30
 
 
@@ -38,10 +40,16 @@ def tokenwise_similarity(
       ``(image_to_text, text_to_image)``, float32[B, M] each.
 
     Raises:
-      ValueError: ``tile_size`` is not positive.
+      ValueError: ``tile_size`` is not positive, or shapes that do not fit.
     """
     if tile_size < 1:
         raise ValueError(f"tile_size={tile_size} must be at least 1")
+    check_shapes(
+        "tokenwise_similarity",
+        image_tokens=(image_tokens, "B P D"),
+        text_tokens=(text_tokens, "M L D"),
+        text_mask=(text_mask, "M L"),
+    )
     if text_mask is None:
         text_mask = jnp.ones(text_tokens.shape[:2], bool)
     shards, place = _sharding(image_tokens.shape[0], mesh)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclip.losses._base import unit
+from jaxclip.shapes import check_shapes
 
 _NOTHING = -1e30
 
@@ -19,7 +20,11 @@ def group_weights(texts: jax.Array, patches: jax.Array) -> jax.Array:
     Args:
       texts: float[B, L, D].
       patches: float[B, P, D].
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_shapes("group_weights", texts=(texts, "B L D"), patches=(patches, "B P D"))
     products = jnp.einsum("bqd,bpd->bqp", texts, patches, preferred_element_type=jnp.float32)
     least, largest = (f(products, axis=-1, keepdims=True) for f in (jnp.min, jnp.max))
     span = largest - least
@@ -43,7 +48,17 @@ def group_sums(
     Returns:
       float32[B] each, sums over a caption: ``nll``, the mean of both directions' cross-entropies,
       and ``tokens``.
+
+    Raises:
+      ValueError: shapes that do not fit.
     """
+    check_shapes(
+        "group_sums",
+        groups=(groups, "B L D"),
+        texts=(texts, "B L D"),
+        real=(real, "B L"),
+        logit_scale=(logit_scale, ""),
+    )
     logits = jnp.exp(logit_scale) * jnp.einsum("bqd,brd->bqr", unit(groups), unit(texts))
     both = real[:, :, None] & real[:, None, :]
     own = jnp.diagonal(logits, axis1=1, axis2=2)

@@ -65,9 +65,10 @@ class CLIP:
           float32[B, embed_dim] of unit length.
 
         Raises:
-          ValueError: images of another shape.
+          ValueError: images of another shape, or of whole numbers, which are not normalised.
         """
         size = self.config.image.image_size
+        _check_normalised(images)
         if isinstance(images, PatchSequence) or self.config.image.max_patches:
             return unit(self.image.encode(params["image"], images))
         has_alpha = self.config.image.alpha and images.shape[1:] == (size, size, 4)
@@ -86,6 +87,9 @@ class CLIP:
 
         Returns:
           float32[B, embed_dim] of unit length.
+
+        Raises:
+          ValueError: rows that are too long, or no whole numbers [B, L].
         """
         return unit(self.text.encode(params["text"], tokens))
 
@@ -107,6 +111,7 @@ class CLIP:
         Raises:
           ValueError: shapes, indices, paths or keys that don't fit.
         """
+        _check_normalised(images)
         return self.image.features(params["image"], images, **asked)
 
     def text_features(
@@ -203,6 +208,16 @@ def build(
         image_tower(config.image, config.embed_dim, gather_block=gather.get("image"), **options),
         text_tower(config.text, config.embed_dim, gather_block=gather.get("text"), **options),
     )
+
+
+def _check_normalised(images: Any) -> None:
+    """Refuse pixels of 0 to 255, which a tower would take for floats far out of the ordinary."""
+    pixels = images.patches if isinstance(images, PatchSequence) else images
+    if not jnp.issubdtype(jnp.result_type(pixels), jnp.floating):
+        raise ValueError(
+            f"images of dtype {jnp.result_type(pixels)}; the image tower takes normalised floats, "
+            "(x / 255 - mean) / std (encode_image of jaxclip.load's models does that itself)"
+        )
 
 
 def _name(implementation: Any) -> str:

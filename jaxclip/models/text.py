@@ -78,10 +78,15 @@ class TextTransformer(Tower):
           keys: not used: nothing is random here.
 
         Raises:
-          ValueError: texts longer than ``context_length``.
+          ValueError: texts longer than ``context_length``, or no whole numbers [B, L].
         """
         del keys
         c = self.config
+        if jnp.ndim(inputs) != 2 or not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise ValueError(
+                f"tokens of shape {list(jnp.shape(inputs))} and dtype {inputs.dtype}; the text "
+                "tower takes int32[B, L]"
+            )
         length = inputs.shape[1]
         if length > c.context_length:
             raise ValueError(

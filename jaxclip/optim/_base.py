@@ -38,6 +38,8 @@ derivative.
 
 from __future__ import annotations
 
+import inspect
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +74,8 @@ REPORTED_FIELDS = ("norm", "threshold", "clipped", "nonfinite_count")
 
 # Sums of squares of this still fit float32: statistics that hold such sums are fed at most this.
 LARGEST_SQUARABLE = 1e17
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def flatten(tree: Any, expected: int | None = None) -> tuple[list[jax.Array], Any]:
@@ -136,6 +140,26 @@ def matching(treedef: Any, shapes: Sequence[tuple[int, ...]] | None, tree: Any) 
                 f"shape {leaf.shape}{way}"
             )
     return found
+
+
+def tensors_like(treedef: Any, tree: Any) -> list[Any]:
+    """The parameters that belong to a tree of updates.
+
+    Args:
+      treedef: structure of the updates.
+      tree: the parameters.
+
+    Raises:
+      ValueError: another structure, such as where an update is None.
+    """
+    try:
+        return list(treedef.flatten_up_to(tree))
+    except ValueError as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"updates and parameters are of different structures: {first}; give `update` trees of "
+            "one structure"
+        ) from error
 
 
 def tensor_names(tree: Any) -> list[str]:
@@ -203,6 +227,8 @@ def hyperparameter(value: Hyperparameter, count: Any, dtype: Any) -> jax.Array:
       dtype: of the result.
     """
     found = value(count) if callable(value) else value
+    if not _is_real(found):
+        raise TypeError(f"a hyperparameter, or the value of a schedule, is {found!r}: no number")
     if jnp.ndim(found):
         # Of as many elements as there are tensors it would be taken for one number each.
         raise TypeError(
@@ -251,9 +277,13 @@ def check_number(
 
     Raises:
       TypeError: the value is neither number, array nor schedule, or an array in half precision.
-      ValueError: the value is out of range (or NaN).
+      ValueError: the value is out of range (or NaN), or finite but not so in float32.
     """
+    if callable(value):
+        _check_schedule(name, value)
     if isinstance(value, jax.Array) or callable(value):
+        if isinstance(value, jax.Array) and not _is_real(value):
+            raise TypeError(f"{name} is an array of dtype {value.dtype}: no number")
         _check_precision(name, value)
         if isinstance(value, jax.Array) and value.ndim:
             raise TypeError(f"{name} must be a scalar, got an array of shape {value.shape}")
@@ -264,7 +294,12 @@ def check_number(
         raise TypeError(f"{name}={value!r} must be a number, an array or a schedule")
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError(f"{name} must be a scalar, got an array of shape {value.shape}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = _LARGEST * 2
+    if _LARGEST < abs(number) < math.inf:
+        raise ValueError(f"{name}={value} is more than float32 holds")
     conditions = {
         f">= {low}": low is None or number >= low,
         f"<= {high}": high is None or number <= high,
@@ -274,6 +309,44 @@ def check_number(
     if number != number or not all(conditions.values()):
         wanted = " and ".join(text for text in conditions if not text.endswith("None"))
         raise ValueError(f"{name}={value} must be {wanted or 'a number'}")
+
+
+def _is_real(value: Any) -> bool:
+    """Whether it is a real number, or an array of such (traced or not)."""
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        return False
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return isinstance(value, (int, float))
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def _check_schedule(name: str, schedule: Callable[..., Any]) -> None:
+    """Refuse a function that takes no number of updates.
+
+    Raises:
+      TypeError: it wants another number of arguments.
+    """
+    try:
+        inspect.signature(schedule).bind(0)
+    except ValueError:  # of code that is not Python's
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"{name}={schedule!r} is no schedule, a function of the number of updates: {error}"
+        ) from error
+
+
+def check_inner(name: str, inner: Any) -> None:
+    """Refuse what is no transformation to wrap.
+
+    Raises:
+      TypeError: it is something else, such as ``optax.adamw`` that was not called.
+    """
+    if callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None)):
+        return
+    way = "call it, with its learning rate" if callable(inner) else "such as optax.adamw(1e-3)"
+    raise TypeError(f"{name}.inner={inner!r} is no optax.GradientTransformation; {way}")
 
 
 def _check_precision(name: str, value: Any) -> None:
@@ -328,13 +401,15 @@ def integer(name: str, value: Any, low: int) -> int | jax.Array:
     return int(value)
 
 
-def static_integer(name: str, value: Any, low: int) -> int:
+def static_integer(name: str, value: Any, low: int, high: int | None = 2**31 - 1) -> int:
     """An argument that sets a shape, as an int.
 
     Raises:
       TypeError: it is no integer, or a traced one.
-      ValueError: it is less than ``low``.
+      ValueError: it is less than ``low``, or more than any array is long.
     """
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} must be an integer")
     try:
         number = operator.index(value)
     except (TypeError, jax.errors.JAXTypeError) as error:
@@ -345,6 +420,8 @@ def static_integer(name: str, value: Any, low: int) -> int:
         ) from error
     if number < low:
         raise ValueError(f"{name}={number} must be >= {low}")
+    if high is not None and number > high:
+        raise ValueError(f"{name}={number} must be <= {high}")
     return number
 
 
@@ -360,6 +437,8 @@ def static_number(name: str, value: Any, **limits: float) -> float:
       TypeError: it is no number, or a traced one.
       ValueError: it is out of range.
     """
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r} must be a number")
     try:
         number = float(value if isinstance(value, jax.Array) else operator.pos(value))
     except (TypeError, ValueError, jax.errors.JAXTypeError) as error:

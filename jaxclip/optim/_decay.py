@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxclip.optim import _base
 
@@ -57,7 +58,18 @@ def _decay_flags(mask: Mask, params: Any, number: int) -> list[bool]:
     if mask is None:
         return [True] * number
     prefix = mask(params) if callable(mask) else mask
-    spread = jax.tree.map(
-        lambda flag, subtree: jax.tree.map(lambda _: bool(flag), subtree), prefix, params
-    )
-    return jax.tree.leaves(spread)
+
+    def spread(flag: Any, subtree: Any) -> Any:
+        # A name of a tensor, say, is true, and all would decay.
+        if not isinstance(flag, (bool, np.bool_)) and getattr(flag, "dtype", None) != np.bool_:
+            raise TypeError(
+                f"mask holds {flag!r}; it is a tree of True and False like the parameters, or a "
+                "function from parameters to one"
+            )
+        return jax.tree.map(lambda _: bool(flag), subtree)
+
+    try:
+        return jax.tree.leaves(jax.tree.map(spread, prefix, params))
+    except ValueError as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"mask and parameters are of different structures: {first}") from error

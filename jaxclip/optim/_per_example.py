@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxclip.optim import _base
 
@@ -75,8 +76,17 @@ def check_seed(name: str, seed: Any) -> None:
     """Refuse private noise without a seed: one that everybody knows hides nothing.
 
     Raises:
+      TypeError: it is neither integer nor key.
       ValueError: there is none.
     """
+    is_array = isinstance(seed, jax.Array) and jnp.ndim(seed) == 0
+    is_key = is_array and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    is_integer = is_array and jnp.issubdtype(seed.dtype, jnp.integer)
+    is_integer |= isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if seed is not None and not (is_key or is_integer):
+        raise TypeError(f"{name}.seed={seed!r} must be an integer or a key of jax.random.key")
+    if isinstance(seed, int) and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{name}.seed={seed} has more than 64 bits; seed=secrets.randbits(31)")
     if seed is None:
         raise ValueError(
             f"{name}.seed is required where there is noise, and must stay unknown to others; give "

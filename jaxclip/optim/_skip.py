@@ -25,6 +25,19 @@ def extra_arguments(
     return given if names is None else {name: given[name] for name in names if name in given}
 
 
+def check_extra_args(name: str, names: Any) -> None:
+    """Refuse names of extra arguments that are no list of strings.
+
+    Raises:
+      TypeError: such as a string alone, whose letters would be the names.
+    """
+    given = () if names is None else names
+    if isinstance(given, str) or not isinstance(given, Sequence | set | frozenset):
+        raise TypeError(f"{name}.extra_args={names!r} must be a list of names, or None for all")
+    if not all(isinstance(each, str) for each in given):
+        raise TypeError(f"{name}.extra_args={names!r} must be a list of names, or None for all")
+
+
 def undo(skip: jax.Array, updates: Any, new_state: Any, old_state: Any) -> tuple[Any, Any]:
     """Updates and state of the wrapped transformation, or zeros and the old state on a skip.
 

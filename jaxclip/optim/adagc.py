@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -116,7 +117,7 @@ def adagc(
     _base.check_number("adagc.lambda_abs", lambda_abs, above=0)
     _base.check_number("adagc.lambda_rel", lambda_rel, above=0)
     _base.check_number("adagc.beta", beta, 0, 1)
-    _base.check_number("adagc.eps", eps, 0)
+    _base.check_number("adagc.eps", eps, 0, below=math.inf)
     steps = _base.integer("adagc.warmup_steps", warmup_steps, 0) + bool(inclusive_warmup)
 
     def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ def adagn(
     """
     _base.check_number("adagn.gamma1", gamma1, 0, below=1)
     _base.check_number("adagn.gamma2", gamma2, 0, below=1)
-    _base.check_number("adagn.eps", eps, 0)
+    _base.check_number("adagn.eps", eps, 0, below=math.inf)
 
     def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ def aggc(
     """
     _base.check_number("aggc.beta", beta, 0, below=1)
     _base.check_number("aggc.high", high, above=0)
-    _base.check_number("aggc.low", low, 0)
+    _base.check_number("aggc.low", low, 0, below=math.inf)
     _base.check_number("aggc.max_raise", max_raise, 1)
     patterns = _compile(groups)
 
@@ -163,6 +164,8 @@ def aggc(
 
 def _compile(groups: Sequence[str]) -> list[re.Pattern[str]]:
     """The patterns; one alone may come as a string."""
+    if not isinstance(groups, Sequence):
+        raise TypeError(f"aggc.groups={groups!r} must be a list of regular expressions")
     patterns = []
     for group in [groups] if isinstance(groups, str) else groups:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -68,7 +69,8 @@ def asam(
     for name, value in (("rho", rho), ("eta", eta)):
         if callable(value):
             raise TypeError(f"asam.{name} can't be a schedule; give a number or an array")
-        _base.check_number(f"asam.{name}", value, 0)
+        _base.check_number(f"asam.{name}", value, 0, below=math.inf)
+    _base.check_inner("asam", inner)
     return optax.contrib.sam(inner, _ascent(rho, eta), opaque_mode=True)
 
 

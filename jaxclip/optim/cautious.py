@@ -66,7 +66,8 @@ def cautious(
       <https://arxiv.org/abs/2411.16085>`_, 2024. (In one branch of their released C-AdamW the mask
       is of u times u, which is always on.)
     """
-    _base.static_number("cautious.floor", floor, above=0, high=1)
+    floor = _base.static_number("cautious.floor", floor, above=0, high=1)
+    _base.check_inner("cautious", inner)
     inner = optax.with_extra_args_support(inner)
 
     def update_fn(

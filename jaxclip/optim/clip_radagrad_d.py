@@ -324,9 +324,10 @@ def _check(rule: _Rule) -> None:
             "optax.inject_hyperparams pass static_args='delay'"
         )
     _base.check_number("clip_radagrad_d.clip", rule.clip, above=0)
-    _base.check_number("clip_radagrad_d.eps", rule.eps, 0)
-    _base.check_number("clip_radagrad_d.eta", rule.eta, 0)
+    _base.check_number("clip_radagrad_d.eps", rule.eps, 0, below=math.inf)
+    _base.check_number("clip_radagrad_d.eta", rule.eta, 0, below=math.inf)
     lowest: dict[str, float] = {"above": 0} if rule.delay else {"low": 0}
+    lowest["below"] = math.inf
     _base.check_number("clip_radagrad_d.initial_accumulator", rule.initial_accumulator, **lowest)
     if rule.b1 is not None:
         _base.check_number("clip_radagrad_d.b1", rule.b1, 0, below=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -104,10 +105,10 @@ def dicesgd(
       Zhang et al., `Differentially Private SGD Without Clipping Bias: An Error-Feedback Approach
       <https://arxiv.org/abs/2311.14632>`_, 2023.
     """
-    _base.check_number("dicesgd.learning_rate", learning_rate, 0)
+    _base.check_number("dicesgd.learning_rate", learning_rate, 0, below=math.inf)
     _base.check_number("dicesgd.clip_gradient", clip_gradient, above=0)
     _base.check_number("dicesgd.clip_error", clip_error, above=0)
-    _base.check_number("dicesgd.noise_multiplier", noise_multiplier, 0)
+    _base.check_number("dicesgd.noise_multiplier", noise_multiplier, 0, below=math.inf)
     _per_example.check_seed("dicesgd", seed)
 
     def init_fn(params: Any) -> DicesgdState:

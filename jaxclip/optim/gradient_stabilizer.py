@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -100,7 +101,7 @@ def gradient_stabilizer(
     """
     _base.check_number("gradient_stabilizer.gamma1", gamma1, 0, below=1)
     _base.check_number("gradient_stabilizer.gamma2", gamma2, 0, below=1)
-    _base.check_number("gradient_stabilizer.eps", eps, 0)
+    _base.check_number("gradient_stabilizer.eps", eps, 0, below=math.inf)
 
     def own(params: Any, shape: tuple[int, ...], dtype: Any) -> dict[str, jax.Array]:
         del params

@@ -15,8 +15,8 @@ class KahanSummationState(NamedTuple):
     """State of :func:`kahan_summation`.
 
     Attributes:
-      compensation: what parameters lack, a tree like them, in bfloat16; no numbers for tensors of
-        other dtypes.
+      compensation: what parameters lack, a tree like them, in bfloat16; None for tensors of other
+        dtypes.
       inner_state: of the wrapped optimizer.
     """
 
@@ -73,6 +73,7 @@ def kahan_summation(
     References:
       Zamirai et al., `Revisiting BFloat16 Training <https://arxiv.org/abs/2010.06192>`_, 2020.
     """
+    _base.check_inner("kahan_summation", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Any) -> KahanSummationState:
@@ -93,8 +94,8 @@ def kahan_summation(
             _bfloat16.widen(updates), state.inner_state, wide, **extra_args
         )
         leaves, treedef = _base.flatten(steps)
-        tensors = treedef.flatten_up_to(params)
-        shapes = [p.shape if _bfloat16.is_narrow(p) else (0,) for p in tensors]
+        tensors = _base.tensors_like(treedef, params)
+        shapes = [jnp.shape(p) for p in tensors]
         lacking = _base.matching(treedef, shapes, state.compensation)
         pairs = [_add(*each) for each in zip(leaves, tensors, lacking, strict=True)]
         out, compensation = ([pair[i] for pair in pairs] for i in range(2))
@@ -105,14 +106,16 @@ def kahan_summation(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _compensation(leaf: Any) -> jax.Array:
-    """What a parameter lacks before the first step."""
+def _compensation(leaf: Any) -> jax.Array | None:
+    """What a parameter lacks before the first step; Orbax can't save an array of size zero."""
     if _bfloat16.is_narrow(leaf):
         return jnp.zeros_like(leaf)
-    return jnp.zeros((0,), _base.dtype_of(leaf))
+    return None
 
 
-def _add(step: jax.Array, param: jax.Array, lacking: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _add(
+    step: jax.Array, param: jax.Array, lacking: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
     """One tensor's update, and what it lacks after that.
 
     Args:
@@ -120,7 +123,7 @@ def _add(step: jax.Array, param: jax.Array, lacking: jax.Array) -> tuple[jax.Arr
       param: the parameter.
       lacking: what it lacks before.
     """
-    if not _bfloat16.is_narrow(param):
+    if lacking is None or not _bfloat16.is_narrow(param):
         return step, lacking
     old = param.astype(jnp.float32)
     wanted = step.astype(jnp.float32) + lacking.astype(jnp.float32)

@@ -192,7 +192,7 @@ def _compile(groups: Sequence[str]) -> list[re.Pattern[str]]:
     Raises:
       ValueError: none, a single string, or no regular expression.
     """
-    if isinstance(groups, str) or not len(groups):
+    if isinstance(groups, str) or not isinstance(groups, Sequence) or not groups:
         raise ValueError(
             f'{_NAME}.groups={groups!r} must be a list of patterns; [""] is one of all'
         )
@@ -210,7 +210,7 @@ def _compile(groups: Sequence[str]) -> list[re.Pattern[str]]:
 def _check(norms: Any, multiplier: Any, noise: str, count_noise: Any, number: int) -> None:
     """Refuse arguments that make no sense, for a number of groups."""
     _check_norms(norms, number)
-    _base.check_number(f"{_NAME}.noise_multiplier", multiplier, 0)
+    _base.check_number(f"{_NAME}.noise_multiplier", multiplier, 0, below=math.inf)
     if noise not in NOISES:
         raise ValueError(f"{_NAME}.noise={noise!r}{hint(str(noise), NOISES)}")
     if count_noise is not None:

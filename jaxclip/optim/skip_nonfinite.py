@@ -79,6 +79,8 @@ def skip_nonfinite(
       The step is skipped as mixed-precision training does it: Micikevicius et al., `Mixed Precision
       Training <https://arxiv.org/abs/1710.03740>`_, 2018.
     """
+    _base.check_inner("skip_nonfinite", inner)
+    _skip.check_extra_args("skip_nonfinite", extra_args)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Any) -> SkipNonfiniteState:

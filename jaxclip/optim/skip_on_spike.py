@@ -117,6 +117,8 @@ def skip_on_spike(
     _base.check_number("skip_on_spike.sigma_factor", sigma_factor, above=0)
     size = _base.static_integer("skip_on_spike.history_size", history_size, 2)
     shortest = max(SHORTEST_HISTORY, size // 2)
+    _base.check_inner("skip_on_spike", inner)
+    _skip.check_extra_args("skip_on_spike", extra_args)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Any) -> SkipOnSpikeState:

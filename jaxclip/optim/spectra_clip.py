@@ -107,6 +107,11 @@ def spectra_clip(
     def rule(
         leaves: list[jax.Array], state: SpectraClipState, now: _clipper.Context
     ) -> _clipper.Plan:
+        if any(jnp.iscomplexobj(leaf) and _is_matrix(leaf) for leaf in leaves):
+            raise TypeError(
+                "spectra_clip: singular values of complex matrices are not bounded here; split "
+                "them into real and imaginary parts, or hide them with optax.masked"
+            )
         bound = now.value(threshold)
         sizes = _base.tensor_norms(leaves, now.dtype)
         seen, act = _factors(leaves, sizes, bound, number)

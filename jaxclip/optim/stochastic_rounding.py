@@ -76,7 +76,8 @@ def stochastic_rounding(
       <https://arxiv.org/abs/1502.02551>`_, 2015; for bfloat16: Zamirai et al., `Revisiting BFloat16
       Training <https://arxiv.org/abs/2010.06192>`_, 2020.
     """
-    _base.static_integer("stochastic_rounding.seed", seed, 0)
+    seed = _base.static_integer("stochastic_rounding.seed", seed, 0, None)
+    _base.check_inner("stochastic_rounding", inner)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params: Any) -> StochasticRoundingState:
@@ -95,7 +96,7 @@ def stochastic_rounding(
             _bfloat16.widen(updates), state.inner_state, _bfloat16.widen(params), **extra_args
         )
         leaves, treedef = _base.flatten(steps)
-        tensors = treedef.flatten_up_to(params)
+        tensors = _base.tensors_like(treedef, params)
         seeds = _base.unpack(_bfloat16.seeds(seed, state.count, len(leaves)))
         out = [_round(*of_one) for of_one in zip(leaves, tensors, seeds, strict=True)]
         return treedef.unflatten(out), StochasticRoundingState(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -107,9 +108,9 @@ def track_clipping_quantile(
         )
         adaptation_rate = learning_rate
     _base.check_number(f"{name}.target", target, 0, 1)
-    _base.check_number(f"{name}.adaptation_rate", adaptation_rate, 0)
+    _base.check_number(f"{name}.adaptation_rate", adaptation_rate, 0, below=math.inf)
     _base.check_number(f"{name}.noise_multiplier", noise_multiplier, 0)
-    _base.check_number(f"{name}.initial_norm", initial_norm, above=0)
+    _base.check_number(f"{name}.initial_norm", initial_norm, above=0, below=math.inf)
     noisy = _per_example.is_noisy(noise_multiplier)
     if noisy:
         _per_example.check_seed(name, seed)

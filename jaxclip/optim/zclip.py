@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -268,7 +269,7 @@ def _check(
         raise ValueError(f"zclip.clip_option={clip_option!r}; use one of {', '.join(CLIP_OPTIONS)}")
     _base.check_number("zclip.alpha", alpha, 0, 1)
     _base.check_number("zclip.z_threshold", z_threshold, above=0)
-    _base.check_number("zclip.eps", eps, 0)
-    _base.check_number("zclip.clip_factor", clip_factor, above=0)
+    _base.check_number("zclip.eps", eps, 0, below=math.inf)
+    _base.check_number("zclip.clip_factor", clip_factor, above=0, below=math.inf)
     if max_norm is not None:
         _base.check_number("zclip.max_norm", max_norm, above=0)

@@ -140,14 +140,14 @@ def _say(line: str) -> None:
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends this process though the main thread is within JAX; after that it is as before."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    before = signal.getsignal(signal.SIGINT)
+    # The command line's own (jaxclip.cli) does what Python's does, once all is loaded.
+    is_plain = before is signal.default_int_handler or getattr(before, "is_plain", False)
+    if threading.current_thread() is not threading.main_thread() or not is_plain:
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)

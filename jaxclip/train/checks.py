@@ -127,6 +127,7 @@ def _check_names(config: Config) -> None:
     from jaxclip.data import sources, tokenizers
     from jaxclip.data.image_backend import BACKENDS
     from jaxclip.evaluate import tasks
+    from jaxclip.models import remat
     from jaxclip.models.sparsity import rules as sparsity
     from jaxclip.train import writers
 
@@ -134,6 +135,8 @@ def _check_names(config: Config) -> None:
     objectives.from_config(config["objective"], config["loss"])
     optim.from_config(config["optim"], _MANY_STEPS)
     sparsity.from_config(config["sparsity"], _MANY_STEPS)
+    if config["remat"] != "none":
+        remat.remat_policy(config["remat"])
     tokenizers.check_kind(config["tokenizer"]["kind"])
     BACKENDS.get(config["data"]["image_backend"])
     check_ops(config)

@@ -37,7 +37,9 @@ def parse_task(text: str) -> dict[str, Any]:
       ValueError: not of this form.
     """
     try:
-        name, *options = shlex.split(text)
+        name, *options = shlex.split(text) or [""]
+        if not name:
+            raise ValueError("it names no evaluator")
         return {"name": name, **dict(config_lib.parse_override(option) for option in options)}
     except ValueError as error:
         raise ValueError(

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -106,6 +106,30 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
     return config
 
 
+def complete(
+    config: Config, workdir: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> Config:
+    """The configuration of a workdir, resolved.
+
+    Args:
+      config: as :func:`read_config` gives it.
+      workdir: where it is from.
+      overrides: of a command line, as of :func:`jaxclip.config.resolve`.
+
+    Raises:
+      WorkdirError: the workdir's own configuration is none for this version.
+      ValueError: an override is wrong.
+    """
+    try:
+        config_lib.resolve(config)
+    except ValueError as error:
+        place = storage.absolute(workdir).rstrip("/")
+        raise WorkdirError(
+            f"{place}/{CONFIG_FILE}: {error}; was it edited, or written by a newer jaxclip?"
+        ) from error
+    return config_lib.resolve(config, overrides)
+
+
 def find_config(workdir: str | os.PathLike[str]) -> Config | None:
     """The configuration in ``config.json`` or, where that is lost, of the newest checkpoint.
 
@@ -129,9 +153,17 @@ def _config_in(path: pathlib.Path, name: str) -> Config | None:
     problem = ""
     if file.is_file():
         try:
-            return config_lib.load(file)
+            found = config_lib.load(file)
         except ValueError as error:
             problem = f"{known} is not valid JSON ({error})"
+        else:
+            if "model" not in found and "total_steps" not in found:
+                keys = ", ".join(map(repr, list(found)[:3])) or "nothing"
+                raise WorkdirError(
+                    f"{known} is of another program (it has {keys}): {name} is not the workdir of "
+                    "a run; published weights become one by `jaxclip weights import`"
+                )
+            return found
     for folder in sorted((path / CHECKPOINTS).glob("step_*"), reverse=True):
         with contextlib.suppress(manifest.ManifestError):
             saved = manifest.read(epath.Path(folder))["extra"].get("config")

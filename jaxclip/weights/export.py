@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxclip import storage
+from jaxclip.errors import RunError
 from jaxclip.models.presets import CLIPConfig, ImageConfig
 from jaxclip.weights import checkpoint, mapping, tokenizer_files
 from jaxclip.weights.families import FAMILIES, Checkpoint, Family
@@ -168,16 +168,37 @@ def check_free(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 @contextlib.contextmanager
 def new_folder(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write to that takes the target's place when all went well, and else is gone."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    """A folder to write to that takes the target's place when all went well, and else is gone.
+
+    Raises:
+      RunError: the disk is full.
+    """
+    with _told_of_a_full_disk(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(target)
+        with _told_of_a_full_disk(target):
+            yield temporary
+            temporary.chmod(0o755)
+            temporary.replace(target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        storage.discard(temporary)
         raise
+
+
+@contextlib.contextmanager
+def _told_of_a_full_disk(target: pathlib.Path) -> Iterator[None]:
+    """Say that there is no space as a :class:`RunError`: libraries have errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not storage.is_full(error):
+            raise
+        free = storage.free_space(target.parent)
+        raise RunError(
+            f"{target}: no space left on the device ({free}); nothing was written. Free some, or "
+            "name a folder on another disk"
+        ) from error
 
 
 def _checked(

@@ -56,6 +56,10 @@ size() {
   case "$accelerator" in
     tpu-*)
       kind=tpu
+      case "$accelerator" in
+        tpu-v4-podslice | tpu-v5-lite-podslice | tpu-v5p-slice | tpu-v6e-slice) ;;
+        *) say "warning: --accelerator=$accelerator is none that --help names; without nodes of that label the pods wait for ever" ;;
+      esac
       : "${chips_per_host:=4}"
       [[ "$topology" =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
         die "--topology='$topology' is none; for example 16x16 or 4x4x4"
@@ -91,8 +95,10 @@ check_run() {
     *" --workdir gs://"* | *" --workdir=gs://"*) ;;
     *) die "the workdir must be on what the hosts share: --workdir /mnt/jaxclip/DIR or gs://BUCKET/DIR after the config" ;;
   esac
+  [[ ! "$bucket$claim" =~ [^a-z0-9._-] ]] ||
+    die "--bucket=$bucket --claim=$claim: give the name alone, without gs:// or a folder"
   need_number --max_restarts "$max_restarts"
-  need_number --port "$port"
+  need_port --port "$port"
 }
 
 # The words as a JSON list, which is YAML, too.
@@ -169,6 +175,7 @@ options+=(service_account max_restarts port host)
 read_options spot "${options[*]}" "$@"
 train=(${REST[@]+"${REST[@]}"})
 if [[ "$command" == image ]]; then
+  need_extras "$extras"
   [[ -n "$image" ]] || die "no --image given"
   need docker "install Docker, or build launch/gke/Dockerfile with what you have"
   run docker build --file "$root/launch/gke/Dockerfile" --build-arg "EXTRAS=$extras" --tag "$image" \
@@ -179,6 +186,13 @@ fi
 # Names of pods come from it, and they are limited to 63 characters.
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   die "--name='$name' must be 1 to 40 small letters, digits and dashes, a letter first"
+for option in namespace service_account; do
+  [[ "${!option}" =~ ^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$ ]] ||
+    die "--$option='${!option}' must be small letters, digits and dashes, as Kubernetes names things"
+done
+[[ ! "$image$accelerator" =~ [^A-Za-z0-9@:/._-] ]] ||
+  die "--image='$image' --accelerator='$accelerator': a character in it belongs to no such name"
+need_index --host "$host"
 [[ "$command" == render ]] || need kubectl "install it and connect it to the cluster"
 selector=jobset.sigs.k8s.io/jobset-name=$name
 case "$command" in

@@ -88,6 +88,11 @@ def test_labels_that_are_names_or_none(folder):
     assert isinstance(source[2], BadRecord) and "its label is b'0 1'" in source[2].detail
 
 
+def test_of_two_classes_of_a_name_the_first_counts(folder):
+    source = opened(folder([b"crane"], names=b"cat\ncrane\ndog\ncrane")).source("test")
+    assert source[0].label == 1
+
+
 def test_labels_without_a_name_are_refused_or_said(folder, caplog):
     place = folder([b"0"] * 20 + [b"2"], names=b"cat\ndog")
     data = StoredData({"name": f"webdataset:{place}", "languages": ["en"]}, "test")

@@ -5,6 +5,8 @@ import io
 import json
 import logging
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 import jaxclip
 from jaxclip import cli, models
+from jaxclip import config as config_lib
 from jaxclip.data import clip_bpe
 from jaxclip.models import presets
 from jaxclip.train import init_from, state_io
@@ -123,6 +126,25 @@ def test_what_a_model_is_given_by_mistake(model):
             model.tokenize(texts)
 
 
+def test_numbers_of_another_range_than_the_models_are_refused(model):
+    """They would be normalised twice, or be other words."""
+    pixels = model.preprocess(noise(40, 50))
+    for pictures in (pixels / 255.0, (pixels / 255.0 - 0.45) / 0.27):
+        with pytest.raises(ValueError, match=r"pictures of float32 from .* takes 0 to 255"):
+            model.encode_image(pictures)
+    same = model.encode_image(pixels.astype(np.float32))
+    np.testing.assert_array_equal(same, model.encode_image(pixels))
+    vocabulary = model.sizes.text.vocab_size
+    for tokens, message in (
+        ([1, 2, 3], r"tokens of shape \[3\] and dtype int32, where int32\[B, L\] is wanted"),
+        ([[1.0, 2.0]], "and dtype float32, where int32"),
+        ([[1, vocabulary]], rf"tokens from 1 to {vocabulary}: the model has tokens 0 to"),
+        ([[-1, 2]], "tokens from -1 to 2: the model has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.encode_text(np.asarray(tokens, np.float32 if "float" in message else np.int32))
+
+
 def test_a_preset_has_random_parameters_and_our_tokenizer(caplog):
     model = jaxclip.load("tiny", dtype="bfloat16")
     assert "its parameters are random" in caplog.text
@@ -202,6 +224,39 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert message in error and error.startswith("jaxclip: error: ")
         assert "Traceback" not in error
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.txt"]
+
+
+def test_what_a_full_disk_or_an_interrupt_leaves_is_not_in_the_way(tmp_path, monkeypatch, capsys):
+    arguments = ("import", "--from", GOLDEN / "hf_clip", "--to", tmp_path / "w")
+    with monkeypatch.context() as patch:
+
+        def interrupted(*args):
+            raise KeyboardInterrupt
+
+        patch.setattr(config_lib, "save", interrupted)
+        assert run(*arguments) == 130
+    assert not list(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+
+        def full(*args, **kwargs):
+            raise RuntimeError("I/O error: No space left on device (os error 28)")  # safetensors'
+
+        patch.setattr("safetensors.numpy.save_file", full)
+        export = ("export", "--from", GOLDEN / "hf_clip", "--to", tmp_path / "x", "--format", "hf")
+        assert run(*export) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"error: .*/x: no space left on the device .* nothing was written", error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_that_can_not_be_made_is_said_before_any_picture(tmp_path, capsys, caplog):
+    folder = tmp_path / "weights"
+    shutil.copytree(GOLDEN / "hf_clip", folder)
+    Image.fromarray(noise(20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    status = cli.main(["search", "--weights", str(folder), "--images", str(tmp_path), "a cat"])
+    assert status == 2 and "give it by --tokenizer" in capsys.readouterr().err
+    assert "left out" not in caplog.text
 
 
 def test_imported_weights_are_evaluated(tmp_path, tiny_dataset, capsys, caplog):

@@ -113,7 +113,7 @@ class Tools:
             self.root / "configs",
             ignore=shutil.ignore_patterns("__pycache__"),
         )
-        (self.root / "pyproject.toml").write_text("[project]\nname = 'jaxclip'\n")
+        shutil.copy(REPOSITORY / "pyproject.toml", self.root)
         self.home = folder / "home"
         self.home.mkdir()
         self.environment = {

@@ -56,6 +56,47 @@ def test_need_number_refuses(tools, value):
     assert errors == f"[test.sh] error: --nodes={value} is not a whole number of at least 1\n"
 
 
+@pytest.mark.parametrize("value", ["0", "65536", "99999999999999999999", "http"])
+def test_need_port_refuses(tools, value):
+    _, errors = tools.bash('need_port --port "$1"', value, status=1)
+    assert f"--port={value} is " in errors
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "01"])
+def test_need_index_refuses(tools, value):
+    tools.bash("need_index --host 0")
+    assert f"--host={value} is not" in tools.bash('need_index --host "$1"', value, status=1)[1]
+
+
+@pytest.mark.parametrize("extras", ["trian", "train,", "train cuda", "train,jaxclip", "$(id)"])
+def test_extras_that_are_not_there(tools, extras):
+    """Of which pip says a word at most, and leaves out what they bring."""
+    tools.bash("need_extras train,cuda; need_extras test-core")
+    _, errors = tools.bash('need_extras "$1"', extras, status=1)
+    assert "there are: models train" in errors and errors.count("\n") == 1
+
+
+def test_a_relative_workdir_counts_from_a_folder(tools):
+    words = [
+        "--workdir",
+        "a b",
+        "--workdir=c",
+        "--workdir=gs://b/d",
+        "--workdir",
+        "~/e",
+        "/f",
+        "--workdir",
+    ]
+    output, _ = tools.bash(
+        'with_absolute_workdir /home/me "$@"; printf "%s|" "${ARGUMENTS[@]}"', *words
+    )
+    here = "/home/me"
+    assert output.split("|")[:-1] == [
+        *("--workdir", f"{here}/a b", f"--workdir={here}/c", "--workdir=gs://b/d"),
+        *("--workdir", "~/e", "/f", "--workdir"),
+    ]
+
+
 OPTIONS = """
 spot=0 name="" port=1 words="" DRY_RUN=0
 read_options "spot" "name port words+" "$@"
@@ -160,6 +201,10 @@ def installs(tools):
     return [line[-1] for line in tools.lines if "install" in line]
 
 
+def _change(path):
+    path.write_text(path.read_text() + "# changed\n")
+
+
 def test_an_environment_is_made_once(tools, python):
     tools.bash(ENSURE)
     assert tools.lines == [
@@ -176,7 +221,7 @@ def test_it_is_installed_again_when_what_it_holds_may_have_changed(tools, python
     tools.bash(ENSURE)
     tools.bash("ensure_environment .venv train,cuda 3.11")
     assert installs(tools) == [".[train]", ".[train,cuda]"]
-    (tools.root / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    _change(tools.root / "pyproject.toml")
     tools.bash(ENSURE)
     tools.bash(ENSURE)
     assert installs(tools) == [".[train]", ".[train,cuda]", ".[train]"]
@@ -195,7 +240,7 @@ def test_a_failed_installation_is_tried_again(tools, python):
 def test_a_failed_upgrade_is_tried_again(tools, python):
     tools.bash(ENSURE)
     before = (tools.root / "pyproject.toml").read_text()
-    (tools.root / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    _change(tools.root / "pyproject.toml")
     (tools.folder / "fail").touch()
     tools.bash(ENSURE, status=3)
     (tools.folder / "fail").unlink()

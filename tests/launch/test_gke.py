@@ -162,6 +162,12 @@ RUN = [*BASE, *GPU, "--claim", "nfs"]
         (["render", *RUN, *TRAIN, "line\nbreak"], "control characters in the argument"),
         (["submit", *RUN, "--port", "http", *TRAIN], "--port=http is not a whole number"),
         (["logs", "--name"], "--name needs a value"),
+        (["logs", "--name", "b", "--host", "-1"], "--host=-1 is not a whole number"),
+        (["submit", *BASE, *GPU, "--bucket", "gs://b", *TRAIN], "give the name alone"),
+        (["submit", *RUN, "--namespace", "A b", *TRAIN], "--namespace='A b' must be"),
+        (["submit", *RUN, "--port", "70000", *TRAIN], "--port=70000 is no port"),
+        (["image", "--image", "i", "--extras", "trian"], "there is no extra 'trian'"),
+        (["submit", *RUN, "--image", 'i: "x"', *TRAIN], "belongs to no such name"),
     ],
 )
 def test_mistakes(tools, words, message):

@@ -61,6 +61,9 @@ def test_paths_are_taken_from_where_one_stands(local):
     assert local.calls[1]["argv"][2:] == [config, "--workdir", "/abs"]
     local.run("launch/local.sh", "configs/emoji.py", "--workdir", "w", cwd=here)
     assert local.calls[2]["cwd"] == str(here), "a relative --workdir is meant from here"
+    for place in ("gs://bucket/run", "~/run"):
+        local.run("launch/local.sh", "configs/emoji.py", cwd=here, WORKDIR=place)
+        assert local.calls[-1]["argv"][-1] == place
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,10 @@ def test_install(local):
     local.run("launch/install.sh", "train,cuda")
     assert local.lines[0][-2:] == ["--editable", ".[train,cuda]"]
     assert "unknown option --extra" in local.run("launch/install.sh", "--extra", status=1)[1]
+    number = len(local.calls)
+    for words in (["train", "cuda"], ["train", "--dry_run"], ["trian"]):
+        local.run("launch/install.sh", *words, status=1)
+    assert len(local.calls) == number
 
 
 def test_all_checks_run_and_the_failed_ones_are_named(local):

@@ -88,6 +88,7 @@ def test_it_installs_for_gpus_first(cluster):
         (["--nodes", "0", "configs/emoji.py", "--workdir", "w"], "--nodes=0 is not a whole"),
         (["--processes_per_node", "3", "configs/emoji.py"], "must be 1 or --gpus_per_node (8)"),
         (["--workdir", "w", "configs/emoji.py"], "unknown option --workdir"),
+        (["--port", "70000", "configs/emoji.py"], "--port=70000 is no port"),
         (["--nodes"], "--nodes needs a value"),
     ],
 )
@@ -134,7 +135,8 @@ def test_from_the_login_node_to_the_training(cluster, hostile):
     training = cluster.calls[-1]
     config = ["--config", "configs/clip_vit_b16.py"]
     assert training["tool"] == "jaxclip"
-    assert training["argv"] == ["train", *config, "--workdir", "w", *hostile]
+    workdir = f"{cluster.root}/w"  # from where it was submitted
+    assert training["argv"] == ["train", *config, "--workdir", workdir, *hostile]
     assert training["env"]["JAXCLIP_PROCESS_ID"] == "6"
     assert training["env"]["CUDA_VISIBLE_DEVICES"] == "2"
 

@@ -155,6 +155,8 @@ def test_names_may_come_from_the_environment(cloud):
         (["watch", *OPTIONS, "--poll", "soon", *TRAIN], "--poll=soon is not a whole number"),
         (["run", *PLACE, "--workdir", "w"], "unknown option --workdir"),
         (["run", *PLACE, "--mount"], "--mount needs a value"),
+        (["ship", *PLACE, "--extras", "trian"], "there is no extra 'trian'"),
+        (["logs", *PLACE, "--worker", "-1"], "--worker=-1 is not a whole number"),
     ],
 )
 def test_mistakes(cloud, words, message):

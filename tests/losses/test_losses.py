@@ -177,3 +177,93 @@ def test_precision_reaches_every_product():
             assert len(products[precision]) == text.count("stablehlo.dot_general")
         assert set(products["default"]) == {("DEFAULT", "DEFAULT")}, name
         assert set(products["highest"]) == {("HIGHEST", "HIGHEST")}, name
+
+
+# --- Mistakes ------------------------------------------------------------------------------------
+
+PAIRS = {
+    **{name: losses.get(name) for name in losses.names()},
+    "infonce": losses.infonce,
+    "simclr": losses.simclr,
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("images", "texts", "message"),
+    [
+        ((6, 4), (4, 4), r"has shape \[4, 4\], where \[B, D\] is wanted with B=6"),
+        ((1, 4), (6, 4), r"has shape \[6, 4\], where \[B, D\] is wanted with B=1"),
+        ((6, 4), (6, 5), "with B=6 as .* has, D=4"),
+        ((4,), (4,), r"has shape \[4\], where \[B, D\] is wanted"),
+        ((0, 4), (0, 4), "has no rows; a batch holds one at least"),
+    ],
+)
+def test_embeddings_that_would_broadcast_are_refused(name, images, texts, message):
+    with pytest.raises(ValueError, match=rf"\A{name}: .*{message}"):
+        PAIRS[name](np.ones(images, np.float32), np.ones(texts, np.float32), logit_scale=0.0)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_are_no_numbers_is_named(name):
+    x = np.ones((2, 3), np.float32)
+    for images, given, found in ((None, 0.0, "NoneType"), (x + 1j, 0.0, "complex64")):
+        with pytest.raises(TypeError, match=rf"{name}: (image_embeddings|first) is of {found}"):
+            PAIRS[name](images, x, logit_scale=given)
+    with pytest.raises(TypeError, match=rf"{name}: logit_scale is of str"):
+        PAIRS[name](x, x, logit_scale="2.6")
+    with pytest.raises(ValueError, match=rf"{name}: logit_scale has shape \[2\], a scalar"):
+        PAIRS[name](x, x, logit_scale=np.zeros(2))
+    with pytest.raises(ValueError, match="precision='exact'; use 'default', 'high' or 'highest'"):
+        PAIRS[name](x, x, logit_scale=0.0, precision="exact")
+
+
+def test_a_scale_in_half_precision_is_raised_to_its_power_in_float32():
+    """bfloat16 has 100 as 99.5, and 1% less of the next power."""
+    images, texts = (x.astype(np.float32) for x in embeddings())
+    for name in ("softmax", "sigmoid"):
+        half = jnp.asarray(2.3, jnp.bfloat16)
+        loss = losses.get(name)
+        given, exact = (loss(images, texts, logit_scale=s)[0] for s in (half, float(half)))
+        np.testing.assert_allclose(given, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: losses.softmax(x, x, logit_scale=0.0, label_smoothing=2.0), ValueError,
+         r"softmax\.label_smoothing=2\.0 must be in \[0, 1\)"),
+        (lambda x: losses.infonce(x, x, logit_scale=0.0, label_smoothing="a"), TypeError,
+         r"infonce\.label_smoothing='a' must be a number"),
+        (lambda x: losses.infonce(x, x, logit_scale=0.0, weights=np.ones((2, 1))), ValueError,
+         r"infonce: weights has shape \[2, 1\], where \[B\] is wanted"),
+        (lambda x: losses.infonce(x, x, logit_scale=0.0, labels=[0.5, 1.0]), TypeError,
+         "infonce: labels are float"),
+        (lambda x: losses.softmax_blockwise(x, x, logit_scale=0.0, tile_size=2.5), ValueError,
+         r"tile_size=2\.5 must be at least 1"),
+        (lambda x: losses.soft_contrast(x, x, 1.0, [losses.Teacher(x[:1], x[:1])]), ValueError,
+         r"soft_contrast: images has shape \[1, 3\]"),
+        (lambda x: losses.soft_contrast(x, x, 1.0, [losses.Teacher(x, x)], own_share=2.0),
+         ValueError, r"soft_contrast\.own_share=2\.0 must be in \[0, 1\]"),
+        (lambda x: losses.soft_kl(x, x[:, :1]), ValueError, "must be of one shape"),
+        (lambda x: losses.cosine_distance(x, x[:1]), ValueError, r"must be \[B, D\] both"),
+        (lambda x: losses.hinge(x, x, 1.0, np.ones((2, 1))), ValueError, "hinge: offset has"),
+        (lambda x: losses.retrieve(x, x[:1], 1.0), ValueError, "retrieve: stored has shape"),
+        (lambda x: losses.products(x, x.T), ValueError, "products: b has shape"),
+        (lambda x: losses.token_sums(x[None], np.zeros((1, 1), int), np.ones((1, 2), bool)),
+         ValueError, r"token_sums: targets has shape \[1, 1\].* with B=1.*, L=2"),
+        (lambda x: losses.tokenwise_similarity(x[None], x[None, :, :2]), ValueError,
+         "tokenwise_similarity: text_tokens has shape"),
+        (lambda x: losses.group_weights(x[None], x[None, :, :2]), ValueError,
+         "group_weights: patches has shape"),
+    ],
+)  # fmt: skip
+def test_other_arrays_and_options_that_do_not_fit(call, error, message):
+    with pytest.raises(error, match=message):
+        call(np.ones((2, 3), np.float32))
+
+
+def test_lists_and_one_element_do():
+    x = [[1.0, 0.0], [0.0, 1.0]]
+    one = losses.softmax(np.asarray(x), np.asarray(x), logit_scale=1.0)[0]
+    assert losses.softmax(x, x, logit_scale=[1.0])[0] == one

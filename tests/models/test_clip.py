@@ -104,6 +104,23 @@ def test_wrong_shapes_are_named():
         encode_text(params, np.ones((1, 7), np.int32))
 
 
+def test_what_is_not_normalised_and_what_are_no_tokens():
+    model = models.build(presets.get("tiny"))
+    size = model.config.image.image_size
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def traced(function, array):
+        return jax.eval_shape(function, params, jax.ShapeDtypeStruct(*array))
+
+    for encode in (model.encode_image, model.image_features):
+        with pytest.raises(ValueError, match=r"images of dtype uint8; .* normalised floats"):
+            traced(encode, ((1, size, size, 3), jnp.uint8))
+    for encode in (model.encode_text, model.text_features):
+        for array in (((4,), jnp.int32), ((1, 4), jnp.float32), ((1, 1, 4), jnp.int32)):
+            with pytest.raises(ValueError, match=r"the text tower takes int32\[B, L\]"):
+                traced(encode, array)
+
+
 def test_unknown_switches_are_refused():
     with pytest.raises(ValueError, match=r"remat='half'; use 'none', 'full', 'dots'"):
         models.build(small.CLIP, remat="half")

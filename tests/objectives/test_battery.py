@@ -66,7 +66,9 @@ def are_exact(names):
         own = [k for k in expected if k.startswith(begins) and (name or "objective/" not in k)]
         largest = max((np.abs(expected[key]).max() for key in own), default=0.0)
         for key in own:
-            np.testing.assert_allclose(found[key], expected[key], atol=5e-5 * largest, err_msg=key)
+            # Each step rounds the parameter: where gradients are small, that is what differs.
+            atol = 5e-5 * largest + np.spacing(np.abs(start[key]).max())
+            np.testing.assert_allclose(found[key], expected[key], atol=atol, err_msg=key)
     ours, theirs = (named_leaves(r.states[1].objective) for r in (whole, cut))
     for key, state in ours.items():
         np.testing.assert_allclose(theirs[key], state, rtol=1e-4, atol=1e-6, err_msg=key)

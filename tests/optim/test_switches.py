@@ -244,3 +244,112 @@ def test_a_schedule_of_vectors_is_not_one_number_a_tensor() -> None:
     params = {"a": jnp.ones(2), "b": jnp.ones(3)}
     with pytest.raises(TypeError, match=r"has shape \(2,\): it must be a scalar"):
         tx.update(params, tx.init(params))
+
+
+# --- Mistakes that people make -------------------------------------------------------------------
+
+WRAPPERS = ("asam", "cautious", "kahan_summation", "skip_nonfinite", "skip_on_spike")
+
+
+@pytest.mark.parametrize("name", [*WRAPPERS, "stochastic_rounding"])
+def test_wrappers_name_what_is_no_transformation(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name}\.inner=.*call it, with its learning rate"):
+        getattr(optim, name)(optax.adamw)
+    with pytest.raises(TypeError, match=rf"{name}\.inner=0.001 is no optax.Gradient.*such as"):
+        getattr(optim, name)(1e-3)
+
+
+INFINITE = {
+    "adagc": "eps",
+    "adagn": "eps",
+    "aggc": "low",
+    "zclip": "clip_factor",
+    "gradient_stabilizer": "eps",
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), INFINITE.items())
+def test_an_infinite_number_that_would_end_all_training(name: str, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name}\.{argument}=inf must be"):
+        getattr(optim, name)(**{argument: np.inf})
+
+
+@pytest.mark.parametrize("value", [1e300, 10**400])
+def test_numbers_that_float32_does_not_hold(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"zclip\.max_norm=1.* is more than float32 holds"):
+        optim.zclip(max_norm=value)
+
+
+def test_functions_that_are_no_schedules() -> None:
+    with pytest.raises(TypeError, match=r"zclip\.alpha=.* is no schedule, a function of the"):
+        optim.zclip(alpha=lambda: 0.9)
+    with pytest.raises(TypeError, match=r"zclip\.alpha is an array of dtype key<fry>: no number"):
+        optim.zclip(alpha=jax.random.key(0))
+    for found in ("0.9", None, 1j):
+        tx = optim.zclip(alpha=lambda count, found=found: found)
+        with pytest.raises(TypeError, match=r"the value of a schedule, is .*: no number"):
+            tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_what_is_no_list_of_names_or_patterns() -> None:
+    """The letters of a string would be the names."""
+    with pytest.raises(TypeError, match=r"skip_nonfinite\.extra_args='grad_fn' must be a list"):
+        optim.skip_nonfinite(optax.sgd(0.1), extra_args="grad_fn")
+    with pytest.raises(TypeError, match=r"aggc\.groups=None must be a list"):
+        optim.aggc(groups=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"private_mean_by_group\.groups=None must be a list"):
+        optim.private_mean_by_group(None, [1.0], noise_multiplier=0.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"dicesgd\.seed='abc' must be an integer or a key"):
+        optim.dicesgd(0.1, 1.0, 1.0, 1.0, seed="abc")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"autoclip\.history_size=True must be an integer"):
+        optim.autoclip(history_size=True)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [("kernel", "mask holds 'kernel'; it is a tree of True"), ({"a": 1}, "mask holds 1")],
+)
+def test_a_mask_that_is_no_tree_of_flags(mask: Any, message: str) -> None:
+    """Whatever is true would decay all."""
+    tx = optim.stable_adamw(0.1, weight_decay=0.1, mask=mask)
+    params = {"a": jnp.ones(2)}
+    with pytest.raises(TypeError, match=message):
+        tx.update(params, tx.init(params), params)
+
+
+def test_a_mask_of_another_structure_is_one_line() -> None:
+    tx = optim.stable_adamw(0.1, weight_decay=0.1, mask={"b": True})
+    params = {"a": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"\Amask and parameters are of different .*\Z"):
+        tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize("name", ["stable_adamw", "acclip", "spam", "stable_spam"])
+def test_parameters_of_another_shape_do_not_broadcast(name: str) -> None:
+    tx = getattr(optim, name)(0.1, weight_decay=0.1)
+    params = {"b": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"parameters hold b of shape \(4, 1\).*shape \(4,\)"):
+        tx.update(params, tx.init(params), {"b": jnp.ones((4, 1))})
+
+
+def test_no_state_has_an_array_that_orbax_can_not_save() -> None:
+    """It refuses those of size zero."""
+    params = {"half": jnp.ones(2, jnp.bfloat16), "full": jnp.ones(2)}
+    for case in CASES:
+        sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(made(case).init, params))]
+        assert min(sizes) > 0, case
+
+
+def test_complex_matrices_have_no_bounded_spectrum() -> None:
+    tx = optim.spectra_clip(threshold=0.1)
+    params = jnp.ones((2, 3), jnp.complex64)
+    with pytest.raises(TypeError, match="spectra_clip: singular values of complex matrices"):
+        tx.update(params, tx.init(params))
+
+
+@pytest.mark.parametrize("wrap", [optim.kahan_summation, optim.stochastic_rounding])
+def test_none_updates_of_wrapped_ones_are_one_line(wrap: Any) -> None:
+    tx = wrap(optax.sgd(0.1))
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"\Aupdates and parameters are of different .*\Z"):
+        tx.update({"a": jnp.ones(2), "b": None}, tx.init(params), params)

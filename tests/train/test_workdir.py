@@ -371,3 +371,20 @@ def test_events_on_a_full_disk_say_so_and_the_run_ends(small_disk):
     )
     assert run.returncode == 1
     assert "MetricsError: " in run.stderr.strip().splitlines()[-1]
+
+
+def test_a_configuration_of_another_program_or_version_is_named(tmp_path, tiny_config, capsys):
+    """As that of published weights, or one that was edited."""
+    file = tmp_path / "config.json"
+    for content, message in (
+        ({"architectures": ["CLIPModel"], "vocab": 1}, "config.json is of another program (it has"),
+        ({**tiny_config(), "total_steps": "6"}, "config.json: config key 'total_steps' wants int"),
+        ({**tiny_config(), "new_key": 1}, "config.json: unknown config key 'new_key'"),
+    ):
+        file.write_text(json.dumps(content))
+        for command in ("eval", "train", "report"):
+            if command == "report" and "new_key" in content:
+                continue  # which draws what it knows
+            assert cli.main([command, "--workdir", str(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert message in error and error.count("\n") == 1, (command, error)

@@ -157,6 +157,22 @@ def test_a_huge_header_is_not_believed(tmp_path, header):
         files.open_file(tmp_path / "x.safetensors")
 
 
+def test_a_file_that_was_cut_short_says_so(tmp_path):
+    part = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"__metadata__": {"format": "pt"}, "a": part}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(8)
+    path = tmp_path / "x.safetensors"
+    for there in (0, 3, 20, len(content) - 1):
+        path.write_bytes(content[:there])
+        with pytest.raises(files.FileError, match=rf"it has {there} of \d+ bytes: .* cut short"):
+            files.open_file(path)
+    for whole in (b"a text in place of tensors", content + b"more"):
+        path.write_bytes(whole)
+        with pytest.raises(files.FileError, match="is no safetensors file") as caught:
+            files.open_file(path)
+        assert "cut short" not in str(caught.value)
+
+
 def test_overlapping_offsets_are_refused(tmp_path):
     part = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     header = json.dumps({"a": part, "b": part}).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
 
 import ml_dtypes  # NumPy knows bfloat16 and float8 by it
@@ -15,6 +16,9 @@ _DTYPES = {
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
     "BOOL": np.bool_,
 }  # fmt: skip
+
+# The library's own limit.
+_LARGEST_HEADER = 100_000_000
 
 
 def open_safetensors(path: pathlib.Path) -> Tensors:
@@ -44,5 +48,24 @@ def open_safetensors(path: pathlib.Path) -> Tensors:
     except FileError:
         raise
     except Exception as error:  # SafetensorError, OSError: whatever the library meets
-        raise FileError(f"{path} is no safetensors file: {error}") from error
+        raise FileError(f"{path} is no safetensors file: {error}{_cut(path)}") from error
     return Tensors(path, tensors)
+
+
+def _cut(path: pathlib.Path) -> str:
+    """What to do where the file ends before its header, or its tensors, do; else nothing."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(length) if 1 < length < min(size, _LARGEST_HEADER) else b""
+        # What a text begins with is a far larger number.
+        wanted = 8 + length if length < _LARGEST_HEADER else 0
+        if header and len(header) == length:
+            parts = [part for name, part in json.loads(header).items() if name != "__metadata__"]
+            wanted += max((int(part["data_offsets"][1]) for part in parts), default=0)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return ""
+    if size >= wanted:
+        return ""
+    return f" (it has {size:,} of {wanted:,} bytes: the download was cut short; fetch it again)"
