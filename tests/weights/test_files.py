@@ -166,7 +166,9 @@ def test_a_file_that_was_cut_short_says_so(tmp_path):
         path.write_bytes(content[:there])
         with pytest.raises(files.FileError, match=rf"it has {there} of \d+ bytes: .* cut short"):
             files.open_file(path)
-    for whole in (b"a text in place of tensors", content + b"more"):
+    strange = [b"[" * 10_000, b'{"a": {"data_offsets": [0, 1e999]}}', b"[]"]
+    headers = [len(each).to_bytes(8, "little") + each for each in strange]
+    for whole in (b"a text in place of tensors", content + b"more", *headers):
         path.write_bytes(whole)
         with pytest.raises(files.FileError, match="is no safetensors file") as caught:
             files.open_file(path)
