@@ -146,7 +146,7 @@ def whole_numbers(what: str, name: str, values: Any, below: int | None = None) -
       ValueError: fractions, NaN, text, or a number that is not below the limit.
     """
     given = np.asarray(values)
-    if given.dtype.kind not in "iuf" or (given.dtype.kind == "f" and np.any(given % 1 != 0)):
+    if given.dtype.kind not in "biuf" or (given.dtype.kind == "f" and np.any(given % 1 != 0)):
         raise ValueError(f"{what}: {name} are {given.dtype}, not whole numbers")
     if below is not None and given.size and given.max() >= below:
         raise ValueError(f"{what}: {name} has {int(given.max())}, but there are only {below}")

@@ -70,4 +70,5 @@ def test_it_is_refused(case):
 def test_whole_numbers_of_any_type_are_labels():
     for labels in (LABELS.astype(np.float32), LABELS.astype(np.uint8), list(LABELS)):
         assert zero_shot.classify(X, X, labels, ks=(1,)).correct == {1: 3}
+    assert zero_shot.classify(X[:2], X[:2], [False, True], ks=(1,)).correct == {1: 2}
     assert retrieval.image_to_text(X, X, []).queries == 0
