@@ -17,8 +17,9 @@ from jaxclip.shapes import check_shapes
 
 def check_cutoffs(ks: Sequence[int]) -> None:
     """Raise ValueError unless all of at least one cut-off are integers from 1 on."""
-    good = isinstance(ks, (list, tuple)) and all(isinstance(k, int) and k >= 1 for k in ks)
-    if not ks or not good:
+    # The characters of a string are no integers; an array has no truth value.
+    given = list(ks) if isinstance(ks, Sequence | np.ndarray) else []
+    if not given or not all(isinstance(k, int | np.integer) and k >= 1 for k in given):
         raise ValueError(f"ks={ks!r} must be integers of at least 1, such as [1, 5]")
 
 
