@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import jaxclip
-from jaxclip import cli, models
+from jaxclip import cli, models, storage
 from jaxclip import config as config_lib
 from jaxclip.data import clip_bpe
 from jaxclip.inference import convert, inputs
@@ -160,6 +160,21 @@ def test_arrays_of_the_host_are_looked_at_there(monkeypatch):
         inputs.as_pixels(jnp.linspace(0, 1, 12).reshape(1, 2, 2, 3))
     with pytest.raises(ValueError, match="tokens from 1 to 1: the model has tokens 0 to 0"):
         inputs.as_tokens(jnp.ones((1, 2), int), 1)
+
+
+def test_what_was_interrupted_is_removed_also_while_another_thread_is_at_it(tmp_path, monkeypatch):
+    """A save in the background renames what it could not finish."""
+    folder = tmp_path / "checkpoints"
+    (folder / "step_0").mkdir(parents=True)
+    real = shutil.rmtree
+
+    def raced(path, ignore_errors):
+        (folder / "step_0").rename(folder / "step_0.removed")
+        monkeypatch.setattr(shutil, "rmtree", real)
+
+    monkeypatch.setattr(shutil, "rmtree", raced)
+    storage.discard(folder)
+    assert not folder.exists()
 
 
 def test_a_failed_import_leaves_what_another_wrote_meanwhile(tmp_path, monkeypatch):
