@@ -81,6 +81,21 @@ def of_sample(
     return found
 
 
+def number_of(found: int | str | None, file: bytes | None, numbers: Mapping[str, int]) -> int:
+    """The number of a sample's class; -1 if none is known.
+
+    Args:
+      found: what :func:`of_sample` gave; a name that has no number gives way to a number in
+        ``file``.
+      file: the sample's file with a class, if it has one.
+      numbers: of the classes by their names.
+    """
+    if isinstance(found, str):
+        other = None if file is None else of_file(file)
+        found = numbers.get(found, other if isinstance(other, int) else -1)
+    return -1 if found is None else found
+
+
 def printable(text: str) -> str:
     """The text as valid Unicode: what stands for undecodable bytes is spelled out."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -232,6 +232,7 @@ class TarSource(RecordSource):
     ):
         self._paths = list(paths)
         self._class_names = list(class_names)
+        self._number_of = {name: number for number, name in enumerate(class_names)}
         self._by_line = captions_by_line(paths)
         self._starts = np.concatenate([[0], np.cumsum(list(counts), dtype=np.int64)])
         self._files = FileCache()
@@ -296,9 +297,7 @@ class TarSource(RecordSource):
             bad += bad_in_json
         cls = content("label")
         found = class_values.of_sample(cls, values, has_captions=bool(texts))
-        if found in self._class_names:
-            found = self._class_names.index(found)
-        label = found if isinstance(found, int) else -1
+        label = class_values.number_of(found, cls, self._number_of)
         if not texts and 0 <= label < len(self._class_names):
             texts = (self._class_names[label],)
         elif not texts and isinstance(found, str):

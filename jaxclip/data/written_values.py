@@ -13,7 +13,11 @@ from typing import Any
 # How such a text begins: a list of texts or of objects, or an object. Others are captions.
 _BEGIN = re.compile(r"\[\s*[\"'{]|\{\s*[\"']")
 _ENDS = {"[": "]", "{": "}"}
-_LONGEST = 1 << 20  # letters; longer ones are left as they are
+# Letters; what is longer is left as it is. Python's own parsers take a second for so many.
+_LONGEST, _LONGEST_OF_PYTHON = 1 << 20, 1 << 16
+# Backslashes that stand for themselves, of which Python would warn.
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_ESCAPES = "\n\\'\"abfnrtvxNuU01234567"
 
 
 def read(text: str | bytes) -> Any:
@@ -40,6 +44,10 @@ def read(text: str | bytes) -> Any:
     # Python would join texts without a comma between them.
     of_python = ast.literal_eval if "{" in begin[0] else _strings
     for parse in (json.loads, of_python):
+        if parse is of_python:
+            if len(text) > _LONGEST_OF_PYTHON:
+                return None
+            text = _ESCAPE.sub(lambda at: at[0] if at[1] in _ESCAPES else f"\\{at[0]}", text)
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = parse(text)
             return value if _is_meant(value) else None

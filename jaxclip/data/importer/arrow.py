@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from jaxclip.data.importer import arrow_files
 from jaxclip.data.importer.arrow_columns import OPTION, columns_of
-from jaxclip.data.importer.items import Cursor, Item, files_stamp
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, names_apart
 from jaxclip.data.importer.parquet import items_of, with_alias
 from jaxclip.data.importer.pictures import pictures_named
 from jaxclip.data.record import BadRecord
@@ -41,6 +41,7 @@ class ArrowReader:
         splits: Sequence[str] = (),
     ):
         self._files = list(files)
+        self._names = names_apart(self._files, folders=1)
         self._splits = list(splits) or [""] * len(self._files)
         self._wanted = (image_column, text_column)
         self._class_names: list[str] = []
@@ -64,14 +65,15 @@ class ArrowReader:
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         for number in range(start.file, len(self._files)):
             first = start.item if number == start.file else 0
-            for row, item in self._rows(self._files[number], first):
+            for row, item in self._rows(number, first):
                 self._done = self._before[number] + row
                 if isinstance(item, Item) and self._splits[number]:
                     item = dataclasses.replace(item, split=self._splits[number])
                 yield Cursor(number, row), item
 
-    def _rows(self, file: pathlib.Path, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
-        """Items from a row on, each with the number of rows up to and with it."""
+    def _rows(self, number: int, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
+        """Items of a file from a row on, each with the number of rows up to and with it."""
+        file, name = self._files[number], self._names[number]
         schema, batches = arrow_files.batches(file)
         columns = columns_of(file, schema, OPTION, self._wanted)
         row, pictures = 0, None
@@ -89,7 +91,7 @@ class ArrowReader:
                     for item in items_of(batch.slice(place, _AT_ONCE), file, columns, row):
                         row += 1
                         if row > first:
-                            yield row, with_alias(item, file, row - 1, pictures)
+                            yield row, with_alias(item, name, row - 1, pictures)
             except (OSError, ValueError) as error:
                 yield end, BadRecord("corrupted", f"{file} is damaged, {end - row} rows: {error}")
                 row = end

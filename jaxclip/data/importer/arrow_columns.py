@@ -12,6 +12,7 @@ from jaxclip.data.caption_shapes import CONVERSATIONS
 from jaxclip.data.importer.arrow_types import is_list, is_number, may_be_text, plain_type
 from jaxclip.data.naming import (
     ALSO_LABELS,
+    KEY_FIELDS,
     LABEL_FIELDS,
     LINK_FIELDS,
     TEXT_FIELDS,
@@ -44,7 +45,8 @@ class Columns(NamedTuple):
       label: with classes; it may be one of ``given``.
       class_names: of the labels, if they are noted.
       more: further columns with captions (``caption_1``, …).
-      given: values of all rows by the folders that the file is in (``split=train/``).
+      given: values of all rows by the folders that the file is in (``split=train/``); keys are of
+        one row each, and are left out.
     """
 
     image: str
@@ -78,7 +80,7 @@ def columns_of(
             raise ValueError(
                 f"{file} has no column {name!r} ({_flag(option, which)}){hint(name, types)}"
             )
-    given = given_by_folders(file)
+    given = {n: v for n, v in given_by_folders(file).items() if not is_among(n, KEY_FIELDS)}
     image = wanted[0] or _image_in(types, option)
     text, more = _captions_in(types, image, wanted[1])
     noted = _noted(schema.metadata or {})

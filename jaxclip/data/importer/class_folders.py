@@ -44,6 +44,7 @@ class ClassFolders(NamedTuple):
       names: of all classes in the order of letters, as torchvision numbers them; none if they are
         numbers.
       no_classes: names of folders, in small letters, that are no classes.
+      things: names of folders that are classes, though they are called like splits.
     """
 
     above: int
@@ -52,6 +53,7 @@ class ClassFolders(NamedTuple):
     names: tuple[str, ...] = ()
     splits: Mapping[str, str] = MappingProxyType({})
     no_classes: frozenset[str] = _NO_CLASSES
+    things: frozenset[str] = frozenset()
 
     def label(self, folders: Sequence[str]) -> tuple[int | str | None, str]:
         """The class and the split of a picture by the folders that it is in, outermost first.
@@ -61,6 +63,7 @@ class ClassFolders(NamedTuple):
         """
         folders = _once(folders)[self.above :]
         split = split_of("/".join((*folders, ""))) or self.splits.get(folders[0], "")
+        split = "" if folders[0] in self.things else split
         within = folders[bool(split) :]
         if not within or (self.splits and not split) or within[0].lower() in self.no_classes:
             return None, split
@@ -87,9 +90,9 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         above.pop()
     names, are_deeper = set(), True
     inner = [place[len(above) :] for place in places]
-    splits, no_classes = _spelled_splits(inner), _no_classes(inner)
+    splits, no_classes, things = _spelled_splits(inner), _no_classes(inner), _things(inner)
     for within in inner:
-        in_split = within[0].lower() in SPLITS or within[0] in splits
+        in_split = within[0] not in things and (within[0].lower() in SPLITS or within[0] in splits)
         if len(within) <= in_split:
             return None
         if splits and not in_split:
@@ -102,9 +105,21 @@ def of_places(places: Collection[tuple[str, ...]]) -> ClassFolders | None:
         return None
     are_numbers = all(name.isascii() and name.isdecimal() and len(name) < 10 for name in names)
     are_paths = are_deeper and all(map(_LETTER.fullmatch, names))
-    found = ClassFolders(len(above), are_numbers, are_paths, splits=splits, no_classes=no_classes)
+    found = ClassFolders(
+        len(above), are_numbers, are_paths, splits=splits, no_classes=no_classes, things=things
+    )
     labels = {found.label(place)[0] for place in places}
     return found._replace(names=tuple(sorted(each for each in labels if isinstance(each, str))))
+
+
+def _things(places: Collection[tuple[str, ...]]) -> frozenset[str]:
+    """Folders ``train`` that show trains: pictures are right in them, as in several others beside
+    them (``bus/``, ``car/``), none of which is called like a split."""
+    names = {place[0] for place in places}
+    trains = {name for name in names if name.lower() == "train"}
+    others = {name for name in names - trains if name.lower() not in _NO_CLASSES}
+    are_alike = all(len(place) == 1 for place in places) and len(others) > 1
+    return frozenset(trains if are_alike and not any(map(split_in_name, others)) else ())
 
 
 def _once(folders: Sequence[str]) -> tuple[str, ...]:

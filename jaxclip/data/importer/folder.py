@@ -164,7 +164,10 @@ class TreeReader:
         return next(found, None)
 
     def _split_within(self, key: str) -> str:
-        return "" if self._split_depth is None else key.split("/")[self._split_depth]
+        if self._split_depth is None:
+            return ""
+        named = key.split("/")[:-1][self._split_depth : self._split_depth + 1]
+        return named[0] if named and named[0].lower() in SPLITS else ""
 
     def _listed_splits(self) -> dict[str, str]:
         """What lists say of splits, in the folder or in one around those of the classes."""

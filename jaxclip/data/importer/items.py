@@ -98,6 +98,27 @@ def files_stamp(files: Iterable[pathlib.Path]) -> str:
     return digest.hexdigest()
 
 
+def names_apart(files: Sequence[pathlib.Path], folders: int = 0) -> list[str]:
+    """A name for each of several files, all different: that up to its first dot, with as many of
+    the folders around it as that takes.
+
+    Args:
+      files: the files.
+      folders: how many folders are named at least.
+    """
+    stems = [file.name.partition(".")[0] for file in files]
+    if len(set(zip(stems, (file.parent for file in files), strict=True))) < len(files):
+        stems = [file.stem for file in files]
+    parents = [file.parent.parts for file in files]
+    names: list[str] = []
+    for count in range(folders, max(folders + 1, *map(len, parents), 1) + 1):
+        around = [parts[len(parts) - count :] if count < len(parts) else parts for parts in parents]
+        names = ["/".join((*each, stem)) for each, stem in zip(around, stems, strict=True)]
+        if len(set(names)) == len(files):
+            break
+    return names
+
+
 def text_bytes(value: Any) -> tuple[bytes, ...]:
     """Captions as bytes out of whatever :mod:`jaxclip.data.caption_shapes` understands.
 

@@ -218,7 +218,10 @@ def _take(store: Store, outcome: Item | BadRecord, options: Options) -> None:
     if not texts and not outcome.texts and is_named:
         texts = (str(outcome.label),)
     if not texts and (outcome.texts or outcome.label in (None, -1)):
-        store.skip("bad_utf8" if bad else "empty_caption", _NOT_UTF8 if bad else "", outcome.key)
+        written = [text.decode("utf-8", "replace").strip() for text in outcome.texts]
+        missing = next((f"{text!r} stands for no caption" for text in written if text), "")
+        detail = _NOT_UTF8 if bad else missing
+        store.skip("bad_utf8" if bad else "empty_caption", detail, outcome.key)
         return
     label = schema.NO_LABEL
     if outcome.label is not None:

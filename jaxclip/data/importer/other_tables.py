@@ -61,12 +61,20 @@ def in_folder(
     splits = _splits_of_tables(tables)
     if not splits:
         of_parts = table_parts.splits_of_parts(tables)
-        if of_parts is None:
+        if of_parts is None or _begin_alike([readers[table] for table in tables], of_parts):
             raise ValueError(several(folder, tables))
         splits = of_parts
         names = f"{tables[0].name} to {tables[-1].name}"
         _LOG.warning("%s: %d tables are taken for parts of one, %s", folder, len(tables), names)
     return table_parts.reader_of(tables, columns, encoding, splits)
+
+
+def _begin_alike(readers: Sequence[TableReader], splits: Sequence[str]) -> bool:
+    """Whether several tables of one split begin with the same two pictures: they are of different
+    captions or days, rather than parts of one."""
+    begins = [(split, each.begins_with()) for each, split in zip(readers, splits, strict=True)]
+    certain = [begin for begin in begins if len(begin[1]) > 1]
+    return len(set(certain)) < len(certain)
 
 
 def _reader_with_pictures(

@@ -15,7 +15,7 @@ from jaxclip.data.class_values import parse_label
 from jaxclip.data.importer.arrow_columns import JSON, OPTION, Columns, columns_of
 from jaxclip.data.importer.arrow_types import is_list, plain_type
 from jaxclip.data.importer.inline import is_inline, picture_in
-from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields
+from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, names_apart
 from jaxclip.data.importer.pictures import Pictures, pictures_of
 from jaxclip.data.naming import LABEL_FIELDS, TEXT_FIELDS, first_filled, is_filled, split_of
 from jaxclip.data.record import BadRecord
@@ -55,6 +55,7 @@ class ParquetReader:
         splits: Sequence[str] = (),
     ):
         self._files = list(files)
+        self._names = names_apart(self._files, folders=1)
         self._splits = list(splits) or [""] * len(self._files)
         self._wanted = (image_column, text_column)
         self._before = [0]
@@ -78,14 +79,15 @@ class ParquetReader:
     def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
         for number in range(start.file, len(self._files)):
             first = start.item if number == start.file else 0
-            for row, item in self._rows(self._files[number], first):
+            for row, item in self._rows(number, first):
                 self._done = self._before[number] + row
                 if isinstance(item, Item) and self._splits[number]:
                     item = dataclasses.replace(item, split=self._splits[number])
                 yield Cursor(number, row), item
 
-    def _rows(self, file: pathlib.Path, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
-        """Items from a row on, each with the number of rows up to and with it."""
+    def _rows(self, number: int, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
+        """Items of a file from a row on, each with the number of rows up to and with it."""
+        file, name = self._files[number], self._names[number]
         with open_file(file) as opened:
             columns = columns_of(file, opened.schema_arrow, OPTION, self._wanted)
             pictures = pictures_of(opened, file, columns.image)
@@ -100,7 +102,7 @@ class ParquetReader:
                         for item in items_of(batch, file, columns, row):
                             row += 1
                             if row > first:
-                                yield row, with_alias(item, file, row - 1, pictures)
+                                yield row, with_alias(item, name, row - 1, pictures)
                 except (OSError, ValueError) as error:
                     lost = self._lost(opened, group, row)
                     detail = f"{file} is damaged in row group {group}, {lost - row} rows: {error}"
@@ -113,16 +115,23 @@ class ParquetReader:
 
 
 def with_alias(
-    item: Item | BadRecord, file: pathlib.Path, row: int, pictures: Pictures | None
+    item: Item | BadRecord, name: str, row: int, pictures: Pictures | None
 ) -> Item | BadRecord:
     """An item with its picture where that is, and with another key than its picture's path, which
     many rows may have, or its file's name, which files of other folders may have; a key that the
-    table gives stays its only one."""
+    table gives stays its only one.
+
+    Args:
+      item: the item.
+      name: of its file, which no other file has; see :func:`names_apart`.
+      row: its number within the file.
+      pictures: where the pictures are that the file names; None if it names none.
+    """
     if isinstance(item, Item) and pictures and isinstance(item.image, pathlib.Path):
         item = dataclasses.replace(item, image=pictures.locate(item.image))
     if isinstance(item, BadRecord) or item.has_own_key:
         return item
-    return dataclasses.replace(item, alias=f"{file.parent.name}/{file.stem}/{row}")
+    return dataclasses.replace(item, alias=f"{name}/{row}")
 
 
 def open_file(file: pathlib.Path) -> Any:

@@ -26,6 +26,8 @@ _LONGEST_CELL = 16 << 20
 _LOOKED_AT = 10  # lines, for that of the columns' names
 # What spreadsheets write above a table to say how it is separated.
 _SEPARATOR = re.compile(r"sep=(.)\s*$", re.IGNORECASE)
+# A comma as people set it in a text.
+_IN_TEXT = re.compile(r", [^\W\d_]")
 
 
 class Layout(NamedTuple):
@@ -143,6 +145,8 @@ def _without_header(
         names = column_names.nameless(cells)
         if delimiter == "," and column_names.is_prose(lines[place].rstrip("\r\n").split(",")):
             names = ("file", "caption")
+        if delimiter == "," and names.count("caption") > 1 and _IN_TEXT.search(lines[place]):
+            names = ()  # the commas may be those of one caption
         if not names and delimiter == "\t":
             names = column_names.by_files(table, cells)
         if names:
@@ -215,9 +219,12 @@ def _with_proper_quotes(line: str, layout: Layout) -> str:
     except csv.Error as error:
         is_unquoted = "expected after" in str(error)
     doubled = line.replace('\\"', '""')
-    with contextlib.suppress(csv.Error):
+    try:
         if doubled != line and is_row(doubled):
             return doubled
+    except csv.Error as error:
+        if "unexpected end" in str(error):
+            return doubled  # the cell goes on over lines
     cells = line.rstrip("\r\n").split(layout.delimiter)
     if not is_unquoted or len(cells) != len(layout.header):
         return line
@@ -238,6 +245,7 @@ class _Lines:
         self._layout = layout
         self.taken: list[str] = []
         self.ended = False
+        self._is_escaped = False  # the row at hand has backslashes before its quotes
 
     def __iter__(self) -> _Lines:
         return self
@@ -248,8 +256,12 @@ class _Lines:
         except StopIteration:
             self.ended = True
             raise
-        if '"' in line:
-            line = _with_proper_quotes(line, self._layout)
+        if not self.taken:
+            proper = _with_proper_quotes(line, self._layout) if '"' in line else line
+            self._is_escaped = '\\"' in line and '\\"' not in proper
+            line = proper
+        elif self._is_escaped:  # within a cell that goes on over lines
+            line = line.replace('\\"', '""')
         self.taken.append(line)
         return line
 
@@ -273,9 +285,9 @@ def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] |
             # The reader asked for more: it is within a quote.
             first = before + len(lines.taken) - len(found[-1].splitlines()) + 1
             problem = f"line {first} opens a quote that never closes: all from there on is lost"
-        if any(_is_row(line, layout) for line in lines.taken[0 if problem else 1 :]):
-            # A quote that nobody closed has run over whole rows.
+        if _has_run_over_rows(lines.taken, bool(problem), layout):
             for line in list(lines.taken):
+                line = _with_proper_quotes(line, layout)
                 yield next(_reader(iter([line]), layout.delimiter), []), line
         elif problem:
             yield problem, ""
@@ -284,6 +296,35 @@ def _cells(text: io.TextIOWrapper, layout: Layout) -> Iterator[tuple[list[str] |
         else:
             yield found, "".join(lines.taken)
         before += len(lines.taken)
+
+
+def _has_run_over_rows(taken: Sequence[str], is_open: bool, layout: Layout) -> bool:
+    """Whether a quote that nobody closed has run over whole rows.
+
+    Args:
+      taken: the lines that were read as one row.
+      is_open: they end within a quote.
+      layout: of the table.
+    """
+    if is_open or len(taken) < 2:
+        return is_open and any(_is_row(line, layout) for line in taken)
+    *between, last = (_is_row(line, layout) for line in taken[1:])
+    return any(between) or (last and not _goes_on_before_the_file(taken, layout))
+
+
+def _goes_on_before_the_file(taken: Sequence[str], layout: Layout) -> bool:
+    """Whether lines are one row with a cell of several lines before that of the file, so that the
+    last line has the file, as a whole row would."""
+    try:
+        cells: list[str] = next(_reader(iter(taken), layout.delimiter, strict=True), [])
+    except csv.Error:
+        return False
+    place = layout.header.index(layout.image)
+    return (
+        len(cells) == len(layout.header)
+        and column_names.is_picture(cells[place])
+        and any("\n" in cell or "\r" in cell for cell in cells[:place])
+    )
 
 
 def _is_row(line: str, layout: Layout) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from jaxclip.data.naming import (
 )
 from jaxclip.data.record import BadRecord
 
+_LOOKED_AT = 32  # rows, for the first files of a table
 _NUMBERED = re.compile(rf"(.+(?:{ENDINGS}))#(?:\w+#)?\d+", re.IGNORECASE)
 
 
@@ -79,6 +81,14 @@ class TableReader:
     def has_pictures(self) -> bool:
         """Whether any of the first files that the table names is there."""
         return self._found().has_some
+
+    def begins_with(self) -> tuple[str, ...]:
+        """The first two files that its rows name; fewer if the first rows name no others."""
+        rows = self._rows()
+        first = itertools.islice(rows, _LOOKED_AT)
+        names = dict.fromkeys(row.file for row in first if isinstance(row, Row))
+        rows.close()
+        return tuple(names)[:2]
 
     def is_doubtful(self) -> bool:
         """Whether it may be a table of something else, by its beginning."""

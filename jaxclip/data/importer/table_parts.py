@@ -6,11 +6,15 @@ import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
+from jaxclip.data.importer.items import names_apart
 from jaxclip.data.importer.table import SplitReader, TableReader
 from jaxclip.data.naming import splits_of_files
 
-# What differs in the names of parts: numbers, and what Spark puts behind them.
-_VARYING = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|\d+")
+# What differs in the names of parts: numbers, but those of versions (captions_v2.csv), and what
+# Spark puts behind them.
+_VARYING = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}|(?<!\d)(?<![^a-z]v)(?<!version)\d+", re.IGNORECASE
+)
 # RedCaps' annotations, by subreddit and year.
 _REDCAPS = re.compile(r"\w+_20\d\d\w*\.json")
 
@@ -52,9 +56,7 @@ def reader_of(
     """
     return SplitReader(
         [
-            TableReader(
-                table, *columns, split=split, encoding=encoding, part=table.name.partition(".")[0]
-            )
-            for table, split in zip(tables, splits, strict=True)
+            TableReader(table, *columns, split=split, encoding=encoding, part=part)
+            for table, split, part in zip(tables, splits, names_apart(tables), strict=True)
         ]
     )

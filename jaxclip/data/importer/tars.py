@@ -23,6 +23,7 @@ from jaxclip.data.importer.items import (
     SourceError,
     files_stamp,
     from_fields,
+    names_apart,
 )
 from jaxclip.data.naming import TEXT_FIELDS, find, is_filled, unique_names
 from jaxclip.data.record import BadRecord
@@ -48,6 +49,7 @@ class TarReader:
         class_names: Sequence[str] = (),
     ):
         self._tars = list(tars)
+        self._names = names_apart(self._tars)
         self._splits = list(splits) or [""] * len(self._tars)
         self._class_names = unique_names(class_names)
         self._by_line = benchmark_files.captions_by_line(self._tars)
@@ -97,7 +99,7 @@ class TarReader:
         # Within a tar it is the same sample again; another tar may have counted from 0, too.
         is_new = item.key not in seen
         seen.add(item.key)
-        alias = f"{self._tars[tar].name.partition('.')[0]}/{item.key}" if is_new and tar else ""
+        alias = f"{self._names[tar]}/{item.key}" if is_new and tar else ""
         split, label = self._splits[tar], item.label
         own = split or item.split
         if self._by_line[tar]:

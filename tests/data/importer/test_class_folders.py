@@ -27,6 +27,9 @@ def places(*names):
         ("leftImg8bit/train/aachen", "gtFine/train/aachen"),
         ("images", "cats"),
         ("train/train", "test/test"),
+        ("train", "cats"),
+        ("train", "cats", "dogs", "test"),
+        ("train", "labels", "images", "cats"),
         ("images", "mask", "mask_colour"),
     ],
 )
@@ -53,6 +56,8 @@ def test_folders_that_are_no_classes(names):
         (("a", "b"), [("a", ""), ("b", "")]),
         (("train/car", "train/train", "test/car", "test/train"),
          [("car", "train"), ("train", "train"), ("car", "test"), ("train", "test")]),
+        (("vehicles/car", "vehicles/bus", "vehicles/train"),
+         [("car", ""), ("bus", ""), ("train", "")]),
         (("mask", "no_mask", "mask_worn_badly"),
          [("mask", ""), ("no_mask", ""), ("mask_worn_badly", "")]),
         (("train/train/car", "train/train/bus", "test/test/car"),

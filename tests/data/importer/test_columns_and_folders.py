@@ -152,6 +152,16 @@ def test_classes_by_folders(write, records):
     assert [record.label for record in data_set.source("train").read([0, 1])] == [0, 1]
 
 
+def test_folders_within_folders_of_the_same_names(write):
+    folder = write({f"split={split}/id={i}/part-0.parquet": {"image": [A], "text": ["a cat"]}
+                    for split in ("test", "train") for i in (1, 2)})  # fmt: skip
+    items = [item for _, item in open_reader(folder).items(Cursor())]
+    assert {each.key for each in items} == {"part-0/0"}
+    assert [each.alias for each in items] == [
+        f"split={split}/id={i}/part-0/0" for split in ("test", "train") for i in (1, 2)
+    ]
+
+
 def test_splits_of_files_that_are_named(write, records):
     folder = write({"train/a.png": A, "test/b.png": B, "metadata.parquet": {
         "file_name": ["train/a.png", "test/b.png"], "text": ["a cat", "a dog"]}})  # fmt: skip

@@ -43,6 +43,14 @@ def test_the_same_import_again_does_nothing(tmp_path, toys):
     assert "was imported before" in again.as_text()
 
 
+def test_a_caption_that_stands_for_none_is_shown(tmp_path, toys):
+    source = toys.photo_folder(tmp_path / "in")
+    picture = next(source.glob("*.png"))
+    (tmp_path / "x.csv").write_text(f"file,caption\nin/{picture.name},NA\n")
+    with pytest.raises(ValueError, match="'NA' stands for no caption"):
+        import_records(tmp_path / "x.csv", tmp_path / "out")
+
+
 def test_another_import_is_refused_by_name_and_replaced_if_asked(tmp_path, toys):
     source = toys.photo_folder(tmp_path / "in")
     import_records(source, tmp_path / "out")

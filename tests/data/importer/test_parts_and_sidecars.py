@@ -73,6 +73,21 @@ def test_a_pattern_of_tables(fill, records):
         records(folder / "?.csv")
 
 
+@pytest.mark.parametrize("name", ["captions_v{}.csv", "captions{}.csv"])
+def test_versions_of_a_table_are_no_parts_of_one(fill, records, name):
+    tables = {name.format(i): rows(("a.png", "a cat"), ("b.png", "x")) for i in (1, 2)}
+    with pytest.raises(ValueError, match="several tables of captions"):
+        records(fill({**PICTURES, **tables}))
+
+
+def test_tables_of_one_name_in_many_folders(fill):
+    folder = fill({f"{i}/x.csv": rows(("a.png", f"{i}")) for i in range(3)})
+    found = [item for _, item in open_reader(folder / "*" / "x.csv").items(Cursor())]
+    assert [(each.key, each.alias) for each in found] == [
+        ("a.png", f"{i}/x/a.png") for i in range(3)
+    ]
+
+
 def test_a_picture_that_several_parts_name_is_in_none_lost(fill):
     folder = fill({"a.png": A, "0.csv": rows(("a.png", "x"), ("a.png", "y")),
                    "1.csv": rows(("a.png", "z"))})  # fmt: skip
@@ -103,6 +118,11 @@ SIDECARS = {
         {"set/train/1.png": A, "set/train/1.txt": "a cat", "set/val/1.png": B,
          "set/val/1.txt": "a dog"},
         SPLITS,
+    ),
+    "a picture far below those of splits": (
+        {"set/train/1.png": A, "set/train/1.txt": "a cat", "set/x/y/z/w/2.png": B,
+         "set/x/y/z/w/2.txt": "a dog"},
+        [(A, ("a cat",), "train"), (B, ("a dog",), "")],
     ),
     "things that are called like splits": (
         {"train/1.png": A, "train/1.txt": "a cat", "bus/1.png": B, "bus/1.txt": "a dog"},

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 
 from jaxclip.data.class_values import parse_label, printable
+from jaxclip.data.importer.inline import is_inline
 from jaxclip.data.importer.items import (
     Cursor,
     Item,
@@ -23,11 +24,12 @@ from jaxclip.data.record import REASONS, BadRecord
 
 valid = st.characters(exclude_categories=["Cs"], exclude_characters="\x00")
 words = st.text(valid, max_size=12)
-# Names of files: not blank, no white space at the ends, which tables are full of, and no links.
+# Names of files: not blank, no white space at the ends, which tables are full of, and neither links
+# nor pictures themselves.
 names = (
     st.text(valid, min_size=1, max_size=8)
     .map(str.strip)
-    .filter(lambda name: name and not name.startswith(("http:", "https:")))
+    .filter(lambda name: name and not name.startswith(("http:", "https:")) and not is_inline(name))
 )
 
 

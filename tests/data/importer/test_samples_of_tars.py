@@ -55,6 +55,7 @@ SAMPLES = {
     "a category beside a caption": ({"a.txt": b"a cat", "a.json": js(category="cat")}, CAT,
                                     ("a cat",)),
     "JSON before a file": ({"a.cls": b"2", "a.json": js(label=3)}, THREE, 3),
+    "a number in place of a name": ({"a.cls": b"3", "a.json": js(label="cat")}, ((), "cat"), 3),
     "a file before other JSON": ({"a.cls": b"3", "a.json": js(class_id=2)}, THREE, 3),
 }  # fmt: skip
 
@@ -96,6 +97,12 @@ def test_class_names_of_notepad(tmp_path, toys):
     toys.make_tar(tmp_path / "0.tar", [("a.png", b"x"), ("a.cls", b"0")])
     (tmp_path / "classnames.txt").write_bytes("\ufeffcat\r\ndog\r\n".encode())
     assert imported(tmp_path) == {"a": ((), "cat")} and in_place(tmp_path) == {"a": (("cat",), 0)}
+
+
+def test_a_name_that_is_among_those_of_the_classes(tmp_path, toys):
+    toys.make_tar(tmp_path / "0.tar", [("a.png", b"x"), ("a.cls", b"dog"), ("a.txt", b"y")])
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    assert imported(tmp_path) == {"a": (("y",), "dog")} and in_place(tmp_path) == {"a": (("y",), 1)}
 
 
 def test_a_tar_without_the_rest_of_its_last_block(tmp_path, toys):

@@ -45,6 +45,22 @@ TABLES = {
         "x.tsv", 'file\tcaption\na.png\t"Hello" says a cat\nb.png\ta "dog"\n',
         [(A, ('"Hello" says a cat',), ""), (B, ('a "dog"',), "")],
     ),
+    "quotes on further lines of a cell": (
+        "x.csv", 'file,caption\na.png,"a cat says\n""hello"", and goes"\nb.png,a dog\n',
+        [(A, ('a cat says\n"hello", and goes',), ""), (B, ("a dog",), "")],
+    ),
+    "cells of several lines before the file": (
+        "x.csv", 'caption,file\n"a cat\non a mat",a.png\n"a ""big""\ndog",b.png\n',
+        [(A, ("a cat\non a mat",), ""), (B, ('a "big"\ndog',), "")],
+    ),
+    "a quote before the file that nobody closed": (
+        "x.csv", 'caption,file\n"a cat,a.png\n"a dog",b.png\n',
+        [("bad_row", "row 2 has 1 fields of 2"), PAIR[1]],
+    ),
+    "lines in cells of Spark": (
+        "x.csv", 'file,caption\na.png,"a \\"fat\\"\n\\"old\\", cat"\nb.png,"a dog"\n',
+        [(A, ('a "fat"\n"old", cat',), ""), (B, ("a dog",), "")],
+    ),
     "R": ("x.csv", '"file","caption"\n"1","a.png","a cat"\n"2","b.png","a dog"\n', PAIR),
     "commas at the ends of rows": (
         "x.csv", "caption,file\na cat,a.png,\na dog,b.png,\n", PAIR,
@@ -143,6 +159,12 @@ def test_rows_of_other_keys_and_splits_are_other_records(fill, records):
         assert len(records(fill({**PICTURES, "x.csv": table.format(last)}))) == count
 
 
+def test_commas_of_a_text_before_its_picture_are_not_guessed_at(fill, records):
+    folder = fill({**PICTURES, "captions.csv": "a cat, and a dog,a.png\na dog,b.png\n"})
+    with pytest.raises(ValueError, match="if that is no line of names, put one above it"):
+        records(folder)
+
+
 def test_a_column_with_a_number_can_be_named(fill, records):
     folder = fill({**PICTURES, "x.csv": "file,caption_1,caption_2\na.png,x,a cat\nb.png,y,a dog\n"})
     assert records(folder, text_column="caption_2") == PAIR
@@ -152,6 +174,22 @@ def test_the_error_shows_the_first_line_that_is_no_note(fill, records):
     folder = fill({"captions.csv": "# by me\nwhat,caption\na.png,a cat\n"})
     with pytest.raises(ValueError, match=re.escape("its first line is ['what', 'caption']")):
         records(folder)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_backslash_in_a_list_stands_for_itself():
+    assert written_values.read(r"['a \d cat', 'it\'s']") == [r"a \d cat", "it's"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{'a': " + "[" * 20_000 + "]" * 20_000 + "}]", "{'a': 1" + "+1" * 20_000 + "}",
+        "{'a': " + "-" * 20_000 + "1}", "['a'" + "(" * 5_000 + "]", "[" + "'a'\n" * 20_000 + "]",
+    ],
+)  # fmt: skip
+def test_texts_that_are_made_to_hurt_stay_texts(text):
+    assert written_values.read(text) is None
 
 
 @pytest.mark.parametrize(
