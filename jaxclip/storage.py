@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -170,8 +171,18 @@ def reason(error: BaseException, directory: os.PathLike[str] | str, setting: str
 
 def discard(folder: pathlib.Path) -> None:
     """Remove a folder of ours that was never finished, also where Ctrl-C comes twice."""
+
+    def remove() -> None:
+        for _ in range(40):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                return
+            # Whoever saves in the background may not have noticed yet: an interrupted join (up to
+            # Python 3.12) takes its thread for one that has ended.
+            time.sleep(0.05)
+
     # No KeyboardInterrupt reaches a thread, and the interpreter waits for it.
-    remover = threading.Thread(target=shutil.rmtree, args=(folder, True))
+    remover = threading.Thread(target=remove)
     remover.start()
     remover.join()
 

@@ -191,10 +191,10 @@ need_extras() {
     case "$line" in
       "[project.optional-dependencies]") here=1 ;;
       "["*) here=0 ;;
-      *) if [[ "$here" == 1 && "$line" =~ ^([a-z_-]+)" = " ]]; then known+="${BASH_REMATCH[1]} "; fi ;;
+      *) if [[ "$here" == 1 && "$line" =~ ^([a-z0-9_-]+)" = " ]]; then known+="${BASH_REMATCH[1]} "; fi ;;
     esac
   done <"${root:-.}/pyproject.toml"
-  [[ "$1" =~ ^[a-z_-]+(,[a-z_-]+)*$ ]] || die "extras '$1' are no names with commas between; there are: $known"
+  [[ "$1" =~ ^[a-z0-9_-]+(,[a-z0-9_-]+)*$ ]] || die "extras '$1' are no names with commas between; there are: $known"
   for extra in ${1//,/ }; do
     [[ " $known" == *" $extra "* ]] || die "there is no extra '$extra'; there are: $known"
   done

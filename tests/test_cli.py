@@ -348,12 +348,12 @@ def test_an_interrupted_upload_is_one_line_and_nothing_is_waited_for(monkeypatch
 
 _INTERRUPTED = """
 import os, signal, sys, types
-from jaxclip import cli
+from jaxclip import interrupts
 
 def _xla_gc_callback():  # what is raised in it is lost
     os.kill(os.getpid(), signal.SIGINT)
 
-with cli._interruptible_while_loading():
+with interrupts.interruptible_while_loading():
     if sys.argv[1] == "loading":
         sys.modules["jaxlib"] = types.ModuleType("jaxlib")
         sys.modules["jaxlib"].__spec__ = types.SimpleNamespace(_initializing=True)

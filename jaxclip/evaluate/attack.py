@@ -69,6 +69,6 @@ def success_rate(before: jax.Array, after: jax.Array) -> jax.Array:
     Raises:
       ValueError: shapes that do not fit.
     """
-    check_shapes("success_rate", before=(before, "B"), after=(after, "B"))
+    check_shapes("success_rate", before=(before, "N"), after=(after, "N"))
     right = jnp.sum(before)
     return jnp.sum(before & ~after) / jnp.where(right > 0, right, jnp.nan)

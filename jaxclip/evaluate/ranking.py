@@ -17,8 +17,9 @@ from jaxclip.shapes import check_shapes
 
 def check_cutoffs(ks: Sequence[int]) -> None:
     """Raise ValueError unless all of at least one cut-off are integers from 1 on."""
-    good = isinstance(ks, (list, tuple)) and all(isinstance(k, int) and k >= 1 for k in ks)
-    if not ks or not good:
+    # The characters of a string are no integers; an array has no truth value.
+    given = list(ks) if isinstance(ks, Sequence | np.ndarray) else []
+    if not given or not all(isinstance(k, int | np.integer) and k >= 1 for k in given):
         raise ValueError(f"ks={ks!r} must be integers of at least 1, such as [1, 5]")
 
 
@@ -146,7 +147,7 @@ def whole_numbers(what: str, name: str, values: Any, below: int | None = None) -
       ValueError: fractions, NaN, text, or a number that is not below the limit.
     """
     given = np.asarray(values)
-    if given.dtype.kind not in "iuf" or (given.dtype.kind == "f" and np.any(given % 1 != 0)):
+    if given.dtype.kind not in "biuf" or (given.dtype.kind == "f" and np.any(given % 1 != 0)):
         raise ValueError(f"{what}: {name} are {given.dtype}, not whole numbers")
     if below is not None and given.size and given.max() >= below:
         raise ValueError(f"{what}: {name} has {int(given.max())}, but there are only {below}")

@@ -84,9 +84,8 @@ def run_reinforce(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace, *, reads_text: bool = False) -> Model:
     tokenizer: dict[str, Any] = {"path": args.tokenizer} if args.tokenizer else {}
     model = load(args.weights, tokenizer=tokenizer)
-    if (
-        tokenizer or reads_text
-    ):  # also where no text is read: a wrong one is said before hours of work
+    # One that was given also where no text is read: a wrong one is said before hours of work.
+    if tokenizer or reads_text:
         model.check_tokenizer()
     return model
 

@@ -136,6 +136,8 @@ def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
     """
     target.mkdir(parents=True, exist_ok=True)
     lazy = any(isinstance(leaf, LazyArray) for leaf in jax.tree.leaves(params))
+    # Another command may have written there since the folder was found free: that is not ours.
+    ours = not (target / workdir_lib.CHECKPOINTS).exists()
     try:
         with Checkpointer(target / workdir_lib.CHECKPOINTS, one_by_one=lazy) as checkpointer:
             checkpointer.save(0, {"step": np.zeros((), np.int32), "params": params})
@@ -146,7 +148,8 @@ def write_workdir(config: Config, params: Any, target: pathlib.Path) -> int:
         config_lib.save({**config, **plain, "low_rank": low_rank}, target / workdir_lib.CONFIG_FILE)
     except BaseException:
         # A full disk or Ctrl-C: what is half there would be in the way of the same command.
-        storage.discard(target / workdir_lib.CHECKPOINTS)
+        if ours:
+            storage.discard(target / workdir_lib.CHECKPOINTS)
         with contextlib.suppress(OSError):
             target.rmdir()
         raise

@@ -74,7 +74,59 @@ def as_strings(texts: str | Sequence[str]) -> list[str]:
     return found
 
 
-def as_numbers(given: Any, what: str, way: str) -> jax.Array:
+def as_pixels(given: Any) -> jax.Array:
+    """Pictures as an array, where their values are known of 0 to 255.
+
+    Raises:
+      ValueError: they are none, such as a path; floats as of pixels divided by 255, or normalised:
+        they would be so twice.
+    """
+    images = _as_numbers(
+        given, "pictures uint8[B, S, S, 3]", "model.preprocess makes them of paths and files"
+    )
+    found = _range(given, images) if jnp.issubdtype(images.dtype, jnp.floating) else None
+    if found is None:
+        return images
+    least, most = found
+    # From 0 to more than 1 they are dark pictures of 0 to 255, such as a film fades to.
+    scaled = least < 0 or most <= 1
+    if scaled and least < most and max(-least, most) <= _LARGEST_NORMALISED:
+        raise ValueError(
+            f"pictures of {images.dtype} from {least:.3g} to {most:.3g}: the model takes 0 to 255 "
+            "and normalises them itself; give what model.preprocess makes, or undo the "
+            "normalisation"
+        )
+    return images
+
+
+def as_tokens(given: Any, vocab_size: int | None) -> jax.Array:
+    """Rows of tokens as an array.
+
+    Args:
+      given: int32[B, L].
+      vocab_size: what they are below, where their values are known; None for any numbers at all.
+
+    Raises:
+      ValueError: another number of axes, no integers, or a number that is no token.
+    """
+    tokens = _as_numbers(given, "tokens int32[B, L]", "model.tokenize makes them of texts")
+    if vocab_size is None:
+        return tokens
+    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(
+            f"tokens of shape {list(tokens.shape)} and dtype {tokens.dtype}, where int32[B, L] is "
+            "wanted; model.tokenize makes them of texts"
+        )
+    found = _range(given, tokens)
+    if found is not None and (found[0] < 0 or found[1] >= vocab_size):
+        raise ValueError(
+            f"tokens from {found[0]:.0f} to {found[1]:.0f}: the model has tokens 0 to "
+            f"{vocab_size - 1}; they are of another tokenizer, model.tokenize makes the right ones"
+        )
+    return tokens
+
+
+def _as_numbers(given: Any, what: str, way: str) -> jax.Array:
     """An array of numbers.
 
     Args:
@@ -91,42 +143,18 @@ def as_numbers(given: Any, what: str, way: str) -> jax.Array:
         raise ValueError(f"{type(given).__name__} is not {what}; {way}") from error
 
 
-def check_pixels(images: jax.Array) -> None:
-    """Refuse pictures in another range than 0 to 255, where their values are known.
+def _range(given: Any, array: jax.Array) -> tuple[float, float] | None:
+    """The least and the largest value of what was given, which is the array.
 
-    Raises:
-      ValueError: floats as of pixels divided by 255, or normalised: they would be so twice.
+    Returns:
+      None where there is no value, or it is not known here.
     """
-    if isinstance(images, jax.core.Tracer) or not images.size:
-        return
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        return
-    least, most = float(jnp.min(images)), float(jnp.max(images))
-    # A picture of 0 to 255 whose every pixel is as good as black would be one, too.
-    if least < most and max(-least, most) <= _LARGEST_NORMALISED:
-        raise ValueError(
-            f"pictures of {images.dtype} from {least:.3g} to {most:.3g}: the model takes 0 to 255 "
-            "and normalises them itself; give what model.preprocess makes, or undo the "
-            "normalisation"
-        )
-
-
-def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
-    """Refuse what are no rows of tokens, or of another vocabulary where their values are known.
-
-    Raises:
-      ValueError: another number of axes, no integers, or a number that is no token.
-    """
-    if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        raise ValueError(
-            f"tokens of shape {list(tokens.shape)} and dtype {tokens.dtype}, where int32[B, L] is "
-            "wanted; model.tokenize makes them of texts"
-        )
-    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
-        return
-    least, most = int(jnp.min(tokens)), int(jnp.max(tokens))
-    if least < 0 or most >= vocab_size:
-        raise ValueError(
-            f"tokens from {least} to {most}: the model has tokens 0 to {vocab_size - 1}; they are "
-            "of another tokenizer, model.tokenize makes the right ones"
-        )
+    if not array.size or isinstance(array, jax.core.Tracer):
+        return None
+    if isinstance(given, np.ndarray):
+        # Without the device, which may be at work on the batch before.
+        return float(given.min()), float(given.max())
+    if not array.is_fully_addressable:
+        return None
+    least, most = jax.device_get((jnp.min(array), jnp.max(array)))
+    return float(least), float(most)

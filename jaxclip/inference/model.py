@@ -22,10 +22,9 @@ from jaxclip.data.record import BadRecord
 from jaxclip.inference import caption, generate
 from jaxclip.inference.inputs import (
     Picture,
-    as_numbers,
+    as_pixels,
     as_strings,
-    check_pixels,
-    check_tokens,
+    as_tokens,
     preprocess_of,
     to_pixels,
 )
@@ -154,17 +153,13 @@ class Model:
 
         Raises:
           ValueError: another shape, no numbers, floats that are not in 0 to 255 (where they are
-            known, not under ``jax.jit``), or weights without an image tower.
+            known, not under ``jax.jit``; those on a device are waited for), or weights without an
+            image tower.
         """
         if isinstance(images, models.PatchSequence):
             images = models.PatchSequence(*map(jnp.asarray, images))
         else:
-            images = as_numbers(
-                images,
-                "pictures uint8[B, S, S, 3]",
-                "model.preprocess makes them of paths and files",
-            )
-            check_pixels(images)
+            images = as_pixels(images)
         return self._image(self._holding("image", params), images)
 
     def encode_text(self, tokens: ArrayLike, *, params: Params = None) -> jax.Array:
@@ -175,9 +170,8 @@ class Model:
             weights without a text tower.
         """
         params = self._holding("text", params)
-        tokens = as_numbers(tokens, "tokens int32[B, L]", "model.tokenize makes them of texts")
-        if self.sizes.text.kind != "vector":
-            check_tokens(tokens, self.sizes.text.vocab_size)
+        text = self.sizes.text
+        tokens = as_tokens(tokens, None if text.kind == "vector" else text.vocab_size)
         return self._text(params, tokens)
 
     def logits(self, images: Any, tokens: ArrayLike, *, params: Params = None) -> jax.Array:

@@ -49,7 +49,11 @@ def as_scalar(what: str, name: str, value: Any, dtype: Any) -> jax.Array:
 
 
 def _as_array(what: str, name: str, value: Any) -> Any:
-    array = value if hasattr(value, "dtype") else np.asarray(value)
+    array = value
+    if not hasattr(value, "dtype"):
+        # NumPy takes a list of anything, to say of what it is; traced arrays only JAX can stack.
+        of_jax = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
+        array = jnp.asarray(value) if of_jax else np.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating) and not jnp.issubdtype(
         array.dtype, jnp.integer
     ):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxclip.losses import blockwise, ring
-from jaxclip.losses._base import as_pairs, matmul
+from jaxclip.losses._base import as_pairs, as_scalar, matmul
 from jaxclip.shapes import check_shapes
 
 
@@ -46,8 +46,8 @@ def hinge(
       ValueError: an unknown implementation, or shapes that do not fit.
     """
     a, b = as_pairs("hinge", a=a, b=b)
-    check_shapes("hinge", a=(a, "B D"), offset=(offset, "B"), scale=(scale, ""))
-    scale, offset = jnp.asarray(scale, a.dtype), jnp.asarray(offset, a.dtype)
+    check_shapes("hinge", a=(a, "B D"), offset=(offset, "B"))
+    scale, offset = as_scalar("hinge", "scale", scale, a.dtype), jnp.asarray(offset, a.dtype)
     if implementation == "plain":
         logits, other = scale * matmul(a, b.T, precision), ~jnp.eye(len(a), dtype=bool)
         above = jnp.where(other, jax.nn.relu(logits + offset[:, None]), 0.0)

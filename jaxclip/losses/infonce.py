@@ -77,6 +77,7 @@ def infonce(
         labels = jnp.asarray(labels)
         if not jnp.issubdtype(labels.dtype, jnp.integer):
             raise TypeError(f"infonce: labels are {labels.dtype}, where integers are wanted")
+    weights = None if weights is None else jnp.asarray(weights)
     check_shapes(
         "infonce",
         image_embeddings=(images, "B D"),

@@ -95,7 +95,7 @@ def plan(size: int, tile_size: int, mesh: Mesh | None) -> Layout:
     Raises:
       ValueError: ``tile_size`` is below 1.
     """
-    if not isinstance(tile_size, int) or tile_size < 1:
+    if not isinstance(tile_size, int | np.integer) or tile_size < 1:
         raise ValueError(f"tile_size={tile_size} must be at least 1")
     axes = () if mesh is None or mesh.size == 1 else tuple(mesh.axis_names)
     shards = 1 if mesh is None else mesh.size

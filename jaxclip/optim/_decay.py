@@ -61,7 +61,8 @@ def _decay_flags(mask: Mask, params: Any, number: int) -> list[bool]:
 
     def spread(flag: Any, subtree: Any) -> Any:
         # A name of a tensor, say, is true, and all would decay.
-        if not isinstance(flag, (bool, np.bool_)) and getattr(flag, "dtype", None) != np.bool_:
+        is_flag = isinstance(flag, (bool, np.bool_)) or getattr(flag, "dtype", None) == np.bool_
+        if not is_flag and not (isinstance(flag, int) and flag in (0, 1)):
             raise TypeError(
                 f"mask holds {flag!r}; it is a tree of True and False like the parameters, or a "
                 "function from parameters to one"

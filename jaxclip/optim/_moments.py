@@ -148,22 +148,6 @@ def update_dtypes(params: Any, leaves: Sequence[jax.Array]) -> list[Any]:
     return [_dtypes.wider(tensor.dtype, leaf.dtype) for tensor, leaf in pairs]
 
 
-def _check_shapes(params: Any, leaves: Sequence[jax.Array]) -> None:
-    """Refuse parameters of other shapes than their gradients: weight decay would broadcast.
-
-    Raises:
-      ValueError: names one.
-    """
-    if params is None:
-        return
-    for (path, tensor), leaf in zip(_base.named_leaves(params), leaves, strict=False):
-        if jnp.shape(tensor) != leaf.shape:
-            raise ValueError(
-                f"parameters hold {path or 'a tensor'} of shape {jnp.shape(tensor)}, whose update "
-                f"has shape {leaf.shape}; give `update` the gradients of these parameters"
-            )
-
-
 def finish(keep: jax.Array, update: jax.Array, dtype: Any) -> jax.Array:
     """The update in a dtype of :func:`update_dtypes`, or zero unless ``keep``."""
     return _base.where(keep, update, 0.0).astype(dtype)
@@ -232,7 +216,7 @@ def tensors(
         but there are no parameters.
     """
     leaves, treedef = _base.flatten(updates, state.norm.size)
-    _check_shapes(params, leaves)
+    _base.check_shapes_like(params, leaves)
 
     def moments(tree: Any) -> list[jax.Array]:
         shapes = None if sampled else [leaf.shape for leaf in leaves]

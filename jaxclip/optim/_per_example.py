@@ -79,7 +79,7 @@ def check_seed(name: str, seed: Any) -> None:
       TypeError: it is neither integer nor key.
       ValueError: there is none.
     """
-    is_array = isinstance(seed, jax.Array) and jnp.ndim(seed) == 0
+    is_array = isinstance(seed, jax.Array | np.ndarray) and jnp.ndim(seed) == 0
     is_key = is_array and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
     is_integer = is_array and jnp.issubdtype(seed.dtype, jnp.integer)
     is_integer |= isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)

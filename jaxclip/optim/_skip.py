@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ def check_extra_args(name: str, names: Any) -> None:
       TypeError: such as a string alone, whose letters would be the names.
     """
     given = () if names is None else names
-    if isinstance(given, str) or not isinstance(given, Sequence | set | frozenset):
+    if isinstance(given, str) or not isinstance(given, Collection):
         raise TypeError(f"{name}.extra_args={names!r} must be a list of names, or None for all")
     if not all(isinstance(each, str) for each in given):
         raise TypeError(f"{name}.extra_args={names!r} must be a list of names, or None for all")

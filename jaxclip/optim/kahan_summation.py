@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclip.optim import _base, _bfloat16
@@ -95,7 +96,11 @@ def kahan_summation(
         )
         leaves, treedef = _base.flatten(steps)
         tensors = _base.tensors_like(treedef, params)
-        shapes = [jnp.shape(p) for p in tensors]
+        kept = _base.matching(treedef, None, state.compensation)
+        # States of old versions hold arrays of size zero where these hold None.
+        shapes = [
+            np.shape(p if _bfloat16.is_narrow(p) else k) for p, k in zip(tensors, kept, strict=True)
+        ]
         lacking = _base.matching(treedef, shapes, state.compensation)
         pairs = [_add(*each) for each in zip(leaves, tensors, lacking, strict=True)]
         out, compensation = ([pair[i] for pair in pairs] for i in range(2))

@@ -141,7 +141,7 @@ def _say(line: str) -> None:
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends this process though the main thread is within JAX; after that it is as before."""
     before = signal.getsignal(signal.SIGINT)
-    # The command line's own (jaxclip.cli) does what Python's does, once all is loaded.
+    # The command line's own (jaxclip.interrupts) does what Python's does, once all is loaded.
     is_plain = before is signal.default_int_handler or getattr(before, "is_plain", False)
     if threading.current_thread() is not threading.main_thread() or not is_plain:
         yield

@@ -121,13 +121,17 @@ def complete(
       ValueError: an override is wrong.
     """
     try:
-        config_lib.resolve(config)
-    except ValueError as error:
-        place = storage.absolute(workdir).rstrip("/")
-        raise WorkdirError(
-            f"{place}/{CONFIG_FILE}: {error}; was it edited, or written by a newer jaxclip?"
-        ) from error
-    return config_lib.resolve(config, overrides)
+        # Overrides may mend what is wrong with it.
+        return config_lib.resolve(config, overrides)
+    except ValueError:
+        try:
+            config_lib.resolve(config)
+        except ValueError as error:
+            place = storage.absolute(workdir).rstrip("/")
+            raise WorkdirError(
+                f"{place}/{CONFIG_FILE}: {error}; was it edited, or written by a newer jaxclip?"
+            ) from error
+        raise
 
 
 def find_config(workdir: str | os.PathLike[str]) -> Config | None:

@@ -70,4 +70,12 @@ def test_it_is_refused(case):
 def test_whole_numbers_of_any_type_are_labels():
     for labels in (LABELS.astype(np.float32), LABELS.astype(np.uint8), list(LABELS)):
         assert zero_shot.classify(X, X, labels, ks=(1,)).correct == {1: 3}
+    assert zero_shot.classify(X[:2], X[:2], [False, True], ks=(1,)).correct == {1: 2}
     assert retrieval.image_to_text(X, X, []).queries == 0
+
+
+def test_other_forms_of_what_fits_are_taken():
+    for ks in (range(1, 3), np.array([1, 2]), (np.int64(1), 2)):
+        assert zero_shot.classify(X, X, LABELS, ks=ks).correct == {1: 3, 2: 3}
+        assert retrieval.image_to_text(X, X, PAIRS, ks=ks).hits == {1: 3, 2: 3}
+    assert np.isnan(success_rate(np.zeros(0, bool), np.zeros(0, bool)))  # of no picture

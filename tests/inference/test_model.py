@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 import jaxclip
-from jaxclip import cli, models
+from jaxclip import cli, models, storage
 from jaxclip import config as config_lib
 from jaxclip.data import clip_bpe
+from jaxclip.inference import convert, inputs
 from jaxclip.models import presets
 from jaxclip.train import init_from, state_io
 from jaxclip.weights import export
@@ -134,6 +135,8 @@ def test_numbers_of_another_range_than_the_models_are_refused(model):
             model.encode_image(pictures)
     same = model.encode_image(pixels.astype(np.float32))
     np.testing.assert_array_equal(same, model.encode_image(pixels))
+    dark = (pixels * (6 / 255)).astype(np.float32)  # as a film fades to
+    assert np.isfinite(model.encode_image(dark)).all()
     vocabulary = model.sizes.text.vocab_size
     for tokens, message in (
         ([1, 2, 3], r"tokens of shape \[3\] and dtype int32, where int32\[B, L\] is wanted"),
@@ -143,6 +146,46 @@ def test_numbers_of_another_range_than_the_models_are_refused(model):
     ):
         with pytest.raises(ValueError, match=message):
             model.encode_text(np.asarray(tokens, np.float32 if "float" in message else np.int32))
+
+
+def test_arrays_of_the_host_are_looked_at_there(monkeypatch):
+    """The device may be at work on the batch before: to ask it would be to wait for that."""
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "device_get", None)
+        inputs.as_pixels(np.full((1, 2, 2, 3), 200.0, np.float32))
+        inputs.as_tokens(np.ones((1, 2), np.int32), 2)
+        with pytest.raises(ValueError, match="takes 0 to 255"):
+            inputs.as_pixels(np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 2, 2, 3))
+    with pytest.raises(ValueError, match="takes 0 to 255"):
+        inputs.as_pixels(jnp.linspace(0, 1, 12).reshape(1, 2, 2, 3))
+    with pytest.raises(ValueError, match="tokens from 1 to 1: the model has tokens 0 to 0"):
+        inputs.as_tokens(jnp.ones((1, 2), int), 1)
+
+
+def test_what_was_interrupted_is_removed_also_while_another_thread_is_at_it(tmp_path, monkeypatch):
+    """A save in the background renames what it could not finish."""
+    folder = tmp_path / "checkpoints"
+    (folder / "step_0").mkdir(parents=True)
+    real = shutil.rmtree
+
+    def raced(path, ignore_errors):
+        (folder / "step_0").rename(folder / "step_0.removed")
+        monkeypatch.setattr(shutil, "rmtree", real)
+
+    monkeypatch.setattr(shutil, "rmtree", raced)
+    storage.discard(folder)
+    assert not folder.exists()
+
+
+def test_a_failed_import_leaves_what_another_wrote_meanwhile(tmp_path, monkeypatch):
+    """The folder was free when the command began, hours ago."""
+    theirs = tmp_path / "w" / "checkpoints" / "step_9" / "data"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    monkeypatch.setattr(convert.Checkpointer, "save", lambda *_: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(OSError):
+        convert.write_workdir({}, {}, tmp_path / "w")
+    assert theirs.read_text() == "precious"
 
 
 def test_a_preset_has_random_parameters_and_our_tokenizer(caplog):

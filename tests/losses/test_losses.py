@@ -267,3 +267,23 @@ def test_lists_and_one_element_do():
     x = [[1.0, 0.0], [0.0, 1.0]]
     one = losses.softmax(np.asarray(x), np.asarray(x), logit_scale=1.0)[0]
     assert losses.softmax(x, x, logit_scale=[1.0])[0] == one
+
+
+def test_what_serves_as_a_number_and_as_rows():
+    """NumPy's integers, arrays of one element, and lists of traced rows."""
+    x, y = np.eye(3, dtype=np.float32), np.full((3, 3), 0.5, np.float32)
+    plan = losses.softmax_blockwise(x, y, logit_scale=0.0, tile_size=np.int64(2))[0]
+    np.testing.assert_allclose(plan, losses.softmax(x, y, logit_scale=0.0)[0], rtol=1e-6)
+    one, same = (losses.hinge(x, y, scale, np.ones(3))[0] for scale in (jnp.ones(1), 1.0))
+    np.testing.assert_array_equal(one, same)
+
+    @jax.jit
+    def of_rows(rows):
+        return losses.softmax(list(rows), y, logit_scale=[rows[0, 0] - 1])[0]
+
+    np.testing.assert_allclose(of_rows(x), losses.softmax(x, y, logit_scale=0.0)[0], rtol=1e-6)
+    given, exact = (
+        losses.infonce(x, y, logit_scale=0.0, weights=w)[0]
+        for w in ([1, 2, 0], np.array([1, 2, 0]))
+    )
+    np.testing.assert_array_equal(given, exact)

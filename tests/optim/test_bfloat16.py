@@ -136,3 +136,15 @@ def test_sharded_parameters_give_the_same(wrapper: Any) -> None:
     params, gradient = jax.device_put((params, gradient), sharding)
     found, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_state_of_an_old_version_goes_on() -> None:
+    """It holds an array of size zero where there is None now."""
+    params = {"wide": jnp.ones(2), "narrow": jnp.ones(2, jnp.bfloat16)}
+    tx = optim.kahan_summation(optax.sgd(0.1))
+    new = tx.init(params)
+    old = new._replace(compensation={**new.compensation, "wide": jnp.zeros(0)})
+    (wanted, after), (found, went_on) = (tx.update(params, s, params) for s in (new, old))
+    jax.tree.map(np.testing.assert_array_equal, wanted, found)
+    assert jax.tree.structure(went_on) == jax.tree.structure(old)
+    assert after.compensation["wide"] is None

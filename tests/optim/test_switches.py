@@ -280,6 +280,51 @@ def test_numbers_that_float32_does_not_hold(value: Any) -> None:
         optim.zclip(max_norm=value)
 
 
+def test_a_number_beyond_float32_is_told_how_to_say_no_limit() -> None:
+    with pytest.raises(ValueError, match=r"zclip\.max_norm=1e\+39 .*; inf is no limit\Z"):
+        optim.zclip(max_norm=1e39)
+    with pytest.raises(ValueError, match=r"adagn\.eps=1e\+39 is more than float32 holds\Z"):
+        optim.adagn(eps=1e39)
+
+
+def _of_two(count: Any, rate: float) -> Any:
+    return rate + 0 * count
+
+
+@functools.wraps(_of_two)
+def _of_one(count: Any) -> Any:
+    return _of_two(count, 0.5)
+
+
+class _Schedule:
+    def __call__(self, count: Any, scale: float = 0.5) -> Any:
+        return scale
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [_of_one, jax.jit(_of_one), functools.partial(_of_two, rate=0.5), _Schedule(), lambda *_: 0.5],
+)
+def test_schedules_of_all_kinds_are_taken(schedule: Any) -> None:
+    """Also those that functools.wraps gives the signature of another function."""
+    gradients = jnp.ones(2)
+    tx = optim.dicesgd(schedule, 10.0, 10.0, 0.0, seed=np.array(1))  # of no axis: an integer
+    updates, _ = tx.update(gradients[None], tx.init(gradients))
+    np.testing.assert_allclose(updates, -0.5 * gradients, rtol=1e-6)
+
+
+def test_flags_may_be_zero_and_one_and_names_any_collection() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    found = []
+    for mask in ({"a": True, "b": False}, {"a": 1, "b": 0}, {"a": np.True_, "b": jnp.array(False)}):
+        tx = optim.stable_adamw(0.1, weight_decay=0.1, mask=mask)
+        found.append(tx.update(params, tx.init(params), params)[0])
+    for one in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], one)
+    assert not np.array_equal(found[0]["a"], found[0]["b"])
+    optim.skip_nonfinite(optax.sgd(0.1), extra_args={"value": 1}.keys())
+
+
 def test_functions_that_are_no_schedules() -> None:
     with pytest.raises(TypeError, match=r"zclip\.alpha=.* is no schedule, a function of the"):
         optim.zclip(alpha=lambda: 0.9)
@@ -307,7 +352,7 @@ def test_what_is_no_list_of_names_or_patterns() -> None:
 
 @pytest.mark.parametrize(
     ("mask", "message"),
-    [("kernel", "mask holds 'kernel'; it is a tree of True"), ({"a": 1}, "mask holds 1")],
+    [("kernel", "mask holds 'kernel'; it is a tree of True"), ({"a": 2}, "mask holds 2")],
 )
 def test_a_mask_that_is_no_tree_of_flags(mask: Any, message: str) -> None:
     """Whatever is true would decay all."""

@@ -388,3 +388,13 @@ def test_a_configuration_of_another_program_or_version_is_named(tmp_path, tiny_c
             assert cli.main([command, "--workdir", str(tmp_path)]) == 2
             error = capsys.readouterr().err
             assert message in error and error.count("\n") == 1, (command, error)
+
+
+def test_an_override_may_mend_the_configuration_of_a_workdir(tiny_config):
+    wrong = {**tiny_config(), "ema_decay": 1.0}
+    assert workdir_config.complete(wrong, "run", ["ema_decay=0.9"])["ema_decay"] == 0.9
+    for overrides in ([], ["total_steps=7"], ["no_such_key=1"]):
+        with pytest.raises(workdir.WorkdirError, match=r"config\.json: ema_decay=1.0 .* edited"):
+            workdir_config.complete(wrong, "run", overrides)
+    with pytest.raises(ValueError, match=r"\Aunknown config key 'no_such_key'"):
+        workdir_config.complete(tiny_config(), "run", ["no_such_key=1"])
