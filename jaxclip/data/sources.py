@@ -65,7 +65,10 @@ def open(name: str | os.PathLike[str]) -> DataSet:
     text = os.fspath(name)
     kind, colon, rest = text.partition(":")
     if not text.strip() or (colon and kind in KINDS.names() and not rest.strip()):
-        raise ValueError(f"data set {text!r} names no files, as 'webdataset:/data/*.tar' does")
+        raise ValueError(
+            f"data set {text!r} names nothing to read, as 'webdataset:/data/*.tar' and "
+            "'tfds:coco_captions' do"
+        )
     if colon and kind in KINDS.names():
         return KINDS.get(kind)(rest)
     if text in BUILT_IN:

@@ -147,7 +147,7 @@ def test_folders_that_are_called_like_files_are_not_read_as_such(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "webdataset:", "parquet: ", "tfds:", "scenes:"])
 def test_a_name_of_nothing_is_refused(name):
-    with pytest.raises(ValueError, match="names no files"):
+    with pytest.raises(ValueError, match="names nothing to read"):
         sources.open(name)
 
 

@@ -55,7 +55,7 @@ def test_features_by_a_map(prepared, toys):
     ("name", "error", "message"),
     [
         ("toyz", FileNotFoundError, r"`tfds build toyz` does that.*did you mean 'toys'"),
-        ("", FileNotFoundError, "is not prepared"),
+        ("", ValueError, "'tfds:' names nothing to read"),
         ("toys:3.0.0", FileNotFoundError, "which has versions: 1.10.0, 1.9.0"),
         ("toys/x", FileNotFoundError, "which has versions: 1.10.0, 1.9.0"),
         ("toys?texts", ValueError, "'texts' is not PART=FEATURE"),
