@@ -62,6 +62,7 @@ def gathered(
                 found = {who: group}
                 for place in order[begin + 1 : end]:
                     kept.seek(offsets[place])
+                    # Our own rows, from a file without a name that no other program can write.
                     later = pickle.load(kept)
                     found.setdefault(identity(later[0]), []).extend(later)
                 yield from found.values()  # several only if their hashes are the same
