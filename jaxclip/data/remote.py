@@ -334,7 +334,7 @@ class RemotePath(os.PathLike[str]):
             if pathlib.PurePosixPath(name).match(pattern) and name.count("/") == depth - 1:
                 yield self / name
 
-    def rglob(self, suffix: str) -> Iterator[RemotePath]:
+    def files_below(self, suffix: str) -> Iterator[RemotePath]:
         """Files anywhere below the folder whose names end so, sorted."""
         yield from (self / name for name in self._below() if name.endswith(suffix))
 

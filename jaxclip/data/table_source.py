@@ -106,7 +106,7 @@ def _below(folder: Any) -> list[Any]:
       OSError: one of the folders can't be read.
     """
     if remote.is_remote(folder):
-        return sorted(folder.rglob(".parquet"))
+        return sorted(folder.files_below(".parquet"))
 
     def fail(error: OSError) -> None:
         raise error

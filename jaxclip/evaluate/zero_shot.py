@@ -71,8 +71,8 @@ class ZeroShot(Evaluator):
         classes = class_embeddings(embedded, [len(each) for each in prompts])
         images = data.images(model)
         place = {label: i for i, label in enumerate(names)}
-        known = data.class_names() or names
-        unknown = int(np.sum(np.asarray(images.labels) > max([*range(len(known)), *names])))
+        last = max([len(data.class_names() or ()) - 1, *names])
+        unknown = int(np.sum(np.asarray(images.labels) > last))
         if unknown:
             _LOG.warning(
                 "%s: %d of %d pictures have a label without a name; they do not count",

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.data import file_kinds
@@ -15,8 +15,9 @@ from jaxclip.data.class_values import parse_label
 from jaxclip.data.importer.arrow_columns import JSON, OPTION, Columns, columns_of
 from jaxclip.data.importer.arrow_types import is_list, plain_type
 from jaxclip.data.importer.inline import is_inline, picture_in
-from jaxclip.data.importer.items import Cursor, Item, files_stamp, from_fields, names_apart
-from jaxclip.data.importer.pictures import Pictures, pictures_of
+from jaxclip.data.importer.items import Item, from_fields
+from jaxclip.data.importer.pictures import pictures_of
+from jaxclip.data.importer.row_reader import RowReader, with_alias
 from jaxclip.data.naming import LABEL_FIELDS, TEXT_FIELDS, first_filled, is_filled, split_of
 from jaxclip.data.record import BadRecord
 
@@ -26,7 +27,7 @@ _DEEPEST = 4
 _BATCH_ROWS = 32
 
 
-class ParquetReader:
+class ParquetReader(RowReader):
     """Rows of Parquet files.
 
     The image column holds bytes, or structs with a member ``bytes`` (as Hugging Face ``datasets``
@@ -36,57 +37,14 @@ class ParquetReader:
 
     Without captions there may be class labels; their names are those that Hugging Face
     ``datasets`` notes in the file.
-
-    Args:
-      files: the files, in order.
-      image_column: name of the column with images; empty to find it.
-      text_column: name of the column with captions; empty to find it.
-      splits: the split of each file; empty = none says.
-
-    Raises:
-      ValueError: a file is damaged or has no column with images, or neither captions nor labels.
     """
 
-    def __init__(
-        self,
-        files: Sequence[pathlib.Path],
-        image_column: str = "",
-        text_column: str = "",
-        splits: Sequence[str] = (),
-    ):
-        self._files = list(files)
-        self._names = names_apart(self._files, folders=1)
-        self._splits = list(splits) or [""] * len(self._files)
-        self._wanted = (image_column, text_column)
-        self._before = [0]
-        self._class_names: list[str] = []
-        for file in self._files:
-            with open_file(file) as opened:
-                columns = columns_of(file, opened.schema_arrow, OPTION, self._wanted)
-                self._class_names = self._class_names or columns.class_names
-                self._before.append(self._before[-1] + opened.metadata.num_rows)
-        self._done = 0
-
-    def class_names(self) -> list[str]:
-        return self._class_names
-
-    def stamp(self) -> str:
-        return files_stamp(self._files)
-
-    def fraction(self) -> float | None:
-        return self._done / max(1, self._before[-1])
-
-    def items(self, start: Cursor) -> Iterator[tuple[Cursor, Item | BadRecord]]:
-        for number in range(start.file, len(self._files)):
-            first = start.item if number == start.file else 0
-            for row, item in self._rows(number, first):
-                self._done = self._before[number] + row
-                if isinstance(item, Item) and self._splits[number]:
-                    item = dataclasses.replace(item, split=self._splits[number])
-                yield Cursor(number, row), item
+    def _look(self, file: pathlib.Path) -> tuple[Columns, int]:
+        with open_file(file) as opened:
+            columns = columns_of(file, opened.schema_arrow, OPTION, self._wanted)
+            return columns, opened.metadata.num_rows
 
     def _rows(self, number: int, first: int) -> Iterator[tuple[int, Item | BadRecord]]:
-        """Items of a file from a row on, each with the number of rows up to and with it."""
         file, name = self._files[number], self._names[number]
         with open_file(file) as opened:
             columns = columns_of(file, opened.schema_arrow, OPTION, self._wanted)
@@ -112,26 +70,6 @@ class ParquetReader:
     def _lost(self, opened: Any, group: int, row: int) -> int:
         """Number of the row after a damaged row group."""
         return sum(opened.metadata.row_group(g).num_rows for g in range(group + 1))
-
-
-def with_alias(
-    item: Item | BadRecord, name: str, row: int, pictures: Pictures | None
-) -> Item | BadRecord:
-    """An item with its picture where that is, and with another key than its picture's path, which
-    many rows may have, or its file's name, which files of other folders may have; a key that the
-    table gives stays its only one.
-
-    Args:
-      item: the item.
-      name: of its file, which no other file has; see :func:`names_apart`.
-      row: its number within the file.
-      pictures: where the pictures are that the file names; None if it names none.
-    """
-    if isinstance(item, Item) and pictures and isinstance(item.image, pathlib.Path):
-        item = dataclasses.replace(item, image=pictures.locate(item.image))
-    if isinstance(item, BadRecord) or item.has_own_key:
-        return item
-    return dataclasses.replace(item, alias=f"{name}/{row}")
 
 
 def open_file(file: pathlib.Path) -> Any:
